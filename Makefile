@@ -1,0 +1,55 @@
+# Each target sets up what it needs on a fresh Debian 12 machine (root; git, python3,
+# apt). What is installed, and from where, stands in tools/setup.
+
+PYTHON := .venv/bin/python
+
+.PHONY: run test test-long demo bench lint format setup setup-test lab install uninstall \
+	managed-plugin clean
+
+run: setup
+	exec .venv/bin/remora serve
+
+setup:
+	@tools/setup run
+
+setup-test:
+	@tools/setup test
+
+test: setup-test lint
+	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not long"
+
+# The same tests under Docker 28.5 (Debian sid, by debootstrap), and Podman.
+test-long: setup-test
+	$(PYTHON) -m pytest -n 1 -m long
+
+lint: setup-test
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: setup-test
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+demo: setup-test
+	@$(PYTHON) tools/demo.py
+
+bench: setup-test
+	$(PYTHON) -m tests.bench
+
+# A server and two nodes with kernels of their own, and a shell on them.
+lab: setup-test
+	@$(PYTHON) -m tests.lab
+
+install: setup
+	packaging/install
+
+uninstall:
+	packaging/install --uninstall
+
+managed-plugin: setup-test
+	packaging/managed-plugin/build
+
+clean:
+	rm -rf .venv build *.egg-info
