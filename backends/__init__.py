@@ -1,0 +1,1 @@
+"""Storage: the backend contract, its registry and the backends themselves."""

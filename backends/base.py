@@ -1,0 +1,211 @@
+"""
+The backend contract: what a kind of storage must do to carry volumes.
+
+A backend MUST hold to these rules; `tests/contract` checks them for every backend.
+
+- Every method may be repeated, at any time, after a crash at any point of an earlier
+  call: create of what is created, remove of what is gone, mount of what is mounted and
+  unmount of what is not mounted succeed, and finish a half-done step on the way.
+- Methods on one volume are never called concurrently (the daemon holds the volume's
+  lock); methods on different volumes are.
+- Each obeys its deadline where the work can be interrupted, never retries by itself
+  (callers do) and raises only errors of `backends.errors`.
+- A method that fails leaves nothing half-made that a repeat would not mend.
+- What backends can and cannot do stands in `traits`; nobody asks for `kind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """
+    What a backend is able to do.
+
+    ``reachable_from_every_node``: a volume made on one node can be mounted on any
+    other (decides the scope that Docker is told).
+    ``catalogue_on_storage``: storage itself knows its volumes and other nodes change
+    them; our records of them are a mirror.
+    """
+
+    reachable_from_every_node: bool
+    catalogue_on_storage: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """
+    What a backend is told of a volume.
+
+    ``options`` are canonical and complete; ``requested`` are those that the user gave,
+    which decide whether a second Create asks for the same volume.
+    """
+
+    id: str
+    name: str
+    options: Mapping[str, str]
+    created_at: str
+    requested: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUser:
+    """One process outside the daemon that has a volume's bytes mounted."""
+
+    pid: int
+    command: str
+    mount_point: str
+
+    def __str__(self) -> str:
+        return f"{self.command} (pid {self.pid}) at {self.mount_point}"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A place that volumes live in: a pool, a share; sizes are None if unknown."""
+
+    name: str
+    error: str = ""
+    total_bytes: int | None = None
+    available_bytes: int | None = None
+
+
+class Backend(Protocol):
+    """A kind of storage; see the module's text for the rules."""
+
+    kind: str
+    traits: Traits
+
+    def parse_options(self, raw: Mapping[str, str]) -> dict[str, str]:
+        """
+        Return *raw* in canonical form, without defaults; pure.
+
+        Raises:
+            InvalidRequestError: an unknown key (the valid ones are named) or a value
+                that is malformed or cannot be honoured.
+
+        """
+        ...
+
+    def default_options(self) -> dict[str, str]:
+        """Return the canonical options of a volume that was given none."""
+        ...
+
+    def merge_options(
+        self, base: Mapping[str, str], over: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Return canonical options *base* with *over* on top; pure."""
+        ...
+
+    def claims(self, raw: Mapping[str, str]) -> bool:
+        """Return whether *raw* options can only be meant for this backend."""
+        ...
+
+    def create(self, volume: Volume, *, deadline_s: float) -> Volume:
+        """
+        Make *volume*, empty, and return it; durable on return.
+
+        What another node has made before, with the same name and the same requested
+        options, is returned as it is on storage, with its own id.
+
+        Raises:
+            VolumeExistsError: storage has the name with other options.
+            BackendError: refused; nothing of it is left that anybody would see.
+            DeadlineError: the outcome is unknown.
+
+        """
+        ...
+
+    def discard(self, volume: Volume, *, deadline_s: float) -> None:
+        """
+        Undo an unfinished `create` of exactly this id, of which nobody was told.
+
+        What `create` found there, or another node has made, stays.
+        """
+        ...
+
+    def remove(self, volume: Volume, *, deadline_s: float) -> None:
+        """
+        Make *volume* and its bytes unreachable; space may be freed later.
+
+        The caller has seen that nobody uses it.
+
+        Raises:
+            BackendError, VolumeBusyError: refused; the volume is as it was.
+            DeadlineError: the outcome is unknown; repeat it.
+
+        """
+        ...
+
+    def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
+        """
+        Make *volume*'s bytes appear at *target*, whose parent exists.
+
+        A volume without its bytes is an error, never an empty directory.
+        """
+        ...
+
+    def unmount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
+        """
+        Undo `mount` and remove *target*.
+
+        Raises:
+            VolumeBusyError: a process of this node still works below *target*.
+
+        """
+        ...
+
+    def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
+        """
+        Return who on this node has *volume* mounted elsewhere than at *target*.
+
+        Raises:
+            BackendError: that cannot be known; treat the volume as used.
+
+        """
+        ...
+
+    def status(self, volume: Volume) -> Mapping[str, object]:
+        """Return facts for people from local knowledge; quick, never raises."""
+        ...
+
+    def health(self, volume: Volume) -> str:
+        """Return "" if *volume*'s storage is ready, else one line; quick."""
+        ...
+
+    def storages(self) -> list[Storage]:
+        """Return each place that volumes live in, as it was last seen; quick."""
+        ...
+
+    def data_directory(self, volume: Volume) -> Path:
+        """Return where *volume*'s bytes can be written without a mount (imports)."""
+        ...
+
+    def discover(self) -> Iterable[Volume]:
+        """
+        Return the volumes found on storage.
+
+        With ``catalogue_on_storage`` at once, as storage was last seen.
+        """
+        ...
+
+    def knows(self, volume: Volume) -> bool:
+        """Return whether `discover` would have found *volume* if it existed."""
+        ...
+
+    def find(self, name: str, *, deadline_s: float) -> Volume | None:
+        """Return the volume of that name if storage, asked now, has it."""
+        ...
+
+    def collect_garbage(self, *, deadline_s: float) -> int:
+        """Free the space of removed volumes; return how many were freed."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything but the volumes' mounts."""
+        ...

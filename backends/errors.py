@@ -1,0 +1,92 @@
+"""
+The root of Remora's error tree, and the errors that storage raises.
+
+    RemoraError
+    ├── InvalidRequestError     the caller asked for something impossible
+    ├── VolumeExistsError       the name is taken by a volume with other options
+    ├── VolumeBusyError         in use, or another operation is under way
+    ├── DeadlineError           not finished in time; what was begun is undone
+    └── BackendError            storage said no
+
+The daemon's own errors stand in `plugin/errors.py`. Every error is one line for a
+person: what, why, and what to do instead.
+"""
+
+from __future__ import annotations
+
+LINE_LENGTH_MAX = 1000
+
+
+def one_line(text: str) -> str:
+    """
+    Return *text* as one printable line of at most ``LINE_LENGTH_MAX`` characters.
+
+    Names and options come from outside: a line break in one must not forge a second
+    log line or a second error.
+    """
+    shown = "".join(
+        character if character.isprintable() else repr(character)[1:-1]
+        for character in text[: LINE_LENGTH_MAX + 1]
+    )
+    if len(shown) > LINE_LENGTH_MAX:
+        return shown[: LINE_LENGTH_MAX - 1] + "…"
+    return shown
+
+
+class RemoraError(Exception):
+    """
+    An error with a code for programs and one line for people.
+
+    ``code`` is stable, ``transient`` says whether the same call may succeed later,
+    ``exit_code`` is what the CLI exits with.
+    """
+
+    code: str = "internal"
+    transient: bool = False
+    exit_code: int = 1
+
+    def __init__(self, cause: str, *, hint: str = "") -> None:
+        super().__init__(cause)
+        self.cause = one_line(cause)
+        self.hint = one_line(hint)
+
+    def __str__(self) -> str:
+        hint = f" (hint: {self.hint})" if self.hint else ""
+        return f"{self.code}: {self.cause}{hint}"
+
+
+class InvalidRequestError(RemoraError):
+    """The caller asked for something that can never work; nothing was done."""
+
+    code = "invalid-request"
+    exit_code = 10
+
+
+class VolumeBusyError(RemoraError):
+    """The volume is in use, or another operation on it is under way."""
+
+    code = "volume-busy"
+    transient = True
+    exit_code = 12
+
+
+class VolumeExistsError(RemoraError):
+    """The name belongs to a volume with other options."""
+
+    code = "volume-exists"
+    exit_code = 18
+
+
+class BackendError(RemoraError):
+    """Storage could not do it; the cause is in the text."""
+
+    code = "backend-failed"
+    exit_code = 15
+
+
+class DeadlineError(RemoraError):
+    """The operation did not finish in time and is being undone."""
+
+    code = "deadline"
+    transient = True
+    exit_code = 16

@@ -1,0 +1,219 @@
+"""
+The catalogue, on the share itself, so that every node that mounts it sees the same.
+
+    .dvol/volumes/<key>.json    a volume's marker; key = uuid5 of its name
+    .dvol/claims/<key>.json     which volume a directory belongs to; key = uuid5 of it
+    .dvol/leases/<id>/<node>    a node that has the volume mounted, touched every 20 s
+    .dvol/archived/, trash/     what removal leaves; .dvol/new/: files being written
+
+Names and directories are claimed with link(2), which has one winner on NFS, with the
+whole content in place. A marker is `creating` until its directory is ready, then
+`ready`, then `removing`; whoever finds one unfinished can finish it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import sys
+import uuid
+from contextlib import suppress
+from typing import Any
+
+# A lease that nobody touched for this long is that of a node that is gone.
+LEASE_FRESH_S = 90
+# A creation takes milliseconds; one that is older was cut short.
+CREATION_FRESH_S = 30
+MARKER_SIZE_MAX = 64 * 1024
+_HANDLE_SIZE_MAX = 128
+_NAMESPACE = uuid.UUID("6f1f4b3a-61d7-5c0e-9a51-0d2f4f5c3a10")
+_PARTS = ("volumes", "claims", "leases", "archived", "trash", "new", "snapshots")
+
+Json = dict[str, Any]
+
+
+class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a fault
+    """An answer with an error code of the backend's table."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+def key_of(text: str) -> str:
+    """Return the file name that stands for *text* (a name can be longer than one)."""
+    return f"{uuid.uuid5(_NAMESPACE, text)}.json"
+
+
+class Catalogue:
+    """The markers, claims and leases below one mounted share."""
+
+    def __init__(self, root: str, node: str) -> None:
+        self.root = root
+        self.node = node
+        self.base = os.path.join(root, ".dvol")
+        self._seen: dict[str, tuple[int, Json]] = {}
+
+    def path(self, *parts: str) -> str:
+        """Return a path below `.dvol`."""
+        return os.path.join(self.base, *parts)
+
+    def prepare(self) -> None:
+        """Make `.dvol`; under root_squash others must be able to work in it too."""
+        if os.path.isdir(self.path(_PARTS[-1])):
+            return
+        mode = 0o700 if os.geteuid() == 0 else 0o1777
+        for directory in (self.base, *map(self.path, _PARTS)):
+            with suppress(FileExistsError):
+                os.mkdir(directory, mode)
+                # Who we are on the server decides, not who we are here.
+                if os.stat(directory).st_uid != 0:
+                    os.chmod(directory, 0o1777)
+
+    def read(self, *parts: str) -> Json | None:
+        """Return the JSON file at *parts*, None if there is none."""
+        try:
+            with open(self.path(*parts), "rb") as file:
+                content = file.read(MARKER_SIZE_MAX)
+            found = json.loads(content)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise Refused(
+                "CATALOGUE", f"{'/'.join(parts)} is damaged: {error}"
+            ) from None
+        return found if isinstance(found, dict) else None
+
+    def link_new(self, content: Json, *parts: str) -> bool:
+        """Make the file *parts* with *content*; False if it exists already."""
+        temporary = self._write_temporary(content)
+        try:
+            os.link(temporary, self.path(*parts))
+        except FileExistsError:
+            # The reply to our own link may have been lost: two names, then it is ours.
+            return os.stat(temporary).st_nlink == 2
+        finally:
+            os.unlink(temporary)
+        return True
+
+    def replace(self, content: Json, *parts: str) -> None:
+        """Make the file *parts* hold *content*, all or nothing."""
+        os.rename(self._write_temporary(content), self.path(*parts))
+
+    def unlink(self, *parts: str) -> None:
+        """Remove the file *parts* if it is there."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path(*parts))
+
+    def _write_temporary(self, content: Json) -> str:
+        self.prepare()
+        path = self.path("new", uuid.uuid4().hex)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            os.write(descriptor, json.dumps(content).encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return path
+
+    def marker(self, name: str) -> Json | None:
+        """Return the marker of volume *name*."""
+        return self.read("volumes", key_of(name))
+
+    def marker_age_s(self, name: str) -> float:
+        """Return how long ago, on the server's clock, the marker was written."""
+        try:
+            written_s = os.stat(self.path("volumes", key_of(name))).st_mtime
+        except FileNotFoundError:
+            return 0.0
+        return self._server_time_s() - written_s
+
+    def scan(self) -> list[Json]:
+        """Return every marker; those whose file has not changed are not read again."""
+        try:
+            entries = list(os.scandir(self.path("volumes")))
+        except FileNotFoundError:
+            return []
+        seen: dict[str, tuple[int, Json]] = {}
+        for entry in entries:
+            inode = entry.inode()
+            known = self._seen.get(entry.name)
+            if known is not None and known[0] == inode:
+                seen[entry.name] = known
+                continue
+            found = self.read("volumes", entry.name)
+            if found is not None:
+                seen[entry.name] = (inode, found)
+        self._seen = seen
+        return [marker for _, marker in seen.values()]
+
+    # Leases: the server's clock alone counts, so nodes need not agree on the time.
+
+    def touch_lease(self, volume_id: str) -> None:
+        """Say that this node has the volume mounted."""
+        self.prepare()
+        with suppress(FileExistsError):
+            os.mkdir(self.path("leases", volume_id), 0o777)
+        path = self.path("leases", volume_id, self.node)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        try:
+            os.write(descriptor, b"held")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def drop_lease(self, volume_id: str) -> None:
+        """Say that this node no longer has it."""
+        self.unlink("leases", volume_id, self.node)
+        with suppress(OSError):
+            os.rmdir(self.path("leases", volume_id))
+
+    def holders(self, volume_id: str) -> list[str]:
+        """Return the other nodes that hold a fresh lease."""
+        try:
+            names = os.listdir(self.path("leases", volume_id))
+        except FileNotFoundError:
+            return []
+        now_s = self._server_time_s()
+        fresh = []
+        for name in names:
+            if name == self.node:
+                continue
+            with suppress(FileNotFoundError):
+                age_s = now_s - os.stat(self.path("leases", volume_id, name)).st_mtime
+                if age_s < LEASE_FRESH_S:
+                    fresh.append(name)
+        return fresh
+
+    def _server_time_s(self) -> float:
+        path = self._write_temporary({})
+        try:
+            return os.stat(path).st_mtime
+        finally:
+            os.unlink(path)
+
+
+def identity(path: str) -> str:
+    """
+    Return what tells this directory from one that replaced it.
+
+    The inode number alone is used again at once; the file handle has its generation.
+    Source: name_to_handle_at(2).
+    """
+    shown = os.stat(path)
+    # struct file_handle: the room (in and out), the type, then the handle itself.
+    empty = _HANDLE_SIZE_MAX.to_bytes(4, sys.byteorder) + bytes(4 + _HANDLE_SIZE_MAX)
+    buffer = ctypes.create_string_buffer(empty, len(empty))
+    mount_id = ctypes.c_int()
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_fdcwd = -100
+    if libc.name_to_handle_at(
+        at_fdcwd, os.fsencode(path), buffer, ctypes.byref(mount_id), 0
+    ):
+        return str(shown.st_ino)
+    handle = buffer.raw
+    size = int.from_bytes(handle[0:4], sys.byteorder)
+    digest = hashlib.sha256(handle[8 : 8 + size]).hexdigest()[:16]
+    return f"{shown.st_ino}-{digest}"

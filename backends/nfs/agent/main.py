@@ -1,0 +1,77 @@
+"""
+The only code that touches a share: a process of its own, which the daemon may kill.
+
+It reads one JSON request a line and answers each with one line. It and what it imports
+use the standard library alone, to be there in milliseconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from backends.nfs.agent import volumes
+from backends.nfs.agent.catalogue import Catalogue, Json, Refused
+
+OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
+    "create": volumes.create,
+    "find": volumes.find,
+    "hold": volumes.hold,
+    "release": volumes.release,
+    "remove": volumes.remove,
+    "discard": volumes.discard,
+    "empty_trash": volumes.empty_trash,
+    "survey": volumes.survey,
+    "check": volumes.check,
+}
+
+
+def _answer(catalogue: Catalogue, request: Json) -> Json:
+    """Do one request, as root and, where the server squashes root, as the owner."""
+    act = OPERATIONS[request["op"]]
+    try:
+        try:
+            return {"result": act(catalogue, request)}
+        except PermissionError:
+            uid, gid = request.get("uid", 0), request.get("gid", 0)
+            if not uid:
+                raise
+            os.setegid(gid)
+            os.seteuid(uid)
+            try:
+                return {"result": act(catalogue, request)}
+            finally:
+                os.seteuid(0)
+                os.setegid(0)
+    except Refused as refusal:
+        return {"code": refusal.code, "text": str(refusal)}
+    except PermissionError as error:
+        return {
+            "code": "SQUASH" if os.geteuid() == 0 else "DENIED",
+            "text": f"the server refuses root: {error.strerror} ({error.filename})",
+        }
+    except OSError as error:
+        codes = {
+            errno.ESTALE: "STALE",
+            errno.ENOSPC: "NOSPACE",
+            errno.EDQUOT: "NOSPACE",
+            errno.EROFS: "DENIED",
+        }
+        return {
+            "code": codes.get(error.errno or 0, "IO"),
+            "text": f"{error.strerror} ({error.filename})",
+        }
+
+
+def main() -> None:
+    """Serve requests for the share mounted at the first argument until end of input."""
+    catalogue = Catalogue(sys.argv[1], sys.argv[2])
+    os.umask(0)
+    for line in sys.stdin:
+        answer = _answer(catalogue, json.loads(line))
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()

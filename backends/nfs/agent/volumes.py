@@ -1,0 +1,251 @@
+"""What is done with volumes on a share: create, find, hold, remove, survey."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+
+from backends.nfs.agent.catalogue import (
+    CREATION_FRESH_S,
+    Catalogue,
+    Json,
+    Refused,
+    identity,
+    key_of,
+)
+
+
+def create(catalogue: Catalogue, request: Json) -> Json:
+    """Make the volume, or find it made by another node; return its marker."""
+    catalogue.prepare()
+    wanted: Json = request["marker"]
+    key = key_of(wanted["name"])
+    claim_key = key_of(wanted["subdir"])
+    wanted["node"] = catalogue.node
+    mine = catalogue.link_new({**wanted, "state": "creating"}, "volumes", key)
+    marker = wanted if mine else catalogue.read("volumes", key)
+    if marker is None:
+        raise Refused("INUSE", "it is being removed just now: retry")
+    if not mine:
+        if marker["requested"] != wanted["requested"]:
+            return marker  # the daemon words the difference
+        if marker["state"] == "ready":
+            return marker
+        if marker["state"] == "removing":
+            raise Refused("INUSE", "it is being removed on another node: retry")
+        # Two that make it at once would undo each other's steps; what this node itself
+        # has left, or another too long ago, nobody makes any more.
+        if (
+            marker["node"] != catalogue.node
+            and catalogue.marker_age_s(wanted["name"]) < CREATION_FRESH_S
+        ):
+            raise Refused("CREATING", f"it is being created on {marker['node']}")
+    try:
+        _claim(catalogue, claim_key, marker)
+        made = _make_directory(catalogue, marker, resumed=not mine)
+    except Refused:
+        if mine:
+            _unclaim(catalogue, claim_key, marker)
+            catalogue.unlink("volumes", key)
+        raise
+    directory = os.path.join(catalogue.root, marker["subdir"])
+    if request["own"]:
+        _own(directory, request)
+    ready = {
+        **marker,
+        "state": "ready",
+        "made_parents": made,
+        "identity": identity(directory),
+    }
+    catalogue.replace(ready, "volumes", key)
+    return ready
+
+
+def _claim(catalogue: Catalogue, claim_key: str, marker: Json) -> None:
+    """Claim the directory for the volume, against every other volume."""
+    content = {"id": marker["id"], "name": marker["name"]}
+    for _ in range(3):
+        if catalogue.link_new(content, "claims", claim_key):
+            return
+        holder = catalogue.read("claims", claim_key)
+        if holder is None:
+            continue
+        if holder["id"] == marker["id"]:
+            return
+        other = catalogue.marker(holder["name"])
+        if other is not None and other["id"] == holder["id"]:
+            raise Refused(
+                "EXISTS",
+                f"directory '{marker['subdir']}' belongs to volume '{holder['name']}'",
+            )
+        # A crash between unlinking a marker and its claim left this one behind.
+        catalogue.unlink("claims", claim_key)
+    raise Refused("INUSE", f"directory '{marker['subdir']}' is being claimed: retry")
+
+
+def _unclaim(catalogue: Catalogue, claim_key: str, marker: Json) -> None:
+    holder = catalogue.read("claims", claim_key)
+    if holder is not None and holder["id"] == marker["id"]:
+        catalogue.unlink("claims", claim_key)
+
+
+def _make_directory(catalogue: Catalogue, marker: Json, *, resumed: bool) -> list[str]:
+    """Make the volume's directory; return the parents that were made for it."""
+    parts = marker["subdir"].split("/")
+    made = []
+    at = catalogue.root
+    for number, part in enumerate(parts, start=1):
+        at = os.path.join(at, part)
+        if os.path.islink(at):
+            raise Refused("OPTION", f"'{part}' in subDir is a symbolic link")
+        try:
+            os.mkdir(at, 0o755)
+        except FileExistsError:
+            is_last = number == len(parts)
+            if not os.path.isdir(at):
+                raise Refused("EXISTS", f"'{at}' is no directory") from None
+            # An empty one that a resumed creation finds is what the crash left.
+            if is_last and not marker["adopt"] and not (resumed and not os.listdir(at)):
+                raise Refused(
+                    "EXISTS",
+                    f"directory '{marker['subdir']}' is there and belongs to no volume",
+                ) from None
+        else:
+            if number < len(parts):
+                made.append("/".join(parts[:number]))
+    return made
+
+
+def _own(directory: str, request: Json) -> None:
+    """Give the directory its owner and mode."""
+    shown = os.stat(directory)
+    if (shown.st_uid, shown.st_gid) != (request["uid"], request["gid"]):
+        os.chown(directory, request["uid"], request["gid"])
+    os.chmod(directory, request["mode"])
+
+
+def find(catalogue: Catalogue, request: Json) -> Json | None:
+    """Return the marker of the volume named so, if it is ready."""
+    marker = catalogue.marker(request["name"])
+    return marker if marker is not None and marker["state"] == "ready" else None
+
+
+def hold(catalogue: Catalogue, request: Json) -> Json:
+    """
+    Take this node's lease, then say whether the volume may be mounted.
+
+    In this order, while a removal first marks the volume and then looks for leases: at
+    least one of the two sees the other.
+    """
+    catalogue.touch_lease(request["id"])
+    marker = catalogue.marker(request["name"])
+    if marker is None or marker["id"] != request["id"] or marker["state"] != "ready":
+        catalogue.drop_lease(request["id"])
+        raise Refused(
+            "STALE",
+            "it was removed on another node"
+            if marker is None or marker["id"] == request["id"]
+            else "another volume has taken its name",
+        )
+    return marker
+
+
+def release(catalogue: Catalogue, request: Json) -> None:
+    """Give this node's lease back."""
+    catalogue.drop_lease(request["id"])
+
+
+def remove(catalogue: Catalogue, request: Json) -> str:
+    """Remove the volume in the way that it was made for; return what was done."""
+    key = key_of(request["name"])
+    marker = catalogue.marker(request["name"])
+    if marker is None:
+        return "gone"
+    if marker["id"] != request["id"]:
+        raise Refused("EXISTS", "another volume has taken its name: nothing was done")
+    before = marker["state"]
+    catalogue.replace({**marker, "state": "removing"}, "volumes", key)
+    holders = catalogue.holders(request["id"])
+    directory = os.path.join(catalogue.root, marker["subdir"])
+    there = os.path.lexists(directory)
+    try:
+        if holders:
+            raise Refused("INUSE", f"mounted on {', '.join(sorted(holders)[:5])}")
+        if there and marker.get("identity") not in (None, identity(directory)):
+            raise Refused(
+                "REPLACED",
+                f"directory '{marker['subdir']}' is not the one that was created",
+            )
+    except Refused:
+        catalogue.replace({**marker, "state": before}, "volumes", key)
+        raise
+    done = "gone"
+    if there:
+        with suppress(FileNotFoundError):  # another node removes it as well
+            done = _dispose(catalogue, marker, request)
+    _unclaim(catalogue, key_of(marker["subdir"]), marker)
+    now = catalogue.marker(request["name"])
+    if now is not None and now["id"] == marker["id"]:
+        catalogue.unlink("volumes", key)
+    with suppress(OSError):
+        shutil.rmtree(catalogue.path("leases", request["id"]))
+    return done
+
+
+def discard(catalogue: Catalogue, request: Json) -> None:
+    """Undo this node's unfinished creation; what is ready, or another's, stays."""
+    marker = catalogue.marker(request["name"])
+    if marker is None or marker["id"] != request["id"] or marker["state"] != "creating":
+        return
+    if not marker["adopt"]:
+        holder = catalogue.read("claims", key_of(marker["subdir"]))
+        if holder is not None and holder["id"] == marker["id"]:
+            with suppress(OSError):  # not empty: it was there before, and is not ours
+                os.rmdir(os.path.join(catalogue.root, marker["subdir"]))
+    _unclaim(catalogue, key_of(marker["subdir"]), marker)
+    catalogue.unlink("volumes", key_of(request["name"]))
+
+
+def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
+    """Keep, move or drop the volume's directory, as `onDelete` says."""
+    directory = os.path.join(catalogue.root, marker["subdir"])
+    if request["on_delete"] == "retain":
+        return "retained"
+    if request["on_delete"] == "archive":
+        place = f"{marker['name'][:100]}-{marker['id']}-{request['time']}"
+        os.rename(directory, catalogue.path("archived", place))
+    else:
+        os.rename(directory, catalogue.path("trash", marker["id"]))
+    for parent in reversed(marker.get("made_parents", [])):
+        with suppress(OSError):  # others have put something there
+            os.rmdir(os.path.join(catalogue.root, parent))
+    return str(request["on_delete"])
+
+
+def empty_trash(catalogue: Catalogue, _request: Json) -> int:
+    """Delete what removals have put into the trash; return how many volumes."""
+    count = 0
+    with suppress(FileNotFoundError):
+        for name in os.listdir(catalogue.path("trash")):
+            shutil.rmtree(catalogue.path("trash", name))
+            count += 1
+    return count
+
+
+def survey(catalogue: Catalogue, request: Json) -> Json:
+    """Renew this node's leases and return the markers and the share's size."""
+    for volume_id in request["held"]:
+        catalogue.touch_lease(volume_id)
+    usage = os.statvfs(catalogue.root)
+    return {
+        "markers": catalogue.scan(),
+        "total_bytes": usage.f_blocks * usage.f_frsize,
+        "available_bytes": usage.f_bavail * usage.f_frsize,
+    }
+
+
+def check(_catalogue: Catalogue, request: Json) -> None:
+    """Raise ESTALE (or what else is wrong) if a mounted volume does not answer."""
+    os.statvfs(request["target"])
+    os.listdir(request["target"])

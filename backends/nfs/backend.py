@@ -1,0 +1,398 @@
+"""The backend `nfs` against the contract: what is done where, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from backends.base import Storage, Traits, Volume, VolumeUser
+from backends.errors import BackendError, DeadlineError, VolumeExistsError
+from backends.nfs import mounting
+from backends.nfs import options as nfs_options
+from backends.nfs.errors import NfsError
+from backends.nfs.options import Export, export_of, subdir_of
+from backends.nfs.share import Share
+from backends.options import differences
+from backends.system import mounts
+from backends.system.clock import Deadline, now_rfc3339, pause
+
+log = logging.getLogger(__name__)
+
+# The engine gives Create and Mount 120 s; a shorter call leaves it time for a second.
+_MOUNT_BUDGET_S: Final = 90.0
+_CALL_BUDGET_S: Final = 45.0
+_RELEASE_BUDGET_S: Final = 3.0
+_CREATION_POLL_S: Final = 0.2
+
+
+class NfsBackend:
+    """
+    Volumes as directories of NFS exports.
+
+    *state_dir* holds control mounts, *node* names this node in leases, *profiles* are
+    the canonical options of shares to watch from the start.
+    """
+
+    kind = "nfs"
+    traits = Traits(reachable_from_every_node=True, catalogue_on_storage=True)
+
+    def __init__(self, state_dir: Path, *, node: str) -> None:
+        self._state_dir = state_dir
+        self._node = node
+        self._shares: dict[Export, Share] = {}
+        self._configured: set[Export] = set()
+        self._guard = threading.Lock()
+
+    def watch(self, options: Mapping[str, str]) -> None:
+        """Watch the share that *options* name, if they name one."""
+        if "server" in options and "share" in options:
+            complete = self.merge_options(self.default_options(), options)
+            if complete["mountMode"] != "direct":
+                self._configured.add(export_of(complete))
+                self._share(export_of(complete))
+
+    def parse_options(self, raw: Mapping[str, str]) -> dict[str, str]:
+        """Return *raw* in canonical form; see `Backend.parse_options`."""
+        return nfs_options.parse_options(raw)
+
+    def default_options(self) -> dict[str, str]:
+        """Return the options of a volume that was given none but its share."""
+        return dict(nfs_options.DEFAULTS)
+
+    def merge_options(
+        self, base: Mapping[str, str], over: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Return *base* with *over* on top, mount options one by one."""
+        return nfs_options.merge_options(base, over)
+
+    def claims(self, raw: Mapping[str, str]) -> bool:
+        """Return whether *raw* names a server, or is the built-in driver's form."""
+        keys = {key.lower() for key in raw}
+        return bool(keys & {"server", "share", "device"}) or "type" in keys
+
+    def create(self, volume: Volume, *, deadline_s: float) -> Volume:
+        """Claim name and directory on the share; both have one winner."""
+        nfs_options.require_complete(volume.options)
+        deadline = Deadline(min(deadline_s, _CALL_BUDGET_S))
+        if _is_direct(volume):
+            mounting.ping(export_of(volume.options))
+            return volume
+        share = self._share_of(volume)
+        try:
+            marker = self._claim(share, volume, deadline)
+        except BackendError:
+            self._forget(share)
+            raise
+        found = _volume(marker)
+        if dict(found.requested) != dict(volume.requested):
+            raise VolumeExistsError(
+                f"volume '{volume.name}' exists on {share.export} with other options: "
+                f"{differences(volume.requested, found.requested)}",
+                hint="use another name, or remove it first",
+            )
+        share.survey_soon()
+        return found
+
+    def _claim(self, share: Share, volume: Volume, deadline: Deadline) -> Any:
+        """Return the marker of the volume, made or found; wait for who makes it."""
+        while True:
+            try:
+                return share.call(
+                    "create",
+                    deadline=deadline,
+                    marker={
+                        "id": volume.id,
+                        "name": volume.name,
+                        "subdir": subdir_of(volume),
+                        "adopt": volume.options["existing"] == "adopt",
+                        "requested": dict(volume.requested),
+                        "options": dict(volume.options),
+                        "created_at": volume.created_at,
+                    },
+                    own=volume.options["existing"] != "adopt",
+                    mode=int(volume.options["mode"], 8),
+                    **_owner(volume),
+                )
+            except NfsError as error:
+                if error.code != "NFS-CREATING" or deadline.passed():
+                    raise
+            pause(_CREATION_POLL_S)
+
+    def discard(self, volume: Volume, *, deadline_s: float) -> None:
+        """Take back claims and an empty directory; a finished volume stays."""
+        if _is_direct(volume):
+            return
+        self._share_of(volume).call(
+            "discard",
+            deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
+            name=volume.name,
+            id=volume.id,
+            **_owner(volume),
+        )
+
+    def remove(self, volume: Volume, *, deadline_s: float) -> None:
+        """Remove the volume from the share as `onDelete` says."""
+        if _is_direct(volume):
+            return
+        share = self._share_of(volume)
+        done = share.call(
+            "remove",
+            deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
+            name=volume.name,
+            id=volume.id,
+            on_delete=volume.options["onDelete"],
+            time=now_rfc3339().replace(":", ""),
+            **_owner(volume),
+        )
+        log.info("%s on %s: %s", volume.name, share.export, done)
+        share.survey_soon()
+
+    def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
+        """Take the lease, mount, and see that it answers; else leave nothing."""
+        deadline = Deadline(min(deadline_s, _MOUNT_BUDGET_S))
+        export = export_of(volume.options)
+        if mounts.mounted_at(target) is not None:
+            if self._is_sound(volume, target, deadline):
+                return
+            # ESTALE on a mounted volume: nothing but a new mount heals it.
+            self._unmount(volume, target)
+        self._hold(volume, deadline)
+        try:
+            target.mkdir(mode=0o700, exist_ok=True)
+            mounting.mount(
+                export,
+                target,
+                subdir="" if _is_direct(volume) else subdir_of(volume),
+                entries=_entries(volume),
+                deadline=deadline,
+            )
+            if not _is_direct(volume):
+                self._share_of(volume).call(
+                    "check", deadline=deadline, target=str(target)
+                )
+        except (BackendError, DeadlineError):
+            self.unmount(volume, target, deadline_s=_CALL_BUDGET_S)
+            raise
+
+    def unmount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
+        """Unmount, by force if the server is dead; then give the lease back."""
+        del deadline_s  # each step of the ladder has its own
+        self._unmount(volume, target)
+        try:
+            target.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise BackendError(f"mount point {target}: {error.strerror}") from error
+        self._release(volume)
+
+    def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
+        """Return who has the volume mounted elsewhere: its source names it."""
+        del target
+        export = export_of(volume.options)
+        source = export.source("" if _is_direct(volume) else subdir_of(volume))
+        controls = [share.control_mount.name for share in self._watched()]
+        return mounts.users_of_source(source, own_names=(volume.id, *controls))
+
+    def status(self, volume: Volume) -> Mapping[str, object]:
+        """Return the share's last known state and the mount's effective options."""
+        export = export_of(volume.options)
+        facts: dict[str, object] = {
+            "replication": "shared",
+            "source": export.source("" if _is_direct(volume) else subdir_of(volume)),
+        }
+        if not _is_direct(volume):
+            state = self._share_of(volume).state
+            facts |= {
+                "health": state.state,
+                "checked_at": state.checked_at,
+                "total_bytes": state.total_bytes,
+                "available_bytes": state.available_bytes,
+            }
+            if state.error:
+                facts["error"] = state.error
+        for entry in mounts.mount_table():
+            if entry.filesystem.startswith("nfs") and entry.mount_point.endswith(
+                f"/{volume.id}"
+            ):
+                facts["effective_options"] = entry.super_options
+        warnings = nfs_options.warnings_of(volume.options)
+        if warnings:
+            facts["warnings"] = warnings
+        return facts
+
+    def health(self, volume: Volume) -> str:
+        """Return why the volume's server cannot be reached, "" if it can."""
+        if _is_direct(volume):
+            return ""
+        state = self._share_of(volume).state
+        return state.error if state.state == "unreachable" else ""
+
+    def storages(self) -> list[Storage]:
+        """Return every share that is watched."""
+        return [
+            Storage(
+                str(share.export),
+                share.state.error,
+                share.state.total_bytes,
+                share.state.available_bytes,
+            )
+            for share in self._watched()
+        ]
+
+    def data_directory(self, volume: Volume) -> Path:
+        """Raise: the daemon does not touch paths on NFS."""
+        raise BackendError(
+            f"'{volume.name}' is on NFS, where nothing can be imported directly",
+            hint="mount it in a container and copy there",
+        )
+
+    def discover(self) -> Iterator[Volume]:
+        """Yield the volumes of every share as it was last seen."""
+        for share in self._watched():
+            for marker in share.state.markers or ():
+                if marker.get("state") == "ready":
+                    yield _volume(marker)
+
+    def knows(self, volume: Volume) -> bool:
+        """Return whether the volume's share was read, and is not away now."""
+        if _is_direct(volume):
+            return False
+        state = self._share_of(volume).state
+        return state.state == "ok" and state.markers is not None
+
+    def find(self, name: str, *, deadline_s: float) -> Volume | None:
+        """Return the volume of that name from the first share that has it."""
+        deadline = Deadline(deadline_s)
+        for share in self._watched():
+            if share.state.state != "ok":
+                continue
+            try:
+                marker = share.call("find", deadline=deadline, name=name)
+            except (NfsError, DeadlineError) as error:
+                log.warning("'%s' was not looked for: %s", name, error)
+                continue
+            if marker is not None:
+                return _volume(marker)
+        return None
+
+    def collect_garbage(self, *, deadline_s: float) -> int:
+        """Delete what removals have put into the shares' trash."""
+        del deadline_s
+        return 0
+
+    def close(self) -> None:
+        """Stop watching; mounted volumes stay mounted."""
+        for share in self._watched():
+            share.close()
+
+    def _watched(self) -> list[Share]:
+        with self._guard:
+            return list(self._shares.values())
+
+    def _share(self, export: Export) -> Share:
+        with self._guard:
+            share = self._shares.get(export)
+            if share is None:
+                digest = hashlib.sha256(repr(export).encode()).hexdigest()[:16]
+                share = Share(export, self._state_dir / "nfs" / digest, node=self._node)
+                self._shares[export] = share
+                share.start()
+            return share
+
+    def _forget(self, share: Share) -> None:
+        """Watch a share no longer that was never read: its name may be an error."""
+        if share.state.markers is None and share.export not in self._configured:
+            with self._guard:
+                self._shares.pop(share.export, None)
+            share.close()
+
+    def _share_of(self, volume: Volume) -> Share:
+        return self._share(export_of(volume.options))
+
+    def _hold(self, volume: Volume, deadline: Deadline) -> None:
+        """Take the lease and see that the volume is still what we know."""
+        if _is_direct(volume):
+            mounting.ping(export_of(volume.options))
+            return
+        share = self._share_of(volume)
+        share.call("hold", deadline=deadline, name=volume.name, id=volume.id)
+        share.held.add(volume.id)
+
+    def _release(self, volume: Volume) -> None:
+        """Give the lease back; with a dead server it ends by itself."""
+        if _is_direct(volume):
+            return
+        share = self._share_of(volume)
+        share.held.discard(volume.id)
+        if share.state.state == "unreachable":
+            return
+        try:
+            share.call("release", deadline=Deadline(_RELEASE_BUDGET_S), id=volume.id)
+        except (NfsError, DeadlineError) as error:
+            log.warning("the lease of '%s' ends by itself: %s", volume.name, error)
+
+    def _is_sound(self, volume: Volume, target: Path, deadline: Deadline) -> bool:
+        """Return whether what is mounted at *target* answers."""
+        if _is_direct(volume):
+            return True
+        try:
+            self._hold(volume, deadline)
+            self._share_of(volume).call("check", deadline=deadline, target=str(target))
+        except NfsError as error:
+            if error.code != "NFS-STALE":
+                raise
+            return False
+        return True
+
+    def _unmount(self, volume: Volume, target: Path) -> None:
+        export = export_of(volume.options)
+        if mounts.mounted_at(target) is None:
+            return
+        try:
+            mounting.ping(export)
+        except NfsError:
+            answers = False
+        else:
+            answers = True
+        mounting.unmount(target, where=export.source(), server_answers=answers)
+
+
+def _is_direct(volume: Volume) -> bool:
+    """Return whether the volume is a plain export, without a catalogue of ours."""
+    return volume.options["mountMode"] == "direct"
+
+
+def _entries(volume: Volume) -> str:
+    """Return the entries of mount.nfs's -o for the volume itself."""
+    entries = [
+        each for each in volume.options.get("mountOptions", "").split(",") if each
+    ]
+    if not any(each in ("soft", "softerr", "hard") for each in entries):
+        entries.insert(0, "hard")
+    if volume.options.get("readOnly") == "true":
+        entries.append("ro")
+    return ",".join(entries)
+
+
+def _owner(volume: Volume) -> dict[str, int]:
+    return {
+        "uid": int(volume.options.get("uid", "0")),
+        "gid": int(volume.options.get("gid", "0")),
+    }
+
+
+def _volume(marker: Mapping[str, Any]) -> Volume:
+    """Return the volume that a marker describes."""
+    return Volume(
+        id=str(uuid.UUID(marker["id"])),
+        name=str(marker["name"]),
+        options=marker["options"],
+        created_at=str(marker["created_at"]),
+        requested=marker["requested"],
+    )

@@ -1,0 +1,162 @@
+"""Option values: from what users write to one canonical spelling of each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from backends.errors import InvalidRequestError
+
+Parser = Callable[[str], str]
+
+# Binary multiples, as `docker run --memory` and `ls -h` use them; "G", "GB" and "GiB"
+# all mean 2**30, because nobody who types 10G wants to be told of the difference.
+_SIZE: Final = re.compile(r"([0-9]{1,15})\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
+_SIZE_EXPONENT: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)?")
+_DURATION_MS: Final = {
+    "ms": 1,
+    "s": 1000,
+    "m": 60_000,
+    "h": 3_600_000,
+    "d": 86_400_000,
+}
+# Taken by the daemon before a backend sees the rest; valid with every backend.
+COMMON_KEYS: Final = ("backend", "profile")
+_ID_MAX: Final = 2**32 - 2
+_NODE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+
+
+def parse_options(
+    raw: Mapping[str, str],
+    parsers: Mapping[str, Parser],
+    *,
+    backend: str,
+    also: Iterable[str] = (),
+) -> dict[str, str]:
+    """
+    Return *raw* with every value in canonical form, keys sorted and as in *parsers*.
+
+    *also* are valid keys that the backend has taken care of before.
+
+    Raises:
+        InvalidRequestError: an unknown key, or a value its parser refuses.
+
+    """
+    spelling = {key.lower(): key for key in parsers}
+    parsed = {}
+    for key, value in sorted(raw.items()):
+        canonical = spelling.get(key.lower())
+        if canonical is None:
+            valid = sorted({*parsers, *also, *COMMON_KEYS})
+            raise InvalidRequestError(
+                f"unknown option '{key[:64]}' for backend '{backend}'",
+                hint=f"valid options: {', '.join(valid)}",
+            )
+        try:
+            parsed[canonical] = parsers[canonical](value.strip())
+        except ValueError as error:
+            raise InvalidRequestError(
+                f"option '{key}': {error}, not '{value[:64]}'"
+            ) from None
+    return parsed
+
+
+def differences(asked: Mapping[str, str], stored: Mapping[str, str]) -> str:
+    """Return how two sets of options differ, for people; "" if they do not."""
+    return ", ".join(
+        f"{key} is {stored.get(key, 'not set')}, asked for {asked.get(key, 'not set')}"
+        for key in sorted({*asked, *stored})
+        if asked.get(key) != stored.get(key)
+    )
+
+
+def octal_mode(text: str) -> str:
+    """Return permission bits as four octal digits."""
+    if not re.fullmatch(r"0?o?[0-7]{3,4}", text):
+        raise ValueError("must be octal permissions such as 0750")
+    return f"{int(text.replace('o', ''), 8):04o}"
+
+
+def numeric_id(text: str) -> str:
+    """Return a user's or group's number."""
+    if not re.fullmatch(r"[0-9]{1,10}", text) or int(text) > _ID_MAX:
+        raise ValueError("must be a numeric id such as 1000")
+    return str(int(text))
+
+
+def size_bytes(text: str) -> str:
+    """Return a size in bytes."""
+    match = _SIZE.fullmatch(text)
+    if match is None or int(match[1]) == 0:
+        raise ValueError("must be a size such as 10G or 512M")
+    return str(int(match[1]) * 1024 ** _SIZE_EXPONENT[match[2].lower()])
+
+
+def duration(text: str) -> str:
+    """Return a duration as seconds ("10s") or, where needed, milliseconds."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise ValueError("must be a duration such as 10s, 500ms or 5m")
+    value_ms = int(match[1]) * _DURATION_MS[match[2] or "s"]
+    if value_ms == 0:
+        raise ValueError("must be a duration above zero")
+    return f"{value_ms // 1000}s" if value_ms % 1000 == 0 else f"{value_ms}ms"
+
+
+def whole_number(low: int, high: int) -> Parser:
+    """Return a parser for whole numbers from *low* to *high*."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number from {low} to {high}")
+        return str(int(text))
+
+    return parse
+
+
+def one_of(*choices: str) -> Parser:
+    """Return a parser for one word of *choices*."""
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def node_names(text: str) -> str:
+    """Return a comma-separated list of node names, sorted, each once."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(_NODE_NAME.fullmatch(name) for name in names):
+        raise ValueError("must be node names separated by commas")
+    return ",".join(sorted(set(names)))
+
+
+def boolean(text: str) -> str:
+    """Return "true" or "false"."""
+    words = {"true": "true", "1": "true", "yes": "true", "": "true"}
+    words |= {"false": "false", "0": "false", "no": "false"}
+    if text.lower() not in words:
+        raise ValueError("must be true or false")
+    return words[text.lower()]
+
+
+def source_volume(text: str) -> str:
+    """Return the name of a volume or of one of its snapshots, `volume@snapshot`."""
+    if not re.fullmatch(
+        r"[a-zA-Z0-9][a-zA-Z0-9_.-]*(@[a-zA-Z0-9][a-zA-Z0-9_.-]*)?", text
+    ):
+        raise ValueError("must be VOLUME or VOLUME@SNAPSHOT")
+    return text
+
+
+def refused(why: str) -> Parser:
+    """Return a parser that takes nothing, and says *why*."""
+
+    def parse(_text: str) -> str:
+        raise ValueError(why)
+
+    return parse

@@ -1,0 +1,43 @@
+"""Which backends there are: one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from backends.base import Backend
+from backends.errors import InvalidRequestError
+
+KINDS: Final = ("nfs", "rsync")
+DEFAULT_KIND: Final = "rsync"
+
+
+class Registry:
+    """The backends that this daemon runs, by kind."""
+
+    def __init__(self, backends: Iterable[Backend]) -> None:
+        self._backends: dict[str, Backend] = {}
+        for backend in backends:
+            if backend.kind in self._backends:
+                raise ValueError(f"two backends call themselves '{backend.kind}'")
+            self._backends[backend.kind] = backend
+
+    def all(self) -> Mapping[str, Backend]:
+        """Return every backend by its kind."""
+        return self._backends
+
+    def get(self, kind: str) -> Backend:
+        """
+        Return the backend *kind*.
+
+        Raises:
+            InvalidRequestError: there is none; the valid ones are named.
+
+        """
+        backend = self._backends.get(kind)
+        if backend is None:
+            raise InvalidRequestError(
+                f"unknown backend '{kind[:64]}'",
+                hint=f"valid backends: {', '.join(sorted(self._backends))}",
+            )
+        return backend

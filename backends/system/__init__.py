@@ -1,0 +1,1 @@
+"""The operating system's edge: commands, mounts, clocks, files and quotas."""

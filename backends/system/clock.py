@@ -1,0 +1,53 @@
+"""The only readers of clocks and of the boot's identity."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+def now_rfc3339() -> str:
+    """Return wall time as RFC 3339 in UTC, for people; never compare two of them."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def monotonic_s() -> float:
+    """Return seconds that only go forward, for deadlines within this process."""
+    return time.monotonic()
+
+
+def boottime_s() -> float:
+    """Return seconds since boot, counted in suspend too (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def boot_id() -> str:
+    """
+    Return the identity of this boot of the kernel.
+
+    Source: proc_sys_kernel(5), /proc/sys/kernel/random/boot_id.
+    """
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+def pause(duration_s: float) -> None:
+    """Return after *duration_s*."""
+    time.sleep(duration_s)
+
+
+class Deadline:
+    """A moment on the monotonic clock by which something must have ended."""
+
+    __slots__ = ("_at_s",)
+
+    def __init__(self, within_s: float) -> None:
+        self._at_s = monotonic_s() + within_s
+
+    def remaining_s(self) -> float:
+        """Return the seconds left, zero when it has passed."""
+        return max(0.0, self._at_s - monotonic_s())
+
+    def passed(self) -> bool:
+        """Return whether no time is left."""
+        return monotonic_s() >= self._at_s

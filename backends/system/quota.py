@@ -1,0 +1,146 @@
+"""
+Size limits on a directory, where the filesystem can hold one.
+
+XFS does it with project quotas, btrfs with qgroups on subvolumes; the programs that
+their authors ship do the work. Source: xfs_quota(8), chattr(1), btrfs-qgroup(8).
+"""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Final
+
+from backends.errors import BackendError, InvalidRequestError
+from backends.system.mounts import MountEntry, entry_covering
+from backends.system.run import run
+
+_PROJECT_TRIES: Final = 100
+# Below this administrators choose project numbers by hand.
+_PROJECT_FIRST: Final = 0x10000
+
+
+def filesystem_of(directory: Path) -> str:
+    """Return the type of the filesystem that *directory* lives on ("xfs", "ext4")."""
+    return entry_covering(directory).filesystem
+
+
+def make_data_directory(directory: Path, *, deadline_s: float) -> None:
+    """
+    Create *directory*: a subvolume on btrfs, else a plain directory.
+
+    Only a subvolume can have a qgroup, and only at its creation is a directory
+    cheaply made one.
+    """
+    if filesystem_of(directory.parent) == "btrfs":
+        run(
+            ["btrfs", "subvolume", "create", str(directory)],
+            deadline_s=deadline_s,
+        )
+    else:
+        directory.mkdir(mode=0o755)
+
+
+def require_enforceable(directory: Path) -> None:
+    """
+    Check that a size limit can be held below the existing *directory*.
+
+    Raises:
+        InvalidRequestError: it cannot; the text says what would be needed.
+
+    """
+    mount = entry_covering(directory)
+    if mount.filesystem == "xfs":
+        if "prjquota" in mount.super_options.split(","):
+            return
+        raise InvalidRequestError(
+            f"option 'size': XFS at {mount.mount_point} has no project quota",
+            hint="mount it with -o prjquota, or leave 'size' out",
+        )
+    if mount.filesystem == "btrfs":
+        # A filesystem with quotas off fails on this command, one with them on prints.
+        try:
+            run(["btrfs", "qgroup", "show", mount.mount_point], deadline_s=10)
+        except BackendError as error:
+            raise InvalidRequestError(
+                f"option 'size': btrfs at {mount.mount_point} has no quotas: "
+                f"{error.cause}",
+                hint=f"btrfs quota enable {mount.mount_point}, or leave 'size' out",
+            ) from None
+        return
+    raise InvalidRequestError(
+        f"option 'size': {mount.filesystem} at {mount.mount_point} cannot limit a "
+        "directory",
+        hint="put the pool on XFS (prjquota) or btrfs (quota), or leave 'size' out",
+    )
+
+
+def limit(
+    directory: Path, *, volume_id: str, size_bytes: int, deadline_s: float
+) -> None:
+    """
+    Limit what *directory*, made by `make_data_directory`, may hold.
+
+    Repeating it with the same arguments is harmless.
+
+    Raises:
+        InvalidRequestError: the filesystem cannot.
+        BackendError: its program failed.
+
+    """
+    require_enforceable(directory)
+    mount = entry_covering(directory)
+    if mount.filesystem == "btrfs":
+        run(
+            ["btrfs", "qgroup", "limit", str(size_bytes), str(directory)],
+            deadline_s=deadline_s,
+        )
+        return
+    project = _free_project(directory, mount, volume_id=volume_id)
+    # chattr takes the path as it is; xfs_quota's own language cannot quote one.
+    run(["chattr", "-p", str(project), "+P", str(directory)], deadline_s=deadline_s)
+    if _project_of(directory) != project:
+        raise BackendError(f"{directory} did not become part of project {project}")
+    _xfs_quota(mount, f"limit -p bhard={size_bytes} {project}", deadline_s=deadline_s)
+
+
+def discard(directory: Path, *, deadline_s: float) -> None:
+    """
+    Give back what `make_data_directory` and `limit` took, before a deletion.
+
+    On XFS the project number becomes free for another; a btrfs subvolume goes here
+    and now, since `rm --one-file-system` would stop at it.
+    """
+    mount = entry_covering(directory)
+    if mount.filesystem == "btrfs":
+        run(["btrfs", "subvolume", "delete", str(directory)], deadline_s=deadline_s)
+    elif mount.filesystem == "xfs" and (project := _project_of(directory)):
+        _xfs_quota(mount, f"limit -p bhard=0 {project}", deadline_s=deadline_s)
+
+
+def _free_project(directory: Path, mount: MountEntry, *, volume_id: str) -> int:
+    """Return *directory*'s project number, or one whose limit nobody has set."""
+    project = _project_of(directory)
+    if project:
+        return project
+    first = uuid.UUID(volume_id).int % (2**31 - _PROJECT_FIRST)
+    for step in range(_PROJECT_TRIES):
+        project = _PROJECT_FIRST + (first + step) % (2**31 - _PROJECT_FIRST)
+        shown = _xfs_quota(mount, f"quota -p -N -b {project}", deadline_s=10)
+        fields = shown.split()
+        # "device used soft hard warn/grace mount"; an unknown project prints nothing.
+        if len(fields) < 4 or fields[3] in ("0", "00"):
+            return project
+    raise BackendError("no free XFS project number was found in 100 tries")
+
+
+def _project_of(directory: Path) -> int:
+    """Return the project number set on *directory*, 0 if none. Source: lsattr(1)."""
+    shown = run(["lsattr", "-pd", str(directory)], deadline_s=10).output.split()
+    return int(shown[0]) if shown and shown[0].isdigit() else 0
+
+
+def _xfs_quota(mount: MountEntry, command: str, *, deadline_s: float) -> str:
+    return run(
+        ["xfs_quota", "-x", "-c", command, mount.mount_point], deadline_s=deadline_s
+    ).output

@@ -1,0 +1,236 @@
+"""
+The one place that starts other programs.
+
+Every command has a deadline and a session of its own, so that its children end with
+it; output is bounded; nothing goes through a shell.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import IO, Final
+
+from backends.errors import BackendError, DeadlineError
+from backends.system.clock import Deadline
+
+_OUTPUT_SIZE_MAX: Final = 64 * 1024
+_KILL_WAIT_S: Final = 5.0
+# What a command may see of our environment; the locale keeps messages parseable.
+_ENVIRONMENT: Final = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LC_ALL": "C.UTF-8",
+}
+
+
+# A daemon that is killed takes its commands along: a copy that went on alone would
+# write into a directory that the next start has taken back.
+_DIE_WITH_CALLER: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that has ended; output is cut at 64 KiB."""
+
+    exit_status: int
+    output: str
+    errors: str
+
+
+def find_program(name: str) -> str | None:
+    """Return the path of program *name* on the daemon's fixed search path."""
+    return shutil.which(name, path=_ENVIRONMENT["PATH"])
+
+
+def run(
+    command: Sequence[str],
+    *,
+    deadline_s: float,
+    allowed: Sequence[int] = (0,),
+) -> Completed:
+    """
+    Return the result of *command*, ended within *deadline_s*.
+
+    Raises:
+        BackendError: the program is missing, or its exit status is not *allowed*.
+        DeadlineError: it was still running and has been killed.
+
+    """
+    process = _start(command)
+    try:
+        output, errors = process.communicate(timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        raise DeadlineError(
+            f"'{command[0]}' was still running after {deadline_s:.0f} s"
+        ) from None
+    completed = Completed(
+        process.returncode,
+        output[:_OUTPUT_SIZE_MAX].decode(errors="replace"),
+        errors[:_OUTPUT_SIZE_MAX].decode(errors="replace"),
+    )
+    return _checked(command, completed, allowed)
+
+
+def run_with_progress(
+    command: Sequence[str],
+    *,
+    stall_s: float,
+    on_line: Callable[[str], None],
+) -> None:
+    """
+    Run *command*, calling *on_line* for each line of output as it comes.
+
+    Lines end with a newline or a carriage return. If *on_line* raises, the command is
+    killed and the error passed on.
+
+    Raises:
+        BackendError: the program is missing or failed.
+        DeadlineError: nothing was printed for *stall_s*; it has been killed.
+
+    """
+    # One pipe for both streams: nobody reads a second one while we read the first.
+    process = _start(command, stderr=subprocess.STDOUT)
+    try:
+        output = process.stdout
+        if output is None:
+            raise BackendError(f"'{command[0]}' has no output to read")
+        last = _read_lines(output, stall_s=stall_s, on_line=on_line)
+        status = process.wait(timeout=_KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"'{command[0]}' did not end") from None
+    finally:
+        _kill(process)
+    _checked(command, Completed(status, last, ""), (0,))
+
+
+class Helper:
+    """
+    A program that answers each line of input with one line, until it is ended.
+
+    For work that may have to be killed but is too frequent to start a program for.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._name = command[-1]
+        # It outlives the thread that starts it, and ends with its input.
+        self._process = _start(
+            command, stdin=subprocess.PIPE, stderr=None, dies_with_caller=False
+        )
+        self._pending = b""
+
+    def ask(self, line: str, *, deadline: Deadline) -> str:
+        """
+        Return the helper's answer to *line*.
+
+        Raises:
+            DeadlineError: it did not answer in time; end it.
+            BackendError: it has ended.
+
+        """
+        process = self._process
+        if process.stdin is None or process.stdout is None:
+            raise BackendError(f"helper '{self._name}' has no pipes")
+        try:
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()
+        except OSError as error:
+            raise BackendError(f"helper '{self._name}' has ended") from error
+        descriptor = process.stdout.fileno()
+        while b"\n" not in self._pending:
+            if not _readable(descriptor, deadline.remaining_s()):
+                raise DeadlineError(f"helper '{self._name}' did not answer in time")
+            chunk = os.read(descriptor, 1 << 20)
+            if not chunk:
+                raise BackendError(f"helper '{self._name}' has ended")
+            self._pending += chunk
+        answer, _, self._pending = self._pending.partition(b"\n")
+        return answer.decode()
+
+    def end(self) -> None:
+        """Kill the helper."""
+        if self._process.stdin is not None:
+            with suppress(OSError):
+                self._process.stdin.close()
+        _kill(self._process)
+
+
+def _read_lines(
+    output: IO[bytes], *, stall_s: float, on_line: Callable[[str], None]
+) -> str:
+    """Return the last line after passing each on; a silent pipe is an error."""
+    descriptor = output.fileno()
+    pending = b""
+    last = ""
+    while True:
+        if not _readable(descriptor, stall_s):
+            raise DeadlineError(f"no progress for {stall_s:.0f} s")
+        chunk = os.read(descriptor, 65536)
+        if not chunk:
+            return last
+        *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
+        pending = pending[-_OUTPUT_SIZE_MAX:]
+        for line in lines:
+            if line.strip():
+                last = line.decode(errors="replace")
+                on_line(last)
+
+
+def _readable(descriptor: int, timeout_s: float) -> bool:
+    """Return whether *descriptor* can be read before *timeout_s* is over."""
+    poll = select.poll()  # select(2) ends at descriptor 1024
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _start(
+    command: Sequence[str],
+    *,
+    stdin: int = subprocess.DEVNULL,
+    stderr: int | None = subprocess.PIPE,
+    dies_with_caller: bool = True,
+) -> subprocess.Popen[bytes]:
+    full = [*(_DIE_WITH_CALLER if dies_with_caller else ()), *command]
+    for name in {full[0], command[0]}:
+        if find_program(name) is None:
+            raise BackendError(
+                f"program '{name}' is not installed",
+                hint="remora doctor lists the programs needed and their packages",
+            )
+    return subprocess.Popen(
+        full,
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env=_ENVIRONMENT,
+        start_new_session=True,
+    )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the command and its children; a process stuck in the kernel is left."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=_KILL_WAIT_S)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+
+
+def _checked(
+    command: Sequence[str], completed: Completed, allowed: Sequence[int]
+) -> Completed:
+    if completed.exit_status in allowed:
+        return completed
+    lines = (completed.errors.strip() or completed.output.strip()).splitlines()
+    said = lines[-1] if lines else "nothing printed"
+    raise BackendError(f"'{command[0]}' exited {completed.exit_status}: {said}")
