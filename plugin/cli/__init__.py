@@ -1,0 +1,1 @@
+"""The `remora` command; it talks to the daemon through the control socket."""

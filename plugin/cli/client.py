@@ -1,0 +1,94 @@
+"""The CLI's side of the control socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import requests
+import requests_unixsocket
+
+from plugin.errors import DaemonUnreachableError, RemoteError
+from plugin.limits import LONG_DEADLINE_S
+
+_CONNECT_TIMEOUT_S: Final = 5.0
+# Above the daemon's own deadline: its error says more than our time-out would.
+_READ_TIMEOUT_S: Final = LONG_DEADLINE_S + 10
+
+
+class Client:
+    """Calls the daemon behind *control_socket*."""
+
+    def __init__(self, control_socket: Path) -> None:
+        self._socket = control_socket
+        self._base = f"http+unix://{quote(str(control_socket), safe='')}"
+        self._session = requests_unixsocket.Session()
+        # A proxy of the shell's environment has no business with a Unix socket.
+        self._session.trust_env = False
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        read_timeout_s: float | None = _READ_TIMEOUT_S,
+    ) -> Any:
+        """
+        Return the daemon's JSON answer.
+
+        Raises:
+            DaemonUnreachableError: nobody answers at the socket.
+            RemoteError: the daemon's error, with its code and exit code.
+
+        """
+        try:
+            response = self._session.request(
+                method,
+                self._base + path,
+                json=body,
+                timeout=(_CONNECT_TIMEOUT_S, read_timeout_s),
+            )
+        except requests.RequestException as error:
+            raise self._unreachable(error) from error
+        try:
+            answer = response.json()
+        except ValueError as error:
+            raise RemoteError(
+                "internal",
+                f"the daemon's answer ({response.status_code}) cannot be read",
+                hint="do the versions of remora and its daemon differ?",
+                exit_code=1,
+            ) from error
+        if response.status_code != 200:
+            raise _remote_error(answer)
+        return answer
+
+    def _unreachable(self, error: Exception) -> DaemonUnreachableError:
+        if isinstance(error, requests.Timeout):
+            return DaemonUnreachableError(
+                f"the daemon at {self._socket} did not answer in time",
+                hint="remora doctor",
+            )
+        if not self._socket.exists():
+            cause = f"there is no daemon at {self._socket}"
+        else:
+            cause = f"the daemon at {self._socket} does not answer"
+        return DaemonUnreachableError(
+            cause, hint="systemctl start remora, as root; or see: remora doctor"
+        )
+
+
+def _remote_error(answer: Any) -> RemoteError:
+    detail = answer.get("error") if isinstance(answer, dict) else None
+    if not isinstance(detail, dict):
+        return RemoteError(
+            "internal", f"unreadable answer: {answer}", hint="", exit_code=1
+        )
+    return RemoteError(
+        str(detail.get("code", "internal")),
+        str(detail.get("cause", "")),
+        hint=str(detail.get("hint", "")),
+        exit_code=int(detail.get("exit_code", 1)),
+    )

@@ -1,0 +1,37 @@
+"""`remora doctor`: is this machine fit, with evidence."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from plugin.cli import output
+from plugin.cli.context import Context, json_option, pass_context
+
+
+@click.command()
+@json_option
+@pass_context
+def doctor(context: Context, as_json: bool) -> None:
+    """
+    Check privileges, kernel, programs, sockets, pool and mounts.
+
+    Each line is a check, its verdict and the evidence; a hint says what to do. Exits
+    with 1 if a check failed.
+    """
+    from plugin.doctor import examine  # noqa: PLC0415 - only this verb needs it
+
+    def held_ids() -> set[str]:
+        volumes = context.client.call("GET", "/v1/volumes")
+        return {each["id"] for each in volumes if each["mountpoint"]}
+
+    findings = examine(context.config, held_ids)
+    if as_json:
+        output.print_json([asdict(each) for each in findings])
+    else:
+        for each in findings:
+            hint = f"  (hint: {each.hint})" if each.hint else ""
+            click.echo(f"{each.verdict:8} {each.check:15} {each.evidence}{hint}")
+    if any(each.verdict == "failed" for each in findings):
+        raise SystemExit(1)

@@ -1,0 +1,28 @@
+"""`remora serve`: the daemon, in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from plugin.cli.context import Context, pass_context
+
+
+@click.command()
+@click.option("--config", type=click.Path(path_type=Path), help="As remora --config.")
+@pass_context
+def serve(context: Context, config: Path | None) -> None:
+    """
+    Run the daemon until SIGTERM.
+
+    It logs to standard output, tells systemd when it is ready and takes its plugin
+    socket from it if there is one. Docker finds it as the volume driver `remora`.
+    """
+    from plugin.daemon import Daemon  # noqa: PLC0415 - Flask and waitress are slow
+    from plugin.logs import set_up  # noqa: PLC0415
+
+    if config is not None:
+        context.config_path = config
+    set_up(context.config.log_format)
+    Daemon(context.config).run()

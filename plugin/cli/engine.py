@@ -1,0 +1,67 @@
+"""The little that the CLI asks of the Docker Engine's own API."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import requests
+import requests_unixsocket
+
+from plugin.errors import EngineError
+
+_DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
+_TIMEOUT_S: Final = (5.0, 60.0)
+
+
+class Engine:
+    """The engine at ``DOCKER_HOST``, which must be a Unix socket of this machine."""
+
+    def __init__(self) -> None:
+        host = os.environ.get("DOCKER_HOST", _DEFAULT_HOST)
+        if not host.startswith("unix://"):
+            raise EngineError(
+                f"DOCKER_HOST is {host}",
+                hint="import reads the volume's files: use the engine of this machine",
+            )
+        self._base = f"http+unix://{quote(host.removeprefix('unix://'), safe='')}"
+        self._session = requests_unixsocket.Session()
+        self._session.trust_env = False
+
+    def local_volume_path(self, name: str) -> Path:
+        """
+        Return where the data of volume *name* of driver `local` lies.
+
+        Raises:
+            EngineError: there is none, or it is a mount of something else.
+
+        """
+        volume = self._call("GET", f"/volumes/{quote(name, safe='')}")
+        if volume.get("Driver") != "local":
+            raise EngineError(f"volume '{name}' belongs to driver {volume['Driver']}")
+        if volume.get("Options"):
+            raise EngineError(
+                f"volume '{name}' has mount options, so its bytes lie elsewhere",
+                hint="mount that storage and copy the files with rsync -aHAXS",
+            )
+        return Path(volume["Mountpoint"])
+
+    def remove_volume(self, name: str) -> None:
+        """Remove volume *name*, or raise EngineError with the engine's reason."""
+        self._call("DELETE", f"/volumes/{quote(name, safe='')}")
+
+    def _call(self, method: str, path: str) -> Any:
+        try:
+            response = self._session.request(
+                method, self._base + path, timeout=_TIMEOUT_S
+            )
+            answer = response.json() if response.content else {}
+        except (requests.RequestException, ValueError) as error:
+            raise EngineError(
+                "the Docker Engine does not answer", hint="is docker running?"
+            ) from error
+        if response.status_code >= 400:
+            raise EngineError(str(answer.get("message", response.status_code)))
+        return answer

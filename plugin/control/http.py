@@ -1,0 +1,170 @@
+"""
+The administrator's API on the control socket: JSON over HTTP, root only.
+
+The socket's mode (0600) is the permission; the CLI is its client. Errors are
+``{"error": {"code", "cause", "hint", "exit_code"}}`` with a status of 4xx or 5xx.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from flask import Flask, Response, g, request
+
+from backends.errors import InvalidRequestError, RemoraError
+from plugin import __version__
+from plugin import metrics as metrics_module
+from plugin.adoption import adopt
+from plugin.calls import caller_gone, observe_calls
+from plugin.importing import Importer
+from plugin.metrics import Metrics
+from plugin.reconciler import Reconciler
+from plugin.service import VolumeService
+
+
+class CreateRequest(msgspec.Struct, frozen=True):
+    """`POST /v1/volumes`."""
+
+    name: str
+    options: dict[str, str] = {}
+
+
+class ImportRequest(msgspec.Struct, frozen=True):
+    """`POST /v1/import`; *source* is a directory of this machine."""
+
+    name: str
+    source: str
+    options: dict[str, str] = {}
+
+
+class RepairRequest(msgspec.Struct, frozen=True):
+    """`POST /v1/repair`."""
+
+    dry_run: bool = False
+
+
+Request = TypeVar("Request", CreateRequest, ImportRequest, RepairRequest)
+
+
+def create_app(
+    service: VolumeService, reconciler: Reconciler, importer: Importer, metrics: Metrics
+) -> Flask:
+    """Return the WSGI application of the control socket; one function a route."""
+    app = Flask("remora.control", static_folder=None)
+    observe_calls(app, metrics, socket="control", render=_error)
+
+    @app.get("/v1/status", endpoint="status")
+    def status() -> Response:
+        return _answer(_status(service, importer))
+
+    @app.get("/v1/volumes", endpoint="ls")
+    def list_volumes() -> Response:
+        return _answer([_row(service, each.name) for each in service.volumes()])
+
+    @app.get("/v1/volumes/<name>", endpoint="inspect")
+    def inspect(name: str) -> Response:
+        g.volume = name
+        return _answer(_row(service, name))
+
+    @app.post("/v1/volumes", endpoint="create")
+    def create() -> Response:
+        call = _parse(CreateRequest)
+        g.volume = call.name
+        service.create(call.name, call.options)
+        return _answer(_row(service, call.name))
+
+    @app.delete("/v1/volumes/<name>", endpoint="rm")
+    def remove(name: str) -> Response:
+        g.volume = name
+        service.get(name)  # a person who mistypes a name wants to know
+        service.remove(name)
+        return _answer({"removed": name})
+
+    @app.post("/v1/import", endpoint="import")
+    def import_directory() -> Response:
+        call = _parse(ImportRequest)
+        g.volume = call.name
+        source = Path(call.source)
+        importer.run(call.name, call.options, source, caller_gone=caller_gone())
+        return _answer(_row(service, call.name))
+
+    @app.post("/v1/repair", endpoint="repair")
+    def repair() -> Response:
+        call = _parse(RepairRequest)
+        report = adopt(service, dry_run=call.dry_run)
+        report["released"] = [] if call.dry_run else reconciler.release_forgotten()
+        return _answer(report)
+
+    @app.get("/metrics", endpoint="metrics")
+    def show_metrics() -> Response:
+        return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
+
+    return app
+
+
+def create_metrics_app(metrics: Metrics) -> Flask:
+    """Return the application of the loopback port: the metrics and nothing else."""
+    app = Flask("remora.metrics", static_folder=None)
+
+    @app.get("/metrics")
+    def show_metrics() -> Response:
+        return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
+
+    return app
+
+
+def _row(service: VolumeService, name: str) -> dict[str, Any]:
+    view = service.get(name)
+    return {
+        "name": view.name,
+        "created_at": view.created_at,
+        "mountpoint": view.mountpoint,
+        **view.status,
+    }
+
+
+def _status(service: VolumeService, importer: Importer) -> dict[str, Any]:
+    """Return the daemon's state: version, storage, counts, what is under way."""
+    volumes = service.volumes()
+    storages = {
+        storage.name: {
+            "backend": kind,
+            "health": storage.error or "ok",
+            "total_bytes": storage.total_bytes,
+            "available_bytes": storage.available_bytes,
+        }
+        for kind, backend in service.registry.all().items()
+        for storage in backend.storages()
+    }
+    return {
+        "version": __version__,
+        "scope": service.scope(),
+        "volumes": len(volumes),
+        "mounted": sum(bool(each.mountpoint) for each in volumes),
+        "operations": service.operations.locks.names(),
+        "imports": importer.progress(),
+        "storages": storages,
+    }
+
+
+def _parse(kind: type[Request]) -> Request:
+    try:
+        return msgspec.json.decode(request.get_data(), type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}") from None
+
+
+def _answer(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, content_type="application/json")
+
+
+def _error(error: RemoraError) -> Response:
+    detail = {
+        "code": error.code,
+        "cause": error.cause,
+        "hint": error.hint,
+        "exit_code": error.exit_code,
+    }
+    return _answer({"error": detail}, 503 if error.transient else 400)

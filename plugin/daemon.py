@@ -1,0 +1,249 @@
+"""
+The composition root: builds the daemon from its configuration, runs and stops it.
+
+Nothing else constructs a store, a backend or a server.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import resource
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from backends.nfs.backend import NfsBackend
+from backends.registry import Registry
+from backends.rsync import RsyncBackend
+from backends.system.clock import Deadline
+from plugin.catalogue import Catalogue
+from plugin.control.http import create_app as create_control_app
+from plugin.control.http import create_metrics_app
+from plugin.discovery import Discovery
+from plugin.errors import ConfigError, StoreError
+from plugin.importing import Importer
+from plugin.limits import LONG_DEADLINE_S, OPEN_FILES, SERVER_THREADS
+from plugin.logs import fields
+from plugin.metrics import Metrics
+from plugin.node import Node
+from plugin.notify import notify
+from plugin.operations import Operations
+from plugin.options import OptionResolver
+from plugin.protocol.http import create_app as create_plugin_app
+from plugin.reconciler import Reconciler
+from plugin.server import Server
+from plugin.service import VolumeService
+from plugin.sockets import bind_socket, inherited_socket, remove_socket
+from plugin.store.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from plugin.config import Config
+
+log = logging.getLogger(__name__)
+_CONTROL_THREADS: Final = 8
+_METRICS_THREADS: Final = 2
+
+
+def profile_faults(config: Config) -> list[str]:
+    """Return what is wrong with the profiles of *config*; nothing is touched."""
+    registry = Registry(
+        [
+            RsyncBackend(config.pool, pool_id=None),
+            NfsBackend(config.state_dir, node=""),
+        ]
+    )
+    return OptionResolver(registry, config.profiles).faults()
+
+
+class Daemon:
+    """One running daemon."""
+
+    def __init__(self, config: Config) -> None:
+        """
+        Open everything; nobody is answered yet.
+
+        Raises:
+            ConfigError: a profile, a directory or a socket is not usable.
+            StoreError: the records cannot be used.
+            BackendError: the pool cannot be made.
+
+        """
+        self._config = config
+        # Before anything is bound: whatever ends us from here on, we clean up.
+        self._stop_requested = _catch_stop_signals()
+        _prepare_directories(config)
+        self._lock = _lock_state(config.state_dir)
+        self._node = Node(config.state_dir)
+        self._store = SqliteStore(config.state_dir / "store.db")
+        service = self._build_service()
+        self._reconciler = Reconciler(service)
+        self._own_sockets: list[Path] = []
+        try:
+            self._servers = self._build_servers(service)
+        except BaseException:
+            self._remove_sockets()
+            raise
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop in order."""
+        for server in self._servers:
+            server.start()
+        self._reconciler.start()
+        log.info("serving", extra=fields(plugin_socket=str(self._config.plugin_socket)))
+        notify("READY=1\nSTATUS=serving")
+        self._stop_requested.recv(1)
+        self._stop()
+
+    def _build_service(self) -> VolumeService:
+        """Return the use cases on their backends, store and references."""
+        config = self._config
+        rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
+        if self._node.fact("pool_id") is None:
+            self._node.set_fact("pool_id", rsync.initialise())
+        nfs = NfsBackend(
+            config.state_dir, node=f"{os.uname().nodename}.{self._node.id}"
+        )
+        registry = self._registry = Registry([rsync, nfs])
+        resolver = OptionResolver(registry, config.profiles)
+        if faults := resolver.faults():
+            raise ConfigError(faults, source="[profiles]")
+        catalogue = Catalogue(self._store)
+        operations = Operations()
+        for options in resolver.profiles_of(nfs.kind):
+            nfs.watch(options)
+        return VolumeService(
+            catalogue=catalogue,
+            registry=registry,
+            resolver=resolver,
+            references=self._node.references,
+            operations=operations,
+            discovery=Discovery(
+                catalogue=catalogue,
+                registry=registry,
+                references=self._node.references,
+                locks=operations.locks,
+            ),
+            mount_dir=config.mount_dir,
+            mount_deadline_s=config.mount_deadline_s,
+            disuse_grace_s=config.disuse_grace_s,
+        )
+
+    def _build_servers(self, service: VolumeService) -> list[Server]:
+        """Return the servers; what can fail comes before the engine can find us."""
+        config = self._config
+        metrics = Metrics(service)
+        servers = []
+        if config.metrics_address:
+            servers.append(
+                Server(
+                    create_metrics_app(metrics),
+                    _loopback_socket(config.metrics_address),
+                    name="metrics",
+                    threads=_METRICS_THREADS,
+                )
+            )
+        servers.append(
+            Server(
+                create_control_app(
+                    service, self._reconciler, Importer(service), metrics
+                ),
+                self._bind(config.control_socket),
+                name="control",
+                threads=_CONTROL_THREADS,
+            )
+        )
+        servers.append(
+            Server(
+                create_plugin_app(service, metrics),
+                inherited_socket(os.environ) or self._bind(config.plugin_socket),
+                name="plugin",
+                threads=SERVER_THREADS,
+            )
+        )
+        return servers
+
+    def _bind(self, path: Path) -> socket.socket:
+        """Return a socket of our own, which we also remove at the end."""
+        listener = bind_socket(path)
+        self._own_sockets.append(path)
+        return listener
+
+    def _remove_sockets(self) -> None:
+        for path in self._own_sockets:
+            remove_socket(path)
+
+    def _stop(self) -> None:
+        """Answer nobody new, let calls under way end, then close everything."""
+        log.info("stopping")
+        notify("STOPPING=1\nSTATUS=waiting for calls under way")
+        for server in self._servers:
+            server.stop_accepting()
+        self._remove_sockets()
+        self._reconciler.stop()
+        deadline = Deadline(LONG_DEADLINE_S)
+        for server in self._servers:
+            if not server.drain(deadline):
+                log.warning("stopped with calls under way; the next start repairs")
+        for backend in self._registry.all().values():
+            backend.close()
+        self._store.close()
+        self._node.close()
+        log.info("stopped")
+
+
+def _catch_stop_signals() -> socket.socket:
+    """
+    Return a socket that becomes readable at SIGTERM or SIGINT.
+
+    A main thread that waits for a lock would sleep through a signal that the kernel
+    hands to another thread; the wake-up descriptor is written to whichever gets it.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    signal.set_wakeup_fd(writer.detach())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return reader
+
+
+def _prepare_directories(config: Config) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
+    try:
+        config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        config.mount_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            [f"cannot make {error.filename}: {error.strerror}"], source="[daemon]"
+        ) from error
+
+
+def _lock_state(state_dir: Path) -> int:
+    """Return a descriptor that keeps a second daemon off *state_dir*."""
+    descriptor = os.open(
+        state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(
+            f"another remora daemon uses {state_dir}",
+            hint="stop it first, or set another state_dir",
+        ) from None
+    return descriptor
+
+
+def _loopback_socket(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError as error:
+        raise ConfigError(
+            [f"metrics_address: cannot listen at {address}: {error.strerror}"],
+            source="[daemon]",
+        ) from error

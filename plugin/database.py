@@ -1,0 +1,75 @@
+"""
+SQLite files as the daemon uses them: durable, checked at start, versioned.
+
+Source: sqlite.org/wal.html, sqlite.org/pragma.html#pragma_synchronous (FULL in WAL mode
+makes a committed transaction survive a power loss).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from plugin.errors import StoreError
+
+_BUSY_TIMEOUT_S = 5.0
+
+
+def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
+    """
+    Return a connection to *path*, at schema version ``len(migrations)``.
+
+    ``migrations[n]`` is a script that lifts version n to n + 1; an interrupted one is
+    rolled back whole. The connection may be shared by threads under a lock.
+
+    Raises:
+        StoreError: the file is damaged, of a newer schema, or cannot be opened.
+
+    """
+    try:
+        # SQLite gives its -wal and -shm files the mode that the file itself has.
+        path.touch(mode=0o600)
+        connection = connect(path)
+        _check(connection, path)
+        _migrate(connection, path, migrations)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(
+            f"cannot open {path}: {error}",
+            hint="restore it from a backup, or move it aside and run 'remora repair'",
+        ) from error
+    return connection
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Return one more connection to *path*, which `open_database` has opened before."""
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    findings = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
+    if findings != ["ok"]:
+        raise StoreError(
+            f"{path} is damaged: {'; '.join(findings)}",
+            hint="restore it from a backup, or move it aside and run 'remora repair'",
+        )
+
+
+def _migrate(
+    connection: sqlite3.Connection, path: Path, migrations: Sequence[str]
+) -> None:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(migrations):
+        raise StoreError(
+            f"{path} has schema {version}; this Remora knows up to {len(migrations)}",
+            hint="run the newer Remora that wrote it; nothing was changed",
+        )
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"
+        )

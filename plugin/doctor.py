@@ -1,0 +1,182 @@
+"""
+Checks of the machine: each with evidence, and a hint where something is wrong.
+
+They run in the CLI's process, so that they also work while the daemon does not.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from backends.errors import RemoraError
+from backends.system import files, mounts
+from backends.system.run import find_program, run
+from plugin.config import Config
+from plugin.limits import LONG_DEADLINE_S
+
+Verdict = Literal["ok", "warning", "failed"]
+_PROBE_TIMEOUT_S: Final = 5.0
+_FREE_SHARE_LOW: Final = 0.05
+# Program, how it tells its version, its Debian package, and whether volumes work at
+# all without it.
+_PROGRAMS: Final = (
+    ("rsync", "--version", "rsync", True),
+    ("rm", "--version", "coreutils", True),
+    ("setpriv", "--version", "util-linux", True),
+    ("sync", "--version", "coreutils", True),
+    ("mount.nfs", "-V", "nfs-common", False),
+    ("docker", "--version", "docker.io", False),
+    ("xfs_quota", "-V", "xfsprogs", False),
+    ("btrfs", "--version", "btrfs-progs", False),
+    ("lsattr", "-V", "e2fsprogs", False),
+    ("chattr", "-V", "e2fsprogs", False),
+)
+_VERSION: Final = re.compile(r"\d+\.\d+")
+# Capability numbers of capability.h.
+_CAPABILITIES: Final = {"CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19, "CAP_CHOWN": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One check's result."""
+
+    check: str
+    verdict: Verdict
+    evidence: str
+    hint: str = ""
+
+
+def examine(config: Config, held_ids: Callable[[], set[str]]) -> list[Finding]:
+    """
+    Return the findings of every check, in a fixed order.
+
+    *held_ids* asks the daemon which volumes, by id, the engine holds mounted.
+    """
+    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+        "privileges": _privileges,
+        "kernel": _kernel,
+        "programs": _programs,
+        "sockets": lambda: _sockets(config),
+        "pool": lambda: _pool(config),
+        "mounts": lambda: _mounts(config, held_ids()),
+    }
+    findings: list[Finding] = []
+    for name, check in checks.items():
+        try:
+            findings.extend(check())
+        except (OSError, RemoraError) as error:
+            findings.append(Finding(name, "failed", str(error)))
+    return findings
+
+
+def _privileges() -> Iterator[Finding]:
+    status = Path("/proc/self/status").read_text("ascii")
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    lacking = [name for name, bit in _CAPABILITIES.items() if not effective >> bit & 1]
+    if lacking:
+        yield Finding(
+            "privileges", "failed", f"without {', '.join(lacking)}", "run it as root"
+        )
+    else:
+        yield Finding("privileges", "ok", f"uid {os.geteuid()}, may mount")
+
+
+def _kernel() -> Iterator[Finding]:
+    release = os.uname().release
+    known = {
+        line.split()[-1]
+        for line in Path("/proc/filesystems").read_text("ascii").splitlines()
+    }
+    quota = [name for name in ("xfs", "btrfs") if name in known]
+    yield Finding(
+        "kernel",
+        "ok",
+        f"{release}; size limits possible on {', '.join(quota) or 'none'}",
+    )
+    root = mounts.entry_covering(Path("/proc"))
+    yield Finding("mount table", "ok", f"readable ({root.filesystem} at /proc)")
+
+
+def _programs() -> Iterator[Finding]:
+    for name, version, package, needed in _PROGRAMS:
+        path = find_program(name)
+        if path is None:
+            verdict: Verdict = "failed" if needed else "warning"
+            yield Finding(name, verdict, "not installed", f"apt-get install {package}")
+            continue
+        shown = run([name, version], deadline_s=10, allowed=range(256))
+        lines = (shown.errors + shown.output).splitlines()
+        told = next((each for each in lines if _VERSION.search(each)), "no version")
+        yield Finding(name, "ok", f"{path}: {told}"[:100])
+
+
+def _sockets(config: Config) -> Iterator[Finding]:
+    for label, path in (
+        ("control socket", config.control_socket),
+        ("plugin socket", config.plugin_socket),
+    ):
+        if not path.is_socket():
+            yield Finding(
+                label,
+                "failed",
+                f"{path} is not there",
+                "start the daemon: remora serve",
+            )
+            continue
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(_PROBE_TIMEOUT_S)
+            try:
+                probe.connect(str(path))
+            except OSError as error:
+                yield Finding(
+                    label,
+                    "failed",
+                    f"{path}: {error.strerror or error}",
+                    "a dead socket delays docker by 15 s: restart the daemon or rm it",
+                )
+            else:
+                mode = path.stat().st_mode & 0o777
+                yield Finding(label, "ok", f"{path} answers, mode {mode:04o}")
+
+
+def _pool(config: Config) -> Iterator[Finding]:
+    if not (config.pool / "pool.json").is_file():
+        yield Finding(
+            "pool",
+            "failed",
+            f"{config.pool} has no pool.json",
+            "mount its disk; a new node makes it at the daemon's first start",
+        )
+        return
+    total, available = files.free_bytes(config.pool)
+    mount = mounts.entry_covering(config.pool)
+    evidence = (
+        f"{config.pool} on {mount.filesystem} at {mount.mount_point}, "
+        f"{available // 2**20} MiB of {total // 2**20} MiB free"
+    )
+    if available < total * _FREE_SHARE_LOW:
+        yield Finding("pool", "warning", evidence, "less than 5 % is free")
+    else:
+        yield Finding("pool", "ok", evidence)
+
+
+def _mounts(config: Config, held: set[str]) -> Iterator[Finding]:
+    """Compare mount points with what the daemon says it holds."""
+    present = {each.name for each in mounts.mount_points_below(config.mount_dir)}
+    stale = present - held
+    if stale:
+        yield Finding(
+            "mounts",
+            "warning",
+            f"no reference holds {', '.join(sorted(stale)[:5])}",
+            f"the daemon unmounts what is unused within {LONG_DEADLINE_S:.0f} s; "
+            "else: remora repair",
+        )
+    else:
+        yield Finding("mounts", "ok", f"{len(present)} mounted, all held")

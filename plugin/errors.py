@@ -1,0 +1,70 @@
+"""
+The daemon's own errors; the tree's root and storage's errors: `backends.errors`.
+
+    RemoraError
+    ├── VolumeNotFoundError     no record of that name
+    ├── StoreError              the records cannot be read or written
+    ├── ConfigError             the configuration is wrong (all faults in one error)
+    ├── DaemonUnreachableError  the CLI got no answer from the daemon
+    └── EngineError             the Docker Engine would not do what the CLI asked
+
+Exit codes: 2 is usage (click's), 1 an error of ours.
+"""
+
+from __future__ import annotations
+
+from backends.errors import RemoraError
+
+
+class VolumeNotFoundError(RemoraError):
+    """There is no volume of that name."""
+
+    code = "volume-not-found"
+    exit_code = 11
+
+
+class StoreError(RemoraError):
+    """The store of records did not answer, is damaged, or is of a newer version."""
+
+    code = "store-unavailable"
+    transient = True
+    exit_code = 13
+
+
+class ConfigError(RemoraError):
+    """The configuration has faults; each stands on a line of its own in ``faults``."""
+
+    code = "config"
+    exit_code = 17
+
+    def __init__(self, faults: list[str], *, source: str) -> None:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(
+            f"{count} in {source}: {'; '.join(faults)}",
+            hint="remora config check shows them one by one",
+        )
+        self.faults = faults
+
+
+class DaemonUnreachableError(RemoraError):
+    """The daemon did not answer on its control socket."""
+
+    code = "daemon-unreachable"
+    transient = True
+    exit_code = 19
+
+
+class EngineError(RemoraError):
+    """The Docker Engine refused or did not answer."""
+
+    code = "engine"
+    exit_code = 20
+
+
+class RemoteError(RemoraError):
+    """An error that the daemon reported to the CLI, with its code and exit code."""
+
+    def __init__(self, code: str, cause: str, *, hint: str, exit_code: int) -> None:
+        super().__init__(cause, hint=hint)
+        self.code = code
+        self.exit_code = exit_code

@@ -1,0 +1,43 @@
+"""Every bound of the daemon, in one place, with the reason for each figure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Docker gives Create and Mount 120 s, every other call 60 s (a managed plugin 30 s by
+# default, `docker plugin enable --timeout`). We answer before the engine gives up, so
+# that it never holds a mount that we rolled back, nor the reverse.
+ENGINE_LONG_TIMEOUT_S: Final = 120.0
+ENGINE_SHORT_TIMEOUT_S: Final = 60.0
+LONG_DEADLINE_S: Final = 100.0
+SHORT_DEADLINE_S: Final = 50.0
+
+# Slow operations (Create, Mount, Unmount, Remove) under way at once. The server has
+# more threads than this, so that Get, List and Path always find one.
+OPERATIONS_MAX: Final = 48
+SERVER_THREADS: Final = 64
+CONNECTIONS_MAX: Final = 4096
+# A connection that sends nothing is closed after this long.
+CONNECTION_IDLE_S: Final = 15
+OPEN_FILES: Final = 65536
+
+# Docker never sends more than a few kilobytes. Between the two bounds we read the
+# request and answer it in one line; beyond the second the server itself refuses.
+REQUEST_SIZE_MAX: Final = 256 * 1024
+REQUEST_SIZE_READ_MAX: Final = 8 * 1024 * 1024
+OPTIONS_MAX: Final = 64
+OPTION_KEY_LENGTH_MAX: Final = 64
+OPTION_VALUE_LENGTH_MAX: Final = 4096
+MOUNT_ID_LENGTH_MAX: Final = 256
+
+# The reconciler: how often it looks, and how long one pass may take.
+RECONCILE_INTERVAL_S: Final = 10.0
+GARBAGE_DEADLINE_S: Final = 600.0
+# A volume that only inherited references hold may still be on its way into a
+# container; this long after the epoch began it is not (configuration: disuse_grace_s).
+DISUSE_GRACE_S: Final = 60.0
+
+# Revisions of the store kept for watchers that resume.
+WATCH_HISTORY_MAX: Final = 10_000
+# A copy made by `remora import` may take this long without any progress.
+COPY_STALL_S: Final = 300.0

@@ -1,0 +1,120 @@
+"""The daemon's values: frozen, without behaviour beyond their own checks."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, Literal
+
+import msgspec
+
+from backends.base import Volume
+from backends.errors import InvalidRequestError
+from plugin.limits import MOUNT_ID_LENGTH_MAX
+
+# docs.docker.com allows the same alphabet; the engine itself checks nothing on the
+# plugin's way (moby passes `../../x` on), so this check is the only one.
+NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+
+Phase = Literal["creating", "ready", "removing"]
+
+
+class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    One volume as the store keeps it, under ``volumes/<name>``.
+
+    ``requested`` are the options as the user gave them, in canonical form: they decide
+    whether a second Create asks for the same volume. ``options`` are those with the
+    profile's and the backend's defaults filled in: they decide what the volume is.
+    ``phase`` is the intent that makes create and remove survive a crash: a record that
+    is found `creating` at start is rolled back, one that is `removing` forward.
+    """
+
+    id: str
+    name: str
+    backend: str
+    requested: dict[str, str]
+    options: dict[str, str]
+    created_at: str
+    phase: Phase
+
+    def volume(self) -> Volume:
+        """Return what the backend is told of this volume."""
+        return Volume(
+            id=self.id,
+            name=self.name,
+            options=self.options,
+            created_at=self.created_at,
+            requested=self.requested,
+        )
+
+    def made(self, volume: Volume) -> VolumeRecord:
+        """Return this record as ready, with what storage says of the volume."""
+        return msgspec.structs.replace(
+            self,
+            id=volume.id,
+            options=dict(volume.options),
+            created_at=volume.created_at,
+            phase="ready",
+        )
+
+
+class VolumeHead(msgspec.Struct, frozen=True, kw_only=True):
+    """The fields of a `VolumeRecord` that a list shows; decoding skips the rest."""
+
+    id: str
+    name: str
+    backend: str
+    created_at: str
+    phase: Phase
+
+
+class VolumeSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a list of volumes; ``mountpoint`` is "" if unmounted."""
+
+    id: str
+    name: str
+    backend: str
+    mountpoint: str
+    created_at: str
+
+
+class VolumeView(msgspec.Struct, frozen=True, kw_only=True):
+    """One volume as Docker and the CLI see it; ``mountpoint`` is "" if unmounted."""
+
+    name: str
+    mountpoint: str
+    created_at: str
+    status: dict[str, object]
+
+
+def check_name(name: str) -> str:
+    """
+    Return *name* if it is a valid volume name.
+
+    Raises:
+        InvalidRequestError: it is not; nothing was done.
+
+    """
+    if NAME_PATTERN.fullmatch(name):
+        return name
+    shown = name if len(name) <= 80 else f"{name[:80]}… ({len(name)} characters)"
+    raise InvalidRequestError(
+        f"'{shown}' is not a volume name",
+        hint="1 to 255 letters, digits, '_', '.' or '-', the first a letter or digit",
+    )
+
+
+def check_mount_id(mount_id: str) -> str:
+    """
+    Return *mount_id*; the engine's have 64 characters, the oldest engines send none.
+
+    Raises:
+        InvalidRequestError: it is too long to be kept.
+
+    """
+    if len(mount_id) <= MOUNT_ID_LENGTH_MAX:
+        return mount_id
+    raise InvalidRequestError(
+        f"the mount id has {len(mount_id)} characters; "
+        f"at most {MOUNT_ID_LENGTH_MAX} are read"
+    )

@@ -1,0 +1,181 @@
+"""
+Slow operations: one at a time for each volume, each with a deadline of its own.
+
+An operation runs in a thread of its own while its caller waits. When the deadline
+passes, or the caller is gone, the caller gets an error at once and the operation, when
+it ends at last, is undone: nothing is left that the engine does not know of. Whatever
+one volume's storage does, other volumes do not wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Generic, TypeVar
+
+from backends.errors import DeadlineError, RemoraError, VolumeBusyError
+from backends.system.clock import Deadline
+from plugin.limits import OPERATIONS_MAX
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+# How often a waiting caller looks whether the engine is still there.
+_CALLER_CHECK_S: Final = 0.5
+# The share of its deadline that an operation waits for its volume: whoever never got
+# there hears that the volume is busy, not that its work was late.
+_LOCK_SHARE: Final = 0.9
+
+
+CallerGone = Callable[[], bool]
+
+
+def never() -> bool:
+    """Return False: a caller of whom nothing is known is taken to be there."""
+    return False
+
+
+class VolumeLocks:
+    """One lock for each volume that has something under way; idle ones take no room."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def hold(self, name: str, deadline: Deadline) -> Iterator[None]:
+        """
+        Hold the lock of volume *name*.
+
+        Raises:
+            VolumeBusyError: another operation held it until *deadline*.
+
+        """
+        with self._guard:
+            lock, users = self._locks.get(name, (threading.Lock(), 0))
+            self._locks[name] = (lock, users + 1)
+        try:
+            if not lock.acquire(timeout=deadline.remaining_s()):
+                raise VolumeBusyError(
+                    f"another operation on '{name}' is still under way", hint="retry"
+                )
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            with self._guard:
+                lock, users = self._locks[name]
+                if users == 1:
+                    del self._locks[name]
+                else:
+                    self._locks[name] = (lock, users - 1)
+
+    def names(self) -> list[str]:
+        """Return the volumes that have something under way."""
+        with self._guard:
+            return sorted(self._locks)
+
+
+class _Operation(Generic[Result]):
+    """The meeting point of an operation and its caller; decided once."""
+
+    def __init__(self) -> None:
+        self._decided = threading.Lock()
+        self._ended = threading.Event()
+        self._abandoned = False
+        self.result: Result | None = None
+        self.error: BaseException | None = None
+
+    def finish(self, result: Result | None, error: BaseException | None) -> bool:
+        """Hand the outcome over; False if the caller no longer waits for it."""
+        with self._decided:
+            if self._abandoned:
+                return False
+            self.result, self.error = result, error
+            self._ended.set()
+            return True
+
+    def abandon(self) -> bool:
+        """Stop waiting; False if the outcome has just come in."""
+        with self._decided:
+            self._abandoned = not self._ended.is_set()
+            return self._abandoned
+
+    def wait(self, timeout_s: float) -> bool:
+        return self._ended.wait(timeout_s)
+
+
+class Operations:
+    """Runs operations under their volume's lock; at most `OPERATIONS_MAX` at once."""
+
+    def __init__(self, *, operations_max: int = OPERATIONS_MAX) -> None:
+        self.locks = VolumeLocks()
+        self._room = threading.BoundedSemaphore(operations_max)
+
+    def run(
+        self,
+        name: str,
+        work: Callable[[Deadline], Result],
+        *,
+        deadline_s: float,
+        undo: Callable[[Result], None] | None = None,
+        caller_gone: CallerGone = never,
+    ) -> Result:
+        """
+        Return what *work* returns, or raise what it raises, within *deadline_s*.
+
+        *undo* gets the result of work that ended too late; it runs under the same lock.
+
+        Raises:
+            VolumeBusyError: too much is under way, or this volume's last operation.
+            DeadlineError: the work goes on, and will be undone.
+
+        """
+        if not self._room.acquire(blocking=False):
+            raise VolumeBusyError(
+                f"{OPERATIONS_MAX} operations are under way already",
+                hint="retry; 'remora status' shows what storage is slow",
+            )
+        operation = _Operation[Result]()
+        deadline = Deadline(deadline_s)
+
+        def body() -> None:
+            try:
+                self._work(name, work, operation, deadline, undo)
+            finally:
+                self._room.release()
+
+        # A daemon thread: one that storage never lets go must not keep us from exiting.
+        threading.Thread(target=body, name=f"operation:{name}", daemon=True).start()
+        while not operation.wait(min(_CALLER_CHECK_S, deadline.remaining_s())):
+            if (deadline.passed() or caller_gone()) and operation.abandon():
+                raise DeadlineError(
+                    f"'{name}' was not done in {deadline_s:.0f} s and is being undone",
+                    hint="retry; 'remora status' shows whether storage answers",
+                )
+        if operation.error is not None:
+            raise operation.error
+        return operation.result  # type: ignore[return-value]  # set by finish()
+
+    def _work(
+        self,
+        name: str,
+        work: Callable[[Deadline], Result],
+        operation: _Operation[Result],
+        deadline: Deadline,
+        undo: Callable[[Result], None] | None,
+    ) -> None:
+        try:
+            with self.locks.hold(name, Deadline(deadline.remaining_s() * _LOCK_SHARE)):
+                result = work(deadline)
+                if not operation.finish(result, None) and undo is not None:
+                    undo(result)
+        except RemoraError as error:
+            if not operation.finish(None, error):
+                log.warning("an abandoned operation on '%s' ended: %s", name, error)
+        except BaseException as error:
+            if not operation.finish(None, error):
+                log.exception("an abandoned operation on '%s' failed", name)

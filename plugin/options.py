@@ -1,0 +1,145 @@
+"""
+From the options of a request to those of a volume: profile, backend, defaults.
+
+What was asked for wins over the profile's options, and those over the backend's
+defaults. The profile `default` applies where none is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from backends.base import Backend
+from backends.errors import InvalidRequestError, RemoraError, VolumeExistsError
+from backends.options import differences
+from backends.registry import DEFAULT_KIND, Registry
+from plugin.limits import OPTION_KEY_LENGTH_MAX, OPTION_VALUE_LENGTH_MAX, OPTIONS_MAX
+from plugin.model import VolumeRecord
+
+DEFAULT_PROFILE = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a request means; both dictionaries are canonical."""
+
+    backend: Backend
+    requested: dict[str, str]
+    options: dict[str, str]
+
+
+class OptionResolver:
+    """Knows the profiles and the backends."""
+
+    def __init__(
+        self, registry: Registry, profiles: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self._registry = registry
+        self._profiles = profiles
+
+    def resolve(self, raw: Mapping[str, str]) -> Resolved:
+        """
+        Return what *raw*, the options of one request, stands for; pure.
+
+        Raises:
+            InvalidRequestError: an option, profile or backend that is not valid.
+
+        """
+        _check_bounds(raw)
+        asked = _fold_case(raw)
+        profile_name = asked.pop("profile", None)
+        profile = self._profile(profile_name)
+        profile_kind = self._kind_of(profile) or DEFAULT_KIND
+        kind = self._kind_of(asked) or profile_kind
+        backend = self._registry.get(kind)
+        if kind != profile_kind:
+            if profile_name is not None:
+                raise InvalidRequestError(
+                    f"profile '{profile_name}' is for backend '{profile_kind}', "
+                    f"the other options are for '{kind}'"
+                )
+            profile = {}  # the default profile is for the other backend
+        requested = backend.parse_options(asked)
+        options = backend.merge_options(
+            backend.default_options(), backend.parse_options(profile)
+        )
+        options = backend.merge_options(options, requested)
+        requested["backend"] = kind
+        return Resolved(backend, requested, options)
+
+    def profiles_of(self, kind: str) -> list[dict[str, str]]:
+        """Return the canonical options of each profile for backend *kind*."""
+        backend = self._registry.get(kind)
+        found = []
+        for name in self._profiles:
+            profile = self._profile(name)
+            if (self._kind_of(profile) or DEFAULT_KIND) == kind:
+                found.append(backend.parse_options(profile))
+        return found
+
+    def faults(self) -> list[str]:
+        """Return what is wrong with the profiles, one line for each."""
+        faults = []
+        for name in self._profiles:
+            try:
+                self.resolve({"profile": name})
+            except RemoraError as error:
+                faults.append(f"[profiles.{name}] {error.cause} ({error.hint})")
+        return faults
+
+    def _kind_of(self, options: dict[str, str]) -> str | None:
+        """Take the backend out of *options*: the one named, or that claims them."""
+        named = options.pop("backend", None)
+        if named is not None:
+            return named
+        for kind, backend in self._registry.all().items():
+            if backend.claims(options):
+                return kind
+        return None
+
+    def _profile(self, name: str | None) -> dict[str, str]:
+        if name is None:
+            return dict(self._profiles.get(DEFAULT_PROFILE, {}))
+        if name not in self._profiles:
+            known = ", ".join(sorted(self._profiles)) or "none is configured"
+            raise InvalidRequestError(
+                f"unknown profile '{name[:64]}'", hint=f"profiles: {known}"
+            )
+        return dict(self._profiles[name])
+
+
+def require_same_options(resolved: Resolved, record: VolumeRecord) -> None:
+    """Raise VolumeExistsError if *resolved* asks for another volume than *record*."""
+    difference = differences(resolved.requested, record.requested)
+    if difference:
+        raise VolumeExistsError(
+            f"volume '{record.name}' exists with other options: {difference}",
+            hint="use another name, or remove it first",
+        )
+
+
+def _fold_case(raw: Mapping[str, str]) -> dict[str, str]:
+    """Return *raw* with its keys in lower case; one given twice is refused."""
+    folded: dict[str, str] = {}
+    for key, value in raw.items():
+        if key.lower() in folded:
+            raise InvalidRequestError(f"option '{key.lower()}' is given twice")
+        folded[key.lower()] = value
+    return folded
+
+
+def _check_bounds(raw: Mapping[str, str]) -> None:
+    if len(raw) > OPTIONS_MAX:
+        raise InvalidRequestError(f"{len(raw)} options; at most {OPTIONS_MAX} are read")
+    for key, value in raw.items():
+        if len(key) > OPTION_KEY_LENGTH_MAX:
+            raise InvalidRequestError(
+                f"option '{key[:32]}…': its name has {len(key)} characters; "
+                f"at most {OPTION_KEY_LENGTH_MAX} are read"
+            )
+        if len(value) > OPTION_VALUE_LENGTH_MAX:
+            raise InvalidRequestError(
+                f"option '{key}': its value has {len(value)} characters; "
+                f"at most {OPTION_VALUE_LENGTH_MAX} are read"
+            )

@@ -1,0 +1,137 @@
+"""
+Docker's volume protocol as bytes: requests to values, values to answers. No I/O.
+
+The engine sends one JSON object without a Content-Type, ignores the answer's, and
+takes any status but 200 for a failure whose text it decorates; so domain errors are
+answered as 200 with ``Err``. Source: moby pkg/plugins/client.go, measured.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from backends.errors import InvalidRequestError, RemoraError
+from plugin.limits import REQUEST_SIZE_MAX
+
+CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
+
+
+class EmptyBodyError(InvalidRequestError):
+    """
+    The request had no body.
+
+    After a broken connection the engine repeats a call with its body gone. What it
+    wanted is unknown, so nothing may be done.
+    """
+
+
+class CreateCall(msgspec.Struct, frozen=True):
+    """`/VolumeDriver.Create`."""
+
+    name: str = msgspec.field(name="Name")
+    options: dict[str, str] | None = msgspec.field(name="Opts", default=None)
+
+
+class MountCall(msgspec.Struct, frozen=True):
+    """`/VolumeDriver.Mount` and `/VolumeDriver.Unmount`; old engines send no id."""
+
+    name: str = msgspec.field(name="Name")
+    mount_id: str = msgspec.field(name="ID", default="")
+
+
+class NameCall(msgspec.Struct, frozen=True):
+    """`/VolumeDriver.Get`, `.Path` and `.Remove`."""
+
+    name: str = msgspec.field(name="Name")
+
+
+class _VolumeAnswer(msgspec.Struct, frozen=True, omit_defaults=True, rename="pascal"):
+    name: str
+    mountpoint: str = ""
+    # RFC 3339 or absent: an empty one fails the engine's whole List.
+    created_at: str | msgspec.UnsetType = msgspec.UNSET
+    status: dict[str, object] | msgspec.UnsetType = msgspec.UNSET
+
+
+Call = TypeVar("Call", CreateCall, MountCall, NameCall)
+
+_CREATE: Final = msgspec.json.Decoder(CreateCall)
+_MOUNT: Final = msgspec.json.Decoder(MountCall)
+_NAME: Final = msgspec.json.Decoder(NameCall)
+
+
+def parse_create(body: bytes) -> CreateCall:
+    """Return the call in *body*, or raise InvalidRequestError."""
+    return _parse(_CREATE, body)
+
+
+def parse_mount(body: bytes) -> MountCall:
+    """Return the call in *body*, or raise InvalidRequestError."""
+    return _parse(_MOUNT, body)
+
+
+def parse_name(body: bytes) -> NameCall:
+    """Return the call in *body*, or raise InvalidRequestError."""
+    return _parse(_NAME, body)
+
+
+def render_empty() -> bytes:
+    """Return the answer of a call that has no result."""
+    return b"{}"
+
+
+def render_activation() -> bytes:
+    """Return what this plugin implements."""
+    return b'{"Implements":["VolumeDriver"]}'
+
+
+def render_capabilities(scope: str) -> bytes:
+    """Return the plugin's scope, "local" or "global"."""
+    return msgspec.json.encode({"Capabilities": {"Scope": scope}})
+
+
+def render_mountpoint(mountpoint: str) -> bytes:
+    """Return the answer of Mount and Path."""
+    return msgspec.json.encode({"Mountpoint": mountpoint})
+
+
+def render_volume(
+    name: str, mountpoint: str, created_at: str, status: dict[str, object]
+) -> bytes:
+    """Return the answer of Get."""
+    answer = _VolumeAnswer(
+        name, mountpoint, created_at or msgspec.UNSET, status or msgspec.UNSET
+    )
+    return msgspec.json.encode({"Volume": answer})
+
+
+def render_list(volumes: list[tuple[str, str, str]]) -> bytes:
+    """Return the answer of List: (name, mount point, created at) of each volume."""
+    answers = [
+        _VolumeAnswer(name, mountpoint, created_at or msgspec.UNSET)
+        for name, mountpoint, created_at in volumes
+    ]
+    return msgspec.json.encode({"Volumes": answers})
+
+
+def render_error(error: RemoraError) -> bytes:
+    """Return *error* as the engine shows it: one line."""
+    return msgspec.json.encode({"Err": str(error)})
+
+
+def _parse(decoder: msgspec.json.Decoder[Call], body: bytes) -> Call:
+    if not body.strip():
+        raise EmptyBodyError(
+            "the request had no body, as after a broken connection; nothing was done",
+            hint="repeat the command",
+        )
+    if len(body) > REQUEST_SIZE_MAX:
+        raise InvalidRequestError(
+            f"the request has {len(body)} bytes; at most {REQUEST_SIZE_MAX} are read"
+        )
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}") from None

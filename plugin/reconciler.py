@@ -1,0 +1,144 @@
+"""
+What is done in the background, at start and every few seconds after.
+
+- records are brought in step with shared storage;
+- creations that nobody was told of are rolled back, removals that were begun finished;
+- volumes that only inherited references hold are unmounted once proven unused;
+- mounts that no reference holds (their last unmount failed) are unmounted;
+- the trash is emptied.
+
+Each volume is handled under its own lock and each failure is logged and left for the
+next pass; a pass never waits for a volume that is busy.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from backends.errors import RemoraError, VolumeBusyError
+from backends.system.clock import Deadline
+from plugin.catalogue import Stored
+from plugin.limits import GARBAGE_DEADLINE_S, RECONCILE_INTERVAL_S, SHORT_DEADLINE_S
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.service import VolumeService
+
+log = logging.getLogger(__name__)
+# A volume whose lock is not free at once has somebody working on it.
+_LOCK_WAIT_S: Final = 0.05
+_STOP_WAIT_S: Final = 2.0
+
+
+class Reconciler:
+    """Runs passes in one background thread until it is stopped."""
+
+    def __init__(self, service: VolumeService) -> None:
+        self._service = service
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(
+            target=self._run, name="reconciler", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin with a first pass at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the volume that a pass under way is at; wait a little for it."""
+        self._stopping.set()
+        self._thread.join(_STOP_WAIT_S)
+
+    def run_once(self) -> None:
+        """Do one pass."""
+        self._service.discovery.synchronise()
+        for record in self._service.catalogue.all():
+            if self._stopping.is_set():
+                return
+            if record.phase != "ready":
+                self._attempt(record, self._finish)
+        for record in self._held_or_mounted():
+            if self._stopping.is_set():
+                return
+            self._attempt(record, self._settle)
+        for backend in self._service.registry.all().values():
+            try:
+                freed = backend.collect_garbage(deadline_s=GARBAGE_DEADLINE_S)
+            except RemoraError as error:
+                log.warning("the trash of '%s' stays: %s", backend.kind, error)
+            else:
+                if freed:
+                    log.info("trash emptied", extra=fields(volumes=freed))
+
+    def release_forgotten(self) -> list[str]:
+        """
+        Return the volumes that were unmounted because nobody uses them.
+
+        This is the administrator's order (`remora repair`): it takes even live
+        references, which the engine may have lost without a restart.
+        """
+        return [
+            record.name
+            for record in self._held_or_mounted()
+            if self._attempt(record, self._release)
+        ]
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.run_once()
+            except RemoraError as error:
+                log.warning("reconciliation stopped early: %s", error)
+            except Exception:
+                log.exception("reconciliation failed")
+            self._stopping.wait(RECONCILE_INTERVAL_S)
+
+    def _held_or_mounted(self) -> Iterable[VolumeRecord]:
+        """Return the volumes with references or with a mount point's directory."""
+        ids = set(self._service.references.volumes())
+        ids.update(each.name for each in self._service.mount_dir.iterdir())
+        if not ids:
+            return []
+        return [each for each in self._service.catalogue.all() if each.id in ids]
+
+    def _attempt(
+        self, record: VolumeRecord, action: Callable[[Stored, Deadline], None]
+    ) -> bool:
+        """Do *action* on the volume if it is free; return whether it was done."""
+        locks = self._service.operations.locks
+        try:
+            with locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
+                stored = self._service.catalogue.find(record.name)
+                if stored is None or stored.record.id != record.id:
+                    return False
+                action(stored, Deadline(SHORT_DEADLINE_S))
+        except VolumeBusyError:
+            return False
+        except RemoraError as error:
+            log.warning(
+                "reconciliation will be repeated: %s",
+                error,
+                extra=fields(volume=record.name, code=error.code),
+            )
+            return False
+        return True
+
+    def _finish(self, stored: Stored, deadline: Deadline) -> None:
+        if stored.record.phase == "creating":
+            self._service.roll_back_creation(stored, deadline)
+        elif stored.record.phase == "removing":
+            self._service.require_unused(stored.record)
+            self._service.finish_removal(stored, deadline)
+        log.info(
+            "finished what a crash left",
+            extra=fields(volume=stored.record.name, phase=stored.record.phase),
+        )
+
+    def _settle(self, stored: Stored, deadline: Deadline) -> None:
+        self._service.settle(stored.record, deadline)
+
+    def _release(self, stored: Stored, deadline: Deadline) -> None:
+        self._service.require_unheld(stored.record)
+        self._service.drop_mount(stored.record, deadline)

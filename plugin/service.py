@@ -1,0 +1,357 @@
+"""
+The use cases: what Docker's calls and the administrator's verbs do.
+
+A volume's life is written down before it is lived: `creating` before the backend makes
+it, `removing` before the backend drops it, a mount reference before the mount. So a
+crash between any two steps leaves a note of what to finish, and the reconciler does.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from backends.base import VolumeUser
+from backends.errors import (
+    BackendError,
+    RemoraError,
+    VolumeBusyError,
+)
+from backends.registry import Registry
+from backends.system import clock
+from backends.system.clock import Deadline
+from plugin.catalogue import Catalogue, Stored
+from plugin.discovery import Discovery
+from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
+from plugin.logs import fields
+from plugin.model import (
+    VolumeRecord,
+    check_mount_id,
+    check_name,
+)
+from plugin.operations import CallerGone, Operations, never
+from plugin.options import OptionResolver, Resolved, require_same_options
+from plugin.references import References
+from plugin.views import VolumeViews
+
+log = logging.getLogger(__name__)
+
+
+class VolumeService(VolumeViews):
+    """What can be done to volumes on this node; what can be seen: `VolumeViews`."""
+
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
+        self,
+        *,
+        catalogue: Catalogue,
+        registry: Registry,
+        resolver: OptionResolver,
+        references: References,
+        operations: Operations,
+        discovery: Discovery,
+        mount_dir: Path,
+        mount_deadline_s: float,
+        disuse_grace_s: float,
+    ) -> None:
+        super().__init__(
+            catalogue=catalogue,
+            registry=registry,
+            references=references,
+            discovery=discovery,
+            mount_dir=mount_dir,
+        )
+        self.resolver = resolver
+        self.operations = operations
+        self._mount_deadline_s = mount_deadline_s
+        self._disuse_grace_s = disuse_grace_s
+
+    def scope(self) -> str:
+        """Return "global" if a volume without options is usable on every node."""
+        backend = self.resolver.resolve({}).backend
+        return "global" if backend.traits.reachable_from_every_node else "local"
+
+    def engine_activated(self) -> None:
+        """Note that an engine has (re)started: it may have forgotten its mounts."""
+        self.references.begin_epoch()
+
+    def create(
+        self,
+        name: str,
+        options: Mapping[str, str],
+        *,
+        caller_gone: CallerGone = never,
+    ) -> None:
+        """
+        Make the volume, or find that it exists with the same options.
+
+        Raises:
+            InvalidRequestError: the name or an option is not valid; nothing is made.
+            VolumeExistsError: it exists with other options, which are named.
+            BackendError, DeadlineError, StoreError, VolumeBusyError: as they say.
+
+        """
+        check_name(name)
+        resolved = self.resolver.resolve(options)
+        self.operations.run(
+            name,
+            lambda deadline: self._create(name, resolved, deadline),
+            deadline_s=LONG_DEADLINE_S,
+            undo=self._discard,
+            caller_gone=caller_gone,
+        )
+
+    def remove(self, name: str, *, caller_gone: CallerGone = never) -> None:
+        """
+        Remove the volume and its bytes; one that does not exist is removed already.
+
+        Raises:
+            VolumeBusyError: something of this node uses it; nothing was changed.
+            BackendError, DeadlineError, StoreError: as they say; repeat it.
+
+        """
+        self.operations.run(
+            check_name(name),
+            lambda deadline: self._remove(name, deadline),
+            deadline_s=SHORT_DEADLINE_S,
+            caller_gone=caller_gone,
+        )
+
+    def mount(
+        self, name: str, mount_id: str, *, caller_gone: CallerGone = never
+    ) -> Path:
+        """
+        Return where the volume's bytes are mounted, counted for *mount_id*.
+
+        Raises:
+            VolumeNotFoundError: there is no such volume.
+            BackendError, DeadlineError, StoreError, VolumeBusyError: as they say;
+                nothing is mounted that was not before.
+
+        """
+        check_name(name)
+        check_mount_id(mount_id)
+        return self.operations.run(
+            name,
+            lambda deadline: self._mount(name, mount_id, deadline),
+            deadline_s=self._mount_deadline_s,
+            undo=lambda _: self._unmount(name, mount_id, Deadline(SHORT_DEADLINE_S)),
+            caller_gone=caller_gone,
+        )
+
+    def unmount(self, name: str, mount_id: str) -> None:
+        """
+        Count one Unmount; the last one unmounts. What is unknown is unmounted already.
+
+        Raises:
+            VolumeBusyError: a process of this node still works in it.
+            BackendError, DeadlineError, StoreError: as they say.
+
+        """
+        check_name(name)
+        check_mount_id(mount_id)
+        self.operations.run(
+            name,
+            lambda deadline: self._unmount(name, mount_id, deadline),
+            deadline_s=min(SHORT_DEADLINE_S, self._mount_deadline_s),
+        )
+
+    def settle(self, record: VolumeRecord, deadline: Deadline) -> bool:
+        """
+        Unmount the volume if nobody holds it; return whether that was done.
+
+        Inherited references alone do not hold it for ever, but it goes on proof of
+        disuse only. The lock is held.
+
+        Raises:
+            VolumeBusyError: a process still works below the mount point.
+            BackendError: storage, or the proof of disuse, failed.
+
+        """
+        count = self.references.total(record.id)
+        if count.live or (count.inherited and not self._grace_is_over()):
+            return False
+        if self._users(record):
+            return False
+        self.drop_mount(record, deadline)
+        return True
+
+    def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
+        """Undo a creation that nobody was told of; the volume's lock is held."""
+        record = stored.record
+        self.registry.get(record.backend).discard(
+            record.volume(), deadline_s=deadline.remaining_s()
+        )
+        self.catalogue.delete(stored)
+
+    def abandon_creation(self, stored: Stored, *, refused: bool) -> None:
+        """Undo a creation now if storage lets us, else leave it to the reconciler."""
+        try:
+            self.roll_back_creation(stored, Deadline(SHORT_DEADLINE_S))
+        except RemoraError as error:
+            if refused:
+                self.catalogue.delete(stored)
+                return
+            log.warning(
+                "the creation is rolled back later: %s",
+                error,
+                extra=fields(volume=stored.record.name),
+            )
+
+    def finish_removal(self, stored: Stored, deadline: Deadline) -> None:
+        """Remove a volume that is in phase `removing` and proven unused; lock held."""
+        record = stored.record
+        self.drop_mount(record, deadline)
+        self.registry.get(record.backend).remove(
+            record.volume(), deadline_s=deadline.remaining_s()
+        )
+        self.catalogue.delete(stored)
+
+    def begin_creation(
+        self, name: str, resolved: Resolved, deadline: Deadline
+    ) -> Stored | None:
+        """
+        Return a new record in phase `creating`; None if the volume is there already.
+
+        The volume's lock is held.
+        """
+        stored = self.catalogue.find(name)
+        if stored is not None and stored.record.phase == "creating":
+            self.roll_back_creation(stored, deadline)
+            stored = None
+        if stored is None:
+            stored = self.catalogue.insert(
+                VolumeRecord(
+                    id=str(uuid.uuid4()),
+                    name=name,
+                    backend=resolved.backend.kind,
+                    requested=resolved.requested,
+                    options=resolved.options,
+                    created_at=clock.now_rfc3339(),
+                    phase="creating",
+                )
+            )
+            if stored is not None:
+                return stored
+            stored = self.existing(name)  # another node was quicker
+        require_same_options(resolved, stored.record)
+        return None
+
+    def _create(self, name: str, resolved: Resolved, deadline: Deadline) -> str | None:
+        """Return the id of the volume that was made, None if it was there."""
+        stored = self.begin_creation(name, resolved, deadline)
+        if stored is None:
+            return None
+        try:
+            made = resolved.backend.create(
+                stored.record.volume(), deadline_s=deadline.remaining_s()
+            )
+            self.catalogue.replace(stored, stored.record.made(made))
+        except BaseException as error:
+            # Storage that refused has nothing of it; only an unknown outcome must be
+            # remembered until storage answers again.
+            self.abandon_creation(stored, refused=isinstance(error, BackendError))
+            raise
+        return made.id
+
+    def _discard(self, volume_id: str | None) -> None:
+        """Take back a creation whose caller is gone."""
+        for record in self.catalogue.all():
+            if record.id == volume_id:
+                self._remove(record.name, Deadline(SHORT_DEADLINE_S))
+
+    def _remove(self, name: str, deadline: Deadline) -> None:
+        stored = self.catalogue.find(name)
+        if stored is None:
+            return
+        if stored.record.phase == "creating":
+            self.roll_back_creation(stored, deadline)
+            return
+        if stored.record.phase == "ready":
+            # Checked before the intent is written: a refused removal changes nothing.
+            self._require_storage(stored.record)
+            self.require_unused(stored.record)
+            stored = self.catalogue.set_phase(stored, "removing")
+        else:
+            self.require_unused(stored.record)
+        try:
+            self.finish_removal(stored, deadline)
+        except (BackendError, VolumeBusyError):
+            # Storage said no and changed nothing. Only where the outcome is unknown
+            # does the intent stay, for the reconciler to finish.
+            self.catalogue.set_phase(stored, "ready")
+            raise
+
+    def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:
+        record = self.existing(name).record
+        if record.phase != "ready":
+            raise VolumeBusyError(
+                f"'{name}' is being removed", hint=f"repeat: docker volume rm {name}"
+            )
+        backend = self.registry.get(record.backend)
+        target = self.target(record)
+        self.references.add(record.id, mount_id)
+        try:
+            backend.mount(record.volume(), target, deadline_s=deadline.remaining_s())
+        except BaseException:
+            self.references.drop(record.id, mount_id)
+            raise
+        return target
+
+    def _unmount(self, name: str, mount_id: str, deadline: Deadline) -> None:
+        stored = self.catalogue.find(name)
+        if stored is None:
+            return
+        record = stored.record
+        self.references.drop(record.id, mount_id)
+        if not self.settle(record, deadline) and not self.references.total(record.id):
+            # The engine says that nobody has it, the kernel says who does: after a
+            # `docker cp` that failed it unmounts what a running container still uses.
+            self.references.inherit(record.id, mount_id)
+
+    def drop_mount(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Unmount, then forget the references: a crash in between repeats both."""
+        self.registry.get(record.backend).unmount(
+            record.volume(), self.target(record), deadline_s=deadline.remaining_s()
+        )
+        self.references.forget(record.id)
+
+    def _grace_is_over(self) -> bool:
+        """
+        Return whether inherited references may be looked into.
+
+        A mount that was answered just before this epoch may still be on its way into
+        its container, where no namespace shows it yet.
+        """
+        return self.references.epoch_age_s() >= self._disuse_grace_s
+
+    def _users(self, record: VolumeRecord) -> list[VolumeUser]:
+        backend = self.registry.get(record.backend)
+        return backend.users(record.volume(), self.target(record))
+
+    def require_unheld(self, record: VolumeRecord) -> None:
+        """Raise VolumeBusyError if any process of this node has the volume mounted."""
+        users = self._users(record)
+        if users:
+            raise VolumeBusyError(
+                f"'{record.name}' is used by {', '.join(map(str, users[:3]))}",
+                hint="stop what uses it, then remove it",
+            )
+
+    def require_unused(self, record: VolumeRecord) -> None:
+        """Raise VolumeBusyError if the engine or any process uses the volume."""
+        self.require_unheld(record)
+        count = self.references.total(record.id)
+        if count.live:
+            mounts = "1 mount" if count.live == 1 else f"{count.live} mounts"
+            raise VolumeBusyError(
+                f"the engine holds {mounts} of '{record.name}'",
+                hint="stop its containers; if there are none: remora repair",
+            )
+
+    def _require_storage(self, record: VolumeRecord) -> None:
+        """Raise BackendError unless the volume's storage is ready."""
+        fault = self.registry.get(record.backend).health(record.volume())
+        if fault:
+            raise BackendError(fault)

@@ -1,0 +1,1 @@
+"""Where the cluster's records live: the interface and its implementations."""
