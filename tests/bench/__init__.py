@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m tests.bench`; what they measure is in docs/benchmarks.md."""

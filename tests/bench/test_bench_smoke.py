@@ -1,0 +1,94 @@
+"""The benchmarks run and give every figure; what the figures are is not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.bench.figures import percentile, ratio, turns
+from tests.bench.report import MISSED, REACHED, UNCLEAR, Target, row, tables
+from tests.bench.subjects import CONTENT_LENGTH, Rclone
+from tests.support import engine as engine_support
+from tests.support.host import REPOSITORY
+
+pytestmark = pytest.mark.xdist_group("bench")
+
+KEYS = {
+    *("path", "get", "list", "create", "mount", "unmount", "remove"),
+    *("list-many", "get-many", "start-empty", "start-many"),
+    *(
+        f"memory-{state}-{moment}-{kind}"
+        for state in ("empty", "many")
+        for moment in ("start", "calls")
+        for kind in ("rss", "pss")
+    ),
+    *("pair-api", "pair-cli", "run-api", "run-cli"),
+    *("io-write", "io-read-cold", "io-read-cached", "io-create", "io-stat"),
+    *("io-unlink", "io-synced-write"),
+}
+
+
+def test_a_quick_run_gives_every_row(tmp_path) -> None:
+    if missing := engine_support.missing() or Rclone.missing():
+        pytest.skip(f"needs {missing}")
+    result_path = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--quick", "--json", str(result_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(result_path.read_text())
+    rows = {each["key"]: each for each in result["rows"]}
+    assert rows.keys() == KEYS
+    assert all(each["spreads"]["remora"]["p50"] > 0 for each in rows.values())
+    compared = {"local", "no-op", "rclone", "remora"}
+    assert rows["run-cli"]["spreads"].keys() == compared
+    assert "missing" not in result["machine"].values()
+    assert "volume create + rm, CLI" in done.stdout
+
+
+def test_a_percentile_is_a_sample() -> None:
+    assert percentile(range(1, 101), 0.99) == 99
+    assert percentile([3.0], 0.99) == 3.0
+
+
+def test_a_ratio_lies_in_its_interval() -> None:
+    found = ratio([2.0, 2.2, 1.8, 2.1], [1.0, 1.0, 1.1, 0.9])
+    assert found.value == pytest.approx(2.05)
+    assert found.low <= found.value <= found.high
+
+
+def test_every_subject_begins_as_often() -> None:
+    assert list(turns("ab", 3)) == [["a", "b"], ["b", "a"], ["a", "b"]]
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [([1.0] * 9, REACHED), ([9.0, 1.0] * 5, UNCLEAR), ([9.0] * 9, MISSED)],
+)
+def test_a_ratio_is_missed_only_beyond_its_interval(ours, verdict) -> None:
+    samples = {"remora": ours, "local": [1.0] * len(ours)}
+    found = row("section", "key", "what", samples, target=Target(ratio_max=1.15))
+    assert found.verdict == verdict
+    assert f"| {verdict} " in tables([found])
+
+
+def test_speeds_are_compared_the_other_way_round() -> None:
+    samples = {"remora": [1.0, 1.0], "local": [2.0, 2.0]}
+    found = row("section", "key", "what", samples, of_speeds=True)
+    assert found.ratios["remora : local"].value == 2.0
+
+
+def test_the_end_of_an_answer_is_found_by_its_length() -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: a\r\nContent-Length: 2\r\nDate: b\r\n"
+    assert CONTENT_LENGTH.search(head) is None
+    found = CONTENT_LENGTH.search(head + b"\r\n{}")
+    assert int(found[1]) == 2
+    assert found.end() == len(head) + 2

@@ -1,0 +1,22 @@
+"""
+For all tests: on the gate nothing may be skipped.
+
+A missing privilege or program is a named skip ("needs ...") on a developer's machine;
+the gate installs and has everything, so there a skip hides a test that was not run.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a session that skipped a test, where REMORA_FAIL_ON_SKIP says so."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if "REMORA_FAIL_ON_SKIP" not in os.environ or reporter is None or exitstatus:
+        return
+    if skipped := reporter.stats.get("skipped"):
+        reporter.write_line(f"{len(skipped)} tests were skipped: none may be here")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

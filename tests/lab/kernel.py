@@ -1,0 +1,139 @@
+"""
+One kernel (user-mode-linux) as processes of this machine.
+
+They live in a process namespace of their own, whose process 1 is a shell that waits
+for the kernel's end or the end of its input, whichever comes first. Its input is a pipe
+from this process: however this process ends, the host's kernel then ends every process
+of the node. Ending process 1 is a power failure: nothing is flushed, nothing says
+goodbye.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.host import SYSTEM_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM = "linux.uml"
+MODULES = Path("/usr/lib/uml/modules")
+INIT = Path(__file__).resolve().parent / "guest.py"
+END_DEADLINE_S = 30.0
+# A kernel keeps its memory in an unlinked file, sparse; this much has to fit at least.
+MEMORY_FILES_BYTES_MIN = 2 * 2**30
+
+WARDEN = """
+exec {input}<&0
+cat <&$input >/dev/null &
+"$@" </dev/null {input}<&- &
+wait -n
+"""
+
+
+def modules() -> Path | None:
+    """Return the directory with the newest kernel's modules, if it is installed."""
+    return max(MODULES.glob("*"), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What a kernel is started with."""
+
+    name: str
+    memory: str
+    disks: Sequence[Path]
+    tap: str
+    mac: str
+    network_namespace: str
+    init_variable: str
+    work: Path
+
+
+class Kernel:
+    """A kernel that runs, until `power_off` or its own end."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.line, node_line = socket.socketpair()
+        self.terminal, node_terminal = socket.socketpair()
+        # Its pid file of an earlier boot would name a process of this one.
+        shutil.rmtree(hardware.work / "uml", ignore_errors=True)
+        (hardware.work / "uml").mkdir()
+        with (
+            node_line,
+            node_terminal,
+            (hardware.work / "console.log").open("ab") as log,
+        ):
+            self._process = subprocess.Popen(
+                [
+                    *("nsenter", f"--net={hardware.network_namespace}", "--"),
+                    *("unshare", "--pid", "--fork", "--kill-child", "--"),
+                    *("bash", "-c", WARDEN, "warden"),
+                    *_command_line(
+                        hardware, node_line.fileno(), node_terminal.fileno()
+                    ),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(node_line.fileno(), node_terminal.fileno()),
+                env={"PATH": SYSTEM_PATH, "TMPDIR": str(_memory_directory(hardware))},
+            )
+
+    @property
+    def pid(self) -> int:
+        """The pid of the process that ends when the kernel has ended."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the kernel has not ended."""
+        return self._process.poll() is None
+
+    def power_off(self) -> None:
+        """Return when every process of the kernel has been killed and is gone."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        with contextlib.suppress(OSError):
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            # `unshare` waits for process 1, and that for all others of its namespace.
+            self._process.wait(timeout=END_DEADLINE_S)
+        finally:
+            self._process.kill()
+        self.terminal.close()
+
+
+def _command_line(hardware: Hardware, line: int, terminal: int) -> list[str]:
+    network = f"transport=tap,ifname={hardware.tap},mac={hardware.mac}"
+    return [
+        PROGRAM,
+        f"mem={hardware.memory}",
+        *("rootfstype=hostfs", "rootflags=/", "ro", "quiet"),
+        f"init={INIT}",
+        *(f"ubd{'abcdefgh'[n]}={disk}" for n, disk in enumerate(hardware.disks)),
+        f"vec0:{network},depth=128,gro=1",
+        *("con=null", "con0=null,fd:1"),
+        *("ssl=null", f"ssl0=fd:{line}", f"ssl1=fd:{terminal}"),
+        *(f"uml_dir={hardware.work / 'uml'}", f"umid={hardware.name}"),
+        hardware.init_variable,
+    ]
+
+
+def _memory_directory(hardware: Hardware) -> Path:
+    """Return where kernels keep their memory: not on disk if there is a choice."""
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).free >= MEMORY_FILES_BYTES_MIN:
+        return shared
+    return hardware.work

@@ -1,0 +1,1 @@
+"""Machines, engines and daemons for the tests that need real ones."""

@@ -1,0 +1,85 @@
+"""A volume service with a backend in memory, restartable on its durable files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backends.base import Volume
+from backends.errors import BackendError
+from backends.registry import Registry
+from plugin.catalogue import Catalogue
+from plugin.discovery import Discovery
+from plugin.node import Node
+from plugin.operations import Operations
+from plugin.options import OptionResolver
+from plugin.reconciler import Reconciler
+from plugin.references import Count
+from plugin.service import VolumeService
+from plugin.store.sqlite import SqliteStore
+from tests.support.memory_backend import MemoryBackend
+
+
+@dataclass
+class World:
+    """A service and what lies below it; `restart` keeps only what is durable."""
+
+    directory: Path
+    disk: dict[str, Volume] = field(default_factory=dict)
+    grace_s: float = 0.0
+    deadline_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        (self.directory / "mounts").mkdir()
+        self.restart()
+
+    def restart(self) -> None:
+        self.store = SqliteStore(self.directory / "store.db")
+        self.node = Node(self.directory)
+        self.backend = MemoryBackend(self.disk)
+        registry = Registry([self.backend])
+        catalogue = Catalogue(self.store)
+        operations = Operations()
+        self.service = VolumeService(
+            catalogue=catalogue,
+            registry=registry,
+            resolver=OptionResolver(registry, {"default": {"backend": "memory"}}),
+            references=self.node.references,
+            operations=operations,
+            discovery=Discovery(
+                catalogue=catalogue,
+                registry=registry,
+                references=self.node.references,
+                locks=operations.locks,
+            ),
+            mount_dir=self.directory / "mounts",
+            mount_deadline_s=self.deadline_s,
+            disuse_grace_s=self.grace_s,
+        )
+        self.reconciler = Reconciler(self.service)
+
+    def count(self, name: str) -> Count:
+        record = self.service.catalogue.find(name)
+        assert record is not None
+        return self.service.references.total(record.record.id)
+
+    def is_mounted(self) -> bool:
+        return bool(self.backend.mounted)
+
+    def volume_id(self, name: str) -> str:
+        return str(self.service.get(name).status["id"])
+
+    def close(self) -> None:
+        self.store.close()
+        self.node.close()
+
+
+def failing(operation: str) -> Callable[[str, Volume], None]:
+    """Return a hook that makes the backend fail at *operation*."""
+
+    def before(name: str, _volume: Volume) -> None:
+        if name == operation:
+            raise BackendError(f"{operation} failed")
+
+    return before

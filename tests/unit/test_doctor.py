@@ -1,0 +1,213 @@
+"""`remora doctor`'s checks, on machines that are and are not fit."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.errors import BackendError
+from plugin.config import load
+from plugin.doctor import Finding, examine
+from plugin.errors import DaemonUnreachableError
+from tests.protocol.node import Node, running
+
+pytestmark = pytest.mark.xdist_group("unit-doctor")
+Findings = dict[str, Finding]
+MACHINE = ["privileges", "kernel", "mount table"]
+NODE = ["control socket", "plugin socket", "pool", "mounts"]
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with running() as found:
+        yield found
+
+
+@pytest.fixture
+def stranger() -> Iterator[Node]:
+    """Return a node whose daemon has never run."""
+    with running() as found:
+        found.stop()
+        subprocess.run(["rm", "-r", found.state_dir], check=True)
+        yield found
+
+
+def by_check(found: list[Finding]) -> Findings:
+    assert len({each.check for each in found}) == len(found)
+    return {each.check: each for each in found}
+
+
+def examined(node: Node, held: Callable[[], set[str]] = set[str]) -> Findings:
+    return by_check(examine(load(node.config, {}), held))
+
+
+def told(node: Node, *guard: str) -> tuple[int, Findings]:
+    """Return exit code and findings of `remora doctor`, run in the node."""
+    done = subprocess.run(
+        node.inside(*guard, *node.remora("doctor", "--json")),
+        env=node.environment(),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == b""
+    return done.returncode, by_check(
+        [Finding(**row) for row in json.loads(done.stdout)]
+    )
+
+
+def test_a_fit_machine_in_a_fixed_order(node: Node) -> None:
+    code, findings = told(node)
+    order = list(findings)
+    assert order[:3] == MACHINE
+    assert order[-4:] == NODE
+    assert code == 0
+    assert {each.verdict for each in findings.values()} <= {"ok", "warning"}
+    for check in (*MACHINE, *NODE, "rsync"):
+        assert findings[check].verdict == "ok", findings[check]
+        assert findings[check].evidence.isprintable()
+    assert "uid 0" in findings["privileges"].evidence
+    assert str(node.pool) in findings["pool"].evidence
+    for label, path in (
+        ("control", node.control_socket),
+        ("plugin", node.plugin_socket),
+    ):
+        assert findings[f"{label} socket"].evidence == f"{path} answers, mode 0600"
+
+
+def test_programs_are_shown_with_their_version(node: Node) -> None:
+    findings = examined(node)
+    for name in ("rsync", "rm", "xfs_quota", "btrfs", "lsattr"):
+        finding = findings[name]
+        if finding.verdict == "ok":
+            assert re.search(rf"/{name}: .*\d+\.\d+", finding.evidence), finding
+        else:
+            assert finding.hint.startswith("apt-get install ")
+
+
+def test_a_mount_that_nothing_holds_is_a_warning(node: Node) -> None:
+    volume_id = node.create("held")
+    node.ok("Mount", Name="held", ID="a")
+    code, findings = told(node)
+    assert (code, findings["mounts"].evidence) == (0, "1 mounted, all held")
+    stray = node.mount_dir / "stray"
+    stray.mkdir()
+    node.run("mount", "--bind", str(node.pool), str(stray))
+    try:
+        code, findings = told(node)
+        assert code == 0
+        assert findings["mounts"].verdict == "warning"
+        assert findings["mounts"].evidence == "no reference holds stray"
+        assert "remora repair" in findings["mounts"].hint
+    finally:
+        node.run("umount", str(stray))
+        stray.rmdir()
+        node.ok("Unmount", Name="held", ID="a")
+        node.ok("Remove", Name="held")
+    assert volume_id not in node.mounts()
+
+
+def test_without_a_daemon_the_sockets_fail_and_the_rest_is_checked(
+    stranger: Node,
+) -> None:
+    def held() -> set[str]:
+        raise DaemonUnreachableError("there is no daemon")
+
+    findings = examined(stranger, held)
+    for label in ("control", "plugin"):
+        finding = findings[f"{label} socket"]
+        assert (finding.verdict, finding.hint) == (
+            "failed",
+            "start the daemon: remora serve",
+        )
+        assert finding.evidence.endswith(" is not there")
+    assert findings["pool"].verdict == "failed"
+    assert findings["pool"].evidence == f"{stranger.pool} has no pool.json"
+    assert findings["mounts"].verdict == "failed"
+    assert findings["rsync"].verdict == "ok"
+    code, findings = told(stranger)
+    assert code == 1
+    assert findings["mounts"].evidence.startswith("daemon-unreachable: ")
+
+
+def test_dead_sockets_and_what_they_cost() -> None:
+    with running() as node:
+        node.kill()
+        findings = examined(node)
+        for label in ("control socket", "plugin socket"):
+            assert findings[label].verdict == "failed"
+            assert "Connection refused" in findings[label].evidence
+            assert "15 s" in findings[label].hint
+        assert findings["pool"].verdict == "ok"
+
+
+def test_a_pool_whose_disk_is_not_mounted(node: Node) -> None:
+    hidden = node.pool.with_name("hidden")
+    node.pool.rename(hidden)
+    try:
+        for _ in range(2):
+            finding = examined(node)["pool"]
+            assert finding.verdict == "failed"
+            assert "has no pool.json" in finding.evidence
+            assert "mount its disk" in finding.hint
+            # An empty directory in its place is no pool either.
+            node.pool.mkdir(exist_ok=True)
+    finally:
+        node.pool.rmdir()
+        hidden.rename(node.pool)
+
+
+def test_a_pool_that_is_nearly_full_is_a_warning() -> None:
+    with running(disk=True) as node:
+        file = str(node.pool / "big")
+        node.run("fallocate", "--length", "48MiB", file)
+        code, findings = told(node)
+        assert code == 0
+        assert findings["pool"].verdict == "warning"
+        assert findings["pool"].hint == "less than 5 % is free"
+        assert "ext4" in findings["pool"].evidence
+
+
+def test_a_process_that_may_not_mount(node: Node) -> None:
+    guard = ["setpriv", "--bounding-set=-sys_admin,-sys_ptrace", "--"]
+    code, findings = told(node, *guard)
+    assert code == 1
+    assert findings["privileges"].verdict == "failed"
+    assert findings["privileges"].evidence == "without CAP_SYS_ADMIN, CAP_SYS_PTRACE"
+
+
+def test_a_program_that_is_missing(node: Node) -> None:
+    """The node's own mounts hide rsync from it; the machine keeps it."""
+    rsync = Path("/usr/bin/rsync")
+    guard = ["unshare", "--mount", "sh", "-c"]
+    hide = f'mount --bind /dev/null {rsync} && exec "$@"'
+    code, findings = told(node, *guard, hide, "sh")
+    assert code == 1
+    assert findings["rsync"].verdict == "failed"
+    assert findings["rsync"].evidence == "not installed"
+    assert findings["rsync"].hint == "apt-get install rsync"
+    assert rsync.is_file()
+
+
+def test_a_check_that_breaks_does_not_hide_the_others(node: Node) -> None:
+    def held() -> set[str]:
+        raise BackendError("no\nanswer")
+
+    finding = examined(node, held)["mounts"]
+    assert finding.verdict == "failed"
+    assert finding.evidence == "backend-failed: no\\nanswer"
+
+
+def test_people_see_a_line_for_each_check(node: Node) -> None:
+    lines = node.run(
+        "env",
+        *(f"{k}={v}" for k, v in node.environment().items()),
+        *node.remora("doctor"),
+    ).splitlines()
+    assert lines[0].startswith("ok       privileges      uid 0")
+    assert lines[-1].split() == ["ok", "mounts", "0", "mounted,", "all", "held"]

@@ -1,0 +1,187 @@
+"""NFS options: canonical form, merging, the built-in driver's form, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from backends.base import Volume
+from backends.errors import InvalidRequestError
+from backends.nfs import options
+from backends.nfs.backend import NfsBackend
+from backends.registry import Registry
+from backends.rsync import RsyncBackend
+from plugin.options import OptionResolver
+
+NFS = NfsBackend(Path("/nowhere"), node="n")
+SHARE = {"server": "nas", "share": "/export"}
+
+
+def resolver(**profiles: dict[str, str]) -> OptionResolver:
+    backends = [RsyncBackend(Path("/nowhere"), pool_id="p"), NFS]
+    return OptionResolver(Registry(backends), profiles)
+
+
+@pytest.mark.parametrize(
+    ("given_options", "canonical"),
+    [
+        ({"SubDir": "a/${volume.name}"}, {"subDir": "a/${volume.name}"}),
+        ({"share": "/export//with space/"}, {"share": "/export/with space"}),
+        ({"server": "[fd00::1]"}, {"server": "fd00::1"}),
+        ({"nfsopts": "timeo=50; retrans=2"}, {"mountOptions": "retrans=2,timeo=50"}),
+        ({"o": "vers=4.1,ro"}, {"nfsvers": "4.1", "readOnly": "true"}),
+        ({"nconnect": "4", "sec": "krb5p"}, {"mountOptions": "nconnect=4,sec=krb5p"}),
+        ({"noresvport": "true"}, {"mountOptions": "noresvport"}),
+        ({"mountPermissions": "770"}, {"mode": "0770"}),
+        ({"mountOptions": "soft,hard"}, {"mountOptions": "hard"}),
+    ],
+)
+def test_options_have_one_canonical_form(
+    given_options: dict[str, str], canonical: dict[str, str]
+) -> None:
+    parsed = options.parse_options(given_options)
+    assert parsed == canonical
+    assert options.parse_options(parsed) == parsed
+
+
+@pytest.mark.parametrize(
+    ("given_options", "said"),
+    [
+        ({"subDir": "../x"}, "option 'subDir'"),
+        ({"subDir": "/x"}, "option 'subDir'"),
+        ({"subDir": "a//b"}, "option 'subDir'"),
+        ({"subDir": ""}, "option 'subDir'"),
+        ({"subDir": "a,b"}, "option 'subDir'"),
+        ({"subDir": ".dvol/x"}, "option 'subDir'"),
+        ({"subDir": "${volume.id}"}, "template"),
+        ({"subDir": "a\nb"}, "option 'subDir'"),
+        ({"share": "export"}, "option 'share'"),
+        ({"share": "/a/../b"}, "option 'share'"),
+        ({"server": "a b"}, "option 'server'"),
+        ({"server": "-oproxy"}, "option 'server'"),
+        ({"nfsvers": "5"}, "option 'nfsvers'"),
+        ({"size": "1G"}, "set a quota on the server"),
+        ({"o": "bg"}, "'bg' is refused"),
+        ({"o": "retry=5"}, "'retry' is refused"),
+        ({"o": "addr=10.0.0.1"}, "'addr' is refused"),
+        ({"o": "a b"}, "malformed"),
+        ({"o": "$(reboot)"}, "malformed"),
+        ({"onDelete": "maybe"}, "option 'onDelete'"),
+        ({"device": "x"}, "option 'device'"),
+        ({"type": "cifs"}, "option 'type'"),
+        ({"shar": "/x"}, "unknown option 'shar'"),
+    ],
+)
+def test_what_is_wrong_is_named(given_options: dict[str, str], said: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        options.parse_options(given_options)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_options_name_every_valid_one() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        options.parse_options({"sizee": "1G"})
+    for key in ("server", "share", "subDir", "mountOptions", "nconnect", "profile"):
+        assert key in caught.value.hint
+
+
+def test_mount_options_are_merged_one_by_one_and_the_volume_wins() -> None:
+    merged = options.merge_options(
+        {"mountOptions": "hard,timeo=600"}, {"mountOptions": "soft,nconnect=2"}
+    )
+    assert merged["mountOptions"] == "nconnect=2,soft,timeo=600"
+
+
+def test_the_built_in_drivers_form_is_understood() -> None:
+    resolved = resolver().resolve(
+        {"type": "nfs", "o": "addr=10.0.0.1,rw,nfsvers=4.1", "device": ":/data"}
+    )
+    assert resolved.backend is NFS
+    assert resolved.options["server"] == "10.0.0.1"
+    assert resolved.options["share"] == "/data"
+    assert resolved.options["mountMode"] == "direct"
+    assert resolved.options["nfsvers"] == "4.1"
+    named = resolver().resolve({"type": "nfs4", "device": "[fd00::1]:/data"})
+    assert named.options["server"] == "fd00::1"
+
+
+def test_a_profile_gives_the_share_and_the_backend() -> None:
+    fast = resolver(nas={**SHARE, "backend": "nfs"})
+    resolved = fast.resolve({"profile": "nas", "mode": "2770"})
+    assert resolved.backend is NFS
+    assert resolved.options["mode"] == "2770"
+    assert resolved.options["share"] == "/export"
+    assert fast.profiles_of("nfs") == [SHARE]
+    assert fast.profiles_of("rsync") == []
+
+
+def test_a_default_profile_of_another_backend_is_left_out() -> None:
+    both = resolver(default={"interval": "2s"})
+    assert "interval" not in both.resolve(SHARE).options
+    nas = resolver(default={**SHARE, "backend": "nfs"})
+    assert nas.resolve({"backend": "rsync"}).options["interval"] == "10s"
+    assert nas.resolve({}).backend is NFS
+
+
+def test_a_named_profile_of_another_backend_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="profile 'fast' is for"):
+        resolver(fast={"interval": "2s"}).resolve({"profile": "fast", **SHARE})
+
+
+def test_a_share_must_be_named_at_the_latest_when_it_is_needed() -> None:
+    with pytest.raises(InvalidRequestError, match="needs the option 'share'"):
+        options.require_complete({"server": "nas"})
+
+
+def test_a_volumes_name_fills_the_template() -> None:
+    volume = Volume(
+        "id", "db", {**options.DEFAULTS, "subDir": "a/${volume.name}/b"}, ""
+    )
+    assert options.subdir_of(volume) == "a/db/b"
+
+
+@pytest.mark.parametrize(
+    ("server", "subdir", "source"),
+    [
+        ("nas", "db", "nas:/export/db"),
+        ("nas", "", "nas:/export"),
+        ("fd00::1", "a/b", "[fd00::1]:/export/a/b"),
+    ],
+)
+def test_the_source_is_what_mount_wants(server: str, subdir: str, source: str) -> None:
+    export = options.export_of({**options.DEFAULTS, **SHARE, "server": server})
+    assert export.source(subdir) == source
+
+
+def test_a_port_among_the_mount_options_is_the_port() -> None:
+    complete = {**options.DEFAULTS, **SHARE, "mountOptions": "hard,port=12049"}
+    assert options.export_of(complete).port == 12049
+    assert options.export_of({**options.DEFAULTS, **SHARE}).port == 2049
+
+
+def test_dangerous_mount_options_are_warned_of() -> None:
+    told = options.warnings_of({"mountOptions": "nolock,soft,timeo=5"})
+    assert [each.partition(":")[0] for each in told] == ["soft", "nolock"]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["o", "subDir", "share", "server", "device"]),
+        st.text(max_size=40),
+    )
+)
+def test_any_value_is_parsed_to_something_stable_or_refused(
+    raw: dict[str, str],
+) -> None:
+    try:
+        parsed = options.parse_options(raw)
+    except InvalidRequestError as error:
+        assert str(error).isprintable()
+    else:
+        assert options.parse_options(parsed) == parsed
+        for value in parsed.values():
+            assert value.isprintable()
