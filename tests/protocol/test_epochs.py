@@ -33,9 +33,10 @@ def occupy(node: Node, name: str) -> tuple[subprocess.Popen[bytes], str]:
     elsewhere = node.directory / f"elsewhere-{name}"
     elsewhere.mkdir()
     target = node.mount_dir / node.get(name)["Status"]["id"]
-    script = 'mount --bind "$1" "$2" && umount "$1" && echo in && exec sleep 600'
+    script = 'mount --bind "$1" "$2" && umount "$1" && echo in && read -r _'
     user = subprocess.Popen(
         node.inside(*UNSHARE, "sh", "-c", script, "sh", str(target), str(elsewhere)),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert user.stdout.readline() == b"in\n"
@@ -45,6 +46,7 @@ def occupy(node: Node, name: str) -> tuple[subprocess.Popen[bytes], str]:
 def end(user: subprocess.Popen[bytes]) -> None:
     user.kill()
     user.wait(timeout=10)
+    user.stdin.close()
     user.stdout.close()
 
 
@@ -81,7 +83,7 @@ def test_lost_unmounts_end_with_disuse_and_only_with_it(
 
         error = node.refused("Remove", Name="held")
         assert error.startswith("volume-busy: ")
-        assert f"sleep (pid {user.pid}) at {where}" in error
+        assert f"sh (pid {user.pid}) at {where}" in error
         assert node.mounts() == [ids["held"]]
         # Its container stops: now the Unmount that the engine sends is the last.
         end(user)
