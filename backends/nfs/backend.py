@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +13,9 @@ from backends.errors import BackendError, DeadlineError, VolumeExistsError
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
-from backends.nfs.options import Export, export_of, subdir_of
+from backends.nfs.options import export_of, subdir_of
 from backends.nfs.share import Share
+from backends.nfs.shares import Shares
 from backends.options import differences
 from backends.system import mounts
 from backends.system.clock import Deadline, now_rfc3339, pause
@@ -42,19 +41,14 @@ class NfsBackend:
     traits = Traits(reachable_from_every_node=True, catalogue_on_storage=True)
 
     def __init__(self, state_dir: Path, *, node: str) -> None:
-        self._state_dir = state_dir
-        self._node = node
-        self._shares: dict[Export, Share] = {}
-        self._configured: set[Export] = set()
-        self._guard = threading.Lock()
+        self._shares = Shares(state_dir / "nfs", node=node)
 
     def watch(self, options: Mapping[str, str]) -> None:
         """Watch the share that *options* name, if they name one."""
         if "server" in options and "share" in options:
             complete = self.merge_options(self.default_options(), options)
             if complete["mountMode"] != "direct":
-                self._configured.add(export_of(complete))
-                self._share(export_of(complete))
+                self._shares.configure(complete)
 
     def parse_options(self, raw: Mapping[str, str]) -> dict[str, str]:
         """Return *raw* in canonical form; see `Backend.parse_options`."""
@@ -82,11 +76,11 @@ class NfsBackend:
         if _is_direct(volume):
             mounting.ping(export_of(volume.options))
             return volume
-        share = self._share_of(volume)
+        share = self._shares.of(volume)
         try:
             marker = self._claim(share, volume, deadline)
         except BackendError:
-            self._forget(share)
+            self._shares.forget(share)
             raise
         found = _volume(marker)
         if dict(found.requested) != dict(volume.requested):
@@ -127,7 +121,7 @@ class NfsBackend:
         """Take back claims and an empty directory; a finished volume stays."""
         if _is_direct(volume):
             return
-        self._share_of(volume).call(
+        self._shares.of(volume).call(
             "discard",
             deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
             name=volume.name,
@@ -139,7 +133,7 @@ class NfsBackend:
         """Remove the volume from the share as `onDelete` says."""
         if _is_direct(volume):
             return
-        share = self._share_of(volume)
+        share = self._shares.of(volume)
         done = share.call(
             "remove",
             deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
@@ -172,7 +166,7 @@ class NfsBackend:
                 deadline=deadline,
             )
             if not _is_direct(volume):
-                self._share_of(volume).call(
+                self._shares.of(volume).call(
                     "check", deadline=deadline, target=str(target)
                 )
         except (BackendError, DeadlineError):
@@ -196,7 +190,7 @@ class NfsBackend:
         del target
         export = export_of(volume.options)
         source = export.source("" if _is_direct(volume) else subdir_of(volume))
-        controls = [share.control_mount.name for share in self._watched()]
+        controls = [share.control_mount.name for share in self._shares.watched()]
         return mounts.users_of_source(source, own_names=(volume.id, *controls))
 
     def status(self, volume: Volume) -> Mapping[str, object]:
@@ -207,7 +201,7 @@ class NfsBackend:
             "source": export.source("" if _is_direct(volume) else subdir_of(volume)),
         }
         if not _is_direct(volume):
-            state = self._share_of(volume).state
+            state = self._shares.of(volume).state
             facts |= {
                 "health": state.state,
                 "checked_at": state.checked_at,
@@ -230,7 +224,7 @@ class NfsBackend:
         """Return why the volume's server cannot be reached, "" if it can."""
         if _is_direct(volume):
             return ""
-        state = self._share_of(volume).state
+        state = self._shares.of(volume).state
         return state.error if state.state == "unreachable" else ""
 
     def storages(self) -> list[Storage]:
@@ -242,7 +236,7 @@ class NfsBackend:
                 share.state.total_bytes,
                 share.state.available_bytes,
             )
-            for share in self._watched()
+            for share in self._shares.watched()
         ]
 
     def data_directory(self, volume: Volume) -> Path:
@@ -254,7 +248,7 @@ class NfsBackend:
 
     def discover(self) -> Iterator[Volume]:
         """Yield the volumes of every share as it was last seen."""
-        for share in self._watched():
+        for share in self._shares.watched():
             for marker in share.state.markers or ():
                 if marker.get("state") == "ready":
                     yield _volume(marker)
@@ -263,13 +257,13 @@ class NfsBackend:
         """Return whether the volume's share was read, and is not away now."""
         if _is_direct(volume):
             return False
-        state = self._share_of(volume).state
+        state = self._shares.of(volume).state
         return state.state == "ok" and state.markers is not None
 
     def find(self, name: str, *, deadline_s: float) -> Volume | None:
         """Return the volume of that name from the first share that has it."""
         deadline = Deadline(deadline_s)
-        for share in self._watched():
+        for share in self._shares.watched():
             if share.state.state != "ok":
                 continue
             try:
@@ -288,39 +282,14 @@ class NfsBackend:
 
     def close(self) -> None:
         """Stop watching; mounted volumes stay mounted."""
-        for share in self._watched():
-            share.close()
-
-    def _watched(self) -> list[Share]:
-        with self._guard:
-            return list(self._shares.values())
-
-    def _share(self, export: Export) -> Share:
-        with self._guard:
-            share = self._shares.get(export)
-            if share is None:
-                digest = hashlib.sha256(repr(export).encode()).hexdigest()[:16]
-                share = Share(export, self._state_dir / "nfs" / digest, node=self._node)
-                self._shares[export] = share
-                share.start()
-            return share
-
-    def _forget(self, share: Share) -> None:
-        """Watch a share no longer that was never read: its name may be an error."""
-        if share.state.markers is None and share.export not in self._configured:
-            with self._guard:
-                self._shares.pop(share.export, None)
-            share.close()
-
-    def _share_of(self, volume: Volume) -> Share:
-        return self._share(export_of(volume.options))
+        self._shares.close()
 
     def _hold(self, volume: Volume, deadline: Deadline) -> None:
         """Take the lease and see that the volume is still what we know."""
         if _is_direct(volume):
             mounting.ping(export_of(volume.options))
             return
-        share = self._share_of(volume)
+        share = self._shares.of(volume)
         share.call("hold", deadline=deadline, name=volume.name, id=volume.id)
         share.held.add(volume.id)
 
@@ -328,7 +297,7 @@ class NfsBackend:
         """Give the lease back; with a dead server it ends by itself."""
         if _is_direct(volume):
             return
-        share = self._share_of(volume)
+        share = self._shares.of(volume)
         share.held.discard(volume.id)
         if share.state.state == "unreachable":
             return
@@ -343,7 +312,7 @@ class NfsBackend:
             return True
         try:
             self._hold(volume, deadline)
-            self._share_of(volume).call("check", deadline=deadline, target=str(target))
+            self._shares.of(volume).call("check", deadline=deadline, target=str(target))
         except NfsError as error:
             if error.code != "NFS-STALE":
                 raise

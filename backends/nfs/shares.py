@@ -1,0 +1,63 @@
+"""The shares that this node uses, each watched from its first use on."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from backends.base import Volume
+from backends.nfs.options import Export, export_of
+from backends.nfs.share import Share
+
+
+class Shares:
+    """
+    Makes a `Share` for each export; methods may be called from any thread.
+
+    Control mounts are made below *directory*; *node* names this node in leases.
+    """
+
+    def __init__(self, directory: Path, *, node: str) -> None:
+        self._directory = directory
+        self._node = node
+        self._shares: dict[Export, Share] = {}
+        self._configured: set[Export] = set()
+        self._guard = threading.Lock()
+
+    def configure(self, options: Mapping[str, str]) -> None:
+        """Watch the share of a profile with complete *options* for ever."""
+        self._configured.add(export_of(options))
+        self._get(export_of(options))
+
+    def of(self, volume: Volume) -> Share:
+        """Return the share that *volume* lives on, watched from now on."""
+        return self._get(export_of(volume.options))
+
+    def watched(self) -> list[Share]:
+        """Return every share that is watched."""
+        with self._guard:
+            return list(self._shares.values())
+
+    def forget(self, share: Share) -> None:
+        """Watch a share no longer that was never read: its name may be an error."""
+        if share.state.markers is None and share.export not in self._configured:
+            with self._guard:
+                self._shares.pop(share.export, None)
+            share.close()
+
+    def close(self) -> None:
+        """Watch nothing any more."""
+        for share in self.watched():
+            share.close()
+
+    def _get(self, export: Export) -> Share:
+        with self._guard:
+            share = self._shares.get(export)
+            if share is None:
+                digest = hashlib.sha256(repr(export).encode()).hexdigest()[:16]
+                share = Share(export, self._directory / digest, node=self._node)
+                self._shares[export] = share
+                share.start()
+            return share
