@@ -40,7 +40,9 @@ def test_hosts_have_files_mounts_and_processes_of_their_own() -> None:
             "/var/lib/remora:",
         ]
         assert second.run(["hostname"]).stdout == "node-b\n"
-        assert "remora" not in Path("/proc/self/mountinfo").read_text()
+        ours = Path("/proc/self/mountinfo").read_text()
+        assert str(first.work) not in ours
+        assert str(second.work) not in ours
 
 
 def test_popen_gives_the_programs_own_pid() -> None:

@@ -238,7 +238,8 @@ class Node:
         self._holder.stdin.close()
         self._holder.wait(timeout=STOP_DEADLINE_S)
         self._holder.stdout.close()
-        shutil.rmtree(self.directory)
+        # A command of the daemon's that died with it may be deleting there still.
+        subprocess.run(["rm", "-rf", "--", self.directory], check=True, timeout=60)
 
     # Storage
 
