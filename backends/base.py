@@ -16,10 +16,18 @@ A backend MUST hold to these rules; `tests/contract` checks them for every backe
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+from backends.system.copying import Destination
+
+if TYPE_CHECKING:
+    from backends.snapshots import Snapshots
+
+# Puts a new volume's first bytes into the directory that it is given.
+Fill = Callable[[Destination], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +89,11 @@ class Backend(Protocol):
     kind: str
     traits: Traits
 
+    @property
+    def snapshots(self) -> Snapshots:
+        """What can be done with the snapshots of this backend's volumes."""
+        ...
+
     def parse_options(self, raw: Mapping[str, str]) -> dict[str, str]:
         """
         Return *raw* in canonical form, without defaults; pure.
@@ -106,9 +119,14 @@ class Backend(Protocol):
         """Return whether *raw* options can only be meant for this backend."""
         ...
 
-    def create(self, volume: Volume, *, deadline_s: float) -> Volume:
+    def create(
+        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+    ) -> Volume:
         """
-        Make *volume*, empty, and return it; durable on return.
+        Make *volume*, empty or as *fill* fills it, and return it; durable on return.
+
+        Until *fill* has returned nobody sees the volume; the time that it takes does
+        not count. Owner and mode are then its own, but for those asked for.
 
         What another node has made before, with the same name and the same requested
         options, is returned as it is on storage, with its own id.
@@ -182,8 +200,16 @@ class Backend(Protocol):
         """Return each place that volumes live in, as it was last seen; quick."""
         ...
 
-    def data_directory(self, volume: Volume) -> Path:
-        """Return where *volume*'s bytes can be written without a mount (imports)."""
+    def data_directory(self, volume: Volume, snapshot: str = "") -> Path:
+        """
+        Return where a child process can read *volume*'s bytes, or its *snapshot*'s.
+
+        The daemon itself must not touch the path: its storage may hang.
+
+        Raises:
+            SnapshotNotFoundError, BackendError: they are not there.
+
+        """
         ...
 
     def discover(self) -> Iterable[Volume]:

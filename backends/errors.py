@@ -5,6 +5,8 @@ The root of Remora's error tree, and the errors that storage raises.
     ├── InvalidRequestError     the caller asked for something impossible
     ├── VolumeExistsError       the name is taken by a volume with other options
     ├── VolumeBusyError         in use, or another operation is under way
+    ├── SnapshotExistsError     the volume has a snapshot of that name
+    ├── SnapshotNotFoundError   it has none
     ├── DeadlineError           not finished in time; what was begun is undone
     └── BackendError            storage said no
 
@@ -75,6 +77,20 @@ class VolumeExistsError(RemoraError):
 
     code = "volume-exists"
     exit_code = 18
+
+
+class SnapshotExistsError(RemoraError):
+    """The volume has a snapshot of that name already."""
+
+    code = "snapshot-exists"
+    exit_code = 21
+
+
+class SnapshotNotFoundError(RemoraError):
+    """The volume has no snapshot of that name."""
+
+    code = "snapshot-not-found"
+    exit_code = 22
 
 
 class BackendError(RemoraError):

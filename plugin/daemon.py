@@ -17,14 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
-from backends.rsync import RsyncBackend
+from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
 from plugin.catalogue import Catalogue
 from plugin.control.http import create_app as create_control_app
 from plugin.control.http import create_metrics_app
 from plugin.discovery import Discovery
 from plugin.errors import ConfigError, StoreError
-from plugin.importing import Importer
 from plugin.limits import LONG_DEADLINE_S, OPEN_FILES, SERVER_THREADS
 from plugin.logs import fields
 from plugin.metrics import Metrics
@@ -102,7 +101,7 @@ class Daemon:
         config = self._config
         rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
         if self._node.fact("pool_id") is None:
-            self._node.set_fact("pool_id", rsync.initialise())
+            self._node.set_fact("pool_id", rsync.pool.initialise())
         nfs = NfsBackend(
             config.state_dir, node=f"{os.uname().nodename}.{self._node.id}"
         )
@@ -147,9 +146,7 @@ class Daemon:
             )
         servers.append(
             Server(
-                create_control_app(
-                    service, self._reconciler, Importer(service), metrics
-                ),
+                create_control_app(service, self._reconciler, metrics),
                 self._bind(config.control_socket),
                 name="control",
                 threads=_CONTROL_THREADS,

@@ -39,5 +39,6 @@ DISUSE_GRACE_S: Final = 60.0
 
 # Revisions of the store kept for watchers that resume.
 WATCH_HISTORY_MAX: Final = 10_000
-# A copy made by `remora import` may take this long without any progress.
-COPY_STALL_S: Final = 300.0
+# A copy that somebody waits for at a terminal. Docker's Create waits `LONG_DEADLINE_S`
+# at most; the copy goes on, and the same Create again waits for it.
+COPY_DEADLINE_S: Final = 24 * 3600.0

@@ -14,6 +14,7 @@ from plugin.limits import MOUNT_ID_LENGTH_MAX
 # docs.docker.com allows the same alphabet; the engine itself checks nothing on the
 # plugin's way (moby passes `../../x` on), so this check is the only one.
 NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+SNAPSHOT_NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}")
 
 Phase = Literal["creating", "ready", "removing"]
 
@@ -101,6 +102,16 @@ def check_name(name: str) -> str:
     raise InvalidRequestError(
         f"'{shown}' is not a volume name",
         hint="1 to 255 letters, digits, '_', '.' or '-', the first a letter or digit",
+    )
+
+
+def check_snapshot_name(name: str) -> str:
+    """Return *name* if it is a valid name of a snapshot, or raise."""
+    if SNAPSHOT_NAME_PATTERN.fullmatch(name):
+        return name
+    raise InvalidRequestError(
+        f"'{name[:80]}' is not a snapshot's name",
+        hint="1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit",
     )
 
 

@@ -128,10 +128,11 @@ class Operations:
         Return what *work* returns, or raise what it raises, within *deadline_s*.
 
         *undo* gets the result of work that ended too late; it runs under the same lock.
+        Without it such work stays done.
 
         Raises:
             VolumeBusyError: too much is under way, or this volume's last operation.
-            DeadlineError: the work goes on, and will be undone.
+            DeadlineError: the work goes on, and will be undone if there is an *undo*.
 
         """
         if not self._room.acquire(blocking=False):
@@ -152,10 +153,7 @@ class Operations:
         threading.Thread(target=body, name=f"operation:{name}", daemon=True).start()
         while not operation.wait(min(_CALLER_CHECK_S, deadline.remaining_s())):
             if (deadline.passed() or caller_gone()) and operation.abandon():
-                raise DeadlineError(
-                    f"'{name}' was not done in {deadline_s:.0f} s and is being undone",
-                    hint="retry; 'remora status' shows whether storage answers",
-                )
+                raise _late(name, deadline_s, goes_on=undo is None)
         if operation.error is not None:
             raise operation.error
         return operation.result  # type: ignore[return-value]  # set by finish()
@@ -179,3 +177,15 @@ class Operations:
         except BaseException as error:
             if not operation.finish(None, error):
                 log.exception("an abandoned operation on '%s' failed", name)
+
+
+def _late(name: str, deadline_s: float, *, goes_on: bool) -> DeadlineError:
+    if goes_on:
+        return DeadlineError(
+            f"'{name}' was not done in {deadline_s:.0f} s and goes on",
+            hint="the same call again waits for it; 'remora status' shows it",
+        )
+    return DeadlineError(
+        f"'{name}' was not done in {deadline_s:.0f} s and is being undone",
+        hint="retry; 'remora status' shows whether storage answers",
+    )

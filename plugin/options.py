@@ -38,9 +38,14 @@ class OptionResolver:
         self._registry = registry
         self._profiles = profiles
 
-    def resolve(self, raw: Mapping[str, str]) -> Resolved:
+    def resolve(
+        self, raw: Mapping[str, str], source: VolumeRecord | None = None
+    ) -> Resolved:
         """
         Return what *raw*, the options of one request, stands for; pure.
+
+        A copy of *source* is like it in all that *raw* does not say, unless *raw*
+        names another storage.
 
         Raises:
             InvalidRequestError: an option, profile or backend that is not valid.
@@ -48,6 +53,8 @@ class OptionResolver:
         """
         _check_bounds(raw)
         asked = _fold_case(raw)
+        if source is not None and self._stays_with(source, asked):
+            return self._like(source, asked)
         profile_name = asked.pop("profile", None)
         profile = self._profile(profile_name)
         profile_kind = self._kind_of(profile) or DEFAULT_KIND
@@ -67,6 +74,18 @@ class OptionResolver:
         options = backend.merge_options(options, requested)
         requested["backend"] = kind
         return Resolved(backend, requested, options)
+
+    def _stays_with(self, source: VolumeRecord, asked: Mapping[str, str]) -> bool:
+        """Return whether *asked* names no storage but that of *source*."""
+        kind = self._kind_of(dict(asked)) or source.backend
+        return kind == source.backend and not {"profile", "server", "share"} & {*asked}
+
+    def _like(self, source: VolumeRecord, asked: dict[str, str]) -> Resolved:
+        backend = self._registry.get(source.backend)
+        asked.pop("backend", None)
+        requested = backend.parse_options(asked)
+        options = backend.merge_options(source.options, requested)
+        return Resolved(backend, {**requested, "backend": source.backend}, options)
 
     def profiles_of(self, kind: str) -> list[dict[str, str]]:
         """Return the canonical options of each profile for backend *kind*."""

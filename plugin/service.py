@@ -9,38 +9,34 @@ crash between any two steps leaves a note of what to finish, and the reconciler 
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 from backends.base import VolumeUser
 from backends.errors import (
     BackendError,
-    RemoraError,
     VolumeBusyError,
 )
 from backends.registry import Registry
-from backends.system import clock
 from backends.system.clock import Deadline
 from plugin.catalogue import Catalogue, Stored
+from plugin.creation import VolumeCreation
 from plugin.discovery import Discovery
 from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
-from plugin.logs import fields
 from plugin.model import (
     VolumeRecord,
     check_mount_id,
     check_name,
 )
 from plugin.operations import CallerGone, Operations, never
-from plugin.options import OptionResolver, Resolved, require_same_options
+from plugin.options import OptionResolver
 from plugin.references import References
-from plugin.views import VolumeViews
 
 log = logging.getLogger(__name__)
 
 
-class VolumeService(VolumeViews):
-    """What can be done to volumes on this node; what can be seen: `VolumeViews`."""
+class VolumeService(VolumeCreation):
+    """What can be done to volumes on this node; see also the classes it extends."""
 
     def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
@@ -61,9 +57,9 @@ class VolumeService(VolumeViews):
             references=references,
             discovery=discovery,
             mount_dir=mount_dir,
+            resolver=resolver,
+            operations=operations,
         )
-        self.resolver = resolver
-        self.operations = operations
         self._mount_deadline_s = mount_deadline_s
         self._disuse_grace_s = disuse_grace_s
 
@@ -93,12 +89,13 @@ class VolumeService(VolumeViews):
 
         """
         check_name(name)
-        resolved = self.resolver.resolve(options)
+        resolved, fill = self.understand(name, options)
         self.operations.run(
             name,
-            lambda deadline: self._create(name, resolved, deadline),
+            lambda deadline: self.make(name, resolved, deadline, fill),
             deadline_s=LONG_DEADLINE_S,
-            undo=self._discard,
+            # A copy that takes longer than the engine waits goes on; see `Operations`.
+            undo=self._discard if fill is None else None,
             caller_gone=caller_gone,
         )
 
@@ -177,28 +174,6 @@ class VolumeService(VolumeViews):
         self.drop_mount(record, deadline)
         return True
 
-    def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
-        """Undo a creation that nobody was told of; the volume's lock is held."""
-        record = stored.record
-        self.registry.get(record.backend).discard(
-            record.volume(), deadline_s=deadline.remaining_s()
-        )
-        self.catalogue.delete(stored)
-
-    def abandon_creation(self, stored: Stored, *, refused: bool) -> None:
-        """Undo a creation now if storage lets us, else leave it to the reconciler."""
-        try:
-            self.roll_back_creation(stored, Deadline(SHORT_DEADLINE_S))
-        except RemoraError as error:
-            if refused:
-                self.catalogue.delete(stored)
-                return
-            log.warning(
-                "the creation is rolled back later: %s",
-                error,
-                extra=fields(volume=stored.record.name),
-            )
-
     def finish_removal(self, stored: Stored, deadline: Deadline) -> None:
         """Remove a volume that is in phase `removing` and proven unused; lock held."""
         record = stored.record
@@ -207,53 +182,6 @@ class VolumeService(VolumeViews):
             record.volume(), deadline_s=deadline.remaining_s()
         )
         self.catalogue.delete(stored)
-
-    def begin_creation(
-        self, name: str, resolved: Resolved, deadline: Deadline
-    ) -> Stored | None:
-        """
-        Return a new record in phase `creating`; None if the volume is there already.
-
-        The volume's lock is held.
-        """
-        stored = self.catalogue.find(name)
-        if stored is not None and stored.record.phase == "creating":
-            self.roll_back_creation(stored, deadline)
-            stored = None
-        if stored is None:
-            stored = self.catalogue.insert(
-                VolumeRecord(
-                    id=str(uuid.uuid4()),
-                    name=name,
-                    backend=resolved.backend.kind,
-                    requested=resolved.requested,
-                    options=resolved.options,
-                    created_at=clock.now_rfc3339(),
-                    phase="creating",
-                )
-            )
-            if stored is not None:
-                return stored
-            stored = self.existing(name)  # another node was quicker
-        require_same_options(resolved, stored.record)
-        return None
-
-    def _create(self, name: str, resolved: Resolved, deadline: Deadline) -> str | None:
-        """Return the id of the volume that was made, None if it was there."""
-        stored = self.begin_creation(name, resolved, deadline)
-        if stored is None:
-            return None
-        try:
-            made = resolved.backend.create(
-                stored.record.volume(), deadline_s=deadline.remaining_s()
-            )
-            self.catalogue.replace(stored, stored.record.made(made))
-        except BaseException as error:
-            # Storage that refused has nothing of it; only an unknown outcome must be
-            # remembered until storage answers again.
-            self.abandon_creation(stored, refused=isinstance(error, BackendError))
-            raise
-        return made.id
 
     def _discard(self, volume_id: str | None) -> None:
         """Take back a creation whose caller is gone."""

@@ -8,14 +8,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Storage, Traits, Volume, VolumeUser
-from backends.errors import BackendError, DeadlineError, VolumeExistsError
+from backends.base import Fill, Storage, Traits, Volume, VolumeUser
+from backends.errors import (
+    BackendError,
+    DeadlineError,
+    RemoraError,
+    VolumeExistsError,
+)
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
-from backends.nfs.options import export_of, subdir_of
+from backends.nfs.options import export_of, owner_of, subdir_of
 from backends.nfs.share import Share
 from backends.nfs.shares import Shares
+from backends.nfs.snapshots import NfsSnapshots, filled
 from backends.options import differences
 from backends.system import mounts
 from backends.system.clock import Deadline, now_rfc3339, pause
@@ -42,6 +48,7 @@ class NfsBackend:
 
     def __init__(self, state_dir: Path, *, node: str) -> None:
         self._shares = Shares(state_dir / "nfs", node=node)
+        self.snapshots = NfsSnapshots(self._shares)
 
     def watch(self, options: Mapping[str, str]) -> None:
         """Watch the share that *options* name, if they name one."""
@@ -69,16 +76,22 @@ class NfsBackend:
         keys = {key.lower() for key in raw}
         return bool(keys & {"server", "share", "device"}) or "type" in keys
 
-    def create(self, volume: Volume, *, deadline_s: float) -> Volume:
+    def create(
+        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+    ) -> Volume:
         """Claim name and directory on the share; both have one winner."""
         nfs_options.require_complete(volume.options)
-        deadline = Deadline(min(deadline_s, _CALL_BUDGET_S))
+        budget_s = min(deadline_s, _CALL_BUDGET_S)
         if _is_direct(volume):
             mounting.ping(export_of(volume.options))
             return volume
         share = self._shares.of(volume)
+
+        def claim(content: str) -> Any:
+            return self._claim(share, volume, Deadline(budget_s), content)
+
         try:
-            marker = self._claim(share, volume, deadline)
+            marker = claim("") if fill is None else filled(share, volume, fill, claim)
         except BackendError:
             self._shares.forget(share)
             raise
@@ -92,8 +105,15 @@ class NfsBackend:
         share.survey_soon()
         return found
 
-    def _claim(self, share: Share, volume: Volume, deadline: Deadline) -> Any:
-        """Return the marker of the volume, made or found; wait for who makes it."""
+    def _claim(
+        self, share: Share, volume: Volume, deadline: Deadline, content: str
+    ) -> Any:
+        """
+        Return the marker of the volume, made or found; wait for who makes it.
+
+        *content* is the token of the copy that it shall have, "" for an empty one.
+        """
+        adopt = volume.options["existing"] == "adopt" and not content
         while True:
             try:
                 return share.call(
@@ -103,14 +123,14 @@ class NfsBackend:
                         "id": volume.id,
                         "name": volume.name,
                         "subdir": subdir_of(volume),
-                        "adopt": volume.options["existing"] == "adopt",
+                        "adopt": adopt,
                         "requested": dict(volume.requested),
                         "options": dict(volume.options),
                         "created_at": volume.created_at,
                     },
-                    own=volume.options["existing"] != "adopt",
-                    mode=int(volume.options["mode"], 8),
-                    **_owner(volume),
+                    content=content,
+                    **_wishes(volume, adopt=adopt, filled=bool(content)),
+                    **owner_of(volume),
                 )
             except NfsError as error:
                 if error.code != "NFS-CREATING" or deadline.passed():
@@ -126,7 +146,7 @@ class NfsBackend:
             deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
             name=volume.name,
             id=volume.id,
-            **_owner(volume),
+            **owner_of(volume),
         )
 
     def remove(self, volume: Volume, *, deadline_s: float) -> None:
@@ -141,7 +161,7 @@ class NfsBackend:
             id=volume.id,
             on_delete=volume.options["onDelete"],
             time=now_rfc3339().replace(":", ""),
-            **_owner(volume),
+            **owner_of(volume),
         )
         log.info("%s on %s: %s", volume.name, share.export, done)
         share.survey_soon()
@@ -150,12 +170,13 @@ class NfsBackend:
         """Take the lease, mount, and see that it answers; else leave nothing."""
         deadline = Deadline(min(deadline_s, _MOUNT_BUDGET_S))
         export = export_of(volume.options)
+        self._hold(volume, deadline)
         if mounts.mounted_at(target) is not None:
             if self._is_sound(volume, target, deadline):
                 return
-            # ESTALE on a mounted volume: nothing but a new mount heals it.
+            # The directory was replaced on the server: only a new mount shows it.
+            log.warning("%s at %s is stale: mounted anew", volume.name, target)
             self._unmount(volume, target)
-        self._hold(volume, deadline)
         try:
             target.mkdir(mode=0o700, exist_ok=True)
             mounting.mount(
@@ -170,7 +191,10 @@ class NfsBackend:
                     "check", deadline=deadline, target=str(target)
                 )
         except (BackendError, DeadlineError):
-            self.unmount(volume, target, deadline_s=_CALL_BUDGET_S)
+            try:
+                self.unmount(volume, target, deadline_s=_CALL_BUDGET_S)
+            except RemoraError as error:
+                log.warning("'%s' is unmounted later: %s", volume.name, error)
             raise
 
     def unmount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
@@ -221,11 +245,10 @@ class NfsBackend:
         return facts
 
     def health(self, volume: Volume) -> str:
-        """Return why the volume's server cannot be reached, "" if it can."""
-        if _is_direct(volume):
-            return ""
-        state = self._shares.of(volume).state
-        return state.error if state.state == "unreachable" else ""
+        """Return "" if the volume's server answers, else raise why it does not."""
+        if not _is_direct(volume):
+            self._shares.of(volume).require_server(Deadline(_CALL_BUDGET_S))
+        return ""
 
     def storages(self) -> list[Storage]:
         """Return every share that is watched."""
@@ -239,12 +262,9 @@ class NfsBackend:
             for share in self._shares.watched()
         ]
 
-    def data_directory(self, volume: Volume) -> Path:
-        """Raise: the daemon does not touch paths on NFS."""
-        raise BackendError(
-            f"'{volume.name}' is on NFS, where nothing can be imported directly",
-            hint="mount it in a container and copy there",
-        )
+    def data_directory(self, volume: Volume, snapshot: str = "") -> Path:
+        """Return where on the control mount the bytes are; not for the daemon."""
+        return self.snapshots.data_directory(volume, snapshot)
 
     def discover(self) -> Iterator[Volume]:
         """Yield the volumes of every share as it was last seen."""
@@ -262,23 +282,17 @@ class NfsBackend:
 
     def find(self, name: str, *, deadline_s: float) -> Volume | None:
         """Return the volume of that name from the first share that has it."""
-        deadline = Deadline(deadline_s)
-        for share in self._shares.watched():
-            if share.state.state != "ok":
-                continue
-            try:
-                marker = share.call("find", deadline=deadline, name=name)
-            except (NfsError, DeadlineError) as error:
-                log.warning("'%s' was not looked for: %s", name, error)
-                continue
-            if marker is not None:
-                return _volume(marker)
-        return None
+        marker = self._shares.find(name, Deadline(deadline_s))
+        return None if marker is None else _volume(marker)
 
     def collect_garbage(self, *, deadline_s: float) -> int:
         """Delete what removals have put into the shares' trash."""
-        del deadline_s
-        return 0
+        deadline = Deadline(deadline_s)
+        return sum(
+            share.empty_trash(deadline)
+            for share in self._shares.watched()
+            if share.state.state == "ok" and share.state.thrown_away
+        )
 
     def close(self) -> None:
         """Stop watching; mounted volumes stay mounted."""
@@ -299,19 +313,16 @@ class NfsBackend:
             return
         share = self._shares.of(volume)
         share.held.discard(volume.id)
-        if share.state.state == "unreachable":
-            return
         try:
             share.call("release", deadline=Deadline(_RELEASE_BUDGET_S), id=volume.id)
         except (NfsError, DeadlineError) as error:
             log.warning("the lease of '%s' ends by itself: %s", volume.name, error)
 
     def _is_sound(self, volume: Volume, target: Path, deadline: Deadline) -> bool:
-        """Return whether what is mounted at *target* answers."""
+        """Return whether what is mounted at *target* answers; the volume is held."""
         if _is_direct(volume):
             return True
         try:
-            self._hold(volume, deadline)
             self._shares.of(volume).call("check", deadline=deadline, target=str(target))
         except NfsError as error:
             if error.code != "NFS-STALE":
@@ -321,14 +332,14 @@ class NfsBackend:
 
     def _unmount(self, volume: Volume, target: Path) -> None:
         export = export_of(volume.options)
-        if mounts.mounted_at(target) is None:
-            return
-        try:
-            mounting.ping(export)
-        except NfsError:
-            answers = False
-        else:
-            answers = True
+
+        def answers() -> bool:
+            try:
+                mounting.ping(export)
+            except NfsError:
+                return False
+            return True
+
         mounting.unmount(target, where=export.source(), server_answers=answers)
 
 
@@ -349,10 +360,18 @@ def _entries(volume: Volume) -> str:
     return ",".join(entries)
 
 
-def _owner(volume: Volume) -> dict[str, int]:
+def _wishes(volume: Volume, *, adopt: bool, filled: bool) -> dict[str, int | None]:
+    """Return owner and mode for the directory; None leaves it as it is."""
+    if adopt:
+        chosen: Mapping[str, str] = {}
+    elif filled:  # what was copied keeps its own, but for what was asked for
+        chosen = volume.requested
+    else:
+        chosen = {"uid": "0", "gid": "0", **volume.options}
     return {
-        "uid": int(volume.options.get("uid", "0")),
-        "gid": int(volume.options.get("gid", "0")),
+        "own_uid": int(chosen["uid"]) if "uid" in chosen else None,
+        "own_gid": int(chosen["gid"]) if "gid" in chosen else None,
+        "mode": int(chosen["mode"], 8) if "mode" in chosen else None,
     }
 
 

@@ -8,24 +8,30 @@ behave was measured: docs/adr/0008-nfs.md.
 from __future__ import annotations
 
 import logging
+import queue
 import secrets
 import socket
 import struct
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
-from backends.nfs import agent
 from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
 from backends.system.clock import Deadline
-from backends.system.mounts import mounted_at
-from backends.system.run import run
+from backends.system.mounts import MountEntry, mount_table, mounted_at
+from backends.system.run import own_program, run
 
 log = logging.getLogger(__name__)
 
 _PING_TIMEOUT_S: Final = 3.0
+# A timeout of zero would mean something else to a socket.
+_SHORTEST_S: Final = 0.001
+# mount.nfs takes tenths of a second; after this long it is asked who keeps it.
+_MOUNT_PATIENCE_S: Final = 10.0
 _NFS_PROGRAM: Final = 100003
 # How long one attempt at umount2(2) may take: with a dead server it may never return.
 _UNMOUNT_STEP_S: Final = 3.0
@@ -34,22 +40,19 @@ _MNT_DETACH: Final = 2
 _UMOUNT_NOFOLLOW: Final = 8
 
 
-def ping(export: Export) -> None:
+def ping(export: Export, *, timeout_s: float = _PING_TIMEOUT_S) -> None:
     """
     Return if the server answers an empty RPC call of the wanted NFS version.
 
     Raises:
-        NfsError: DNS, REFUSED, UNREACHABLE or VERSION, within a few seconds.
+        NfsError: DNS, REFUSED, UNREACHABLE or VERSION, within *timeout_s* or three
+            seconds, name service included.
 
     """
     where = str(export)
-    call = _null_call(int(export.version[0]))
+    deadline = Deadline(min(timeout_s, _PING_TIMEOUT_S))
     try:
-        with socket.create_connection(
-            (export.server, export.port), timeout=_PING_TIMEOUT_S
-        ) as connection:
-            connection.sendall(call)
-            answer = connection.recv(1024)
+        answer = _answer_to(_null_call(int(export.version[0])), export, deadline)
     except socket.gaierror as error:
         raise NfsError("DNS", f"'{export.server}': {error.strerror}", where) from error
     except ConnectionRefusedError as error:
@@ -58,6 +61,45 @@ def ping(export: Export) -> None:
         cause = "no answer" if isinstance(error, TimeoutError) else str(error)
         raise NfsError("UNREACHABLE", cause, where) from error
     _check_answer(answer, export)
+
+
+def _answer_to(call: bytes, export: Export, deadline: Deadline) -> bytes:
+    """Return what the first of the server's addresses that can be reached answers."""
+    failure: OSError = TimeoutError()
+    for family, kind, protocol, _, address in _addresses(export, deadline):
+        with socket.socket(family, kind, protocol) as connection:
+            try:
+                connection.settimeout(max(deadline.remaining_s(), _SHORTEST_S))
+                connection.connect(address)
+            except OSError as error:
+                failure = error
+                continue
+            connection.sendall(call)
+            connection.settimeout(max(deadline.remaining_s(), _SHORTEST_S))
+            return connection.recv(1024)
+    raise failure
+
+
+def _addresses(export: Export, deadline: Deadline) -> list[Any]:
+    """Return the server's addresses; without a name server that may take minutes."""
+    found: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
+
+    def resolve() -> None:
+        host, port = export.server, export.port
+        try:
+            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except OSError as error:
+            found.put(error)
+
+    threading.Thread(target=resolve, name=f"dns:{export.server}", daemon=True).start()
+    try:
+        outcome = found.get(timeout=deadline.remaining_s())
+    except queue.Empty:
+        cause = f"'{export.server}': no name server answers"
+        raise NfsError("DNS", cause, str(export)) from None
+    if isinstance(outcome, OSError):
+        raise outcome
+    return outcome
 
 
 def _null_call(version: int) -> bytes:
@@ -91,57 +133,63 @@ def mount(
     Mount *subdir* of *export* at the existing directory *target*.
 
     Raises:
-        NfsError: what mount.nfs said, as a code.
+        NfsError: what mount.nfs said, as a code; or that the server has died.
         NfsTimeoutError: it did not end in time; it has been killed.
 
     """
     source = export.source(subdir)
     options = f"retry=0,nfsvers={export.version},{entries}"
-    try:
-        done = run(
-            ["mount.nfs", source, str(target), "-o", options],
-            deadline_s=deadline.remaining_s(),
-            allowed=range(256),
-        )
-    except DeadlineError as error:
-        raise NfsTimeoutError("mount.nfs did not end", source) from error
+    command = ["mount.nfs", source, str(target), "-o", options]
+    patience_s = _MOUNT_PATIENCE_S
+    while True:
+        try:
+            done = run(
+                command,
+                deadline_s=min(patience_s, deadline.remaining_s()),
+                allowed=range(256),
+            )
+            break
+        except DeadlineError as error:
+            if deadline.passed():
+                raise NfsTimeoutError("mount.nfs did not end", source) from error
+            # It would wait for minutes for a server that has died meanwhile. One that
+            # is only slow gets more time.
+            ping(export)
+            patience_s *= 3
     if done.exit_status != 0 and mounted_at(target) is None:
         text = " ".join(done.errors.split()) or f"exit {done.exit_status}"
         raise from_mount_output(text.removeprefix("mount.nfs: "), source)
 
 
-def unmount(target: Path, *, where: str, server_answers: bool) -> None:
+def unmount(
+    target: Path, *, where: str, server_answers: Callable[[], bool] | None = None
+) -> None:
     """
     Unmount *target*; with a dead server by force, step by step.
 
     Nothing is forced while the server answers: then "busy" means that somebody works
-    there. Each step runs in a process of its own, which may never come back.
+    there. Without *server_answers* that counts for nothing. Each step runs in a process
+    of its own, which may never come back.
 
     Raises:
         VolumeBusyError: a process of this node works below *target*.
         BackendError: it is mounted still.
 
     """
+    entry = mounted_at(target)
+    if entry is None:
+        return
+    said = _try_unmount(target, _UMOUNT_NOFOLLOW)
     if mounted_at(target) is None:
         return
-    ladder = (
-        ((_UMOUNT_NOFOLLOW, "plainly"),)
-        if server_answers
-        else (
-            (_UMOUNT_NOFOLLOW, "plainly"),
-            (_UMOUNT_NOFOLLOW | _MNT_FORCE, "by force"),
-            (_UMOUNT_NOFOLLOW, "plainly again"),
-            (_UMOUNT_NOFOLLOW | _MNT_DETACH, "lazily"),
-        )
-    )
-    said = ""
-    for flags, how in ladder:
-        said = _try_unmount(target, flags)
-        if mounted_at(target) is None:
-            if how != "plainly":
+    log.warning("%s was not unmounted plainly: %s", target, said)
+    if server_answers is None or not server_answers():
+        for flags, how in _ladder(entry):
+            said = _try_unmount(target, _UMOUNT_NOFOLLOW | flags)
+            if mounted_at(target) is None:
                 log.warning("%s was unmounted %s: %s", target, how, where)
-            return
-        log.warning("%s was not unmounted %s: %s", target, how, said)
+                return
+            log.warning("%s was not unmounted %s: %s", target, how, said)
     if "busy" in said:
         raise VolumeBusyError(
             f"{target} is in use by a process of this machine; {where}",
@@ -150,10 +198,23 @@ def unmount(target: Path, *, where: str, server_answers: bool) -> None:
     raise BackendError(f"cannot unmount {target}: {said}; {where}")
 
 
+def _ladder(entry: MountEntry) -> list[tuple[int, str]]:
+    """
+    Return the flags with which a dead server's mount is taken away, mildest first.
+
+    Force ends whatever the kernel waits for on that filesystem, and volumes of one
+    share are one filesystem: the others' writes would be lost.
+    """
+    lazily = [(_MNT_DETACH, "lazily")]
+    if [each.device for each in mount_table()].count(entry.device) > 1:
+        return lazily
+    return [(_MNT_FORCE, "by force"), (0, "plainly again"), *lazily]
+
+
 def _try_unmount(target: Path, flags: int) -> str:
     """Return what one umount2(2) said, "" if it succeeded."""
     try:
-        command = agent.command(unmount_once, str(target), str(flags))
+        command = own_program(unmount_once, str(target), str(flags))
         return run(command, deadline_s=_UNMOUNT_STEP_S).output.strip()
     except (BackendError, DeadlineError) as error:
         return error.cause

@@ -104,6 +104,14 @@ def subdir_of(volume: Volume) -> str:
     return volume.options["subDir"].replace(_TEMPLATE, volume.name)
 
 
+def owner_of(volume: Volume) -> dict[str, int]:
+    """Return who works in the volume's directory where the server squashes root."""
+    return {
+        "uid": int(volume.options.get("uid", "0")),
+        "gid": int(volume.options.get("gid", "0")),
+    }
+
+
 def warnings_of(options: Mapping[str, str]) -> list[str]:
     """Return what a user should know of the mount options that were chosen."""
     keys = {

@@ -7,27 +7,34 @@ and the sizes. What is asked of the share's state is answered from what it found
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import threading
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from backends.errors import BackendError, DeadlineError, RemoraError
-from backends.nfs import agent, mounting
+from backends.nfs import mounting
 from backends.nfs.agent import main as agent_main
+from backends.nfs.agent import trash as trash_program
 from backends.nfs.errors import HINTS, NfsError, NfsTimeoutError
 from backends.nfs.options import Export
 from backends.system import clock
 from backends.system.clock import Deadline
-from backends.system.mounts import mounted_at
-from backends.system.run import Helper
+from backends.system.mounts import mount_table, mounted_at
+from backends.system.run import Helper, own_program, run
 
 log = logging.getLogger(__name__)
 
 _SURVEY_INTERVAL_S: Final = 15.0
+_AWAY_INTERVAL_S: Final = 5.0
 _SURVEY_DEADLINE_S: Final = 20.0
+_TRASH_TURN_S: Final = 30.0
 # The catalogue must be as the server has it now, not as this client remembers it.
 _CONTROL_ENTRIES: Final = "actimeo=0,lookupcache=none"
 
@@ -42,6 +49,15 @@ class ShareState:
     total_bytes: int | None = None
     available_bytes: int | None = None
     markers: list[dict[str, Any]] | None = field(default=None)
+    thrown_away: int = 0
+
+
+class _Agent(Helper):
+    """A helper that another thread may end while one waits for its answer."""
+
+    def kill(self) -> None:
+        """End it; who waits hears that it has ended."""
+        self._process.kill()
 
 
 class Share:
@@ -51,9 +67,13 @@ class Share:
         self.export = export
         self.state = ShareState()
         self.held: set[str] = set()
+        # Tokens of the copies that this daemon makes just now.
+        self.copying: set[str] = set()
         self.control_mount = control_mount
+        # Whether it could be mounted once: then its name is no typing error.
+        self.proven = False
         self._node = node
-        self._agent: Helper | None = None
+        self._agent: _Agent | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = False
@@ -69,24 +89,35 @@ class Share:
         """End the agent and let go of the share."""
         self._stopping = True
         self._wake.set()
+        self._interrupt()
         with self._lock:
-            self._drop_agent()
-            if mounted_at(self.control_mount):
-                mounting.unmount(
-                    self.control_mount, where=str(self.export), server_answers=False
-                )
+            try:
+                self._drop_control_mount()
+            except RemoraError as error:
+                log.warning("the next start finds it: %s", error)
 
     def survey_soon(self) -> None:
         """Have the monitor look now rather than at its next turn."""
         self._wake.set()
 
-    def answers(self) -> bool:
-        """Return whether the server answers a call at this moment."""
+    def empty_trash(self, deadline: Deadline) -> int:
+        """Delete what removals have left for that; return how many things."""
+        self.require_server(deadline)
+        trash = self.control_mount / ".dvol" / "trash"
+        # In short turns: should the server die, nobody waits for it for long.
+        turn_s = min(deadline.remaining_s(), _TRASH_TURN_S)
+        done = run(own_program(trash_program, str(trash)), deadline_s=turn_s)
+        self.survey_soon()
+        return int(done.output)
+
+    def require_server(self, deadline: Deadline) -> None:
+        """Raise NfsError if the server does not answer, in three seconds at most."""
         try:
-            mounting.ping(self.export)
-        except NfsError:
-            return False
-        return True
+            mounting.ping(self.export, timeout_s=deadline.remaining_s())
+        except NfsError as error:
+            if not deadline.passed():  # it was given its full time
+                self._note_failure(error)
+            raise
 
     def call(self, operation: str, *, deadline: Deadline, **request: Any) -> Any:
         """
@@ -97,35 +128,40 @@ class Share:
             NfsTimeoutError: no answer in time; the agent was ended.
 
         """
+        # Before the lock: with a dead server each call says so in its own few seconds.
+        self.require_server(deadline)
         where = self.export.source()
         if not self._lock.acquire(timeout=deadline.remaining_s()):
             raise NfsTimeoutError("another call waits for this server", where)
         try:
-            running = self._agent or self._start_agent(deadline)
-            try:
-                answer = running.ask(
-                    json.dumps({"op": operation, **request}), deadline=deadline
-                )
-            except (DeadlineError, BackendError) as error:
-                self._drop_agent()
-                raise NfsTimeoutError(
-                    f"'{operation}' was not answered", where
-                ) from error
+            line = json.dumps({"op": operation, **request})
+            answer = self._ask(line, operation, deadline)
+            if operation != "check" and _is_stale(answer):
+                # The control mount itself: only a new one heals that.
+                self._drop_control_mount()
+                answer = self._ask(line, operation, deadline)
         finally:
             self._lock.release()
-        return self._result(json.loads(answer), where)
-
-    def _result(self, answer: dict[str, Any], where: str) -> Any:
         code = answer.get("code")
         if code is None:
             return answer["result"]
-        if code == "STALE":
-            self.survey_soon()
         raise NfsError(code if code in HINTS else "IO", str(answer["text"]), where)
 
-    def _start_agent(self, deadline: Deadline) -> Helper:
+    def _ask(self, line: str, operation: str, deadline: Deadline) -> dict[str, Any]:
+        """Return the agent's answer to *line*; the lock is held."""
+        where = self.export.source()
+        if self._stopping:
+            raise NfsTimeoutError("the share is being let go", where)
+        running = self._agent or self._start_agent(deadline)
+        try:
+            answer: dict[str, Any] = json.loads(running.ask(line, deadline=deadline))
+        except (DeadlineError, BackendError, ValueError) as error:
+            self._drop_agent()
+            raise NfsTimeoutError(f"'{operation}' was not answered", where) from error
+        return answer
+
+    def _start_agent(self, deadline: Deadline) -> _Agent:
         """Return a new agent on a control mount that works; the lock is held."""
-        mounting.ping(self.export)
         if mounted_at(self.control_mount) is None:
             self.control_mount.mkdir(mode=0o700, parents=True, exist_ok=True)
             mounting.mount(
@@ -135,10 +171,21 @@ class Share:
                 entries=_with_control_entries(self.export.entries),
                 deadline=deadline,
             )
-        self._agent = Helper(
-            agent.command(agent_main, str(self.control_mount), self._node)
+        self._agent = _Agent(
+            own_program(agent_main, str(self.control_mount), self._node)
         )
+        self.proven = True
         return self._agent
+
+    def _drop_control_mount(self) -> None:
+        """End the agent and unmount what it works on; the lock is held."""
+        self._drop_agent()
+        mounting.unmount(self.control_mount, where=str(self.export))
+
+    def _interrupt(self) -> None:
+        """End the agent under a call that waits for it: that call fails at once."""
+        if agent := self._agent:
+            agent.kill()
 
     def _drop_agent(self) -> None:
         if self._agent is not None:
@@ -148,15 +195,22 @@ class Share:
     def _watch(self) -> None:
         while not self._stopping:
             self._wake.clear()
-            self.survey()
-            self._wake.wait(_SURVEY_INTERVAL_S)
+            try:
+                self.survey()
+            except Exception:  # the watch must go on
+                log.exception("%s was not looked at", self.export)
+            away = self.state.state == "unreachable"
+            self._wake.wait(_AWAY_INTERVAL_S if away else _SURVEY_INTERVAL_S)
 
     def survey(self) -> None:
         """Look at the share once and remember what was found."""
         try:
-            mounting.ping(self.export)
+            self._require_life()
             found = self.call(
-                "survey", deadline=Deadline(_SURVEY_DEADLINE_S), held=sorted(self.held)
+                "survey",
+                deadline=Deadline(_SURVEY_DEADLINE_S),
+                held=sorted(self.held | self._mounted_ids()),
+                copying=sorted(self.copying),
             )
         except RemoraError as error:
             self._note_failure(error)
@@ -169,7 +223,30 @@ class Share:
             total_bytes=found["total_bytes"],
             available_bytes=found["available_bytes"],
             markers=found["markers"],
+            thrown_away=found["thrown_away"],
         )
+
+    def _require_life(self) -> None:
+        """Raise NfsError if the server is dead; calls that wait for it then fail."""
+        with suppress(NfsError):
+            mounting.ping(self.export)
+            return
+        try:
+            mounting.ping(self.export)
+        except NfsError:
+            self._interrupt()
+            raise
+
+    def _mounted_ids(self) -> set[str]:
+        """Return the volumes mounted here, those of an earlier daemon included."""
+        source = self.export.source()
+        return {
+            name
+            for entry in mount_table()
+            if entry.filesystem.startswith("nfs")
+            and f"{entry.source}/".startswith(f"{source.rstrip('/')}/")
+            and _is_id(name := Path(entry.mount_point).name)
+        }
 
     def _note_failure(self, error: RemoraError) -> None:
         away = error.code in (
@@ -183,13 +260,6 @@ class Share:
         )
         if self.state.state != state:
             log.warning("%s is %s: %s", self.export, state, error)
-        if state == "stale":
-            # The control mount's own root is gone: only a new mount heals that.
-            with self._lock:
-                self._drop_agent()
-                mounting.unmount(
-                    self.control_mount, where=str(self.export), server_answers=False
-                )
         self.state = ShareState(
             state=state,
             error=str(error),
@@ -197,7 +267,23 @@ class Share:
             total_bytes=self.state.total_bytes,
             available_bytes=self.state.available_bytes,
             markers=self.state.markers,
+            thrown_away=self.state.thrown_away,
         )
+
+
+def _is_stale(answer: dict[str, Any]) -> bool:
+    """Return whether the agent met ESTALE, which no refusal of its own says."""
+    return answer.get("code") == "STALE" and str(answer["text"]).startswith(
+        os.strerror(errno.ESTALE)
+    )
+
+
+def _is_id(name: str) -> bool:
+    """Return whether *name* is written as volumes' ids are."""
+    try:
+        return str(uuid.UUID(name)) == name
+    except ValueError:
+        return False
 
 
 def _with_control_entries(entries: str) -> str:

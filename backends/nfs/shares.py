@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import queue
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from backends.base import Volume
+from backends.errors import BackendError, DeadlineError
 from backends.nfs.options import Export, export_of
 from backends.nfs.share import Share
+from backends.system.clock import Deadline
+
+log = logging.getLogger(__name__)
 
 
 class Shares:
@@ -40,9 +48,34 @@ class Shares:
         with self._guard:
             return list(self._shares.values())
 
+    def find(self, name: str, deadline: Deadline) -> dict[str, Any] | None:
+        """Return the marker of volume *name* from the first share that has it."""
+        asked = [each for each in self.watched() if each.state.state == "ok"]
+        answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+        def ask(share: Share) -> None:
+            marker = None
+            try:
+                marker = share.call("find", deadline=deadline, name=name)
+            except (BackendError, DeadlineError) as error:
+                log.warning("'%s' was not looked for: %s", name, error)
+            finally:
+                answers.put(marker)
+
+        # Side by side: one that has just died must not use up the others' time.
+        for share in asked:
+            threading.Thread(
+                target=ask, args=(share,), name=f"find:{share.export}", daemon=True
+            ).start()
+        for _ in asked:
+            with suppress(queue.Empty):
+                if marker := answers.get(timeout=deadline.remaining_s()):
+                    return marker
+        return None
+
     def forget(self, share: Share) -> None:
-        """Watch a share no longer that was never read: its name may be an error."""
-        if share.state.markers is None and share.export not in self._configured:
+        """Watch a share no longer that was never there: its name may be an error."""
+        if not share.proven and share.export not in self._configured:
             with self._guard:
                 self._shares.pop(share.export, None)
             share.close()

@@ -12,6 +12,11 @@ def now_rfc3339() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def now_as_name() -> str:
+    """Return wall time as a name that sorts by it: 20261123T230501Z."""
+    return now_rfc3339().replace("-", "").replace(":", "")
+
+
 def monotonic_s() -> float:
     """Return seconds that only go forward, for deadlines within this process."""
     return time.monotonic()

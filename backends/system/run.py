@@ -12,9 +12,12 @@ import select
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import IO, Final
 
 from backends.errors import BackendError, DeadlineError
@@ -108,6 +111,22 @@ def run_with_progress(
     finally:
         _kill(process)
     _checked(command, Completed(status, last, ""), (0,))
+
+
+def own_program(module: ModuleType, *arguments: str) -> list[str]:
+    """
+    Return the command that runs `main` of *module*, one of ours, in a bare Python.
+
+    For work that may have to be killed. The module may import the standard library and
+    its like alone.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    script = (
+        f"import sys; sys.path.insert(0, {root!r}); "
+        f"from {module.__name__} import main; main()"
+    )
+    # -I -S: no site-packages and nobody's environment: half the time to start.
+    return [sys.executable, "-IS", "-c", script, *arguments]
 
 
 class Helper:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -52,6 +57,26 @@ class Engine:
         """Remove volume *name*, or raise EngineError with the engine's reason."""
         self._call("DELETE", f"/volumes/{quote(name, safe='')}")
 
+    @contextmanager
+    def paused_users_of(self, volume: str) -> Iterator[None]:
+        """
+        Pause the running containers that use *volume* until the block is left.
+
+        Raises:
+            EngineError: one cannot be paused; those that were are running again.
+
+        """
+        filters = quote(json.dumps({"volume": [volume], "status": ["running"]}))
+        found = self._call("GET", f"/containers/json?filters={filters}")
+        with ExitStack() as stack:
+            stack.enter_context(_terminable())
+            for container in found:
+                self._call("POST", f"/containers/{container['Id']}/pause")
+                stack.callback(
+                    self._call, "POST", f"/containers/{container['Id']}/unpause"
+                )
+            yield
+
     def _call(self, method: str, path: str) -> Any:
         try:
             response = self._session.request(
@@ -65,3 +90,13 @@ class Engine:
         if response.status_code >= 400:
             raise EngineError(str(answer.get("message", response.status_code)))
         return answer
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM unwind the block: what is paused must not stay so."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

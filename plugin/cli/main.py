@@ -3,7 +3,8 @@ The `remora` command.
 
 Exit codes: 0 done; 1 a fault of ours; 2 usage; 10 invalid request; 11 no such volume;
 12 busy; 13 store; 15 storage; 16 deadline; 17 configuration; 18 exists; 19 daemon does
-not answer; 20 engine; `doctor` 1 if a check failed.
+not answer; 20 engine; 21 snapshot exists; 22 no such snapshot; `doctor` 1 if a check
+failed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ import click
 
 from backends.errors import RemoraError
 from plugin import __version__
-from plugin.cli import cmd_config, cmd_doctor, cmd_import, cmd_serve, cmd_volumes
+from plugin.cli import (
+    cmd_config,
+    cmd_doctor,
+    cmd_import,
+    cmd_serve,
+    cmd_snapshot,
+    cmd_volumes,
+)
 from plugin.cli.context import Context
 
 
@@ -46,6 +54,8 @@ for command in (
     cmd_volumes.status,
     cmd_volumes.create,
     cmd_volumes.remove,
+    cmd_snapshot.snapshot,
+    cmd_snapshot.clone,
     cmd_import.import_volume,
     cmd_volumes.repair,
     cmd_doctor.doctor,

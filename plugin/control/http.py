@@ -18,10 +18,11 @@ from plugin import __version__
 from plugin import metrics as metrics_module
 from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
-from plugin.importing import Importer
+from plugin.importing import import_directory
 from plugin.metrics import Metrics
 from plugin.reconciler import Reconciler
 from plugin.service import VolumeService
+from plugin.snapshots import SnapshotService
 
 
 class CreateRequest(msgspec.Struct, frozen=True):
@@ -39,17 +40,38 @@ class ImportRequest(msgspec.Struct, frozen=True):
     options: dict[str, str] = {}
 
 
+class CloneRequest(msgspec.Struct, frozen=True):
+    """`POST /v1/clone`; *source* is a volume or `VOLUME@SNAPSHOT`."""
+
+    name: str
+    source: str
+    options: dict[str, str] = {}
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True):
+    """`POST /v1/volumes/<name>/snapshots` and `.../restore`."""
+
+    snapshot: str
+
+
 class RepairRequest(msgspec.Struct, frozen=True):
     """`POST /v1/repair`."""
 
     dry_run: bool = False
 
 
-Request = TypeVar("Request", CreateRequest, ImportRequest, RepairRequest)
+Request = TypeVar(
+    "Request",
+    CreateRequest,
+    ImportRequest,
+    CloneRequest,
+    SnapshotRequest,
+    RepairRequest,
+)
 
 
 def create_app(
-    service: VolumeService, reconciler: Reconciler, importer: Importer, metrics: Metrics
+    service: VolumeService, reconciler: Reconciler, metrics: Metrics
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
@@ -57,7 +79,7 @@ def create_app(
 
     @app.get("/v1/status", endpoint="status")
     def status() -> Response:
-        return _answer(_status(service, importer))
+        return _answer(_status(service))
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
@@ -82,14 +104,6 @@ def create_app(
         service.remove(name)
         return _answer({"removed": name})
 
-    @app.post("/v1/import", endpoint="import")
-    def import_directory() -> Response:
-        call = _parse(ImportRequest)
-        g.volume = call.name
-        source = Path(call.source)
-        importer.run(call.name, call.options, source, caller_gone=caller_gone())
-        return _answer(_row(service, call.name))
-
     @app.post("/v1/repair", endpoint="repair")
     def repair() -> Response:
         call = _parse(RepairRequest)
@@ -101,7 +115,61 @@ def create_app(
     def show_metrics() -> Response:
         return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
 
+    _add_copies(app, service)
+    _add_snapshots(app, SnapshotService(service))
     return app
+
+
+def _add_copies(app: Flask, service: VolumeService) -> None:
+    """Add the routes that make a volume with bytes in it."""
+
+    @app.post("/v1/import", endpoint="import")
+    def import_bytes() -> Response:
+        call = _parse(ImportRequest)
+        g.volume = call.name
+        import_directory(
+            service,
+            call.name,
+            call.options,
+            Path(call.source),
+            caller_gone=caller_gone(),
+        )
+        return _answer(_row(service, call.name))
+
+    @app.post("/v1/clone", endpoint="clone")
+    def clone() -> Response:
+        call = _parse(CloneRequest)
+        g.volume = call.name
+        service.clone(call.name, call.source, call.options, caller_gone=caller_gone())
+        return _answer(_row(service, call.name))
+
+
+def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
+    """Add the routes below a volume's `snapshots`."""
+
+    @app.get("/v1/volumes/<name>/snapshots", endpoint="snapshot-ls")
+    def list_snapshots(name: str) -> Response:
+        g.volume = name
+        return _answer(snapshots.all(name))
+
+    @app.post("/v1/volumes/<name>/snapshots", endpoint="snapshot-create")
+    def take(name: str) -> Response:
+        g.volume = name
+        call = _parse(SnapshotRequest)
+        return _answer(snapshots.take(name, call.snapshot, caller_gone=caller_gone()))
+
+    @app.delete("/v1/volumes/<name>/snapshots/<snapshot>", endpoint="snapshot-rm")
+    def remove_snapshot(name: str, snapshot: str) -> Response:
+        g.volume = name
+        snapshots.remove(name, snapshot)
+        return _answer({"removed": snapshot})
+
+    @app.post("/v1/volumes/<name>/restore", endpoint="snapshot-restore")
+    def restore(name: str) -> Response:
+        g.volume = name
+        call = _parse(SnapshotRequest)
+        kept = snapshots.restore(name, call.snapshot, caller_gone=caller_gone())
+        return _answer({"restored": call.snapshot, "kept_as": kept})
 
 
 def create_metrics_app(metrics: Metrics) -> Flask:
@@ -125,7 +193,7 @@ def _row(service: VolumeService, name: str) -> dict[str, Any]:
     }
 
 
-def _status(service: VolumeService, importer: Importer) -> dict[str, Any]:
+def _status(service: VolumeService) -> dict[str, Any]:
     """Return the daemon's state: version, storage, counts, what is under way."""
     volumes = service.volumes()
     storages = {
@@ -144,7 +212,7 @@ def _status(service: VolumeService, importer: Importer) -> dict[str, Any]:
         "volumes": len(volumes),
         "mounted": sum(bool(each.mountpoint) for each in volumes),
         "operations": service.operations.locks.names(),
-        "imports": importer.progress(),
+        "copies": service.copies.under_way(),
         "storages": storages,
     }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import Backend, Volume
-from backends.rsync import RsyncBackend
+from backends.rsync.backend import RsyncBackend
 from tests.support.memory_backend import MemoryBackend
 from tests.support.namespaces import (
     enter_private_mounts,
@@ -71,7 +71,7 @@ def rsync_bench(kind: str, directory: Path) -> Iterator[Bench]:
                 ["btrfs", "quota", "enable", filesystem], check=True, timeout=30
             )
         pool = filesystem / "pool"
-        pool_id = RsyncBackend(pool, pool_id=None).initialise()
+        pool_id = RsyncBackend(pool, pool_id=None).pool.initialise()
         yield Bench(lambda: RsyncBackend(pool, pool_id=pool_id), targets)
 
 

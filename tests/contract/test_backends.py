@@ -10,7 +10,7 @@ import pytest
 
 from backends.base import Volume
 from backends.errors import BackendError, InvalidRequestError, VolumeBusyError
-from backends.rsync import RsyncBackend
+from backends.rsync.backend import RsyncBackend
 from tests.contract.conftest import Bench
 from tests.support.namespaces import (
     enter_private_mounts,
@@ -285,7 +285,7 @@ def test_size_is_refused_where_quota_is_switched_off(tmp_path: Path) -> None:
     for kind in ("xfs", "btrfs"):
         with loop_filesystem(tmp_path, kind) as filesystem:
             backend = RsyncBackend(filesystem / "pool", pool_id=None)
-            backend.initialise()
+            backend.pool.initialise()
             volume = Volume("an-id", "v", {"size": "1048576"}, "")
             with pytest.raises(InvalidRequestError, match="'size'") as caught:
                 backend.create(volume, deadline_s=30)

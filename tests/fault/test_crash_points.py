@@ -20,18 +20,20 @@ from typing import Any
 import pytest
 
 from backends.registry import Registry
-from backends.rsync import RsyncBackend
-from backends.system import mounts
-from plugin import database, importing
+from backends.rsync import snapshots
+from backends.rsync.backend import RsyncBackend
+from backends.system import copying, mounts
+from plugin import database
 from plugin.catalogue import Catalogue
 from plugin.discovery import Discovery
 from plugin.errors import VolumeNotFoundError
-from plugin.importing import Importer
+from plugin.importing import import_directory
 from plugin.node import Node
-from plugin.operations import Operations
+from plugin.operations import Operations, never
 from plugin.options import OptionResolver
 from plugin.reconciler import Reconciler
 from plugin.service import VolumeService
+from plugin.snapshots import SnapshotService
 from plugin.store.sqlite import SqliteStore
 from tests.support.namespaces import enter_private_mounts
 
@@ -50,7 +52,7 @@ class World:
         self.store = SqliteStore(directory / "store.db")
         backend = RsyncBackend(directory / "pool", pool_id=self.node.fact("pool_id"))
         if self.node.fact("pool_id") is None:
-            self.node.set_fact("pool_id", backend.initialise())
+            self.node.set_fact("pool_id", backend.pool.initialise())
         registry = Registry([backend])
         (directory / "mounts").mkdir(exist_ok=True)
         catalogue = Catalogue(self.store)
@@ -104,8 +106,8 @@ class Fuse:
         """Put the fuse around everything that changes something."""
         for name in CHANGING_CALLS:
             setattr(os, name, self.around(getattr(os, name)))
-        importing.run = self.around(importing.run)
-        importing.run_with_progress = self.around(importing.run_with_progress)
+        copying.run_with_progress = self.around(copying.run_with_progress)
+        snapshots._exchange = self.around(snapshots._exchange)
         fuse = self
 
         class Connection(sqlite3.Connection):
@@ -198,7 +200,23 @@ def mount_and_unmount(world: World) -> None:
 
 def import_source(world: World) -> None:
     source = world.directory / "source"
-    Importer(world.service).run("v", {}, source, caller_gone=lambda: False)
+    import_directory(world.service, "v", {}, source, caller_gone=never)
+
+
+def clone(world: World) -> None:
+    world.service.clone("w", "v", {}, caller_gone=never)
+
+
+def take_snapshot(world: World) -> None:
+    SnapshotService(world.service).take("v", "s", caller_gone=never)
+
+
+def restore(world: World) -> None:
+    SnapshotService(world.service).restore("v", "s", caller_gone=never)
+
+
+def remove_snapshot(world: World) -> None:
+    SnapshotService(world.service).remove("v", "s")
 
 
 def remove_and_empty(world: World) -> None:
@@ -247,3 +265,65 @@ def test_a_kill_at_any_step_is_repaired(name: str, tmp_path: Path) -> None:
             assert step > 1 or name == "first start"
             return
     pytest.fail(f"still dying at step {STEPS_MAX}")
+
+
+def changed_since_its_snapshot(directory: Path) -> None:
+    """Make volume `v`, its snapshot `s`, and then another content."""
+    prepare(directory, mounted=False)
+    world = World(directory)
+    take_snapshot(world)
+    (world.service.mount("v", "engine") / "file").write_text("later")
+    world.service.unmount("v", "engine")
+    world.close()
+
+
+@pytest.mark.parametrize("act", [clone, take_snapshot, restore, remove_snapshot])
+def test_a_kill_during_a_copy_loses_nothing(
+    act: Callable[[World], None], tmp_path: Path
+) -> None:
+    enter_private_mounts()
+    for step in range(1, STEPS_MAX):
+        directory = tmp_path / str(step)
+        directory.mkdir()
+        if act is take_snapshot:
+            prepare(directory, mounted=False)
+        else:
+            changed_since_its_snapshot(directory)
+        died = dies(directory, act, step)
+        world = recovered(directory)
+        check_clean(world, directory)
+        copies = directory / "pool/copies"
+        assert not copies.exists() or list(copies.iterdir()) == []
+        contents = all_contents(world)
+        assert "precious" in contents.values() or act is remove_snapshot
+        assert "later" in contents.values() or act is take_snapshot
+        if not died:
+            assert (
+                sorted(contents.values())
+                == {
+                    clone: ["later", "later", "precious"],
+                    take_snapshot: ["precious", "precious"],
+                    restore: ["later", "precious", "precious"],
+                    remove_snapshot: ["later"],
+                }[act]
+            )
+            assert step > 3
+        world.close()
+        if not died:
+            return
+    pytest.fail(f"still dying at step {STEPS_MAX}")
+
+
+def all_contents(world: World) -> dict[str, str]:
+    """Return what `file` holds in every volume and every snapshot; each has one."""
+    contents = {}
+    for volume in world.service.volumes():
+        target = world.service.mount(volume.name, "check")
+        contents[volume.name] = (target / "file").read_text()
+        world.service.unmount(volume.name, "check")
+        record = world.service.existing(volume.name).record
+        backend = world.service.registry.get("rsync")
+        for each in backend.snapshots.all(record.volume()):
+            data = backend.data_directory(record.volume(), each.name)
+            contents[f"{volume.name}@{each.name}"] = (data / "file").read_text()
+    return contents

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from backends import options as parse
-from backends.base import Storage, Traits, Volume, VolumeUser
+from backends.base import Fill, Storage, Traits, Volume, VolumeUser
 from backends.errors import BackendError, VolumeBusyError
+from backends.snapshots import Snapshots
 
 
 class MemoryBackend:
@@ -48,7 +49,15 @@ class MemoryBackend:
     def claims(self, raw: Mapping[str, str]) -> bool:
         return False
 
-    def create(self, volume: Volume, *, deadline_s: float) -> Volume:
+    @property
+    def snapshots(self) -> Snapshots:
+        raise BackendError("memory has no snapshots")
+
+    def create(
+        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+    ) -> Volume:
+        if fill is not None:
+            raise BackendError("memory has no directories")
         self.before("create", volume)
         with self._guard:
             return self.disk.setdefault(volume.id, volume)
@@ -89,7 +98,7 @@ class MemoryBackend:
     def storages(self) -> list[Storage]:
         return [Storage("memory", self.fault)]
 
-    def data_directory(self, volume: Volume) -> Path:
+    def data_directory(self, volume: Volume, snapshot: str = "") -> Path:
         raise BackendError("memory has no directories")
 
     def discover(self) -> Iterator[Volume]:

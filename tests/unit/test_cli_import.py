@@ -265,7 +265,7 @@ def test_a_copy_that_does_not_fit_leaves_no_volume(cli: Cli, source: Path) -> No
     with running(disk=True) as small:
         error = refused(small, name="x", source=str(source), options={})
         assert error["code"] == "backend-failed"
-        assert "rsync" in error["cause"]
+        assert "No space left on device" in error["cause"]
         assert small.names() == []
         assert small.stored() == []
         assert small.create("x")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from backends.nfs.agent import volumes
+from backends.nfs.agent import trash, volumes
 from backends.nfs.agent.catalogue import (
     CREATION_FRESH_S,
     LEASE_FRESH_S,
@@ -21,6 +21,7 @@ from backends.nfs.agent.catalogue import (
     identity,
     key_of,
 )
+from backends.system.run import own_program, run
 
 Json = dict[str, Any]
 
@@ -45,9 +46,9 @@ class Node:
         }
         request = {
             "marker": marker,
-            "own": True,
-            "uid": os.getuid(),
-            "gid": os.getgid(),
+            "content": "",
+            "own_uid": os.getuid(),
+            "own_gid": os.getgid(),
         }
         return volumes.create(self.catalogue, {**request, "mode": 0o750})
 
@@ -223,9 +224,10 @@ def test_removal_does_what_it_is_asked_to(
     if on_delete == "archive":
         kept = a.root / ".dvol/archived" / a.left("archived")[0] / "file"
         assert kept.read_text() == "bytes"
-    assert volumes.empty_trash(a.catalogue, {}) == len(a.left("trash")) + (
-        2 if on_delete == "delete" else 0
-    )
+    found = volumes.survey(a.catalogue, {"held": [], "copying": []})
+    assert found["thrown_away"] == len(a.left("trash"))
+    command = own_program(trash, str(a.root / ".dvol/trash"))
+    assert run(command, deadline_s=30).output == str(found["thrown_away"])
     assert a.left("trash") == []
 
 
@@ -274,7 +276,7 @@ def test_a_node_that_is_gone_holds_nothing_for_ever(nodes: tuple[Node, Node]) ->
     lease = a.root / ".dvol/leases" / marker["id"] / "b"
     old = lease.stat().st_mtime - LEASE_FRESH_S - 1
     os.utime(lease, (old, old))
-    volumes.survey(b.catalogue, {"held": [marker["id"]]})
+    volumes.survey(b.catalogue, {"held": [marker["id"]], "copying": []})
     refused("INUSE", lambda: a.remove(marker))
     os.utime(lease, (old, old))
     assert a.remove(marker) == "delete"

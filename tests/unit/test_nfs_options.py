@@ -13,7 +13,7 @@ from backends.errors import InvalidRequestError
 from backends.nfs import options
 from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
-from backends.rsync import RsyncBackend
+from backends.rsync.backend import RsyncBackend
 from plugin.options import OptionResolver
 
 NFS = NfsBackend(Path("/nowhere"), node="n")

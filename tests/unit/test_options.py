@@ -11,7 +11,7 @@ from hypothesis import given
 from backends import options as parse
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
-from backends.rsync import RsyncBackend
+from backends.rsync.backend import RsyncBackend
 from plugin.limits import OPTION_VALUE_LENGTH_MAX, OPTIONS_MAX
 from plugin.model import NAME_PATTERN, check_name
 from plugin.options import OptionResolver

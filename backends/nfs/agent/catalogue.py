@@ -5,6 +5,7 @@ The catalogue, on the share itself, so that every node that mounts it sees the s
     .dvol/claims/<key>.json     which volume a directory belongs to; key = uuid5 of it
     .dvol/leases/<id>/<node>    a node that has the volume mounted, touched every 20 s
     .dvol/archived/, trash/     what removal leaves; .dvol/new/: files being written
+    .dvol/snapshots/, copies/   see snapshots.py
 
 Names and directories are claimed with link(2), which has one winner on NFS, with the
 whole content in place. A marker is `creating` until its directory is ready, then
@@ -22,12 +23,16 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
+from backends.system.clock import monotonic_s
+
 # A lease that nobody touched for this long is that of a node that is gone.
 LEASE_FRESH_S = 90
 # A creation takes milliseconds; one that is older was cut short.
 CREATION_FRESH_S = 30
 MARKER_SIZE_MAX = 64 * 1024
 _HANDLE_SIZE_MAX = 128
+# Servers' file systems count time in steps of up to this long.
+_TIMESTAMP_GRAIN_S = 2.0
 _NAMESPACE = uuid.UUID("6f1f4b3a-61d7-5c0e-9a51-0d2f4f5c3a10")
 _PARTS = ("volumes", "claims", "leases", "archived", "trash", "new", "snapshots")
 
@@ -54,7 +59,12 @@ class Catalogue:
         self.root = root
         self.node = node
         self.base = os.path.join(root, ".dvol")
-        self._seen: dict[str, tuple[int, Json]] = {}
+        self._seen: dict[str, tuple[int, int, Json]] = {}
+        # When the directory of the markers changed, by its own time stamp; when we saw
+        # that first, and when we last read it, by our clock.
+        self._changed = -1
+        self._changed_seen_s = 0.0
+        self._scanned_s = 0.0
 
     def path(self, *parts: str) -> str:
         """Return a path below `.dvol`."""
@@ -85,6 +95,13 @@ class Catalogue:
                 "CATALOGUE", f"{'/'.join(parts)} is damaged: {error}"
             ) from None
         return found if isinstance(found, dict) else None
+
+    def count(self, *parts: str) -> int:
+        """Return how many things are in the directory *parts*."""
+        try:
+            return len(os.listdir(self.path(*parts)))
+        except FileNotFoundError:
+            return 0
 
     def link_new(self, content: Json, *parts: str) -> bool:
         """Make the file *parts* with *content*; False if it exists already."""
@@ -131,23 +148,33 @@ class Catalogue:
         return self._server_time_s() - written_s
 
     def scan(self) -> list[Json]:
-        """Return every marker; those whose file has not changed are not read again."""
+        """Return every marker; what has not changed is not read again."""
+        directory = self.path("volumes")
         try:
-            entries = list(os.scandir(self.path("volumes")))
+            changed = os.stat(directory).st_mtime_ns
+            now_s = monotonic_s()
+            if changed != self._changed:
+                self._changed, self._changed_seen_s = changed, now_s
+            elif self._scanned_s - self._changed_seen_s > _TIMESTAMP_GRAIN_S:
+                return [marker for _, _, marker in self._seen.values()]
+            entries = list(os.scandir(directory))
         except FileNotFoundError:
             return []
-        seen: dict[str, tuple[int, Json]] = {}
+        seen: dict[str, tuple[int, int, Json]] = {}
         for entry in entries:
-            inode = entry.inode()
-            known = self._seen.get(entry.name)
-            if known is not None and known[0] == inode:
-                seen[entry.name] = known
-                continue
-            found = self.read("volumes", entry.name)
-            if found is not None:
-                seen[entry.name] = (inode, found)
+            with suppress(FileNotFoundError):
+                # An inode number alone is used again at once.
+                shown = entry.stat(follow_symlinks=False)
+                known = self._seen.get(entry.name)
+                if known is not None and known[:2] == (shown.st_ino, shown.st_mtime_ns):
+                    seen[entry.name] = known
+                    continue
+                found = self.read("volumes", entry.name)
+                if found is not None:
+                    seen[entry.name] = (shown.st_ino, shown.st_mtime_ns, found)
         self._seen = seen
-        return [marker for _, marker in seen.values()]
+        self._scanned_s = now_s
+        return [marker for _, _, marker in seen.values()]
 
     # Leases: the server's clock alone counts, so nodes need not agree on the time.
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from backends.nfs.agent import volumes
+from backends.nfs.agent import snapshots, volumes
 from backends.nfs.agent.catalogue import Catalogue, Json, Refused
 
 OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
@@ -24,9 +24,15 @@ OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
     "release": volumes.release,
     "remove": volumes.remove,
     "discard": volumes.discard,
-    "empty_trash": volumes.empty_trash,
     "survey": volumes.survey,
     "check": volumes.check,
+    "begin_copy": snapshots.begin_copy,
+    "locate": snapshots.locate,
+    "snapshots": snapshots.listed,
+    "require_free": snapshots.require_free,
+    "keep_snapshot": snapshots.keep,
+    "remove_snapshot": snapshots.remove,
+    "swap": snapshots.swap,
 }
 
 

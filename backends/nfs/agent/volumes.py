@@ -6,6 +6,7 @@ import os
 import shutil
 from contextlib import suppress
 
+from backends.nfs.agent import snapshots
 from backends.nfs.agent.catalogue import (
     CREATION_FRESH_S,
     Catalogue,
@@ -23,6 +24,10 @@ def create(catalogue: Catalogue, request: Json) -> Json:
     key = key_of(wanted["name"])
     claim_key = key_of(wanted["subdir"])
     wanted["node"] = catalogue.node
+    content = None
+    if request["content"]:
+        content = snapshots.copy_path(catalogue, request["content"])
+        wanted["content"] = identity(os.path.join(catalogue.root, content))
     mine = catalogue.link_new({**wanted, "state": "creating"}, "volumes", key)
     marker = wanted if mine else catalogue.read("volumes", key)
     if marker is None:
@@ -43,15 +48,14 @@ def create(catalogue: Catalogue, request: Json) -> Json:
             raise Refused("CREATING", f"it is being created on {marker['node']}")
     try:
         _claim(catalogue, claim_key, marker)
-        made = _make_directory(catalogue, marker, resumed=not mine)
+        made = _make_directory(catalogue, marker, content, resumed=not mine)
     except Refused:
         if mine:
             _unclaim(catalogue, claim_key, marker)
             catalogue.unlink("volumes", key)
         raise
     directory = os.path.join(catalogue.root, marker["subdir"])
-    if request["own"]:
-        _own(directory, request)
+    _own(directory, request)
     ready = {
         **marker,
         "state": "ready",
@@ -90,8 +94,14 @@ def _unclaim(catalogue: Catalogue, claim_key: str, marker: Json) -> None:
         catalogue.unlink("claims", claim_key)
 
 
-def _make_directory(catalogue: Catalogue, marker: Json, *, resumed: bool) -> list[str]:
-    """Make the volume's directory; return the parents that were made for it."""
+def _make_directory(
+    catalogue: Catalogue, marker: Json, content: str | None, *, resumed: bool
+) -> list[str]:
+    """
+    Make the volume's directory; return the parents that were made for it.
+
+    One with *content* is the renamed copy at that path.
+    """
     parts = marker["subdir"].split("/")
     made = []
     at = catalogue.root
@@ -99,30 +109,55 @@ def _make_directory(catalogue: Catalogue, marker: Json, *, resumed: bool) -> lis
         at = os.path.join(at, part)
         if os.path.islink(at):
             raise Refused("OPTION", f"'{part}' in subDir is a symbolic link")
+        is_last = number == len(parts)
         try:
-            os.mkdir(at, 0o755)
+            if is_last and content is not None:
+                _place(os.path.join(catalogue.root, content), at)
+            else:
+                os.mkdir(at, 0o755)
         except FileExistsError:
-            is_last = number == len(parts)
             if not os.path.isdir(at):
                 raise Refused("EXISTS", f"'{at}' is no directory") from None
-            # An empty one that a resumed creation finds is what the crash left.
-            if is_last and not marker["adopt"] and not (resumed and not os.listdir(at)):
+            # What a resumed creation finds is what the crash left.
+            if is_last and not marker["adopt"] and not (resumed and _left(at, marker)):
                 raise Refused(
                     "EXISTS",
                     f"directory '{marker['subdir']}' is there and belongs to no volume",
                 ) from None
         else:
-            if number < len(parts):
+            if not is_last:
                 made.append("/".join(parts[:number]))
     return made
 
 
+def _place(copy: str, at: str) -> None:
+    """Rename a directory to where nothing is; rename(2) would replace an empty one."""
+    if os.path.lexists(at):
+        raise FileExistsError(at)
+    os.rename(copy, at)
+
+
+def _left(directory: str, marker: Json) -> bool:
+    """Return whether an unfinished creation of this volume has made *directory*."""
+    if "content" in marker:
+        return bool(identity(directory) == marker["content"])
+    return not os.listdir(directory)
+
+
 def _own(directory: str, request: Json) -> None:
-    """Give the directory its owner and mode."""
+    """Give the directory the owner and mode that are wished for, None: as it is."""
     shown = os.stat(directory)
-    if (shown.st_uid, shown.st_gid) != (request["uid"], request["gid"]):
-        os.chown(directory, request["uid"], request["gid"])
-    os.chmod(directory, request["mode"])
+    owner = [
+        before if wanted is None else wanted
+        for before, wanted in (
+            (shown.st_uid, request["own_uid"]),
+            (shown.st_gid, request["own_gid"]),
+        )
+    ]
+    if owner != [shown.st_uid, shown.st_gid]:
+        os.chown(directory, *owner)
+    if request["mode"] is not None:
+        os.chmod(directory, request["mode"])
 
 
 def find(catalogue: Catalogue, request: Json) -> Json | None:
@@ -148,6 +183,12 @@ def hold(catalogue: Catalogue, request: Json) -> Json:
             if marker is None or marker["id"] == request["id"]
             else "another volume has taken its name",
         )
+    if "swap" in marker:
+        try:
+            marker = snapshots.finish_swap(catalogue, marker)
+        except Refused:
+            catalogue.drop_lease(request["id"])
+            raise
     return marker
 
 
@@ -164,6 +205,8 @@ def remove(catalogue: Catalogue, request: Json) -> str:
         return "gone"
     if marker["id"] != request["id"]:
         raise Refused("EXISTS", "another volume has taken its name: nothing was done")
+    if "swap" in marker:
+        marker = snapshots.finish_swap(catalogue, marker)
     before = marker["state"]
     catalogue.replace({**marker, "state": "removing"}, "volumes", key)
     holders = catalogue.holders(request["id"])
@@ -172,6 +215,8 @@ def remove(catalogue: Catalogue, request: Json) -> str:
     try:
         if holders:
             raise Refused("INUSE", f"mounted on {', '.join(sorted(holders)[:5])}")
+        if request["on_delete"] == "delete":
+            snapshots.require_none(catalogue, marker)
         if there and marker.get("identity") not in (None, identity(directory)):
             raise Refused(
                 "REPLACED",
@@ -200,9 +245,14 @@ def discard(catalogue: Catalogue, request: Json) -> None:
         return
     if not marker["adopt"]:
         holder = catalogue.read("claims", key_of(marker["subdir"]))
+        directory = os.path.join(catalogue.root, marker["subdir"])
         if holder is not None and holder["id"] == marker["id"]:
-            with suppress(OSError):  # not empty: it was there before, and is not ours
-                os.rmdir(os.path.join(catalogue.root, marker["subdir"]))
+            if "content" in marker and os.path.isdir(directory):
+                if _left(directory, marker):
+                    snapshots.throw_away(catalogue, directory, marker["id"])
+            else:
+                with suppress(OSError):  # not empty: it was there before, not ours
+                    os.rmdir(directory)
     _unclaim(catalogue, key_of(marker["subdir"]), marker)
     catalogue.unlink("volumes", key_of(request["name"]))
 
@@ -215,6 +265,9 @@ def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
     if request["on_delete"] == "archive":
         place = f"{marker['name'][:100]}-{marker['id']}-{request['time']}"
         os.rename(directory, catalogue.path("archived", place))
+        snapshots.move_all(
+            catalogue, marker, catalogue.path("archived", f"{place}.snapshots")
+        )
     else:
         os.rename(directory, catalogue.path("trash", marker["id"]))
     for parent in reversed(marker.get("made_parents", [])):
@@ -223,23 +276,16 @@ def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
     return str(request["on_delete"])
 
 
-def empty_trash(catalogue: Catalogue, _request: Json) -> int:
-    """Delete what removals have put into the trash; return how many volumes."""
-    count = 0
-    with suppress(FileNotFoundError):
-        for name in os.listdir(catalogue.path("trash")):
-            shutil.rmtree(catalogue.path("trash", name))
-            count += 1
-    return count
-
-
 def survey(catalogue: Catalogue, request: Json) -> Json:
     """Renew this node's leases and return the markers and the share's size."""
     for volume_id in request["held"]:
         catalogue.touch_lease(volume_id)
     usage = os.statvfs(catalogue.root)
+    markers = catalogue.scan()
+    snapshots.repair(catalogue, markers, request["copying"])
     return {
-        "markers": catalogue.scan(),
+        "markers": markers,
+        "thrown_away": catalogue.count("trash"),
         "total_bytes": usage.f_blocks * usage.f_frsize,
         "available_bytes": usage.f_bavail * usage.f_frsize,
     }

@@ -1,0 +1,1 @@
+"""The backend `rsync`: volumes as directories on the node's own disk."""

@@ -1,0 +1,151 @@
+"""
+The pool: the directory that this node's volumes live in, and its identity.
+
+    <pool>/pool.json                      the pool's own identity
+    <pool>/volumes/<id>/volume.json       name and options, written last at creation
+    <pool>/volumes/<id>/live/             the bytes; what containers see
+    <pool>/volumes/<id>/snapshots/<name>/ copies of them
+    <pool>/copies/<token>/                copies under way
+    <pool>/trash/<name>.<n>/              removed, waiting to be deleted
+
+`pool.json` is how a pool whose disk is not mounted is told from an empty one: without
+it nothing is created or mounted.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from pathlib import Path
+
+import msgspec
+
+from backends.base import Volume
+from backends.errors import BackendError
+from backends.snapshots import DATA_NAME
+from backends.system import files, mounts, quota
+from backends.system.clock import Deadline
+from backends.system.run import run
+
+
+class _PoolFile(msgspec.Struct, frozen=True):
+    """What `pool.json` holds."""
+
+    id: str
+
+
+class Pool:
+    """The pool at *path*, which this node knows as *pool_id*."""
+
+    def __init__(self, path: Path, *, pool_id: str | None) -> None:
+        self.path = path
+        self.volumes = path / "volumes"
+        self.copies = path / "copies"
+        self.trash = path / "trash"
+        self._id = pool_id
+
+    def initialise(self) -> str:
+        """
+        Return the pool's identity, made now if the pool is new.
+
+        Raises:
+            BackendError: the pool's directory cannot be made or read.
+
+        """
+        try:
+            files.make_directories(self.path, mode=0o711)
+            files.make_directories(self.volumes, mode=0o711)
+            found = self._read_id()
+            if found is None:
+                found = str(uuid.uuid4())
+                files.write_durably(
+                    self.path / "pool.json", msgspec.json.encode(_PoolFile(found))
+                )
+        except OSError as error:
+            raise failed(f"cannot make the pool {self.path}", error) from error
+        self._id = found
+        return found
+
+    def home(self, volume: Volume) -> Path:
+        """Return the directory of everything that is *volume*'s."""
+        return self.volumes / volume.id
+
+    def fault(self) -> str:
+        """Return what is wrong with the pool, "" if nothing is."""
+        try:
+            self.require()
+        except BackendError as error:
+            return error.cause
+        return ""
+
+    def require(self) -> None:
+        """Raise BackendError unless the pool is there and is ours."""
+        found = self._read_id()
+        if found is None:
+            raise BackendError(
+                f"the pool {self.path} has no pool.json: its disk is not mounted",
+                hint="mount it; nothing is created or mounted without it",
+            )
+        if found != self._id:
+            raise BackendError(
+                f"{self.path} holds pool {found}, this node's is {self._id}",
+                hint="mount the right disk",
+            )
+
+    def throw_away(self, directory: Path) -> None:
+        """Rename *directory* into the trash; durable but for its old parent."""
+        self.trash.mkdir(mode=0o700, exist_ok=True)
+        # The suffix lets what was restored by hand be removed again.
+        directory.rename(self.trash / f"{directory.name}.{secrets.token_hex(4)}")
+        files.sync_directory(self.trash)
+
+    def empty_trash(self, deadline: Deadline) -> int:
+        """Delete what is in the trash; return how many things that were."""
+        if not self.trash.is_dir():
+            return 0
+        count = 0
+        for thrown in sorted(self.trash.iterdir()):
+            if deadline.passed() or mounts.mount_points_below(thrown):
+                continue
+            for data in _data_directories(thrown):
+                quota.discard(data, deadline_s=deadline.remaining_s())
+            # rm never leaves the filesystem, whatever is mounted in there.
+            run(
+                ["rm", "-rf", "--one-file-system", "--", str(thrown)],
+                deadline_s=deadline.remaining_s(),
+            )
+            count += 1
+        return count
+
+    def _read_id(self) -> str | None:
+        try:
+            content = (self.path / "pool.json").read_bytes()
+            return msgspec.json.decode(content, type=_PoolFile).id
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise BackendError(f"cannot read {self.path}/pool.json: {error}") from error
+
+
+def make_live(directory: Path, volume: Volume, deadline: Deadline) -> None:
+    """Make *directory* for the bytes of *volume*, limited if it has a `size`."""
+    quota.make_data_directory(directory, deadline_s=deadline.remaining_s())
+    if "size" in volume.options:
+        quota.limit(
+            directory,
+            volume_id=volume.id,
+            size_bytes=int(volume.options["size"]),
+            deadline_s=deadline.remaining_s(),
+        )
+
+
+def failed(what: str, error: OSError) -> BackendError:
+    """Return the error that *what* failed with a word of the kernel."""
+    return BackendError(f"{what}: {error.strerror} ({error.filename})")
+
+
+def _data_directories(thrown: Path) -> list[Path]:
+    """Return what `make_live` may have made in a volume, a snapshot or a copy."""
+    found = [thrown / "live", thrown / DATA_NAME]
+    found += (thrown / "snapshots").glob(f"*/{DATA_NAME}")
+    return [directory for directory in found if directory.is_dir()]

@@ -1,0 +1,185 @@
+"""
+Snapshots in a pool: copies beside the live bytes, which share blocks if they can.
+
+A copy is made in `copies/` and renamed into place when it is complete. To restore, the
+copy becomes a snapshot first and then changes places with the live directory, in one
+step of the filesystem: whatever happens, both are there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from backends.base import Volume
+from backends.errors import BackendError, SnapshotExistsError
+from backends.rsync.pool import Pool, failed, make_live
+from backends.snapshots import DATA_NAME, FACTS_NAME, Snapshot, not_found
+from backends.system import clock, files
+from backends.system.clock import Deadline
+from backends.system.copying import Copied, Destination, Progress, copy_tree
+
+_AT_FDCWD: Final = -100
+_RENAME_EXCHANGE: Final = 2
+_QUOTA_DEADLINE_S: Final = 30.0
+
+
+class RsyncSnapshots:
+    """The snapshots of the volumes of *pool*; see `backends.snapshots.Snapshots`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._guard = threading.Lock()
+        self._under_way: set[str] = set()
+
+    def take(
+        self,
+        volume: Volume,
+        name: str,
+        *,
+        mounted_at: Path | None,
+        progress: Progress,
+    ) -> Snapshot:
+        """Copy the live directory; the kernel's cache is one, so nothing is flushed."""
+        del mounted_at
+        self._pool.require()
+        self._require_free(volume, name)
+        with self._copy() as copy:
+            data = copy / DATA_NAME
+            data.mkdir(mode=0o700)
+            live = self._pool.home(volume) / "live"
+            copied = copy_tree(live, Destination(data), progress=progress)
+            return self._keep(volume, name, copy, copied)
+
+    def all(self, volume: Volume) -> list[Snapshot]:
+        """Return the snapshots, oldest first."""
+        found = []
+        try:
+            names = sorted(each.name for each in self._directory(volume).iterdir())
+        except FileNotFoundError:
+            return []
+        for name in names:
+            path = self._directory(volume) / name / FACTS_NAME
+            try:
+                facts = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+            except (OSError, msgspec.DecodeError):
+                facts = {}  # by whom it was made is lost, not the snapshot
+            found.append(Snapshot.of_facts(name, facts))
+        return sorted(found, key=lambda each: each.created_at)
+
+    def remove(self, volume: Volume, name: str) -> None:
+        """Rename it into the trash."""
+        self._pool.require()
+        self.data_directory(volume, name)
+        try:
+            self._pool.throw_away(self._directory(volume) / name)
+            files.sync_directory(self._directory(volume))
+        except OSError as error:
+            raise failed(f"cannot remove snapshot '{name}'", error) from error
+
+    def restore(
+        self, volume: Volume, name: str, *, keep_as: str, progress: Progress
+    ) -> None:
+        """Copy the snapshot, then let the copy and the live directory change places."""
+        self._pool.require()
+        source = self.data_directory(volume, name)
+        self._require_free(volume, keep_as)
+        with self._copy() as copy:
+            data = copy / DATA_NAME
+            make_live(data, volume, Deadline(_QUOTA_DEADLINE_S))
+            copied = copy_tree(source, Destination(data), progress=progress)
+            self._keep(volume, keep_as, copy, copied)
+        kept = self._directory(volume) / keep_as
+        live = self._pool.home(volume) / "live"
+        try:
+            _exchange(kept / DATA_NAME, live)
+            files.sync_directory(kept)
+            files.sync_directory(live.parent)
+        except OSError as error:
+            self._pool.throw_away(kept)
+            raise failed(f"cannot restore '{volume.name}'", error) from error
+
+    def data_directory(self, volume: Volume, name: str) -> Path:
+        """Return where the snapshot's bytes are, or raise SnapshotNotFoundError."""
+        data = self._directory(volume) / name / DATA_NAME
+        if not data.is_dir():
+            raise not_found(volume, name)
+        return data
+
+    def sweep(self) -> None:
+        """Throw away the copies that a crash has left."""
+        if not self._pool.copies.is_dir():
+            return
+        with self._guard:
+            for left in self._pool.copies.iterdir():
+                if left.name not in self._under_way:
+                    self._pool.throw_away(left)
+
+    def _directory(self, volume: Volume) -> Path:
+        return self._pool.home(volume) / "snapshots"
+
+    def _require_free(self, volume: Volume, name: str) -> None:
+        if (self._directory(volume) / name).exists():
+            raise SnapshotExistsError(
+                f"volume '{volume.name}' has a snapshot '{name}'",
+                hint="use another name, or remove it: remora snapshot rm",
+            )
+
+    @contextmanager
+    def _copy(self) -> Iterator[Path]:
+        """Yield a new directory to copy into; what is left of it goes to the trash."""
+        token = secrets.token_hex(8)
+        copy = self._pool.copies / token
+        with self._guard:
+            self._under_way.add(token)
+        try:
+            self._pool.copies.mkdir(mode=0o700, exist_ok=True)
+            copy.mkdir(mode=0o700)
+            yield copy
+        except OSError as error:
+            raise failed("the copy failed", error) from error
+        finally:
+            if copy.exists():
+                self._pool.throw_away(copy)
+            with self._guard:
+                self._under_way.discard(token)
+
+    def _keep(self, volume: Volume, name: str, copy: Path, copied: Copied) -> Snapshot:
+        """Give a complete copy its name and place."""
+        snapshot = Snapshot.of_copy(name, clock.now_rfc3339(), copied)
+        files.write_durably(copy / FACTS_NAME, msgspec.json.encode(snapshot))
+        directory = self._directory(volume)
+        # Without parents: a volume that was removed meanwhile has no place for it.
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self._require_free(volume, name)
+            copy.rename(directory / name)
+        except FileNotFoundError:
+            raise BackendError(
+                f"volume '{volume.name}' was removed meanwhile"
+            ) from None
+        files.sync_directory(directory)
+        files.sync_directory(directory.parent)
+        return snapshot
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Let two directories change places, in one step. Source: renameat2(2)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(
+        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
+    ):
+        code = ctypes.get_errno()
+        said = os.strerror(code)
+        if code == errno.EINVAL:
+            said = "this filesystem cannot exchange two directories"
+        raise OSError(code, said, str(one))

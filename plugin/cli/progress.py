@@ -1,0 +1,67 @@
+"""Waiting for a copy that the daemon makes, while showing how far it is."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any
+
+import click
+
+from plugin.cli import output
+from plugin.cli.context import Context
+
+
+def call_with_progress(
+    context: Context,
+    path: str,
+    body: dict[str, Any],
+    *,
+    label: str,
+    copy: str,
+    quiet: bool,
+) -> Any:
+    """
+    Return the answer to POST *path*; *copy* is the name the daemon knows the copy by.
+
+    Breaking off (Ctrl-C) ends the call, and with it the copy. Nothing is shown if
+    *quiet*, or when nobody watches.
+    """
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["answer"] = context.client.call(
+                "POST", path, body, read_timeout_s=None
+            )
+        except BaseException as error:  # noqa: BLE001 - raised below, in our thread
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    if quiet or not sys.stderr.isatty():
+        thread.join()
+    else:
+        _show(context, thread, label, copy)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["answer"]
+
+
+def _show(context: Context, copying: threading.Thread, label: str, copy: str) -> None:
+    from plugin.cli.client import Client  # noqa: PLC0415 - requests is slow
+
+    # A session of its own: the other one waits in the copying thread.
+    client = Client(context.config.control_socket)
+    shown = False
+    while copying.is_alive():
+        copying.join(timeout=0.5)
+        state = client.call("GET", "/v1/status")["copies"].get(copy)
+        if state is not None:
+            size = output.size(state["copied_bytes"])
+            click.echo(
+                f"\r{label}: {state['files']} files, {size} \033[K", nl=False, err=True
+            )
+            shown = True
+    if shown:
+        click.echo("\r\033[K", nl=False, err=True)
