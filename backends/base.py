@@ -21,10 +21,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from backends.system.copying import Destination
-
 if TYPE_CHECKING:
     from backends.snapshots import Snapshots
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """
+    An empty directory to copy into.
+
+    ``fsync`` flushes each file by itself, ``uid`` and ``gid`` are who does it: for
+    servers, which may refuse late, and root.
+    """
+
+    path: Path
+    fsync: bool = False
+    uid: int = 0
+    gid: int = 0
+
 
 # Puts a new volume's first bytes into the directory that it is given.
 Fill = Callable[[Destination], None]

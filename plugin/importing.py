@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from backends.base import Destination
 from backends.errors import InvalidRequestError, VolumeBusyError
 from backends.system import mounts
-from backends.system.copying import Destination, copy_tree
+from backends.system.copying import copy_tree
 from plugin.model import check_name
 from plugin.operations import CallerGone
 from plugin.service import VolumeService

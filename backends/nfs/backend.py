@@ -277,8 +277,9 @@ class NfsBackend:
         """Return whether the volume's share was read, and is not away now."""
         if _is_direct(volume):
             return False
-        state = self._shares.of(volume).state
-        return state.state == "ok" and state.markers is not None
+        share = self._shares.of(volume)
+        read = share.state.state == "ok" and share.state.markers is not None
+        return read and not share.in_doubt
 
     def find(self, name: str, *, deadline_s: float) -> Volume | None:
         """Return the volume of that name from the first share that has it."""

@@ -55,20 +55,32 @@ class ShareState:
 class _Agent(Helper):
     """A helper that another thread may end while one waits for its answer."""
 
+    _killed = False
+
     def kill(self) -> None:
         """End it; who waits hears that it has ended."""
+        self._killed = True
         self._process.kill()
+
+    def lives(self) -> bool:
+        """Return whether it can be asked."""
+        return not self._killed and self._process.poll() is None
 
 
 class Share:
     """The daemon's side of one share; methods may be called from any thread."""
 
-    def __init__(self, export: Export, control_mount: Path, *, node: str) -> None:
+    def __init__(
+        self, export: Export, control_mount: Path, *, node: str, copying: set[str]
+    ) -> None:
         self.export = export
         self.state = ShareState()
         self.held: set[str] = set()
-        # Tokens of the copies that this daemon makes just now.
-        self.copying: set[str] = set()
+        # Whether it was asked for a volume in vain since it was last read.
+        self.in_doubt = False
+        # Tokens of the copies that this daemon makes just now, by whatever share: one
+        # and the same may be mounted in several ways.
+        self.copying = copying
         self.control_mount = control_mount
         # Whether it could be mounted once: then its name is no typing error.
         self.proven = False
@@ -76,6 +88,7 @@ class Share:
         self._agent: _Agent | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
+        self._asking_since_s: float | None = None
         self._stopping = False
         self._monitor = threading.Thread(
             target=self._watch, name=f"nfs:{export}", daemon=True
@@ -89,7 +102,7 @@ class Share:
         """End the agent and let go of the share."""
         self._stopping = True
         self._wake.set()
-        self._interrupt()
+        self._interrupt(clock.monotonic_s())
         with self._lock:
             try:
                 self._drop_control_mount()
@@ -134,7 +147,8 @@ class Share:
         if not self._lock.acquire(timeout=deadline.remaining_s()):
             raise NfsTimeoutError("another call waits for this server", where)
         try:
-            line = json.dumps({"op": operation, **request})
+            # Sets change until we have the lock; JSON has none.
+            line = json.dumps({"op": operation, **request}, default=sorted)
             answer = self._ask(line, operation, deadline)
             if operation != "check" and _is_stale(answer):
                 # The control mount itself: only a new one heals that.
@@ -152,12 +166,20 @@ class Share:
         where = self.export.source()
         if self._stopping:
             raise NfsTimeoutError("the share is being let go", where)
-        running = self._agent or self._start_agent(deadline)
+        running = self._agent
+        # On a directory that is no mount it would make a catalogue on our own disk.
+        if running and not (running.lives() and mounted_at(self.control_mount)):
+            self._drop_agent()
+            running = None
+        running = running or self._start_agent(deadline)
+        self._asking_since_s = clock.monotonic_s()
         try:
             answer: dict[str, Any] = json.loads(running.ask(line, deadline=deadline))
         except (DeadlineError, BackendError, ValueError) as error:
             self._drop_agent()
             raise NfsTimeoutError(f"'{operation}' was not answered", where) from error
+        finally:
+            self._asking_since_s = None
         return answer
 
     def _start_agent(self, deadline: Deadline) -> _Agent:
@@ -182,9 +204,10 @@ class Share:
         self._drop_agent()
         mounting.unmount(self.control_mount, where=str(self.export))
 
-    def _interrupt(self) -> None:
-        """End the agent under a call that waits for it: that call fails at once."""
-        if agent := self._agent:
+    def _interrupt(self, began_before_s: float) -> None:
+        """End the agent under a call that waits for it since then: it fails at once."""
+        agent, since_s = self._agent, self._asking_since_s
+        if agent is not None and since_s is not None and since_s <= began_before_s:
             agent.kill()
 
     def _drop_agent(self) -> None:
@@ -210,7 +233,7 @@ class Share:
                 "survey",
                 deadline=Deadline(_SURVEY_DEADLINE_S),
                 held=sorted(self.held | self._mounted_ids()),
-                copying=sorted(self.copying),
+                copying=self.copying,
             )
         except RemoraError as error:
             self._note_failure(error)
@@ -225,16 +248,18 @@ class Share:
             markers=found["markers"],
             thrown_away=found["thrown_away"],
         )
+        self.in_doubt = False
 
     def _require_life(self) -> None:
         """Raise NfsError if the server is dead; calls that wait for it then fail."""
+        began_s = clock.monotonic_s()
         with suppress(NfsError):
             mounting.ping(self.export)
             return
         try:
             mounting.ping(self.export)
         except NfsError:
-            self._interrupt()
+            self._interrupt(began_s)
             raise
 
     def _mounted_ids(self) -> set[str]:

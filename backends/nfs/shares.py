@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import Volume
-from backends.errors import BackendError, DeadlineError
+from backends.errors import RemoraError
+from backends.nfs.leftovers import remove_empty, sweep
 from backends.nfs.options import Export, export_of
 from backends.nfs.share import Share
 from backends.system.clock import Deadline
@@ -24,12 +26,16 @@ class Shares:
     """
     Makes a `Share` for each export; methods may be called from any thread.
 
-    Control mounts are made below *directory*; *node* names this node in leases.
+    Control mounts are made below *directory*, in a part of it that is new each time;
+    *node* names this node in leases.
     """
 
     def __init__(self, directory: Path, *, node: str) -> None:
         self._directory = directory
+        self._own = directory / secrets.token_hex(4)
+        self._swept = False
         self._node = node
+        self._copying: set[str] = set()
         self._shares: dict[Export, Share] = {}
         self._configured: set[Export] = set()
         self._guard = threading.Lock()
@@ -49,7 +55,11 @@ class Shares:
             return list(self._shares.values())
 
     def find(self, name: str, deadline: Deadline) -> dict[str, Any] | None:
-        """Return the marker of volume *name* from the first share that has it."""
+        """
+        Return the marker of volume *name* from the first share that has it.
+
+        A share that does not answer counts as one that has it not, but is in doubt.
+        """
         asked = [each for each in self.watched() if each.state.state == "ok"]
         answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
 
@@ -57,7 +67,8 @@ class Shares:
             marker = None
             try:
                 marker = share.call("find", deadline=deadline, name=name)
-            except (BackendError, DeadlineError) as error:
+            except RemoraError as error:
+                share.in_doubt = True
                 log.warning("'%s' was not looked for: %s", name, error)
             finally:
                 answers.put(marker)
@@ -84,13 +95,30 @@ class Shares:
         """Watch nothing any more."""
         for share in self.watched():
             share.close()
+        if self._own.exists():
+            remove_empty(self._directory)
 
     def _get(self, export: Export) -> Share:
         with self._guard:
             share = self._shares.get(export)
             if share is None:
                 digest = hashlib.sha256(repr(export).encode()).hexdigest()[:16]
-                share = Share(export, self._directory / digest, node=self._node)
+                # Nobody but root may get at the whole share through it.
+                self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
+                share = Share(
+                    export, self._own / digest, node=self._node, copying=self._copying
+                )
                 self._shares[export] = share
                 share.start()
+                self._sweep()
             return share
+
+    def _sweep(self) -> None:
+        """Once, and beside everything else: dead servers may keep it for seconds."""
+        if not self._swept:
+            self._swept = True
+            threading.Thread(
+                target=lambda: sweep(self._directory, but=self._own),
+                name="nfs:leftovers",
+                daemon=True,
+            ).start()

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Fill, Volume
+from backends.base import Destination, Fill, Volume
 from backends.errors import InvalidRequestError, SnapshotExistsError
 from backends.nfs.errors import NfsError
 from backends.nfs.options import owner_of
@@ -23,7 +23,7 @@ from backends.nfs.shares import Shares
 from backends.snapshots import Snapshot, not_found
 from backends.system import clock
 from backends.system.clock import Deadline
-from backends.system.copying import CopyError, Destination, Progress, copy_tree
+from backends.system.copying import CopyError, Progress, copy_tree
 
 _CALL_BUDGET_S: Final = 45.0
 
@@ -126,16 +126,21 @@ def copy_on(share: Share, volume: Volume) -> Iterator[tuple[str, Destination]]:
     token = secrets.token_hex(8)
     share.copying.add(token)
     try:
-        path = share.call(
+        begun = share.call(
             "begin_copy",
             deadline=Deadline(_CALL_BUDGET_S),
             token=token,
             **owner_of(volume),
         )
-        destination = Destination(
-            share.control_mount / str(path), fsync=True, **owner_of(volume)
+        yield (
+            token,
+            Destination(
+                share.control_mount / begun["path"],
+                fsync=True,
+                uid=begun["uid"],
+                gid=begun["gid"],
+            ),
         )
-        yield token, destination
     finally:
         share.copying.discard(token)
         share.survey_soon()

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from backends.base import Destination
 from backends.errors import BackendError
 from backends.system import tree
+from backends.system.mounts import entry_covering
 from backends.system.run import own_program, run_with_progress
 
 # A copy that stands still for this long is given up: its storage is away.
@@ -38,21 +40,6 @@ class CopyError(BackendError):
         self.no_space = no_space
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """
-    An empty directory to copy into.
-
-    ``fsync`` flushes each file by itself, ``uid`` and ``gid`` are who does it: for
-    servers, which may refuse late, and root.
-    """
-
-    path: Path
-    fsync: bool = False
-    uid: int = 0
-    gid: int = 0
-
-
 def copy_tree(
     source: Path,
     destination: Destination,
@@ -71,8 +58,8 @@ def copy_tree(
 
     """
     request = {
-        "source": str(source),
-        "target": str(destination.path),
+        "source": _from_its_mount(source),
+        "target": _from_its_mount(destination.path),
         "flush": [str(path) for path in flush],
         "fsync": destination.fsync,
         "uid": destination.uid,
@@ -97,6 +84,12 @@ def copy_tree(
             no_space=last.get("errno") in (errno.ENOSPC, errno.EDQUOT),
         )
     return _copied(last)
+
+
+def _from_its_mount(path: Path) -> tuple[str, str]:
+    """Return the mount point that *path* is below, and the rest; touches neither."""
+    mount_point = entry_covering(path).mount_point
+    return mount_point, str(path.relative_to(mount_point))
 
 
 def _copied(line: dict[str, Any]) -> Copied:

@@ -67,10 +67,9 @@ class TreeCopy:
     _linked: dict[int, str] = field(default_factory=dict)
     _reported_at: float = 0.0
 
-    def run(self, source: str, target: str) -> None:
-        """Copy what is in *source* into the empty directory *target*; durably."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        levels = [self._open_level(os.open(source, flags), os.open(target, flags), "")]
+    def run(self, source: int, target: int) -> None:
+        """Copy directory *source* into the empty directory *target*; durably."""
+        levels = [self._open_level(source, target, "")]
         self._root_target = os.dup(levels[0].target)
         self._device = levels[0].status.st_dev
         while levels:
@@ -313,10 +312,16 @@ def main() -> None:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             sync_filesystem(descriptor)
             os.close(descriptor)
+        # The owner that we become may not pass the way to the two mounts.
+        at = [os.open(request[key][0], os.O_PATH) for key in ("source", "target")]
         if request["uid"]:
             os.setegid(request["gid"])
             os.seteuid(request["uid"])
-        copy.run(request["source"], request["target"])
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        copy.run(
+            os.open(request["source"][1], flags, dir_fd=at[0]),
+            os.open(request["target"][1], flags, dir_fd=at[1]),
+        )
     except OSError as error:
         name = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         say({"error": f"{error.strerror}{name}", "errno": error.errno})

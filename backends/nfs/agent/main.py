@@ -75,7 +75,9 @@ def _answer(catalogue: Catalogue, request: Json) -> Json:
 
 def main() -> None:
     """Serve requests for the share mounted at the first argument until end of input."""
-    catalogue = Catalogue(sys.argv[1], sys.argv[2])
+    # From here on by relative paths: an owner that we become may not pass the way here.
+    os.chdir(sys.argv[1])
+    catalogue = Catalogue(".", sys.argv[2])
     os.umask(0)
     for line in sys.stdin:
         answer = _answer(catalogue, json.loads(line))

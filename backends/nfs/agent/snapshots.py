@@ -29,8 +29,8 @@ _DATA = "data"
 _FACTS = "snapshot.json"
 
 
-def begin_copy(catalogue: Catalogue, request: Json) -> str:
-    """Make the empty directory that a copy goes to; return its path on the share."""
+def begin_copy(catalogue: Catalogue, request: Json) -> Json:
+    """Make the empty directory that a copy goes to; return where, and who may."""
     with _as_owner_if_squashed(catalogue, request):
         node = catalogue.path("copies", catalogue.node)
         for directory, mode in (
@@ -41,7 +41,8 @@ def begin_copy(catalogue: Catalogue, request: Json) -> str:
         ):
             with suppress(FileExistsError):
                 os.mkdir(directory, mode)
-    return copy_path(catalogue, request["token"])
+        user = {"uid": os.geteuid(), "gid": os.getegid()}
+    return {"path": copy_path(catalogue, request["token"]), **user}
 
 
 def copy_path(catalogue: Catalogue, token: str) -> str:
@@ -61,10 +62,11 @@ def repair(catalogue: Catalogue, markers: list[Json], under_way: list[str]) -> N
             finish_swap(catalogue, marker)
     with suppress(FileNotFoundError):
         for token in os.listdir(catalogue.path("copies", catalogue.node)):
+            copy = catalogue.path("copies", catalogue.node, token)
             if token not in under_way:
-                throw_away(
-                    catalogue, catalogue.path("copies", catalogue.node, token), token
-                )
+                shown = os.stat(copy)
+                with as_user(shown.st_uid, shown.st_gid):
+                    throw_away(catalogue, copy, token)
 
 
 def throw_away(catalogue: Catalogue, path: str, name: str) -> None:
@@ -84,13 +86,14 @@ def throw_away(catalogue: Catalogue, path: str, name: str) -> None:
 
 def locate(catalogue: Catalogue, request: Json) -> str:
     """Return where the bytes of a volume, or of its snapshot, are on the share."""
-    marker = require_volume(catalogue, request)
-    if not request["snapshot"]:
-        return str(marker["subdir"])
-    data = os.path.join(_directory(catalogue, marker), request["snapshot"], _DATA)
-    if not os.path.isdir(data):
-        raise Refused("NOSNAPSHOT", f"it has no snapshot '{request['snapshot']}'")
-    return os.path.relpath(data, catalogue.root)
+    with _as_owner_if_squashed(catalogue, request):
+        marker = require_volume(catalogue, request)
+        if not request["snapshot"]:
+            return str(marker["subdir"])
+        data = os.path.join(_directory(catalogue, marker), request["snapshot"], _DATA)
+        if not os.path.isdir(data):
+            raise Refused("NOSNAPSHOT", f"it has no snapshot '{request['snapshot']}'")
+        return os.path.relpath(data, catalogue.root)
 
 
 def require_volume(catalogue: Catalogue, request: Json) -> Json:
@@ -117,7 +120,10 @@ def listed(catalogue: Catalogue, request: Json) -> list[Json]:
     if marker is None or marker["id"] != request["id"]:
         return []
     found = []
-    with suppress(FileNotFoundError):
+    with (
+        _as_owner_if_squashed(catalogue, request),
+        suppress(FileNotFoundError),
+    ):
         for name in os.listdir(_directory(catalogue, marker)):
             facts: Json = {}
             path = os.path.join(_directory(catalogue, marker), name, _FACTS)
@@ -261,8 +267,15 @@ def _write_facts(copy: str, facts: Json) -> None:
 def _as_owner_if_squashed(catalogue: Catalogue, request: Json) -> Iterator[None]:
     """Work as the volume's owner where the server makes nobody of root."""
     catalogue.prepare()
-    uid, gid = request.get("uid", 0), request.get("gid", 0)
-    if not uid or os.geteuid() != 0 or os.stat(catalogue.base).st_uid == 0:
+    squashed = os.stat(catalogue.base).st_uid != 0
+    with as_user(*(request.get(key, 0) if squashed else 0 for key in ("uid", "gid"))):
+        yield
+
+
+@contextmanager
+def as_user(uid: int, gid: int) -> Iterator[None]:
+    """Work as that user, unless we do so already."""
+    if not uid or os.geteuid() != 0:
         yield
         return
     os.setegid(gid)

@@ -10,13 +10,13 @@ from contextlib import suppress
 
 def main() -> None:
     """Delete what is in the directory of the first argument; print how many things."""
-    trash = sys.argv[1]
     count = 0
     with suppress(FileNotFoundError):
-        for name in os.listdir(trash):
-            path = os.path.join(trash, name)
-            _delete(path)
-            count += not os.path.lexists(path)
+        # An owner that we become may not pass the way here.
+        os.chdir(sys.argv[1])
+        for name in os.listdir():
+            _delete(name)
+            count += not os.path.lexists(name)
     sys.stdout.write(str(count))
 
 
