@@ -1,0 +1,127 @@
+"""The copier: what is kept, what is left out, and what nobody can make it read."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from backends.base import Destination
+from backends.errors import VolumeBusyError
+from backends.system.copying import Copied, CopyError, copy_tree
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+
+
+def copied(source: Path, target: Path) -> Copied:
+    target.mkdir(exist_ok=True)
+    return copy_tree(source, Destination(target), progress=lambda _copied: None)
+
+
+def test_every_kind_of_file_is_kept(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "deep/er").mkdir(parents=True)
+    (source / "deep/er/file").write_bytes(b"x" * 100_000)
+    os.link(source / "deep/er/file", source / "hard")
+    (source / "soft").symlink_to("/nonexistent")
+    os.mkfifo(source / "pipe", 0o640)
+    os.mknod(source / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    (source / "odd\nname \udcff").write_text("odd")
+    with (source / "sparse").open("wb") as file:
+        file.seek(64 * 2**20)
+        file.write(b"end")
+    os.setxattr(source / "hard", "user.remark", b"kept")
+    os.chown(source / "hard", 12, 34)
+    (source / "hard").chmod(0o6711)
+    (source / "deep").chmod(0o2770)
+    os.utime(source / "deep", ns=(5, 1_000_000_007))
+    done = copied(source, target)
+    assert (done.files, done.attributes_lost) == (7, 0)
+    for before in sorted(source.rglob("*")):
+        after = target / before.relative_to(source)
+        old, new = before.lstat(), after.lstat()
+        assert (old.st_mode, old.st_uid, old.st_gid, old.st_mtime_ns, old.st_rdev) == (
+            *(new.st_mode, new.st_uid, new.st_gid, new.st_mtime_ns, new.st_rdev),
+        )
+        assert old.st_nlink == new.st_nlink
+        if before.is_file():
+            assert before.read_bytes() == after.read_bytes()
+    assert (target / "hard").stat().st_ino == (target / "deep/er/file").stat().st_ino
+    assert (target / "sparse").stat().st_blocks < 1000
+    assert os.getxattr(target / "hard", "user.remark") == b"kept"
+    assert (target / "soft").readlink() == Path("/nonexistent")
+
+
+def test_another_filesystem_inside_is_left_out(tmp_path: Path) -> None:
+    enter_private_mounts()
+    source = tmp_path / "source"
+    (source / "inside").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", source / "inside"], check=True)
+    (source / "inside/file").write_text("not ours")
+    copied(source, tmp_path / "target")
+    assert [each.name for each in (tmp_path / "target").rglob("*")] == ["inside"]
+    subprocess.run(["umount", source / "inside"], check=True)
+
+
+def test_swapping_directories_for_links_leads_nowhere(tmp_path: Path) -> None:
+    """A container that races with the copy must not get at the host's files."""
+    source, secret = tmp_path / "source", tmp_path / "secret"
+    for directory in (source / "a", secret):
+        directory.mkdir(parents=True)
+    (secret / "file").write_text("secret")
+    (source / "a/file").write_text("public")
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            (source / "a").rename(source / "b")
+            (source / "a").symlink_to(secret)
+            (source / "a").unlink()
+            (source / "b").rename(source / "a")
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        for number in range(15):
+            copied(source, tmp_path / f"target{number}")
+            for file in (tmp_path / f"target{number}").rglob("file"):
+                if not file.parent.is_symlink():
+                    assert file.read_text() == "public"
+    finally:
+        stop.set()
+        swapping.join()
+
+
+def test_a_full_filesystem_is_told(tmp_path: Path) -> None:
+    enter_private_mounts()
+    source = tmp_path / "source"
+    source.mkdir()
+    with loop_filesystem(tmp_path, "ext4") as small:
+        room = os.statvfs(small)
+        with (source / "big").open("wb") as file:
+            for _ in range(room.f_blocks * room.f_frsize // 2**20 + 1):
+                file.write(b"x" * 2**20)
+        with pytest.raises(CopyError, match="No space left") as caught:
+            copied(source, small / "target")
+        assert caught.value.no_space
+        # There is room again, to clean up in.
+        (small / "new").write_bytes(b"x" * 2**20)
+
+
+def test_a_copy_can_be_broken_off(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+
+    def stop(_copied: Copied) -> None:
+        raise VolumeBusyError("enough")
+
+    (tmp_path / "target").mkdir()
+    with pytest.raises(VolumeBusyError, match="enough"):
+        copy_tree(tmp_path / "source", Destination(tmp_path / "target"), progress=stop)
+
+
+def test_a_source_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CopyError, match="No such file"):
+        copied(tmp_path / "none", tmp_path / "target")
