@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from backends.errors import RemoraError
 from backends.system import files, mounts
@@ -52,11 +52,16 @@ class Finding:
     hint: str = ""
 
 
-def examine(config: Config, held_ids: Callable[[], set[str]]) -> list[Finding]:
+def examine(
+    config: Config,
+    held_ids: Callable[[], set[str]],
+    storages: Callable[[], dict[str, dict[str, Any]]],
+) -> list[Finding]:
     """
     Return the findings of every check, in a fixed order.
 
-    *held_ids* asks the daemon which volumes, by id, the engine holds mounted.
+    *held_ids* asks the daemon which volumes, by id, the engine holds mounted, and
+    *storages* for what it knows of each storage: backend, health, sizes.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
@@ -64,6 +69,7 @@ def examine(config: Config, held_ids: Callable[[], set[str]]) -> list[Finding]:
         "programs": _programs,
         "sockets": lambda: _sockets(config),
         "pool": lambda: _pool(config),
+        "shares": lambda: _shares(storages()),
         "mounts": lambda: _mounts(config, held_ids()),
     }
     findings: list[Finding] = []
@@ -164,6 +170,23 @@ def _pool(config: Config) -> Iterator[Finding]:
         yield Finding("pool", "warning", evidence, "less than 5 % is free")
     else:
         yield Finding("pool", "ok", evidence)
+
+
+def _shares(storages: dict[str, dict[str, Any]]) -> Iterator[Finding]:
+    """Tell what the daemon has seen of each share; a dead one is not asked again."""
+    for name, facts in storages.items():
+        if facts["backend"] != "nfs":
+            continue
+        total, available = facts["total_bytes"], facts["available_bytes"]
+        if facts["health"] != "ok":
+            yield Finding("share", "failed", f"{name}: {facts['health']}")
+        elif total is None or available is None:
+            yield Finding("share", "warning", f"{name} was not read yet")
+        else:
+            evidence = f"{name}: {available // 2**20} MiB of {total // 2**20} MiB free"
+            low = available < total * _FREE_SHARE_LOW
+            hint = "less than 5 % is free" if low else ""
+            yield Finding("share", "warning" if low else "ok", evidence, hint)
 
 
 def _mounts(config: Config, held: set[str]) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -15,7 +16,7 @@ from plugin.cli.context import Context, json_option, pass_context
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check privileges, kernel, programs, sockets, pool and mounts.
+    Check privileges, kernel, programs, sockets, pool, shares and mounts.
 
     Each line is a check, its verdict and the evidence; a hint says what to do. Exits
     with 1 if a check failed.
@@ -26,7 +27,10 @@ def doctor(context: Context, as_json: bool) -> None:
         volumes = context.client.call("GET", "/v1/volumes")
         return {each["id"] for each in volumes if each["mountpoint"]}
 
-    findings = examine(context.config, held_ids)
+    def storages() -> dict[str, dict[str, Any]]:
+        return dict(context.client.call("GET", "/v1/status")["storages"])
+
+    findings = examine(context.config, held_ids, storages)
     if as_json:
         output.print_json([asdict(each) for each in findings])
     else:

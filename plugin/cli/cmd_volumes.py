@@ -10,6 +10,9 @@ from plugin.cli import output
 from plugin.cli.context import Context, json_option, pass_context, volume_options
 from plugin.model import check_name
 
+# What fits into a column; `inspect` says the rest.
+_HEALTH_WORDS = ("ok", "unknown", "stale", "unreachable")
+
 
 @click.command("ls")
 @json_option
@@ -21,13 +24,16 @@ def list_volumes(context: Context, as_json: bool) -> None:
         output.print_json(volumes)
         return
     output.print_table(
-        ("NAME", "BACKEND", "MOUNTED", "REPLICATION", "CREATED"),
+        ("NAME", "BACKEND", "MOUNTED", "HEALTH", "AVAILABLE", "CREATED"),
         [
             (
                 each["name"],
                 each["backend"],
                 "yes" if each["mountpoint"] else "no",
-                each.get("replication", "-"),
+                each["health"] if each["health"] in _HEALTH_WORDS else "error",
+                output.size(each["available_bytes"])
+                if each.get("available_bytes")
+                else "-",
                 each["created_at"],
             )
             for each in volumes

@@ -189,6 +189,7 @@ def _row(service: VolumeService, name: str) -> dict[str, Any]:
         "name": view.name,
         "created_at": view.created_at,
         "mountpoint": view.mountpoint,
+        "health": service.health(name) or "ok",
         **view.status,
     }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,8 +43,12 @@ def by_check(found: list[Finding]) -> Findings:
     return {each.check: each for each in found}
 
 
-def examined(node: Node, held: Callable[[], set[str]] = set[str]) -> Findings:
-    return by_check(examine(load(node.config, {}), held))
+def examined(
+    node: Node,
+    held: Callable[[], set[str]] = set[str],
+    storages: Mapping[str, dict[str, Any]] | None = None,
+) -> Findings:
+    return by_check(examine(load(node.config, {}), held, lambda: dict(storages or {})))
 
 
 def told(node: Node, *guard: str) -> tuple[int, Findings]:
@@ -211,3 +216,27 @@ def test_people_see_a_line_for_each_check(node: Node) -> None:
     ).splitlines()
     assert lines[0].startswith("ok       privileges      uid 0")
     assert lines[-1].split() == ["ok", "mounts", "0", "mounted,", "all", "held"]
+
+
+@pytest.mark.parametrize(
+    ("health", "total", "available", "verdict"),
+    [
+        ("ok", 1000, 500, "ok"),
+        ("ok", 1000, 10, "warning"),
+        ("ok", None, None, "warning"),
+        ("NFS-UNREACHABLE: no answer", 1000, 500, "failed"),
+    ],
+)
+def test_shares(
+    node: Node, health: str, total: int | None, available: int | None, verdict: str
+) -> None:
+    share = {
+        "backend": "nfs",
+        "health": health,
+        "total_bytes": total,
+        "available_bytes": available,
+    }
+    finding = examined(node, storages={"nas:/export": share})["share"]
+    assert finding.verdict == verdict
+    assert finding.evidence.startswith("nas:/export")
+    assert "share" not in examined(node, storages={"/pool": {"backend": "rsync"}})
