@@ -29,7 +29,6 @@ _PROGRAMS: Final = (
     ("rsync", "--version", "rsync", True),
     ("rm", "--version", "coreutils", True),
     ("setpriv", "--version", "util-linux", True),
-    ("sync", "--version", "coreutils", True),
     ("mount.nfs", "-V", "nfs-common", False),
     ("docker", "--version", "docker.io", False),
     ("xfs_quota", "-V", "xfsprogs", False),
