@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -175,7 +176,13 @@ def test_a_notify_socket_that_is_gone_is_no_reason_to_stop(
 ) -> None:
     node = make_node()
     node.start({"NOTIFY_SOCKET": str(node.directory / "none")})
-    [warning] = [each for each in node.log_lines() if each["level"] == "warning"]
+
+    def warnings() -> list[dict[str, Any]]:
+        return [each for each in node.log_lines() if each["level"] == "warning"]
+
+    # It answers first, and tells that it does afterwards.
+    wait_until(warnings, "the failure is told")
+    [warning] = warnings()
     assert "systemd was not told 'READY=1" in warning["event"]
     assert "\n" not in warning["event"]
     assert node.stop() == 0
