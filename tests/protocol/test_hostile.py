@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -244,11 +245,16 @@ def test_names_that_are_none(node: Node, name: str) -> None:
         assert node.refused(call, Name=name).startswith("volume-not-found: ")
 
 
+def calls(node: Node) -> list[dict[str, Any]]:
+    """Return the log's lines about calls; the reconciler writes others between."""
+    return [each for each in node.log_lines() if each["event"] == "call"]
+
+
 @pytest.mark.parametrize("name", ["x\nlevel=error", "x" * 300])
 def test_a_name_cannot_forge_a_log_line(node: Node, name: str) -> None:
-    before = len(node.log_lines())
+    before = len(calls(node))
     node.refused("Create", Name=name)
-    [line] = node.log_lines()[before:]
+    [line] = calls(node)[before:]
     assert line["op"] == "Create"
     assert line["code"] == "invalid-request"
     assert "\n" not in line["volume"]
@@ -281,7 +287,7 @@ def test_options_that_are_none(node: Node, options: dict[str, str], told: str) -
 
 def test_a_newline_in_an_option_forges_nothing(node: Node) -> None:
     forged = '0755\n{"level":"error","event":"forged"}\r\nErr: forged'
-    before = len(node.log_lines())
+    before = len(calls(node))
     for options in ({"mode": forged}, {forged[:60]: "x"}, {"members": forged}):
         received = node.send(
             client.engine_request(
@@ -291,8 +297,9 @@ def test_a_newline_in_an_option_forges_nothing(node: Node) -> None:
         answer = client.parse(received)
         assert answer.json().keys() == {"Err"}
         assert answer.error.isprintable()
-    lines = node.log_lines()[before:]
-    assert [each["event"] for each in lines] == ["call"] * 3
+    lines = calls(node)[before:]
+    assert len(lines) == 3
+    assert not any(each["event"] == "forged" for each in node.log_lines())
     assert all(each["level"] == "info" for each in lines)
 
 
