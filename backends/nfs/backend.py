@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,7 @@ from backends.errors import (
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
+from backends.nfs.mounting import answers
 from backends.nfs.options import export_of, owner_of, subdir_of
 from backends.nfs.share import Share
 from backends.nfs.shares import Shares
@@ -186,27 +189,21 @@ class NfsBackend:
                 entries=_entries(volume),
                 deadline=deadline,
             )
-            if not _is_direct(volume):
-                self._shares.of(volume).call(
-                    "check", deadline=deadline, target=str(target)
-                )
-        except (BackendError, DeadlineError):
+            self._check(volume, target, deadline)
+        except (BackendError, DeadlineError) as error:
             try:
                 self.unmount(volume, target, deadline_s=_CALL_BUDGET_S)
-            except RemoraError as error:
-                log.warning("'%s' is unmounted later: %s", volume.name, error)
+            except RemoraError as leftover:
+                log.warning("'%s' is unmounted later: %s", volume.name, leftover)
+            if error.code == "NFS-NOEXPORT":
+                self._require_directory(volume, deadline)
             raise
 
     def unmount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Unmount, by force if the server is dead; then give the lease back."""
         del deadline_s  # each step of the ladder has its own
         self._unmount(volume, target)
-        try:
-            target.rmdir()
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise BackendError(f"mount point {target}: {error.strerror}") from error
+        mounting.remove_mount_point(target)
         self._release(volume)
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
@@ -321,27 +318,37 @@ class NfsBackend:
 
     def _is_sound(self, volume: Volume, target: Path, deadline: Deadline) -> bool:
         """Return whether what is mounted at *target* answers; the volume is held."""
-        if _is_direct(volume):
-            return True
         try:
-            self._shares.of(volume).call("check", deadline=deadline, target=str(target))
+            self._check(volume, target, deadline)
         except NfsError as error:
             if error.code != "NFS-STALE":
                 raise
             return False
         return True
 
+    def _check(self, volume: Volume, path: Path, deadline: Deadline) -> None:
+        """Raise NfsError unless the server knows the directory at *path*."""
+        if not _is_direct(volume):
+            share = self._shares.of(volume)
+            share.check(path, deadline=deadline, **owner_of(volume))
+
+    def _require_directory(self, volume: Volume, deadline: Deadline) -> None:
+        """Raise STALE if the share, which is there, lacks the volume's directory."""
+        if _is_direct(volume):
+            return
+        share, subdir = self._shares.of(volume), subdir_of(volume)
+        try:
+            self._check(volume, share.control_mount / subdir, deadline)
+        except NfsError as error:
+            if os.strerror(errno.ENOENT) in error.cause:
+                cause = f"directory '{subdir}' is gone"
+                raise NfsError("STALE", cause, str(share.export)) from error
+
     def _unmount(self, volume: Volume, target: Path) -> None:
         export = export_of(volume.options)
-
-        def answers() -> bool:
-            try:
-                mounting.ping(export)
-            except NfsError:
-                return False
-            return True
-
-        mounting.unmount(target, where=export.source(), server_answers=answers)
+        mounting.unmount(
+            target, where=export.source(), server_answers=lambda: answers(export)
+        )
 
 
 def _is_direct(volume: Volume) -> bool:

@@ -8,7 +8,7 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
-from backends.errors import RemoraError
+from backends.errors import BackendError, RemoraError
 from backends.nfs import mounting
 from backends.nfs.agent import main as agent_main
 from backends.system.mounts import mount_points_below
@@ -43,9 +43,10 @@ def remove_empty(directory: Path, *, but: Path | None = None) -> None:
         # Not even looked into while it is an NFS mount itself.
         if part == but or part in mounted:
             continue
-        with suppress(OSError):
+        with suppress(OSError, BackendError):
             for point in part.iterdir():
-                point.rmdir()
+                if point not in mounted:
+                    mounting.remove_mount_point(point)
             part.rmdir()
 
 

@@ -8,6 +8,7 @@ behave was measured: docs/adr/0008-nfs.md.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import secrets
 import socket
@@ -61,6 +62,15 @@ def ping(export: Export, *, timeout_s: float = _PING_TIMEOUT_S) -> None:
         cause = "no answer" if isinstance(error, TimeoutError) else str(error)
         raise NfsError("UNREACHABLE", cause, where) from error
     _check_answer(answer, export)
+
+
+def answers(export: Export) -> bool:
+    """Return whether the server answers `ping`."""
+    try:
+        ping(export)
+    except NfsError:
+        return False
+    return True
 
 
 def _answer_to(call: bytes, export: Export, deadline: Deadline) -> bytes:
@@ -165,7 +175,7 @@ def unmount(
     target: Path, *, where: str, server_answers: Callable[[], bool] | None = None
 ) -> None:
     """
-    Unmount *target*; with a dead server by force, step by step.
+    Unmount *target* and remove it; with a dead server by force, step by step.
 
     Nothing is forced while the server answers: then "busy" means that somebody works
     there. Without *server_answers* that counts for nothing. Each step runs in a process
@@ -179,13 +189,13 @@ def unmount(
     entry = mounted_at(target)
     if entry is None:
         return
-    said = _try_unmount(target, _UMOUNT_NOFOLLOW)
+    said = _in_child(target, _UMOUNT_NOFOLLOW)
     if mounted_at(target) is None:
         return
     log.warning("%s was not unmounted plainly: %s", target, said)
     if server_answers is None or not server_answers():
         for flags, how in _ladder(entry):
-            said = _try_unmount(target, _UMOUNT_NOFOLLOW | flags)
+            said = _in_child(target, _UMOUNT_NOFOLLOW | flags)
             if mounted_at(target) is None:
                 log.warning("%s was unmounted %s: %s", target, how, where)
                 return
@@ -211,10 +221,24 @@ def _ladder(entry: MountEntry) -> list[tuple[int, str]]:
     return [(_MNT_FORCE, "by force"), (0, "plainly again"), *lazily]
 
 
-def _try_unmount(target: Path, flags: int) -> str:
-    """Return what one umount2(2) said, "" if it succeeded."""
+def remove_mount_point(target: Path) -> None:
+    """
+    Remove the directory *target*, on which nothing is mounted; gone is well.
+
+    Raises:
+        BackendError: it is there still.
+
+    """
+    if os.path.lexists(target):
+        said = _in_child(target)
+        if os.path.lexists(target):
+            raise BackendError(f"mount point {target}: {said}")
+
+
+def _in_child(target: Path, *flags: int) -> str:
+    """Return what one umount2(2) or rmdir(2) said, "" if it succeeded."""
     try:
-        command = own_program(unmount_once, str(target), str(flags))
+        command = own_program(unmount_once, str(target), *map(str, flags))
         return run(command, deadline_s=_UNMOUNT_STEP_S).output.strip()
     except (BackendError, DeadlineError) as error:
         return error.cause

@@ -32,8 +32,10 @@ from backends.system.run import Helper, own_program, run
 log = logging.getLogger(__name__)
 
 _SURVEY_INTERVAL_S: Final = 15.0
-_AWAY_INTERVAL_S: Final = 5.0
+# While the server is away, or a call waits for it.
+_UNEASY_INTERVAL_S: Final = 5.0
 _SURVEY_DEADLINE_S: Final = 20.0
+_SURVEY_PATIENCE_S: Final = 5.0
 _TRASH_TURN_S: Final = 30.0
 # The catalogue must be as the server has it now, not as this client remembers it.
 _CONTROL_ENTRIES: Final = "actimeo=0,lookupcache=none"
@@ -161,6 +163,15 @@ class Share:
             return answer["result"]
         raise NfsError(code if code in HINTS else "IO", str(answer["text"]), where)
 
+    def check(self, path: Path, *, deadline: Deadline, **owner: int) -> None:
+        """Raise NfsError unless the server knows the directory at *path*."""
+        try:
+            self.call("check", deadline=deadline, target=str(path), **owner)
+        except NfsError as error:
+            # Who may not look into it has met it.
+            if error.code not in ("NFS-SQUASH", "NFS-DENIED"):
+                raise
+
     def _ask(self, line: str, operation: str, deadline: Deadline) -> dict[str, Any]:
         """Return the agent's answer to *line*; the lock is held."""
         where = self.export.source()
@@ -222,13 +233,17 @@ class Share:
                 self.survey()
             except Exception:  # the watch must go on
                 log.exception("%s was not looked at", self.export)
-            away = self.state.state == "unreachable"
-            self._wake.wait(_AWAY_INTERVAL_S if away else _SURVEY_INTERVAL_S)
+            calm = self.state.state != "unreachable" and self._asking_since_s is None
+            self._wake.wait(_SURVEY_INTERVAL_S if calm else _UNEASY_INTERVAL_S)
 
     def survey(self) -> None:
         """Look at the share once and remember what was found."""
         try:
             self._require_life()
+            # A call that waits for a server that has died must be noticed soon.
+            if not self._lock.acquire(timeout=_SURVEY_PATIENCE_S):
+                return
+            self._lock.release()
             found = self.call(
                 "survey",
                 deadline=Deadline(_SURVEY_DEADLINE_S),

@@ -61,7 +61,8 @@ class Shares:
         A share that does not answer counts as one that has it not, but is in doubt.
         """
         asked = [each for each in self.watched() if each.state.state == "ok"]
-        answers: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[tuple[Share, dict[str, Any] | None]]
+        answers = queue.SimpleQueue()
 
         def ask(share: Share) -> None:
             marker = None
@@ -71,17 +72,22 @@ class Shares:
                 share.in_doubt = True
                 log.warning("'%s' was not looked for: %s", name, error)
             finally:
-                answers.put(marker)
+                answers.put((share, marker))
 
         # Side by side: one that has just died must not use up the others' time.
         for share in asked:
             threading.Thread(
                 target=ask, args=(share,), name=f"find:{share.export}", daemon=True
             ).start()
-        for _ in asked:
-            with suppress(queue.Empty):
-                if marker := answers.get(timeout=deadline.remaining_s()):
+        silent = set(asked)
+        with suppress(queue.Empty):
+            while silent:
+                share, marker = answers.get(timeout=deadline.remaining_s())
+                silent.discard(share)
+                if marker is not None:
                     return marker
+        for share in silent:
+            share.in_doubt = True
         return None
 
     def forget(self, share: Share) -> None:

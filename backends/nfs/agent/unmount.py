@@ -1,4 +1,9 @@
-"""One umount2(2); prints the kernel's word if it refused."""
+"""
+One umount2(2), or one rmdir(2); prints the kernel's word if it refused.
+
+rmdir also drops the mounts that other namespaces have on the directory, and whoever
+drops the last one waits for its server.
+"""
 
 import ctypes
 import os
@@ -6,7 +11,19 @@ import sys
 
 
 def main() -> None:
-    """Unmount the first argument with the flags of the second."""
+    """
+    Unmount the first argument with the flags of the second, and remove it.
+
+    Without flags only remove it.
+    """
+    target, *flags = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.umount2(os.fsencode(sys.argv[1]), int(sys.argv[2])):
+    if flags and libc.umount2(os.fsencode(target), int(flags[0])):
         sys.stdout.write(os.strerror(ctypes.get_errno()))
+        return
+    try:
+        os.rmdir(target)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        sys.stdout.write(str(error.strerror))

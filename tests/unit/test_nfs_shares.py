@@ -1,0 +1,72 @@
+"""What is concluded from shares that do not answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.base import Volume
+from backends.nfs.backend import NfsBackend
+from backends.nfs.errors import NfsTimeoutError
+from backends.nfs.share import Share, ShareState
+
+VOLUME = Volume(
+    id="11111111-1111-4111-8111-111111111111",
+    name="v",
+    options={
+        "server": "192.0.2.1",
+        "share": "/x",
+        "nfsvers": "4",
+        "mountMode": "subdir",
+    },
+    created_at="2026-01-01T00:00:00Z",
+)
+
+
+@pytest.fixture
+def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NfsBackend:
+    """Return a backend that has read its one share, and found nothing there."""
+    monkeypatch.setattr(Share, "start", lambda _: None)
+    backend = NfsBackend(tmp_path, node="node")
+    backend._shares.of(VOLUME).state = ShareState(state="ok", markers=[])
+    assert backend.knows(VOLUME)
+    return backend
+
+
+def _answer_with(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[], dict[str, Any] | None]
+) -> None:
+    monkeypatch.setattr(Share, "call", lambda *_, **__: answer())
+
+
+def test_what_is_not_there_is_known_not_to_be(
+    backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer_with(monkeypatch, lambda: None)
+    assert backend.find("v", deadline_s=1) is None
+    assert backend.knows(VOLUME)
+
+
+def test_what_was_asked_for_in_vain_is_not_known(
+    backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the record of a volume that is there would be dropped."""
+
+    def refuse() -> None:
+        raise NfsTimeoutError("no answer", "192.0.2.1:/x")
+
+    _answer_with(monkeypatch, refuse)
+    assert backend.find("v", deadline_s=1) is None
+    assert not backend.knows(VOLUME)
+
+
+def test_silence_is_no_answer_either(
+    backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer_with(monkeypatch, lambda: time.sleep(0.5))
+    assert backend.find("v", deadline_s=0.05) is None
+    assert not backend.knows(VOLUME)
