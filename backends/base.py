@@ -206,8 +206,8 @@ class Backend(Protocol):
         """Return facts for people from local knowledge; quick, never raises."""
         ...
 
-    def health(self, volume: Volume) -> str:
-        """Return "" if *volume*'s storage is ready, else one line; quick."""
+    def require_ready(self, volume: Volume) -> None:
+        """Raise BackendError, within seconds, unless *volume*'s storage is ready."""
         ...
 
     def storages(self) -> list[Storage]:

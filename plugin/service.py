@@ -198,7 +198,7 @@ class VolumeService(VolumeCreation):
             return
         if stored.record.phase == "ready":
             # Checked before the intent is written: a refused removal changes nothing.
-            self._require_storage(stored.record)
+            self._require_ready(stored.record)
             self.require_unused(stored.record)
             stored = self.catalogue.set_phase(stored, "removing")
         else:
@@ -278,8 +278,5 @@ class VolumeService(VolumeCreation):
                 hint="stop its containers; if there are none: remora repair",
             )
 
-    def _require_storage(self, record: VolumeRecord) -> None:
-        """Raise BackendError unless the volume's storage is ready."""
-        fault = self.registry.get(record.backend).health(record.volume())
-        if fault:
-            raise BackendError(fault)
+    def _require_ready(self, record: VolumeRecord) -> None:
+        self.registry.get(record.backend).require_ready(record.volume())

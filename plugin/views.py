@@ -70,11 +70,6 @@ class VolumeViews:
             if head.phase != "creating"
         ]
 
-    def health(self, name: str) -> str:
-        """Return what is wrong with the volume's storage, "" if nothing is known."""
-        record = self.existing(name).record
-        return self.registry.get(record.backend).health(record.volume())
-
     def path(self, name: str) -> str:
         """Return the volume's mount point, "" while it is not mounted."""
         return self.mountpoint(self.existing(name).record)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,18 +11,16 @@ from typing import Any, Final
 from backends.base import Fill, Storage, Traits, Volume, VolumeUser
 from backends.errors import (
     BackendError,
-    DeadlineError,
-    RemoraError,
     VolumeExistsError,
 )
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
-from backends.nfs.mounting import answers
-from backends.nfs.options import export_of, owner_of, subdir_of
+from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
 from backends.nfs.share import Share
 from backends.nfs.shares import Shares
 from backends.nfs.snapshots import NfsSnapshots, filled
+from backends.nfs.volume_mounts import VolumeMounts, source_of
 from backends.options import differences
 from backends.system import mounts
 from backends.system.clock import Deadline, now_rfc3339, pause
@@ -51,6 +47,7 @@ class NfsBackend:
 
     def __init__(self, state_dir: Path, *, node: str) -> None:
         self._shares = Shares(state_dir / "nfs", node=node)
+        self._mounts = VolumeMounts(self._shares)
         self.snapshots = NfsSnapshots(self._shares)
 
     def watch(self, options: Mapping[str, str]) -> None:
@@ -85,7 +82,7 @@ class NfsBackend:
         """Claim name and directory on the share; both have one winner."""
         nfs_options.require_complete(volume.options)
         budget_s = min(deadline_s, _CALL_BUDGET_S)
-        if _is_direct(volume):
+        if is_direct(volume):
             mounting.ping(export_of(volume.options))
             return volume
         share = self._shares.of(volume)
@@ -142,7 +139,7 @@ class NfsBackend:
 
     def discard(self, volume: Volume, *, deadline_s: float) -> None:
         """Take back claims and an empty directory; a finished volume stays."""
-        if _is_direct(volume):
+        if is_direct(volume):
             return
         self._shares.of(volume).call(
             "discard",
@@ -154,7 +151,7 @@ class NfsBackend:
 
     def remove(self, volume: Volume, *, deadline_s: float) -> None:
         """Remove the volume from the share as `onDelete` says."""
-        if _is_direct(volume):
+        if is_direct(volume):
             return
         share = self._shares.of(volume)
         done = share.call(
@@ -171,57 +168,26 @@ class NfsBackend:
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Take the lease, mount, and see that it answers; else leave nothing."""
-        deadline = Deadline(min(deadline_s, _MOUNT_BUDGET_S))
-        export = export_of(volume.options)
-        self._hold(volume, deadline)
-        if mounts.mounted_at(target) is not None:
-            if self._is_sound(volume, target, deadline):
-                return
-            # The directory was replaced on the server: only a new mount shows it.
-            log.warning("%s at %s is stale: mounted anew", volume.name, target)
-            self._unmount(volume, target)
-        try:
-            target.mkdir(mode=0o700, exist_ok=True)
-            mounting.mount(
-                export,
-                target,
-                subdir="" if _is_direct(volume) else subdir_of(volume),
-                entries=_entries(volume),
-                deadline=deadline,
-            )
-            self._check(volume, target, deadline)
-        except (BackendError, DeadlineError) as error:
-            try:
-                self.unmount(volume, target, deadline_s=_CALL_BUDGET_S)
-            except RemoraError as leftover:
-                log.warning("'%s' is unmounted later: %s", volume.name, leftover)
-            if error.code == "NFS-NOEXPORT":
-                self._require_directory(volume, deadline)
-            raise
+        self._mounts.mount(volume, target, Deadline(min(deadline_s, _MOUNT_BUDGET_S)))
 
     def unmount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Unmount, by force if the server is dead; then give the lease back."""
-        del deadline_s  # each step of the ladder has its own
-        self._unmount(volume, target)
-        mounting.remove_mount_point(target)
-        self._release(volume)
+        del deadline_s  # each step has its own
+        self._mounts.unmount(volume, target)
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
         """Return who has the volume mounted elsewhere: its source names it."""
         del target
-        export = export_of(volume.options)
-        source = export.source("" if _is_direct(volume) else subdir_of(volume))
-        controls = [share.control_mount.name for share in self._shares.watched()]
-        return mounts.users_of_source(source, own_names=(volume.id, *controls))
+        return self._mounts.users(volume)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return the share's last known state and the mount's effective options."""
-        export = export_of(volume.options)
+        source, root = source_of(volume)
         facts: dict[str, object] = {
             "replication": "shared",
-            "source": export.source("" if _is_direct(volume) else subdir_of(volume)),
+            "source": source if root == "/" else f"{source.rstrip('/')}{root}",
         }
-        if not _is_direct(volume):
+        if not is_direct(volume):
             state = self._shares.of(volume).state
             facts |= {
                 "health": state.state,
@@ -241,11 +207,10 @@ class NfsBackend:
             facts["warnings"] = warnings
         return facts
 
-    def health(self, volume: Volume) -> str:
-        """Return "" if the volume's server answers, else raise why it does not."""
-        if not _is_direct(volume):
+    def require_ready(self, volume: Volume) -> None:
+        """Raise NfsError unless the volume's server answers."""
+        if not is_direct(volume):
             self._shares.of(volume).require_server(Deadline(_CALL_BUDGET_S))
-        return ""
 
     def storages(self) -> list[Storage]:
         """Return every share that is watched."""
@@ -272,7 +237,7 @@ class NfsBackend:
 
     def knows(self, volume: Volume) -> bool:
         """Return whether the volume's share was read, and is not away now."""
-        if _is_direct(volume):
+        if is_direct(volume):
             return False
         share = self._shares.of(volume)
         read = share.state.state == "ok" and share.state.markers is not None
@@ -295,77 +260,6 @@ class NfsBackend:
     def close(self) -> None:
         """Stop watching; mounted volumes stay mounted."""
         self._shares.close()
-
-    def _hold(self, volume: Volume, deadline: Deadline) -> None:
-        """Take the lease and see that the volume is still what we know."""
-        if _is_direct(volume):
-            mounting.ping(export_of(volume.options))
-            return
-        share = self._shares.of(volume)
-        share.call("hold", deadline=deadline, name=volume.name, id=volume.id)
-        share.held.add(volume.id)
-
-    def _release(self, volume: Volume) -> None:
-        """Give the lease back; with a dead server it ends by itself."""
-        if _is_direct(volume):
-            return
-        share = self._shares.of(volume)
-        share.held.discard(volume.id)
-        try:
-            share.call("release", deadline=Deadline(_RELEASE_BUDGET_S), id=volume.id)
-        except (NfsError, DeadlineError) as error:
-            log.warning("the lease of '%s' ends by itself: %s", volume.name, error)
-
-    def _is_sound(self, volume: Volume, target: Path, deadline: Deadline) -> bool:
-        """Return whether what is mounted at *target* answers; the volume is held."""
-        try:
-            self._check(volume, target, deadline)
-        except NfsError as error:
-            if error.code != "NFS-STALE":
-                raise
-            return False
-        return True
-
-    def _check(self, volume: Volume, path: Path, deadline: Deadline) -> None:
-        """Raise NfsError unless the server knows the directory at *path*."""
-        if not _is_direct(volume):
-            share = self._shares.of(volume)
-            share.check(path, deadline=deadline, **owner_of(volume))
-
-    def _require_directory(self, volume: Volume, deadline: Deadline) -> None:
-        """Raise STALE if the share, which is there, lacks the volume's directory."""
-        if _is_direct(volume):
-            return
-        share, subdir = self._shares.of(volume), subdir_of(volume)
-        try:
-            self._check(volume, share.control_mount / subdir, deadline)
-        except NfsError as error:
-            if os.strerror(errno.ENOENT) in error.cause:
-                cause = f"directory '{subdir}' is gone"
-                raise NfsError("STALE", cause, str(share.export)) from error
-
-    def _unmount(self, volume: Volume, target: Path) -> None:
-        export = export_of(volume.options)
-        mounting.unmount(
-            target, where=export.source(), server_answers=lambda: answers(export)
-        )
-
-
-def _is_direct(volume: Volume) -> bool:
-    """Return whether the volume is a plain export, without a catalogue of ours."""
-    return volume.options["mountMode"] == "direct"
-
-
-def _entries(volume: Volume) -> str:
-    """Return the entries of mount.nfs's -o for the volume itself."""
-    entries = [
-        each for each in volume.options.get("mountOptions", "").split(",") if each
-    ]
-    if not any(each in ("soft", "softerr", "hard") for each in entries):
-        entries.insert(0, "hard")
-    if volume.options.get("readOnly") == "true":
-        entries.append("ro")
-    return ",".join(entries)
 
 
 def _wishes(volume: Volume, *, adopt: bool, filled: bool) -> dict[str, int | None]:

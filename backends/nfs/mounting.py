@@ -7,6 +7,7 @@ behave was measured: docs/adr/0008-nfs.md.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
+from backends.nfs.agent import bind as bind_once
 from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
@@ -169,6 +171,24 @@ def mount(
     if done.exit_status != 0 and mounted_at(target) is None:
         text = " ".join(done.errors.split()) or f"exit {done.exit_status}"
         raise from_mount_output(text.removeprefix("mount.nfs: "), source)
+
+
+def bind(source: Path, target: Path, *, where: str) -> None:
+    """
+    Make directory *source* of a mounted share appear at *target*.
+
+    Raises:
+        NfsError: there is no such directory.
+        BackendError: the kernel refused.
+
+    """
+    done = run(
+        own_program(bind_once, str(source), str(target)), deadline_s=_MOUNT_PATIENCE_S
+    )
+    if said := done.output.strip():
+        if said == os.strerror(errno.ENOENT):
+            raise NfsError("STALE", f"directory '{source.name}' is gone", where)
+        raise BackendError(f"cannot bind {source} to {target}: {said}; {where}")
 
 
 def unmount(

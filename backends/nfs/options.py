@@ -104,6 +104,23 @@ def subdir_of(volume: Volume) -> str:
     return volume.options["subDir"].replace(_TEMPLATE, volume.name)
 
 
+def is_direct(volume: Volume) -> bool:
+    """Return whether the volume is a plain export, without a catalogue of ours."""
+    return volume.options["mountMode"] == "direct"
+
+
+def mount_entries(volume: Volume) -> str:
+    """Return the entries of mount.nfs's -o for the volume itself."""
+    entries = [
+        each for each in volume.options.get("mountOptions", "").split(",") if each
+    ]
+    if not any(each in ("soft", "softerr", "hard") for each in entries):
+        entries.insert(0, "hard")
+    if volume.options.get("readOnly") == "true":
+        entries.append("ro")
+    return ",".join(entries)
+
+
 def owner_of(volume: Volume) -> dict[str, int]:
     """Return who works in the volume's directory where the server squashes root."""
     return {

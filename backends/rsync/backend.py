@@ -215,10 +215,10 @@ class RsyncBackend:
             facts["size_bytes"] = int(volume.options["size"])
         return facts
 
-    def health(self, volume: Volume) -> str:
-        """Return "" if the pool is there and is the one this node knows."""
+    def require_ready(self, volume: Volume) -> None:
+        """Raise BackendError unless the pool is there and is the one we know."""
         del volume  # all live in one pool
-        return self.pool.fault()
+        self.pool.require()
 
     def storages(self) -> list[Storage]:
         """Return the pool."""

@@ -163,9 +163,11 @@ def users_of_root(
     return _users(shows, clue=root, own_names=own_names)
 
 
-def users_of_source(source: str, *, own_names: Collection[str]) -> list[VolumeUser]:
+def users_of_source(
+    source: str, *, root: str = "/", own_names: Collection[str]
+) -> list[VolumeUser]:
     """
-    Return one process for each mount namespace that has *source* mounted.
+    Return one process for each mount namespace that has *root* of *source* mounted.
 
     Copies of the daemon's own mount points do not count: they come into every namespace
     that the machine makes (services with private mounts, `docker run -v /:/host`), and
@@ -176,9 +178,13 @@ def users_of_source(source: str, *, own_names: Collection[str]) -> list[VolumeUs
         BackendError: a namespace could not be read, so that nothing is proven.
 
     """
-    return _users(
-        lambda entry: entry.source == source, clue=source, own_names=own_names
-    )
+
+    def shows(entry: MountEntry) -> bool:
+        return entry.source == source and f"{entry.root}/".startswith(
+            f"{root.rstrip('/')}/"
+        )
+
+    return _users(shows, clue=source, own_names=own_names)
 
 
 def _users(

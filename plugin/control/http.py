@@ -185,11 +185,14 @@ def create_metrics_app(metrics: Metrics) -> Flask:
 
 def _row(service: VolumeService, name: str) -> dict[str, Any]:
     view = service.get(name)
+    backend = service.registry.get(str(view.status["backend"]))
+    # A volume that knows its own storage says more.
+    faults = [each.error for each in backend.storages() if each.error]
     return {
         "name": view.name,
         "created_at": view.created_at,
         "mountpoint": view.mountpoint,
-        "health": service.health(name) or "ok",
+        "health": "error" if faults else "ok",
         **view.status,
     }
 

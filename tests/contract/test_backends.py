@@ -96,7 +96,7 @@ def test_nobody_uses_a_volume_that_only_the_daemon_mounts(bench: Bench) -> None:
 def test_status_and_health_are_told_without_storage(bench: Bench) -> None:
     volume = bench.created()
     assert bench.backend.status(volume)
-    assert bench.backend.health(volume) == ""
+    bench.backend.require_ready(volume)
     assert [each.error for each in bench.backend.storages()] == [""]
     assert bench.backend.status(bench.volume("never-made"))
 
@@ -213,7 +213,8 @@ def test_a_pool_whose_disk_is_not_mounted_is_no_empty_pool(stored: Bench) -> Non
     ):
         with pytest.raises(BackendError, match="not mounted"):
             act()
-    assert "not mounted" in stored.backend.health(volume)
+    with pytest.raises(BackendError, match="not mounted"):
+        stored.backend.require_ready(volume)
     assert "not mounted" in stored.backend.storages()[0].error
     assert list(pool.iterdir()) == []
     pool.rmdir()

@@ -271,3 +271,28 @@ def test_read_only_is_read_only(nodes: Pair) -> None:
     target = alpha.mount("v")
     assert alpha.node.run(["touch", f"{target}/x"], check=False).returncode != 0
     alpha.unmount("v")
+
+
+def test_a_subdirectory_of_the_mounted_share_can_be_used(
+    nodes: Pair, nfs_server: NfsServer
+) -> None:
+    """For servers that refuse to have a subdirectory mounted."""
+    alpha, beta = nodes
+    for name in ("v", "w"):
+        alpha.made(name, mountMode="share", subDir="deep/${volume.name}")
+    target = alpha.mount("v")
+    other = alpha.mount("w")
+    alpha.node.run(f"echo mine > {target}/file; test ! -e {other}/file; sync")
+    path = nfs_server.local(f"{XFS}/deep/v/file")
+    assert nfs_server.run(["cat", path]) == "mine\n"
+    assert len(alpha.mounted()) == 2
+    assert alpha.status("v")["source"].endswith(f"{XFS}/deep/v")
+    assert beta.knows("v")
+    assert beta.refusal("Remove", "v").startswith("NFS-INUSE: ")
+    alpha.unmount("v")
+    # What another volume of the share has mounted is no use of this one.
+    alpha.remove("v")
+    alpha.unmount("w")
+    assert alpha.mounted() == []
+    below = "/var/lib/remora/nfs"
+    assert len(alpha.node.mounts(below)) == 1

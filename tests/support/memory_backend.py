@@ -92,8 +92,9 @@ class MemoryBackend:
     def status(self, volume: Volume) -> Mapping[str, object]:
         return {"replication": "none"}
 
-    def health(self, volume: Volume) -> str:
-        return self.fault
+    def require_ready(self, volume: Volume) -> None:
+        if self.fault:
+            raise BackendError(self.fault)
 
     def storages(self) -> list[Storage]:
         return [Storage("memory", self.fault)]

@@ -1,0 +1,159 @@
+"""
+Mounting a volume: its lease, the mount itself, and whether what is mounted is sound.
+
+With `mountMode=share` the share is mounted, its subdirectory bound to the target, and
+the share unmounted again: for servers that refuse to have a subdirectory mounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+from typing import Final
+
+from backends.base import Volume, VolumeUser
+from backends.errors import BackendError, DeadlineError, RemoraError
+from backends.nfs import mounting
+from backends.nfs.errors import NfsError
+from backends.nfs.mounting import answers
+from backends.nfs.options import (
+    export_of,
+    is_direct,
+    mount_entries,
+    owner_of,
+    subdir_of,
+)
+from backends.nfs.shares import Shares
+from backends.system import mounts
+from backends.system.clock import Deadline
+
+log = logging.getLogger(__name__)
+
+_RELEASE_BUDGET_S: Final = 3.0
+
+
+class VolumeMounts:
+    """The mounts on this node of the volumes of *shares*."""
+
+    def __init__(self, shares: Shares) -> None:
+        self._shares = shares
+
+    def mount(self, volume: Volume, target: Path, deadline: Deadline) -> None:
+        """Take the lease, mount, and see that it answers; else leave nothing."""
+        self._hold(volume, deadline)
+        if mounts.mounted_at(target) is not None:
+            if self._is_sound(volume, target, deadline):
+                return
+            # The directory was replaced on the server: only a new mount shows it.
+            log.warning("%s at %s is stale: mounted anew", volume.name, target)
+            self._unmount(volume, target)
+        try:
+            target.mkdir(mode=0o700, exist_ok=True)
+            self._mount(volume, target, deadline)
+            self._check(volume, target, deadline)
+        except (BackendError, DeadlineError) as error:
+            try:
+                self.unmount(volume, target)
+            except RemoraError as leftover:
+                log.warning("'%s' is unmounted later: %s", volume.name, leftover)
+            if error.code == "NFS-NOEXPORT":
+                self._require_directory(volume, deadline)
+            raise
+
+    def unmount(self, volume: Volume, target: Path) -> None:
+        """Unmount, by force if the server is dead; then give the lease back."""
+        self._unmount(volume, target)
+        mounting.remove_mount_point(target)
+        self._release(volume)
+
+    def users(self, volume: Volume) -> list[VolumeUser]:
+        """Return who has the volume mounted elsewhere than its mount point."""
+        source, root = source_of(volume)
+        controls = [share.control_mount.name for share in self._shares.watched()]
+        return mounts.users_of_source(
+            source, root=root, own_names=(volume.id, *controls)
+        )
+
+    def _mount(self, volume: Volume, target: Path, deadline: Deadline) -> None:
+        export, entries = export_of(volume.options), mount_entries(volume)
+        subdir = "" if is_direct(volume) else subdir_of(volume)
+        if volume.options["mountMode"] != "share":
+            mounting.mount(
+                export, target, subdir=subdir, entries=entries, deadline=deadline
+            )
+            return
+        # Beside the control mounts, where the next start finds what a crash leaves.
+        whole = self._shares.of(volume).control_mount.with_name(volume.id)
+        whole.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            mounting.mount(export, whole, subdir="", entries=entries, deadline=deadline)
+            mounting.bind(whole / subdir, target, where=str(export))
+        finally:
+            mounting.unmount(whole, where=str(export))
+            mounting.remove_mount_point(whole)
+
+    def _hold(self, volume: Volume, deadline: Deadline) -> None:
+        """Take the lease and see that the volume is still what we know."""
+        if is_direct(volume):
+            mounting.ping(export_of(volume.options))
+            return
+        share = self._shares.of(volume)
+        share.call("hold", deadline=deadline, name=volume.name, id=volume.id)
+        share.held.add(volume.id)
+
+    def _release(self, volume: Volume) -> None:
+        """Give the lease back; with a dead server it ends by itself."""
+        if is_direct(volume):
+            return
+        share = self._shares.of(volume)
+        share.held.discard(volume.id)
+        try:
+            share.call("release", deadline=Deadline(_RELEASE_BUDGET_S), id=volume.id)
+        except (NfsError, DeadlineError) as error:
+            log.warning("the lease of '%s' ends by itself: %s", volume.name, error)
+
+    def _is_sound(self, volume: Volume, target: Path, deadline: Deadline) -> bool:
+        """Return whether what is mounted at *target* answers; the volume is held."""
+        try:
+            self._check(volume, target, deadline)
+        except NfsError as error:
+            if error.code != "NFS-STALE":
+                raise
+            return False
+        return True
+
+    def _check(self, volume: Volume, path: Path, deadline: Deadline) -> None:
+        """Raise NfsError unless the server knows the directory at *path*."""
+        if not is_direct(volume):
+            share = self._shares.of(volume)
+            share.check(path, deadline=deadline, **owner_of(volume))
+
+    def _require_directory(self, volume: Volume, deadline: Deadline) -> None:
+        """Raise STALE if the share, which is there, lacks the volume's directory."""
+        if is_direct(volume):
+            return
+        share, subdir = self._shares.of(volume), subdir_of(volume)
+        try:
+            self._check(volume, share.control_mount / subdir, deadline)
+        except NfsError as error:
+            if os.strerror(errno.ENOENT) in error.cause:
+                cause = f"directory '{subdir}' is gone"
+                raise NfsError("STALE", cause, str(share.export)) from error
+
+    def _unmount(self, volume: Volume, target: Path) -> None:
+        export = export_of(volume.options)
+        mounting.unmount(
+            target, where=export.source(), server_answers=lambda: answers(export)
+        )
+
+
+def source_of(volume: Volume) -> tuple[str, str]:
+    """Return the source that the kernel shows for the volume's mount, and the root."""
+    export = export_of(volume.options)
+    if is_direct(volume):
+        return export.source(), "/"
+    if volume.options["mountMode"] == "share":
+        return export.source(), f"/{subdir_of(volume)}"
+    return export.source(subdir_of(volume)), "/"
