@@ -239,7 +239,13 @@ class Backend(Protocol):
         ...
 
     def find(self, name: str, *, deadline_s: float) -> Volume | None:
-        """Return the volume of that name if storage, asked now, has it."""
+        """
+        Return the volume of that name if storage, asked now, has it.
+
+        Raises:
+            BackendError, DeadlineError: it may have it, and did not answer.
+
+        """
         ...
 
     def collect_garbage(self, *, deadline_s: float) -> int:

@@ -48,7 +48,11 @@ class Discovery:
         if not NAME_PATTERN.fullmatch(name):
             return
         for backend in self._shared():
-            volume = backend.find(name, deadline_s=_FIND_DEADLINE_S)
+            try:
+                volume = backend.find(name, deadline_s=_FIND_DEADLINE_S)
+            except RemoraError as error:
+                log.warning("'%s' was not looked for: %s", name, error)
+                continue
             if volume is not None:
                 self._catalogue.insert(_record(backend, volume))
                 return

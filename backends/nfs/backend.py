@@ -239,9 +239,8 @@ class NfsBackend:
         """Return whether the volume's share was read, and is not away now."""
         if is_direct(volume):
             return False
-        share = self._shares.of(volume)
-        read = share.state.state == "ok" and share.state.markers is not None
-        return read and not share.in_doubt
+        state = self._shares.of(volume).state
+        return state.state == "ok" and state.markers is not None
 
     def find(self, name: str, *, deadline_s: float) -> Volume | None:
         """Return the volume of that name from the first share that has it."""

@@ -78,8 +78,6 @@ class Share:
         self.export = export
         self.state = ShareState()
         self.held: set[str] = set()
-        # Whether it was asked for a volume in vain since it was last read.
-        self.in_doubt = False
         # Tokens of the copies that this daemon makes just now, by whatever share: one
         # and the same may be mounted in several ways.
         self.copying = copying
@@ -263,7 +261,6 @@ class Share:
             markers=found["markers"],
             thrown_away=found["thrown_away"],
         )
-        self.in_doubt = False
 
     def _require_life(self) -> None:
         """Raise NfsError if the server is dead; calls that wait for it then fail."""

@@ -8,12 +8,11 @@ import queue
 import secrets
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from backends.base import Volume
-from backends.errors import RemoraError
+from backends.errors import DeadlineError, RemoraError
 from backends.nfs.leftovers import remove_empty, sweep
 from backends.nfs.options import Export, export_of
 from backends.nfs.share import Share
@@ -58,36 +57,37 @@ class Shares:
         """
         Return the marker of volume *name* from the first share that has it.
 
-        A share that does not answer counts as one that has it not, but is in doubt.
+        Raises:
+            NfsError, DeadlineError: none of those that answered has it, not all did.
+
         """
         asked = [each for each in self.watched() if each.state.state == "ok"]
-        answers: queue.SimpleQueue[tuple[Share, dict[str, Any] | None]]
+        answers: queue.SimpleQueue[dict[str, Any] | RemoraError | None]
         answers = queue.SimpleQueue()
 
         def ask(share: Share) -> None:
-            marker = None
             try:
-                marker = share.call("find", deadline=deadline, name=name)
+                answers.put(share.call("find", deadline=deadline, name=name))
             except RemoraError as error:
-                share.in_doubt = True
-                log.warning("'%s' was not looked for: %s", name, error)
-            finally:
-                answers.put((share, marker))
+                answers.put(error)
 
         # Side by side: one that has just died must not use up the others' time.
         for share in asked:
             threading.Thread(
                 target=ask, args=(share,), name=f"find:{share.export}", daemon=True
             ).start()
-        silent = set(asked)
-        with suppress(queue.Empty):
-            while silent:
-                share, marker = answers.get(timeout=deadline.remaining_s())
-                silent.discard(share)
-                if marker is not None:
-                    return marker
-        for share in silent:
-            share.in_doubt = True
+        failure: RemoraError | None = None
+        for _ in asked:
+            try:
+                answer = answers.get(timeout=deadline.remaining_s())
+            except queue.Empty:
+                answer = DeadlineError(f"'{name}' was not looked for in time")
+            if isinstance(answer, RemoraError):
+                failure = answer
+            elif answer is not None:
+                return answer
+        if failure is not None:
+            raise failure
         return None
 
     def forget(self, share: Share) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from backends.base import Volume
+from backends.errors import DeadlineError
 from backends.nfs.backend import NfsBackend
 from backends.nfs.errors import NfsTimeoutError
 from backends.nfs.share import Share, ShareState
@@ -51,7 +53,7 @@ def test_what_is_not_there_is_known_not_to_be(
     assert backend.knows(VOLUME)
 
 
-def test_what_was_asked_for_in_vain_is_not_known(
+def test_what_does_not_answer_is_not_taken_to_have_nothing(
     backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the record of a volume that is there would be dropped."""
@@ -60,13 +62,41 @@ def test_what_was_asked_for_in_vain_is_not_known(
         raise NfsTimeoutError("no answer", "192.0.2.1:/x")
 
     _answer_with(monkeypatch, refuse)
-    assert backend.find("v", deadline_s=1) is None
-    assert not backend.knows(VOLUME)
+    with pytest.raises(NfsTimeoutError):
+        backend.find("v", deadline_s=1)
 
 
 def test_silence_is_no_answer_either(
     backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _answer_with(monkeypatch, lambda: time.sleep(0.5))
-    assert backend.find("v", deadline_s=0.05) is None
-    assert not backend.knows(VOLUME)
+    with pytest.raises(DeadlineError):
+        backend.find("v", deadline_s=0.05)
+
+
+def test_one_that_answers_is_enough(
+    backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**VOLUME.options, "share": "/y"}
+    backend._shares.of(dataclasses.replace(VOLUME, options=other)).state = ShareState(
+        state="ok", markers=[]
+    )
+    marker = {
+        "id": VOLUME.id,
+        "name": "v",
+        "options": other,
+        "created_at": VOLUME.created_at,
+        "requested": {},
+    }
+    answers: list[Any] = [marker, None]
+
+    def answer() -> Any:
+        found = answers.pop()
+        if found is None:
+            time.sleep(0.5)
+        return found
+
+    _answer_with(monkeypatch, answer)
+    found = backend.find("v", deadline_s=0.3)
+    assert found is not None
+    assert found.id == VOLUME.id
