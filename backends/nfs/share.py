@@ -148,7 +148,7 @@ class Share:
             raise NfsTimeoutError("another call waits for this server", where)
         try:
             # Sets change until we have the lock; JSON has none.
-            line = json.dumps({"op": operation, **request}, default=sorted)
+            line = json.dumps({"op": operation, **request}, default=_listed)
             answer = self._ask(line, operation, deadline)
             if operation != "check" and _is_stale(answer):
                 # The control mount itself: only a new one heals that.
@@ -245,7 +245,9 @@ class Share:
             found = self.call(
                 "survey",
                 deadline=Deadline(_SURVEY_DEADLINE_S),
-                held=sorted(self.held | self._mounted_ids()),
+                # Not before the lock is ours: a lease given back meanwhile must not
+                # be taken anew.
+                held=lambda: self.held | self._mounted_ids(),
                 copying=self.copying,
             )
         except RemoraError as error:
@@ -306,6 +308,11 @@ class Share:
             markers=self.state.markers,
             thrown_away=self.state.thrown_away,
         )
+
+
+def _listed(value: Any) -> list[str]:
+    """Return a set, or what a function returns at this moment, as JSON takes it."""
+    return sorted(value() if callable(value) else value)
 
 
 def _is_stale(answer: dict[str, Any]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import threading
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from backends.nfs.agent import trash, volumes
+from backends.nfs.agent import main, trash, volumes
 from backends.nfs.agent.catalogue import (
     CREATION_FRESH_S,
     LEASE_FRESH_S,
@@ -329,13 +331,16 @@ def _churn(root: Path, node: str, seed: int) -> None:
     for turn in range(3):
         for number in range(40):
             name = f"v{(number * 7 + seed) % 40}"
+            volume_id = str(uuid.uuid4())
             try:
-                marker = agent.create(name)
+                marker = agent.create(name, id=volume_id)
                 if (number + turn + seed) % 2:
                     agent.remove(marker)
-            except (Refused, FileNotFoundError) as error:
-                if isinstance(error, Refused):
-                    assert error.code in ("CREATING", "INUSE", "EXISTS", "REPLACED")
+            except Refused as error:
+                assert error.code in ("CREATING", "INUSE", "EXISTS", "REPLACED")
+            except FileNotFoundError:
+                # Others took something away between two steps: as the daemon does.
+                volumes.discard(agent.catalogue, {"name": name, "id": volume_id})
 
 
 def test_nodes_that_create_and_remove_at_once_leave_an_exact_catalogue(
@@ -364,3 +369,54 @@ def test_nodes_that_create_and_remove_at_once_leave_an_exact_catalogue(
         assert marker["identity"] == identity(str(tmp_path / name))
         node.remove(marker)
     assert node.left("volumes") == node.left("claims") == node.left("new") == []
+
+
+def test_two_nodes_take_and_give_back_one_lease_at_once(tmp_path: Path) -> None:
+    errors: list[Exception] = []
+
+    def work(node: str) -> None:
+        catalogue = Catalogue(str(tmp_path), node)
+        for _ in range(500):
+            try:
+                catalogue.touch_lease("volume")
+            except (OSError, Refused) as error:
+                errors.append(error)
+            catalogue.drop_lease("volume")
+
+    threads = [threading.Thread(target=work, args=(each,)) for each in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert list((tmp_path / ".dvol/leases").iterdir()) == []
+
+
+def test_one_damaged_marker_hides_no_other(nodes: tuple[Node, Node]) -> None:
+    a, b = nodes
+    a.create("v")
+    a.create("w")
+    (a.root / ".dvol/volumes" / key_of("v")).write_text("{half")
+    assert b.names() == ["w"]
+
+
+def test_what_a_crash_left_half_written_goes(nodes: tuple[Node, Node]) -> None:
+    a, _ = nodes
+    a.create("v")
+    for name, age_s in (("old", 4000), ("new", 0)):
+        path = a.root / ".dvol/new" / name
+        path.write_text("{")
+        written_s = time.time() - age_s
+        os.utime(path, (written_s, written_s))
+    volumes.survey(a.catalogue, {"held": [], "copying": []})
+    assert a.left("new") == ["new"]
+
+
+def test_nonsense_in_a_request_or_marker_is_an_answer(nodes: tuple[Node, Node]) -> None:
+    a, _ = nodes
+    marker = a.create("v")
+    a.forge({"name": "v", "id": marker["id"]})
+    answer = main._answer(
+        a.catalogue, {"op": "hold", "name": "v", "id": marker["id"], "uid": 0}
+    )
+    assert answer["code"] == "CATALOGUE"

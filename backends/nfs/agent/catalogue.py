@@ -29,6 +29,9 @@ from backends.system.clock import monotonic_s
 LEASE_FRESH_S = 90
 # A creation takes milliseconds; one that is older was cut short.
 CREATION_FRESH_S = 30
+# A file is written in milliseconds; what is older was left by a crash.
+_WRITING_FRESH_S = 3600
+_LEASE_TRIES = 100
 MARKER_SIZE_MAX = 64 * 1024
 _HANDLE_SIZE_MAX = 128
 # Servers' file systems count time in steps of up to this long.
@@ -135,6 +138,16 @@ class Catalogue:
             os.close(descriptor)
         return path
 
+    def sweep_new(self) -> None:
+        """Remove the files that a crash has left half-written."""
+        if not self.count("new"):
+            return
+        now_s = self._server_time_s()
+        for entry in os.scandir(self.path("new")):
+            with suppress(FileNotFoundError, PermissionError):
+                if now_s - entry.stat().st_mtime > _WRITING_FRESH_S:
+                    os.unlink(entry.path)
+
     def marker(self, name: str) -> Json | None:
         """Return the marker of volume *name*."""
         return self.read("volumes", key_of(name))
@@ -169,7 +182,12 @@ class Catalogue:
                 if known is not None and known[:2] == (shown.st_ino, shown.st_mtime_ns):
                     seen[entry.name] = known
                     continue
-                found = self.read("volumes", entry.name)
+                try:
+                    found = self.read("volumes", entry.name)
+                except Refused as damaged:
+                    # The others must not suffer; whoever asks for this one is told.
+                    sys.stderr.write(f"{damaged}\n")
+                    continue
                 if found is not None:
                     seen[entry.name] = (shown.st_ino, shown.st_mtime_ns, found)
         self._seen = seen
@@ -181,15 +199,23 @@ class Catalogue:
     def touch_lease(self, volume_id: str) -> None:
         """Say that this node has the volume mounted."""
         self.prepare()
-        with suppress(FileExistsError):
-            os.mkdir(self.path("leases", volume_id), 0o777)
-        path = self.path("leases", volume_id, self.node)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        descriptor = self._open_lease(volume_id)
         try:
             os.write(descriptor, b"held")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def _open_lease(self, volume_id: str) -> int:
+        path = self.path("leases", volume_id, self.node)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        for _ in range(_LEASE_TRIES):
+            with suppress(FileExistsError):
+                os.mkdir(self.path("leases", volume_id), 0o777)
+            # Another node that gives its lease back may have removed the directory.
+            with suppress(FileNotFoundError):
+                return os.open(path, flags, 0o644)
+        raise Refused("INUSE", "other nodes give it back all the time: retry")
 
     def drop_lease(self, volume_id: str) -> None:
         """Say that this node no longer has it."""

@@ -60,6 +60,9 @@ def _answer(catalogue: Catalogue, request: Json) -> Json:
             "code": "SQUASH" if os.geteuid() == 0 else "DENIED",
             "text": f"the server refuses root: {error.strerror} ({error.filename})",
         }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        # Whatever somebody has written into the catalogue, this process lives on.
+        return {"code": "CATALOGUE", "text": f"it cannot be understood: {error!r}"}
     except OSError as error:
         codes = {
             errno.ESTALE: "STALE",
@@ -79,7 +82,10 @@ def main() -> None:
     os.chdir(sys.argv[1])
     catalogue = Catalogue(".", sys.argv[2])
     os.umask(0)
-    for line in sys.stdin:
-        answer = _answer(catalogue, json.loads(line))
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    try:
+        for line in sys.stdin:
+            answer = _answer(catalogue, json.loads(line))
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os._exit(0)  # the daemon is gone; nobody reads what else there is to say

@@ -283,6 +283,7 @@ def survey(catalogue: Catalogue, request: Json) -> Json:
     usage = os.statvfs(catalogue.root)
     markers = catalogue.scan()
     snapshots.repair(catalogue, markers, request["copying"])
+    catalogue.sweep_new()
     return {
         "markers": markers,
         "thrown_away": catalogue.count("trash"),
