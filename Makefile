@@ -37,6 +37,7 @@ demo: setup-test
 
 bench: setup-test
 	$(PYTHON) -m tests.bench
+	$(PYTHON) -m tests.bench.nfs
 
 # A server and two nodes with kernels of their own, and a shell on them.
 lab: setup-test

@@ -92,3 +92,19 @@ def test_the_end_of_an_answer_is_found_by_its_length() -> None:
     found = CONTENT_LENGTH.search(head + b"\r\n{}")
     assert int(found[1]) == 2
     assert found.end() == len(head) + 2
+
+
+@pytest.mark.long
+def test_a_quick_run_on_nfs_gives_every_row() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.nfs", "--quick"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    begins = [each.split("|")[1].split()[:1] for each in rows[1:]]
+    assert begins == [["mount"], ["write"], ["read"], ["create"]]
