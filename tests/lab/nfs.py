@@ -77,7 +77,7 @@ pidof nfsdcld >/dev/null || nfsdcld
 START = f"""
 exportfs -ra
 pidof rpc.mountd >/dev/null || rpc.mountd
-rpc.nfsd --lease-time {GRACE_S} --grace-time {GRACE_S} {THREADS}
+rpc.nfsd --lease-time {GRACE_S} --grace-time {{grace_s}} {THREADS}
 """
 STOP = """
 rpc.nfsd 0
@@ -106,6 +106,8 @@ class NfsServer:
     def __init__(self, node: Node) -> None:
         self.node = node
         self.exports = dict(EXPORTS)
+        # Whoever has not reclaimed what he had open when this is over has lost it.
+        self.grace_s = GRACE_S
         self.node.on_boot.append(self.start_nfs)
 
     # Addresses
@@ -133,7 +135,8 @@ class NfsServer:
     def start_nfs(self) -> None:
         """Serve what `exports` lists; `boot` does it too."""
         self._write_exports()
-        self.node.run(MOUNT_KERNEL_INTERFACE + START, timeout_s=START_DEADLINE_S)
+        start = START.format(grace_s=self.grace_s)
+        self.node.run(MOUNT_KERNEL_INTERFACE + start, timeout_s=START_DEADLINE_S)
 
     def stop_nfs(self) -> None:
         """Stop the server orderly: clients are refused from now on."""
@@ -176,6 +179,7 @@ class NfsServer:
 
     def restore(self) -> None:
         """Bring the server and its first exports back; files on them stay."""
+        self.grace_s = GRACE_S
         if self.exports != EXPORTS:
             self.exports = dict(EXPORTS)
             self._apply()
