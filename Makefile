@@ -16,7 +16,7 @@ setup-test:
 	@tools/setup test
 
 test: setup-test lint
-	$(PYTHON) -m pytest -n 2 --dist loadgroup -m "not long"
+	$(PYTHON) -m pytest -n 3 --dist loadgroup -m "not long"
 
 # The same tests under Docker 28.5 (Debian sid, by debootstrap), and Podman.
 test-long: setup-test
