@@ -2,7 +2,7 @@
 The store's interface: where records live, shaped like etcd's.
 
 Keys are text, values bytes. Every successful transaction that writes raises the
-store's revision by one, and each record knows the revision of its last change, which
+store's revision, and each record knows the revision of its last change, which
 is what transactions compare. So the code above is the same on one node (SQLite) and in
 a cluster (etcd).
 

@@ -1,4 +1,4 @@
-"""Every backend, each on a bench of its own."""
+"""Every store, and every backend on a bench of its own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ import pytest
 
 from backends.base import Backend, Volume
 from backends.rsync.backend import RsyncBackend
+from plugin.store.base import Store
+from plugin.store.etcd.settings import EtcdSettings
+from plugin.store.etcd.store import EtcdStore
+from plugin.store.sqlite import SqliteStore
+from tests.support import etcd
 from tests.support.memory_backend import MemoryBackend
 from tests.support.namespaces import (
     enter_private_mounts,
@@ -91,3 +96,73 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """Yield each backend that really keeps bytes."""
     with rsync_bench(request.param, tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def etcd_single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[etcd.Cluster]:
+    """Yield a running etcd of one member."""
+    directory = etcd.memory_directory(tmp_path_factory.mktemp("etcd-single"))
+    with etcd.single(directory) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def etcd_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[etcd.Cluster]:
+    """Yield a running etcd of three members."""
+    directory = etcd.memory_directory(tmp_path_factory.mktemp("etcd-three"))
+    with etcd.three(directory) as cluster:
+        yield cluster
+
+
+# One worker starts the servers, and not every one of them. In the long run alone, until
+# the daemon uses it.
+ON_ETCD = (pytest.mark.xdist_group("etcd"), pytest.mark.long)
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("etcd_single", marks=ON_ETCD),
+        pytest.param("etcd_three", marks=ON_ETCD),
+    ]
+)
+def store_kind(request: pytest.FixtureRequest) -> str:
+    """Return which store a test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture
+def lease_ttl_s(store_kind: str) -> float:
+    """Return a short time to live; etcd's shortest is two seconds."""
+    return 0.6 if store_kind == "sqlite" else 3.0
+
+
+@pytest.fixture
+def open_store(
+    store_kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> Iterator[Callable[[], Store]]:
+    """Yield a function that opens the same store again, as a restart does."""
+    opened: list[Store] = []
+    if store_kind != "sqlite":
+        cluster: etcd.Cluster = request.getfixturevalue(store_kind)
+        cluster.heal()
+        settings = EtcdSettings(cluster.endpoints, prefix=f"/{uuid.uuid4()}/")
+
+    def open_again() -> Store:
+        store: Store
+        if store_kind == "sqlite":
+            store = SqliteStore(tmp_path / "store.db")
+        else:
+            store = EtcdStore(settings)
+        opened.append(store)
+        return store
+
+    yield open_again
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[[], Store]) -> Store:
+    """Return one open store."""
+    return open_store()
