@@ -15,10 +15,13 @@ from urllib.parse import quote
 import requests
 import requests_unixsocket
 
+from backends.system.clock import pause
 from plugin.errors import EngineError
 
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 _TIMEOUT_S: Final = (5.0, 60.0)
+_PAUSE_TRIES: Final = 5
+_PAUSE_WAIT_S: Final = 0.2
 
 
 class Engine:
@@ -71,11 +74,23 @@ class Engine:
         with ExitStack() as stack:
             stack.enter_context(_terminable())
             for container in found:
-                self._call("POST", f"/containers/{container['Id']}/pause")
+                self._pause(container["Id"])
                 stack.callback(
                     self._call, "POST", f"/containers/{container['Id']}/unpause"
                 )
             yield
+
+    def _pause(self, container_id: str) -> None:
+        # The kernel's older freezer gives up on a container that forks all the time.
+        for left in reversed(range(_PAUSE_TRIES)):
+            try:
+                self._call("POST", f"/containers/{container_id}/pause")
+            except EngineError:
+                if not left:
+                    raise
+                pause(_PAUSE_WAIT_S)
+            else:
+                return
 
     def _call(self, method: str, path: str) -> Any:
         try:

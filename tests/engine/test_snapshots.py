@@ -22,7 +22,8 @@ WRITER = f"""
 n=0
 while :; do
     n=$((n + 1))
-    for f in $(seq {FILES}); do echo $n > /v/$f; done
+    f=1
+    while [ $f -le {FILES} ]; do echo $n > /v/$f; f=$((f + 1)); done
 done
 """
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
 from tests.protocol.command import Cli, Done, caller
 from tests.protocol.node import Node, running
+from tests.unit.test_cli_import import serving
 
 pytestmark = [
     pytest.mark.xdist_group("unit-cli"),
@@ -78,4 +81,34 @@ def test_what_is_in_use_is_not_restored(cli: Cli, node: Node) -> None:
     node.ok("Mount", Name="db", ID="a")
     assert cli("snapshot", "restore", "db", "s").code == 12
     node.ok("Unmount", Name="db", ID="a")
+    assert cli("snapshot", "rm", "db", "s").code == 0
+
+
+def test_a_container_that_cannot_be_paused_is_told_and_nothing_is_copied(
+    cli: Cli, node: Node
+) -> None:
+    assert node.create("db")
+    path = node.directory / "docker.sock"
+    query = quote(json.dumps({"volume": ["db"], "status": ["running"]}))
+    with serving(path) as engine:
+        engine.answers[f"GET /containers/json?filters={query}"] = (
+            200,
+            [{"Id": "one"}, {"Id": "two"}],
+        )
+        engine.answers["POST /containers/one/pause"] = (204, b"")
+        engine.answers["POST /containers/one/unpause"] = (204, b"")
+        engine.answers["POST /containers/two/pause"] = (500, {"message": "no freezer"})
+        host = f"unix://{path}"
+        done = cli("snapshot", "create", "db", "s", "--pause", DOCKER_HOST=host)
+        assert (done.code, done.error) == (20, "engine: no freezer")
+        assert engine.calls[-1] == "POST /containers/one/unpause"
+        assert engine.calls.count("POST /containers/two/pause") == 5
+        assert cli("snapshot", "ls", "db", "--json").json() == []
+        engine.answers["POST /containers/two/pause"] = (204, b"")
+        engine.answers["POST /containers/two/unpause"] = (204, b"")
+        assert cli("snapshot", "create", "db", "s", "--pause", DOCKER_HOST=host).out
+        assert {*engine.calls[-2:]} == {
+            "POST /containers/one/unpause",
+            "POST /containers/two/unpause",
+        }
     assert cli("snapshot", "rm", "db", "s").code == 0
