@@ -25,7 +25,7 @@ class Done:
 
     def json(self) -> Any:
         """Return the decoded output; nothing else may have been printed."""
-        assert self.err == ""
+        assert self.err == "", self.err
         return json.loads(self.out)
 
     @property

@@ -104,7 +104,11 @@ def serving(path: Path) -> Iterator[Engine]:
         def log_message(self, *_: object) -> None:
             """Say nothing."""
 
-    with socketserver.ThreadingUnixStreamServer(str(path), Handler) as server:
+    class Server(socketserver.ThreadingUnixStreamServer):
+        def handle_error(self, *_: object) -> None:
+            """Take a client that hangs up as it is, and print nothing."""
+
+    with Server(str(path), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
