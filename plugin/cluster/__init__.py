@@ -1,0 +1,1 @@
+"""Several nodes as one: who they are, and which of them owns a volume."""
