@@ -25,7 +25,7 @@ _DURATION_MS: Final = {
 # Taken by the daemon before a backend sees the rest; valid with every backend.
 COMMON_KEYS: Final = ("backend", "profile")
 _ID_MAX: Final = 2**32 - 2
-_NODE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+NODE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 
 
 def parse_options(
@@ -130,7 +130,7 @@ def one_of(*choices: str) -> Parser:
 def node_names(text: str) -> str:
     """Return a comma-separated list of node names, sorted, each once."""
     names = [name.strip() for name in text.split(",")]
-    if not all(_NODE_NAME.fullmatch(name) for name in names):
+    if not all(NODE_NAME.fullmatch(name) for name in names):
         raise ValueError("must be node names separated by commas")
     return ",".join(sorted(set(names)))
 

@@ -6,22 +6,24 @@ The configuration: a TOML file, then the environment, checked whole.
     [profiles.fast]
     interval = "2s"
 
-Every key of ``[daemon]`` is also read from ``REMORA_<KEY>``, which wins. All faults are
-told at once, because a service that restarts once for each of them is a bad way to
-learn the rules.
+Every key of ``[daemon]`` and ``[cluster]`` is also read from ``REMORA_<KEY>``, which
+wins. All faults are told at once, because a service that restarts once for each of them
+is a bad way to learn the rules.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from backends.options import NODE_NAME
 from backends.registry import KINDS
 from plugin.errors import ConfigError
 from plugin.limits import DISUSE_GRACE_S, LONG_DEADLINE_S
@@ -31,9 +33,39 @@ DEFAULT_PATH: Final = Path("/etc/remora/remora.toml")
 _SOCKET_PATH_LENGTH_MAX: Final = 107
 _LOOPBACK: Final = re.compile(r"(?:127\.0\.0\.1|\[::1\]):([0-9]{1,5})")
 _PORT_MAX: Final = 65535
+_ENDPOINT: Final = re.compile(r"https?://[^/\s,]+:[0-9]{1,5}/?")
+_PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9_.-]+/)*")
 
 Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=LONG_DEADLINE_S)]
 Grace = Annotated[float, msgspec.Meta(ge=0, le=3600)]
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+# Below 9 s nothing would be left of a lease between the keepalives and the margin.
+LeaseTtl = Annotated[float, msgspec.Meta(ge=9, le=300)]
+FreezeMax = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """
+    The section [cluster]; without endpoints of etcd the node is alone.
+
+    ``peer_address`` is what peers are told, "" for what is found; ``failsafe`` lets
+    an owner go on while etcd is away, as long as all members agree.
+    """
+
+    etcd: tuple[str, ...] = ()
+    etcd_prefix: str = "/remora/"
+    etcd_user: str = ""
+    etcd_password_file: Path | None = None
+    etcd_ca_file: Path | None = None
+    etcd_certificate_file: Path | None = None
+    etcd_key_file: Path | None = None
+    node_name: str = ""
+    peer_address: str = ""
+    peer_port: int = 7424
+    lease_ttl_s: float = 15.0
+    freeze_max_s: float = 60.0
+    failsafe: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +82,10 @@ class Config:
     mount_deadline_s: float = LONG_DEADLINE_S
     disuse_grace_s: float = DISUSE_GRACE_S
     profiles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-_TYPES: Final[Mapping[str, Any]] = {
+_DAEMON_TYPES: Final[Mapping[str, Any]] = {
     "plugin_socket": str,
     "control_socket": str,
     "state_dir": str,
@@ -63,7 +96,29 @@ _TYPES: Final[Mapping[str, Any]] = {
     "mount_deadline_s": Seconds,
     "disuse_grace_s": Grace,
 }
+_CLUSTER_TYPES: Final[Mapping[str, Any]] = {
+    "etcd": tuple[str, ...],
+    "etcd_prefix": str,
+    "etcd_user": str,
+    "etcd_password_file": str,
+    "etcd_ca_file": str,
+    "etcd_certificate_file": str,
+    "etcd_key_file": str,
+    "node_name": str,
+    "peer_address": str,
+    "peer_port": Port,
+    "lease_ttl_s": LeaseTtl,
+    "freeze_max_s": FreezeMax,
+    "failsafe": bool,
+}
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")
+_CLUSTER_PATHS: Final = (
+    "etcd_password_file",
+    "etcd_ca_file",
+    "etcd_certificate_file",
+    "etcd_key_file",
+)
+_SECTIONS: Final = ("daemon", "cluster", "profiles")
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -78,16 +133,21 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     source = path or DEFAULT_PATH
     raw = _read(source, required=path is not None, faults=faults)
     faults.extend(
-        f"unknown section [{section}] (valid: [daemon], [profiles.NAME])"
+        f"unknown section [{section}] (valid: [daemon], [cluster], [profiles.NAME])"
         for section in raw
-        if section not in ("daemon", "profiles")
+        if section not in _SECTIONS
     )
-    values = _daemon_values(raw.get("daemon", {}), environment, faults)
+    values = _values("daemon", _DAEMON_TYPES, raw, environment, faults)
+    _make_paths(values, _PATHS, faults)
+    cluster = _values("cluster", _CLUSTER_TYPES, raw, environment, faults)
+    _make_paths(cluster, _CLUSTER_PATHS, faults)
     profiles = _profiles(raw.get("profiles", {}), faults)
+    _follow_state_dir(values)
     _check_together(values, faults)
+    _check_cluster(cluster, faults)
     if faults:
         raise ConfigError(faults, source=str(source))
-    return Config(**values, profiles=profiles)
+    return Config(**values, profiles=profiles, cluster=ClusterConfig(**cluster))
 
 
 def _read(path: Path, *, required: bool, faults: list[str]) -> dict[str, Any]:
@@ -102,54 +162,98 @@ def _read(path: Path, *, required: bool, faults: list[str]) -> dict[str, Any]:
     return {}
 
 
-def _daemon_values(
-    section: Any, environment: Mapping[str, str], faults: list[str]
+def _values(
+    section: str,
+    types: Mapping[str, Any],
+    raw: Mapping[str, Any],
+    environment: Mapping[str, str],
+    faults: list[str],
 ) -> dict[str, Any]:
-    """Return the checked values of [daemon] and of the environment, by key."""
-    if not isinstance(section, dict):
-        faults.append("[daemon] must be a table")
-        section = {}
+    """Return the checked values of [*section*] and of the environment, by key."""
+    table = raw.get(section, {})
+    if not isinstance(table, dict):
+        faults.append(f"[{section}] must be a table")
+        table = {}
     given: dict[str, tuple[str, Any]] = {}
-    for key, value in section.items():
-        if key in _TYPES:
-            given[key] = (f"[daemon] {key}", value)
+    for key, value in table.items():
+        if key in types:
+            given[key] = (f"[{section}] {key}", value)
         else:
             faults.append(
-                f"[daemon] {key}: unknown key (valid: {', '.join(sorted(_TYPES))})"
+                f"[{section}] {key}: unknown key (valid: {', '.join(sorted(types))})"
             )
-    for variable, value in environment.items():
+    for variable, text in environment.items():
         key = variable.removeprefix("REMORA_").lower()
-        if variable.startswith("REMORA_") and key in _TYPES:
-            given[key] = (variable, value)
+        if variable.startswith("REMORA_") and key in types:
+            given[key] = (variable, _from_text(text, types[key]))
     values = {}
     for key, (name, value) in given.items():
         strict = not name.startswith("REMORA_")
         try:
-            values[key] = msgspec.convert(value, _TYPES[key], strict=strict)
+            values[key] = msgspec.convert(value, types[key], strict=strict)
         except msgspec.ValidationError as error:
             wanted = " (auto, console or json)" if key == "log_format" else ""
             faults.append(f"{name}: {error}{wanted}")
-    return _absolute_paths(values, faults)
+    return values
 
 
-def _absolute_paths(values: dict[str, Any], faults: list[str]) -> dict[str, Any]:
-    """Return *values* with paths as such; pool and mounts follow state_dir."""
-    for key in _PATHS:
-        if key in values:
-            path = Path(values[key])
-            if (
-                not path.is_absolute()
-                or ".." in path.parts
-                or not str(path).isprintable()
-            ):
-                faults.append(f"{key}: must be an absolute path, not {str(path)!r}")
-            values[key] = path
+def _from_text(text: str, kind: Any) -> Any:
+    """Return a variable's *text* as its key's type is written in a file."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.strip().lower(), text)
+    if kind == tuple[str, ...]:
+        return tuple(each.strip() for each in text.split(",") if each.strip())
+    return text
+
+
+def _make_paths(values: dict[str, Any], keys: Sequence[str], faults: list[str]) -> None:
+    """Turn the values of *keys* into paths; "" in an optional one is none."""
+    for key in keys:
+        if key not in values:
+            continue
+        if key in _CLUSTER_PATHS and not values[key]:
+            del values[key]
+            continue
+        path = Path(values[key])
+        if not path.is_absolute() or ".." in path.parts or not str(path).isprintable():
+            faults.append(f"{key}: must be an absolute path, not {str(path)!r}")
+        values[key] = path
+
+
+def _follow_state_dir(values: dict[str, Any]) -> None:
+    """Put pool and mounts below the state directory unless they are given."""
     state_dir = values.get(
         "state_dir", Config.__dataclass_fields__["state_dir"].default
     )
     values.setdefault("pool", state_dir / "pool")
     values.setdefault("mount_dir", state_dir / "mounts")
-    return values
+
+
+def _check_cluster(values: dict[str, Any], faults: list[str]) -> None:
+    """Add the faults of [cluster] that no type shows."""
+    faults.extend(
+        f"etcd: '{endpoint}' must be http://HOST:PORT or https://HOST:PORT"
+        for endpoint in values.get("etcd", ())
+        if not _ENDPOINT.fullmatch(endpoint)
+    )
+    if not _PREFIX.fullmatch(values.get("etcd_prefix", "/remora/")):
+        faults.append("etcd_prefix: must begin and end with '/', such as /remora/")
+    name = values.get("node_name", "")
+    if name and not NODE_NAME.fullmatch(name):
+        faults.append(
+            f"node_name: '{name[:64]}' is not a node's name (1 to 63 letters, digits, "
+            "'_', '.' or '-', the first a letter or digit)"
+        )
+    if ("etcd_certificate_file" in values) != ("etcd_key_file" in values):
+        faults.append("etcd_certificate_file and etcd_key_file belong together")
+    if values.get("etcd_user") and "etcd_password_file" not in values:
+        faults.append("etcd_user needs an etcd_password_file")
+    address = values.get("peer_address", "")
+    try:
+        if address:
+            ipaddress.ip_address(address)
+    except ValueError:
+        faults.append(f"peer_address: '{address}' is not an IP address")
 
 
 def _check_together(values: dict[str, Any], faults: list[str]) -> None:
@@ -207,5 +311,5 @@ def _profiles(section: Any, faults: list[str]) -> dict[str, dict[str, str]]:
 def environment_names() -> list[str]:
     """Return the names of the environment variables that are read."""
     return sorted(
-        f"REMORA_{each.name.upper()}" for each in fields(Config) if each.name in _TYPES
+        f"REMORA_{key.upper()}" for key in {**_DAEMON_TYPES, **_CLUSTER_TYPES}
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.config import DEFAULT_PATH, Config, environment_names, load
+from plugin.config import DEFAULT_PATH, ClusterConfig, Config, environment_names, load
 from plugin.daemon import profile_faults
 from plugin.errors import ConfigError
 
@@ -45,6 +45,15 @@ def test_the_defaults_are_those_that_everything_relies_on(tmp_path: Path) -> Non
         mount_deadline_s=100.0,
         disuse_grace_s=60.0,
         profiles={},
+        cluster=ClusterConfig(
+            etcd=(),
+            etcd_prefix="/remora/",
+            node_name="",
+            peer_port=7424,
+            lease_ttl_s=15.0,
+            freeze_max_s=60.0,
+            failsafe=True,
+        ),
     )
     assert Path("/etc/remora/remora.toml") == DEFAULT_PATH
 
@@ -64,31 +73,70 @@ def test_pool_and_mounts_follow_the_state_directory(tmp_path: Path) -> None:
 def test_every_key_is_read_from_the_file_and_from_the_environment(
     tmp_path: Path,
 ) -> None:
-    values = {
-        "plugin_socket": "/a/p.sock",
-        "control_socket": "/a/c.sock",
-        "state_dir": "/a/s",
-        "pool": "/a/pool",
-        "mount_dir": "/a/m",
-        "log_format": "console",
-        "metrics_address": "127.0.0.1:9550",
-        "mount_deadline_s": "12.5",
-        "disuse_grace_s": "0",
+    # For each key what the environment says, and the same in the file.
+    daemon = {
+        "plugin_socket": ("/a/p.sock", '"/a/p.sock"'),
+        "control_socket": ("/a/c.sock", '"/a/c.sock"'),
+        "state_dir": ("/a/s", '"/a/s"'),
+        "pool": ("/a/pool", '"/a/pool"'),
+        "mount_dir": ("/a/m", '"/a/m"'),
+        "log_format": ("console", '"console"'),
+        "metrics_address": ("127.0.0.1:9550", '"127.0.0.1:9550"'),
+        "mount_deadline_s": ("12.5", "12.5"),
+        "disuse_grace_s": ("0", "0"),
     }
-    environment = {f"REMORA_{key.upper()}": value for key, value in values.items()}
+    cluster = {
+        "etcd": ("http://a:1, http://b:2", '["http://a:1", "http://b:2"]'),
+        "etcd_prefix": ("/x/", '"/x/"'),
+        "etcd_user": ("u", '"u"'),
+        "etcd_password_file": ("/a/p", '"/a/p"'),
+        "etcd_ca_file": ("/a/ca", '"/a/ca"'),
+        "etcd_certificate_file": ("/a/cert", '"/a/cert"'),
+        "etcd_key_file": ("/a/key", '"/a/key"'),
+        "node_name": ("alpha", '"alpha"'),
+        "peer_address": ("fd00::1", '"fd00::1"'),
+        "peer_port": ("99", "99"),
+        "lease_ttl_s": ("30", "30"),
+        "freeze_max_s": ("5", "5"),
+        "failsafe": ("false", "false"),
+    }
+    both = {**daemon, **cluster}
+    environment = {f"REMORA_{key.upper()}": both[key][0] for key in both}
     assert environment_names() == sorted(environment)
-    text = "[daemon]\n" + "".join(
-        f"{key} = {value if key.endswith('_s') else repr(value)}\n"
-        for key, value in values.items()
+    text = "".join(
+        f"[{name}]\n" + "".join(f"{key} = {keys[key][1]}\n" for key in keys)
+        for name, keys in (("daemon", daemon), ("cluster", cluster))
     )
     config = read(tmp_path, text)
     assert config == read(tmp_path, "", environment)
-    assert config.mount_deadline_s == 12.5
-    assert config.disuse_grace_s == 0.0
-    assert config.log_format == "console"
-    assert {str(getattr(config, key)) for key in values} == {*values.values()} - {
-        "0"
-    } | {"0.0"}
+    assert (config.mount_deadline_s, config.disuse_grace_s) == (12.5, 0.0)
+    assert config.cluster.etcd == ("http://a:1", "http://b:2")
+    assert config.cluster.failsafe is False
+    for key in daemon:
+        assert getattr(config, key) != getattr(Config(), key), key
+    for key in cluster:
+        assert getattr(config.cluster, key) != getattr(ClusterConfig(), key), key
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('etcd = ["10.0.0.1:2379"]', "etcd: '10.0.0.1:2379' must be http://"),
+        ('etcd = "http://a:1"', "[cluster] etcd: "),
+        ('etcd_prefix = "remora"', "etcd_prefix: must begin and end"),
+        ('node_name = "a b"', "node_name: 'a b' is not a node's name"),
+        ('etcd_key_file = "/k"', "belong together"),
+        ('etcd_user = "u"', "etcd_user needs an etcd_password_file"),
+        ('peer_address = "host"', "peer_address: 'host' is not an IP address"),
+        ("lease_ttl_s = 5", "[cluster] lease_ttl_s: "),
+        ("colour = 1", "[cluster] colour: unknown key (valid: etcd, "),
+    ],
+)
+def test_a_fault_of_the_cluster_is_one_clear_line(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    (told,) = faults_of(tmp_path, f"[cluster]\n{text}", {})
+    assert fault in told
 
 
 def test_the_environment_wins_and_other_variables_are_nobodys_fault(
@@ -131,7 +179,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     environment = {"REMORA_CONTROL_SOCKET": "/" + "x" * 107}
     faults = faults_of(tmp_path, text, environment)
     starts = (
-        "unknown section [volumes] (valid: [daemon], [profiles.NAME])",
+        "unknown section [volumes] (valid: [daemon], [cluster], [profiles.NAME])",
         "[daemon] colour: unknown key (valid: control_socket, disuse_grace_s,",
         "[daemon] pool: ",
         "[daemon] log_format: ",
