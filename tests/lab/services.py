@@ -66,11 +66,33 @@ class Service:
         """End it with SIGKILL; what it started lives on."""
         self._end(signal.SIGKILL, STOP_DEADLINE_S)
 
+    def signal(self, number: int) -> None:
+        """Send it, and not what it started, the signal *number*."""
+        if self._process is None:
+            raise RuntimeError(f"{self.name} is not running")
+        self._process.send_signal(number, group=False)
+
+    def freeze(self) -> None:
+        """Stop it in the middle of whatever it does; its connections stay."""
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it run on, if it was frozen."""
+        self.signal(signal.SIGCONT)
+
     def start(self) -> None:
         """Start it, with the arguments of the last time; return when it answers."""
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it without waiting for it."""
         if self.running:
             raise RuntimeError(f"{self.name} is running")
         self._process = self.node.popen(self._argv(), env=self._env(), log=self.log)
+
+    def wait_ready(self) -> None:
+        """Return when it answers."""
         wait_until(
             self._answers,
             timeout_s=START_DEADLINE_S,
