@@ -1,0 +1,384 @@
+"""
+The rules by which nodes own volumes and copies follow them: pure, without I/O.
+
+A volume has one *head* in the store, and on each node that keeps a copy a *replica*.
+Each function here takes what is written there and returns what is to be written next,
+or refuses. `ownership.py` calls them between a read and a compare-and-set; the model in
+`tests/model` calls the same functions in every order that it can think of. So the rules
+that are checked are the rules that run.
+
+- An *epoch* is raised by compare-and-set each time a node becomes owner: it is the
+  fencing token. Each one has one owner.
+- A *commit* (epoch, seq) names one state of the bytes. Within an epoch a later commit
+  holds all of an earlier one.
+- An epoch begins with a *base*, the commit that its owner took over. The bases make
+  the *lineage*: whatever does not lie on it has diverged, and is kept apart, never
+  overwritten.
+- A replica has *promised* an epoch: it takes nothing from an owner before that one.
+- A *live* tree is one that containers may have written to since the last commit. It is
+  *sealed*, made a commit, before anything else happens to it.
+
+Source: docs/adr/0015-ownership.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+Phase = Literal["idle", "recovering", "owned", "removing"]
+Reason = Literal[
+    "locked",
+    "removing",
+    "not-owner",
+    "stale-epoch",
+    "writers-running",
+    "no-copy",
+    "would-begin-empty",
+    "newer-elsewhere",
+]
+
+
+class Commit(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """One state of a volume's bytes; ordered by epoch, then by sequence."""
+
+    epoch: int = 0
+    seq: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.seq}"
+
+
+# The volume as it is made, before anybody has written to it.
+EMPTY: Final = Commit(0, 0)
+# What the volume was filled with when it was made (`from=`), or before it had a head.
+FILLED: Final = Commit(0, 1)
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What the store says of a volume, under ``v/<id>/head``.
+
+    ``committed`` is the newest commit that is known to be kept, by ``holders``.
+    ``owner`` with ``boot_id`` is who owns it, or was the last to.
+    """
+
+    epoch: int = 0
+    owner: str = ""
+    boot_id: str = ""
+    phase: Phase = "idle"
+    committed: Commit = EMPTY
+    holders: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a node knows of its own copy; each change is durable before anything follows.
+
+    ``live_epoch`` is the epoch whose owner's containers may have changed the bytes
+    since ``commit``, 0 if there is none. ``next_seq`` is the next one to use in it;
+    none is used twice.
+    """
+
+    promised: int = 0
+    commit: Commit = EMPTY
+    live_epoch: int = 0
+    next_seq: int = 1
+
+
+class RefusedError(Exception):
+    """The rules forbid it; *node* and *commit* say who or what stands in the way."""
+
+    def __init__(
+        self, reason: Reason, *, node: str = "", epoch: int = 0, commit: Commit = EMPTY
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.node = node
+        self.epoch = epoch
+        self.commit = commit
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """The base of every epoch that an owner has begun, by epoch."""
+
+    bases: Mapping[int, Commit]
+
+    def newest(self, at: int) -> int:
+        """Return the newest epoch begun up to *at*, 0 if there is none."""
+        return max((each for each in self.bases if each <= at), default=0)
+
+    def contains(self, commit: Commit, *, at: int) -> bool:
+        """Return whether epoch *at* has grown out of *commit*."""
+        epoch = self.newest(at)
+        while epoch > commit.epoch:
+            base = self.bases[epoch]
+            if base.epoch == commit.epoch:
+                return commit.seq <= base.seq
+            # Bases lie before their epochs; a record that says otherwise is no proof.
+            if base.epoch >= epoch:
+                return False
+            epoch = base.epoch
+        return epoch == commit.epoch
+
+    def with_base(self, epoch: int, base: Commit) -> Lineage:
+        """Return the lineage after *epoch* has begun with *base*."""
+        return Lineage({**self.bases, epoch: base})
+
+
+# The head
+
+
+def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
+    """
+    Return the head with *node* recovering the next epoch.
+
+    *locked_by* holds the volume's lock, "" if nobody does. A node may take over from
+    itself: an earlier process of it is gone.
+
+    Raises:
+        RefusedError: locked, removing.
+
+    """
+    if locked_by and locked_by != node:
+        raise RefusedError("locked", node=locked_by)
+    if head.phase == "removing":
+        raise RefusedError("removing")
+    members = head.members if node in head.members else (*head.members, node)
+    return msgspec.structs.replace(
+        head,
+        epoch=head.epoch + 1,
+        owner=node,
+        boot_id=boot_id,
+        phase="recovering",
+        members=members,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a new owner begins with; *lost* is the newer commit that nobody offered."""
+
+    base: Commit
+    holders: tuple[str, ...]
+    lost: Commit | None = None
+
+
+def choose(
+    head: Head,
+    lineage: Lineage,
+    votes: Mapping[str, Commit],
+    *,
+    accept_loss: bool,
+) -> Choice:
+    """
+    Return the best commit among *votes*, those who have promised ``head.epoch``.
+
+    A volume that has been written to never begins empty again, whatever is accepted.
+
+    Raises:
+        RefusedError: no-copy, would-begin-empty, newer-elsewhere.
+
+    """
+    offered = {
+        node: commit
+        for node, commit in votes.items()
+        if lineage.contains(commit, at=head.epoch - 1)
+    }
+    if not offered:
+        raise RefusedError("no-copy", commit=head.committed)
+    base = max(offered.values())
+    owner = head.holders[0] if head.holders else ""
+    if base == EMPTY and (lineage.bases or head.committed != EMPTY):
+        raise RefusedError("would-begin-empty", node=owner, commit=head.committed)
+    lost = head.committed if base < head.committed else None
+    if lost is not None and not accept_loss:
+        raise RefusedError("newer-elsewhere", node=owner, commit=head.committed)
+    holders = tuple(sorted(node for node in offered if offered[node] == base))
+    return Choice(base, holders, lost)
+
+
+def begin(head: Head, choice: Choice) -> Head:
+    """Return the head as its recovering owner begins the epoch with *choice*."""
+    return msgspec.structs.replace(
+        head, phase="owned", committed=choice.base, holders=choice.holders
+    )
+
+
+def resume(head: Head, *, locked_by: str, node: str, boot_id: str, epoch: int) -> Head:
+    """
+    Return the head under which *node* may hold *epoch* again after it lost its lock.
+
+    Only within one boot: whatever wrote before a reboot is gone.
+
+    Raises:
+        RefusedError: not-owner: somebody has come in between.
+
+    """
+    if (
+        head.epoch != epoch
+        or head.owner != node
+        or head.boot_id != boot_id
+        or head.phase != "owned"
+        or locked_by not in ("", node)
+    ):
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    return head
+
+
+def publish(
+    head: Head, *, node: str, epoch: int, commit: Commit, holders: tuple[str, ...]
+) -> Head:
+    """
+    Return the head after *holders* have *commit* of the present epoch.
+
+    Raises:
+        RefusedError: not-owner.
+
+    """
+    if head.epoch != epoch or head.owner != node or head.phase != "owned":
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    if commit < head.committed:
+        return head
+    return msgspec.structs.replace(head, committed=commit, holders=holders)
+
+
+def release(
+    head: Head, *, node: str, epoch: int, commit: Commit, holders: tuple[str, ...]
+) -> Head:
+    """
+    Return the head after the owner has sealed *commit* and lets the volume go.
+
+    The commit counts even if nobody else has it: what was acknowledged to a container
+    that ended orderly must not be passed over.
+
+    Raises:
+        RefusedError: not-owner.
+
+    """
+    published = publish(head, node=node, epoch=epoch, commit=commit, holders=holders)
+    return msgspec.structs.replace(published, phase="idle")
+
+
+def abandon(head: Head, *, node: str, epoch: int) -> Head:
+    """
+    Return the head after an owner has given up recovering *epoch*.
+
+    Raises:
+        RefusedError: not-owner.
+
+    """
+    if head.epoch != epoch or head.owner != node or head.phase != "recovering":
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    return msgspec.structs.replace(head, phase="idle")
+
+
+def remove(head: Head, *, locked_by: str) -> Head:
+    """
+    Return the head of a volume that is being removed; nobody acquires it any more.
+
+    Raises:
+        RefusedError: locked.
+
+    """
+    if locked_by:
+        raise RefusedError("locked", node=locked_by)
+    if head.phase == "removing":
+        return head
+    return msgspec.structs.replace(head, epoch=head.epoch + 1, phase="removing")
+
+
+# The replica
+
+
+def seal(replica: Replica) -> Replica:
+    """Return the replica with its live tree, if it has one, made a commit."""
+    if not replica.live_epoch:
+        return replica
+    return msgspec.structs.replace(commit_live(replica), live_epoch=0)
+
+
+def commit_live(replica: Replica) -> Replica:
+    """Return an owner's replica after one more commit; its tree stays live."""
+    return msgspec.structs.replace(
+        replica,
+        commit=Commit(replica.live_epoch, replica.next_seq),
+        next_seq=replica.next_seq + 1,
+    )
+
+
+def promise(replica: Replica, epoch: int, *, writers_stopped: bool) -> Replica:
+    """
+    Return the replica that has promised *epoch*; its commit is its vote.
+
+    A former owner's live tree is sealed, so that a new one loses nothing of it.
+
+    Raises:
+        RefusedError: stale-epoch; writers-running: it has no vote.
+
+    """
+    if epoch < replica.promised:
+        raise RefusedError("stale-epoch", epoch=replica.promised)
+    if replica.live_epoch and replica.live_epoch < epoch and not writers_stopped:
+        raise RefusedError("writers-running", epoch=replica.live_epoch)
+    sealed = seal(replica) if replica.live_epoch < epoch else replica
+    return msgspec.structs.replace(sealed, promised=epoch)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A replica's next state, and which of its trees must be kept apart first."""
+
+    replica: Replica
+    keep_live: bool = False
+    keep_commit: bool = False
+
+
+def go_live(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
+    """
+    Return the owner's replica as *epoch* begins with *base*, which it now holds.
+
+    *lineage* includes the new epoch.
+
+    Raises:
+        RefusedError: stale-epoch: another owner has been promised meanwhile.
+
+    """
+    if replica.promised != epoch:
+        raise RefusedError("stale-epoch", epoch=replica.promised)
+    grown = replica.commit <= base and lineage.contains(replica.commit, at=epoch)
+    live = msgspec.structs.replace(replica, commit=base, live_epoch=epoch, next_seq=1)
+    return Kept(live, keep_commit=not grown)
+
+
+def receive(
+    replica: Replica, commit: Commit, lineage: Lineage, *, writers_stopped: bool
+) -> Kept | None:
+    """
+    Return the replica after it has taken *commit* in; None if it is no news.
+
+    Raises:
+        RefusedError: stale-epoch, writers-running; nothing may change.
+
+    """
+    if commit.epoch < max(replica.promised, replica.live_epoch):
+        raise RefusedError(
+            "stale-epoch", epoch=max(replica.promised, replica.live_epoch)
+        )
+    if replica.live_epoch and not writers_stopped:
+        raise RefusedError("writers-running", epoch=replica.live_epoch)
+    if commit.epoch == replica.commit.epoch and commit <= replica.commit:
+        return None
+    taken = msgspec.structs.replace(
+        replica, promised=commit.epoch, commit=commit, live_epoch=0
+    )
+    return Kept(
+        taken,
+        keep_live=replica.live_epoch > 0,
+        keep_commit=not lineage.contains(replica.commit, at=commit.epoch),
+    )
