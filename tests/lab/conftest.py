@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.lab import cluster as cluster_module
 from tests.lab import lab as lab_module
+from tests.lab.cluster import Cluster
 from tests.lab.lab import Lab, Topology
 from tests.lab.nfs import SERVER, NfsServer
 
@@ -60,6 +62,27 @@ def nfs_server(lab: Lab, shared_nfs_server: NfsServer) -> Iterator[NfsServer]:
     yield shared_nfs_server
     lab.restore()
     shared_nfs_server.restore()
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(
+    shared_lab: Lab, request: pytest.FixtureRequest
+) -> Iterator[Cluster]:
+    """Yield the daemons on etcd; its members are on the module's `ETCD_NODES`."""
+    if missing := cluster_module.missing():
+        pytest.skip(f"needs {missing}")
+    etcd_nodes = getattr(request.module, "ETCD_NODES", cluster_module.NAMES)
+    cluster = Cluster(shared_lab, etcd_nodes)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
+    """Yield the daemons on etcd; afterwards all of it works again."""
+    yield shared_cluster
+    shared_cluster.restore()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

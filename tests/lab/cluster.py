@@ -1,0 +1,215 @@
+"""
+Three nodes that are one cluster of the daemon, on an etcd of three members.
+
+Everything that the tests break is broken here, and `restore` mends all of it: power,
+cuts, filters, frozen and dead processes, clocks.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tests.support.host import REPOSITORY
+
+from .etcd import CLIENT_PORT, EtcdCluster
+from .lab import Lab, Topology
+from .node import Node
+from .services import Remora
+
+NAMES: Final = ("alpha", "beta", "gamma")
+TOPOLOGY: Final = Topology.of(*NAMES)
+# The daemon's channel to its peers.
+CHANNEL_PORT: Final = 7424
+# Debian's default writes to nf_tables, which the nodes' kernel has only half of.
+FILTER: Final = "/usr/sbin/iptables-legacy"
+LOAD_FILTER: Final = "modprobe -a ip_tables iptable_filter xt_tcpudp"
+
+
+def missing() -> str:
+    """Return what the daemon lacks for being part of a cluster, or ''."""
+    store = REPOSITORY / "plugin/store"
+    constructs = any(
+        "EtcdStore(" in path.read_text()
+        for path in (REPOSITORY / "plugin").rglob("*.py")
+        if not path.is_relative_to(store)
+    )
+    return "" if constructs else "a daemon that uses etcd"
+
+
+@dataclass(frozen=True, slots=True)
+class BootClock:
+    """What a node's boot clock showed at a moment of this machine's monotonic one."""
+
+    boot: str
+    uptime_s: float
+    at_s: float
+
+
+class Member:
+    """The daemon on one node, spoken to as the engine does."""
+
+    def __init__(self, node: Node, endpoints: str, **settings: str) -> None:
+        self.node = node
+        self.remora = Remora(node, etcd=endpoints, node_name=node.name, **settings)
+        self.frozen = False
+        self.filtered = False
+        self.clock_set = False
+
+    def call(self, method: str, name: str, **more: Any) -> dict[str, Any]:
+        """Return the answer to a call about the volume *name*."""
+        return self.remora.call(method, {"Name": name, **more})
+
+    def made(self, name: str, **options: str) -> None:
+        """Create, and see that it succeeds."""
+        assert self.call("Create", name, Opts=options) == {}
+
+    def mount(self, name: str, mount_id: str = "id") -> str:
+        """Return the mount point of *name*."""
+        answer = self.call("Mount", name, ID=mount_id)
+        assert "Mountpoint" in answer, answer
+        return str(answer["Mountpoint"])
+
+    def unmount(self, name: str, mount_id: str = "id") -> None:
+        """Unmount, and see that it succeeds."""
+        assert self.call("Unmount", name, ID=mount_id) == {}
+
+    def refusal(self, method: str, name: str, **more: Any) -> str:
+        """Return the error that *method* answers."""
+        answer = self.call(method, name, **more)
+        assert answer.get("Err"), answer
+        return str(answer["Err"])
+
+    def names(self) -> list[str]:
+        """Return the volumes that List tells."""
+        answer = self.remora.call("List", {}, timeout_s=10)
+        return sorted(each["Name"] for each in answer["Volumes"])
+
+    def boot_clock(self) -> BootClock:
+        """Return the node's boot id and its boot clock, beside this machine's."""
+        sent_s = time.monotonic()
+        shown = self.node.out("cat /proc/sys/kernel/random/boot_id /proc/uptime")
+        received_s = time.monotonic()
+        boot, uptime_s, _ = shown.split()
+        return BootClock(boot, float(uptime_s), (sent_s + received_s) / 2)
+
+
+class Cluster:
+    """See the module's text; made with every service off."""
+
+    def __init__(
+        self, lab: Lab, etcd_nodes: Sequence[str] = NAMES, **settings: str
+    ) -> None:
+        self.lab = lab
+        self.etcd = EtcdCluster(lab, etcd_nodes)
+        self.members: Mapping[str, Member] = {
+            name: Member(lab[name], self.etcd.endpoints, **settings) for name in NAMES
+        }
+
+    def __getitem__(self, name: str) -> Member:
+        return self.members[name]
+
+    # Life
+
+    def start(self) -> None:
+        """Start whatever does not run; return when all of it answers."""
+        self.etcd.start_all()
+        starting = [name for name in NAMES if self.launch_daemon(name)]
+        for name in starting:
+            self[name].remora.wait_ready()
+
+    def stop(self) -> None:
+        """Stop the daemons, then etcd; on nodes that are on."""
+        for member in self.members.values():
+            self.signal_daemon(member.node.name, signal.SIGCONT)
+            if member.remora.running:
+                member.remora.stop()
+        self.etcd.stop_all()
+
+    def restore(self) -> None:
+        """Mend everything; return when all of it works."""
+        self.lab.restore()
+        for name, member in self.members.items():
+            self.end_filters(name)
+            if member.clock_set:
+                self.set_clock(name, 0)
+            self.signal_daemon(name, signal.SIGCONT)
+        self.etcd.restore()
+        self.start()
+
+    def power_off(self, name: str) -> None:
+        """Fail the power of the node *name*."""
+        self.lab[name].power_off()
+        member = self[name]
+        member.frozen = member.filtered = member.clock_set = False
+
+    def boot(self, name: str) -> None:
+        """Switch the node *name* on, and what runs there, without waiting for that."""
+        self.lab[name].boot()
+        if name in self.etcd.members:
+            self.etcd.launch(name)
+        self.launch_daemon(name)
+
+    def launch_daemon(self, name: str) -> bool:
+        """Start the daemon of *name* without waiting; return whether it was off."""
+        member = self[name]
+        if not member.node.powered or member.remora.running:
+            return False
+        member.frozen = False
+        member.remora.launch()
+        return True
+
+    def kill_daemon(self, name: str) -> None:
+        """Kill the daemon of *name*, if it runs; what it started lives on."""
+        self[name].frozen = False
+        if self[name].remora.running:
+            self[name].remora.kill()
+
+    def signal_daemon(self, name: str, number: int) -> None:
+        """Stop (SIGSTOP) the daemon of *name*, or let it run on (SIGCONT)."""
+        member = self[name]
+        if not member.remora.running or member.frozen == (number == signal.SIGSTOP):
+            return
+        member.remora.signal(number)
+        member.frozen = number == signal.SIGSTOP
+
+    # Network
+
+    def cut_from_etcd(self, name: str) -> None:
+        """Drop what the node *name* asks any member of etcd, its own one included."""
+        self._filter(
+            name,
+            f"OUTPUT -p tcp --dport {CLIENT_PORT}",
+            f"INPUT -p tcp --sport {CLIENT_PORT}",
+        )
+
+    def cut_from_peers(self, name: str) -> None:
+        """Drop what daemons send the one on *name*, and it them; etcd is reached."""
+        port = CHANNEL_PORT
+        self._filter(
+            name,
+            *(f"{chain} -p tcp --dport {port}" for chain in ("INPUT", "OUTPUT")),
+            *(f"{chain} -p tcp --sport {port}" for chain in ("INPUT", "OUTPUT")),
+        )
+
+    def end_filters(self, name: str) -> None:
+        """End `cut_from_etcd` and `cut_from_peers`."""
+        if self[name].filtered:
+            self[name].node.run([FILTER, "-F"])
+            self[name].filtered = False
+
+    def _filter(self, name: str, *rules: str) -> None:
+        lines = [LOAD_FILTER, *(f"{FILTER} -A {rule} -j DROP" for rule in rules)]
+        self[name].filtered = True
+        self[name].node.run("\n".join(lines))
+
+    # Time
+
+    def set_clock(self, name: str, offset_s: float) -> None:
+        """Set the wall clock of *name* to this machine's and *offset_s* on top."""
+        now_s = time.clock_gettime(time.CLOCK_REALTIME) + offset_s
+        self[name].node.run(["date", "-s", f"@{now_s:.3f}"])
+        self[name].clock_set = bool(offset_s)
