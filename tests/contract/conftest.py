@@ -16,6 +16,8 @@ from backends.rsync.backend import RsyncBackend
 from plugin.store.base import Store
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
+from plugin.store.memory import Memory, MemoryStore
+from plugin.store.mirror import MirrorStore
 from plugin.store.sqlite import SqliteStore
 from tests.support import etcd
 from tests.support.memory_backend import MemoryBackend
@@ -114,16 +116,19 @@ def etcd_three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[etcd.Cluste
         yield cluster
 
 
-# One worker starts the servers, and not every one of them. In the long run alone, until
-# the daemon uses it.
-ON_ETCD = (pytest.mark.xdist_group("etcd"), pytest.mark.long)
+# One worker starts the servers, and not every one of them.
+ON_ETCD = pytest.mark.xdist_group("etcd")
+ON_THREE = (ON_ETCD, pytest.mark.long)
+AT_ONCE = ("sqlite", "memory")
 
 
 @pytest.fixture(
     params=[
-        "sqlite",
+        *AT_ONCE,
         pytest.param("etcd_single", marks=ON_ETCD),
-        pytest.param("etcd_three", marks=ON_ETCD),
+        pytest.param("mirror_single", marks=ON_ETCD),
+        pytest.param("etcd_three", marks=ON_THREE),
+        pytest.param("mirror_three", marks=ON_THREE),
     ]
 )
 def store_kind(request: pytest.FixtureRequest) -> str:
@@ -134,7 +139,7 @@ def store_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def lease_ttl_s(store_kind: str) -> float:
     """Return a short time to live; etcd's shortest is two seconds."""
-    return 0.6 if store_kind == "sqlite" else 3.0
+    return 0.6 if store_kind in AT_ONCE else 3.0
 
 
 @pytest.fixture
@@ -143,8 +148,10 @@ def open_store(
 ) -> Iterator[Callable[[], Store]]:
     """Yield a function that opens the same store again, as a restart does."""
     opened: list[Store] = []
-    if store_kind != "sqlite":
-        cluster: etcd.Cluster = request.getfixturevalue(store_kind)
+    memory = Memory()
+    if store_kind not in AT_ONCE:
+        _, _, members = store_kind.partition("_")
+        cluster: etcd.Cluster = request.getfixturevalue(f"etcd_{members}")
         cluster.heal()
         settings = EtcdSettings(cluster.endpoints, prefix=f"/{uuid.uuid4()}/")
 
@@ -152,8 +159,13 @@ def open_store(
         store: Store
         if store_kind == "sqlite":
             store = SqliteStore(tmp_path / "store.db")
-        else:
+        elif store_kind == "memory":
+            store = MemoryStore(memory)
+        elif store_kind.startswith("etcd"):
             store = EtcdStore(settings)
+        else:
+            store = MirrorStore(EtcdStore(settings), path=tmp_path / "mirror.db")
+            store.refresh(30)
         opened.append(store)
         return store
 

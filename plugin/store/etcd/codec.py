@@ -16,6 +16,7 @@ from plugin.store.base import Compare, Event, Operation, Put, Record
 Message = Mapping[str, Any]
 _RECORDS: Final = "records/"
 _SLOTS: Final = "slots/"
+_IDENTITY: Final = "cluster"
 
 
 def encoded(data: bytes) -> str:
@@ -34,6 +35,7 @@ class Namespace:
     def __init__(self, prefix: str) -> None:
         self._records = prefix + _RECORDS
         self._slots = prefix + _SLOTS
+        self.identity = encoded((prefix + _IDENTITY).encode())
 
     def key(self, key: str) -> str:
         """Return etcd's key of the record *key*."""

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import threading
+import uuid
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from backends.system import clock
 from plugin.store.base import Compare, Operation, Outcome, Record
 from plugin.store.etcd.client import Client
-from plugin.store.etcd.codec import Namespace, revision_of
+from plugin.store.etcd.codec import (
+    Namespace,
+    decoded,
+    encoded,
+    revision_of,
+    unchanged_since,
+)
 from plugin.store.etcd.leases import Leases
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.transactions import Transactions
 from plugin.store.etcd.watch import EtcdWatch
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Records as they were at *revision*, when there were *count* in all."""
+
+    records: list[Record]
+    count: int
+    revision: int
 
 
 class EtcdStore:
@@ -50,13 +67,43 @@ class EtcdStore:
         records = [self._names.record(each) for each in answer.get("kvs", [])]
         return records, revision_of(answer)
 
-    def refresh(self, deadline_s: float) -> None:
-        """Return when a majority answered; see `Store.refresh`."""
-        self._client.call(
+    def changed_since(self, revision: int, *, deadline_s: float) -> Snapshot:
+        """Return the records that were put after *revision*, and how many there are."""
+        answer = self._client.call(
             "/v3/kv/range",
-            {"key": self._names.slot("")},
+            {**self._names.below(""), "min_mod_revision": str(revision + 1)},
             deadline=clock.Deadline(deadline_s),
         )
+        records = [self._names.record(each) for each in answer.get("kvs", [])]
+        return Snapshot(records, int(answer.get("count", 0)), revision_of(answer))
+
+    def refresh(self, deadline_s: float) -> None:
+        """Return when a majority answered; see `Store.refresh`."""
+        self.revision(deadline_s=deadline_s)
+
+    def revision(self, *, deadline_s: float) -> int:
+        """Return the cluster's revision, which a majority confirms."""
+        return revision_of(
+            self._client.call(
+                "/v3/kv/range",
+                {"key": self._names.slot("")},
+                deadline=clock.Deadline(deadline_s),
+            )
+        )
+
+    def identity(self) -> str:
+        """Return the unchanging id of these records, made by whoever asks first."""
+        key = self._names.identity
+        put = {"key": key, "value": encoded(str(uuid.uuid4()).encode())}
+        body = {
+            "compare": [unchanged_since(key, 0)],
+            "success": [{"request_put": put}, {"request_range": {"key": key}}],
+            "failure": [{"request_range": {"key": key}}],
+        }
+        # Safe to repeat: only the first can succeed, the next one finds its id.
+        answer = self._client.call("/v3/kv/txn", body, deadline=self._client.deadline())
+        found = answer["responses"][-1]["response_range"]["kvs"][0]
+        return decoded(found["value"]).decode()
 
     def transact(
         self, conditions: Sequence[Compare], operations: Sequence[Operation]
@@ -103,6 +150,11 @@ class EtcdStore:
         with self._lock:
             self._watches.add(watch)
         return watch
+
+    @property
+    def settings(self) -> EtcdSettings:
+        """Return how this cluster is reached."""
+        return self._client.settings
 
     def close(self) -> None:
         """Close the connections; waiting watches end."""

@@ -53,6 +53,11 @@ class EtcdWatch:
         """
         return self._reader.take(timeout_s)
 
+    @property
+    def heard_s(self) -> float:
+        """Return when etcd last said something, in `clock.monotonic_s`."""
+        return self._reader.heard_s
+
     def stop(self) -> None:
         """Let go of the connection; `next` raises StoreError from now on."""
         self._reader.stop()
@@ -74,6 +79,7 @@ class Reader:
         self._fault = ""
         self._failures = 0
         self._stopped = False
+        self.heard_s = clock.monotonic_s()
         self._response: urllib3.BaseHTTPResponse | None = None
 
     def take(self, timeout_s: float) -> list[Event]:
@@ -154,6 +160,7 @@ class Reader:
         if result.get("created") and revision_of(result) < self._revision:
             self._require_history()
         self._failures = 0
+        self.heard_s = clock.monotonic_s()
         events = [self._names.event(each) for each in result.get("events", [])]
         if events:
             self._put(events)

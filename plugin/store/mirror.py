@@ -1,0 +1,280 @@
+"""
+The store of a cluster's node: etcd decides, and reads answer whatever is down.
+
+Reads come from a `Replica`, which a thread keeps: it reads everything, follows a watch,
+and reads everything again after each break that the watch could not heal at once, for
+only that tells for sure whether etcd is still the one that we knew.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from backends.system import clock
+from plugin.errors import StoreError
+from plugin.store.base import (
+    CompactedError,
+    Compare,
+    Event,
+    Operation,
+    Outcome,
+    Record,
+    Watch,
+)
+from plugin.store.etcd.store import EtcdStore, Snapshot
+from plugin.store.history import HistoryWatch
+from plugin.store.replica import Replica
+
+log = logging.getLogger(__name__)
+_RETRY_PAUSE_S: Final = 0.5
+_FOLLOW_S: Final = 1.0
+# After a refused transaction: as long as one attempt, so that it ends within 5 s.
+_SEE_WHY_S: Final = 1.25
+_STOP_S: Final = 10.0
+_HINT: Final = "see that a majority of etcd's members runs and can be reached"
+
+
+class MirrorStore:
+    """The `Store` of a node of a cluster; see the module's text."""
+
+    def __init__(self, etcd: EtcdStore, *, path: Path) -> None:
+        """
+        Read the file *path* and begin to follow *etcd*, which this store also closes.
+
+        Raises:
+            StoreError: the file is damaged or cannot be opened.
+
+        """
+        self._etcd = etcd
+        self._replica = Replica(path)
+        self._changed = self._replica.changed
+        self._cause = "no answer yet"
+        self._heard_s = clock.monotonic_s()
+        # Everything was read since the last break.
+        self._current = False
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+        self._thread.start()
+
+    @property
+    def filled(self) -> bool:
+        """Return whether the records were ever read; until then reads raise."""
+        return self._replica.reached > 0
+
+    def synchronised_age_s(self) -> float | None:
+        """Return for how long etcd has told nothing; None while all is well."""
+        settings = self._etcd.settings
+        age_s = clock.monotonic_s() - self._heard_s
+        # A quiet watch is opened anew after some silence, at two members if need be.
+        expected_s = settings.watch_idle_s + 2 * settings.attempt_s
+        return None if self._current and age_s < expected_s else age_s
+
+    def fault(self) -> str | None:
+        """Return what is wrong, for people; None while all is well."""
+        if not self.filled:
+            return f"the records were never read from etcd: {self._cause}"
+        age_s = self.synchronised_age_s()
+        if age_s is not None:
+            return f"not in step with etcd for {age_s:.0f} s: {self._cause}"
+        return self._replica.file_fault or None
+
+    def get(self, key: str) -> Record | None:
+        """Return the record of *key*; see `Store.get`."""
+        with self._changed:
+            self._require_filled()
+            return self._replica.table.get(key)
+
+    def prefix(self, prefix: str) -> tuple[list[Record], int]:
+        """
+        Return the records below *prefix*; see `Store.prefix`.
+
+        Some may be newer than the revision, which is where a watch goes on.
+        """
+        with self._changed:
+            self._require_filled()
+            return self._replica.table.below(prefix), self._replica.reached
+
+    def refresh(self, deadline_s: float) -> None:
+        """
+        Ask etcd for what is missing here, if anything is; see `Store.refresh`.
+
+        Others write to etcd too, so the watch may never tell of its revision. Records
+        put since then are asked for; if there are then as many here as there, none was
+        deleted either. Else all of them are read, which costs ten times as much.
+        """
+        deadline = clock.Deadline(deadline_s)
+        era, reached = self._await_current(deadline)
+        revision = self._etcd.revision(deadline_s=deadline.remaining_s())
+        if revision < reached:
+            raise StoreError(
+                f"etcd is at revision {revision}, before our {reached}",
+                hint="it was restored from a backup, and is read anew: try again",
+            )
+        for after_revision in (reached, 0):
+            with self._changed:
+                if self._replica.era == era and self._replica.reached >= revision:
+                    return
+            found = self._etcd.changed_since(
+                after_revision, deadline_s=deadline.remaining_s()
+            )
+            events = [
+                Event(each.key, each.mod_revision, each) for each in found.records
+            ]
+            if not after_revision:
+                events += self._deleted(found)
+            if not self._replica.learn(events, era):
+                raise StoreError("etcd's records were replaced meanwhile: try again")
+            if self._holds(found):
+                return
+
+    def transact(
+        self, conditions: Sequence[Compare], operations: Sequence[Operation]
+    ) -> Outcome:
+        """
+        Let etcd do it, and show what it did at once; see `Store.transact`.
+
+        Raises:
+            UnknownOutcomeError: as `EtcdStore.transact`; if it was done, a watch tells.
+
+        """
+        era = self._replica.era
+        outcome = self._etcd.transact(conditions, operations)
+        if outcome.succeeded:
+            self._replica.learn(
+                self._replica.written(operations, outcome.revision), era
+            )
+        else:
+            # The caller will look for what it had not known of.
+            self.refresh(_SEE_WHY_S)
+        return outcome
+
+    def grant_lease(self, ttl_s: float) -> int:
+        """Return a new lease of etcd's; see `Store.grant_lease`."""
+        return self._etcd.grant_lease(ttl_s)
+
+    def keep_alive(self, lease: int) -> bool:
+        """Renew *lease* in etcd; see `EtcdStore.keep_alive`."""
+        return self._etcd.keep_alive(lease)
+
+    def revoke_lease(self, lease: int) -> None:
+        """End *lease* in etcd, and show that; see `Store.revoke_lease`."""
+        self._etcd.revoke_lease(lease)
+        self.refresh(self._etcd.settings.call_deadline_s)
+
+    def lease_ends_s(self, lease: int) -> float | None:
+        """Return until when *lease* is surely ours; see `EtcdStore.lease_ends_s`."""
+        return self._etcd.lease_ends_s(lease)
+
+    def watch(self, prefix: str, *, after_revision: int) -> Watch:
+        """
+        Return the changes below *prefix*; see `Store.watch`.
+
+        Reads show a change before its watch tells it. What is outside of the history
+        that this process has followed is asked of etcd itself.
+        """
+        with self._changed:
+            self._require_filled()
+            history = self._replica.history
+            if history.floor <= after_revision <= self._replica.newest:
+                return HistoryWatch(history, prefix, after_revision, self._look)
+        return self._etcd.watch(prefix, after_revision=after_revision)
+
+    def close(self) -> None:
+        """Close etcd's connections and the file; waiting watches end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._etcd.close()
+        self._thread.join(_STOP_S)
+        self._replica.close()
+
+    def _run(self) -> None:
+        """Keep the replica until the store is closed."""
+        while not self._closed:
+            try:
+                self._follow(self._read_everything())
+            except CompactedError as error:
+                log.info("reading all records again: %s", error)
+            except StoreError as error:
+                self._cause = str(error)
+            except Exception as error:  # reads must not grow old without a word
+                log.exception("cannot follow etcd")
+                self._cause = f"internal error: {error}"
+            with self._changed:
+                self._current = False
+                self._changed.wait_for(lambda: self._closed, _RETRY_PAUSE_S)
+
+    def _read_everything(self) -> int:
+        """Replace the replica's content; return the revision that it is of."""
+        asked_s = clock.monotonic_s()
+        asked_at = self._replica.newest
+        cluster = self._etcd.identity()
+        records, revision = self._etcd.prefix("")
+        self._replica.replace(records, revision, cluster=cluster, asked_at=asked_at)
+        with self._changed:
+            self._heard_s = asked_s
+            self._current = True
+            self._cause = "it is silent"
+            self._changed.notify_all()
+        return revision
+
+    def _follow(self, revision: int) -> None:
+        """Take in all changes after *revision*, until an error ends it."""
+        watch = self._etcd.watch("", after_revision=revision)
+        try:
+            while not self._closed:
+                self._replica.follow(watch.next(_FOLLOW_S))
+                self._heard_s = watch.heard_s
+        finally:
+            watch.stop()
+
+    def _await_current(self, deadline: clock.Deadline) -> tuple[int, int]:
+        """Return era and revision, once all was read since the last break."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._current or self._closed, deadline.remaining_s()
+            )
+            self._require_open()
+            if not self._current:
+                raise StoreError(f"not in step with etcd: {self._cause}", hint=_HINT)
+            return self._replica.era, self._replica.reached
+
+    def _deleted(self, found: Snapshot) -> list[Event]:
+        """Return a deletion for each key of ours that is not in *found*."""
+        there = {each.key for each in found.records}
+        with self._changed:
+            here = [each.key for each in self._replica.table.below("")]
+        return [Event(key, found.revision, None) for key in here if key not in there]
+
+    def _holds(self, found: Snapshot) -> bool:
+        """
+        Return whether all changes up to the revision of *found* are surely here.
+
+        Every key that was there is here then; if nothing here is newer, and there are
+        as many here as there were, these are the same keys.
+        """
+        with self._changed:
+            return self._replica.reached >= found.revision or (
+                self._replica.newest <= found.revision
+                and len(self._replica.table) == found.count
+            )
+
+    def _look(self) -> float:
+        """Return for how long a watch may sleep: until something changes."""
+        self._require_open()
+        return float("inf")
+
+    def _require_filled(self) -> None:
+        self._require_open()
+        if not self.filled:
+            raise StoreError(
+                f"the records were never read from etcd: {self._cause}", hint=_HINT
+            )
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed")

@@ -1,0 +1,230 @@
+"""
+A node's copy of the cluster's records, in memory and in a file.
+
+Changes come here twice and in any order: from a watch, which tells all of them, and
+from our own transactions and questions, which must show at once. This is why the
+outcome is right all the same:
+
+    For each key memory holds the newest of (1) all changes up to `reached`, which is
+    as far as the watch has come, and (2) those later ones that were learnt otherwise.
+
+The newest wins, so that order and repetition do not matter. What is learnt at or before
+`reached` is in (1) already and is dropped. A key that was deleted after `reached`
+leaves its revision in `_deleted`, so that an older put cannot bring it back; at or
+before `reached` no older put is let in any more.
+
+So our own change may show before older ones of other nodes; a watch from `reached`
+tells it once more, but misses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from plugin.store.base import Event, Operation, Put, Record
+from plugin.store.history import History
+from plugin.store.mirror_file import MirrorFile
+from plugin.store.table import Table
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """
+    See the module's text.
+
+    Whoever changes anything holds `_writing`, and `changed` too while memory changes.
+    A reader holds `changed` only, and so never waits for the disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = MirrorFile(path)
+        records, self.cluster, reached = self._file.load()
+        if not reached:
+            records = []
+        self._file_whole = reached > 0
+        self.file_fault = ""
+        self.history = History(floor=reached)
+        self.changed = self.history.changed
+        self.table = Table(records)
+        self._deleted: dict[str, int] = {}
+        # The newest change in memory; never before `reached`.
+        self.newest = max([reached, *(each.mod_revision for each in records)])
+        # Grows when etcd's history turns out to be another one than ours.
+        self.era = 0
+        self._writing = threading.Lock()
+
+    @property
+    def reached(self) -> int:
+        """Return up to which revision every change is known; 0 if nothing ever was."""
+        return self.history.last
+
+    def follow(self, events: Sequence[Event]) -> None:
+        """Take in what the watch told: all changes from `reached` to the last one."""
+        with self._writing:
+            with self.changed:
+                new = [each for each in events if each.revision > self.reached]
+                if not new:
+                    return
+                # The watch knows better than we when our own puts created their keys.
+                changes = self._enter(
+                    each for each in new if each.revision >= self._known(each.key)
+                )
+                self._reach(new[-1].revision)
+                self.history.add(new, last=new[-1].revision)
+            self._save(changes)
+
+    def learn(self, events: Iterable[Event], era: int) -> bool:
+        """Take in some true changes; False if they are of an *era* that is over."""
+        with self._writing:
+            with self.changed:
+                if era != self.era:
+                    return False
+                changes = self._enter(
+                    each
+                    for each in events
+                    if each.revision > max(self.reached, self._known(each.key))
+                )
+            if changes:
+                self._save(changes)
+        return True
+
+    def replace(
+        self, records: Iterable[Record], revision: int, *, cluster: str, asked_at: int
+    ) -> None:
+        """
+        Take in all *records* of *cluster* as they were at *revision*.
+
+        *asked_at* is what `newest` was before they were asked for. What we learnt since
+        then stays, unless this turns out to be another history.
+        """
+        with self._writing:
+            other = self._is_other(cluster, revision, asked_at)
+            changes = self._differences(records, revision, other=other)
+            with self.changed:
+                if other:
+                    self.era += 1
+                    self._deleted = {}
+                    self.newest = revision
+                self.cluster = cluster
+                for key, record in changes.items():
+                    self._set(key, record)
+                self._reach(revision)
+                if changes or other:
+                    self.history.restart(revision)
+                else:
+                    self.history.add((), last=revision)
+            self._save(changes)
+
+    def written(self, operations: Sequence[Operation], revision: int) -> list[Event]:
+        """Return the changes of a transaction of ours, as far as we can tell."""
+        events = []
+        # As in etcd, the last operation on a key counts.
+        for key, operation in {each.key: each for each in operations}.items():
+            record = None
+            if isinstance(operation, Put):
+                with self.changed:
+                    old = self.table.get(key)
+                created = old.create_revision if old else revision
+                record = Record(
+                    key, operation.value, created, revision, operation.lease
+                )
+            events.append(Event(key, revision, record))
+        return events
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._writing:
+            self._file.close()
+
+    def _known(self, key: str) -> int:
+        """Return the revision of the newest change of *key* that is in memory."""
+        record = self.table.get(key)
+        return record.mod_revision if record else self._deleted.get(key, 0)
+
+    def _enter(self, events: Iterable[Event]) -> dict[str, Record | None]:
+        """Change memory; *events* are judged one by one, after those before them."""
+        changes: dict[str, Record | None] = {}
+        for event in events:
+            self._set(event.key, event.record)
+            if event.record is None:
+                self._deleted[event.key] = event.revision
+            self.newest = max(self.newest, event.revision)
+            changes[event.key] = event.record
+        return changes
+
+    def _set(self, key: str, record: Record | None) -> None:
+        self._deleted.pop(key, None)
+        if record is None:
+            self.table.remove(key)
+        else:
+            self.table.put(record)
+
+    def _reach(self, revision: int) -> None:
+        """Forget deletions up to *revision*, which is about to be `reached`."""
+        self._deleted = {
+            key: deleted for key, deleted in self._deleted.items() if deleted > revision
+        }
+        self.newest = max(self.newest, revision)
+
+    def _is_other(self, cluster: str, revision: int, asked_at: int) -> bool:
+        """Return whether *cluster* at *revision* has not the history that we know."""
+        if self.cluster not in ("", cluster):
+            log.warning(
+                "etcd holds the records of another cluster (%s, not %s); ours are"
+                " dropped",
+                cluster,
+                self.cluster,
+            )
+            return True
+        if revision < asked_at:
+            log.warning(
+                "etcd went back from revision %d to %d, as after restoring a backup;"
+                " what came later is lost",
+                asked_at,
+                revision,
+            )
+            return True
+        return False
+
+    def _differences(
+        self, records: Iterable[Record], revision: int, *, other: bool
+    ) -> dict[str, Record | None]:
+        """Return what to change so that memory is as *records*, or newer."""
+        there = {each.key: each for each in records}
+        keys = {*there, *(each.key for each in self.table.below(""))}
+        return {
+            key: there.get(key)
+            for key in keys
+            if there.get(key) != self.table.get(key)
+            and (other or self._known(key) <= revision)
+        }
+
+    def _save(self, changes: dict[str, Record | None]) -> None:
+        """
+        Write *changes* durably; a failure is told, and made good by the next write.
+
+        It is no failure of the caller's: etcd has what it asked for, and so has memory.
+        """
+        whole = not self._file_whole
+        if whole:
+            changes = {each.key: each for each in self.table.below("")}
+        try:
+            self._file.save(
+                changes.items(),
+                cluster=self.cluster,
+                revision=self.reached,
+                whole=whole,
+            )
+        except sqlite3.Error as error:
+            self._file_whole = False
+            if not self.file_fault:
+                log.warning("cannot write %s: %s", self._file.path, error)
+            self.file_fault = f"cannot write {self._file.path}: {error}"
+        else:
+            self._file_whole = True
+            self.file_fault = ""

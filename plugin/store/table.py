@@ -1,0 +1,45 @@
+"""Records in memory, sorted by key; those who share a table hold a lock for it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+
+from plugin.store.base import Record
+
+# No key begins with it: it is no character that text is written with.
+_LAST = chr(0x10FFFF)
+
+
+class Table:
+    """Records by key and in the order of their keys, which is that of UTF-8 too."""
+
+    def __init__(self, records: Iterable[Record] = ()) -> None:
+        self._records = {each.key: each for each in records}
+        self._keys = sorted(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def get(self, key: str) -> Record | None:
+        """Return the record of *key*."""
+        return self._records.get(key)
+
+    def below(self, prefix: str) -> list[Record]:
+        """Return the records whose key starts with *prefix*, sorted."""
+        first = bisect_left(self._keys, prefix)
+        after = bisect_left(self._keys, prefix + _LAST)
+        return [self._records[key] for key in self._keys[first:after]]
+
+    def put(self, record: Record) -> None:
+        """Let *record* be what its key holds."""
+        if record.key not in self._records:
+            insort(self._keys, record.key)
+        self._records[record.key] = record
+
+    def remove(self, key: str) -> bool:
+        """Let *key* be absent; return whether it was there."""
+        if self._records.pop(key, None) is None:
+            return False
+        del self._keys[bisect_left(self._keys, key)]
+        return True
