@@ -5,7 +5,12 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     ├── VolumeNotFoundError     no record of that name
     ├── StoreError              the records cannot be read or written
     ├── ConfigError             the configuration is wrong (all faults in one error)
+    ├── NodeConflictError       a node's record or its name forbids it
+    ├── NodeNotFoundError       no node of that name or id
     ├── DaemonUnreachableError  the CLI got no answer from the daemon
+    ├── FencingError            the guard that stops writers does not answer
+    ├── PeerUnreachableError    another node gave no answer
+    ├── PeerRefusedError        a node asks for what it may not have
     └── EngineError             the Docker Engine would not do what the CLI asked
 
 Exit codes: 2 is usage (click's), 1 an error of ours.
@@ -61,6 +66,35 @@ class EngineError(RemoraError):
     exit_code = 20
 
 
+class PeerUnreachableError(RemoraError):
+    """Another node could not be reached, or gave no answer; it may have acted."""
+
+    code = "peer-unreachable"
+    transient = True
+    exit_code = 23
+
+
+class PeerRefusedError(RemoraError):
+    """A node asks for what it may not have, or for too much at once."""
+
+    code = "peer-refused"
+    exit_code = 24
+
+
+class NodeConflictError(RemoraError):
+    """What the cluster knows of its nodes forbids it; nothing was changed."""
+
+    code = "node-conflict"
+    exit_code = 24
+
+
+class NodeNotFoundError(RemoraError):
+    """The cluster has no node of that name or id."""
+
+    code = "node-not-found"
+    exit_code = 25
+
+
 class RemoteError(RemoraError):
     """An error that the daemon reported to the CLI, with its code and exit code."""
 
@@ -68,3 +102,11 @@ class RemoteError(RemoraError):
         super().__init__(cause, hint=hint)
         self.code = code
         self.exit_code = exit_code
+
+
+class FencingError(RemoraError):
+    """The process that stops writers of volumes that are not ours did not answer."""
+
+    code = "fencing"
+    transient = True
+    exit_code = 25

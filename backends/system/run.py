@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from backends.errors import BackendError, DeadlineError
 from backends.system.clock import Deadline
 
 _OUTPUT_SIZE_MAX: Final = 64 * 1024
+_LINE_SIZE_MAX: Final = 8 * 1024
 _KILL_WAIT_S: Final = 5.0
 # What a command may see of our environment; the locale keeps messages parseable.
 _ENVIRONMENT: Final = {
@@ -178,6 +179,43 @@ class Helper:
             with suppress(OSError):
                 self._process.stdin.close()
         _kill(self._process)
+
+
+class Service:
+    """
+    A program that runs until it is ended, or the thread that started it ends.
+
+    What it prints must be read to its end, or it stops at a full pipe.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """
+        Start *command*.
+
+        Raises:
+            BackendError: the program is missing.
+
+        """
+        self._process = _start(command, stderr=subprocess.STDOUT)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what it prints, line by line, until it has ended."""
+        output = self._process.stdout
+        if output is not None:
+            # What is longer than any line should be is cut into several.
+            while line := output.readline(_LINE_SIZE_MAX):
+                yield line.decode(errors="replace").rstrip("\r\n")
+
+    def end(self) -> None:
+        """Kill it with its children; one that has ended already is no error."""
+        if self._process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Return its exit status, killing it first if it goes on without its output."""
+        _kill(self._process)
+        return self._process.returncode if self._process.poll() is not None else -1
 
 
 def _read_lines(

@@ -3,8 +3,8 @@ The `remora` command.
 
 Exit codes: 0 done; 1 a fault of ours; 2 usage; 10 invalid request; 11 no such volume;
 12 busy; 13 store; 15 storage; 16 deadline; 17 configuration; 18 exists; 19 daemon does
-not answer; 20 engine; 21 snapshot exists; 22 no such snapshot; `doctor` 1 if a check
-failed.
+not answer; 20 engine; 21 snapshot exists; 22 no such snapshot; 23 another node does not
+answer; 24 it refuses; `doctor` 1 if a check failed.
 """
 
 from __future__ import annotations

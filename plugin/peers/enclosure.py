@@ -1,0 +1,67 @@
+"""
+The program that sshd is started through: it gives sshd an /etc and a /run of its own.
+
+sshd lets nobody in as root where root is locked (the default of many distributions),
+starts root's shell with its start-up files, obeys /etc/hosts.deny, needs a user `sshd`
+and a directory in /run that the machine's own ssh.service removes when it stops. None
+of that is ours to change, so our sshd sees none of it.
+
+Started as process 1 of a new process and mount namespace, with the standard library
+alone: the end of sshd is the end of every session, and of what sessions started.
+"""
+
+import os
+import sys
+
+from plugin.peers import kernel
+
+# Where sshd confines the half of it that talks to strangers. Source: sshd(8), FILES.
+_EMPTY_DIRECTORY = "/run/sshd"
+# An id that Debian gives to nobody and that systemd does not give out.
+_SSHD_USER_ID = 60742
+_ETC = {
+    "passwd": "root:x:0:0:root:/:/bin/sh\n"
+    f"sshd:x:{_SSHD_USER_ID}:{_SSHD_USER_ID}:sshd:{_EMPTY_DIRECTORY}:/bin/false\n",
+    "group": f"root:x:0:\nsshd:x:{_SSHD_USER_ID}:\n",
+    # No password fits, but the account is not locked ("!").
+    "shadow": "root:*:1::::::\nsshd:*:1::::::\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
+}
+# Where libraries are; without it those outside the standard places are not found.
+_LIBRARIES = "/etc/ld.so.cache"
+
+
+def main() -> None:
+    """Become sshd (argument 1) with a configuration (2); directory 3 stays in sight."""
+    program, configuration, kept = sys.argv[1:4]
+    _replace_etc()
+    _replace_run(kept)
+    os.execv(program, [program, "-D", "-e", "-f", configuration])
+
+
+def _replace_etc() -> None:
+    libraries = b""
+    if os.path.exists(_LIBRARIES):
+        with open(_LIBRARIES, "rb") as file:
+            libraries = file.read()
+    kernel.mount_memory("/etc", "mode=0755")
+    for name, text in _ETC.items():
+        with open(f"/etc/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+    if libraries:
+        with open(_LIBRARIES, "wb") as file:
+            file.write(libraries)
+    kernel.make_read_only("/etc")
+
+
+def _replace_run(kept: str) -> None:
+    """Empty /run, but for *kept*, the directory of the daemon's sockets."""
+    kept = os.path.realpath(kept)
+    descriptor = os.open(kept, os.O_PATH | os.O_DIRECTORY)
+    kernel.mount_memory("/run", "mode=0755")
+    os.mkdir(_EMPTY_DIRECTORY, 0o755)
+    if kept.startswith("/run/"):
+        os.makedirs(kept)
+        kernel.bind(descriptor, kept)
+    kernel.make_read_only("/run")
+    os.close(descriptor)

@@ -1,0 +1,46 @@
+"""
+The root that a receiving rsync gets: one staging directory, and what it runs on.
+
+rsync runs as root, because it must make files of any owner, and takes orders from
+another machine. Whatever path it is talked into, a link to /etc, a name with `..`, a
+directory that is exchanged for a link under its hands: all of it ends in here.
+"""
+
+import os
+
+from plugin.peers import kernel
+
+# Programs and their libraries: directories, or links into /usr.
+_PROGRAM_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+_MOUNT_POINT = "/run"
+STAGING = "/staging"
+
+
+def enter(directory: str) -> None:
+    """
+    Confine this process to *directory*, which becomes `STAGING`.
+
+    All else that is in sight cannot be written to.
+    """
+    kernel.enter_own_mounts()
+    staging = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    kernel.mount_memory(_MOUNT_POINT, "mode=0755")
+    for name in _PROGRAM_DIRECTORIES:
+        source, target = f"/{name}", f"{_MOUNT_POINT}/{name}"
+        if os.path.islink(source):
+            os.symlink(os.readlink(source), target)
+        elif os.path.isdir(source):
+            _show(source, target)
+    os.mkdir(_MOUNT_POINT + STAGING)
+    kernel.bind(staging, _MOUNT_POINT + STAGING)
+    os.close(staging)
+    kernel.pivot(_MOUNT_POINT)
+    kernel.make_read_only("/")
+    os.chdir(STAGING)
+
+
+def _show(source: str, target: str) -> None:
+    os.mkdir(target)
+    descriptor = os.open(source, os.O_PATH | os.O_DIRECTORY)
+    kernel.bind(descriptor, target, read_only=True)
+    os.close(descriptor)

@@ -1,0 +1,99 @@
+"""
+The node's two ed25519 keys: its sshd's, and the one it comes to other nodes with.
+
+    <state_dir>/peer/host_key   what other nodes know our sshd by
+    <state_dir>/peer/node_key   what other nodes let us in by
+
+Both are made once. A public key is not kept beside its private one, but read out
+of it: two files could disagree after a crash.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from backends.system import files
+from backends.system.run import run
+from plugin.errors import StoreError
+from plugin.peers.peer import KEY_LENGTH, KEY_TYPE, key_blob
+
+_MAKE_DEADLINE_S: Final = 30.0
+# No comment: its default names the user and the machine.
+_MAKE: Final = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "")
+_BEGIN: Final = "-----BEGIN OPENSSH PRIVATE KEY-----"
+_END: Final = "-----END OPENSSH PRIVATE KEY-----"
+# An unencrypted file with one key. Source: openssh's PROTOCOL.key.
+_HEAD: Final = b"openssh-key-v1\0" + b"".join(
+    struct.pack(">I", len(text)) + text for text in (b"none", b"none", b"")
+)
+_TEMPORARY: Final = ".new-"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKeys:
+    """Where the private keys are, and the public ones as text."""
+
+    host_key: Path
+    node_key: Path
+    public_host_key: str
+    public_node_key: str
+
+
+def ensure_keys(directory: Path) -> NodeKeys:
+    """
+    Return the keys in *directory*, made if they are not there.
+
+    Raises:
+        StoreError: a key is there but cannot be read, or cannot be written.
+        BackendError: ssh-keygen failed or is not installed.
+
+    """
+    try:
+        files.make_directories(directory, mode=0o700)
+        for left in directory.glob(f"{_TEMPORARY}*"):
+            left.unlink()  # a crash while a key was made
+        host_key, node_key = directory / "host_key", directory / "node_key"
+        public = [_ensure(path) for path in (host_key, node_key)]
+    except OSError as error:
+        raise StoreError(
+            f"cannot keep keys in {directory}: {error.strerror}"
+        ) from error
+    return NodeKeys(host_key, node_key, *public)
+
+
+def _ensure(path: Path) -> str:
+    """Return the public key of *path*, which is made if it does not exist."""
+    if not path.exists():
+        temporary = path.with_name(f"{_TEMPORARY}{path.name}")
+        run(
+            [*_MAKE, "-f", str(temporary)],
+            deadline_s=_MAKE_DEADLINE_S,
+        )
+        files.write_durably(path, temporary.read_bytes())
+        temporary.unlink()
+        temporary.with_suffix(".pub").unlink()
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)  # restored from a backup; ssh would not take it
+    return _public_key(path)
+
+
+def _public_key(path: Path) -> str:
+    """Return the public half of the private key in *path*."""
+    text = path.read_text("ascii", errors="replace").strip()
+    try:
+        content = base64.b64decode(text.removeprefix(_BEGIN).removesuffix(_END))
+        at = len(_HEAD) + 4  # the number of keys
+        (length,) = struct.unpack_from(">I", content, at)
+    except (struct.error, ValueError):
+        content, at, length = b"", 0, 0
+    blob = content[at + 4 : at + 4 + length]
+    if not content.startswith(_HEAD) or blob != key_blob(blob[-KEY_LENGTH:]):
+        raise StoreError(
+            f"{path} is no plain ed25519 key",
+            hint="restore it; or remove it and restart, and the node has a new key",
+        )
+    return f"{KEY_TYPE} {base64.b64encode(blob).decode()}"

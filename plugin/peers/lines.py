@@ -1,0 +1,103 @@
+"""JSON lines between daemons: one request or answer a line, of bounded length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from backends.errors import InvalidRequestError, RemoraError
+from plugin.errors import RemoteError
+
+LINE_LENGTH_MAX: Final = 64 * 1024
+_CHUNK: Final = 16 * 1024
+
+
+class Lines:
+    """The lines that *receive* (the size at most → bytes, none at the end) brings."""
+
+    def __init__(self, receive: Callable[[int], bytes]) -> None:
+        self._receive = receive
+        self._pending = b""
+
+    def next(self) -> bytes | None:
+        """
+        Return the next line, None at the end.
+
+        Raises:
+            InvalidRequestError: it is longer than `LINE_LENGTH_MAX`.
+
+        """
+        while b"\n" not in self._pending:
+            if len(self._pending) > LINE_LENGTH_MAX:
+                raise InvalidRequestError(f"a line of over {LINE_LENGTH_MAX} bytes")
+            chunk = self._receive(_CHUNK)
+            if not chunk:
+                return None  # what stands before is half a line
+            self._pending += chunk
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """
+    Return *message* as a line.
+
+    Raises:
+        InvalidRequestError: it is too long for one.
+
+    """
+    line = msgspec.json.encode(message) + b"\n"
+    if len(line) > LINE_LENGTH_MAX:
+        raise InvalidRequestError(
+            f"a message of {len(line)} bytes to another node; {LINE_LENGTH_MAX} at most"
+        )
+    return line
+
+
+def decode(line: bytes) -> dict[str, Any]:
+    """
+    Return the object in *line*.
+
+    Raises:
+        InvalidRequestError: it holds none.
+
+    """
+    try:
+        message = msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"a line that is no JSON object: {error}") from error
+    return message
+
+
+def error_as_json(error: RemoraError) -> dict[str, Any]:
+    """Return what `error_from_json` makes an error of again."""
+    return {
+        "code": error.code,
+        "cause": error.cause,
+        "hint": error.hint,
+        "transient": error.transient,
+        "exit_code": error.exit_code,
+    }
+
+
+class _ErrorFields(msgspec.Struct, frozen=True):
+    """An error on its way."""
+
+    code: str
+    cause: str
+    hint: str = ""
+    transient: bool = False
+    exit_code: int = 1
+
+
+def error_from_json(fields: object) -> RemoteError:
+    """Return the error that *fields* tell of, whatever they are."""
+    try:
+        said = msgspec.convert(fields, _ErrorFields)
+    except msgspec.ValidationError:
+        said = _ErrorFields("internal", f"an error that is none: {fields!r}")
+    error = RemoteError(said.code, said.cause, hint=said.hint, exit_code=said.exit_code)
+    error.transient = said.transient
+    return error

@@ -1,0 +1,176 @@
+"""
+The program that sshd runs for whatever another node asks: `remora-receive`.
+
+    remora control                          JSON lines to and from the daemon
+    remora receive VOLUME EPOCH SEQ --server …   rsync, into a staging directory
+
+Nothing else is done, and every refusal is told to the daemon, which logs it. Which node
+asks is known from its key: sshd puts its id on our command line. Whether it may, the
+daemon says. This program trusts nothing in the request, and uses of rsync's options
+only the letters by which two versions of rsync agree on their protocol.
+
+Started for each session in a bare Python, with the standard library alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+from plugin.peers import jail, kernel
+
+# What the sender gives to rsync, and what rsync then asks for here. They are one: what
+# is changed in the first changes the second. A test compares them with a real rsync.
+RSYNC_OPTIONS = (
+    *("-aHAXS", "--numeric-ids", "--from0", "--files-from=-"),
+    # rsync compares whole seconds otherwise, and misses a rewrite of the same length.
+    "--modify-window=-1",
+)
+SERVER_FLAGS = "-lHogDtpAXRS"
+SERVER_OPTIONS = ("-@-1", "--numeric-ids")
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_NUMBER = "(?:0|[1-9][0-9]{0,17})"
+CONTROL = "remora control"
+_RECEIVE = re.compile(
+    f"remora receive ({_UUID}) ({_NUMBER}) ({_NUMBER})"
+    f" --server {SERVER_FLAGS}(e\\.[A-Za-z]{{1,24}})"
+    f" {' '.join(SERVER_OPTIONS)} \\. [!-~]{{1,4096}}"
+)
+
+COMMAND_LENGTH_MAX = 1000
+LINE_LENGTH_MAX = 64 * 1024
+_ANSWER_WITHIN_S = 60.0
+_CHUNK = 65536
+EXIT_UNAVAILABLE = 1
+EXIT_REFUSED = 3
+
+
+class RefusedError(Exception):
+    """The daemon said no, or nothing; the text is the line that the peer gets."""
+
+
+class Daemon:
+    """The daemon, at its socket for peers."""
+
+    def __init__(self, path: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(_ANSWER_WITHIN_S)
+        self.socket.connect(path)
+
+    def ask(self, message: dict[str, object]) -> dict[str, str]:
+        """Return the daemon's result for *message*; its error is raised."""
+        self.socket.sendall(json.dumps(message).encode() + b"\n")
+        line = b""
+        # It says nothing but answers, so no more than one line is on its way.
+        while not line.endswith(b"\n"):
+            chunk = self.socket.recv(_CHUNK)
+            if not chunk or len(line) > LINE_LENGTH_MAX:
+                raise RefusedError("unavailable: the daemon gave no answer")
+            line += chunk
+        answer: dict[str, dict[str, str]] = json.loads(line)
+        if "error" in answer:
+            error = answer["error"]
+            hint = f" (hint: {error['hint']})" if error["hint"] else ""
+            raise RefusedError(f"{error['code']}: {error['cause']}{hint}")
+        return answer["result"]
+
+
+def main() -> None:
+    """Serve one session of the node of argument 2 with the daemon at argument 1."""
+    path, node = sys.argv[1:3]
+    command = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    os.umask(0o077)
+    try:
+        sys.exit(_serve(Daemon(path), node, command))
+    except RefusedError as refusal:
+        _say(str(refusal))
+        sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        _say(f"unavailable: {error.strerror or error}")
+        sys.exit(EXIT_UNAVAILABLE)
+
+
+def _serve(daemon: Daemon, node: str, command: str) -> int:
+    """Return the exit status of the session that *command* asks for."""
+    if command == CONTROL:
+        daemon.ask({"node": node, "session": "control"})
+        _copy(daemon.socket)
+        return 0
+    match = _RECEIVE.fullmatch(command)
+    if match is None:
+        shown = command[:COMMAND_LENGTH_MAX]
+        daemon.ask({"node": node, "session": "refused", "command": shown})
+        raise RefusedError("refused: this key is for remora alone")
+    volume, epoch, seq, capabilities = match.groups()
+    result = daemon.ask(
+        {
+            "node": node,
+            "session": "receive",
+            "volume": volume,
+            "epoch": int(epoch),
+            "seq": int(seq),
+        }
+    )
+    status = _receive(daemon.socket, result["directory"], capabilities)
+    daemon.ask({"exit_status": status})
+    return status
+
+
+def _copy(daemon: socket.socket) -> None:
+    """Copy our input to the daemon and its answers to our output until one ends."""
+    daemon.settimeout(None)
+    poll = select.poll()
+    targets = {0: daemon.fileno(), daemon.fileno(): 1}
+    for each in targets:
+        poll.register(each, select.POLLIN)
+    with suppress(BrokenPipeError, ConnectionResetError):
+        while True:
+            for source, _ in poll.poll():
+                chunk = os.read(source, _CHUNK)
+                if not chunk:
+                    return
+                while chunk:
+                    chunk = chunk[os.write(targets[source], chunk) :]
+
+
+def _receive(daemon: socket.socket, directory: str, capabilities: str) -> int:
+    """Return rsync's exit status; it is ended if the daemon ends the session."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _become_rsync(directory, capabilities)
+        except OSError as error:
+            _say(f"unavailable: {error}")
+        finally:
+            os._exit(EXIT_UNAVAILABLE)
+    ended = os.pidfd_open(child)
+    poll = select.poll()
+    poll.register(ended, select.POLLIN)
+    poll.register(daemon, select.POLLIN)
+    # The daemon is silent until we have told it the end: this is its hanging up.
+    if ended not in [each for each, _ in poll.poll()]:
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _become_rsync(directory: str, capabilities: str) -> None:
+    os.setpgid(0, 0)
+    kernel.die_with_parent()
+    jail.enter(directory)
+    # "." is all that it may write to, whatever path the sender asked for.
+    flags = SERVER_FLAGS + capabilities
+    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, ".", "."]
+    environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+    os.execve("/usr/bin/rsync", arguments, environment)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode(errors="replace"))

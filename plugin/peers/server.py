@@ -1,0 +1,335 @@
+"""
+The daemon's side of the sessions that other nodes have here.
+
+Each session is a connection of a `remora-receive` (see `receive.py`) to a Unix socket
+that only root can reach. Its first line says which node it is for, as sshd knows it by
+its key, and what it is for; after that, lines are written by the other node and trusted
+with nothing. Closing the connection ends the session, and the rsync in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from backends.errors import InvalidRequestError, RemoraError, one_line
+from plugin.errors import PeerRefusedError
+from plugin.logs import fields
+from plugin.peers.lines import Lines, decode, encode, error_as_json
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
+
+# A node has one control session and a few transfers; another one's faults must not
+# take the places of all.
+SESSIONS_MAX: Final = 256
+SESSIONS_OF_NODE_MAX: Final = 32
+# Requests of one control session under way: a slow one must not delay the others.
+REQUESTS_MAX: Final = 8
+# A reader that takes nothing for this long is not waited for.
+_SEND_TIMEOUT_S: Final = 10
+_FIRST_LINE_TIMEOUT_S: Final = 10.0
+_STOP_WAIT_S: Final = 5.0
+
+
+class Receiver(Protocol):
+    """Who says where the bytes of a commit may go."""
+
+    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Path:
+        """
+        Return the staging directory for the commit (*epoch*, *seq*) of *volume*.
+
+        Raises:
+            RemoraError: the node may not send it; nothing has changed.
+
+        """
+
+    def end(
+        self,
+        node_id: str,
+        *,
+        volume: str,
+        epoch: int,
+        seq: int,
+        exit_status: int | None,
+    ) -> None:
+        """
+        Take note that rsync has ended, exactly once after each `begin` that returned.
+
+        *exit_status* is None if the session broke off; rsync may then live on for the
+        moment that the kernel needs to end it.
+        """
+
+
+class _First(msgspec.Struct, frozen=True):
+    """The first line of a session, written by `remora-receive`."""
+
+    node: str
+    session: str
+    command: str = ""
+    volume: str = ""
+    epoch: int = 0
+    seq: int = 0
+
+
+class PeerServer:
+    """Answers the sessions that come to *listener*."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        *,
+        handlers: Mapping[str, Handler],
+        receiver: Receiver,
+    ) -> None:
+        self._listener = listener
+        self._handlers = handlers
+        self._receiver = receiver
+        self._members: frozenset[str] = frozenset()
+        self._sessions: dict[socket.socket, str] = {}
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._thread = threading.Thread(
+            target=self._accept, name="peers:accept", daemon=True
+        )
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer nobody any more and end every session."""
+        with self._lock:
+            self._stopping = True
+            sessions = list(self._sessions)
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # close() would not wake accept()
+        for each in sessions:
+            _hang_up(each)
+        if self._thread.is_alive():
+            self._thread.join(_STOP_WAIT_S)
+        self._listener.close()
+
+    def set_members(self, node_ids: Collection[str]) -> None:
+        """Answer the nodes of *node_ids* alone; sessions of others end now."""
+        with self._lock:
+            self._members = frozenset(node_ids)
+            ended = [
+                each
+                for each, node_id in self._sessions.items()
+                if node_id and node_id not in self._members
+            ]
+        for each in ended:
+            _hang_up(each)
+
+    def session_count(self) -> int:
+        """Return the number of sessions that are open."""
+        with self._lock:
+            return len(self._sessions)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                if self._stopping:
+                    return
+                log.warning("a peer's session was not accepted: %s", error.strerror)
+                threading.Event().wait(1)  # no descriptors left: it would spin
+                continue
+            with self._lock:
+                full = len(self._sessions) >= SESSIONS_MAX or self._stopping
+                if not full:
+                    self._sessions[connection] = ""
+            if full:
+                log.warning("a peer's session was refused: too many are open")
+                connection.close()
+                continue
+            threading.Thread(
+                target=self._serve,
+                args=(connection,),
+                name="peers:session",
+                daemon=True,
+            ).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        """Serve one session to its end."""
+        node_id = "?"
+        try:
+            connection.settimeout(_FIRST_LINE_TIMEOUT_S)
+            lines = Lines(connection.recv)
+            first = _first(lines)
+            node_id = first.node
+            try:
+                self._admit(connection, first)
+                session = self._opened(first)
+            except RemoraError as error:
+                _log_refusal(node_id, error, session=first.session)
+                connection.sendall(encode({"error": error_as_json(error)}))
+                return
+            _wait_for_ever_to_read(connection)
+            session(connection, lines, first)
+        except RemoraError as error:
+            _log_refusal(node_id, error)
+        except OSError as error:
+            log.info(
+                "a peer's session broke: %s", error.strerror, extra=fields(node=node_id)
+            )
+        finally:
+            with self._lock:
+                self._sessions.pop(connection, None)
+            connection.close()
+
+    def _admit(self, connection: socket.socket, first: _First) -> None:
+        """Count the session as its node's, if that may have one more."""
+        with self._lock:
+            if first.node not in self._members:
+                raise PeerRefusedError(f"node {first.node} is no member of the cluster")
+            count = sum(each == first.node for each in self._sessions.values())
+            if count >= SESSIONS_OF_NODE_MAX:
+                raise PeerRefusedError(
+                    f"node {first.node} has {count} sessions open, and may no more"
+                )
+            self._sessions[connection] = first.node
+
+    def _opened(self, first: _First) -> Callable[[socket.socket, Lines, _First], None]:
+        """Return how the session goes on."""
+        if first.session == "control":
+            return self._control
+        if first.session == "receive":
+            return self._receive
+        raise PeerRefusedError(f"asked for the command {first.command!r}")
+
+    def _receive(self, connection: socket.socket, lines: Lines, first: _First) -> None:
+        """Give out a staging directory and wait until rsync has ended."""
+        about: dict[str, Any] = {
+            "volume": first.volume,
+            "epoch": first.epoch,
+            "seq": first.seq,
+        }
+        try:
+            directory = self._receiver.begin(first.node, **about)
+        except RemoraError as error:
+            _log_refusal(first.node, error, **about)
+            connection.sendall(encode({"error": error_as_json(error)}))
+            return
+        exit_status: int | None = None
+        try:
+            connection.sendall(encode({"result": {"directory": str(directory)}}))
+            line = lines.next()
+            if line is not None:
+                exit_status = int(decode(line)["exit_status"])
+        finally:
+            self._receiver.end(first.node, **about, exit_status=exit_status)
+        if exit_status is not None:
+            connection.sendall(encode({"result": {}}))
+
+    def _control(self, connection: socket.socket, lines: Lines, first: _First) -> None:
+        """Answer requests, several at a time, until the session ends."""
+        connection.sendall(encode({"result": {}}))
+        session = _Control(connection, first.node, self._handlers)
+        try:
+            while (line := lines.next()) is not None:
+                session.take(line)
+        except RemoraError as error:
+            # Where the next request begins is not known any more.
+            session.send({"error": error_as_json(error)})
+            raise
+
+
+class _Control:
+    """The requests of one control session."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        node_id: str,
+        handlers: Mapping[str, Handler],
+    ) -> None:
+        self._connection = connection
+        self._node_id = node_id
+        self._handlers = handlers
+        self._sending = threading.Lock()
+        self._places = threading.BoundedSemaphore(REQUESTS_MAX)
+
+    def take(self, line: bytes) -> None:
+        """Begin to answer *line*."""
+        message = decode(line)
+        number = message.pop("id", None)
+        if not self._places.acquire(blocking=False):
+            busy = PeerRefusedError(f"{REQUESTS_MAX} requests are under way already")
+            self._refuse(number, busy)
+            return
+        threading.Thread(
+            target=self._answer, args=(number, message), name="peers:call", daemon=True
+        ).start()
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send *message*; a session that cannot take it is ended."""
+        try:
+            with self._sending:
+                self._connection.sendall(encode(message))
+        except OSError:
+            _hang_up(self._connection)
+
+    def _answer(self, number: object, message: dict[str, Any]) -> None:
+        try:
+            request = message.get("request")
+            handler = self._handlers.get(str(request), _unknown)
+            answer = {"id": number, "result": handler(self._node_id, message)}
+            encode(answer)  # what is too long becomes an error
+            self.send(answer)
+        except RemoraError as error:
+            self._refuse(number, error)
+        except Exception:
+            log.exception("a fault of ours", extra=fields(node=self._node_id))
+            self._refuse(number, RemoraError("a fault in the daemon; see its log"))
+        finally:
+            self._places.release()
+
+    def _refuse(self, number: object, error: RemoraError) -> None:
+        _log_refusal(self._node_id, error)
+        self.send({"id": number, "error": error_as_json(error)})
+
+
+def _unknown(node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    del node_id
+    raise InvalidRequestError(f"there is no request {message.get('request')!r}")
+
+
+def _first(lines: Lines) -> _First:
+    line = lines.next()
+    if line is None:
+        raise InvalidRequestError("a session ended before it began")
+    try:
+        return msgspec.json.decode(line, type=_First)
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"a session began wrong: {error}") from error
+
+
+def _wait_for_ever_to_read(connection: socket.socket) -> None:
+    """Bound what we send; sshd ends a session whose other side is silent or dead."""
+    connection.settimeout(None)
+    connection.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0)
+    )
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _log_refusal(node_id: str, error: RemoraError, **values: object) -> None:
+    log.warning(
+        "refused a peer: %s", error, extra=fields(node=one_line(node_id), **values)
+    )
