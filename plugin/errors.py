@@ -109,4 +109,4 @@ class FencingError(RemoraError):
 
     code = "fencing"
     transient = True
-    exit_code = 25
+    exit_code = 26

@@ -25,7 +25,8 @@ from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
 from backends.system.clock import Deadline
-from backends.system.mounts import MountEntry, mount_table, mounted_at
+from backends.system.mountinfo import MountEntry
+from backends.system.mounts import mount_table, mounted_at
 from backends.system.run import own_program, run
 
 log = logging.getLogger(__name__)

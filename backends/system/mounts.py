@@ -13,47 +13,16 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from backends.base import VolumeUser
 from backends.errors import BackendError, VolumeBusyError
+from backends.system.mountinfo import MountEntry, parse_mountinfo
 
 _MS_BIND: Final = 0x1000
 _UMOUNT_NOFOLLOW: Final = 8
-_OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True, slots=True)
-class MountEntry:
-    """One line of mountinfo; ``root`` is the mounted path within its filesystem."""
-
-    device: str
-    root: str
-    mount_point: str
-    filesystem: str
-    source: str
-    super_options: str
-
-
-def parse_mountinfo(text: str) -> Iterator[MountEntry]:
-    """Yield the entries of a mountinfo file, in its order (later ones hide earlier)."""
-    for line in text.splitlines():
-        before, separator, after = line.partition(" - ")
-        fields = before.split(" ")
-        tail = after.split(" ")
-        if not separator or len(fields) < 6 or len(tail) < 3:
-            continue  # the kernel writes no such line; a truncated read might
-        yield MountEntry(
-            device=fields[2],
-            root=_unescape(fields[3]),
-            mount_point=_unescape(fields[4]),
-            filesystem=tail[0],
-            source=_unescape(tail[1]),
-            super_options=tail[2],
-        )
 
 
 def mount_table() -> list[MountEntry]:
@@ -248,7 +217,3 @@ def _command(pid: int) -> str:
 
 def _read(path: str) -> str:
     return Path(path).read_bytes().decode(errors="surrogateescape")
-
-
-def _unescape(field: str) -> str:
-    return _OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)

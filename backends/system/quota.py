@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError, InvalidRequestError
-from backends.system.mounts import MountEntry, entry_covering
+from backends.system.mountinfo import MountEntry
+from backends.system.mounts import entry_covering
 from backends.system.run import run
 
 _PROJECT_TRIES: Final = 100

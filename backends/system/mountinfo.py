@@ -1,0 +1,49 @@
+"""
+The kernel's tables of mounts, as text.
+
+Apart from `mounts`, because the fencing guard reads them too and must stay small.
+Source: proc_pid_mountinfo(5).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of mountinfo; ``root`` is the mounted path within its filesystem."""
+
+    device: str
+    root: str
+    mount_point: str
+    filesystem: str
+    source: str
+    super_options: str
+
+
+def parse_mountinfo(text: str) -> Iterator[MountEntry]:
+    """Yield the entries of a mountinfo file, in its order (later ones hide earlier)."""
+    for line in text.splitlines():
+        before, separator, after = line.partition(" - ")
+        fields = before.split(" ")
+        tail = after.split(" ")
+        if not separator or len(fields) < 6 or len(tail) < 3:
+            continue  # the kernel writes no such line; a truncated read might
+        yield MountEntry(
+            device=fields[2],
+            root=_unescape(fields[3]),
+            mount_point=_unescape(fields[4]),
+            filesystem=tail[0],
+            source=_unescape(tail[1]),
+            super_options=tail[2],
+        )
+
+
+def _unescape(field: str) -> str:
+    return _OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), field)

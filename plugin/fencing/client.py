@@ -1,0 +1,228 @@
+"""
+The daemon's side of the guard: it says what is held until when, and hears of states.
+
+A guard that ends is noticed at once, by its connection, and replaced; the new one is
+told what the last one was. Every call is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from backends.errors import RemoraError
+from backends.system import clock, run
+from plugin.errors import FencingError
+from plugin.fencing import guard
+from plugin.fencing.held import (
+    MESSAGE_SIZE_MAX,
+    HeldVolume,
+    State,
+    code_version,
+    socket_address,
+)
+
+log = logging.getLogger(__name__)
+
+_START_S: Final = 10.0
+# A guard that kills many processes is busy for a second or two.
+_ANSWER_S: Final = 5.0
+_RETRY_S: Final = 0.5
+# For one of another version to end.
+_CONNECT_PAUSE_S: Final = 0.02
+
+
+class Guard:
+    """The guard of *run_dir*, which outlives this object if volumes are held."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = str(run_dir)
+        self._version = code_version()
+        self._lock = threading.Lock()
+        self._connection: socket.socket | None = None
+        self._volumes: Sequence[HeldVolume] | None = None
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(
+            target=self._watch, name="fencing-guard", daemon=True
+        )
+        # Wakes the watcher for a new connection, and at the end.
+        self._woken, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def start(self) -> None:
+        """
+        Connect to the guard, starting one if there is none of this version.
+
+        Raises:
+            FencingError: none answers.
+
+        """
+        with self._lock:
+            self._connect()
+        self._watcher.start()
+
+    def hold(self, volumes: Sequence[HeldVolume]) -> Mapping[str, State]:
+        """
+        Hold exactly *volumes*; return the state of each that the guard knows.
+
+        A frozen volume whose deadline is renewed runs again; one that is missing here
+        stays frozen. A killed one stays killed until it has been missing once.
+
+        Raises:
+            FencingError: the guard has not heard it; it acts on what it knows.
+
+        """
+        with self._lock:
+            self._volumes = tuple(volumes)
+            return self._ask(_hold_request(self._volumes))
+
+    def kill(self, volume_id: str) -> State | None:
+        """
+        Kill the volume's writers; return its state, None if the guard knows no such.
+
+        While that is not `killed`, some are dying: ask again. Raises as `hold`.
+        """
+        with self._lock:
+            return self._ask({"op": "kill", "id": volume_id}).get(volume_id)
+
+    def forget(self, volume_id: str) -> None:
+        """Let the volume's writers run and guard it no more; raises as `hold`."""
+        with self._lock:
+            held = self._volumes or ()
+            self._volumes = tuple(each for each in held if each.id != volume_id)
+            self._ask({"op": "forget", "id": volume_id})
+
+    def states(self) -> Mapping[str, State]:
+        """Return the state of every volume that the guard knows; raises as `hold`."""
+        with self._lock:
+            return self._ask({"op": "states"})
+
+    def close(self) -> None:
+        """Leave the guard, which goes on with what it knows."""
+        self._closing.set()
+        os.write(self._wake, b"+")
+        if self._watcher.is_alive():
+            self._watcher.join(_START_S + _ANSWER_S)
+        with self._lock:
+            self._disconnect()
+            if self._wake >= 0:
+                os.close(self._woken)
+                os.close(self._wake)
+                self._woken = self._wake = -1
+
+    def _ask(self, request: Mapping[str, Any]) -> Mapping[str, State]:
+        """Return the states that the guard answers, a new one if it has ended."""
+        states: Mapping[str, State] | None = None
+        if self._connection is not None:
+            with suppress(FencingError):
+                states = self._exchange(request)["states"]
+        if states is None:
+            self._connect()
+            states = self._exchange(request)["states"]
+        return states
+
+    def _connect(self) -> None:
+        """Connect to a guard of this version that knows what is held."""
+        self._disconnect()
+        deadline = clock.Deadline(_START_S)
+        while True:
+            if self._reach() and self._exchange(self._hello())["same"]:
+                break
+            self._disconnect()
+            if deadline.passed():
+                raise FencingError(
+                    "no fencing guard answers",
+                    hint=f"its log is {self._run_dir}/{guard.LOG_NAME}",
+                )
+            try:
+                command = run.own_program(guard, self._run_dir)
+                run.run(command, deadline_s=max(1.0, deadline.remaining_s()))
+            except RemoraError as error:
+                raise FencingError(f"no fencing guard starts: {error.cause}") from error
+            clock.pause(_CONNECT_PAUSE_S)
+        if self._volumes is not None:
+            self._exchange(_hold_request(self._volumes))
+        os.write(self._wake, b"+")
+
+    def _hello(self) -> Mapping[str, Any]:
+        return {"op": "hello", "version": self._version}
+
+    def _reach(self) -> bool:
+        """Return whether there is a guard to talk to."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(_ANSWER_S)
+        try:
+            with socket_address(self._run_dir) as address:
+                connection.connect(address)
+        except OSError:
+            connection.close()
+            return False
+        self._connection = connection
+        return True
+
+    def _exchange(self, request: Mapping[str, Any]) -> Any:
+        """Return what the guard answers; without an answer the connection is over."""
+        connection = self._connection
+        if connection is None:
+            raise FencingError("there is no connection to the fencing guard")
+        deadline = clock.Deadline(_ANSWER_S)
+        try:
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                connection.settimeout(max(0.01, deadline.remaining_s()))
+                chunk = connection.recv(1 << 20)
+                if not chunk or len(answer) > MESSAGE_SIZE_MAX:
+                    raise ConnectionResetError("it has ended")
+                answer += chunk
+        except OSError as error:
+            self._disconnect()
+            raise FencingError(f"the fencing guard does not answer: {error}") from error
+        response = json.loads(answer)
+        if "error" in response:
+            raise FencingError(f"the fencing guard refuses: {response['error']}")
+        return response
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+            os.write(self._wake, b"+")
+
+    def _watch(self) -> None:
+        """Replace a guard that ends, until this is closed."""
+        told = False
+        while not self._closing.is_set():
+            with self._lock:
+                connection = self._connection
+                poll = select.poll()
+                poll.register(self._woken, select.POLLIN)
+                if connection is not None:
+                    poll.register(connection, select.POLLRDHUP)
+            events = poll.poll(_RETRY_S * 1000 if connection is None else None)
+            if any(descriptor == self._woken for descriptor, _ in events):
+                os.read(self._woken, 1 << 12)
+                continue
+            with self._lock:
+                if self._connection is not connection or self._closing.is_set():
+                    continue
+                try:
+                    self._connect()
+                    log.warning("the fencing guard had ended: it is replaced")
+                    told = False
+                except FencingError as error:
+                    if not told:
+                        log.error("no fencing guard: %s", error)  # noqa: TRY400
+                    told = True
+
+
+def _hold_request(volumes: Sequence[HeldVolume]) -> Mapping[str, Any]:
+    return {"op": "hold", "volumes": [asdict(volume) for volume in volumes]}

@@ -1,0 +1,245 @@
+"""
+When a volume's writers are stopped, thawed and killed.
+
+    running ──deadline passed──► frozen ──deadline renewed──► running
+                                   │
+                                   └─ epoch taken, freeze_max passed ─► killed
+
+A killed volume stays so until the daemon holds it no more: what it says of a deadline
+is the node's, and says nothing of this volume. What the daemon forgets to mention stays
+frozen, until `freeze_max_s` ends that too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from backends.system import clock
+from plugin.fencing import freezer, memory, writers
+from plugin.fencing.freezer import Target
+from plugin.fencing.held import HeldVolume, State
+from plugin.fencing.memory import Fence
+
+# How soon a process that enters a frozen volume's namespace is stopped too. Once all
+# were killed, new ones are rare: a container that its engine starts again.
+_SCAN_INTERVAL_S: Final = 0.2
+_SCAN_INTERVAL_KILLED_S: Final = 1.0
+# Looks for writers until a look finds none that is new; the next scan goes on.
+_ROUNDS_MAX: Final = 20
+_ROUNDS_BUDGET_S: Final = 0.8
+_GONE_BUDGET_S: Final = 0.5
+_GONE_INTERVAL_S: Final = 0.01
+
+Log = Callable[[str], None]
+
+
+class Fences:
+    """The volumes held and fenced, as *run_dir* has them and as the daemon says."""
+
+    def __init__(self, run_dir: str, *, log: Log) -> None:
+        self._run_dir = run_dir
+        self._log = log
+        self._memory = memory.load(run_dir)
+        self._scan_at_s = 0.0
+        # Asked to stop, but still in the kernel: waiting for a disk, or forking.
+        self._late: set[Target] = set()
+        # The daemon and its helpers, which read volumes: they stop by themselves.
+        self.never: frozenset[int] = frozenset()
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to guard."""
+        return not self._memory.held and not self._memory.fences
+
+    def states(self) -> dict[str, State]:
+        """Return the state of each volume."""
+        states: dict[str, State] = dict.fromkeys(self._memory.held, "running")
+        for volume_id, fence in self._memory.fences.items():
+            states[volume_id] = "killed" if fence.killed else "frozen"
+        return states
+
+    def hold(self, volumes: Sequence[HeldVolume]) -> None:
+        """Hold exactly *volumes*, thawing what is theirs again."""
+        now_s = clock.boottime_s()
+        self._memory.held = {volume.id: volume for volume in volumes}
+        for volume_id, fence in list(self._memory.fences.items()):
+            volume = self._memory.held.get(volume_id)
+            if fence.kill:
+                if fence.killed and volume is None:
+                    del self._memory.fences[volume_id]
+            elif volume is not None and volume.deadline_s > now_s:
+                self._thaw(fence)
+        self.save()
+
+    def kill(self, volume_id: str) -> None:
+        """Kill the writers of a volume that is another node's by now."""
+        fence = self._fence(volume_id)
+        if fence is not None:
+            fence.kill = True
+            self._scan_at_s = 0.0
+
+    def forget(self, volume_id: str) -> None:
+        """Thaw a volume, and guard it no more."""
+        self._memory.held.pop(volume_id, None)
+        if fence := self._memory.fences.get(volume_id):
+            self._thaw(fence)
+        self.save()
+
+    def save(self) -> None:
+        """Write down what a later guard has to know."""
+        memory.save(self._run_dir, self._memory)
+
+    def next_s(self) -> float | None:
+        """Return when `act` has something to do, in `clock.boottime_s`."""
+        moments = [volume.deadline_s for volume in self._unfenced()]
+        if self._memory.fences:
+            moments.append(self._scan_at_s)
+            moments += [
+                fence.since_s + fence.volume.freeze_max_s
+                for fence in self._memory.fences.values()
+                if not fence.kill
+            ]
+        return min(moments, default=None)
+
+    def act(self) -> None:
+        """Do what is due by now."""
+        now_s = clock.boottime_s()
+        for volume in self._unfenced():
+            if now_s >= volume.deadline_s:
+                fence = self._fence(volume.id)
+                if fence is not None:
+                    fence.kill = volume.policy == "kill"
+                    self._scan_at_s = 0.0
+        for fence in self._memory.fences.values():
+            if not fence.kill and now_s >= fence.since_s + fence.volume.freeze_max_s:
+                self._log(f"{fence.volume.id}: frozen too long, its writers are killed")
+                fence.kill = True
+                self._scan_at_s = 0.0
+        if self._memory.fences and now_s >= self._scan_at_s:
+            self._scan()
+
+    def _unfenced(self) -> list[HeldVolume]:
+        return [
+            volume
+            for volume in self._memory.held.values()
+            if volume.policy != "none" and volume.id not in self._memory.fences
+        ]
+
+    def _fence(self, volume_id: str) -> Fence | None:
+        """Return the volume's fence, a new one if it has none; None if unknown."""
+        fence = self._memory.fences.get(volume_id)
+        volume = self._memory.held.get(volume_id)
+        if fence is None and volume is not None:
+            fence = Fence(volume, since_s=clock.boottime_s())
+            self._memory.fences[volume_id] = fence
+        return fence
+
+    def _scan(self) -> None:
+        """Stop what can write to fenced volumes by now; kill what has to be."""
+        fences = list(self._memory.fences.values())
+        self._stop(fences)
+        doomed = [fence for fence in fences if fence.kill]
+        if doomed:
+            self._kill(doomed)
+        all_killed = all(fence.killed for fence in fences)
+        pause_s = _SCAN_INTERVAL_KILLED_S if all_killed else _SCAN_INTERVAL_S
+        self._scan_at_s = clock.boottime_s() + pause_s
+
+    def _stop(self, fences: Sequence[Fence]) -> None:
+        deadline = clock.Deadline(_ROUNDS_BUDGET_S)
+        self._late = {target for target in self._late if not freezer.stands(target)}
+        for number in range(_ROUNDS_MAX):
+            # Containers first: to look at every open file of the machine takes longer.
+            found = self._find(fences, open_files=number > 0)
+            new: set[Target] = set()
+            for fence in fences:
+                new |= self._add(fence, found[fence.volume.id])
+            if new:
+                # Before it is done: who comes after a crash knows what to thaw.
+                self.save()
+                for target in freezer.stop(new):
+                    self._log(f"{target.path or target.pid} does not stand still yet")
+                    self._late.add(target)
+            elif number > 0:
+                break
+            if deadline.passed():
+                break
+
+    def _find(
+        self, fences: Iterable[Fence], *, open_files: bool
+    ) -> dict[str, writers.Writers]:
+        volumes = [fence.volume for fence in fences]
+        return writers.find(volumes, never=self.never, open_files=open_files)
+
+    def _add(self, fence: Fence, found: writers.Writers) -> set[Target]:
+        """Return what has to be stopped for *fence* and is not; remember it all."""
+        wanted: dict[Target, bool] = {}
+        if found.pids:
+            wanted = freezer.plan(found, self._stopped())
+        new = set()
+        for target, ours in wanted.items():
+            known = fence.targets.get(target)
+            if known is None:
+                self._log(f"{fence.volume.id}: stops {target.path or target.pid}")
+            stopped = target in self._late or freezer.is_stopped(target)
+            if known != ours or not stopped:
+                new.add(target)
+            fence.targets[target] = ours
+        if new:
+            fence.killed = False
+        for target in [each for each in fence.targets if each not in wanted]:
+            if not target.exists:
+                del fence.targets[target]
+        return new
+
+    def _stopped(self) -> dict[Target, bool]:
+        stopped: dict[Target, bool] = {}
+        for fence in self._memory.fences.values():
+            stopped |= fence.targets
+        return stopped
+
+    def _thaw(self, fence: Fence) -> None:
+        """Undo *fence*, but for what another fence stops too."""
+        del self._memory.fences[fence.volume.id]
+        still = self._stopped()
+        mine = [
+            target
+            for target, ours in fence.targets.items()
+            if ours and target not in still
+        ]
+        freezer.thaw(mine)
+        self._log(f"{fence.volume.id}: its writers go on")
+
+    def _kill(self, fences: Sequence[Fence]) -> None:
+        """Kill the writers of *fences*; note of which none is left."""
+        freezer.kill({target for fence in fences for target in fence.targets})
+        deadline = clock.Deadline(_GONE_BUDGET_S)
+        while True:
+            found = self._find(fences, open_files=False)
+            gone = _without_writers(fences, found)
+            if len(gone) == len(fences) or deadline.passed():
+                break
+            clock.pause(_GONE_INTERVAL_S)
+        changed = False
+        for fence in gone:
+            # Whoever enters such a group later is nobody that we know.
+            freezer.thaw(fence.targets)
+            fence.targets.clear()
+            if not fence.killed:
+                fence.killed = changed = True
+                self._log(f"{fence.volume.id}: its writers are killed")
+        if changed:
+            self.save()
+
+
+def _without_writers(
+    fences: Sequence[Fence], found: dict[str, writers.Writers]
+) -> list[Fence]:
+    """Return those of *fences* that have no writers left."""
+    return [
+        fence
+        for fence in fences
+        if not found[fence.volume.id].pids
+        and not any(target.lives for target in fence.targets)
+    ]

@@ -1,0 +1,65 @@
+"""What the daemon tells the guard, and how the two find each other."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal
+
+# What the guard says of a volume. `frozen`: its writers are stopped or being killed;
+# `killed`: none is left.
+State = Literal["running", "frozen", "killed"]
+Policy = Literal["freeze", "kill", "none"]
+
+FREEZE_MAX_S: Final = 60.0
+SOCKET_NAME: Final = "guard.sock"
+# One line of the protocol: ten thousand volumes need less.
+MESSAGE_SIZE_MAX: Final = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HeldVolume:
+    """
+    A volume that this node holds until ``deadline_s``.
+
+    ``device`` and ``root`` are those of the mount on ``target``, in mountinfo. On NFS,
+    where one device has many volumes, ``source`` tells them apart and stands in for
+    ``device``; elsewhere it is empty. ``deadline_s`` is in `clock.boottime_s`.
+    """
+
+    id: str
+    device: str
+    root: str
+    target: str
+    deadline_s: float
+    freeze_max_s: float = FREEZE_MAX_S
+    policy: Policy = "freeze"
+    source: str = ""
+
+
+def code_version() -> str:
+    """Return what changes with the code that a guard runs."""
+    here = os.path.dirname(__file__)
+    checksum = 0
+    for name in sorted(os.listdir(here)):
+        if name.endswith(".py"):
+            with open(f"{here}/{name}", "rb") as module:
+                checksum = zlib.crc32(module.read(), checksum)
+    return f"{checksum:08x}"
+
+
+@contextmanager
+def socket_address(run_dir: str) -> Iterator[str]:
+    """
+    Give the address of the guard's socket in *run_dir*.
+
+    By a descriptor, because an address has 108 bytes and a path may have more.
+    """
+    directory = os.open(run_dir, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{directory}/{SOCKET_NAME}"
+    finally:
+        os.close(directory)
