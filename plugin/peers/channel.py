@@ -1,0 +1,205 @@
+"""
+The way to other nodes: a channel to each, opened when it is needed and kept open.
+
+A call never waits longer than its deadline, whatever state the other node, its machine
+or the network is in: connections are made in threads of their own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from backends.errors import RemoraError
+from backends.system.clock import Deadline, monotonic_s
+from plugin.errors import PeerUnreachableError
+from plugin.peers.connection import Connection, connect
+from plugin.peers.peer import Peer
+
+_FIRST_PAUSE_S: Final = 0.2
+# A node that has come back is heard of this late, at most.
+_PAUSE_MAX_S: Final = 3.0
+
+
+class PeerChannel:
+    """Requests to *peer*; threads may share it."""
+
+    def __init__(self, peer: Peer, *, node_key: Path) -> None:
+        self.peer = peer
+        self._node_key = node_key
+        self._changed = threading.Condition()
+        self._connection: Connection | None = None
+        self._connecting = False
+        self._fault = ""
+        self._attempts = 0
+        self._again_at_s = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self._closed = False
+
+    @property
+    def address(self) -> str:
+        """Return the address that the node answers at, or the first one it may have."""
+        connection = self._connection
+        return connection.address if connection else self.peer.addresses[0]
+
+    def call(
+        self, request: str, body: Mapping[str, Any], *, deadline_s: float
+    ) -> Mapping[str, Any]:
+        """
+        Return the node's answer to *request*.
+
+        Raises:
+            PeerUnreachableError: it gave none in time; it may have done it.
+            RemoteError: it said no.
+
+        """
+        deadline = Deadline(deadline_s)
+        return self._connected(deadline).ask(request, body, deadline=deadline)
+
+    def close(self) -> None:
+        """End the connection; further calls fail."""
+        with self._changed:
+            self._closed = True
+            connection = self._connection
+            self._changed.notify_all()
+        if connection is not None:
+            connection.close(f"the channel to node '{self.peer.name}' was closed")
+
+    def _connected(self, deadline: Deadline) -> Connection:
+        """Return a working connection, made by whoever comes first."""
+        with self._changed:
+            seen = self._attempts
+            while True:
+                if self._closed:
+                    raise PeerUnreachableError(
+                        f"node '{self.peer.name}' is no peer any more"
+                    )
+                if self._connection is not None and not self._connection.fault:
+                    return self._connection
+                if self._attempts > seen:  # one that began at our call or during it
+                    raise PeerUnreachableError(self._fault)
+                if not self._connecting:
+                    if monotonic_s() < self._again_at_s:
+                        raise PeerUnreachableError(self._fault)
+                    self._connecting = True
+                    threading.Thread(
+                        target=self._connect, name="peers:connect", daemon=True
+                    ).start()
+                if deadline.passed():
+                    raise PeerUnreachableError(
+                        f"no connection to node '{self.peer.name}' in time"
+                    )
+                self._changed.wait(deadline.remaining_s())
+
+    def _connect(self) -> None:
+        """Try each address once, the last one that worked first."""
+        preferred = self.address
+        others = [each for each in self.peer.addresses if each != preferred]
+        connection, fault = None, "a fault of ours"
+        try:
+            for address in (preferred, *others):
+                try:
+                    connection = connect(self.peer, address, node_key=self._node_key)
+                    break
+                except PeerUnreachableError as error:
+                    fault = error.cause
+        finally:
+            with self._changed:
+                self._connecting = False
+                self._attempts += 1
+                if connection is None:
+                    self._fault = fault
+                    self._again_at_s = monotonic_s() + self._pause_s
+                    self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
+                else:
+                    self._connection = connection
+                    self._fault = f"node '{self.peer.name}' hung up at once"
+                    self._pause_s = _FIRST_PAUSE_S
+                closed = self._closed
+                self._changed.notify_all()
+            if closed and connection is not None:
+                connection.close("closed while it was opened")
+
+
+class Peers:
+    """The channels to all other nodes, in step with their records."""
+
+    def __init__(self, *, node_key: Path) -> None:
+        self._node_key = node_key
+        self._lock = threading.Lock()
+        self._channels: dict[str, PeerChannel] = {}
+
+    def update(self, peers: Sequence[Peer]) -> None:
+        """Have a channel to each of *peers*; one whose record has not changed stays."""
+        with self._lock:
+            before = self._channels
+            self._channels = {
+                peer.id: before[peer.id]
+                if peer.id in before and before[peer.id].peer == peer
+                else PeerChannel(peer, node_key=self._node_key)
+                for peer in peers
+            }
+            kept = set(self._channels.values())
+        for channel in before.values():
+            if channel not in kept:
+                channel.close()
+
+    def channel(self, node_id: str) -> PeerChannel:
+        """
+        Return the channel to a node.
+
+        Raises:
+            PeerUnreachableError: no record of it has come.
+
+        """
+        with self._lock:
+            channel = self._channels.get(node_id)
+        if channel is None:
+            raise PeerUnreachableError(f"node {node_id} is not known here")
+        return channel
+
+    def call(
+        self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
+    ) -> Mapping[str, Any]:
+        """Return a node's answer; raise as `PeerChannel.call`."""
+        return self.channel(node_id).call(request, body, deadline_s=deadline_s)
+
+    def call_all(
+        self,
+        node_ids: Sequence[str],
+        request: str,
+        body: Mapping[str, Any],
+        *,
+        deadline_s: float,
+    ) -> dict[str, Mapping[str, Any] | RemoraError]:
+        """Return each node's answer, or its error, all asked at once."""
+        answers: dict[str, Mapping[str, Any] | RemoraError] = {}
+
+        def ask(node_id: str) -> None:
+            try:
+                answers[node_id] = self.call(
+                    node_id, request, body, deadline_s=deadline_s
+                )
+            except RemoraError as error:
+                answers[node_id] = error
+
+        threads = [
+            threading.Thread(target=ask, args=(each,), name="peers:ask", daemon=True)
+            for each in set(node_ids)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()  # ends: each call has the deadline
+        return {
+            each: answers.get(
+                each, PeerUnreachableError("a fault of ours; see the log")
+            )
+            for each in node_ids
+        }
+
+    def close(self) -> None:
+        """Close every channel."""
+        self.update(())
