@@ -65,17 +65,17 @@ class Replica:
 
     def follow(self, events: Sequence[Event]) -> None:
         """Take in what the watch told: all changes from `reached` to the last one."""
+        if not events:
+            return
+        last = events[-1].revision
         with self._writing:
             with self.changed:
-                new = [each for each in events if each.revision > self.reached]
-                if not new:
-                    return
                 # The watch knows better than we when our own puts created their keys.
                 changes = self._enter(
-                    each for each in new if each.revision >= self._known(each.key)
+                    each for each in events if each.revision >= self._known(each.key)
                 )
-                self._reach(new[-1].revision)
-                self.history.add(new, last=new[-1].revision)
+                self._reach(last)
+                self.history.add(events, last=last)
             self._save(changes)
 
     def learn(self, events: Iterable[Event], era: int) -> bool:
@@ -105,6 +105,8 @@ class Replica:
         with self._writing:
             other = self._is_other(cluster, revision, asked_at)
             changes = self._differences(records, revision, other=other)
+            # Watches were not told of what was learnt otherwise.
+            told = not changes and self.newest == self.reached
             with self.changed:
                 if other:
                     self.era += 1
@@ -114,10 +116,10 @@ class Replica:
                 for key, record in changes.items():
                     self._set(key, record)
                 self._reach(revision)
-                if changes or other:
-                    self.history.restart(revision)
-                else:
+                if told and not other:
                     self.history.add((), last=revision)
+                else:
+                    self.history.restart(revision)
             self._save(changes)
 
     def written(self, operations: Sequence[Operation], revision: int) -> list[Event]:
