@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import json
 import random
 import signal
 import sys
@@ -106,6 +108,8 @@ class Campaign:
         self._chance = random.Random(plan.seed)
         self._deaths: list[str] = []
         self._deck: list[str] = []
+        # With members on nodes of their own, each is broken in a node's name.
+        self._etcd_of = dict(zip(NAMES, cluster.etcd.members, strict=True))
         arguments = (str(THREADS), str(plan.hold_s), str(plan.pause_s), *self.volumes)
         self._clients = {
             name: Client(cluster[name].node, f"{plan.seed}-{name}", *arguments)
@@ -134,6 +138,14 @@ class Campaign:
         self._await_progress()
         return self._result()
 
+    def save(self, directory: Path) -> None:
+        """Leave the nodes' logs and the history in *directory*, to look at."""
+        for name in NAMES:
+            for log in self._logs(name):
+                (directory / f"{name}-{log.name}").write_text(self._text(log))
+        history = dataclasses.asdict(self.recorder.history)
+        (directory / "history.json").write_text(json.dumps(history, indent=1))
+
     # Faults: each a context, broken inside of it
 
     def _break_something(self) -> None:
@@ -160,7 +172,7 @@ class Campaign:
 
     @contextlib.contextmanager
     def _power(self, name: str) -> Iterator[None]:
-        self.cluster.power_off(name)
+        self.cluster.lab[name].power_off()
         yield
         self.cluster.boot(name)
         self._note_clock(name)
@@ -194,15 +206,15 @@ class Campaign:
 
     @contextlib.contextmanager
     def _etcd_freeze(self, name: str) -> Iterator[None]:
-        self.cluster.etcd.freeze(name)
+        self.cluster.etcd.freeze(self._etcd_of[name])
         yield
-        self.cluster.etcd.thaw(name)
+        self.cluster.etcd.thaw(self._etcd_of[name])
 
     @contextlib.contextmanager
     def _etcd_kill(self, name: str) -> Iterator[None]:
-        self.cluster.etcd.kill(name)
+        self.cluster.etcd.kill(self._etcd_of[name])
         yield
-        self.cluster.etcd.launch(name)
+        self.cluster.etcd.launch(self._etcd_of[name])
 
     @contextlib.contextmanager
     def _daemon_freeze(self, name: str) -> Iterator[None]:
@@ -313,6 +325,7 @@ def main() -> int:
     parser.add_argument("--attempts", type=int, default=300)
     parser.add_argument("--duration", type=float, default=600, help="seconds, at most")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--save", type=Path, help="a directory for logs and history")
     arguments = parser.parse_args()
     if lacking := missing():
         parser.error(f"needs {lacking}")
@@ -325,7 +338,10 @@ def main() -> int:
         lab.boot()
         cluster = Cluster(lab)
         cluster.start()
-        result = Campaign(cluster, plan).run()
+        campaign = Campaign(cluster, plan)
+        result = campaign.run()
+        if arguments.save:
+            campaign.save(arguments.save)
     print(result.table())
     for each in result.violations:
         print(f"{each.rule}: {each.evidence}")

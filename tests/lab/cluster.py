@@ -55,9 +55,8 @@ class Member:
     def __init__(self, node: Node, endpoints: str, **settings: str) -> None:
         self.node = node
         self.remora = Remora(node, etcd=endpoints, node_name=node.name, **settings)
-        self.frozen = False
-        self.filtered = False
-        self.clock_set = False
+        self.frozen = self.filtered = self.clock_set = False
+        node.on_boot.append(self._forget_faults)
 
     def call(self, method: str, name: str, **more: Any) -> dict[str, Any]:
         """Return the answer to a call about the volume *name*."""
@@ -95,6 +94,9 @@ class Member:
         received_s = time.monotonic()
         boot, uptime_s, _ = shown.split()
         return BootClock(boot, float(uptime_s), (sent_s + received_s) / 2)
+
+    def _forget_faults(self) -> None:
+        self.frozen = self.filtered = self.clock_set = False
 
 
 class Cluster:
@@ -140,18 +142,13 @@ class Cluster:
         self.etcd.restore()
         self.start()
 
-    def power_off(self, name: str) -> None:
-        """Fail the power of the node *name*."""
-        self.lab[name].power_off()
-        member = self[name]
-        member.frozen = member.filtered = member.clock_set = False
-
     def boot(self, name: str) -> None:
         """Switch the node *name* on, and what runs there, without waiting for that."""
         self.lab[name].boot()
         if name in self.etcd.members:
             self.etcd.launch(name)
-        self.launch_daemon(name)
+        if name in self.members:
+            self.launch_daemon(name)
 
     def launch_daemon(self, name: str) -> bool:
         """Start the daemon of *name* without waiting; return whether it was off."""

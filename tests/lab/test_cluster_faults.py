@@ -105,7 +105,7 @@ def test_a_frozen_daemon_is_silent_and_goes_on(whole: Cluster) -> None:
 
 
 def test_everything_at_once_is_mended(whole: Cluster) -> None:
-    whole.power_off("alpha")
+    whole.lab["alpha"].power_off()
     whole.kill_daemon("beta")
     whole.etcd.kill("beta")
     whole.signal_daemon("gamma", signal.SIGSTOP)
