@@ -103,21 +103,28 @@ class RefusedError(Exception):
         self.commit = commit
 
 
+class Epoch(msgspec.Struct, frozen=True):
+    """An epoch that was begun, as the store keeps it under ``v/<id>/epochs/<n>``."""
+
+    base: Commit
+    owner: str
+
+
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """The base of every epoch that an owner has begun, by epoch."""
+    """Every epoch that an owner has begun, by its number."""
 
-    bases: Mapping[int, Commit]
+    epochs: Mapping[int, Epoch]
 
     def newest(self, at: int) -> int:
         """Return the newest epoch begun up to *at*, 0 if there is none."""
-        return max((each for each in self.bases if each <= at), default=0)
+        return max((each for each in self.epochs if each <= at), default=0)
 
     def contains(self, commit: Commit, *, at: int) -> bool:
         """Return whether epoch *at* has grown out of *commit*."""
         epoch = self.newest(at)
         while epoch > commit.epoch:
-            base = self.bases[epoch]
+            base = self.epochs[epoch].base
             if base.epoch == commit.epoch:
                 return commit.seq <= base.seq
             # Bases lie before their epochs; a record that says otherwise is no proof.
@@ -126,9 +133,13 @@ class Lineage:
             epoch = base.epoch
         return epoch == commit.epoch
 
-    def with_base(self, epoch: int, base: Commit) -> Lineage:
-        """Return the lineage after *epoch* has begun with *base*."""
-        return Lineage({**self.bases, epoch: base})
+    def owners(self) -> set[str]:
+        """Return the nodes that may have written to the volume."""
+        return {each.owner for each in self.epochs.values()}
+
+    def after(self, epoch: int, base: Commit, owner: str) -> Lineage:
+        """Return the lineage after *owner* has begun *epoch* with *base*."""
+        return Lineage({**self.epochs, epoch: Epoch(base, owner)})
 
 
 # The head
@@ -179,7 +190,8 @@ def choose(
     """
     Return the best commit among *votes*, those who have promised ``head.epoch``.
 
-    A volume that has been written to never begins empty again, whatever is accepted.
+    A volume that may have been written to never begins empty again, whatever loss is
+    accepted: each former owner must have said that its copy is empty.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.
@@ -193,12 +205,13 @@ def choose(
     if not offered:
         raise RefusedError("no-copy", commit=head.committed)
     base = max(offered.values())
-    owner = head.holders[0] if head.holders else ""
-    if base == EMPTY and (lineage.bases or head.committed != EMPTY):
-        raise RefusedError("would-begin-empty", node=owner, commit=head.committed)
+    silent = sorted({*lineage.owners(), *head.holders} - {*votes})
+    missing = silent[0] if silent else ""
+    if base == EMPTY and (silent or head.committed != EMPTY):
+        raise RefusedError("would-begin-empty", node=missing, commit=head.committed)
     lost = head.committed if base < head.committed else None
     if lost is not None and not accept_loss:
-        raise RefusedError("newer-elsewhere", node=owner, commit=head.committed)
+        raise RefusedError("newer-elsewhere", node=missing, commit=head.committed)
     holders = tuple(sorted(node for node in offered if offered[node] == base))
     return Choice(base, holders, lost)
 
@@ -366,7 +379,7 @@ def receive(
         RefusedError: stale-epoch, writers-running; nothing may change.
 
     """
-    if commit.epoch < max(replica.promised, replica.live_epoch):
+    if commit.epoch < replica.promised or commit.epoch <= replica.live_epoch:
         raise RefusedError(
             "stale-epoch", epoch=max(replica.promised, replica.live_epoch)
         )

@@ -1,0 +1,1 @@
+"""The rules of ownership in every order that fits into a bound."""

@@ -1,0 +1,100 @@
+"""What must hold in every world, and of every step from one to the next."""
+
+from __future__ import annotations
+
+from plugin.cluster.rules import EMPTY, RefusedError
+
+from .world import Scope, World, name
+
+
+def broken(before: World, step: str, after: World, scope: Scope) -> str:
+    """Return which invariant *step* has broken, "" if none."""
+    return _of_state(after, scope) or _of_step(before, step, after)
+
+
+def _of_state(world: World, scope: Scope) -> str:
+    commits = [commit for commit, _ in world.history]
+    if len(commits) != len(set(commits)):
+        return "I3: one commit has two contents"
+    epochs = [epoch for epoch, _ in world.epochs]
+    if len(epochs) != len(set(epochs)):
+        return "I1: an epoch has begun twice"
+    owners = [node.epoch for node in world.nodes if node.role in "BO"]
+    if len(owners) != len(set(owners)):
+        return "I1: two owners of one epoch"
+    if not scope.removal:
+        there = set()
+        for node in world.nodes:
+            there |= node.tree | (node.live or frozenset())
+            there |= {write for tree in node.kept for write in tree}
+        if there != set(range(world.writes)):
+            return f"I7: writes are gone: {set(range(world.writes)) - there}"
+    content = dict(world.history)
+    for number, node in enumerate(world.nodes):
+        if content.get(node.replica.commit) != node.tree:
+            return f"I5: the tree of {name(number)} is not its commit"
+        if node.live is not None and not node.tree <= node.live:
+            return f"I5: the live tree of {name(number)} is behind its commit"
+    committed = content[world.head.committed]
+    if not any(
+        committed <= (node.live or node.tree)
+        or committed <= node.tree
+        or any(committed <= tree for tree in node.kept)
+        for node in world.nodes
+    ):
+        return "I4: nobody holds what is committed"
+    return ""
+
+
+def _of_step(before: World, step: str, after: World) -> str:
+    accepted = after.lost
+    if after.head.committed < before.head.committed and not accepted:
+        return "I4: committed went back"
+    if step.startswith("receive"):
+        number = "abc".index(step[-1])
+        old, new = before.nodes[number].replica, after.nodes[number].replica
+        if new.commit.epoch < old.promised:
+            return "I2: a commit below the promise was taken"
+        if new.commit < old.commit and after.lineage.contains(
+            old.commit, at=new.commit.epoch
+        ):
+            return "I2: a replica went back"
+    if step.startswith("begin"):
+        base = dict(after.epochs)[after.head.epoch].base
+        known = before.settled | before.content(before.head.committed)
+        if not accepted and not known <= before.content(base):
+            return "I6: the owner lacks what is committed"
+        if base == EMPTY and before.writes:
+            return "I12: a volume that was written to begins empty"
+        if before.removed:
+            return "I11: a removed volume has an owner"
+    return ""
+
+
+def stuck(world: World, scope: Scope) -> str:
+    """
+    Return why nobody can own the volume although every node is well again, else "".
+
+    I10: with the store and every replica reachable there must be an owner.
+    """
+    if world.removed:
+        return ""
+    head = scope.rules.acquire(world.head, locked_by="", node="a", boot_id="1")
+    try:
+        replicas = [
+            scope.rules.promise(node.replica, head.epoch, writers_stopped=True)
+            for node in world.nodes
+        ]
+        votes = {name(number): each.commit for number, each in enumerate(replicas)}
+        choice = scope.rules.choose(
+            head, world.lineage, votes, accept_loss=scope.accept_loss
+        )
+        scope.rules.go_live(
+            replicas[0],
+            epoch=head.epoch,
+            base=choice.base,
+            lineage=world.lineage.after(head.epoch, choice.base, "a"),
+        )
+    except RefusedError as error:
+        return f"I10: nobody can own it: {error.reason}"
+    return ""

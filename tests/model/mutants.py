@@ -1,0 +1,126 @@
+"""Rules that are wrong in one point each; the search must find out every one."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+
+from plugin.cluster import rules
+from plugin.cluster.rules import Choice, Commit, Head, Kept, Lineage, Replica
+
+from .world import mutant
+
+replace = msgspec.structs.replace
+
+
+def _promise_is_forgotten(
+    replica: Replica, epoch: int, *, writers_stopped: bool
+) -> Replica:
+    given = rules.promise(
+        replace(replica, promised=0), epoch, writers_stopped=writers_stopped
+    )
+    return replace(given, promised=replica.promised)
+
+
+def _go_live_unasked(replica: Replica, *, epoch: int, **rest: Any) -> Kept:
+    return rules.go_live(replace(replica, promised=epoch), epoch=epoch, **rest)
+
+
+def _receive_from_anybody(
+    replica: Replica, *arguments: Any, **rest: Any
+) -> Kept | None:
+    return rules.receive(replace(replica, promised=0), *arguments, **rest)
+
+
+def _live_is_overwritten(*arguments: Any, **rest: Any) -> Kept | None:
+    kept = rules.receive(*arguments, **rest)
+    return kept and Kept(kept.replica, keep_commit=kept.keep_commit)
+
+
+def _diverged_is_overwritten(*arguments: Any, **rest: Any) -> Kept | None:
+    kept = rules.receive(*arguments, **rest)
+    return kept and Kept(kept.replica, keep_live=kept.keep_live)
+
+
+def _own_diverged_is_overwritten(*arguments: Any, **rest: Any) -> Kept:
+    return Kept(rules.go_live(*arguments, **rest).replica)
+
+
+def _anything_will_do(*arguments: Any, accept_loss: bool) -> Choice:
+    choice = rules.choose(*arguments, accept_loss=True)
+    return Choice(choice.base, choice.holders)
+
+
+def _empty_will_do(
+    head: Head, lineage: Lineage, votes: dict[str, Commit], *, accept_loss: bool
+) -> Choice:
+    base = max(votes.values())
+    if base == rules.EMPTY and accept_loss:
+        return Choice(base, tuple(votes), head.committed)
+    return rules.choose(head, lineage, votes, accept_loss=accept_loss)
+
+
+def _lineage_is_not_asked(
+    head: Head, lineage: Lineage, votes: dict[str, Commit], *, accept_loss: bool
+) -> Choice:
+    del lineage, accept_loss
+    base = max(votes.values())
+    if base < head.committed:
+        raise rules.RefusedError("newer-elsewhere")
+    return Choice(base, tuple(votes))
+
+
+def _release_in_silence(head: Head, **rest: Any) -> Head:
+    return replace(rules.release(head, **rest), committed=head.committed)
+
+
+def _sequence_is_reused(replica: Replica) -> Replica:
+    return replace(rules.commit_live(replica), next_seq=replica.next_seq)
+
+
+def _acquire_in_the_same_epoch(head: Head, **rest: Any) -> Head:
+    return replace(rules.acquire(head, **rest), epoch=max(head.epoch, 1))
+
+
+def _acquire_a_removed_volume(head: Head, **rest: Any) -> Head:
+    return rules.acquire(replace(head, phase="idle"), **rest)
+
+
+def _resume_whatever_happened(head: Head, *, node: str, epoch: int, **_: Any) -> Head:
+    return replace(head, owner=node, epoch=epoch, phase="owned")
+
+
+def _with(**functions: Any) -> SimpleNamespace:
+    """Return mutated rules, in which `release` and `seal` use mutated helpers too."""
+    made = mutant(**functions)
+    if "commit_live" in functions:
+        made.seal = lambda replica: (
+            replace(functions["commit_live"](replica), live_epoch=0)
+            if replica.live_epoch
+            else replica
+        )
+    return made
+
+
+MUTANTS = {
+    "a promise is forgotten": _with(
+        promise=_promise_is_forgotten, go_live=_go_live_unasked
+    ),
+    "an owner begins though another was promised": _with(go_live=_go_live_unasked),
+    "an old owner's commit is taken": _with(receive=_receive_from_anybody),
+    "a live tree is overwritten": _with(receive=_live_is_overwritten),
+    "a diverged copy is overwritten": _with(receive=_diverged_is_overwritten),
+    "an owner's diverged copy is overwritten": _with(
+        go_live=_own_diverged_is_overwritten
+    ),
+    "any copy will do": _with(choose=_anything_will_do),
+    "an empty copy will do": _with(choose=_empty_will_do),
+    "the lineage is not asked": _with(choose=_lineage_is_not_asked),
+    "a release is not published": _with(release=_release_in_silence),
+    "a sequence number is used twice": _with(commit_live=_sequence_is_reused),
+    "an owner does not raise the epoch": _with(acquire=_acquire_in_the_same_epoch),
+    "a removed volume is acquired": _with(acquire=_acquire_a_removed_volume),
+    "an owner resumes whatever has happened": _with(resume=_resume_whatever_happened),
+}

@@ -1,0 +1,96 @@
+"""The rules hold in all worlds of small scopes and on long ways; wrong rules do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+
+import pytest
+
+from .explore import search, wander
+from .mutants import MUTANTS
+from .world import Scope
+
+FENCES = pytest.mark.parametrize("fenced", [True, False])
+# Where wrong rules are looked for, from the smallest scope to the largest.
+HUNTED_IN = (
+    Scope(nodes=2, epochs=3, writes=1, seqs=1),
+    Scope(nodes=2, epochs=3, writes=1, seqs=1, accept_loss=True),
+    Scope(nodes=2, epochs=3, writes=1, seqs=1, removal=True),
+)
+WIDE = {"epochs": 7, "writes": 7, "seqs": 4}
+
+
+def seed() -> int:
+    """Return the seed to repeat, or a new one; pytest shows it with a failure."""
+    chosen = int(os.environ.get("REMORA_SEED") or secrets.randbelow(2**32))
+    print(f"REMORA_SEED={chosen}")
+    return chosen
+
+
+@FENCES
+@pytest.mark.parametrize("accept_loss", [True, False])
+@pytest.mark.parametrize("removal", [True, False])
+def test_every_world_of_a_small_scope_is_right(
+    fenced: bool, accept_loss: bool, removal: bool
+) -> None:
+    scope = Scope(
+        nodes=2,
+        epochs=2,
+        writes=2,
+        seqs=1,
+        fenced=fenced,
+        accept_loss=accept_loss,
+        removal=removal,
+    )
+    found = search(scope, states_max=400_000)
+    assert not found.fault, found
+    assert found.exhausted
+    assert found.states > 10_000
+
+
+@FENCES
+def test_the_first_worlds_of_a_large_scope_are_right(fenced: bool) -> None:
+    found = search(Scope(fenced=fenced), states_max=60_000)
+    assert not found.fault, found
+    assert found.states > 60_000
+
+
+@FENCES
+@pytest.mark.parametrize("accept_loss", [True, False])
+@pytest.mark.parametrize("removal", [True, False])
+def test_long_ways_are_right(fenced: bool, accept_loss: bool, removal: bool) -> None:
+    scope = Scope(fenced=fenced, accept_loss=accept_loss, removal=removal, **WIDE)
+    found = wander(scope, seed=seed(), walks=1_000, length=100)
+    assert not found.fault, found
+    assert found.states > 10_000
+
+
+@pytest.mark.long
+@FENCES
+@pytest.mark.parametrize("accept_loss", [True, False])
+def test_millions_of_steps_are_right(fenced: bool, accept_loss: bool) -> None:
+    scope = Scope(fenced=fenced, accept_loss=accept_loss, **WIDE)
+    found = wander(scope, seed=seed(), walks=40_000, length=150)
+    assert not found.fault, found
+    assert found.states > 1_000_000
+
+
+@pytest.mark.long
+@FENCES
+def test_a_million_worlds_are_right(fenced: bool) -> None:
+    found = search(Scope(fenced=fenced, seqs=2), states_max=1_000_000)
+    assert not found.fault, found
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_wrong_rule_is_found(mutant: str) -> None:
+    faults = []
+    for scope in HUNTED_IN:
+        wrong = dataclasses.replace(scope, rules=MUTANTS[mutant])
+        faults.append(search(wrong, states_max=70_000).fault)
+        if faults[-1]:
+            return
+    wrong = Scope(fenced=False, rules=MUTANTS[mutant], **WIDE)
+    assert wander(wrong, seed=1, walks=4_000, length=100).fault
