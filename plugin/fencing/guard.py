@@ -42,7 +42,7 @@ LOG_NAME: Final = "guard.log"
 _LOCK_NAME: Final = "guard.lock"
 _LOG_SIZE_MAX: Final = 256 * 1024
 # A daemon that has just started us, or restarts, is back before that.
-_IDLE_S: Final = 15.0
+_IDLE_S: Final = 5.0
 _CONNECTIONS_MAX: Final = 16
 _SEND_TIMEOUT_S: Final = 1.0
 _PEER_CREDENTIALS: Final = struct.Struct("3i")

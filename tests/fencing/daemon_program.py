@@ -40,8 +40,6 @@ def answer(guard: Guard, request: dict) -> object:
             guard.forget(request["id"])
         case "states":
             return dict(guard.states())
-        case "version":
-            guard._version = request["version"]
     return None
 
 

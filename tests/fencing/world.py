@@ -33,9 +33,9 @@ FENCED_WITHIN_S = 1.0
 PROGRAM = Path(__file__).with_name("daemon_program.py")
 # Arguments: the file. Busybox's, for containers have no other.
 STAMP = 'read now rest < /proc/uptime; echo "$now" >> "$1"'
-WRITE = f'while :; do {STAMP}; fsync "$1"; done'
+WRITE = f'while :; do {STAMP}; sync -d "$1"; done'
 # Each stamp by a process of its own, eight at a time.
-FORK = f"while :; do for each in 1 2 3 4 5 6 7 8; do ({STAMP}) & done; wait; done"
+FORK = f"while :; do for n in 1 2 3 4 5 6 7 8; do ({STAMP}) & done; wait; done"
 
 
 def now_s() -> float:
