@@ -119,8 +119,10 @@ class Cluster:
     def start(self) -> None:
         """Start whatever does not run; return when all of it answers."""
         self.etcd.start_all()
-        starting = [name for name in NAMES if self.launch_daemon(name)]
-        for name in starting:
+        for name in NAMES:
+            self.launch_daemon(name)
+        # All of them: one may have been launched by somebody who did not wait.
+        for name in NAMES:
             self[name].remora.wait_ready()
 
     def stop(self) -> None:
