@@ -9,18 +9,19 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from backends.system import clock
 from plugin.errors import StoreError
-from plugin.store.base import CompactedError, Compare, Delete, Operation, Put
+from plugin.store.base import CompactedError, Compare, Delete, Event, Operation, Put
 from plugin.store.etcd.settings import EtcdSettings
-from plugin.store.etcd.store import EtcdStore
+from plugin.store.etcd.store import EtcdStore, Snapshot
 from plugin.store.mirror import MirrorStore
 from plugin.store.mirror_file import MirrorFile
 from plugin.store.replica import Replica
@@ -104,6 +105,10 @@ def keys(store: MirrorStore | EtcdStore) -> list[str]:
     return [each.key for each in store.prefix("")[0]]
 
 
+def facts(store: MirrorStore | EtcdStore) -> list[tuple[str, bytes, int]]:
+    return [(each.key, each.value, each.mod_revision) for each in store.prefix("")[0]]
+
+
 def test_reads_go_on_without_etcd_and_across_a_restart(bench: Bench) -> None:
     mirror = bench.ready()
     put(mirror, "ours")
@@ -166,6 +171,54 @@ def test_refresh_sees_puts_and_deletions_of_others(bench: Bench) -> None:
             other.transact([], [Delete(f"k/{number}"), Put("n", b"")])
             mirror.refresh(WITHIN_S)
             assert mirror.get(f"k/{number}") is None
+
+
+@pytest.fixture
+def late(bench: Bench) -> Iterator[MirrorStore]:
+    """Yield a mirror that hears nothing of its watch until the test is over."""
+    mirror = bench.ready()
+    follow, gate = mirror._replica.follow, threading.Event()
+
+    def wait_and_follow(events: Sequence[Event]) -> None:
+        gate.wait(WITHIN_S)
+        follow(events)
+
+    mirror._replica.follow = wait_and_follow  # type: ignore[method-assign]
+    yield mirror
+    gate.set()
+    last = put(bench.etcd(), "last")
+    wait_until(lambda: mirror.prefix("")[1] >= last, "the watch")
+    assert mirror.prefix("")[0] == bench.etcd().prefix("")[0]
+
+
+def test_refresh_needs_no_watch(bench: Bench, late: MirrorStore) -> None:
+    other = bench.etcd()
+    chance = random.Random(1)
+    for _ in range(60):
+        writer = chance.choice([late, other, other])
+        writer.transact([], [change(chance, "k/") for _ in range(2)])
+        late.refresh(WITHIN_S)
+        assert facts(late) == facts(other)
+
+
+def test_refresh_is_not_deceived_by_as_many_other_keys(
+    bench: Bench, late: MirrorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = bench.etcd()
+    late.transact([], [Put("theirs", b""), Put("ours", b"")])
+    other.transact([], [Delete("theirs")])
+    changed_since = EtcdStore.changed_since
+
+    def and_we_delete(
+        store: EtcdStore, revision: int, *, deadline_s: float
+    ) -> Snapshot:
+        found = changed_since(store, revision, deadline_s=deadline_s)
+        late.transact([], [Delete("ours")])  # one here, as many as there were then
+        return found
+
+    monkeypatch.setattr(EtcdStore, "changed_since", and_we_delete)
+    late.refresh(WITHIN_S)
+    assert keys(late) == []
 
 
 def test_a_quiet_prefix_does_not_hold_a_refresh_up(bench: Bench) -> None:
@@ -299,6 +352,35 @@ def restore(cluster: etcd.Cluster, backup: Path) -> None:
     # Long enough for every mirror to have missed it.
     clock.pause(1.5)
     cluster.heal()
+
+
+def test_members_that_die_are_not_missed(
+    etcd_three: etcd.Cluster, tmp_path: Path
+) -> None:
+    etcd_three.heal()
+    bench = Bench(etcd_three, tmp_path)
+    try:
+        mirror = bench.ready()
+        written = [f"{number}" for number in range(6)]
+        for number, member in enumerate(etcd_three.members):
+            member.kill()
+            key = f"{number * 2}"
+            wait_until(partial(written_down, mirror, key), "a write")
+            assert mirror.get(key) is not None
+            etcd_three.heal()
+            put(bench.etcd(), f"{number * 2 + 1}")
+        wait_until(lambda: keys(mirror) == written, "all records")
+        wait_until(lambda: mirror.fault() is None, "health")
+    finally:
+        bench.close()
+        etcd_three.heal()
+
+
+def written_down(mirror: MirrorStore, key: str) -> bool:
+    """Try to write *key*, which an election may prevent for a while."""
+    with suppress(StoreError):
+        return mirror.transact([], [Put(key, b"")]).succeeded
+    return False
 
 
 def test_eight_threads_read_what_they_wrote(bench: Bench) -> None:

@@ -23,8 +23,8 @@ NOT_OURS = re.compile(
 )
 # Started by name, not imported.
 ENTRY_POINTS = {"plugin.cli.main"}
-# Written and tested ahead of what will use it: docs/adr/0010-etcd.md.
-AHEAD = {"plugin.store.etcd.store"}
+# Written and tested ahead of what will use it: docs/adr/0011-mirror.md.
+AHEAD = {"plugin.store.mirror", "plugin.store.memory"}
 # Programs of their own, which the daemon may kill; they import nothing of ours.
 STAND_ALONE = {"backends.nfs.agent", "backends.nfs.unmount"}
 # Paths of the machine that this was written on, and registries that were used there.
