@@ -25,6 +25,8 @@ from plugin.fencing.memory import Fence
 # were killed, new ones are rare: a container that its engine starts again.
 _SCAN_INTERVAL_S: Final = 0.2
 _SCAN_INTERVAL_KILLED_S: Final = 1.0
+# How often every open file of the machine is looked at meanwhile: that takes longer.
+_FILES_INTERVAL_S: Final = 1.0
 # Looks for writers until a look finds none that is new; the next scan goes on.
 _ROUNDS_MAX: Final = 20
 _ROUNDS_BUDGET_S: Final = 0.8
@@ -42,6 +44,7 @@ class Fences:
         self._log = log
         self._memory = memory.load(run_dir)
         self._scan_at_s = 0.0
+        self._files_at_s = 0.0
         # Asked to stop, but still in the kernel: waiting for a disk, or forking.
         self._late: set[Target] = set()
         # The daemon and its helpers, which read volumes: they stop by themselves.
@@ -77,7 +80,7 @@ class Fences:
         fence = self._fence(volume_id)
         if fence is not None:
             fence.kill = True
-            self._scan_at_s = 0.0
+            self._scan_soon()
 
     def forget(self, volume_id: str) -> None:
         """Thaw a volume, and guard it no more."""
@@ -110,14 +113,17 @@ class Fences:
                 fence = self._fence(volume.id)
                 if fence is not None:
                     fence.kill = volume.policy == "kill"
-                    self._scan_at_s = 0.0
+                    self._scan_soon()
         for fence in self._memory.fences.values():
             if not fence.kill and now_s >= fence.since_s + fence.volume.freeze_max_s:
                 self._log(f"{fence.volume.id}: frozen too long, its writers are killed")
                 fence.kill = True
-                self._scan_at_s = 0.0
+                self._scan_soon()
         if self._memory.fences and now_s >= self._scan_at_s:
             self._scan()
+
+    def _scan_soon(self) -> None:
+        self._scan_at_s = self._files_at_s = 0.0
 
     def _unfenced(self) -> list[HeldVolume]:
         return [
@@ -149,9 +155,12 @@ class Fences:
     def _stop(self, fences: Sequence[Fence]) -> None:
         deadline = clock.Deadline(_ROUNDS_BUDGET_S)
         self._late = {target for target in self._late if not freezer.stands(target)}
+        files = clock.boottime_s() >= self._files_at_s
+        if files:
+            self._files_at_s = clock.boottime_s() + _FILES_INTERVAL_S
         for number in range(_ROUNDS_MAX):
-            # Containers first: to look at every open file of the machine takes longer.
-            found = self._find(fences, open_files=number > 0)
+            # Containers first: they are found sooner.
+            found = self._find(fences, open_files=files and number > 0)
             new: set[Target] = set()
             for fence in fences:
                 new |= self._add(fence, found[fence.volume.id])
@@ -161,7 +170,7 @@ class Fences:
                 for target in freezer.stop(new):
                     self._log(f"{target.path or target.pid} does not stand still yet")
                     self._late.add(target)
-            elif number > 0:
+            elif number > 0 or not files:
                 break
             if deadline.passed():
                 break

@@ -121,7 +121,10 @@ class _Guard:
                 self._respond(descriptor, connection, line)
 
     def _accept(self) -> None:
-        accepted, _ = self._listener.accept()
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError:
+            return  # it has gone again
         accepted.settimeout(_SEND_TIMEOUT_S)
         if len(self._connections) >= _CONNECTIONS_MAX:
             accepted.close()

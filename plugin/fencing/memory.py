@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
 
 from backends.system import clock
@@ -46,10 +46,9 @@ def load(run_dir: str) -> Memory:
             content = json.load(file)
         if content["boot_id"] != clock.boot_id():
             return Memory()
-        held = [HeldVolume(**each) for each in content["held"]]
+        held = [_volume(each) for each in content["held"]]
         fences = [_fence(each) for each in content["fences"]]
     except (OSError, ValueError, KeyError, TypeError):
-        # Absent, or of a version that wrote it otherwise: the daemon tells all again.
         return Memory()
     return Memory(
         {volume.id: volume for volume in held},
@@ -81,10 +80,16 @@ def _plain(fence: Fence) -> dict[str, Any]:
     }
 
 
+def _volume(plain: dict[str, Any]) -> HeldVolume:
+    """Return a volume, which another version may have written with other fields."""
+    known = {each.name for each in fields(HeldVolume)}
+    return HeldVolume(**{key: value for key, value in plain.items() if key in known})
+
+
 def _fence(plain: dict[str, Any]) -> Fence:
     targets = {Target(**target): ours for target, ours in plain["targets"]}
     return Fence(
-        volume=HeldVolume(**plain["volume"]),
+        volume=_volume(plain["volume"]),
         since_s=plain["since_s"],
         kill=plain["kill"],
         killed=plain["killed"],

@@ -42,6 +42,11 @@ def now_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def new_id() -> str:
+    """Return the id of a new volume."""
+    return str(uuid.uuid4())
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """A directory bound to where a daemon has it, the way of rsync volumes."""
@@ -54,7 +59,7 @@ class Volume:
 
     @classmethod
     def make(cls, directory: Path) -> Volume:
-        volume_id = str(uuid.uuid4())
+        volume_id = new_id()
         live = directory / "pool" / volume_id / "live"
         target = directory / "mounts" / volume_id
         for path in (live, target):
