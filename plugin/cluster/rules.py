@@ -124,13 +124,13 @@ class Lineage:
         """Return whether epoch *at* has grown out of *commit*."""
         epoch = self.newest(at)
         while epoch > commit.epoch:
-            base = self.epochs[epoch].base
-            if base.epoch == commit.epoch:
-                return commit.seq <= base.seq
-            # Bases lie before their epochs; a record that says otherwise is no proof.
-            if base.epoch >= epoch:
+            begun = self.epochs.get(epoch)
+            # Too old to be known, or a base that does not lie before: it is no proof.
+            if begun is None or begun.base.epoch >= epoch:
                 return False
-            epoch = base.epoch
+            if begun.base.epoch == commit.epoch:
+                return commit.seq <= begun.base.seq
+            epoch = begun.base.epoch
         return epoch == commit.epoch
 
     def owners(self) -> set[str]:
