@@ -85,7 +85,7 @@ class NodeConflictError(RemoraError):
     """What the cluster knows of its nodes forbids it; nothing was changed."""
 
     code = "node-conflict"
-    exit_code = 24
+    exit_code = 27
 
 
 class NodeNotFoundError(RemoraError):

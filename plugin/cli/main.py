@@ -4,7 +4,7 @@ The `remora` command.
 Exit codes: 0 done; 1 a fault of ours; 2 usage; 10 invalid request; 11 no such volume;
 12 busy; 13 store; 15 storage; 16 deadline; 17 configuration; 18 exists; 19 daemon does
 not answer; 20 engine; 21 snapshot exists; 22 no such snapshot; 23 another node does not
-answer; 24 it refuses; `doctor` 1 if a check failed.
+answer; 24 it refuses; 25 no such node; 27 node conflict; `doctor` 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from plugin.cli import (
     cmd_config,
     cmd_doctor,
     cmd_import,
+    cmd_node,
     cmd_serve,
     cmd_snapshot,
     cmd_volumes,
@@ -58,6 +59,7 @@ for command in (
     cmd_snapshot.clone,
     cmd_import.import_volume,
     cmd_volumes.repair,
+    cmd_node.node,
     cmd_doctor.doctor,
     cmd_config.config,
     cmd_config.completion,

@@ -1,0 +1,186 @@
+"""
+Where other nodes reach this one: the addresses that face them, following changes.
+
+The kernel's routes say which of our addresses a packet to some host would come from.
+Those addresses come first, then the other global ones. Addresses of bridges (docker0,
+say) lead to this machine's own containers and count only if a route says otherwise;
+loopback counts only if all that we are told to reach is there, too.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from backends.system import clock
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
+
+log = logging.getLogger(__name__)
+# Others try them in order, so more would only make the search longer.
+ADDRESSES_MAX: Final = 8
+_TARGETS_MAX: Final = 32
+# Source: rtnetlink(7): links, IPv4 and IPv6 addresses, and their routes.
+_GROUPS: Final = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
+_SCOPE_UNIVERSE: Final = 0
+# IFA_F_DADFAILED and IFA_F_TENTATIVE: the address cannot be used (yet), and
+# IFA_F_TEMPORARY: it will not stay. Source: linux/if_addr.h.
+_UNUSABLE: Final = 0x08 | 0x40 | 0x01
+_UP: Final = 0x1
+_MESSAGE_SIZE: Final = 65536
+_LOOK_S: Final = 1.0
+# Changes come in bursts; what is true after them is asked once.
+_SETTLE_S: Final = 0.5
+_STOP_WAIT_S: Final = 3.0
+
+
+class Addresses:
+    """
+    Finds this node's addresses, given the URLs of etcd's members as *endpoints*.
+
+    With *fixed*, an address from the configuration, nothing is looked for.
+    """
+
+    def __init__(self, endpoints: Sequence[str], *, fixed: str = "") -> None:
+        self._hosts = [urlsplit(each).hostname or "" for each in endpoints]
+        self._fixed = fixed
+
+    def find(self, peers: Sequence[str] = ()) -> tuple[str, ...]:
+        """
+        Return the addresses, the best one first, at most `ADDRESSES_MAX`.
+
+        Looking up the names of endpoints may take as long as the resolver waits.
+
+        Raises:
+            OSError: the kernel did not answer.
+
+        """
+        if self._fixed:
+            return (self._fixed,)
+        return own_addresses([*_resolved(self._hosts), *peers])
+
+
+def own_addresses(targets: Sequence[str]) -> tuple[str, ...]:
+    """
+    Return our addresses that face *targets* (addresses), then the other global ones.
+
+    Raises:
+        OSError: the kernel did not answer.
+
+    """
+    # 0.1 s and 20 MB that a node without a cluster never needs.
+    from pyroute2 import IPRoute  # noqa: PLC0415
+    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
+
+    found: list[str] = []
+    try:
+        with IPRoute() as kernel:
+            for target in targets[:_TARGETS_MAX]:
+                with suppress(NetlinkError):  # no route to it
+                    found += _facing(kernel, target)
+            found += _global(kernel)
+    except NetlinkError as error:
+        raise OSError(f"cannot read the addresses: {error}") from error
+    outside = [each for each in found if not ipaddress.ip_address(each).is_loopback]
+    local = targets and all(ipaddress.ip_address(each).is_loopback for each in targets)
+    # Last, for an etcd on each machine says nothing about where the others are.
+    inside = [each for each in found if each not in outside] if local else []
+    return tuple(dict.fromkeys(outside + inside))[:ADDRESSES_MAX]
+
+
+class AddressWatcher:
+    """Calls *changed* in a thread of its own after links or addresses changed."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+        self._stopping = threading.Event()
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE
+        )
+        self._socket.settimeout(_LOOK_S)
+        self._socket.bind((0, _GROUPS))
+        self._thread = threading.Thread(target=self._run, name="addresses", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_WAIT_S)
+        self._socket.close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            if not self._heard():
+                continue
+            deadline = clock.Deadline(_SETTLE_S)
+            while not (deadline.passed() or self._stopping.is_set()):
+                self._stopping.wait(deadline.remaining_s())
+            self._empty()
+            try:
+                self._changed()
+            except Exception:
+                log.exception("a change of addresses was not followed")
+
+    def _heard(self) -> bool:
+        """Return whether something changed; wait for it a little."""
+        try:
+            self._socket.recv(_MESSAGE_SIZE)
+        except TimeoutError:
+            return False
+        except OSError:
+            # ENOBUFS: there were more messages than room, so something did change.
+            self._stopping.wait(_SETTLE_S)
+        return True
+
+    def _empty(self) -> None:
+        """Forget what was heard meanwhile: the look that follows comes after it."""
+        with suppress(OSError):
+            while not self._stopping.is_set():
+                self._socket.recv(_MESSAGE_SIZE, socket.MSG_DONTWAIT)
+
+
+def _resolved(hosts: Sequence[str]) -> Iterator[str]:
+    """Yield the addresses of *hosts*; those that have none now are left out."""
+    for host in hosts:
+        with suppress(OSError, UnicodeError):
+            for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+                yield str(address[0])
+
+
+def _facing(kernel: IPRoute, target: str) -> Iterator[str]:
+    """Yield the address that a packet to *target* would come from."""
+    # An address with a zone (fe80::1%eth0) is of this link only.
+    for route in kernel.route("get", dst=target.partition("%")[0]):
+        source = route.get_attr("RTA_PREFSRC")
+        if source and not ipaddress.ip_address(source).is_link_local:
+            yield str(source)
+
+
+def _global(kernel: IPRoute) -> Iterator[str]:
+    """Yield the addresses that are valid everywhere, of links that are no bridges."""
+    usable = {
+        link["index"]
+        for link in kernel.get_links()
+        if link["flags"] & _UP
+        and link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge"
+    }
+    for each in kernel.get_addr():
+        flags = each.get_attr("IFA_FLAGS") or each["flags"]
+        if (
+            each["index"] in usable
+            and each["scope"] == _SCOPE_UNIVERSE
+            and not flags & _UNUSABLE
+        ):
+            # Of a point-to-point link IFA_ADDRESS is the other end.
+            yield str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"))

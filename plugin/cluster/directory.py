@@ -1,0 +1,200 @@
+"""The cluster's nodes as their records show them, and what people do to them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from plugin.cluster.nodes import (
+    ALIVE,
+    NAMES,
+    NODES,
+    NodeRecord,
+    NodeView,
+    decoded,
+    owner_of,
+)
+from plugin.errors import NodeConflictError, NodeNotFoundError, StoreError
+from plugin.logs import fields
+from plugin.store.base import Compare, Delete, Put, Store
+
+log = logging.getLogger(__name__)
+_REFRESH_DEADLINE_S: Final = 3.5
+# How often a change is tried that other changes of the same record get ahead of.
+_TRIES_MAX: Final = 5
+_NAMED_MAX: Final = 20
+_VOLUMES_NAMED_MAX: Final = 5
+
+
+class NodeDirectory:
+    """
+    Reads and changes nodes' records; reads answer from local knowledge.
+
+    *data_only_on* returns the volumes whose newest data only the node of that id has.
+    *always_alive* is the id of a node that is alone and needs no lease to be alive.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        data_only_on: Callable[[str], list[str]],
+        always_alive: str = "",
+    ) -> None:
+        self._store = store
+        self._data_only_on = data_only_on
+        self._always_alive = always_alive
+        self._offsets_s: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def nodes(self) -> list[NodeView]:
+        """Return all nodes, sorted by name."""
+        alive = {each.key for each in self._store.prefix(ALIVE)[0]}
+        found = []
+        for stored in self._store.prefix(NODES)[0]:
+            record = decoded(NodeRecord, stored)
+            if record is not None:
+                lives = record.id == self._always_alive or ALIVE + record.id in alive
+                found.append(NodeView(record, lives, self._offsets_s.get(record.id)))
+        return sorted(found, key=lambda each: each.record.name)
+
+    def record(self, node_id: str) -> NodeRecord | None:
+        """Return the record of the node of that id, None if there is none."""
+        return decoded(NodeRecord, self._store.get(NODES + node_id))
+
+    def find(self, name_or_id: str) -> NodeView:
+        """
+        Return one node.
+
+        Raises:
+            NodeNotFoundError: there is none; the hint lists those there are.
+
+        """
+        nodes = self.nodes()
+        # Ids first: a name may look like an id, but nobody can choose their id.
+        for each in nodes:
+            if each.record.id == name_or_id:
+                return each
+        for each in nodes:
+            if each.record.name == name_or_id:
+                return each
+        names = [each.record.name for each in nodes]
+        more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+        raise NodeNotFoundError(
+            f"there is no node '{name_or_id}'",
+            hint=f"the nodes are: {', '.join(names[:_NAMED_MAX]) or 'none'}{more}",
+        )
+
+    def set_drained(self, name_or_id: str, *, drained: bool) -> NodeView:
+        """
+        Return the node after it got, or lost, the mark that it takes nothing new.
+
+        Raises:
+            NodeNotFoundError: there is no such node.
+            StoreError: the store did not answer, or others keep changing the record.
+
+        """
+        for _ in range(_TRIES_MAX):
+            self._store.refresh(_REFRESH_DEADLINE_S)
+            view = self.find(name_or_id)
+            if view.record.drained == drained:
+                return view
+            if self._mark(view.record.id, drained=drained):
+                log.info(
+                    "node %s",
+                    "drained" if drained else "undrained",
+                    extra=fields(node=view.record.name),
+                )
+                return self.find(view.record.id)
+        raise _contended(name_or_id)
+
+    def remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
+        """
+        Return the record of a node that is no longer one, if it lives no more.
+
+        With *force*, even if it has data that no other node has.
+
+        Raises:
+            NodeConflictError: it lives, or has such data.
+            NodeNotFoundError: there is no such node.
+            StoreError: the store did not answer.
+
+        """
+        self._store.refresh(_REFRESH_DEADLINE_S)
+        view = self.find(name_or_id)
+        record = view.record
+        if view.alive:
+            raise NodeConflictError(
+                f"node '{record.name}' is alive",
+                hint="stop its daemon first (systemctl stop remora, there)",
+            )
+        volumes = [] if force else self._data_only_on(record.id)
+        if volumes:
+            more = len(volumes) - _VOLUMES_NAMED_MAX
+            raise NodeConflictError(
+                f"node '{record.name}' has data that no other node has, of: "
+                + ", ".join(volumes[:_VOLUMES_NAMED_MAX])
+                + (f" and {more} more" if more > 0 else ""),
+                hint="start it, and let others catch up; or, if it is gone for good, "
+                "give that data up with --force",
+            )
+        name = self._store.get(NAMES + record.name)
+        ours = owner_of(name) == record.id
+        outcome = self._store.transact(
+            [Compare(NODES + record.id, self._revision(record.id))]
+            + [Compare(ALIVE + record.id, 0)]
+            + ([Compare(name.key, name.mod_revision)] if name and ours else []),
+            [Delete(NODES + record.id)] + ([Delete(name.key)] if name and ours else []),
+        )
+        if not outcome.succeeded:
+            raise _contended(name_or_id)
+        with self._lock:
+            self._offsets_s.pop(record.id, None)
+        log.info("node removed", extra=fields(node=record.name, node_id=record.id))
+        return record
+
+    def note_clock(self, node_id: str, offset_s: float) -> None:
+        """Keep by how much the wall clock of a node is ahead of ours."""
+        record = self.record(node_id)
+        if record is None:
+            return
+        with self._lock:
+            before_s = self._offsets_s.get(node_id)
+            self._offsets_s[node_id] = offset_s
+        warned = bool(
+            NodeView(record, alive=True, clock_offset_s=before_s).clock_warning()
+        )
+        warning = NodeView(record, alive=True, clock_offset_s=offset_s).clock_warning()
+        if warning and not warned:
+            log.warning("%s", warning)
+        elif warned and not warning:
+            log.info("the clock of node '%s' is right again", record.name)
+
+    def clock_warnings(self) -> list[str]:
+        """Return a line for each node that lives and whose clock is far off."""
+        found = [each.clock_warning() for each in self.nodes() if each.alive]
+        return [each for each in found if each]
+
+    def _mark(self, node_id: str, *, drained: bool) -> bool:
+        """Return whether the mark is written; fields that we do not know stay."""
+        stored = self._store.get(NODES + node_id)
+        if stored is None:
+            return False
+        values = msgspec.json.decode(stored.value, type=dict[str, Any])
+        values["drained"] = drained
+        return self._store.transact(
+            [Compare(stored.key, stored.mod_revision)],
+            [Put(stored.key, msgspec.json.encode(values))],
+        ).succeeded
+
+    def _revision(self, node_id: str) -> int:
+        stored = self._store.get(NODES + node_id)
+        return stored.mod_revision if stored else 0
+
+
+def _contended(name: str) -> StoreError:
+    return StoreError(f"node '{name}' was changed meanwhile", hint="retry")

@@ -1,0 +1,394 @@
+"""Membership on stores without a server: who is let in, and what is told of nodes."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backends.system import clock
+from plugin.cluster.lease import LEASE_MARGIN_S
+from plugin.errors import NodeConflictError, NodeNotFoundError, StoreError
+from plugin.node import Node, forget_identity, lock_state
+from plugin.store.base import Compare, Operation, Outcome, Put
+from plugin.store.memory import Memory, MemoryStore
+from plugin.store.sqlite import SqliteStore
+from tests.support.etcd import wait_until
+from tests.support.members import Members
+
+TTL_S = 9.0
+
+
+@pytest.fixture
+def members() -> Iterator[Members]:
+    memory = Memory()
+    made = Members(lambda: MemoryStore(memory), ttl_s=TTL_S)
+    yield made
+    made.close()
+
+
+def test_a_node_is_known_to_the_others(members: Members) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta", addresses=("10.0.0.2", "fd00::2"))
+    for each in (alpha, beta):
+        assert [view.record.name for view in each.nodes()] == ["alpha", "beta"]
+        assert [view.state for view in each.nodes()] == ["ready", "ready"]
+        assert each.fault() is None
+        assert each.lease
+    record = alpha.find("beta").record
+    assert record.id == alpha.find(record.id).record.id == beta.own.id
+    assert record.addresses == ("10.0.0.2", "fd00::2")
+    assert (record.pool_total_bytes, record.pool_available_bytes) == (1000, 600)
+
+
+def test_the_deadline_comes_before_the_leases_end(members: Members) -> None:
+    before_s = clock.boottime_s()
+    alpha = members.started("alpha")
+    assert alpha.deadline_s() >= before_s + TTL_S - LEASE_MARGIN_S
+    assert alpha.deadline_s() <= clock.boottime_s() + TTL_S - LEASE_MARGIN_S
+
+
+def test_a_name_belongs_to_one_node(members: Members) -> None:
+    alpha = members.started("alpha", addresses=("10.0.0.1",))
+    with pytest.raises(NodeConflictError) as refused:
+        members.started("alpha")
+    assert str(refused.value) == (
+        f"node-conflict: the node name 'alpha' belongs to node {alpha.own.id} "
+        "('alpha' at 10.0.0.1) (hint: set node_name in [cluster] to another one; or, "
+        "if that node is gone for good: remora node rm alpha)"
+    )
+    assert len(alpha.nodes()) == 1
+    # Even while its owner does not run.
+    members.crash(alpha)
+    with pytest.raises(NodeConflictError):
+        members.started("alpha")
+
+
+def test_a_node_may_change_its_name(members: Members) -> None:
+    alpha = members.started("alpha")
+    alpha.drain("alpha")
+    joined_at = alpha.find("alpha").record.joined_at
+    renamed = members.restarted(alpha, name="omega")
+    [view] = renamed.nodes()
+    assert (view.record.name, view.record.joined_at) == ("omega", joined_at)
+    assert view.record.drained  # a restart does not take it back
+    assert members.started("alpha").fault() is None
+
+
+def test_a_copied_disk_is_refused(members: Members) -> None:
+    alpha = members.started("alpha", addresses=("10.0.0.1",))
+    lease = alpha.lease
+    clone = members.copied(alpha, machine_id="another machine", boot_id="its boot")
+    with pytest.raises(NodeConflictError, match="running on another machine") as found:
+        clone.start()
+    assert "remora node new-identity" in found.value.hint
+    assert clone.lease == 0
+    assert clone.deadline_s() == -math.inf
+    # The one that was there first has lost nothing.
+    assert alpha.find("alpha").alive
+    assert members.store.keep_alive(lease)
+
+
+def test_a_new_identity_lets_a_copied_disk_in(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.set_fact("pool_id", "its pool")
+    node.set_fact("lease", "boot 7")
+    lock = lock_state(tmp_path)
+    with pytest.raises(StoreError, match="another remora daemon uses"):
+        forget_identity(tmp_path)
+    os.close(lock)
+    old = node.id
+    node.close()
+    (tmp_path / "peer").mkdir()
+    (tmp_path / "peer/host_key").touch()
+    assert forget_identity(tmp_path) == old
+    assert list((tmp_path / "peer").iterdir()) == []
+    again = Node(tmp_path)
+    assert again.id != old
+    assert (again.fact("pool_id"), again.fact("lease")) == ("its pool", None)
+    again.close()
+
+
+def test_a_machine_copied_whole_never_gets_in(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine-id is the same, so that only time tells it from a reboot."""
+    alpha = members.started("alpha")
+    clone = members.copied(alpha, boot_id="another boot")
+    clone.start()
+    assert "last boot has not ended yet" in str(clone.fault())
+    monkeypatch.setattr("plugin.cluster.registration._DEAD_AFTER_TTLS", 0)
+    wait_until(lambda: "another machine" in str(clone.fault()), "the conflict")
+    assert clone.lease == 0
+    assert alpha.find("alpha").alive
+
+
+def test_after_a_reboot_the_old_lease_is_waited_out(members: Members) -> None:
+    alpha = members.started("alpha")
+    lease = alpha.lease
+    members.crash(alpha)
+    booted = members.copied(alpha, boot_id="the next boot")
+    booted.start()
+    assert booted.lease == 0
+    members.store.revoke_lease(lease)  # as its end
+    wait_until(lambda: booted.fault() is None, "the new boot")
+    assert booted.lease not in (0, lease)
+
+
+def test_a_restarted_daemon_goes_on_with_its_lease(members: Members) -> None:
+    alpha = members.started("alpha")
+    members.store.transact([], [Put("lock", b"alpha's", alpha.lease)])
+    again = members.restarted(alpha)
+    assert again.lease == alpha.lease
+    assert members.store.get("lock") is not None
+    members.crash(again)
+    members.store.revoke_lease(again.lease)  # as if it was down for longer
+    later = members.restarted(again)
+    assert later.lease not in (0, again.lease)
+    assert members.store.get("lock") is None
+
+
+def test_a_second_daemon_takes_over_and_the_first_lets_go(members: Members) -> None:
+    alpha = members.started("alpha")
+    copy = members.copied(alpha)
+    copy.start()
+    assert copy.lease == alpha.lease
+    wait_until(lambda: alpha.lease == 0, "that the first lets go")
+    assert "another daemon of this machine is node 'alpha'" in str(alpha.fault())
+    assert alpha.deadline_s() == -math.inf
+    assert copy.fault() is None
+
+
+def test_versions_that_do_not_overlap_are_refused(
+    members: Members, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alpha = members.started("alpha")
+    for name in ("PROTOCOL", "PROTOCOL_OLDEST"):
+        for module in ("nodes", "registration"):
+            monkeypatch.setattr(f"plugin.cluster.{module}.{name}", 2)
+    with pytest.raises(NodeConflictError, match="speaks protocol 1 to 1; this one"):
+        members.started("beta")
+    members.crash(alpha)
+    members.store.revoke_lease(alpha.lease)
+    assert members.started("beta").fault() is None  # what does not run is no hindrance
+
+
+def test_fields_of_a_newer_version_stay(members: Members) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta")
+    key = f"nodes/{beta.own.id}"
+    stored = members.store.get(key)
+    assert stored is not None
+    newer = {**msgspec.json.decode(stored.value), "colour": "blue"}
+    members.store.transact([], [Put(key, msgspec.json.encode(newer))])
+    assert alpha.drain("beta").record.drained
+    assert beta.drained
+    changed = members.store.get(key)
+    assert changed is not None
+    assert msgspec.json.decode(changed.value)["colour"] == "blue"
+    assert not alpha.undrain(beta.own.id).record.drained
+
+
+def test_a_spoilt_record_hides_no_other(members: Members) -> None:
+    alpha = members.started("alpha")
+    members.store.transact([], [Put("nodes/x", b"{"), Put("node_names/x", b"\xff")])
+    assert [each.record.name for each in alpha.nodes()] == ["alpha"]
+    assert members.started("beta").fault() is None
+    with pytest.raises(NodeConflictError, match="the node name 'x' belongs"):
+        members.started("x")
+
+
+def test_an_unknown_node_is_told_with_those_there_are(members: Members) -> None:
+    members.started("beta")
+    alpha = members.started("alpha")
+    with pytest.raises(NodeNotFoundError) as missing:
+        alpha.find("gamma")
+    assert str(missing.value) == (
+        "node-not-found: there is no node 'gamma' (hint: the nodes are: alpha, beta)"
+    )
+    for act in (alpha.drain, alpha.undrain, alpha.remove):
+        with pytest.raises(NodeNotFoundError):
+            act("gamma")
+
+
+def test_removing_a_node(members: Members) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta")
+    for force in (False, True):
+        with pytest.raises(NodeConflictError, match="'beta' is alive"):
+            alpha.remove("beta", force=force)
+    members.crash(beta)
+    members.store.revoke_lease(beta.lease)
+    assert alpha.find("beta").state == "down"
+    members.only_on[beta.own.id] = [f"volume-{number}" for number in range(7)]
+    with pytest.raises(NodeConflictError) as refused:
+        alpha.remove("beta")
+    assert "volume-0, volume-1" in refused.value.cause
+    assert refused.value.cause.endswith("and 2 more")
+    alpha.remove("beta", force=True)
+    assert [each.record.name for each in alpha.nodes()] == ["alpha"]
+    assert not [
+        key for key in members.all_keys() if beta.own.id in key or "beta" in key
+    ]
+    assert members.started("beta").fault() is None
+
+
+def test_a_record_that_somebody_deleted_comes_back(members: Members) -> None:
+    alpha = members.started("alpha")
+    keys = {f"nodes/{alpha.own.id}", f"alive/{alpha.own.id}"}
+    members.delete(*keys)
+    alpha.addresses_changed()
+    wait_until(
+        lambda: {f"nodes/{alpha.own.id}", name} <= members.all_keys(), "the record"
+    )
+    assert alpha.fault() is None
+
+
+def test_changes_worth_telling_are_written(members: Members) -> None:
+    alpha = members.started("alpha")
+    sources = members.machines["alpha"]
+    sources.available_bytes -= 5  # half a percent
+    alpha.addresses_changed()
+    sources.asked.clear()
+    assert sources.asked.wait(60)
+    assert alpha.find("alpha").record.pool_available_bytes == 600
+    sources.addresses = ("10.9.9.9",)
+    alpha.addresses_changed()
+    wait_until(
+        lambda: alpha.find("alpha").record.addresses == ("10.9.9.9",), "the address"
+    )
+    sources.available_bytes -= 100
+    alpha.addresses_changed()
+    wait_until(
+        lambda: alpha.find("alpha").record.pool_available_bytes == 495, "the capacity"
+    )
+    # What cannot be found out leaves what was known.
+    sources.broken = True
+    sources.asked.clear()
+    alpha.addresses_changed()
+    assert sources.asked.wait(60)
+    assert alpha.find("alpha").record.addresses == ("10.9.9.9",)
+
+
+def test_clocks_far_off_are_told_once(
+    members: Members, caplog: pytest.LogCaptureFixture
+) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta")
+    with caplog.at_level(logging.INFO, "plugin.cluster.directory"):
+        for offset_s in (0.2, -3600.0, -3601.0, 1.0, 7.0):
+            alpha.note_clock(beta.own.id, offset_s)
+        alpha.note_clock("nobody", 99.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the clock of node 'beta' is 3600 s behind this node's",
+        "the clock of node 'beta' is right again",
+        "the clock of node 'beta' is 7 s ahead of this node's",
+    ]
+    assert alpha.find("beta").clock_offset_s == 7.0
+    assert alpha.clock_warnings() == [
+        "the clock of node 'beta' is 7 s ahead of this node's"
+    ]
+    assert alpha.find("alpha").clock_offset_s is None
+
+
+class Refusing(MemoryStore):
+    """A store that does not answer while `down`."""
+
+    down = True
+
+    def refresh(self, deadline_s: float) -> None:
+        if self.down:
+            raise StoreError("etcd did not answer")
+
+    def transact(
+        self, conditions: Sequence[Compare], operations: Sequence[Operation]
+    ) -> Outcome:
+        self.refresh(0)
+        return super().transact(conditions, operations)
+
+
+def test_a_node_starts_while_the_store_is_away(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Refusing()
+    members = Members(lambda: store, ttl_s=TTL_S)
+    try:
+        with caplog.at_level(logging.INFO, "plugin.cluster"):
+            alpha = members.started("alpha")
+            assert str(alpha.fault()).startswith("store-unavailable: etcd did not")
+            assert (alpha.lease, alpha.deadline_s()) == (0, -math.inf)
+            heard = members.listen(alpha)
+            for _ in range(2):  # it is tried again and again,
+                heard.clear()
+                assert heard.wait(60)
+            store.down = False
+            wait_until(lambda: alpha.fault() is None, "the registration")
+        assert alpha.lease
+        # and told of once.
+        assert [record.getMessage() for record in caplog.records] == [
+            "store-unavailable: etcd did not answer",
+            "registered",
+        ]
+    finally:
+        members.close()
+
+
+def test_a_conflict_that_is_found_later_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Refusing()
+    members = Members(lambda: store, ttl_s=TTL_S)
+    try:
+        alpha = members.started("alpha")
+        with caplog.at_level(logging.ERROR, "plugin.cluster"):
+            store.down = False
+            store.transact([], [Put("node_names/alpha", b"another node")])
+            wait_until(lambda: "belongs to" in str(alpha.fault()), "the conflict")
+        assert (alpha.lease, alpha.deadline_s()) == (0, -math.inf)
+        assert "belongs to node another node" in caplog.text
+        assert not any(key.startswith("alive/") for key in members.all_keys())
+    finally:
+        members.close()
+
+
+def test_a_lost_lease_is_told_and_replaced(members: Members) -> None:
+    alpha = members.started("alpha")
+    lease = alpha.lease
+    seen: list[tuple[int, float]] = []
+    alpha.add_listener(lambda: seen.append((alpha.lease, alpha.deadline_s())))
+    alpha.add_listener(lambda: 1 / 0)  # hurts nobody else
+    members.store.revoke_lease(lease)
+    assert alpha.deadline_s() == -math.inf
+    assert not alpha.nodes()[0].alive
+    wait_until(lambda: alpha.lease not in (0, lease), "a new lease")
+    wait_until(lambda: alpha.fault() is None, "the registration")
+    assert (0, -math.inf) in seen
+    assert alpha.nodes()[0].alive
+
+
+def test_a_node_alone_needs_no_lease(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    members = Members(lambda: store, ttl_s=TTL_S, alone=True)
+    try:
+        alpha = members.started("alpha")
+        assert (alpha.alone, alpha.lease, alpha.deadline_s()) == (True, 0, math.inf)
+        assert alpha.fault() is None
+        [view] = alpha.nodes()
+        assert (view.record.name, view.state) == ("alpha", "ready")
+        assert alpha.drain("alpha").state == "drained"
+        assert alpha.drained
+        with pytest.raises(NodeConflictError, match="is alive"):
+            alpha.remove("alpha")
+        # Its node.db was lost: nobody else can have the name.
+        members.crash(alpha)
+        other = members.started("alpha")
+        assert [each.record.id for each in other.nodes()] == [other.own.id]
+        assert other.find("alpha").alive
+        assert store.prefix("alive/")[0] == []
+    finally:
+        members.close()
