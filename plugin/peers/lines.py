@@ -66,7 +66,7 @@ def decode(line: bytes) -> dict[str, Any]:
     """
     try:
         message = msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequestError(f"a line that is no JSON object: {error}") from error
     return message
 

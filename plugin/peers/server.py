@@ -227,7 +227,7 @@ class PeerServer:
             connection.sendall(encode({"result": {"directory": str(directory)}}))
             line = lines.next()
             if line is not None:
-                exit_status = int(decode(line)["exit_status"])
+                exit_status = _exit_status(line)
         finally:
             self._receiver.end(first.node, **about, exit_status=exit_status)
         if exit_status is not None:
@@ -312,8 +312,15 @@ def _first(lines: Lines) -> _First:
         raise InvalidRequestError("a session ended before it began")
     try:
         return msgspec.json.decode(line, type=_First)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequestError(f"a session began wrong: {error}") from error
+
+
+def _exit_status(line: bytes) -> int:
+    said = decode(line).get("exit_status")
+    if not isinstance(said, int):
+        raise InvalidRequestError(f"{said!r} is no exit status")
+    return said
 
 
 def _wait_for_ever_to_read(connection: socket.socket) -> None:

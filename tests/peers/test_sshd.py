@@ -1,0 +1,299 @@
+"""The sshd that the daemon supervises: it is there, comes back, and goes with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from plugin.peers import sshd
+from tests.support.host import REPOSITORY, wait_until
+from tests.support.peers import PORT, VOLUME, PeerNode, require_programs
+
+pytestmark = pytest.mark.xdist_group("peers")
+NODES = tuple[PeerNode, PeerNode]
+SERVER = "--server -lHogDtpAXRSe.LsfxCIvu -@-1 --numeric-ids"
+# A node whose daemon can be killed: it prints where it is and waits.
+DAEMON = """
+import sys, time
+from plugin.peers.peer import Peer
+from tests.support.peers import PeerNode
+node = PeerNode("victim")
+node_id, name, address, port, host_key, public_key = sys.argv[1:]
+node.knows(Peer(id=node_id, name=name, addresses=(address,), port=int(port),
+                host_key=host_key, public_key=public_key))
+node.start()
+print(node.address, node.directory, node.keys.public_host_key, node.id, flush=True)
+time.sleep(600)
+"""
+
+
+def processes(clue: str) -> list[int]:
+    """Return the processes with *clue* in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if clue.encode() in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return every process below *pid*."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    found = [int(each) for path in children for each in path.read_text().split()]
+    return found + [deeper for each in found for deeper in descendants(each)]
+
+
+def gone(pids: list[int]) -> bool:
+    """Return whether none of *pids* runs any more."""
+    for pid in pids:
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            if stat.rpartition(")")[2].split()[0] not in "ZX":
+                return False
+    return True
+
+
+def answers(address: str) -> bool:
+    try:
+        with socket.create_connection((address, PORT), 5) as connection:
+            return connection.recv(4) == b"SSH-"
+    except OSError:
+        return False
+
+
+def listener_of(node: PeerNode) -> int:
+    """Return the process id of *node*'s sshd itself."""
+    [pid] = [
+        pid
+        for pid in processes(str(node.peer_directory / "sshd_config"))
+        if Path(f"/proc/{pid}/comm").read_text() == "sshd\n"
+    ]
+    return pid
+
+
+@pytest.fixture
+def node() -> Iterator[PeerNode]:
+    require_programs()
+    made = PeerNode("alpha")
+    yield made
+    made.close()
+
+
+def test_a_killed_daemon_takes_its_sshd_and_the_sessions_along(node: PeerNode) -> None:
+    own = node.record()
+    daemon = subprocess.Popen(
+        [
+            *(sys.executable, "-c", DAEMON, own.id, own.name, *own.addresses),
+            *(str(own.port), own.host_key, own.public_key),
+        ],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert daemon.stdout is not None
+    client = None
+    try:
+        line = daemon.stdout.readline().split()
+        address, directory = line[0], Path(line[1])
+        assert answers(address)
+        client = subprocess.Popen(
+            [
+                *("ssh", "-F", "none", "-p", str(PORT), "-i", str(node.keys.node_key)),
+                *("-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"),
+                *("-o", "UserKnownHostsFile=/dev/null", f"root@{address}"),
+                f"remora receive {VOLUME} 5 1 {SERVER} . /",
+            ],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+        def rsync_runs() -> bool:
+            return any(
+                Path(f"/proc/{pid}/comm").read_text() == "rsync\n"
+                for pid in descendants(daemon.pid)
+            )
+
+        wait_until(rsync_runs, timeout_s=30, what="rsync waits for files")
+        below = descendants(daemon.pid)
+        assert len(below) >= 6  # unshare, sshd, two for the session, receive, rsync
+        daemon.kill()
+        daemon.wait()
+        wait_until(
+            lambda: gone(below),
+            timeout_s=20,
+            what="every process below the daemon has ended",
+        )
+        assert not answers(address)
+        assert client.wait(20) != 0
+    finally:
+        for each in (daemon, client):
+            if each is not None:
+                each.kill()
+                each.wait()
+        daemon.stdout.close()
+        if client is not None and client.stdin is not None:
+            client.stdin.close()
+        shutil.rmtree(directory)
+
+
+def test_stopping_ends_it(node: PeerNode) -> None:
+    assert "not been started" in node.sshd.fault()
+    node.start()
+    assert answers(node.address)
+    below = processes(str(node.peer_directory / "sshd_config"))
+    assert below
+    node.sshd.stop()
+    assert not answers(node.address)
+    assert gone(below)
+    assert node.sshd.fault() == "it has been stopped"
+
+
+def test_one_that_dies_is_started_again(
+    node: PeerNode, caplog: pytest.LogCaptureFixture
+) -> None:
+    node.start()
+    for _ in range(2):
+        before = processes(str(node.peer_directory / "sshd_config"))
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(partial(gone, before), timeout_s=20, what="it is dead")
+        wait_until(lambda: answers(node.address), timeout_s=30, what="it is back")
+        node.await_sshd()
+    assert "the sshd for peers has ended" in caplog.text
+
+
+def test_why_it_does_not_run_is_told(node: PeerNode) -> None:
+    with socket.create_server((node.address, PORT)):
+        node.server.start()
+        node.sshd.start()
+        wait_until(
+            lambda: "Cannot bind any address" in node.sshd.fault(),
+            timeout_s=30,
+            what="the fault is told",
+        )
+    node.await_sshd()
+    assert answers(node.address)
+
+
+def test_without_the_program_the_fault_names_the_package(
+    node: PeerNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sshd, "find_program", lambda name: None)
+    node.sshd.start()
+    wait_until(
+        lambda: "(openssh-server)" in node.sshd.fault(),
+        timeout_s=20,
+        what="the fault is told",
+    )
+
+
+def test_it_sees_nothing_of_the_machines_accounts(nodes: NODES) -> None:
+    """A locked root, another shell, hosts.deny: sshd has an /etc of its own."""
+    _, second = nodes
+    root = Path(f"/proc/{listener_of(second)}/root")
+    assert sorted(each.name for each in (root / "etc").iterdir()) == [
+        *("group", "ld.so.cache", "nsswitch.conf", "passwd", "shadow"),
+    ]
+    assert (root / "etc/shadow").read_text().startswith("root:*:")
+    assert [each.name for each in (root / "run").iterdir()] == ["sshd"]
+    assert (root / "var/lib/dpkg/status").exists()
+    # All of it stays in there.
+    assert Path("/etc/hostname").exists()
+    assert "remora" not in Path("/etc/passwd").read_text()
+
+
+def test_a_directory_with_odd_letters_in_its_name(tmp_path: Path) -> None:
+    require_programs()
+    node = PeerNode("alpha")
+    odd = node.directory / "a b%h"
+    shutil.copytree(node.peer_directory, odd)
+    node.peer_directory = odd
+    node.sshd = node.new_sshd()
+    try:
+        node.start()
+        node.authorization._directory = odd
+        node.authorization.write([node.record()])
+        node.server.set_members([node.id])
+        done = node.ssh_to(node, "remora", "control")
+        assert done.returncode == 0, done.stderr
+    finally:
+        node.close()
+
+
+def test_knocking_strangers_do_not_fill_the_log(
+    node: PeerNode, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sshd, "_LINES_MAX", 5)
+    monkeypatch.setattr(sshd, "_LINES_WINDOW_S", 5.0)
+    node.start()
+
+    def knock() -> None:
+        with socket.create_connection((node.address, PORT), 20) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            connection.recv(1000)
+
+    def shown() -> int:
+        return sum(each.getMessage().startswith("sshd: ") for each in caplog.records)
+
+    knockers = [threading.Thread(target=knock) for _ in range(10)]
+    for each in knockers:
+        each.start()
+    for each in knockers:
+        each.join()
+    time.sleep(1)
+    assert 3 <= shown() <= 5
+
+    def told() -> bool:
+        knock()
+        return "lines not shown" in caplog.text
+
+    wait_until(told, timeout_s=30, what="how many there were is told")
+
+
+def test_its_configuration_is_as_sshd_understands_it(node: PeerNode) -> None:
+    node.start()
+    node.sshd._addresses = ("127.0.0.1", "::1")
+    path = node.directory / "other_config"
+    path.write_text(node.sshd._configuration())
+    shown = subprocess.run(
+        # In its enclosure: sshd wants its user and its empty directory even for this.
+        [
+            *("nsenter", "--mount", "--target", str(listener_of(node)), "--"),
+            *("/usr/sbin/sshd", "-T", "-f", str(path)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert shown.stderr == ""
+    lines = shown.stdout.splitlines()
+    for name in (
+        *("passwordauthentication", "kbdinteractiveauthentication", "permittty"),
+        *("permituserrc", "allowtcpforwarding", "allowagentforwarding", "permittunnel"),
+        *("x11forwarding", "allowstreamlocalforwarding", "permituserenvironment"),
+        *("usepam", "hostbasedauthentication", "gatewayports"),
+    ):
+        assert f"{name} no" in lines
+    assert {
+        *("disableforwarding yes", "permitrootlogin forced-commands-only"),
+        *("authenticationmethods publickey", f"port {sshd.DEFAULT_PORT}"),
+        *("listenaddress 127.0.0.1:7424", "listenaddress [::1]:7424"),
+    } <= set(lines)
+    assert not [line for line in lines if line.startswith("subsystem")]
