@@ -19,7 +19,6 @@ from plugin.peers import receive
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode, require_programs
 
-pytestmark = pytest.mark.xdist_group("peers")
 SERVER = "--server -lHogDtpAXRSe.LsfxCIvu -@-1 --numeric-ids"
 NODES = tuple[PeerNode, PeerNode]
 # For user 1234, "rwx". Source: acl(5) as the kernel stores it, posix_acl_xattr.h.

@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,8 +20,8 @@ import pytest
 from plugin.peers import sshd
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.peers import PORT, VOLUME, PeerNode, require_programs
+from tests.support.processes import command, descendants, gone, with_argument
 
-pytestmark = pytest.mark.xdist_group("peers")
 NODES = tuple[PeerNode, PeerNode]
 SERVER = "--server -lHogDtpAXRSe.LsfxCIvu -@-1 --numeric-ids"
 # A node whose daemon can be killed: it prints where it is and waits.
@@ -40,33 +39,6 @@ time.sleep(600)
 """
 
 
-def processes(clue: str) -> list[int]:
-    """Return the processes with *clue* in their command line."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if clue.encode() in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-    return [pid for pid in found if pid != os.getpid()]
-
-
-def descendants(pid: int) -> list[int]:
-    """Return every process below *pid*."""
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    found = [int(each) for path in children for each in path.read_text().split()]
-    return found + [deeper for each in found for deeper in descendants(each)]
-
-
-def gone(pids: list[int]) -> bool:
-    """Return whether none of *pids* runs any more."""
-    for pid in pids:
-        with suppress(OSError):
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            if stat.rpartition(")")[2].split()[0] not in "ZX":
-                return False
-    return True
-
-
 def answers(address: str) -> bool:
     try:
         with socket.create_connection((address, PORT), 5) as connection:
@@ -77,12 +49,13 @@ def answers(address: str) -> bool:
 
 def listener_of(node: PeerNode) -> int:
     """Return the process id of *node*'s sshd itself."""
-    [pid] = [
-        pid
-        for pid in processes(str(node.peer_directory / "sshd_config"))
-        if Path(f"/proc/{pid}/comm").read_text() == "sshd\n"
-    ]
+    [pid] = [each for each in processes(node) if command(each) == "sshd"]
     return pid
+
+
+def processes(node: PeerNode) -> list[int]:
+    """Return *node*'s sshd and what it was started through."""
+    return with_argument(str(node.peer_directory / "sshd_config"))
 
 
 @pytest.fixture
@@ -123,10 +96,7 @@ def test_a_killed_daemon_takes_its_sshd_and_the_sessions_along(node: PeerNode) -
         )
 
         def rsync_runs() -> bool:
-            return any(
-                Path(f"/proc/{pid}/comm").read_text() == "rsync\n"
-                for pid in descendants(daemon.pid)
-            )
+            return "rsync" in {command(pid) for pid in descendants(daemon.pid)}
 
         wait_until(rsync_runs, timeout_s=30, what="rsync waits for files")
         below = descendants(daemon.pid)
@@ -155,7 +125,7 @@ def test_stopping_ends_it(node: PeerNode) -> None:
     assert "not been started" in node.sshd.fault()
     node.start()
     assert answers(node.address)
-    below = processes(str(node.peer_directory / "sshd_config"))
+    below = processes(node)
     assert below
     node.sshd.stop()
     assert not answers(node.address)
@@ -168,7 +138,7 @@ def test_one_that_dies_is_started_again(
 ) -> None:
     node.start()
     for _ in range(2):
-        before = processes(str(node.peer_directory / "sshd_config"))
+        before = processes(node)
         for pid in before:
             os.kill(pid, signal.SIGKILL)
         wait_until(partial(gone, before), timeout_s=20, what="it is dead")

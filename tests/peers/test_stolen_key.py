@@ -22,7 +22,6 @@ from plugin.peers.receive import RSYNC_OPTIONS
 from tests.support.host import wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, PORT, VOLUME, PeerNode
 
-pytestmark = pytest.mark.xdist_group("peers")
 NODES = tuple[PeerNode, PeerNode]
 SERVER = "--server -lHogDtpAXRSe.LsfxCIvu -@-1 --numeric-ids"
 

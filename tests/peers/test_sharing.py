@@ -1,0 +1,164 @@
+"""rsync's connection: opened once, opened again when it breaks, never waited for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from plugin.errors import ConfigError
+from plugin.peers.sharing import SharedSsh
+from tests.support.host import wait_until
+from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
+from tests.support.processes import command, descendants, gone, with_argument
+
+NODES = tuple[PeerNode, PeerNode]
+
+
+@pytest.fixture
+def source(nodes: NODES) -> Path:
+    directory = nodes[0].directory / "source"
+    directory.mkdir()
+    (directory / "file").write_text("content")
+    return directory
+
+
+def master(first: PeerNode, second: PeerNode) -> int:
+    """Return the process that holds the shared connection."""
+    socket = first.ssh._socket(second.id)
+    done = subprocess.run(
+        [*first.ssh.command(second.record()), "-O", "check", second.address],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stderr, socket)
+    return int(done.stderr.split("pid=")[1].split(")")[0])
+
+
+def test_a_second_transfer_shares_the_first_ones_connection(
+    nodes: NODES, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    first, second = nodes
+    assert first.send(second, source, ["file"]).returncode == 0
+    holder = master(first, second)
+    for number in range(3):
+        done = first.send(second, source, ["file"], commit=(5, number))
+        assert done.returncode == 0
+    assert master(first, second) == holder
+    assert caplog.text.count("Accepted publickey") == 1
+    assert second.staging.ended == [0] * 4
+
+
+def test_a_killed_connection_is_replaced(nodes: NODES, source: Path) -> None:
+    first, second = nodes
+    assert first.send(second, source, ["file"]).returncode == 0
+    holder = master(first, second)
+    os.kill(holder, signal.SIGKILL)
+    wait_until(lambda: gone([holder]), timeout_s=20, what="it is dead")
+    assert first.send(second, source, ["file"]).returncode == 0
+    assert master(first, second) != holder
+
+
+@contextmanager
+def frozen(node: PeerNode) -> Iterator[None]:
+    """Stop *node*'s sshd and all its sessions, as a stopped machine would."""
+    [listener] = [
+        pid
+        for pid in with_argument(str(node.peer_directory / "sshd_config"))
+        if command(pid) == "sshd"
+    ]
+    pids = [listener, *descendants(listener)]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_frozen_node_does_not_hold_a_transfer(nodes: NODES, source: Path) -> None:
+    first, second = nodes
+    assert first.send(second, source, ["file"]).returncode == 0
+    with frozen(second):
+        # `send` waits for a minute; ssh gives up after six seconds.
+        assert first.send(second, source, ["file"]).returncode != 0
+    assert first.send(second, source, ["file"]).returncode == 0
+
+
+def test_a_frozen_node_does_not_hold_a_first_transfer(
+    nodes: NODES, source: Path
+) -> None:
+    first, second = nodes
+    with frozen(second):
+        done = first.send(second, source, ["file"])
+    assert done.returncode == 255
+    assert b"timed out" in done.stderr
+
+
+def test_closing_ends_the_connection(nodes: NODES, source: Path) -> None:
+    first, second = nodes
+    first.ssh.close(second.record())  # there is none yet
+    assert first.send(second, source, ["file"]).returncode == 0
+    holder = master(first, second)
+    first.ssh.close(second.record())
+    wait_until(lambda: gone([holder]), timeout_s=20, what="it has ended")
+    assert list((first.run_directory / "ssh").iterdir()) == []
+
+
+def test_only_the_known_host_key_is_taken(nodes: NODES, source: Path) -> None:
+    first, second = nodes
+    first.authorization.write([second.record(host_key=first.keys.public_host_key)])
+    done = first.send(second, source, ["file"])
+    assert done.returncode == 255
+    assert b"Host key verification failed" in done.stderr
+    first.authorization.write([])
+    assert first.send(second, source, ["file"]).returncode == 255
+    assert second.staging.begun == []
+
+
+def test_nothing_of_the_users_ssh_is_used(nodes: NODES, source: Path) -> None:
+    first, second = nodes
+    shown = subprocess.run(
+        [*first.ssh.command(second.record()), "-G", second.address],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=True,
+    ).stdout.splitlines()
+    assert f"identityfile {first.keys.node_key}" in shown
+    assert [each for each in shown if each.startswith("identityfile")] == [
+        f"identityfile {first.keys.node_key}"
+    ]
+    known_hosts = first.peer_directory / "known_hosts"
+    assert f"userknownhostsfile {known_hosts}" in shown
+    for option in (
+        *("user root", "batchmode yes", "stricthostkeychecking true"),
+        *("identitiesonly yes", "identityagent none", "forwardagent no"),
+        *("ciphers aes128-gcm@openssh.com,aes256-gcm@openssh.com",),
+        *("controlmaster auto", "controlpersist 60", "serveraliveinterval 2"),
+    ):
+        assert option in shown
+
+
+def test_a_path_that_is_too_long_for_sockets_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="too long for ssh's sockets"):
+        SharedSsh(tmp_path, sockets=tmp_path / ("x" * 90))
+
+
+def test_an_ipv6_address_is_put_in_brackets(nodes: NODES, source: Path) -> None:
+    first, second = nodes
+    shown = first.ssh.rsync_command(
+        second.record(), "fd00::1", source=source, volume=VOLUME, commit=(1, 2)
+    )
+    assert shown[-1] == "[fd00::1]:."
+    assert shown[-2] == f"{source}/"

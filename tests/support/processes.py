@@ -1,0 +1,43 @@
+"""Processes, as /proc shows them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def with_argument(clue: str) -> list[int]:
+    """Return the processes with *clue* in their command line, but for this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if clue.encode() in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def descendants(pid: int) -> list[int]:
+    """Return every process below *pid*."""
+    found: list[int] = []
+    with suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            found += [int(each) for each in path.read_text().split()]
+    return found + [deeper for each in found for deeper in descendants(each)]
+
+
+def command(pid: int) -> str:
+    """Return the name of the process's program, "" if it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
+def gone(pids: list[int]) -> bool:
+    """Return whether none of *pids* runs any more."""
+    for pid in pids:
+        with suppress(OSError):
+            stat = Path(f"/proc/{pid}/stat").read_text()
+            if stat.rpartition(")")[2].split()[0] not in "ZX":
+                return False
+    return True
