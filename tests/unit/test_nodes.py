@@ -243,9 +243,7 @@ def test_a_record_that_somebody_deleted_comes_back(members: Members) -> None:
     keys = {f"nodes/{alpha.own.id}", f"alive/{alpha.own.id}"}
     members.delete(*keys)
     alpha.addresses_changed()
-    wait_until(
-        lambda: {f"nodes/{alpha.own.id}", name} <= members.all_keys(), "the record"
-    )
+    wait_until(lambda: keys <= members.all_keys(), "the record")
     assert alpha.fault() is None
 
 
