@@ -21,6 +21,7 @@ from plugin.store.mirror import MirrorStore
 from plugin.store.sqlite import SqliteStore
 from tests.support import etcd
 from tests.support.memory_backend import MemoryBackend
+from tests.support.mirrors import MirrorBench
 from tests.support.namespaces import (
     enter_private_mounts,
     kernel_has_xfs_quota,
@@ -178,3 +179,23 @@ def open_store(
 def store(open_store: Callable[[], Store]) -> Store:
     """Return one open store."""
     return open_store()
+
+
+@pytest.fixture
+def mirrors(etcd_single: etcd.Cluster, tmp_path: Path) -> Iterator[MirrorBench]:
+    """Yield a bench on the etcd that other tests use too."""
+    etcd_single.heal()
+    made = MirrorBench(etcd_single, tmp_path)
+    yield made
+    made.close()
+    etcd_single.heal()
+
+
+@pytest.fixture
+def own_mirrors(tmp_path: Path) -> Iterator[MirrorBench]:
+    """Yield a bench on an etcd of its own, whose data may be spoilt."""
+    directory = etcd.memory_directory(tmp_path / "etcd")
+    with etcd.single(directory) as cluster:
+        made = MirrorBench(cluster, tmp_path)
+        yield made
+        made.close()
