@@ -30,9 +30,10 @@ _TARGETS_MAX: Final = 32
 # Source: rtnetlink(7): links, IPv4 and IPv6 addresses, and their routes.
 _GROUPS: Final = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
 _SCOPE_UNIVERSE: Final = 0
-# IFA_F_DADFAILED and IFA_F_TENTATIVE: the address cannot be used (yet), and
-# IFA_F_TEMPORARY: it will not stay. Source: linux/if_addr.h.
-_UNUSABLE: Final = 0x08 | 0x40 | 0x01
+# IFA_F_DADFAILED and IFA_F_TENTATIVE: the address cannot be used (yet). Of IPv6 also
+# IFA_F_TEMPORARY: it will not stay (of IPv4 the same bit says that it is a second one).
+# Source: linux/if_addr.h.
+_UNUSABLE: Final = {socket.AF_INET: 0x08 | 0x40, socket.AF_INET6: 0x08 | 0x40 | 0x01}
 _UP: Final = 0x1
 _MESSAGE_SIZE: Final = 65536
 _LOOK_S: Final = 1.0
@@ -180,7 +181,7 @@ def _global(kernel: IPRoute) -> Iterator[str]:
         if (
             each["index"] in usable
             and each["scope"] == _SCOPE_UNIVERSE
-            and not flags & _UNUSABLE
+            and not flags & _UNUSABLE[each["family"]]
         ):
             # Of a point-to-point link IFA_ADDRESS is the other end.
             yield str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"))
