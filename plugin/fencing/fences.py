@@ -29,6 +29,9 @@ _SCAN_INTERVAL_KILLED_S: Final = 1.0
 _FILES_INTERVAL_S: Final = 1.0
 # Looks for writers until a look finds none that is new; the next scan goes on.
 _ROUNDS_MAX: Final = 20
+# Looks for writers that end as soon as they are seen; somebody ends all the time on a
+# busy machine, who has nothing to do with the volume.
+_HUNTS_MAX: Final = 5
 _ROUNDS_BUDGET_S: Final = 0.8
 _GONE_BUDGET_S: Final = 0.5
 _GONE_INTERVAL_S: Final = 0.01
@@ -45,6 +48,8 @@ class Fences:
         self._memory = memory.load(run_dir)
         self._scan_at_s = 0.0
         self._files_at_s = 0.0
+        # Stopped, but not yet written down.
+        self._hunted: set[Target] = set()
         # Asked to stop, but still in the kernel: waiting for a disk, or forking.
         self._late: set[Target] = set()
         # The daemon and its helpers, which read volumes: they stop by themselves.
@@ -59,7 +64,11 @@ class Fences:
         """Return the state of each volume."""
         states: dict[str, State] = dict.fromkeys(self._memory.held, "running")
         for volume_id, fence in self._memory.fences.items():
-            states[volume_id] = "killed" if fence.killed else "frozen"
+            if fence.killed:
+                states[volume_id] = "killed"
+            else:
+                late = not self._late.isdisjoint(fence.targets)
+                states[volume_id] = "stopping" if late else "frozen"
         return states
 
     def hold(self, volumes: Sequence[HeldVolume]) -> None:
@@ -158,6 +167,7 @@ class Fences:
         files = clock.boottime_s() >= self._files_at_s
         if files:
             self._files_at_s = clock.boottime_s() + _FILES_INTERVAL_S
+        hunts = 0 if files else _HUNTS_MAX - 1
         for number in range(_ROUNDS_MAX):
             # Containers first: they are found sooner.
             found = self._find(fences, open_files=files and number > 0)
@@ -170,10 +180,33 @@ class Fences:
                 for target in freezer.stop(new):
                     self._log(f"{target.path or target.pid} does not stand still yet")
                     self._late.add(target)
-            elif number > 0 or not files:
-                break
+            if number > 0 or not files:
+                hunts += 1
+                hunted = hunts <= _HUNTS_MAX and self._hunt(found.values())
+                if not new and not hunted:
+                    break
             if deadline.passed():
                 break
+        self._hunted = {target for target in self._hunted if target.exists}
+
+    def _hunt(self, found: Iterable[writers.Writers]) -> bool:
+        """
+        Stop who is gone before it can be planned for; return whether there may be any.
+
+        Processes that fork and end at once run away from every list of them, but not
+        from a signal to their process group, which no child of theirs escapes.
+        """
+        namespaces = {
+            number for each in found if each.fleeting for number in each.namespaces
+        }
+        if not namespaces:
+            return False
+        inside = writers.groups_within(namespaces, never=self.never)
+        for group, members in inside.items():
+            # In a frozen control group nobody runs away.
+            if not freezer.any_frozen(members, self._stopped()):
+                self._hunted |= freezer.stop_group(group, members)
+        return True
 
     def _find(
         self, fences: Iterable[Fence], *, open_files: bool
@@ -187,7 +220,8 @@ class Fences:
         if found.pids:
             wanted = freezer.plan(found, self._stopped())
         new = set()
-        for target, ours in wanted.items():
+        for target, mine in wanted.items():
+            ours = mine or target in self._hunted
             known = fence.targets.get(target)
             if known is None:
                 self._log(f"{fence.volume.id}: stops {target.path or target.pid}")

@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from backends.system import clock
 from plugin.fencing import cgroups, processes
+from plugin.fencing.processes import Process
 from plugin.fencing.writers import Writers
 
 # Most groups are frozen in a few milliseconds. What waits for a disk or a server may
@@ -143,6 +145,30 @@ def stands(target: Target) -> bool:
         return True
     processes.send(target.pid, target.identity, signal.SIGSTOP)
     return not process.alive  # of a zombie, other threads may live
+
+
+def any_frozen(members: Iterable[Process], stopped: Stopped) -> bool:
+    """Return whether one of *members* is in a control group of *stopped*."""
+    frozen = {target.path for target in stopped if target.kind != "process"}
+    freezers = cgroups.hierarchies() if frozen else []
+    return any(
+        cgroups.group_of(process.pid, each) in frozen
+        for process in members
+        for each in freezers
+    )
+
+
+def stop_group(group: int, members: Iterable[Process]) -> set[Target]:
+    """Stop a process group; return who was not stopped before, children included."""
+    before = {process.pid for process in members if process.stopped}
+    with suppress(OSError):
+        os.killpg(group, signal.SIGSTOP)
+    stopped = set()
+    for pid in processes.ids():
+        process = processes.look(pid)
+        if process is not None and process.group == group and pid not in before:
+            stopped.add(Target("process", "", pid, process.started))
+    return stopped
 
 
 def thaw(targets: Collection[Target]) -> None:

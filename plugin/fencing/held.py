@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
-# What the guard says of a volume. `frozen`: its writers are stopped or being killed;
-# `killed`: none is left.
-State = Literal["running", "frozen", "killed"]
+# What the guard says of a volume. `stopping`: some writer still is in the kernel, where
+# it may finish a write, or cannot be stopped; `frozen`: all are stopped, or are being
+# killed; `killed`: none is left.
+State = Literal["running", "stopping", "frozen", "killed"]
 Policy = Literal["freeze", "kill", "none"]
 
 FREEZE_MAX_S: Final = 60.0

@@ -24,6 +24,7 @@ from backends.system import clock
 from backends.system.mountinfo import MountEntry, parse_mountinfo
 from plugin.fencing import processes
 from plugin.fencing.held import HeldVolume
+from plugin.fencing.processes import Process
 
 # A machine with thousands of processes takes a fifth of this; one with more is better
 # served by being looked at again than by waiting.
@@ -33,10 +34,24 @@ _INIT: Final = 1
 
 @dataclass(slots=True)
 class Writers:
-    """The writers of one volume: processes, and namespaces full of them."""
+    """
+    The writers of one volume: processes, and namespaces full of them.
+
+    ``fleeting``: processes ended during the look; they may have left children in these
+    namespaces.
+    """
 
     pids: set[int] = field(default_factory=set)
     namespaces: set[int] = field(default_factory=set)
+    fleeting: bool = False
+
+
+@dataclass(slots=True)
+class _Namespace:
+    """A mount namespace: the processes in it, newest first, and what it shows."""
+
+    pids: list[int] = field(default_factory=list)
+    table: bytes = b""
 
 
 def find(
@@ -50,45 +65,74 @@ def find(
     """
     found = {volume.id: Writers() for volume in volumes}
     watched: dict[int, dict[str, str]] = {}
-    members = _namespaces()
+    spaces, fleeting = _namespaces()
     shared = {processes.mount_namespace(os.getpid()), processes.mount_namespace(_INIT)}
-    for namespace, pids in members.items():
-        for volume, entries in _shown(pids, volumes):
-            if namespace not in shared and any(
+    for number, space in spaces.items():
+        for volume, entries in _shown(space.table, volumes):
+            if number not in shared and any(
                 os.path.basename(entry.mount_point) != volume.id for entry in entries
             ):
-                found[volume.id].namespaces.add(namespace)
-                found[volume.id].pids.update(pids)
+                found[volume.id].namespaces.add(number)
+                found[volume.id].pids.update(space.pids)
                 continue
-            points = watched.setdefault(namespace, {})
+            points = watched.setdefault(number, {})
             points.update({entry.mount_point: volume.id for entry in entries})
     if open_files:
-        _add_openers(found, watched, members)
-    spared = frozenset({*never, _INIT, os.getpid()})
+        _add_openers(found, watched, spaces)
+    spared = frozenset({*never, os.getpid()})
     for writers in found.values():
-        writers.pids = {pid for pid in writers.pids if _may_be_stopped(pid, spared)}
+        looked = [(pid, processes.look(pid)) for pid in writers.pids]
+        gone = any(process is None for _, process in looked)
+        writers.fleeting = bool(writers.namespaces) and (fleeting or gone)
+        writers.pids = {pid for pid, process in looked if _may_stop(process, spared)}
     return found
 
 
-def _namespaces() -> dict[int, list[int]]:
-    """Return the processes of each mount namespace."""
-    members: dict[int, list[int]] = defaultdict(list)
-    for pid in processes.ids():
-        if namespace := processes.mount_namespace(pid):
-            members[namespace].append(pid)
-    return members
+def groups_within(
+    namespaces: Collection[int], *, never: Collection[int]
+) -> dict[int, list[Process]]:
+    """Return the process groups that have members in *namespaces* only."""
+    spared = frozenset({*never, os.getpid()})
+    groups: dict[int, list[Process]] = defaultdict(list)
+    mixed = {0, _INIT}  # zero: led by a process that is not in our process namespace
+    for pid in _newest_first():
+        process = processes.look(pid)
+        number = processes.mount_namespace(pid)
+        if process is None or not number:
+            continue
+        if number in namespaces and _may_stop(process, spared):
+            groups[process.group].append(process)
+        else:
+            mixed.add(process.group)
+    return {group: each for group, each in groups.items() if group not in mixed}
+
+
+def _namespaces() -> tuple[dict[int, _Namespace], bool]:
+    """Return all mount namespaces, and whether a process ended meanwhile."""
+    spaces: dict[int, _Namespace] = defaultdict(_Namespace)
+    fleeting = False
+    for pid in _newest_first():
+        number = processes.mount_namespace(pid)
+        if not number:
+            process = processes.look(pid)
+            fleeting = fleeting or process is None or not process.kernel_thread
+            continue
+        space = spaces[number]
+        space.pids.append(pid)
+        if not space.table:
+            space.table = processes.read(f"/proc/{pid}/mountinfo") or b""
+    return spaces, fleeting
+
+
+def _newest_first() -> list[int]:
+    """Return all processes; one that forks and ends is seen early, or not at all."""
+    return sorted(processes.ids(), reverse=True)
 
 
 def _shown(
-    pids: Sequence[int], volumes: Sequence[HeldVolume]
+    table: bytes, volumes: Sequence[HeldVolume]
 ) -> list[tuple[HeldVolume, list[MountEntry]]]:
-    """Return the volumes that the namespace of *pids* shows, with their mounts."""
-    table = None
-    for pid in pids:  # the first may be gone, or be a zombie
-        if table := processes.read(f"/proc/{pid}/mountinfo"):
-            break
-    if not table:
-        return []
+    """Return the volumes that a namespace's *table* shows, with their mounts."""
     maybe = [volume for volume in volumes if _clue(volume) in table]
     if not maybe:
         return []
@@ -119,13 +163,13 @@ def _shows(entry: MountEntry, volume: HeldVolume) -> bool:
 def _add_openers(
     found: dict[str, Writers],
     watched: dict[int, dict[str, str]],
-    members: dict[int, list[int]],
+    spaces: dict[int, _Namespace],
 ) -> None:
     """Add to *found* who has something open below a mount point of *watched*."""
     deadline = clock.Deadline(_OPEN_FILES_BUDGET_S)
     for namespace, points in watched.items():
         prefixes = tuple(points)
-        for pid in members[namespace]:
+        for pid in spaces[namespace].pids:
             if deadline.passed():
                 return
             for link in _open_paths(pid):
@@ -148,11 +192,10 @@ def _open_paths(pid: int) -> list[str]:
     return paths
 
 
-def _may_be_stopped(pid: int, spared: frozenset[int]) -> bool:
-    process = processes.look(pid)
+def _may_stop(process: Process | None, spared: frozenset[int]) -> bool:
     return (
         process is not None
+        and process.pid != _INIT
         and not process.kernel_thread
-        and not processes.descends(pid, spared - {_INIT})
-        and pid != _INIT
+        and not processes.descends(process.pid, spared)
     )

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,13 +34,13 @@ def volume(directory: Path) -> Volume:
 
 
 @pytest.fixture
-def start(directory: Path) -> Iterator[Callable[[], Daemon]]:
+def start(directory: Path) -> Iterator[Callable[..., Daemon]]:
     """Return a function that starts a daemon; all have one run directory."""
     run_dir = directory / "run"
     daemons = []
 
-    def start() -> Daemon:
-        daemons.append(world.start_daemon(run_dir))
+    def start(**arguments: Any) -> Daemon:
+        daemons.append(world.start_daemon(run_dir, **arguments))
         return daemons[-1]
 
     yield start
@@ -50,7 +51,7 @@ def start(directory: Path) -> Iterator[Callable[[], Daemon]]:
 
 
 @pytest.fixture
-def daemon(start: Callable[[], Daemon]) -> Daemon:
+def daemon(start: Callable[..., Daemon]) -> Daemon:
     return start()
 
 

@@ -14,7 +14,9 @@ import pytest
 
 from tests.fencing.world import (
     FENCED_WITHIN_S,
+    FLEE,
     FORK,
+    INSIDE,
     WAIT_S,
     WRITE,
     Daemon,
@@ -158,9 +160,8 @@ def test_whoever_comes_later_is_stopped_too(daemon: Daemon, volume: Volume) -> N
     with container(volume, WRITE) as process:
         volume.wait_writing()
         freeze_at_deadline(daemon, volume)
-        point = volume.live.parent / "inside"
         command = ["nsenter", f"--mount=/proc/{process.pid}/ns/mnt", "busybox", "sh"]
-        late = subprocess.Popen([*command, "-c", WRITE, "sh", f"{point}/late"])
+        late = subprocess.Popen([*command, "-c", WRITE, "sh", f"{INSIDE}/late"])
         try:
             wait_until(
                 lambda: state_of(late.pid) == "T", timeout_s=WAIT_S, what="it stops"
@@ -170,6 +171,25 @@ def test_whoever_comes_later_is_stopped_too(daemon: Daemon, volume: Volume) -> N
         finally:
             late.kill()
             late.wait(timeout=WAIT_S)
+
+
+def test_processes_that_run_away(daemon: Daemon, volume: Volume) -> None:
+    """Outside of a control group of theirs; one that forks and ends is never found."""
+    with container(volume, FLEE):
+        volume.wait_writing()
+        daemon.hold(volume.held(HOLD_S))
+
+        def quiet() -> bool:
+            before = len(volume.stamps())
+            time.sleep(1.0)
+            return len(volume.stamps()) == before
+
+        wait_until(quiet, timeout_s=WAIT_S, what="it stops")
+        daemon.hold(volume.held(60))
+        volume.wait_writing()
+        daemon.ask("kill", id=volume.id)
+        daemon.wait_state(volume, "killed")
+        assert quiet()
 
 
 def test_in_our_own_namespace_only_who_has_a_file_open(

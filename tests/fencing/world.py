@@ -25,17 +25,20 @@ from plugin.fencing.held import HeldVolume
 from tests.support.host import REPOSITORY, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 WAIT_S = 60.0
 # What the guard promises. /proc/uptime, which stamps are, is cut to 10 ms.
 FENCED_WITHIN_S = 1.0
+INSIDE = "/mnt"
 PROGRAM = Path(__file__).with_name("daemon_program.py")
 # Arguments: the file. Busybox's, for containers have no other.
 STAMP = 'read now rest < /proc/uptime; echo "$now" >> "$1"'
 WRITE = f'while :; do {STAMP}; sync -d "$1"; done'
 # Each stamp by a process of its own, eight at a time.
 FORK = f"while :; do for n in 1 2 3 4 5 6 7 8; do ({STAMP}) & done; wait; done"
+# Each stamp by a child of the last one, which ends at once: no list is ever true.
+FLEE = f'{STAMP}; sh -c "$0" "$0" "$1" &'
 
 
 def now_s() -> float:
@@ -169,14 +172,11 @@ class Daemon:
         return line
 
 
-def daemon_command(run_dir: Path) -> list[str]:
-    return [sys.executable, str(PROGRAM), str(run_dir)]
-
-
-def start_daemon(run_dir: Path) -> Daemon:
+def start_daemon(run_dir: Path, *, prefix: Sequence[str] = ()) -> Daemon:
+    """Return a daemon whose command follows *prefix*."""
     run_dir.mkdir(exist_ok=True)
     process = subprocess.Popen(
-        daemon_command(run_dir),
+        [*prefix, sys.executable, str(PROGRAM), str(run_dir)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "PYTHONPATH": str(REPOSITORY)},
@@ -206,20 +206,21 @@ def kill_guard(run_dir: Path) -> None:
 
 @contextlib.contextmanager
 def container(
-    volume: Volume, script: str, *, file: str = "stamps", join: Path | None = None
+    volume: Volume, script: str, *, join: Path | None = None, user: int = 0
 ) -> Iterator[subprocess.Popen[bytes]]:
     """
-    Run *script* in a mount namespace that shows *volume* at a path of its own.
+    Run *script* in a mount namespace that shows *volume* at `INSIDE`.
 
     As Docker would, without a control group unless *join* names one.
     """
-    point = volume.live.parent / "inside"
-    point.mkdir(exist_ok=True)
     enter = f"echo $$ > {join}/cgroup.procs; " if join else ""
-    start = f"{enter}mount --bind {volume.target} {point}; shift"
-    command = f'{start}; exec busybox sh -c "$0" sh {point}/{file}'
+    become = f"setpriv --reuid={user} --clear-groups" if user else ""
+    command = (
+        f"{enter}mount --bind {volume.target} {INSIDE}; "
+        f'exec {become} busybox sh -c "$0" "$0" {INSIDE}/stamps'
+    )
     process = subprocess.Popen(
-        ["unshare", "--mount", "--", "sh", "-euc", command, script, "-"],
+        ["unshare", "--mount", "--", "sh", "-euc", command, script],
         start_new_session=True,
     )
     try:
