@@ -9,16 +9,16 @@ loopback counts only if all that we are told to reach is there, too.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-
-from backends.system import clock
 
 if TYPE_CHECKING:
     from pyroute2 import IPRoute
@@ -36,6 +36,8 @@ _SCOPE_UNIVERSE: Final = 0
 _UNUSABLE: Final = {socket.AF_INET: 0x08 | 0x40, socket.AF_INET6: 0x08 | 0x40 | 0x01}
 _UP: Final = 0x1
 _MESSAGE_SIZE: Final = 65536
+# Read before a look; where changes never end, the next look comes soon.
+_MESSAGES_MAX: Final = 1000
 _LOOK_S: Final = 1.0
 # Changes come in bursts; what is true after them is asked once.
 _SETTLE_S: Final = 0.5
@@ -81,9 +83,10 @@ def own_addresses(targets: Sequence[str]) -> tuple[str, ...]:
     from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
 
     found: list[str] = []
+    targets = [each for each in targets if _is_address(each)][:_TARGETS_MAX]
     try:
         with IPRoute() as kernel:
-            for target in targets[:_TARGETS_MAX]:
+            for target in targets:
                 with suppress(NetlinkError):  # no route to it
                     found += _facing(kernel, target)
             found += _global(kernel)
@@ -105,7 +108,7 @@ class AddressWatcher:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE
         )
-        self._socket.settimeout(_LOOK_S)
+        self._socket.setblocking(False)
         self._socket.bind((0, _GROUPS))
         self._thread = threading.Thread(target=self._run, name="addresses", daemon=True)
 
@@ -122,33 +125,32 @@ class AddressWatcher:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if not self._heard():
-                continue
-            deadline = clock.Deadline(_SETTLE_S)
-            while not (deadline.passed() or self._stopping.is_set()):
-                self._stopping.wait(deadline.remaining_s())
-            self._empty()
             try:
+                if not self._heard() or self._stopping.wait(_SETTLE_S):
+                    continue
+                self._empty()
                 self._changed()
             except Exception:
                 log.exception("a change of addresses was not followed")
+                self._stopping.wait(_LOOK_S)
 
     def _heard(self) -> bool:
         """Return whether something changed; wait for it a little."""
-        try:
-            self._socket.recv(_MESSAGE_SIZE)
-        except TimeoutError:
-            return False
-        except OSError:
-            # ENOBUFS: there were more messages than room, so something did change.
-            self._stopping.wait(_SETTLE_S)
-        return True
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(_LOOK_S * 1000))
 
     def _empty(self) -> None:
-        """Forget what was heard meanwhile: the look that follows comes after it."""
-        with suppress(OSError):
-            while not self._stopping.is_set():
-                self._socket.recv(_MESSAGE_SIZE, socket.MSG_DONTWAIT)
+        """Forget what was heard so far: the look that follows comes after it."""
+        for _ in range(_MESSAGES_MAX):
+            try:
+                self._socket.recv(_MESSAGE_SIZE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                # There were more than found room; what was lost is looked at as well.
+                if error.errno != errno.ENOBUFS:
+                    raise
 
 
 def _resolved(hosts: Sequence[str]) -> Iterator[str]:
@@ -157,6 +159,15 @@ def _resolved(hosts: Sequence[str]) -> Iterator[str]:
         with suppress(OSError, UnicodeError):
             for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM):
                 yield str(address[0])
+
+
+def _is_address(text: str) -> bool:
+    """Return whether *text*, which another node may have written, is an address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _facing(kernel: IPRoute, target: str) -> Iterator[str]:

@@ -111,7 +111,7 @@ def test_the_address_that_faces_the_endpoint_comes_first(space: Namespace) -> No
         assert found[0] == first
         assert set(found) == everything
     # etcd first, then what faces other nodes.
-    found = space.find("http://10.2.0.9:2379", peers=("fd00:1::7",))
+    found = space.find("http://10.2.0.9:2379", peers=("nonsense", "fd00:1::7"))
     assert found[:2] == ["10.2.0.2", "fd00:1::2"]
 
 
