@@ -67,7 +67,8 @@ class Guard:
         """
         with self._lock:
             self._connect()
-        self._watcher.start()
+        if not self._watcher.is_alive():
+            self._watcher.start()
 
     def hold(self, volumes: Sequence[HeldVolume]) -> Mapping[str, State]:
         """
@@ -107,16 +108,16 @@ class Guard:
 
     def close(self) -> None:
         """Leave the guard, which goes on with what it knows."""
+        if self._closing.is_set():
+            return
         self._closing.set()
         os.write(self._wake, b"+")
         if self._watcher.is_alive():
             self._watcher.join(_START_S + _ANSWER_S)
         with self._lock:
             self._disconnect()
-            if self._wake >= 0:
-                os.close(self._woken)
-                os.close(self._wake)
-                self._woken = self._wake = -1
+            os.close(self._woken)
+            os.close(self._wake)
 
     def _ask(self, request: Mapping[str, Any]) -> Mapping[str, State]:
         """Return the states that the guard answers, a new one if it has ended."""
