@@ -213,7 +213,9 @@ class Service:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def wait(self) -> int:
-        """Return its exit status, killing it first if it goes on without its output."""
+        """Return its exit status; it is killed if it goes on without its output."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_KILL_WAIT_S)
         _kill(self._process)
         return self._process.returncode if self._process.poll() is not None else -1
 

@@ -32,8 +32,15 @@ _LIBRARIES = "/etc/ld.so.cache"
 
 
 def main() -> None:
-    """Become sshd (argument 1) with a configuration (2); directory 3 stays in sight."""
-    program, configuration, kept = sys.argv[1:4]
+    """
+    Become sshd (argument 1) with a configuration (2).
+
+    Of /run only directory 3 stays in sight; mounts below all others are let go: if they
+    were kept here, the daemon could unmount its volumes for itself alone.
+    """
+    program, configuration, kept, *let_go = sys.argv[1:]
+    for directory in let_go:
+        kernel.detach_below(os.path.realpath(directory))
     _replace_etc()
     _replace_run(kept)
     os.execv(program, [program, "-D", "-e", "-f", configuration])

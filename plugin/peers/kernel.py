@@ -7,6 +7,7 @@ the programs of this package run. Source: mount(2), unshare(2), pivot_root(2).
 
 import ctypes
 import os
+import re
 import signal
 
 READ_ONLY = 0x1 | 0x2 | 0x4  # MS_RDONLY, MS_NOSUID, MS_NODEV
@@ -42,6 +43,16 @@ def make_read_only(target: str) -> None:
     _mount(None, os.fsencode(target), None, _BIND | _REMOUNT | READ_ONLY, None)
 
 
+def detach_below(directory: str) -> None:
+    """Take every mount at and below *directory* out of sight, whoever uses it."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        points = [_unescaped(line.split(b" ")[4]) for line in file]
+    # The last ones first: they may lie on the others.
+    for point in reversed(points):
+        if f"{point}/".startswith(f"{directory}/"):
+            _checked(_libc.umount2(os.fsencode(point), _DETACH), f"umount {point}")
+
+
 def pivot(new_root: str) -> None:
     """Make *new_root* this process's root; nothing of the old one is left in reach."""
     os.chdir(new_root)
@@ -57,6 +68,12 @@ def die_with_parent() -> None:
     _checked(_libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0), "prctl")
     if os.getppid() != parent:
         os._exit(1)  # it has ended meanwhile
+
+
+def _unescaped(field: bytes) -> str:
+    """Return a path of mountinfo as it is. Source: proc_pid_mountinfo(5)."""
+    plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
+    return os.fsdecode(plain)
 
 
 def _mount(

@@ -117,11 +117,14 @@ class PeerSshd:
         run_directory: Path,
         port: int = DEFAULT_PORT,
         addresses: Sequence[str] = (),
+        let_go: Sequence[Path] = (),
     ) -> None:
+        """Mounts below *let_go* are the daemon's own; sshd does not hold them."""
         self._directory = directory
         self._run_directory = run_directory
         self._port = port
         self._addresses = tuple(addresses)
+        self._let_go = tuple(let_go)
         self._fault = "it has not been started"
         self._service: Service | None = None
         self._lock = threading.Lock()
@@ -175,7 +178,9 @@ class PeerSshd:
         configuration = self._directory / "sshd_config"
         files.write_durably(configuration, self._configuration().encode())
         command = own_program(
-            enclosure, program, str(configuration), str(self._run_directory)
+            enclosure,
+            *(program, str(configuration), str(self._run_directory)),
+            *map(str, self._let_go),
         )
         service = Service([*_IN_NAMESPACES, *command])
         with self._lock:

@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 from plugin.peers import sshd
+from plugin.peers.sshd import PeerSshd
 from tests.support.host import REPOSITORY, wait_until
+from tests.support.namespaces import enter_private_mounts
 from tests.support.peers import PORT, VOLUME, PeerNode, require_programs
 from tests.support.processes import command, descendants, gone, with_argument
 
@@ -267,3 +269,27 @@ def test_its_configuration_is_as_sshd_understands_it(node: PeerNode) -> None:
         *("listenaddress 127.0.0.1:7424", "listenaddress [::1]:7424"),
     } <= set(lines)
     assert not [line for line in lines if line.startswith("subsystem")]
+
+
+def test_it_does_not_hold_the_daemons_mounts(node: PeerNode) -> None:
+    """Else a share that was unmounted would stay mounted in its namespace."""
+    enter_private_mounts()
+    volumes = node.directory / "mounts"
+    point = volumes / "a b"
+    point.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", point], check=True, timeout=30)
+    try:
+        for let_go in ([], [volumes]):
+            node.sshd = PeerSshd(
+                node.peer_directory,
+                run_directory=node.run_directory,
+                addresses=[node.address],
+                let_go=let_go,
+            )
+            node.sshd.start()
+            node.await_sshd()
+            table = Path(f"/proc/{listener_of(node)}/mountinfo").read_text()
+            assert (str(volumes) in table) == (let_go == [])
+            node.sshd.stop()
+    finally:
+        subprocess.run(["umount", point], check=True, timeout=30)

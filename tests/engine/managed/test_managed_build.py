@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.xdist_group("managed-plugin")
-# It was 64 MB; with as much again something has come along that nobody meant.
-SIZE_BYTES_MAX = 90_000_000
+# It was 95 MB; with a third again something has come along that nobody meant.
+SIZE_BYTES_MAX = 127_000_000
 
 
 @pytest.fixture(scope="session")
