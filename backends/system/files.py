@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import secrets
 from pathlib import Path
+from typing import Final
+
+_PRIVATE: Final = 0o600
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def sync_directory(path: Path) -> None:
@@ -16,18 +22,37 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, content: bytes) -> None:
+def sync_filesystem(path: Path) -> None:
+    """
+    Make all that was written to the filesystem of *path* durable.
+
+    Source: syncfs(2).
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes, *, mode: int = _PRIVATE) -> None:
     """
     Replace *path* with *content*: after a power loss it is the old or the new, whole.
 
-    The file has mode 0600.
+    It gets *mode*, whatever it had and whatever the umask is.
     """
     # A fixed suffix would let two crashed writers share a temporary file.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE)
     try:
         try:
-            os.write(descriptor, content)
+            left = memoryview(content)
+            while left:  # a write may be cut short: by its size, or a disk that fills
+                left = left[os.write(descriptor, left) :]
+            if mode != _PRIVATE:
+                os.fchmod(descriptor, mode)
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

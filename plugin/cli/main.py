@@ -18,6 +18,7 @@ import click
 from backends.errors import RemoraError
 from plugin import __version__
 from plugin.cli import (
+    cmd_cluster,
     cmd_config,
     cmd_doctor,
     cmd_import,
@@ -60,6 +61,7 @@ for command in (
     cmd_import.import_volume,
     cmd_volumes.repair,
     cmd_node.node,
+    cmd_cluster.cluster,
     cmd_doctor.doctor,
     cmd_config.config,
     cmd_config.completion,
