@@ -113,6 +113,10 @@ class Members:
         member.add_listener(heard.set)
         return heard
 
+    def all_members(self) -> list[Membership]:
+        """Return every daemon that was made, in this order."""
+        return [member for member, _ in self._running]
+
     def all_keys(self) -> set[str]:
         """Return all keys of the store."""
         return {each.key for each in self.store.prefix("")[0]}
