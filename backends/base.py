@@ -174,6 +174,22 @@ class Backend(Protocol):
         """
         ...
 
+    def exclusive(self, volume: Volume) -> bool:
+        """Return whether one node at a time may have *volume* mounted; pure."""
+        ...
+
+    def copy_directory(self, volume: Volume) -> Path | None:
+        """
+        Return where this node's own copy of *volume* lies, None if it has none.
+
+        Where all nodes share the bytes, none of them has.
+
+        Raises:
+            BackendError: that cannot be known now.
+
+        """
+        ...
+
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """
         Make *volume*'s bytes appear at *target*, whose parent exists.

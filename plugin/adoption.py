@@ -37,6 +37,10 @@ def _adopt(
 ) -> None:
     check_name(volume.name)
     options = backend.parse_options(volume.options)
+    if service.ownership.heads.is_removed(volume.id):
+        raise VolumeExistsError(
+            "it was removed while this node was away", hint="it goes to the trash"
+        )
     with service.operations.locks.hold(volume.name, Deadline(LONG_DEADLINE_S)):
         taken = service.catalogue.find(volume.name)
         if taken is not None:
@@ -54,5 +58,6 @@ def _adopt(
                     options={**backend.default_options(), **options},
                     created_at=volume.created_at,
                     phase="ready",
+                    node=service.ownership.node_id,
                 )
             )

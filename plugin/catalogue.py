@@ -53,9 +53,12 @@ class Catalogue:
         )
         return Stored(record, outcome.revision) if outcome.succeeded else None
 
-    def set_phase(self, stored: Stored, phase: Phase) -> Stored:
-        """Return the record in *phase*; see `replace`."""
-        return self.replace(stored, msgspec.structs.replace(stored.record, phase=phase))
+    def set_phase(self, stored: Stored, phase: Phase, *, node: str = "") -> Stored:
+        """Return the record in *phase*, to be finished by *node*; see `replace`."""
+        record = msgspec.structs.replace(
+            stored.record, phase=phase, node=node or stored.record.node
+        )
+        return self.replace(stored, record)
 
     def replace(self, stored: Stored, record: VolumeRecord) -> Stored:
         """

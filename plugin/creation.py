@@ -18,6 +18,7 @@ from backends.errors import (
     BackendError,
     InvalidRequestError,
     RemoraError,
+    VolumeBusyError,
     VolumeExistsError,
 )
 from backends.options import source_volume
@@ -27,6 +28,7 @@ from backends.system.clock import Deadline
 from backends.system.copying import copy_tree
 from backends.system.mounts import mounted_at
 from plugin.catalogue import Catalogue, Stored
+from plugin.cluster.ownership import Ownership
 from plugin.copies import Copies
 from plugin.discovery import Discovery
 from plugin.limits import COPY_DEADLINE_S, SHORT_DEADLINE_S
@@ -43,7 +45,7 @@ log = logging.getLogger(__name__)
 class VolumeCreation(VolumeViews):
     """The creating part of `VolumeService`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - see `VolumeService`
         self,
         *,
         catalogue: Catalogue,
@@ -52,6 +54,7 @@ class VolumeCreation(VolumeViews):
         references: References,
         operations: Operations,
         discovery: Discovery,
+        ownership: Ownership,
         mount_dir: Path,
     ) -> None:
         super().__init__(
@@ -59,6 +62,7 @@ class VolumeCreation(VolumeViews):
             registry=registry,
             references=references,
             discovery=discovery,
+            ownership=ownership,
             mount_dir=mount_dir,
         )
         self.resolver = resolver
@@ -138,7 +142,7 @@ class VolumeCreation(VolumeViews):
         return self.resolver.resolve(options, source), fill
 
     def begin_creation(
-        self, name: str, resolved: Resolved, deadline: Deadline
+        self, name: str, resolved: Resolved, deadline: Deadline, *, filled: bool
     ) -> Stored | None:
         """
         Return a new record in phase `creating`; None if the volume is there already.
@@ -147,6 +151,10 @@ class VolumeCreation(VolumeViews):
         """
         stored = self.catalogue.find(name)
         if stored is not None and stored.record.phase == "creating":
+            if not self.is_ours_to_finish(stored.record):
+                raise VolumeBusyError(
+                    f"'{name}' is being made on another node", hint="retry"
+                )
             self.roll_back_creation(stored, deadline)
             stored = None
         if stored is None:
@@ -159,6 +167,8 @@ class VolumeCreation(VolumeViews):
                     options=resolved.options,
                     created_at=clock.now_rfc3339(),
                     phase="creating",
+                    node=self.ownership.node_id,
+                    filled=filled,
                 )
             )
             if stored is not None:
@@ -171,7 +181,7 @@ class VolumeCreation(VolumeViews):
         self, name: str, resolved: Resolved, deadline: Deadline, fill: Fill | None
     ) -> str | None:
         """Return the id of the volume that was made, None if it was there."""
-        stored = self.begin_creation(name, resolved, deadline)
+        stored = self.begin_creation(name, resolved, deadline, filled=fill is not None)
         if stored is None:
             return None
         try:
@@ -186,6 +196,13 @@ class VolumeCreation(VolumeViews):
             self.abandon_creation(stored, refused=refused)
             raise
         return made.id
+
+    def is_ours_to_finish(self, record: VolumeRecord) -> bool:
+        """Return whether what was begun with the volume was begun on this node."""
+        node = record.node
+        return node in ("", self.ownership.node_id) or not self.ownership.is_member(
+            node
+        )
 
     def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
         """Undo a creation that nobody was told of; the volume's lock is held."""

@@ -19,7 +19,16 @@ from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
+from backends.system.mounts import mount_table
+from plugin.assembly import (
+    ClusterNode,
+    lay_foundation,
+    own_volumes,
+)
 from plugin.catalogue import Catalogue
+from plugin.cluster.joined import refuse_joined
+from plugin.cluster.ownership import Ownership
+from plugin.control.cluster import ClusterView
 from plugin.control.http import create_app as create_control_app
 from plugin.control.http import create_metrics_app
 from plugin.discovery import Discovery
@@ -27,16 +36,17 @@ from plugin.errors import ConfigError, StoreError
 from plugin.limits import LONG_DEADLINE_S, OPEN_FILES, SERVER_THREADS
 from plugin.logs import fields
 from plugin.metrics import Metrics
+from plugin.model import VolumeRecord
 from plugin.node import Node
 from plugin.notify import notify
 from plugin.operations import Operations
 from plugin.options import OptionResolver
+from plugin.peers.channel import Peers
 from plugin.protocol.http import create_app as create_plugin_app
 from plugin.reconciler import Reconciler
 from plugin.server import Server
 from plugin.service import VolumeService
 from plugin.sockets import bind_socket, inherited_socket, remove_socket
-from plugin.store.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from plugin.config import Config
@@ -76,10 +86,13 @@ class Daemon:
         _prepare_directories(config)
         self._lock = _lock_state(config.state_dir)
         self._node = Node(config.state_dir)
-        self._store = SqliteStore(config.state_dir / "store.db")
-        service = self._build_service()
-        self._reconciler = Reconciler(service)
+        refuse_joined(self._node, config)
         self._own_sockets: list[Path] = []
+        self._foundation = lay_foundation(config, self._node)
+        self._cluster: ClusterNode | None = None
+        service = self._build_service()
+        self._service = service
+        self._reconciler = Reconciler(service)
         try:
             self._servers = self._build_servers(service)
         except BaseException:
@@ -88,8 +101,16 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""
-        for server in self._servers:
-            server.start()
+        try:
+            # Before calls: a node that the cluster cannot have answers nobody.
+            self._foundation.membership.start()
+            for server in self._servers:
+                server.start()
+            if self._cluster is not None:
+                self._cluster.start(self._left_mounted())
+        except BaseException:
+            self._remove_sockets()
+            raise
         self._reconciler.start()
         log.info("serving", extra=fields(plugin_socket=str(self._config.plugin_socket)))
         notify("READY=1\nSTATUS=serving")
@@ -109,8 +130,9 @@ class Daemon:
         resolver = OptionResolver(registry, config.profiles)
         if faults := resolver.faults():
             raise ConfigError(faults, source="[profiles]")
-        catalogue = Catalogue(self._store)
+        catalogue = Catalogue(self._foundation.store)
         operations = Operations()
+        ownership = self._build_ownership(registry, rsync, catalogue)
         for options in resolver.profiles_of(nfs.kind):
             nfs.watch(options)
         return VolumeService(
@@ -125,10 +147,40 @@ class Daemon:
                 references=self._node.references,
                 locks=operations.locks,
             ),
+            ownership=ownership,
+            keeper=self._cluster.keeper if self._cluster else None,
             mount_dir=config.mount_dir,
             mount_deadline_s=config.mount_deadline_s,
             disuse_grace_s=config.disuse_grace_s,
         )
+
+    def _build_ownership(
+        self, registry: Registry, rsync: RsyncBackend, catalogue: Catalogue
+    ) -> Ownership:
+        """Return who owns volumes; in a cluster, build what talks to its nodes."""
+        foundation = self._foundation
+        if foundation.keys is None:
+            return own_volumes(foundation, registry, rsync, peers=None)
+        peers = Peers(node_key=foundation.keys.node_key)
+        ownership = own_volumes(foundation, registry, rsync, peers)
+        self._cluster = ClusterNode(
+            self._config, foundation.keys, peers, ownership, catalogue
+        )
+        return ownership
+
+    def _left_mounted(self) -> dict[str, tuple[VolumeRecord, Path]]:
+        """Return the exclusive volumes that an earlier process has left mounted."""
+        points = {entry.mount_point for entry in mount_table()}
+        try:
+            records = self._service.catalogue.all()
+        except StoreError:
+            return {}  # nothing was ever known of the cluster
+        return {
+            each.id: (each, self._service.target(each))
+            for each in records
+            if str(self._service.target(each)) in points
+            and self._service.ownership.exclusive(each)
+        }
 
     def _build_servers(self, service: VolumeService) -> list[Server]:
         """Return the servers; what can fail comes before the engine can find us."""
@@ -146,7 +198,9 @@ class Daemon:
             )
         servers.append(
             Server(
-                create_control_app(service, self._reconciler, metrics),
+                create_control_app(
+                    service, self._reconciler, metrics, self._cluster_view()
+                ),
                 self._bind(config.control_socket),
                 name="control",
                 threads=_CONTROL_THREADS,
@@ -161,6 +215,15 @@ class Daemon:
             )
         )
         return servers
+
+    def _cluster_view(self) -> ClusterView:
+        foundation = self._foundation
+        return ClusterView(
+            membership=foundation.membership,
+            settings=foundation.settings,
+            mirror=foundation.mirror,
+            faults=self._cluster.faults if self._cluster else list,
+        )
 
     def _bind(self, path: Path) -> socket.socket:
         """Return a socket of our own, which we also remove at the end."""
@@ -186,7 +249,10 @@ class Daemon:
                 log.warning("stopped with calls under way; the next start repairs")
         for backend in self._registry.all().values():
             backend.close()
-        self._store.close()
+        if self._cluster is not None:
+            self._cluster.stop()
+        self._foundation.membership.stop()
+        self._foundation.store.close()
         self._node.close()
         log.info("stopped")
 

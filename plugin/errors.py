@@ -8,6 +8,8 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     ├── NodeConflictError       a node's record or its name forbids it
     ├── NodeNotFoundError       no node of that name or id
     ├── DaemonUnreachableError  the CLI got no answer from the daemon
+    ├── EnrolmentError          a machine could not be made a node
+    ├── NotOwnerError           another node has the volume, or its bytes
     ├── FencingError            the guard that stops writers does not answer
     ├── PeerUnreachableError    another node gave no answer
     ├── PeerRefusedError        a node asks for what it may not have
@@ -34,6 +36,17 @@ class StoreError(RemoraError):
     code = "store-unavailable"
     transient = True
     exit_code = 13
+
+
+class NotOwnerError(RemoraError):
+    """Another node has the volume or its newest bytes; *transient*: not for long."""
+
+    code = "not-owner"
+    exit_code = 14
+
+    def __init__(self, cause: str, *, hint: str = "", transient: bool = False) -> None:
+        super().__init__(cause, hint=hint)
+        self.transient = transient
 
 
 class ConfigError(RemoraError):
@@ -110,3 +123,10 @@ class FencingError(RemoraError):
     code = "fencing"
     transient = True
     exit_code = 26
+
+
+class EnrolmentError(RemoraError):
+    """A machine could not be made a node of the cluster; the same may be repeated."""
+
+    code = "enrolment"
+    exit_code = 28

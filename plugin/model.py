@@ -27,7 +27,9 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     whether a second Create asks for the same volume. ``options`` are those with the
     profile's and the backend's defaults filled in: they decide what the volume is.
     ``phase`` is the intent that makes create and remove survive a crash: a record that
-    is found `creating` at start is rolled back, one that is `removing` forward.
+    is found `creating` at start is rolled back, one that is `removing` forward, by
+    ``node``, on which it was begun. ``filled`` says that the volume was made with bytes
+    in it; so are all that are older than this field.
     """
 
     id: str
@@ -37,6 +39,8 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, str]
     created_at: str
     phase: Phase
+    node: str = ""
+    filled: bool = True
 
     def volume(self) -> Volume:
         """Return what the backend is told of this volume."""

@@ -5,6 +5,8 @@ What is done in the background, at start and every few seconds after.
 - creations that nobody was told of are rolled back, removals that were begun finished;
 - volumes that only inherited references hold are unmounted once proven unused;
 - mounts that no reference holds (their last unmount failed) are unmounted;
+- volumes that this node owns and does not use are released, copies of those that
+  other nodes have removed go;
 - the trash is emptied.
 
 Each volume is handled under its own lock and each failure is logged and left for the
@@ -20,7 +22,9 @@ from typing import Final
 
 from backends.errors import RemoraError, VolumeBusyError
 from backends.system.clock import Deadline
+from backends.system.mounts import mounted_at
 from plugin.catalogue import Stored
+from plugin.cluster.tombs import bury_copies
 from plugin.limits import GARBAGE_DEADLINE_S, RECONCILE_INTERVAL_S, SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -53,16 +57,21 @@ class Reconciler:
 
     def run_once(self) -> None:
         """Do one pass."""
-        self._service.discovery.synchronise()
-        for record in self._service.catalogue.all():
-            if self._stopping.is_set():
-                return
-            if record.phase != "ready":
-                self._attempt(record, self._finish)
-        for record in self._held_or_mounted():
-            if self._stopping.is_set():
-                return
-            self._attempt(record, self._settle)
+        service = self._service
+        service.discovery.synchronise()
+        for records, action in (
+            (self._unfinished, self._finish),
+            (self._held_or_mounted, self._settle),
+            (self._owned, self._let_go),
+        ):
+            for record in records():
+                if self._stopping.is_set():
+                    return
+                self._attempt(record, action)
+        bury_copies(service.ownership, service.registry)
+        self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
         for backend in self._service.registry.all().values():
             try:
                 freed = backend.collect_garbage(deadline_s=GARBAGE_DEADLINE_S)
@@ -95,10 +104,26 @@ class Reconciler:
                 log.exception("reconciliation failed")
             self._stopping.wait(RECONCILE_INTERVAL_S)
 
+    def _unfinished(self) -> Iterable[VolumeRecord]:
+        """Return the volumes whose making or removing this node has begun."""
+        return [
+            each
+            for each in self._service.catalogue.all()
+            if each.phase != "ready" and self._service.is_ours_to_finish(each)
+        ]
+
     def _held_or_mounted(self) -> Iterable[VolumeRecord]:
         """Return the volumes with references or with a mount point's directory."""
         ids = set(self._service.references.volumes())
         ids.update(each.name for each in self._service.mount_dir.iterdir())
+        if not ids:
+            return []
+        return [each for each in self._service.catalogue.all() if each.id in ids]
+
+    def _owned(self) -> Iterable[VolumeRecord]:
+        """Return the volumes that this node owns, as the cluster knows."""
+        ownership = self._service.ownership
+        ids = {*ownership.heads.owned_by(ownership.node_id)}
         if not ids:
             return []
         return [each for each in self._service.catalogue.all() if each.id in ids]
@@ -135,6 +160,15 @@ class Reconciler:
             "finished what a crash left",
             extra=fields(volume=stored.record.name, phase=stored.record.phase),
         )
+
+    def _let_go(self, stored: Stored, deadline: Deadline) -> None:
+        """Release a volume that nothing of this node uses: a crash has left it ours."""
+        del deadline
+        record = stored.record
+        if mounted_at(self._service.target(record)) is None and not (
+            self._service.references.total(record.id)
+        ):
+            self._service.let_go(record)
 
     def _settle(self, stored: Stored, deadline: Deadline) -> None:
         self._service.settle(stored.record, deadline)

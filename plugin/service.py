@@ -13,16 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from backends.base import VolumeUser
-from backends.errors import (
-    BackendError,
-    VolumeBusyError,
-)
+from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.registry import Registry
 from backends.system.clock import Deadline
 from plugin.catalogue import Catalogue, Stored
+from plugin.cluster.keeper import Keeper
+from plugin.cluster.ownership import Ownership
 from plugin.creation import VolumeCreation
 from plugin.discovery import Discovery
+from plugin.errors import StoreError
 from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
+from plugin.logs import fields
 from plugin.model import (
     VolumeRecord,
     check_mount_id,
@@ -47,6 +48,8 @@ class VolumeService(VolumeCreation):
         references: References,
         operations: Operations,
         discovery: Discovery,
+        ownership: Ownership,
+        keeper: Keeper | None,
         mount_dir: Path,
         mount_deadline_s: float,
         disuse_grace_s: float,
@@ -56,10 +59,13 @@ class VolumeService(VolumeCreation):
             registry=registry,
             references=references,
             discovery=discovery,
+            ownership=ownership,
             mount_dir=mount_dir,
             resolver=resolver,
             operations=operations,
         )
+        # Alone there is nobody to keep a volume from.
+        self._keeper = keeper
         self._mount_deadline_s = mount_deadline_s
         self._disuse_grace_s = disuse_grace_s
 
@@ -181,6 +187,8 @@ class VolumeService(VolumeCreation):
         self.registry.get(record.backend).remove(
             record.volume(), deadline_s=deadline.remaining_s()
         )
+        if self.ownership.exclusive(record):
+            self.ownership.finish_removal(record)
         self.catalogue.delete(stored)
 
     def _discard(self, volume_id: str | None) -> None:
@@ -200,7 +208,11 @@ class VolumeService(VolumeCreation):
             # Checked before the intent is written: a refused removal changes nothing.
             self._require_ready(stored.record)
             self.require_unused(stored.record)
-            stored = self.catalogue.set_phase(stored, "removing")
+            if self.ownership.exclusive(stored.record):
+                self.ownership.begin_removal(stored.record, deadline)
+            stored = self.catalogue.set_phase(
+                stored, "removing", node=self.ownership.node_id
+            )
         else:
             self.require_unused(stored.record)
         try:
@@ -208,7 +220,9 @@ class VolumeService(VolumeCreation):
         except (BackendError, VolumeBusyError):
             # Storage said no and changed nothing. Only where the outcome is unknown
             # does the intent stay, for the reconciler to finish.
-            self.catalogue.set_phase(stored, "ready")
+            stored = self.catalogue.set_phase(stored, "ready")
+            if self.ownership.exclusive(stored.record):
+                self.ownership.cancel_removal(stored.record)
             raise
 
     def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:
@@ -219,13 +233,30 @@ class VolumeService(VolumeCreation):
             )
         backend = self.registry.get(record.backend)
         target = self.target(record)
+        exclusive = self.ownership.exclusive(record)
         self.references.add(record.id, mount_id)
         try:
+            epoch = self.ownership.acquire(record, deadline) if exclusive else 0
             backend.mount(record.volume(), target, deadline_s=deadline.remaining_s())
+            if exclusive and self._keeper is not None:
+                self._keeper.hold(record, epoch, target)
         except BaseException:
             self.references.drop(record.id, mount_id)
+            if exclusive and not self.references.total(record.id):
+                self._roll_back_mount(record)
             raise
         return target
+
+    def _roll_back_mount(self, record: VolumeRecord) -> None:
+        """Leave nothing of a Mount that failed; what remains the reconciler takes."""
+        try:
+            self.drop_mount(record, Deadline(SHORT_DEADLINE_S))
+        except RemoraError as error:
+            log.warning(
+                "a mount is rolled back later: %s",
+                error,
+                extra=fields(volume=record.name),
+            )
 
     def _unmount(self, name: str, mount_id: str, deadline: Deadline) -> None:
         stored = self.catalogue.find(name)
@@ -239,11 +270,31 @@ class VolumeService(VolumeCreation):
             self.references.inherit(record.id, mount_id)
 
     def drop_mount(self, record: VolumeRecord, deadline: Deadline) -> None:
-        """Unmount, then forget the references: a crash in between repeats both."""
+        """
+        Unmount, forget the references, and let other nodes have the volume.
+
+        A crash in between repeats what is left.
+        """
         self.registry.get(record.backend).unmount(
             record.volume(), self.target(record), deadline_s=deadline.remaining_s()
         )
         self.references.forget(record.id)
+        if self.ownership.exclusive(record):
+            self.let_go(record)
+
+    def let_go(self, record: VolumeRecord) -> None:
+        """Release the volume, which is not mounted; without the cluster, later."""
+        if self._keeper is not None:
+            self._keeper.drop(record)
+        try:
+            self.ownership.release(record)
+        except StoreError as error:
+            # Docker must be able to stop its containers whatever is down.
+            log.warning(
+                "it is released when the cluster answers: %s",
+                error,
+                extra=fields(volume=record.name),
+            )
 
     def _grace_is_over(self) -> bool:
         """

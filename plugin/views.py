@@ -6,6 +6,7 @@ from pathlib import Path
 
 from backends.registry import Registry
 from plugin.catalogue import Catalogue, Stored
+from plugin.cluster.ownership import Ownership
 from plugin.discovery import Discovery
 from plugin.errors import VolumeNotFoundError
 from plugin.model import VolumeRecord, VolumeSummary, VolumeView
@@ -22,12 +23,14 @@ class VolumeViews:
         registry: Registry,
         references: References,
         discovery: Discovery,
+        ownership: Ownership,
         mount_dir: Path,
     ) -> None:
         self.catalogue = catalogue
         self.registry = registry
         self.references = references
         self.discovery = discovery
+        self.ownership = ownership
         self.mount_dir = mount_dir
 
     def get(self, name: str) -> VolumeView:
@@ -52,6 +55,7 @@ class VolumeViews:
                 "options": record.options,
                 "references": {"live": count.live, "inherited": count.inherited},
                 **backend.status(record.volume()),
+                **self.ownership.facts(record),
             },
         )
 

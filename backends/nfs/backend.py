@@ -166,6 +166,15 @@ class NfsBackend:
         log.info("%s on %s: %s", volume.name, share.export, done)
         share.survey_soon()
 
+    def exclusive(self, volume: Volume) -> bool:
+        """Return whether that was asked for; any node may mount the others."""
+        return volume.options.get("exclusive") == "true"
+
+    def copy_directory(self, volume: Volume) -> Path | None:
+        """Return None: the server has the bytes."""
+        del volume
+        return None
+
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Take the lease, mount, and see that it answers; else leave nothing."""
         self._mounts.mount(volume, target, Deadline(min(deadline_s, _MOUNT_BUDGET_S)))

@@ -145,6 +145,17 @@ class RsyncBackend:
             raise failed(f"cannot remove volume '{volume.name}'", error) from error
         files.sync_directory(self.pool.volumes)
 
+    def exclusive(self, volume: Volume) -> bool:
+        """Return True: copies would part if two nodes wrote to theirs."""
+        del volume
+        return True
+
+    def copy_directory(self, volume: Volume) -> Path | None:
+        """Return the volume's directory if it was completely made."""
+        self.pool.require()
+        home = self.pool.home(volume)
+        return home if (home / "volume.json").exists() else None
+
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Bind the volume's live directory to *target*."""
         deadline = Deadline(deadline_s)

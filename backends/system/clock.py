@@ -17,6 +17,11 @@ def now_as_name() -> str:
     return now_rfc3339().replace("-", "").replace(":", "")
 
 
+def wall_s() -> float:
+    """Return wall time in seconds, to tell how far two machines' clocks are apart."""
+    return time.time()
+
+
 def monotonic_s() -> float:
     """Return seconds that only go forward, for deadlines within this process."""
     return time.monotonic()

@@ -54,6 +54,7 @@ class Standing:
     head_revision: int
     lock: Lock | None
     lock_revision: int
+    lock_lease: int
 
     @property
     def locked_by(self) -> str:
@@ -84,6 +85,7 @@ class Heads:
             head.mod_revision if head else 0,
             _decode(Lock, lock) if lock else None,
             lock.mod_revision if lock else 0,
+            lock.lease if lock else 0,
         )
 
     def refresh(self, deadline_s: float) -> None:
@@ -104,7 +106,7 @@ class Heads:
         return found
 
     def held_only_by(self, node: str) -> list[str]:
-        """Return the ids of volumes whose newest commit *node* alone is known to have."""
+        """Return the ids of volumes whose newest bytes *node* alone may have."""
         records, _ = self._store.prefix(_VOLUMES)
         found = []
         for record in records:
@@ -146,13 +148,10 @@ class Heads:
         """Write *operations* if *standing* is still true; return whether it was."""
         return self._store.transact(standing.unchanged(), operations).succeeded
 
-    def tombs(self) -> dict[str, tuple[Tomb, Record]]:
+    def tombs(self) -> dict[str, Tomb]:
         """Return the removed volumes, by id."""
         records, _ = self._store.prefix(_TOMBS)
-        return {
-            each.key.removeprefix(_TOMBS): (_decode(Tomb, each), each)
-            for each in records
-        }
+        return {each.key.removeprefix(_TOMBS): _decode(Tomb, each) for each in records}
 
     def is_removed(self, volume_id: str) -> bool:
         """Return whether *volume_id* has a tomb."""
@@ -199,14 +198,15 @@ def drop_old_epochs(volume_id: str, lineage: Lineage, head: Head) -> list[Delete
     return [Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}") for number in old]
 
 
-def bury(volume_id: str, tomb: Tomb, lineage: Lineage) -> list[Operation]:
-    """Return the writes that leave nothing of a volume but its tomb."""
+def bury(volume_id: str, tomb: Tomb | None, lineage: Lineage) -> list[Operation]:
+    """Return the writes that leave nothing of a volume but its tomb, if it has one."""
     epochs = [
         Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}")
         for number in lineage.epochs
     ]
     head = Delete(f"{_VOLUMES}{volume_id}/head")
-    return [*epochs, head, _put(_TOMBS + volume_id, tomb)]
+    tombs = [] if tomb is None else [_put(_TOMBS + volume_id, tomb)]
+    return [*epochs, head, *tombs]
 
 
 def _put(key: str, value: msgspec.Struct) -> Put:

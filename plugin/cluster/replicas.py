@@ -2,8 +2,8 @@
 What this node knows of its own copies: one small file for each, changed durably.
 
 The file lies with the copy (`Backend.copy_directory`), so that a pool that moves to
-another machine, or comes back from a backup, brings its promises along. A copy without a file
-is as its volume was made: nobody has owned it.
+another machine, or comes back from a backup, brings its promises along. A copy without
+a file is as its volume was made: nobody has owned it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.system import files
 from plugin.cluster.rules import Commit, Replica
@@ -23,6 +24,16 @@ from plugin.cluster.rules import Commit, Replica
 _NAME: Final = "replica.json"
 # Where a copy lies, by its volume's id; None if this node has none.
 Locate = Callable[[str], Path | None]
+
+
+def locate_with(backend: Backend) -> Locate:
+    """Return how the copies that *backend* makes are found."""
+
+    def locate(volume_id: str) -> Path | None:
+        volume = Volume(id=volume_id, name=volume_id, options={}, created_at="")
+        return backend.copy_directory(volume)
+
+    return locate
 
 
 class Replicas:
@@ -59,7 +70,7 @@ class Replicas:
 
     @contextmanager
     def changing(self, volume_id: str) -> Iterator[None]:
-        """Keep others from changing the copy; held for moments, never over a network."""
+        """Keep others from changing the copy; for moments, never over a network."""
         with self._guard:
             lock = self._locks.setdefault(volume_id, threading.Lock())
         with lock:

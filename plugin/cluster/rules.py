@@ -7,8 +7,7 @@ or refuses. `ownership.py` calls them between a read and a compare-and-set; the 
 `tests/model` calls the same functions in every order that it can think of. So the rules
 that are checked are the rules that run.
 
-- An *epoch* is raised by compare-and-set each time a node becomes owner: it is the
-  fencing token. Each one has one owner.
+- An *epoch*, the fencing token, is raised each time a node becomes owner.
 - A *commit* (epoch, seq) names one state of the bytes. Within an epoch a later commit
   holds all of an earlier one.
 - An epoch begins with a *base*, the commit that its owner took over. The bases make
@@ -91,7 +90,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedError(Exception):
-    """The rules forbid it; *node* and *commit* say who or what stands in the way."""
+    """The rules forbid it; the fields say who or what stands in the way."""
 
     def __init__(
         self, reason: Reason, *, node: str = "", epoch: int = 0, commit: Commit = EMPTY
@@ -190,8 +189,8 @@ def choose(
     """
     Return the best commit among *votes*, those who have promised ``head.epoch``.
 
-    A volume that may have been written to never begins empty again, whatever loss is
-    accepted: each former owner must have said that its copy is empty.
+    A volume that may have been written to never begins empty, whatever is accepted:
+    each former owner must have said that its copy is empty.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.
@@ -267,8 +266,7 @@ def release(
     """
     Return the head after the owner has sealed *commit* and lets the volume go.
 
-    The commit counts even if nobody else has it: what was acknowledged to a container
-    that ended orderly must not be passed over.
+    The commit counts even if nobody else has it: nobody may pass it over.
 
     Raises:
         RefusedError: not-owner.
@@ -304,6 +302,11 @@ def remove(head: Head, *, locked_by: str) -> Head:
     if head.phase == "removing":
         return head
     return msgspec.structs.replace(head, epoch=head.epoch + 1, phase="removing")
+
+
+def keep(head: Head) -> Head:
+    """Return the head of a volume whose removal was refused: it can be acquired."""
+    return msgspec.structs.replace(head, phase="idle")
 
 
 # The replica

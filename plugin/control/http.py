@@ -18,6 +18,8 @@ from plugin import __version__
 from plugin import metrics as metrics_module
 from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
+from plugin.control.cluster import ClusterView, add_cluster
+from plugin.control.nodes import add_nodes, node_status
 from plugin.importing import import_directory
 from plugin.metrics import Metrics
 from plugin.reconciler import Reconciler
@@ -71,7 +73,10 @@ Request = TypeVar(
 
 
 def create_app(
-    service: VolumeService, reconciler: Reconciler, metrics: Metrics
+    service: VolumeService,
+    reconciler: Reconciler,
+    metrics: Metrics,
+    cluster: ClusterView,
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
@@ -79,7 +84,7 @@ def create_app(
 
     @app.get("/v1/status", endpoint="status")
     def status() -> Response:
-        return _answer(_status(service))
+        return _answer({**_status(service), "node": node_status(cluster.membership)})
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
@@ -117,6 +122,8 @@ def create_app(
 
     _add_copies(app, service)
     _add_snapshots(app, SnapshotService(service))
+    add_nodes(app, cluster.membership)
+    add_cluster(app, cluster)
     return app
 
 

@@ -22,8 +22,12 @@ class MemoryBackend:
 
     kind = "memory"
 
-    def __init__(self, disk: dict[str, Volume]) -> None:
+    def __init__(
+        self, disk: dict[str, Volume], directory: Path | None = None
+    ) -> None:
         self.disk = disk
+        # Where each volume has a directory for what is known of its copy.
+        self.directory = directory
         self.mounted: dict[Path, str] = {}
         self.used_by: dict[str, list[VolumeUser]] = {}
         self.working: set[Path] = set()
@@ -70,6 +74,16 @@ class MemoryBackend:
         with self._guard:
             if self.disk.pop(volume.id, None):
                 self.trash.append(volume.id)
+
+    def exclusive(self, volume: Volume) -> bool:
+        return True
+
+    def copy_directory(self, volume: Volume) -> Path | None:
+        if self.directory is None or volume.id not in self.disk:
+            return None
+        copy = self.directory / volume.id
+        copy.mkdir(exist_ok=True)
+        return copy
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         self.before("mount", volume)

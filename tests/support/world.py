@@ -6,10 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends.base import Volume
+from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.registry import Registry
 from plugin.catalogue import Catalogue
+from plugin.cluster.heads import Heads
+from plugin.cluster.membership import Membership
+from plugin.cluster.nodes import Identity
+from plugin.cluster.ownership import Ownership
+from plugin.cluster.registration import Sources
+from plugin.cluster.replicas import Replicas, locate_with
+from plugin.cluster.votes import Votes
 from plugin.discovery import Discovery
 from plugin.node import Node
 from plugin.operations import Operations
@@ -17,6 +24,7 @@ from plugin.options import OptionResolver
 from plugin.reconciler import Reconciler
 from plugin.references import Count
 from plugin.service import VolumeService
+from plugin.store.base import Store
 from plugin.store.sqlite import SqliteStore
 from tests.support.memory_backend import MemoryBackend
 
@@ -37,7 +45,8 @@ class World:
     def restart(self) -> None:
         self.store = SqliteStore(self.directory / "store.db")
         self.node = Node(self.directory)
-        self.backend = MemoryBackend(self.disk)
+        (self.directory / "copies").mkdir(exist_ok=True)
+        self.backend = MemoryBackend(self.disk, self.directory / "copies")
         registry = Registry([self.backend])
         catalogue = Catalogue(self.store)
         operations = Operations()
@@ -53,6 +62,8 @@ class World:
                 references=self.node.references,
                 locks=operations.locks,
             ),
+            ownership=ownership_alone(self.store, self.node, registry, self.backend),
+            keeper=None,
             mount_dir=self.directory / "mounts",
             mount_deadline_s=self.deadline_s,
             disuse_grace_s=self.grace_s,
@@ -73,6 +84,38 @@ class World:
     def close(self) -> None:
         self.store.close()
         self.node.close()
+
+
+def ownership_alone(
+    store: Store, node: Node, registry: Registry, backend: Backend
+) -> Ownership:
+    """Return the ownership of a node without a cluster."""
+    own = Identity(
+        id=node.id,
+        name="alone",
+        peer_port=7424,
+        host_key="",
+        public_key="",
+        machine_id="",
+        boot_id="boot",
+        session="session",
+    )
+    membership = Membership(
+        store,
+        own,
+        facts=node,
+        leases=None,
+        ttl_s=15.0,
+        sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ()),
+        data_only_on=lambda _: [],
+    )
+    return Ownership(
+        heads=Heads(store),
+        replicas=Replicas(locate_with(backend)),
+        membership=membership,
+        registry=registry,
+        votes=Votes(None, node_id=node.id),
+    )
 
 
 def failing(operation: str) -> Callable[[str, Volume], None]:

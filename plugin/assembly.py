@@ -1,0 +1,236 @@
+"""
+The cluster's half of the composition root: what a node needs to be one of several.
+
+A node that is alone has the same parts where they mean something, on its embedded
+store: it owns its volumes by the same rules.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.registry import Registry
+from backends.rsync.backend import RsyncBackend
+from backends.system import clock, files
+from plugin.catalogue import Catalogue
+from plugin.cluster.addresses import Addresses, AddressWatcher
+from plugin.cluster.failsafe import Failsafe, Holds
+from plugin.cluster.heads import Heads
+from plugin.cluster.keeper import Keeper
+from plugin.cluster.lease import LEASE_MARGIN_S
+from plugin.cluster.membership import Membership
+from plugin.cluster.nodes import Identity, machine_id, own_name
+from plugin.cluster.ownership import Ownership
+from plugin.cluster.receiving import Receiving
+from plugin.cluster.registration import Sources
+from plugin.cluster.replicas import Replicas, locate_with
+from plugin.cluster.roster import Roster, hello
+from plugin.cluster.votes import Votes, Witness
+from plugin.config import ClusterConfig, Config
+from plugin.errors import ConfigError
+from plugin.fencing.client import Guard
+from plugin.model import VolumeRecord
+from plugin.node import Node
+from plugin.peers.authorization import Authorization
+from plugin.peers.channel import Peers
+from plugin.peers.keys import NodeKeys, ensure_keys
+from plugin.peers.server import PeerServer
+from plugin.peers.sshd import PeerSshd
+from plugin.sockets import bind_socket, remove_socket
+from plugin.store.base import Store
+from plugin.store.etcd.settings import EtcdSettings
+from plugin.store.etcd.store import EtcdStore
+from plugin.store.mirror import MirrorStore
+from plugin.store.sqlite import SqliteStore
+
+
+def etcd_settings(cluster: ClusterConfig) -> EtcdSettings:
+    """
+    Return how the configured cluster's etcd is reached.
+
+    Raises:
+        ConfigError: the password's file cannot be read.
+
+    """
+    password = ""
+    if cluster.etcd_password_file is not None:
+        try:
+            password = cluster.etcd_password_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                [f"etcd_password_file cannot be read: {error}"], source="[cluster]"
+            ) from error
+    return EtcdSettings(
+        endpoints=cluster.etcd,
+        prefix=cluster.etcd_prefix,
+        user=cluster.etcd_user,
+        password=password,
+        ca_file=cluster.etcd_ca_file,
+        certificate_file=cluster.etcd_certificate_file,
+        key_file=cluster.etcd_key_file,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """The store, and this node's place in it."""
+
+    store: Store
+    mirror: MirrorStore | None
+    settings: EtcdSettings | None
+    membership: Membership
+    heads: Heads
+    keys: NodeKeys | None
+
+
+def lay_foundation(config: Config, node: Node) -> Foundation:
+    """
+    Return the store that *config* names, and the node as a member; nothing runs yet.
+
+    Raises:
+        ConfigError, StoreError: it cannot be used.
+
+    """
+    if not config.cluster.etcd:
+        store = SqliteStore(config.state_dir / "store.db")
+        membership = _membership(config, node, store, None)
+        return Foundation(store, None, None, membership, Heads(store), None)
+    settings = etcd_settings(config.cluster)
+    keys = ensure_keys(config.state_dir / "peer")
+    mirror = MirrorStore(EtcdStore(settings), path=config.state_dir / "mirror.db")
+    membership = _membership(config, node, mirror, keys)
+    return Foundation(mirror, mirror, settings, membership, Heads(mirror), keys)
+
+
+def _membership(
+    config: Config, node: Node, store: Store, keys: NodeKeys | None
+) -> Membership:
+    own = Identity(
+        id=node.id,
+        name=own_name(config.cluster.node_name),
+        peer_port=config.cluster.peer_port,
+        host_key=keys.public_host_key if keys else "",
+        public_key=keys.public_node_key if keys else "",
+        machine_id=machine_id(),
+        boot_id=clock.boot_id(),
+        session=str(uuid.uuid4()),
+    )
+    addresses = Addresses(config.cluster.etcd, fixed=config.cluster.peer_address)
+    return Membership(
+        store,
+        own,
+        facts=node,
+        leases=store if isinstance(store, MirrorStore) else None,
+        ttl_s=config.cluster.lease_ttl_s,
+        sources=Sources(
+            capacity=lambda: files.free_bytes(config.pool),
+            addresses=addresses.find if keys else lambda _peers: (),
+        ),
+        data_only_on=Heads(store).held_only_by,
+    )
+
+
+def own_volumes(
+    foundation: Foundation, registry: Registry, rsync: RsyncBackend, peers: Peers | None
+) -> Ownership:
+    """Return who owns volumes, as this node takes part in it."""
+    return Ownership(
+        heads=foundation.heads,
+        replicas=Replicas(locate_with(rsync)),
+        membership=foundation.membership,
+        registry=registry,
+        votes=Votes(peers, node_id=foundation.membership.own.id),
+    )
+
+
+class ClusterNode:
+    """What runs in a cluster only: peers, their sshd, and the keeper of volumes."""
+
+    def __init__(
+        self,
+        config: Config,
+        keys: NodeKeys,
+        peers: Peers,
+        ownership: Ownership,
+        catalogue: Catalogue,
+    ) -> None:
+        self._peers = peers
+        self._membership = ownership.membership
+        holds = Holds()
+        ttl_s = config.cluster.lease_ttl_s
+        ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
+        failsafe = Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+        self.keeper = Keeper(
+            ownership,
+            Guard(config.state_dir / "fencing"),
+            failsafe,
+            freeze_max_s=config.cluster.freeze_max_s,
+        )
+        witness = Witness(
+            heads=ownership.heads,
+            replicas=ownership.replicas,
+            find=lambda name: _record(catalogue, name),
+            stop_writers=self.keeper.stop_writers,
+            require_free=holds.require_free,
+        )
+        run_directory = config.control_socket.parent
+        self._socket = run_directory / "peer.sock"
+        self._server = PeerServer(
+            bind_socket(self._socket),
+            handlers={
+                "hello": hello,
+                "promise": witness.promise,
+                "hold": failsafe.agree,
+            },
+            receiver=Receiving(
+                ownership.heads, ownership.replicas, node_id=ownership.node_id
+            ),
+        )
+        directory = keys.host_key.parent
+        self._sshd = PeerSshd(
+            directory, run_directory=run_directory, port=config.cluster.peer_port
+        )
+        self._roster = Roster(
+            ownership.membership,
+            authorization=Authorization(directory, peer_socket=self._socket),
+            peers=peers,
+            server=self._server,
+        )
+        self._addresses = AddressWatcher(ownership.membership.addresses_changed)
+
+    def start(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
+        """
+        Begin; *mounted* are the volumes that an earlier process has left mounted.
+
+        Raises:
+            FencingError: writers could not be stopped; nothing may be mounted.
+
+        """
+        self._roster.start()
+        self._server.start()
+        self._sshd.start()
+        self._addresses.start()
+        self.keeper.start(mounted)
+
+    def stop(self) -> None:
+        """End all of it; the guard goes on for what stays mounted."""
+        self.keeper.stop()
+        self._addresses.stop()
+        self._sshd.stop()
+        self._roster.stop()
+        self._server.stop()
+        self._peers.close()
+        remove_socket(self._socket)
+
+    def faults(self) -> list[str]:
+        """Return what keeps this node from working with others."""
+        fault = self._sshd.fault()
+        return [f"other nodes cannot reach this one: {fault}"] if fault else []
+
+
+def _record(catalogue: Catalogue, name: str) -> VolumeRecord | None:
+    stored = catalogue.find(name)
+    return stored.record if stored else None

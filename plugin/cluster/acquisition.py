@@ -1,0 +1,280 @@
+"""
+Coming to own a volume: raise the epoch, ask the members, choose, begin.
+
+What a step needs is written before the next one, so that a crash between any two leaves
+what the next acquisition understands. Each step is one of `rules.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final
+
+from backends.errors import BackendError, InvalidRequestError, RemoraError
+from backends.registry import Registry
+from backends.system.clock import Deadline
+from plugin.cluster import rules
+from plugin.cluster.heads import (
+    Heads,
+    Standing,
+    drop_lock,
+    drop_old_epochs,
+    put_epoch,
+)
+from plugin.cluster.membership import Membership
+from plugin.cluster.refusals import contended, elsewhere, explained
+from plugin.cluster.replicas import Replicas
+from plugin.cluster.rules import (
+    EMPTY,
+    Choice,
+    Commit,
+    Epoch,
+    Head,
+    Lineage,
+    RefusedError,
+    Replica,
+)
+from plugin.cluster.standing import OwnershipViews
+from plugin.cluster.votes import Votes
+from plugin.errors import NotOwnerError
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+
+log = logging.getLogger(__name__)
+# Somebody else's change comes in between; each time what is known is refreshed.
+ATTEMPTS_MAX: Final = 4
+REFRESH_DEADLINE_S: Final = 3.0
+
+
+class Acquisition(OwnershipViews):
+    """The acquiring part of `Ownership`."""
+
+    def __init__(
+        self,
+        *,
+        heads: Heads,
+        replicas: Replicas,
+        membership: Membership,
+        registry: Registry,
+        votes: Votes,
+    ) -> None:
+        super().__init__(
+            heads=heads, replicas=replicas, membership=membership, registry=registry
+        )
+        self._votes = votes
+
+    def acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
+        """
+        Return the epoch in which this node owns the volume now.
+
+        Raises:
+            NotOwnerError: another node has it, or has newer bytes; nothing changed.
+            StoreError: the cluster did not answer, or this node is no member now.
+            BackendError: the copy cannot be used.
+
+        """
+        self.require_valid()
+        if epoch := self.owned_epoch(record):
+            return epoch
+        self._require_may_begin()
+        if self.is_shared(record) and self.membership.alone:
+            raise InvalidRequestError(
+                "option 'exclusive' needs a cluster",
+                hint="configure etcd in [cluster], or create the volume without it",
+            )
+        standing, orderly = self._take(record, deadline)
+        head = _known(standing.head)
+        try:
+            return self._begin(record, standing, deadline, orderly=orderly)
+        except BaseException:
+            log.info("not acquired", extra=fields(volume=record.name, epoch=head.epoch))
+            with suppress(RemoraError):
+                self.give_up(record)
+            raise
+
+    def _take(self, record: VolumeRecord, deadline: Deadline) -> tuple[Standing, bool]:
+        """Return how the volume stands, now recovered by us; and if it was idle."""
+        for attempt in range(ATTEMPTS_MAX):
+            standing = self.heads.read(record.id)
+            head = standing.head or self.initial_head(record)
+            try:
+                self._require_copy(record, head)
+                taken = rules.acquire(
+                    head,
+                    locked_by=standing.locked_by,
+                    node=self.node_id,
+                    boot_id=self.boot_id,
+                )
+            except RefusedError as error:
+                if attempt:
+                    raise explained(record.name, error, self.name_of) from None
+                # What is known may be a moment old: the other may have let it go.
+                self.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
+                continue
+            changed = self.heads.change(
+                standing, taken, self.put_lock(record, taken.epoch)
+            )
+            if changed is not None:
+                return changed, head.phase == "idle"
+            self.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
+        raise contended(record.name)
+
+    def _begin(
+        self,
+        record: VolumeRecord,
+        standing: Standing,
+        deadline: Deadline,
+        *,
+        orderly: bool,
+    ) -> int:
+        """Let the members promise, choose, and begin the epoch in store and on disk."""
+        head = _known(standing.head)
+        lineage = self.heads.lineage(record.id)
+        shared = self.is_shared(record)
+        if shared:
+            choice = Choice(head.committed, ())
+        else:
+            votes = self._votes.of_others(record, head, deadline, orderly=orderly)
+            choice = self._choose(record, head, lineage, votes)
+            self._make_copy(record, head.epoch, choice, deadline)
+        begun = rules.begin(head, choice)
+        epoch = Epoch(choice.base, self.node_id)
+        if (
+            self.heads.change(
+                standing,
+                begun,
+                put_epoch(record.id, head.epoch, epoch),
+                *drop_old_epochs(record.id, lineage, begun),
+            )
+            is None
+        ):
+            raise explained(
+                record.name, RefusedError("not-owner", epoch=head.epoch), self.name_of
+            )
+        if not shared:
+            self._go_live(record, head.epoch, choice, lineage)
+        self.require_valid()
+        self.note(
+            "owned",
+            record,
+            head.epoch,
+            base=str(choice.base),
+            lost=str(choice.lost) if choice.lost else "",
+        )
+        return head.epoch
+
+    def _choose(
+        self,
+        record: VolumeRecord,
+        head: Head,
+        lineage: Lineage,
+        votes: dict[str, Commit],
+    ) -> Choice:
+        """Return what to begin with; this node has promised, and has it already."""
+        if self.replica_of(record) is not None:
+            with self.replicas.changing(record.id):
+                promised = rules.promise(
+                    self._copy(record), head.epoch, writers_stopped=True
+                )
+                self.replicas.write(record.id, promised)
+            votes[self.node_id] = promised.commit
+        elif self.node_id not in lineage.owners():
+            votes[self.node_id] = EMPTY  # it has never had anything to lose
+        accept = record.options.get("failover", "accept_loss") == "accept_loss"
+        try:
+            choice = rules.choose(head, lineage, votes, accept_loss=accept)
+        except RefusedError as error:
+            raise explained(record.name, error, self.name_of) from None
+        if votes.get(self.node_id) != choice.base:
+            raise elsewhere(record.name, choice.base, self._names(choice.holders))
+        return choice
+
+    def _make_copy(
+        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
+    ) -> None:
+        """Make an empty copy here if there is none, and let it promise."""
+        if self.backend_of(record).copy_directory(record.volume()) is not None:
+            return
+        if choice.base != EMPTY:
+            raise elsewhere(record.name, choice.base, self._names(choice.holders))
+        self.backend_of(record).create(
+            record.volume(), deadline_s=deadline.remaining_s()
+        )
+        with self.replicas.changing(record.id):
+            self.replicas.write(record.id, Replica(promised=epoch, commit=EMPTY))
+
+    def _go_live(
+        self, record: VolumeRecord, epoch: int, choice: Choice, lineage: Lineage
+    ) -> None:
+        """Note durably that containers may write; the last step before they do."""
+        grown = lineage.after(epoch, choice.base, self.node_id)
+        with self.replicas.changing(record.id):
+            try:
+                kept = rules.go_live(
+                    self._copy(record), epoch=epoch, base=choice.base, lineage=grown
+                )
+            except RefusedError as error:
+                raise explained(record.name, error, self.name_of) from None
+            self.replicas.write(record.id, kept.replica)
+
+    def _require_copy(self, record: VolumeRecord, head: Head) -> None:
+        """
+        See before anything changes that this node has the newest bytes, if there are.
+
+        Raises:
+            BackendError: it should have a copy, and has not.
+            NotOwnerError: the bytes are on other nodes.
+
+        """
+        if self.is_shared(record):
+            return
+        replica = self.replica_of(record)
+        newest = Commit() if replica is None else replica.commit
+        if replica is not None and replica.live_epoch:
+            newest = rules.seal(replica).commit
+        if newest < head.committed and self.node_id not in head.holders:
+            raise elsewhere(record.name, head.committed, self._names(head.holders))
+        if replica is None and head.committed != EMPTY:
+            raise BackendError(
+                f"the data of volume '{record.name}' is missing on this node",
+                hint="restore its directory in the pool, or remove the volume",
+            )
+
+    def give_up(self, record: VolumeRecord) -> None:
+        """Let a volume go that was acquired and not begun."""
+        standing = self.heads.read(record.id)
+        head = standing.head
+        if head is None or not self.is_ours(standing, head):
+            return
+        try:
+            idle = rules.abandon(head, node=self.node_id, epoch=head.epoch)
+        except RefusedError:
+            return
+        self.heads.change(standing, idle, drop_lock(record.id))
+
+    def _require_may_begin(self) -> None:
+        if self.membership.drained:
+            raise NotOwnerError(
+                "this node is drained and takes no volumes",
+                hint="run the container elsewhere, or: remora node undrain "
+                f"{self.membership.own.name}",
+            )
+
+    def _copy(self, record: VolumeRecord) -> Replica:
+        """Return the copy, which is there."""
+        replica = self.replica_of(record)
+        if replica is None:
+            raise BackendError(f"the copy of '{record.name}' has gone")
+        return replica
+
+    def _names(self, node_ids: Iterable[str]) -> list[str]:
+        return [self.name_of(each) for each in node_ids]
+
+
+def _known(head: Head | None) -> Head:
+    """Return the head, which has just been written."""
+    if head is None:
+        raise NotOwnerError("the volume was removed meanwhile")
+    return head

@@ -1,0 +1,274 @@
+"""
+Keeping what this node owns: deadlines to the guard, lost leases, lost volumes.
+
+One thread. It runs after each attempt to renew the node's lease and when the deadline
+passes, and tells the guard until when the writers of each mounted volume may write. The
+guard stops them by itself; here is what follows: the lock of a volume that nobody has
+taken meanwhile is taken again, in the same epoch, and its writers run on; if somebody
+has, they are killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from backends.errors import BackendError, RemoraError
+from backends.system import clock, mounts
+from backends.system.mountinfo import MountEntry
+from plugin.cluster.failsafe import Failsafe
+from plugin.cluster.ownership import Ownership
+from plugin.errors import FencingError
+from plugin.fencing.client import Guard
+from plugin.fencing.held import HeldVolume, State
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+
+log = logging.getLogger(__name__)
+# Between two looks, if nothing wakes the thread.
+_ROUND_S: Final = 3.0
+_KILL_DEADLINE_S: Final = 10.0
+_KILL_PAUSE_S: Final = 0.1
+_STOP_WAIT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A volume that is mounted at *target* in *epoch*."""
+
+    record: VolumeRecord
+    epoch: int
+    target: Path
+
+
+class Keeper:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        guard: Guard,
+        failsafe: Failsafe,
+        *,
+        freeze_max_s: float,
+    ) -> None:
+        self._ownership = ownership
+        self._guard = guard
+        self._failsafe = failsafe
+        self._freeze_max_s = freeze_max_s
+        self._held: dict[str, Holding] = {}
+        # Those whose writers may write, as far as the log says.
+        self._valid: set[str] = set()
+        self._states: Mapping[str, State] = {}
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._due = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def start(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
+        """
+        Begin with the volumes that an earlier process has left *mounted*, by id.
+
+        Raises:
+            FencingError: there is no guard, so nothing may be mounted.
+
+        """
+        self._guard.start()
+        known = {*self._ownership.heads.owned_by(self._ownership.node_id)}
+        for volume_id, (record, target) in mounted.items():
+            epoch = self._ownership.owned_epoch(record) if volume_id in known else 0
+            # Whatever holds an epoch of the past finds out in the first round.
+            self._held[volume_id] = Holding(record, epoch, target)
+        self._valid = set(self._held)
+        self._ownership.membership.add_listener(self._due.set)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; the guard goes on with what it was told."""
+        self._stopping.set()
+        self._due.set()
+        self._thread.join(_STOP_WAIT_S)
+        self._guard.close()
+
+    def hold(self, record: VolumeRecord, epoch: int, target: Path) -> None:
+        """
+        Have the guard watch over the volume, which was just mounted.
+
+        Raises:
+            NotOwnerError, StoreError: it is not ours any more: unmount it.
+            FencingError: nobody would stop its writers: unmount it.
+
+        """
+        with self._lock:
+            self._held[record.id] = Holding(record, epoch, target)
+            self._valid.add(record.id)
+        self._tell_guard()
+        self._ownership.require_valid()
+        self._ownership.require_owned(record, epoch)
+
+    def drop(self, record: VolumeRecord) -> None:
+        """Watch over the volume no more: it is not mounted."""
+        with self._lock:
+            if self._held.pop(record.id, None) is None:
+                return
+            self._valid.discard(record.id)
+        try:
+            self._guard.forget(record.id)
+        except FencingError as error:
+            log.warning("%s", error)  # the next round tells it again
+
+    def state(self, volume_id: str) -> State | None:
+        """Return what the guard last said of the volume's writers."""
+        return self._states.get(volume_id)
+
+    def stop_writers(self, record: VolumeRecord) -> bool:
+        """
+        Return whether no process of this node can write to the volume any more.
+
+        They are killed: another node is about to own it.
+        """
+        with self._lock:
+            holding = self._held.get(record.id)
+        if holding is None:
+            return not self._has_users(record)
+        if _policy(record) == "none":
+            return False
+        try:
+            return self._kill(holding)
+        except FencingError as error:
+            log.warning("%s", error)
+            return False
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._due.clear()
+            try:
+                self._round()
+            except RemoraError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("the keeper failed")
+            self._due.wait(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Return the time until something may have to be done."""
+        left_s = self._ownership.membership.deadline_s() - clock.boottime_s()
+        return min(_ROUND_S, left_s) if left_s > 0 else _ROUND_S / 10
+
+    def _round(self) -> None:
+        self._failsafe.extend(self._holdings())
+        for holding in self._holdings():
+            if not self._ownership.still_owner(holding.record, holding.epoch):
+                self._lose(holding)
+            elif not self._locked(holding):
+                self._resume(holding)
+        self._tell_guard()
+
+    def _holdings(self) -> list[Holding]:
+        with self._lock:
+            return list(self._held.values())
+
+    def _locked(self, holding: Holding) -> bool:
+        """Return whether the volume's lock hangs on the lease that we have."""
+        standing = self._ownership.heads.read(holding.record.id)
+        membership = self._ownership.membership
+        return standing.lock_lease == membership.lease and (
+            standing.locked_by == self._ownership.node_id
+        )
+
+    def _resume(self, holding: Holding) -> None:
+        """Take the lock again, if there is a lease for it and nobody has come."""
+        if not self._ownership.membership.lease:
+            return
+        try:
+            self._ownership.resume(holding.record, holding.epoch)
+        except RemoraError as error:
+            log.info("'%s' is not regained yet: %s", holding.record.name, error)
+
+    def _lose(self, holding: Holding) -> None:
+        """Another node has the volume: end what still wants to write to it."""
+        self._mark(holding, valid=False)
+        if _policy(holding.record) != "none" and self._kill(holding):
+            with self._lock:
+                if self._held.get(holding.record.id) is holding:
+                    del self._held[holding.record.id]
+            log.warning(
+                "another node owns it: its writers are ended",
+                extra=fields(volume=holding.record.name),
+            )
+
+    def _kill(self, holding: Holding) -> bool:
+        """Return whether no writer is left; new ones are looked for meanwhile."""
+        deadline = clock.Deadline(_KILL_DEADLINE_S)
+        while not deadline.passed():
+            if self._guard.kill(holding.record.id) in ("killed", None):
+                return True
+            clock.pause(_KILL_PAUSE_S)
+        return False
+
+    def _has_users(self, record: VolumeRecord) -> bool:
+        backend = self._ownership.backend_of(record)
+        try:
+            return bool(backend.users(record.volume(), Path("/nonexistent")))
+        except BackendError:
+            return True  # it cannot be known
+
+    def _tell_guard(self) -> None:
+        """Tell the guard all deadlines; log what has become valid or invalid."""
+        with self._turn:
+            told = []
+            for holding in self._holdings():
+                deadline_s = self._deadline_s(holding)
+                self._mark(holding, valid=deadline_s > clock.boottime_s())
+                entry = mounts.mounted_at(holding.target)
+                if entry is not None:
+                    told.append(self._as_held(holding, entry, deadline_s))
+            self._states = self._guard.hold(told)
+
+    def _deadline_s(self, holding: Holding) -> float:
+        """Return until when writers of the volume may write."""
+        deadline_s = self._failsafe.deadline_s(holding.record.id)
+        if self._locked(holding) and self._ownership.still_owner(
+            holding.record, holding.epoch
+        ):
+            deadline_s = max(deadline_s, self._ownership.membership.deadline_s())
+        return deadline_s
+
+    def _as_held(
+        self, holding: Holding, entry: MountEntry, deadline_s: float
+    ) -> HeldVolume:
+        shared = self._ownership.is_shared(holding.record)
+        return HeldVolume(
+            id=holding.record.id,
+            device=entry.device,
+            root=entry.root,
+            target=str(holding.target),
+            # JSON knows no infinity.
+            deadline_s=0.0 if deadline_s == -math.inf else deadline_s,
+            freeze_max_s=self._freeze_max_s,
+            policy=_policy(holding.record),
+            source=entry.source if shared else "",
+        )
+
+    def _mark(self, holding: Holding, *, valid: bool) -> None:
+        """Log the moment at which a volume's time ends, or goes on."""
+        volume_id = holding.record.id
+        with self._lock:
+            if valid == (volume_id in self._valid):
+                return
+            (self._valid.add if valid else self._valid.discard)(volume_id)
+        event = "regained" if valid else "lost"
+        self._ownership.note(event, holding.record, holding.epoch)
+
+
+Policy = Literal["freeze", "kill", "none"]
+
+
+def _policy(record: VolumeRecord) -> Policy:
+    return cast("Policy", record.options.get("fence", "freeze"))

@@ -1,0 +1,59 @@
+"""The rules' refusals in words: what stands in the way, and what to do instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from plugin.cluster.rules import Commit, RefusedError
+from plugin.errors import NotOwnerError
+
+
+def explained(
+    volume: str, error: RefusedError, name_of: Callable[[str], str]
+) -> NotOwnerError:
+    """Return the error that users see for *error*; *name_of* names a node."""
+    node = name_of(error.node) if error.node else "another node"
+    causes = {
+        "locked": (
+            f"'{volume}' is in use on node '{node}'",
+            f"stop its container there; if '{node}' is dead, retry in some seconds",
+        ),
+        "removing": (f"'{volume}' is being removed", "repeat: docker volume rm"),
+        "not-owner": (f"node '{node}' has taken '{volume}' meanwhile", "retry"),
+        "stale-epoch": (
+            f"the records know less of '{volume}' than its copy: epoch {error.epoch}",
+            "were they restored from an old backup? See docs/guides/cluster-records.md",
+        ),
+        "writers-running": (f"'{volume}' is still written to on '{node}'", "retry"),
+        "no-copy": (
+            f"no node that answers has a copy of '{volume}' (commit {error.commit})",
+            "start the node that has it; remora node ls",
+        ),
+        "would-begin-empty": (
+            f"'{volume}' would begin empty: what was written is on node '{node}'",
+            f"start '{node}', or remove the volume if its bytes are not needed",
+        ),
+        "newer-elsewhere": (
+            f"commit {error.commit} of '{volume}' is on '{node}', which is silent",
+            f"start '{node}'; failover=accept_loss would begin with an older commit",
+        ),
+    }
+    cause, hint = causes[error.reason]
+    transient = error.reason in ("locked", "not-owner", "writers-running")
+    return NotOwnerError(cause, hint=hint, transient=transient)
+
+
+def elsewhere(volume: str, commit: Commit, nodes: Sequence[str]) -> NotOwnerError:
+    """Return the error for a volume whose newest bytes this node cannot get."""
+    where = " and ".join(f"'{each}'" for each in nodes) or "another node"
+    return NotOwnerError(
+        f"the data of '{volume}' (commit {commit}) is on node {where}, not on this one",
+        hint="run its container there: copies between nodes are not made yet",
+    )
+
+
+def contended(volume: str) -> NotOwnerError:
+    """Return the error for a volume that changes under each attempt."""
+    return NotOwnerError(
+        f"'{volume}' changes hands all the time", hint="retry", transient=True
+    )

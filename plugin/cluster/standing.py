@@ -1,0 +1,168 @@
+"""How this node stands to volumes: what it owns, and what it knows of owners."""
+
+from __future__ import annotations
+
+import logging
+
+from backends.base import Backend
+from backends.registry import Registry
+from backends.system import clock
+from plugin.cluster.heads import Heads, Lock, Standing, put_lock
+from plugin.cluster.membership import Membership
+from plugin.cluster.replicas import Replicas
+from plugin.cluster.rules import EMPTY, FILLED, Head, Replica
+from plugin.errors import NotOwnerError, StoreError
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.store.base import Put
+
+log = logging.getLogger(__name__)
+
+
+class OwnershipViews:
+    """The looking part of `Ownership`."""
+
+    def __init__(
+        self,
+        *,
+        heads: Heads,
+        replicas: Replicas,
+        membership: Membership,
+        registry: Registry,
+    ) -> None:
+        self.heads = heads
+        self.replicas = replicas
+        self.membership = membership
+        self.registry = registry
+        self.node_id = membership.own.id
+        self.boot_id = membership.own.boot_id
+
+    def exclusive(self, record: VolumeRecord) -> bool:
+        """Return whether one node at a time may have the volume mounted."""
+        return self.backend_of(record).exclusive(record.volume())
+
+    def owned_epoch(self, record: VolumeRecord) -> int:
+        """Return the epoch in which containers of this node may write, 0 if none."""
+        standing = self.heads.read(record.id)
+        head = standing.head
+        if head is None or not self.is_ours(standing, head) or head.phase != "owned":
+            return 0
+        replica = self.replica_of(record)
+        if replica is not None and replica.live_epoch != head.epoch:
+            return 0
+        return head.epoch
+
+    def is_member(self, node_id: str) -> bool:
+        """Return whether the cluster has a node of that id, dead or alive."""
+        return self.membership.directory.record(node_id) is not None
+
+    def still_owner(self, record: VolumeRecord, epoch: int) -> bool:
+        """Return whether nobody has come after this boot's *epoch*; a lock may lack."""
+        head = self.heads.read(record.id).head
+        if head is None or (head.owner, head.boot_id) != (self.node_id, self.boot_id):
+            return False
+        if head.epoch != epoch or head.phase != "owned":
+            return False
+        replica = self.replica_of(record)
+        return replica is None or replica.live_epoch == epoch
+
+    def require_owned(self, record: VolumeRecord, epoch: int) -> None:
+        """Raise NotOwnerError if somebody has come after this boot's *epoch*."""
+        if not self.still_owner(record, epoch):
+            raise NotOwnerError(
+                f"another node has taken '{record.name}' meanwhile",
+                hint="retry",
+                transient=True,
+            )
+
+    def facts(self, record: VolumeRecord) -> dict[str, object]:
+        """Return who owns the volume and since which epoch, for people."""
+        head = self.heads.read(record.id).head
+        if self.membership.alone or head is None:
+            return {}
+        return {
+            "owner": self.name_of(head.owner) if head.phase != "idle" else "",
+            "epoch": head.epoch,
+            "ownership": head.phase,
+            "commit": str(head.committed),
+            "holders": [self.name_of(each) for each in head.holders],
+        }
+
+    def require_valid(self) -> None:
+        """
+        Raise StoreError unless this node may own volumes at this moment.
+
+        To be asked after whatever takes time, for time may be over by then.
+        """
+        if clock.boottime_s() < self.membership.deadline_s():
+            return
+        fault = self.membership.fault()
+        raise StoreError(
+            f"this node has no lease in the cluster{f': {fault}' if fault else ''}",
+            hint="running containers go on; the next mount works when etcd answers",
+        )
+
+    def initial_head(self, record: VolumeRecord) -> Head:
+        """Return the head of a volume that nobody has owned yet."""
+        if self.is_shared(record):
+            return Head()
+        maker = record.node or self.node_id
+        return Head(
+            committed=FILLED if record.filled else EMPTY,
+            holders=(maker,) if record.filled else (),
+            members=(maker,),
+        )
+
+    def backend_of(self, record: VolumeRecord) -> Backend:
+        """Return the backend that carries the volume."""
+        return self.registry.get(record.backend)
+
+    def is_shared(self, record: VolumeRecord) -> bool:
+        """Return whether all nodes have the same bytes, so that none has a copy."""
+        return self.backend_of(record).traits.reachable_from_every_node
+
+    def replica_of(self, record: VolumeRecord) -> Replica | None:
+        """Return what is known of this node's copy; see `Replicas.read`."""
+        initial = FILLED if record.filled else EMPTY
+        return self.replicas.read(record.id, initial=initial)
+
+    def is_ours(self, standing: Standing, head: Head) -> bool:
+        """Return whether this boot of this node has the volume and its lock."""
+        return (
+            standing.locked_by == self.node_id
+            and head.owner == self.node_id
+            and head.boot_id == self.boot_id
+        )
+
+    def put_lock(self, record: VolumeRecord, epoch: int) -> Put:
+        """Return the write of the volume's lock, on this node's lease."""
+        lock = Lock(self.node_id, epoch)
+        return put_lock(record.id, lock, lease=self.membership.lease)
+
+    def name_of(self, node_id: str) -> str:
+        """Return a node's name for people."""
+        record = self.membership.directory.record(node_id)
+        return record.name if record else node_id
+
+    def deadline_or_none(self) -> float | None:
+        """Return the lease's deadline for the log; None if none is needed."""
+        return None if self.membership.alone else self.membership.deadline_s()
+
+    def note(
+        self, event: str, record: VolumeRecord, epoch: int, **more: object
+    ) -> None:
+        """Write the log line of an event; `tests/lab/history.py` reads them."""
+        log.info(
+            event,
+            extra=fields(
+                event=event,
+                volume=record.name,
+                id=record.id,
+                epoch=epoch,
+                node=self.node_id,
+                boot_id=self.boot_id,
+                at_s=clock.boottime_s(),
+                lease_deadline_s=self.deadline_or_none(),
+                **more,
+            ),
+        )

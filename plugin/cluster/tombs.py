@@ -1,0 +1,48 @@
+"""Removing this node's copies of volumes that were removed on another node."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from backends.base import Volume
+from backends.errors import RemoraError
+from backends.registry import Registry
+from plugin.cluster.heads import Tomb
+from plugin.cluster.ownership import Ownership
+from plugin.logs import fields
+
+log = logging.getLogger(__name__)
+_DEADLINE_S: Final = 30.0
+
+
+def bury_copies(ownership: Ownership, registry: Registry) -> None:
+    """
+    Remove each copy that a tomb asks this node for, and say so in the tomb.
+
+    The tomb stays for good: a node that comes back after years must not bring the
+    volume back.
+    """
+    for volume_id, tomb in ownership.heads.tombs().items():
+        if ownership.node_id not in tomb.pending:
+            continue
+        try:
+            _remove_copy(registry, volume_id, tomb)
+            ownership.heads.acknowledge(volume_id, ownership.node_id)
+        except RemoraError as error:
+            log.warning(
+                "the copy of a removed volume stays: %s",
+                error,
+                extra=fields(volume=tomb.name, id=volume_id),
+            )
+
+
+def _remove_copy(registry: Registry, volume_id: str, tomb: Tomb) -> None:
+    backend = registry.get(tomb.backend)
+    volume = Volume(id=volume_id, name=tomb.name, options={}, created_at="")
+    if backend.copy_directory(volume) is not None:
+        backend.remove(volume, deadline_s=_DEADLINE_S)
+        log.info(
+            "a copy goes: the volume was removed elsewhere",
+            extra=fields(volume=tomb.name, id=volume_id),
+        )

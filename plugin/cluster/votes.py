@@ -1,0 +1,195 @@
+"""
+Promises: asking the other members of a volume for them, and giving them.
+
+A member that promises an epoch takes nothing from earlier owners any more. If it was
+one, its writers are stopped for good and what they wrote is sealed first, so that the
+new owner can have it. Nothing is promised that the store does not know: a node whose
+key was stolen cannot make a volume's copies useless.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from backends.errors import InvalidRequestError, RemoraError
+from backends.system.clock import Deadline
+from plugin.cluster import rules
+from plugin.cluster.heads import Heads
+from plugin.cluster.replicas import Replicas
+from plugin.cluster.rules import EMPTY, FILLED, Commit, Head, RefusedError
+from plugin.errors import PeerRefusedError, PeerUnreachableError
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+
+log = logging.getLogger(__name__)
+# After an orderly release nobody has anything newer: whoever is silent is not missed.
+_ORDERLY_WAIT_S: Final = 2.0
+# After a crash a member that is slow may have the newest commit.
+_FAILOVER_WAIT_S: Final = 5.0
+_REFRESH_DEADLINE_S: Final = 2.0
+
+
+class Asks(Protocol):
+    """How other nodes are asked; see `Peers`."""
+
+    def call_all(
+        self,
+        node_ids: Sequence[str],
+        request: str,
+        body: Mapping[str, Any],
+        *,
+        deadline_s: float,
+    ) -> dict[str, Mapping[str, Any] | RemoraError]:
+        """Return each node's answer, or its error."""
+        ...
+
+
+class PromiseRequest(msgspec.Struct, frozen=True):
+    """What a recovering owner asks of a member."""
+
+    volume: str
+    name: str
+    epoch: int
+
+
+class Votes:
+    """The asking side."""
+
+    def __init__(self, asks: Asks | None, *, node_id: str) -> None:
+        self._asks = asks
+        self._node_id = node_id
+
+    def of_others(
+        self, record: VolumeRecord, head: Head, deadline: Deadline, *, orderly: bool
+    ) -> dict[str, Commit]:
+        """
+        Return the commits of the other members that have promised ``head.epoch``.
+
+        *orderly* says that the last owner has released the volume.
+        """
+        others = [each for each in head.members if each != self._node_id]
+        if not others or self._asks is None:
+            return {}
+        wait_s = _ORDERLY_WAIT_S if orderly else _FAILOVER_WAIT_S
+        answers = self._asks.call_all(
+            others,
+            "promise",
+            {"volume": record.id, "name": record.name, "epoch": head.epoch},
+            deadline_s=min(wait_s, deadline.remaining_s()),
+        )
+        votes = {}
+        for node_id, answer in answers.items():
+            if isinstance(answer, RemoraError):
+                level = (
+                    logging.INFO
+                    if isinstance(answer, PeerUnreachableError)
+                    else logging.WARNING
+                )
+                log.log(
+                    level,
+                    "no promise: %s",
+                    answer,
+                    extra=fields(volume=record.name, node=node_id),
+                )
+                continue
+            votes[node_id] = Commit(*answer["commit"])
+        return votes
+
+
+class Witness:
+    """
+    The promising side.
+
+    *stop_writers* ends those of a volume, or says that it cannot; *require_free* says
+    if we have told its owner not to promise to another one.
+    """
+
+    def __init__(
+        self,
+        *,
+        heads: Heads,
+        replicas: Replicas,
+        find: Callable[[str], VolumeRecord | None],
+        stop_writers: Callable[[VolumeRecord], bool],
+        require_free: Callable[[str], None],
+    ) -> None:
+        self._heads = heads
+        self._replicas = replicas
+        self._find = find
+        self._stop_writers = stop_writers
+        self._require_free = require_free
+
+    def promise(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        Promise a volume's epoch to its new owner; return the commit of our copy.
+
+        Raises:
+            PeerRefusedError: the store does not say that *node_id* recovers it, or
+                there is no copy here, or a newer promise.
+
+        """
+        request = _read(message)
+        record = self._require_recovering(node_id, request)
+        initial = FILLED if record.filled else EMPTY
+        replica = self._replicas.read(record.id, initial=initial)
+        if replica is None:
+            raise PeerRefusedError(f"there is no copy of '{record.name}' here")
+        self._require_free(record.id)
+        live = 0 < replica.live_epoch < request.epoch
+        stopped = not live or self._stop_writers(record)
+        with self._replicas.changing(record.id):
+            replica = self._replicas.read(record.id, initial=initial)
+            if replica is None:
+                raise PeerRefusedError(f"there is no copy of '{record.name}' here")
+            try:
+                promised = rules.promise(
+                    replica, request.epoch, writers_stopped=stopped
+                )
+            except RefusedError as error:
+                raise PeerRefusedError(
+                    f"{error.reason}: '{record.name}', epoch {request.epoch} "
+                    f"(here: {error.epoch})"
+                ) from None
+            self._replicas.write(record.id, promised)
+        log.info(
+            "promised",
+            extra=fields(
+                volume=record.name,
+                epoch=request.epoch,
+                to=node_id,
+                commit=str(promised.commit),
+            ),
+        )
+        return {"commit": [promised.commit.epoch, promised.commit.seq]}
+
+    def _require_recovering(
+        self, node_id: str, request: PromiseRequest
+    ) -> VolumeRecord:
+        """Return the record of the volume that *node_id* truly recovers."""
+        for fresh in (False, True):
+            if fresh:
+                self._heads.refresh(_REFRESH_DEADLINE_S)
+            record = self._find(request.name)
+            head = self._heads.read(request.volume).head
+            if (
+                record is not None
+                and record.id == request.volume
+                and head is not None
+                and (head.epoch, head.owner) == (request.epoch, node_id)
+            ):
+                return record
+        raise PeerRefusedError(
+            f"stale-epoch: '{request.name}' is not recovered by node {node_id} "
+            f"in epoch {request.epoch}"
+        )
+
+
+def _read(message: Mapping[str, Any]) -> PromiseRequest:
+    try:
+        return msgspec.convert(message, PromiseRequest)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}") from None
