@@ -55,12 +55,14 @@ def examine(
     config: Config,
     held_ids: Callable[[], set[str]],
     storages: Callable[[], dict[str, dict[str, Any]]],
+    nodes: Callable[[], list[dict[str, Any]]],
 ) -> list[Finding]:
     """
     Return the findings of every check, in a fixed order.
 
     *held_ids* asks the daemon which volumes, by id, the engine holds mounted, and
-    *storages* for what it knows of each storage: backend, health, sizes.
+    *storages* for what it knows of each storage: backend, health, sizes; *nodes* for
+    the rows of `remora node ls`.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
@@ -70,6 +72,7 @@ def examine(
         "pool": lambda: _pool(config),
         "shares": lambda: _shares(storages()),
         "mounts": lambda: _mounts(config, held_ids()),
+        "cluster": lambda: _cluster(nodes()) if config.cluster.etcd else iter(()),
     }
     findings: list[Finding] = []
     for name, check in checks.items():
@@ -202,3 +205,21 @@ def _mounts(config: Config, held: set[str]) -> Iterator[Finding]:
         )
     else:
         yield Finding("mounts", "ok", f"{len(present)} mounted, all held")
+
+
+def _cluster(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Tell whether this node is a member, and whose clock is wrong."""
+    alive = sum(each["alive"] for each in nodes)
+    fault = "".join(each["fault"] for each in nodes if each["this_node"])
+    if fault:
+        yield Finding("cluster", "failed", fault)
+    else:
+        yield Finding("cluster", "ok", f"{len(nodes)} nodes, {alive} of them alive")
+    for each in nodes:
+        if each["alive"] and each["clock_warning"]:
+            yield Finding(
+                f"clock of {each['name']}",
+                "warning",
+                each["clock_warning"],
+                "let the clocks of all nodes follow one source, such as NTP",
+            )

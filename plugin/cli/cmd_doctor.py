@@ -16,7 +16,7 @@ from plugin.cli.context import Context, json_option, pass_context
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check privileges, kernel, programs, sockets, pool, shares and mounts.
+    Check privileges, kernel, programs, sockets, pool, shares, mounts and nodes.
 
     Each line is a check, its verdict and the evidence; a hint says what to do. Exits
     with 1 if a check failed.
@@ -30,7 +30,10 @@ def doctor(context: Context, as_json: bool) -> None:
     def storages() -> dict[str, dict[str, Any]]:
         return dict(context.client.call("GET", "/v1/status")["storages"])
 
-    findings = examine(context.config, held_ids, storages)
+    def nodes() -> list[dict[str, Any]]:
+        return list(context.client.call("GET", "/v1/nodes"))
+
+    findings = examine(context.config, held_ids, storages, nodes)
     if as_json:
         output.print_json([asdict(each) for each in findings])
     else:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backends.errors import BackendError
-from plugin.config import load
+from plugin.config import Config, load
 from plugin.doctor import Finding, examine
 from plugin.errors import DaemonUnreachableError
 from tests.protocol.node import Node, running
@@ -48,7 +48,35 @@ def examined(
     held: Callable[[], set[str]] = set[str],
     storages: Mapping[str, dict[str, Any]] | None = None,
 ) -> Findings:
-    return by_check(examine(load(node.config, {}), held, lambda: dict(storages or {})))
+    config = load(node.config, {})
+    return by_check(examine(config, held, lambda: dict(storages or {}), list))
+
+
+def test_the_cluster_is_told_where_there_is_one(node: Node) -> None:
+    rows = [
+        {"name": "alpha", "this_node": True, "alive": True},
+        {"name": "beta", "this_node": False, "alive": True},
+        {"name": "gamma", "this_node": False, "alive": False},
+    ]
+    for each in rows:
+        each |= {"fault": "", "clock_warning": ""}
+    alone = load(node.config, {})
+    member = load(node.config, {"REMORA_ETCD": "http://127.0.0.1:1"})
+
+    def found(config: Config) -> list[Finding]:
+        findings = examine(config, set[str], dict, lambda: rows)
+        return [
+            each for each in findings if each.check.startswith(("cluster", "clock"))
+        ]
+
+    assert found(alone) == []
+    assert found(member) == [Finding("cluster", "ok", "3 nodes, 2 of them alive")]
+    rows[0]["fault"] = "store-unavailable: etcd did not answer"
+    rows[1]["clock_warning"] = rows[2]["clock_warning"] = "it is an hour ahead"
+    assert [(each.check, each.verdict, each.evidence) for each in found(member)] == [
+        ("cluster", "failed", "store-unavailable: etcd did not answer"),
+        ("clock of beta", "warning", "it is an hour ahead"),
+    ]
 
 
 def told(node: Node, *guard: str) -> tuple[int, Findings]:
