@@ -58,4 +58,5 @@ class Authorization:
         command = shlex.join(own_program(receive, str(self._peer_socket), peer.id))
         # sshd takes the text up to the next quote that no backslash precedes.
         quoted = command.replace('"', '\\"')
-        return f'restrict,command="{quoted}" {peer.public_key} {peer.id}'
+        # exec: the shell that sshd starts it with would stay for nothing.
+        return f'restrict,command="exec {quoted}" {peer.public_key} {peer.id}'
