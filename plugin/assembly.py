@@ -165,7 +165,7 @@ class ClusterNode:
         failsafe = Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
         self.keeper = Keeper(
             ownership,
-            Guard(config.state_dir / "fencing"),
+            Guard(_directory(config.state_dir / "fencing")),
             failsafe,
             freeze_max_s=config.cluster.freeze_max_s,
         )
@@ -229,6 +229,12 @@ class ClusterNode:
         """Return what keeps this node from working with others."""
         fault = self._sshd.fault()
         return [f"other nodes cannot reach this one: {fault}"] if fault else []
+
+
+def _directory(path: Path) -> Path:
+    """Return *path*, made if it is not there."""
+    files.make_directories(path, mode=0o700)
+    return path
 
 
 def _record(catalogue: Catalogue, name: str) -> VolumeRecord | None:

@@ -36,6 +36,7 @@ from plugin.service import VolumeService
 from plugin.snapshots import SnapshotService
 from plugin.store.sqlite import SqliteStore
 from tests.support.namespaces import enter_private_mounts
+from tests.support.world import ownership_alone
 
 STEPS_MAX = 200
 CHANGING_CALLS = (
@@ -69,6 +70,8 @@ class World:
                 references=self.node.references,
                 locks=operations.locks,
             ),
+            ownership=ownership_alone(self.store, self.node, registry, backend),
+            keeper=None,
             mount_dir=directory / "mounts",
             mount_deadline_s=30,
             disuse_grace_s=0,
