@@ -65,6 +65,7 @@ class Guard:
             FencingError: none answers.
 
         """
+        os.makedirs(self._run_dir, mode=0o700, exist_ok=True)
         with self._lock:
             self._connect()
         if not self._watcher.is_alive():
@@ -89,7 +90,8 @@ class Guard:
         """
         Kill the volume's writers; return its state, None if the guard knows no such.
 
-        While that is not `killed`, some are dying: ask again. Raises as `hold`.
+        While that is `stopping` or `frozen`, some are dying: ask again. Raises as
+        `hold`.
         """
         with self._lock:
             return self._ask({"op": "kill", "id": volume_id}).get(volume_id)

@@ -33,7 +33,8 @@ _ROUNDS_MAX: Final = 20
 # busy machine, who has nothing to do with the volume.
 _HUNTS_MAX: Final = 5
 _ROUNDS_BUDGET_S: Final = 0.8
-_GONE_BUDGET_S: Final = 0.5
+# Short, because another volume's deadline may pass meanwhile; the next scan goes on.
+_GONE_BUDGET_S: Final = 0.2
 _GONE_INTERVAL_S: Final = 0.01
 
 Log = Callable[[str], None]
@@ -90,6 +91,7 @@ class Fences:
         if fence is not None:
             fence.kill = True
             self._scan_soon()
+            self.save()
 
     def forget(self, volume_id: str) -> None:
         """Thaw a volume, and guard it no more."""
@@ -272,6 +274,8 @@ class Fences:
             if not fence.killed:
                 fence.killed = changed = True
                 self._log(f"{fence.volume.id}: its writers are killed")
+            if fence.volume.id not in self._memory.held:
+                del self._memory.fences[fence.volume.id]
         if changed:
             self.save()
 

@@ -34,7 +34,6 @@ def make_volume(host: Host) -> Volume:
 
 def start_daemon(host: Host, run_dir: str, *, freezer: bool = True) -> Daemon:
     """Return a daemon of *host*; without *freezer* its guard has none to use."""
-    host.path(run_dir).mkdir(exist_ok=True)
     command = [sys.executable, str(PROGRAM), run_dir]
     if not freezer:
         command = [*WITHOUT_FREEZER, UNMOUNT_FREEZERS, *command]

@@ -138,6 +138,18 @@ def test_a_writer_that_runs_is_killed_when_the_epoch_is_taken(
         assert process.poll() is None
 
 
+def test_a_volume_that_is_not_held_any_more_is_killed_in_the_end(
+    daemon: Daemon, volume: Volume
+) -> None:
+    """Its daemon has forgotten it; to thaw it then would be to let anybody write."""
+    with container(volume, WRITE) as process:
+        volume.wait_writing()
+        daemon.hold(volume.held(0, freeze_max_s=3.0))
+        assert daemon.hold() == {volume.id: "frozen"}
+        assert process.wait(timeout=WAIT_S) == -signal.SIGKILL
+    wait_until(lambda: daemon.states() == {}, timeout_s=WAIT_S, what="it is dropped")
+
+
 @pytest.mark.parametrize("policy", ["freeze", "kill", "none"])
 def test_policies(daemon: Daemon, volume: Volume, policy: str) -> None:
     with container(volume, WRITE) as process:

@@ -174,7 +174,6 @@ class Daemon:
 
 def start_daemon(run_dir: Path, *, prefix: Sequence[str] = ()) -> Daemon:
     """Return a daemon whose command follows *prefix*."""
-    run_dir.mkdir(exist_ok=True)
     process = subprocess.Popen(
         [*prefix, sys.executable, str(PROGRAM), str(run_dir)],
         stdin=subprocess.PIPE,
