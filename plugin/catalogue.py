@@ -9,7 +9,7 @@ import msgspec
 
 from plugin.errors import StoreError
 from plugin.model import Phase, VolumeHead, VolumeRecord
-from plugin.store.base import Compare, Delete, Put, Record, Store
+from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Record, Store
 
 _PREFIX: Final = "volumes/"
 _DECODER: Final = msgspec.json.Decoder(VolumeRecord)
@@ -53,16 +53,27 @@ class Catalogue:
         )
         return Stored(record, outcome.revision) if outcome.succeeded else None
 
-    def set_phase(self, stored: Stored, phase: Phase, *, node: str = "") -> Stored:
+    def set_phase(
+        self,
+        stored: Stored,
+        phase: Phase,
+        *,
+        node: str = "",
+        also: Change = NO_CHANGE,
+    ) -> Stored:
         """Return the record in *phase*, to be finished by *node*; see `replace`."""
         record = msgspec.structs.replace(
             stored.record, phase=phase, node=node or stored.record.node
         )
-        return self.replace(stored, record)
+        return self.replace(stored, record, also=also)
 
-    def replace(self, stored: Stored, record: VolumeRecord) -> Stored:
+    def replace(
+        self, stored: Stored, record: VolumeRecord, *, also: Change = NO_CHANGE
+    ) -> Stored:
         """
         Return *record*, now in the place of *stored*, whose name it has.
+
+        *also* is done with it, or neither is.
 
         Raises:
             StoreError: somebody else changed it since it was read.
@@ -70,15 +81,16 @@ class Catalogue:
         """
         key = _PREFIX + record.name
         outcome = self._store.transact(
-            [Compare(key, stored.revision)], [Put(key, msgspec.json.encode(record))]
+            [Compare(key, stored.revision), *also.conditions],
+            [Put(key, msgspec.json.encode(record)), *also.operations],
         )
         if not outcome.succeeded:
             raise _changed(record.name)
         return Stored(record, outcome.revision)
 
-    def delete(self, stored: Stored) -> None:
+    def delete(self, stored: Stored, *, also: Change = NO_CHANGE) -> None:
         """
-        Delete the record.
+        Delete the record, and do *also*, or neither.
 
         Raises:
             StoreError: somebody else changed it since it was read.
@@ -86,7 +98,8 @@ class Catalogue:
         """
         key = _PREFIX + stored.record.name
         if not self._store.transact(
-            [Compare(key, stored.revision)], [Delete(key)]
+            [Compare(key, stored.revision), *also.conditions],
+            [Delete(key), *also.operations],
         ).succeeded:
             raise _changed(stored.record.name)
 

@@ -32,6 +32,7 @@ from plugin.model import (
 from plugin.operations import CallerGone, Operations, never
 from plugin.options import OptionResolver
 from plugin.references import References
+from plugin.store.base import NO_CHANGE
 
 log = logging.getLogger(__name__)
 
@@ -187,9 +188,9 @@ class VolumeService(VolumeCreation):
         self.registry.get(record.backend).remove(
             record.volume(), deadline_s=deadline.remaining_s()
         )
-        if self.ownership.exclusive(record):
-            self.ownership.finish_removal(record)
-        self.catalogue.delete(stored)
+        exclusive = self.ownership.exclusive(record)
+        gone = self.ownership.removal_done(record) if exclusive else NO_CHANGE
+        self.catalogue.delete(stored, also=gone)
 
     def _discard(self, volume_id: str | None) -> None:
         """Take back a creation whose caller is gone."""
@@ -208,10 +209,14 @@ class VolumeService(VolumeCreation):
             # Checked before the intent is written: a refused removal changes nothing.
             self._require_ready(stored.record)
             self.require_unused(stored.record)
-            if self.ownership.exclusive(stored.record):
-                self.ownership.begin_removal(stored.record, deadline)
+            exclusive = self.ownership.exclusive(stored.record)
             stored = self.catalogue.set_phase(
-                stored, "removing", node=self.ownership.node_id
+                stored,
+                "removing",
+                node=self.ownership.node_id,
+                also=self.ownership.removal(stored.record, deadline)
+                if exclusive
+                else NO_CHANGE,
             )
         else:
             self.require_unused(stored.record)
@@ -220,9 +225,8 @@ class VolumeService(VolumeCreation):
         except (BackendError, VolumeBusyError):
             # Storage said no and changed nothing. Only where the outcome is unknown
             # does the intent stay, for the reconciler to finish.
-            stored = self.catalogue.set_phase(stored, "ready")
-            if self.ownership.exclusive(stored.record):
-                self.ownership.cancel_removal(stored.record)
+            kept = self.ownership.removal_cancelled(stored.record)
+            self.catalogue.set_phase(stored, "ready", also=kept)
             raise
 
     def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:

@@ -11,7 +11,6 @@ A volume without a head was never owned; see `Ownership` for what is then taken 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -19,13 +18,22 @@ import msgspec
 
 from plugin.cluster.rules import EMPTY, Epoch, Head, Lineage
 from plugin.errors import StoreError
-from plugin.store.base import Compare, Delete, Operation, Put, Record, Store
+from plugin.store.base import (
+    Change,
+    Compare,
+    Delete,
+    Operation,
+    Put,
+    Record,
+    Store,
+)
 
 _VOLUMES: Final = "v/"
 _TOMBS: Final = "tomb/"
 # Epochs that are kept. An older copy than the oldest of them counts as diverged, so it
 # is set apart and never overwritten; nobody stays away for so many owners.
-EPOCHS_MAX: Final = 200
+# A removal deletes all of them in one transaction, of at most 128 operations.
+EPOCHS_MAX: Final = 64
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
@@ -67,6 +75,10 @@ class Standing:
             Compare(f"{_VOLUMES}{self.volume_id}/head", self.head_revision),
             Compare(f"{_VOLUMES}{self.volume_id}/lock", self.lock_revision),
         ]
+
+    def change(self, *operations: Operation) -> Change:
+        """Return *operations*, to be done while nothing of it has changed."""
+        return Change(tuple(self.unchanged()), operations)
 
 
 class Heads:
@@ -144,10 +156,6 @@ class Heads:
             return None
         return self.read(standing.volume_id)
 
-    def transact(self, standing: Standing, operations: Sequence[Operation]) -> bool:
-        """Write *operations* if *standing* is still true; return whether it was."""
-        return self._store.transact(standing.unchanged(), operations).succeeded
-
     def tombs(self) -> dict[str, Tomb]:
         """Return the removed volumes, by id."""
         records, _ = self._store.prefix(_TOMBS)
@@ -198,15 +206,18 @@ def drop_old_epochs(volume_id: str, lineage: Lineage, head: Head) -> list[Delete
     return [Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}") for number in old]
 
 
-def bury(volume_id: str, tomb: Tomb | None, lineage: Lineage) -> list[Operation]:
-    """Return the writes that leave nothing of a volume but its tomb, if it has one."""
+def put_tomb(volume_id: str, tomb: Tomb) -> Put:
+    """Return the write of a removed volume's tomb."""
+    return _put(_TOMBS + volume_id, tomb)
+
+
+def bury(volume_id: str, lineage: Lineage) -> list[Operation]:
+    """Return the removals of all that is known of who owned a volume."""
     epochs = [
         Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}")
         for number in lineage.epochs
     ]
-    head = Delete(f"{_VOLUMES}{volume_id}/head")
-    tombs = [] if tomb is None else [_put(_TOMBS + volume_id, tomb)]
-    return [*epochs, head, *tombs]
+    return [*epochs, Delete(f"{_VOLUMES}{volume_id}/head")]
 
 
 def _put(key: str, value: msgspec.Struct) -> Put:

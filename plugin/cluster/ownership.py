@@ -15,15 +15,15 @@ from backends.system import clock, files
 from backends.system.clock import Deadline
 from plugin.cluster import rules
 from plugin.cluster.acquisition import (
-    ATTEMPTS_MAX,
     REFRESH_DEADLINE_S,
     Acquisition,
 )
-from plugin.cluster.heads import Tomb, bury, drop_lock
-from plugin.cluster.refusals import contended, explained
+from plugin.cluster.heads import Tomb, bury, drop_lock, put_head, put_tomb
+from plugin.cluster.refusals import explained
 from plugin.cluster.rules import Commit, Head, RefusedError
 from plugin.errors import StoreError
 from plugin.model import VolumeRecord
+from plugin.store.base import NO_CHANGE, Change
 
 
 class Ownership(Acquisition):
@@ -109,62 +109,55 @@ class Ownership(Acquisition):
         if directory is not None:
             files.sync_filesystem(directory)
 
-    def begin_removal(self, record: VolumeRecord, deadline: Deadline) -> None:
+    def removal(self, record: VolumeRecord, deadline: Deadline) -> Change:
         """
-        Keep every node from acquiring the volume, which is to be removed.
+        Return what keeps every node from acquiring the volume, which is to be removed.
 
         Raises:
-            NotOwnerError: another node has it mounted; nothing changed.
+            NotOwnerError: another node has it mounted.
 
         """
-        for attempt in range(ATTEMPTS_MAX):
+        for fresh in (False, True):
+            if fresh:
+                # What is known may be a moment old: the other may have let it go.
+                self.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
             standing = self.heads.read(record.id)
             if self.membership.alone and standing.head is None:
-                return  # nobody else could acquire it
+                return NO_CHANGE  # nobody else could acquire it
             head = standing.head or self.initial_head(record)
             # Our own lock without a mount is what a crash has left.
             other = standing.locked_by if standing.locked_by != self.node_id else ""
             try:
                 removing = rules.remove(head, locked_by=other)
             except RefusedError as error:
-                if attempt:
-                    raise explained(record.name, error, self.name_of) from None
-                self.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
+                refused = error
                 continue
             operations = [drop_lock(record.id)] if standing.locked_by else []
-            if self.heads.change(standing, removing, *operations) is not None:
-                return
-            self.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
-        raise contended(record.name)
+            return standing.change(put_head(record.id, removing), *operations)
+        raise explained(record.name, refused, self.name_of)
 
-    def cancel_removal(self, record: VolumeRecord) -> None:
-        """Let the volume be acquired again: storage has refused to remove it."""
+    def removal_cancelled(self, record: VolumeRecord) -> Change:
+        """Return what lets the volume be acquired again: storage has kept it."""
         standing = self.heads.read(record.id)
-        if standing.head is not None and standing.head.phase == "removing":
-            self.heads.change(standing, rules.keep(standing.head))
+        if standing.head is None or standing.head.phase != "removing":
+            return NO_CHANGE
+        return standing.change(put_head(record.id, rules.keep(standing.head)))
 
-    def finish_removal(self, record: VolumeRecord) -> None:
-        """Leave nothing of the volume in the store but its tomb."""
+    def removal_done(self, record: VolumeRecord) -> Change:
+        """Return what leaves nothing of the volume in the store but its tomb."""
         standing = self.heads.read(record.id)
-        if self.membership.alone and standing.head is None:
-            return
         head = standing.head or self.initial_head(record)
-        pending = tuple(
-            each
-            for each in head.members
-            if each != self.node_id and not self.is_shared(record)
-        )
+        if self.membership.alone:
+            if standing.head is None:
+                return NO_CHANGE
+            return standing.change(*bury(record.id, self.heads.lineage(record.id)))
+        others = [each for each in head.members if each != self.node_id]
         tomb = Tomb(
             name=record.name,
             backend=record.backend,
             removed_at=clock.now_rfc3339(),
-            pending=pending,
+            pending=() if self.is_shared(record) else tuple(others),
         )
-        self.heads.transact(
-            standing,
-            bury(
-                record.id,
-                None if self.membership.alone else tomb,
-                self.heads.lineage(record.id),
-            ),
+        return standing.change(
+            *bury(record.id, self.heads.lineage(record.id)), put_tomb(record.id, tomb)
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,17 @@ class Delete:
 
 
 Operation = Put | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Operations and what they depend on, to be part of somebody's transaction."""
+
+    conditions: tuple[Compare, ...] = ()
+    operations: tuple[Operation, ...] = ()
+
+
+NO_CHANGE: Final = Change()
 
 
 @dataclass(frozen=True, slots=True)
