@@ -8,12 +8,16 @@ from urllib.parse import quote
 import click
 
 from plugin.cli import output
+from plugin.cli.cmd_enroll import enroll
 from plugin.cli.context import Context, json_option, pass_context
 
 
 @click.group()
 def node() -> None:
-    """Nodes of the cluster: ls, inspect, drain, undrain, rm."""
+    """Nodes of the cluster: ls, inspect, enroll, drain, undrain, rm."""
+
+
+node.add_command(enroll)
 
 
 @node.command("ls")
