@@ -158,19 +158,19 @@ class VolumeCreation(VolumeViews):
             self.roll_back_creation(stored, deadline)
             stored = None
         if stored is None:
-            stored = self.catalogue.insert(
-                VolumeRecord(
-                    id=str(uuid.uuid4()),
-                    name=name,
-                    backend=resolved.backend.kind,
-                    requested=resolved.requested,
-                    options=resolved.options,
-                    created_at=clock.now_rfc3339(),
-                    phase="creating",
-                    node=self.ownership.node_id,
-                    filled=filled,
-                )
+            record = VolumeRecord(
+                id=str(uuid.uuid4()),
+                name=name,
+                backend=resolved.backend.kind,
+                requested=resolved.requested,
+                options=resolved.options,
+                created_at=clock.now_rfc3339(),
+                phase="creating",
+                node=self.ownership.node_id,
+                filled=filled,
             )
+            self.ownership.require_possible(record)
+            stored = self.catalogue.insert(record)
             if stored is not None:
                 return stored
             stored = self.existing(name)  # another node was quicker

@@ -284,6 +284,8 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "onDelete": parse.one_of("retain", "archive", "delete"),
     "existing": parse.one_of("error", "adopt"),
     "mountMode": parse.one_of("subdir", "share", "direct"),
+    "exclusive": parse.boolean,
+    "fence": parse.one_of("freeze", "kill", "none"),
     "from": parse.source_volume,
     "size": parse.refused(
         "cannot be enforced by an NFS client: set a quota on the server"

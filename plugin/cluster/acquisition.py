@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
-from backends.errors import BackendError, InvalidRequestError, RemoraError
+from backends.errors import BackendError, RemoraError
 from backends.registry import Registry
 from backends.system.clock import Deadline
 from plugin.cluster import rules
@@ -79,11 +79,7 @@ class Acquisition(OwnershipViews):
         if epoch := self.owned_epoch(record):
             return epoch
         self._require_may_begin()
-        if self.is_shared(record) and self.membership.alone:
-            raise InvalidRequestError(
-                "option 'exclusive' needs a cluster",
-                hint="configure etcd in [cluster], or create the volume without it",
-            )
+        self.require_possible(record)
         standing, orderly = self._take(record, deadline)
         head = _known(standing.head)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from backends.base import Backend
+from backends.errors import InvalidRequestError
 from backends.registry import Registry
 from backends.system import clock
 from plugin.cluster.heads import Heads, Lock, Standing, put_lock
@@ -51,6 +52,14 @@ class OwnershipViews:
         if replica is not None and replica.live_epoch != head.epoch:
             return 0
         return head.epoch
+
+    def require_possible(self, record: VolumeRecord) -> None:
+        """Raise InvalidRequestError for a volume that nobody could keep exclusive."""
+        if self.membership.alone and self.is_shared(record) and self.exclusive(record):
+            raise InvalidRequestError(
+                "option 'exclusive' needs a cluster",
+                hint="configure etcd in [cluster], or create the volume without it",
+            )
 
     def is_member(self, node_id: str) -> bool:
         """Return whether the cluster has a node of that id, dead or alive."""
