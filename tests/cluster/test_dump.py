@@ -78,10 +78,8 @@ def test_every_value_comes_back_as_it_was(make: Make, tmp_path: Path) -> None:
     file = tmp_path / "dump"
     assert cli("cluster", "dump", "--output", str(file)).out == ""
     assert file.stat().st_mode & 0o777 == 0o600
-    assert (
-        cli("cluster", "dump").out.splitlines()[1:]
-        == (file.read_text().split("\n")[1:-1])
-    )
+    printed = cli("cluster", "dump").out.split("\n")
+    assert printed[1:] == file.read_text().split("\n")[1:]
     first, *lines = [json.loads(each) for each in file.read_text().split("\n")[:-1]]
     assert (first["format"], first["records"]) == (1, len(SAMPLES))
     with closing(machine.cluster()) as store:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from plugin.cli import cmd_cluster
+from plugin.cluster.dumping import LOADING
 from plugin.cluster.join_plan import Planner
 from plugin.cluster.joined import joined, refuse_joined
 from plugin.cluster.nodes import PROTOCOL, AliveRecord, NodeRecord
@@ -440,6 +441,28 @@ def test_two_thousand_volumes(machine: Machine, cli: Cli) -> None:
     assert {json.loads(there[f"volumes/{each.name}"])["id"] for each in made} == {
         each.id for each in made
     }
+
+
+def test_half_of_a_load_is_no_store_to_join(machine: Machine, cli: Cli) -> None:
+    machine.write(put_volume(volume("data")))
+    machine.write_there(Put(LOADING, b"{}"))
+    assert "being restored" in cli(*machine.join).error
+    assert machine.records_there() == {LOADING: b"{}"}
+
+
+def test_a_load_that_begins_meanwhile_stops_the_join(
+    machine: Machine, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.write(put_volume(volume("data")))
+    plan = Planner.plan
+
+    def overtaken(self: Planner, *args: object) -> object:
+        machine.write_there(Put(LOADING, b"{}"))
+        return plan(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Planner, "plan", overtaken)
+    assert "being restored" in cli(*machine.join).error
+    assert machine.records_there() == {LOADING: b"{}"}
 
 
 def test_etcd_away_changes_nothing(machine: Machine, cli: Cli) -> None:
