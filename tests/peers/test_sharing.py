@@ -101,7 +101,7 @@ def test_a_frozen_node_does_not_hold_a_first_transfer(
     first, second = nodes
     with frozen(second):
         done = first.send(second, source, ["file"])
-    assert done.returncode == 255
+    assert done.returncode != 0
     assert b"timed out" in done.stderr
 
 
@@ -119,10 +119,10 @@ def test_only_the_known_host_key_is_taken(nodes: NODES, source: Path) -> None:
     first, second = nodes
     first.authorization.write([second.record(host_key=first.keys.public_host_key)])
     done = first.send(second, source, ["file"])
-    assert done.returncode == 255
+    assert done.returncode != 0
     assert b"Host key verification failed" in done.stderr
     first.authorization.write([])
-    assert first.send(second, source, ["file"]).returncode == 255
+    assert first.send(second, source, ["file"]).returncode != 0
     assert second.staging.begun == []
 
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +37,7 @@ node_id, name, address, port, host_key, public_key = sys.argv[1:]
 node.knows(Peer(id=node_id, name=name, addresses=(address,), port=int(port),
                 host_key=host_key, public_key=public_key))
 node.start()
-print(node.address, node.directory, node.keys.public_host_key, node.id, flush=True)
+print(node.address, node.directory, flush=True)
 time.sleep(600)
 """
 
@@ -68,9 +69,11 @@ def node() -> Iterator[PeerNode]:
     made.close()
 
 
-def test_a_killed_daemon_takes_its_sshd_and_the_sessions_along(node: PeerNode) -> None:
+@contextmanager
+def killable_daemon(node: PeerNode) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yield a process that is *node*'s peer, and its address."""
     own = node.record()
-    daemon = subprocess.Popen(
+    with subprocess.Popen(
         [
             *(sys.executable, "-c", DAEMON, own.id, own.name, *own.addresses),
             *(str(own.port), own.host_key, own.public_key),
@@ -78,12 +81,18 @@ def test_a_killed_daemon_takes_its_sshd_and_the_sessions_along(node: PeerNode) -
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    assert daemon.stdout is not None
-    client = None
-    try:
-        line = daemon.stdout.readline().split()
-        address, directory = line[0], Path(line[1])
+    ) as daemon:
+        assert daemon.stdout is not None
+        address, directory = daemon.stdout.readline().split()
+        try:
+            yield daemon, address
+        finally:
+            daemon.kill()
+            shutil.rmtree(directory)
+
+
+def test_a_killed_daemon_takes_its_sshd_and_the_sessions_along(node: PeerNode) -> None:
+    with killable_daemon(node) as (daemon, address):
         assert answers(address)
         client = subprocess.Popen(
             [
@@ -96,31 +105,20 @@ def test_a_killed_daemon_takes_its_sshd_and_the_sessions_along(node: PeerNode) -
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
-
-        def rsync_runs() -> bool:
-            return "rsync" in {command(pid) for pid in descendants(daemon.pid)}
-
-        wait_until(rsync_runs, timeout_s=30, what="rsync waits for files")
-        below = descendants(daemon.pid)
-        assert len(below) >= 6  # unshare, sshd, two for the session, receive, rsync
-        daemon.kill()
-        daemon.wait()
-        wait_until(
-            lambda: gone(below),
-            timeout_s=20,
-            what="every process below the daemon has ended",
-        )
-        assert not answers(address)
-        assert client.wait(20) != 0
-    finally:
-        for each in (daemon, client):
-            if each is not None:
-                each.kill()
-                each.wait()
-        daemon.stdout.close()
-        if client is not None and client.stdin is not None:
-            client.stdin.close()
-        shutil.rmtree(directory)
+        try:
+            wait_until(
+                lambda: "rsync" in map(command, descendants(daemon.pid)),
+                timeout_s=30,
+                what="rsync waits for files",
+            )
+            below = descendants(daemon.pid)
+            assert {"unshare", "sshd", "rsync"} <= {command(pid) for pid in below}
+            daemon.kill()
+            wait_until(partial(gone, below), timeout_s=20, what="all have ended")
+            assert not answers(address)
+        finally:
+            client.kill()
+            client.communicate()
 
 
 def test_stopping_ends_it(node: PeerNode) -> None:
