@@ -6,13 +6,16 @@ import itertools
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirror import MirrorStore
+from tests.protocol.command import Cli, caller
 from tests.support import etcd
+from tests.support.joining import Machine
 from tests.support.members import Members
 
 # etcd's shortest is 2 s, and the margin before the lease's end is 4 s.
@@ -50,3 +53,19 @@ def members(server: etcd.Cluster, prefix: str, tmp_path: Path) -> Iterator[Membe
     finally:
         made.close()
         server.heal()
+
+
+@pytest.fixture
+def machine(server: etcd.Cluster, tmp_path: Path) -> Machine:
+    """Return a machine that is alone, and its own part of etcd."""
+    return Machine(tmp_path / "a", server.endpoints)
+
+
+@pytest.fixture
+def cli(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Cli:
+    """Return a function that calls the command on the machine."""
+    return caller(SimpleNamespace(config=machine.config), monkeypatch, capsys)  # type: ignore[arg-type]
