@@ -36,6 +36,8 @@ _ROUNDS_BUDGET_S: Final = 0.8
 # Short, because another volume's deadline may pass meanwhile; the next scan goes on.
 _GONE_BUDGET_S: Final = 0.2
 _GONE_INTERVAL_S: Final = 0.01
+# Looks that must all find nobody: one that forks and ends is not in every one.
+_GONE_LOOKS: Final = 5
 
 Log = Callable[[str], None]
 
@@ -260,12 +262,10 @@ class Fences:
         """Kill the writers of *fences*; note of which none is left."""
         freezer.kill({target for fence in fences for target in fence.targets})
         deadline = clock.Deadline(_GONE_BUDGET_S)
-        while True:
-            found = self._find(fences, open_files=False)
-            gone = _without_writers(fences, found)
-            if len(gone) == len(fences) or deadline.passed():
-                break
+        gone = self._without_writers(fences)
+        while len(gone) < len(fences) and not deadline.passed():
             clock.pause(_GONE_INTERVAL_S)
+            gone = self._without_writers(fences)
         changed = False
         for fence in gone:
             # Whoever enters such a group later is nobody that we know.
@@ -279,14 +279,17 @@ class Fences:
         if changed:
             self.save()
 
-
-def _without_writers(
-    fences: Sequence[Fence], found: dict[str, writers.Writers]
-) -> list[Fence]:
-    """Return those of *fences* that have no writers left."""
-    return [
-        fence
-        for fence in fences
-        if not found[fence.volume.id].pids
-        and not any(target.lives for target in fence.targets)
-    ]
+    def _without_writers(self, fences: Sequence[Fence]) -> list[Fence]:
+        """Return those of *fences* that have no writers left."""
+        gone = list(fences)
+        for _ in range(_GONE_LOOKS):
+            found = self._find(gone, open_files=False)
+            gone = [
+                fence
+                for fence in gone
+                if not found[fence.volume.id].pids
+                and not any(target.lives for target in fence.targets)
+            ]
+            if not gone:
+                break
+        return gone
