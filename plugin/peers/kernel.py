@@ -8,7 +8,6 @@ the programs of this package run. Source: mount(2), unshare(2), pivot_root(2).
 import ctypes
 import os
 import re
-import signal
 
 READ_ONLY = 0x1 | 0x2 | 0x4  # MS_RDONLY, MS_NOSUID, MS_NODEV
 _REMOUNT = 0x20
@@ -16,7 +15,6 @@ _BIND = 0x1000
 _RECURSIVE_PRIVATE = 0x4000 | 0x40000
 _NEW_MOUNTS = 0x00020000
 _DETACH = 2
-_SET_DEATH_SIGNAL = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,14 +58,6 @@ def pivot(new_root: str) -> None:
     _checked(_libc.pivot_root(b".", b"."), "pivot_root")
     _checked(_libc.umount2(b".", _DETACH), "umount2")
     os.chdir("/")
-
-
-def die_with_parent() -> None:
-    """Have this process killed when the one that forked it ends."""
-    parent = os.getppid()
-    _checked(_libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0), "prctl")
-    if os.getppid() != parent:
-        os._exit(1)  # it has ended meanwhile
 
 
 def _unescaped(field: bytes) -> str:

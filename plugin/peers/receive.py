@@ -23,7 +23,7 @@ import socket
 import sys
 from contextlib import suppress
 
-from plugin.peers import jail, kernel
+from plugin.peers import jail
 
 # What the sender gives to rsync, and what rsync then asks for here. They are one: what
 # is changed in the first changes the second. A test compares them with a real rsync.
@@ -162,7 +162,6 @@ def _receive(daemon: socket.socket, directory: str, capabilities: str) -> int:
 
 def _become_rsync(directory: str, capabilities: str) -> None:
     os.setpgid(0, 0)
-    kernel.die_with_parent()
     jail.enter(directory)
     # "." is all that it may write to, whatever path the sender asked for.
     flags = SERVER_FLAGS + capabilities

@@ -306,6 +306,18 @@ def rsyncs(node: PeerNode) -> list[int]:
     return found
 
 
+def test_rsync_lives_in_the_jail(nodes: NODES) -> None:
+    first, second = nodes
+    client = begun_receive(first, second)
+    [rsync] = rsyncs(second)
+    root = Path(f"/proc/{rsync}/root")
+    assert (root / "staging").samefile(second.staging.directory)
+    names = {each.name for each in root.iterdir()}
+    assert names <= {"staging", "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"}
+    client.kill()
+    ended(client)
+
+
 def test_a_sender_that_goes_away_ends_the_session(nodes: NODES) -> None:
     first, second = nodes
     client = begun_receive(first, second)
@@ -321,9 +333,10 @@ def test_a_removed_node_s_transfer_is_ended(nodes: NODES) -> None:
     first, second = nodes
     client = begun_receive(first, second)
     second.knows()
-    assert ended(client) != 0
-    wait_until(lambda: second.staging.ended == [None], timeout_s=20, what="it is told")
+    # The sender is still there: it is the daemon that ends it.
     wait_until(lambda: rsyncs(second) == [], timeout_s=20, what="rsync has ended")
+    assert ended(client) != 0
+    assert second.staging.ended == [None]
 
 
 def test_a_killed_receiver_takes_its_rsync_along(nodes: NODES) -> None:
@@ -334,9 +347,9 @@ def test_a_killed_receiver_takes_its_rsync_along(nodes: NODES) -> None:
     parent = re.search(r"PPid:\t(\d+)", status)
     assert parent is not None
     os.kill(int(parent[1]), signal.SIGKILL)
-    assert ended(client) != 0
     wait_until(lambda: rsyncs(second) == [], timeout_s=20, what="rsync has ended")
-    assert second.staging.ended == [None]
+    assert ended(client) != 0
+    wait_until(lambda: second.staging.ended == [None], timeout_s=20, what="it is told")
 
 
 def test_without_a_daemon_nothing_is_received(nodes: NODES, source: Path) -> None:
