@@ -1,0 +1,141 @@
+"""What members know of each other, and what is done to their records."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+
+from plugin.errors import NodeConflictError, NodeNotFoundError
+from plugin.store.base import Put
+from plugin.store.memory import Memory, MemoryStore
+from tests.support.etcd import wait_until
+from tests.support.members import Members
+
+TTL_S = 9.0
+
+
+@pytest.fixture
+def members() -> Iterator[Members]:
+    memory = Memory()
+    made = Members(lambda: MemoryStore(memory), ttl_s=TTL_S)
+    yield made
+    made.close()
+
+
+def test_fields_of_a_newer_version_stay(members: Members) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta")
+    key = f"nodes/{beta.own.id}"
+    stored = members.store.get(key)
+    assert stored is not None
+    newer = {**msgspec.json.decode(stored.value), "colour": "blue"}
+    members.store.transact([], [Put(key, msgspec.json.encode(newer))])
+    assert alpha.drain("beta").record.drained
+    assert beta.drained
+    changed = members.store.get(key)
+    assert changed is not None
+    assert msgspec.json.decode(changed.value)["colour"] == "blue"
+    assert not alpha.undrain(beta.own.id).record.drained
+
+
+def test_a_spoilt_record_hides_no_other(members: Members) -> None:
+    alpha = members.started("alpha")
+    members.store.transact([], [Put("nodes/x", b"{"), Put("node_names/x", b"\xff")])
+    assert [each.record.name for each in alpha.nodes()] == ["alpha"]
+    assert members.started("beta").fault() is None
+    with pytest.raises(NodeConflictError, match="the node name 'x' belongs"):
+        members.started("x")
+
+
+def test_an_unknown_node_is_told_with_those_there_are(members: Members) -> None:
+    members.started("beta")
+    alpha = members.started("alpha")
+    with pytest.raises(NodeNotFoundError) as missing:
+        alpha.find("gamma")
+    assert str(missing.value) == (
+        "node-not-found: there is no node 'gamma' (hint: the nodes are: alpha, beta)"
+    )
+    for act in (alpha.drain, alpha.undrain, alpha.remove):
+        with pytest.raises(NodeNotFoundError):
+            act("gamma")
+
+
+def test_removing_a_node(members: Members) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta")
+    for force in (False, True):
+        with pytest.raises(NodeConflictError, match="'beta' is alive"):
+            alpha.remove("beta", force=force)
+    members.crash(beta)
+    members.store.revoke_lease(beta.lease)
+    assert alpha.find("beta").state == "down"
+    members.only_on[beta.own.id] = [f"volume-{number}" for number in range(7)]
+    with pytest.raises(NodeConflictError) as refused:
+        alpha.remove("beta")
+    assert "volume-0, volume-1" in refused.value.cause
+    assert refused.value.cause.endswith("and 2 more")
+    alpha.remove("beta", force=True)
+    assert [each.record.name for each in alpha.nodes()] == ["alpha"]
+    assert not [
+        key for key in members.all_keys() if beta.own.id in key or "beta" in key
+    ]
+    assert members.started("beta").fault() is None
+
+
+def test_a_record_that_somebody_deleted_comes_back(members: Members) -> None:
+    alpha = members.started("alpha")
+    keys = {f"nodes/{alpha.own.id}", f"alive/{alpha.own.id}"}
+    members.delete(*keys)
+    alpha.addresses_changed()
+    wait_until(lambda: keys <= members.all_keys(), "the record")
+    assert alpha.fault() is None
+
+
+def test_changes_worth_telling_are_written(members: Members) -> None:
+    alpha = members.started("alpha")
+    sources = members.machines["alpha"]
+    sources.available_bytes -= 5  # half a percent
+    alpha.addresses_changed()
+    sources.asked.clear()
+    assert sources.asked.wait(60)
+    assert alpha.find("alpha").record.pool_available_bytes == 600
+    sources.addresses = ("10.9.9.9",)
+    alpha.addresses_changed()
+    wait_until(
+        lambda: alpha.find("alpha").record.addresses == ("10.9.9.9",), "the address"
+    )
+    sources.available_bytes -= 100
+    alpha.addresses_changed()
+    wait_until(
+        lambda: alpha.find("alpha").record.pool_available_bytes == 495, "the capacity"
+    )
+    # What cannot be found out leaves what was known.
+    sources.broken = True
+    sources.asked.clear()
+    alpha.addresses_changed()
+    assert sources.asked.wait(60)
+    assert alpha.find("alpha").record.addresses == ("10.9.9.9",)
+
+
+def test_clocks_far_off_are_told_once(
+    members: Members, caplog: pytest.LogCaptureFixture
+) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta")
+    with caplog.at_level(logging.INFO, "plugin.cluster.directory"):
+        for offset_s in (0.2, -3600.0, -3601.0, 1.0, 7.0):
+            alpha.note_clock(beta.own.id, offset_s)
+        alpha.note_clock("nobody", 99.0)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the clock of node 'beta' is 3600 s behind this node's",
+        "the clock of node 'beta' is right again",
+        "the clock of node 'beta' is 7 s ahead of this node's",
+    ]
+    assert alpha.find("beta").clock_offset_s == 7.0
+    assert alpha.clock_warnings() == [
+        "the clock of node 'beta' is 7 s ahead of this node's"
+    ]
+    assert alpha.find("alpha").clock_offset_s is None
