@@ -239,17 +239,26 @@ class VolumeService(VolumeCreation):
         target = self.target(record)
         exclusive = self.ownership.exclusive(record)
         self.references.add(record.id, mount_id)
+        epoch = 0
         try:
-            epoch = self.ownership.acquire(record, deadline) if exclusive else 0
+            if exclusive:
+                epoch = self._acquire(record, deadline)
             backend.mount(record.volume(), target, deadline_s=deadline.remaining_s())
-            if exclusive and self._keeper is not None:
+            if epoch and self._keeper is not None:
                 self._keeper.hold(record, epoch, target)
         except BaseException:
             self.references.drop(record.id, mount_id)
-            if exclusive and not self.references.total(record.id):
+            # What was not acquired is not mounted; the store, which may be away, is
+            # not to be waited for again.
+            if epoch and not self.references.total(record.id):
                 self._roll_back_mount(record)
             raise
         return target
+
+    def _acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
+        """Return the epoch in which this node owns the volume now."""
+        held = self._keeper.valid_epoch(record) if self._keeper else 0
+        return held or self.ownership.acquire(record, deadline)
 
     def _roll_back_mount(self, record: VolumeRecord) -> None:
         """Leave nothing of a Mount that failed; what remains the reconciler takes."""

@@ -38,7 +38,7 @@ from plugin.cluster.rules import (
 )
 from plugin.cluster.standing import OwnershipViews
 from plugin.cluster.votes import Votes
-from plugin.errors import NotOwnerError
+from plugin.errors import NotOwnerError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 
@@ -84,10 +84,12 @@ class Acquisition(OwnershipViews):
         head = _known(standing.head)
         try:
             return self._begin(record, standing, deadline, orderly=orderly)
-        except BaseException:
+        except BaseException as error:
             log.info("not acquired", extra=fields(volume=record.name, epoch=head.epoch))
-            with suppress(RemoraError):
-                self.give_up(record)
+            # A store that is away is not waited for twice; the reconciler gives it up.
+            if not isinstance(error, StoreError):
+                with suppress(RemoraError):
+                    self.give_up(record)
             raise
 
     def _take(self, record: VolumeRecord, deadline: Deadline) -> tuple[Standing, bool]:

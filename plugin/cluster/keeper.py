@@ -109,8 +109,17 @@ class Keeper:
             self._held[record.id] = Holding(record, epoch, target)
             self._valid.add(record.id)
         self._tell_guard()
-        self._ownership.require_valid()
+        if self._failsafe.deadline_s(record.id) <= clock.boottime_s():
+            self._ownership.require_valid()
         self._ownership.require_owned(record, epoch)
+
+    def valid_epoch(self, record: VolumeRecord) -> int:
+        """Return the epoch in which its writers may write at this moment, 0 if none."""
+        with self._lock:
+            holding = self._held.get(record.id)
+        if holding is None or self._deadline_s(holding) <= clock.boottime_s():
+            return 0
+        return holding.epoch
 
     def drop(self, record: VolumeRecord) -> None:
         """Watch over the volume no more: it is not mounted."""
