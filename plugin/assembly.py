@@ -158,14 +158,11 @@ class ClusterNode:
         catalogue: Catalogue,
     ) -> None:
         self._peers = peers
-        self._membership = ownership.membership
         holds = Holds()
-        ttl_s = config.cluster.lease_ttl_s
-        ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
-        failsafe = Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+        failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = Keeper(
             ownership,
-            Guard(_directory(config.state_dir / "fencing")),
+            Guard(config.state_dir / "fencing"),
             failsafe,
             freeze_max_s=config.cluster.freeze_max_s,
         )
@@ -189,13 +186,10 @@ class ClusterNode:
                 ownership.heads, ownership.replicas, node_id=ownership.node_id
             ),
         )
-        directory = keys.host_key.parent
-        self._sshd = PeerSshd(
-            directory, run_directory=run_directory, port=config.cluster.peer_port
-        )
+        self._sshd = _sshd(config, keys)
         self._roster = Roster(
             ownership.membership,
-            authorization=Authorization(directory, peer_socket=self._socket),
+            authorization=Authorization(keys.host_key.parent, peer_socket=self._socket),
             peers=peers,
             server=self._server,
         )
@@ -231,10 +225,23 @@ class ClusterNode:
         return [f"other nodes cannot reach this one: {fault}"] if fault else []
 
 
-def _directory(path: Path) -> Path:
-    """Return *path*, made if it is not there."""
-    files.make_directories(path, mode=0o700)
-    return path
+def _failsafe(
+    config: Config, ownership: Ownership, peers: Peers, holds: Holds
+) -> Failsafe:
+    ttl_s = config.cluster.lease_ttl_s
+    # Between the last keepalive that should have come and the deadline.
+    ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
+    return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+
+
+def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:
+    return PeerSshd(
+        keys.host_key.parent,
+        run_directory=config.control_socket.parent,
+        port=config.cluster.peer_port,
+        # Its mount namespace must not keep alive what the daemon unmounts.
+        let_go=[config.mount_dir, config.state_dir / "nfs"],
+    )
 
 
 def _record(catalogue: Catalogue, name: str) -> VolumeRecord | None:

@@ -6,8 +6,9 @@ import random
 from collections import deque
 from dataclasses import dataclass
 
+from .actions import steps
 from .invariants import broken, stuck
-from .world import Scope, World, begin, steps
+from .world import Scope, World, begin
 
 
 @dataclass(frozen=True)

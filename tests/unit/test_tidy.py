@@ -23,12 +23,17 @@ NOT_OURS = re.compile(
 )
 # Started by name, not imported.
 ENTRY_POINTS = {"plugin.cli.main"}
-# Written and tested ahead of what will use it: docs/adr/0011-mirror.md.
-AHEAD = {"plugin.store.mirror", "plugin.store.memory"}
+# For tests (docs/adr/0011-mirror.md), and ahead of the copies between nodes (13).
+AHEAD = {"plugin.store.memory", "plugin.peers.sharing"}
 # Programs of their own, which the daemon may kill; they import nothing of ours.
 STAND_ALONE = {"backends.nfs.agent", "backends.nfs.unmount"}
-# Programs whose whole work is to become another one, in a place of its own.
-BECOME_ANOTHER = {"plugin.peers.enclosure", "plugin.peers.receive"}
+# Programs whose whole work is to become another one, in a place of its own, and one
+# that goes on alone when it has started.
+BECOME_ANOTHER = {
+    "plugin.peers.enclosure",
+    "plugin.peers.receive",
+    "plugin.fencing.guard",
+}
 # Paths of the machine that this was written on, and registries that were used there.
 # Put together here, so that this file does not name them.
 FOREIGN = re.compile(
