@@ -1,0 +1,348 @@
+"""
+What can happen next in a world, one function for each kind of step.
+
+Each asks the rules, does what they say on disks and in the store, and yields the world
+after it; a refusal is no step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from plugin.cluster.rules import Commit, Epoch, RefusedError, Replica
+
+from .world import Bytes, Node, Scope, World, changed, name
+
+
+def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
+    """Yield what can happen next, by name, and the world after it."""
+    for number, node in enumerate(world.nodes):
+        for action in _ACTIONS:
+            try:
+                yield from action(world, scope, number, node)
+            except RefusedError:
+                continue
+    if world.lock:
+        yield "the lease ends", world._replace(lock="", lost=False)
+    if scope.removal and world.head.epoch < scope.epochs:
+        try:
+            head = scope.rules.remove(world.head, locked_by=world.lock)
+        except RefusedError:
+            return
+        yield "remove", world._replace(head=head, removed=True, lost=False)
+
+
+Steps = Iterator[tuple[str, World]]
+
+
+def _acquire(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if node.role != "-" or world.head.epoch >= scope.epochs:
+        return
+    head = scope.rules.acquire(
+        world.head, locked_by=world.lock, node=name(number), boot_id="1"
+    )
+    yield (
+        f"acquire {name(number)}",
+        world._replace(
+            nodes=changed(world, number, role="R", epoch=head.epoch),
+            head=head,
+            lock=name(number),
+            votes=(),
+            lost=False,
+        ),
+    )
+
+
+def _recovering(world: World, number: int, node: Node) -> bool:
+    """Return whether node may go on: it asks the store before each step."""
+    return (
+        node.role == "R"
+        and world.lock == name(number)
+        and world.head.epoch == node.epoch
+    )
+
+
+def _vote(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if not _recovering(world, number, node):
+        return
+    for other, voter in enumerate(world.nodes):
+        if name(other) in dict(world.votes):
+            continue
+        stopped = scope.fenced or voter.role != "O"
+        try:
+            replica = scope.rules.promise(
+                voter.replica, node.epoch, writers_stopped=stopped
+            )
+        except RefusedError:
+            continue
+        nodes = _with_replica(world, other, replica)
+        if voter.role == "O" and not replica.live_epoch:
+            # Its writers have been stopped; they do not come back.
+            nodes = changed(world._replace(nodes=nodes), other, role="-")
+        yield (
+            f"vote {name(other)} for {name(number)}",
+            world._replace(
+                nodes=nodes,
+                history=_with_commit(world, other, replica),
+                votes=tuple(sorted((*world.votes, (name(other), replica.commit)))),
+                lost=False,
+            ),
+        )
+
+
+def _with_replica(world: World, number: int, replica: Replica) -> tuple[Node, ...]:
+    """Return the nodes after a replica's live tree has, or has not, been sealed."""
+    node = world.nodes[number]
+    if node.replica.live_epoch and not replica.live_epoch:
+        assert node.live is not None
+        return changed(world, number, replica=replica, tree=node.live, live=None)
+    return changed(world, number, replica=replica)
+
+
+def _with_commit(
+    world: World, number: int, replica: Replica
+) -> frozenset[tuple[Commit, Bytes]]:
+    """Return history with what a node has just committed of its live tree."""
+    node = world.nodes[number]
+    if replica.commit == node.replica.commit or node.live is None:
+        return world.history
+    return world.history | {(replica.commit, node.live)}
+
+
+def _begin(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    votes = dict(world.votes)
+    if not _recovering(world, number, node) or name(number) not in votes:
+        return
+    choice = scope.rules.choose(
+        world.head, world.lineage, votes, accept_loss=scope.accept_loss
+    )
+    yield (
+        f"begin {name(number)} {node.epoch} from {choice.base}",
+        world._replace(
+            nodes=changed(world, number, role="B"),
+            head=scope.rules.begin(world.head, choice),
+            epochs=(
+                *world.epochs,
+                (node.epoch, Epoch(choice.base, name(number))),
+            ),
+            settled=world.content(choice.base) if choice.lost else world.settled,
+            lost=choice.lost is not None,
+        ),
+    )
+
+
+def _go_live(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if node.role != "B":
+        return
+    base = dict(world.epochs)[node.epoch].base
+    kept = scope.rules.go_live(
+        node.replica, epoch=node.epoch, base=base, lineage=world.lineage
+    )
+    content = world.content(base)
+    yield (
+        f"go live {name(number)}",
+        world._replace(
+            nodes=changed(
+                world,
+                number,
+                replica=kept.replica,
+                tree=content,
+                live=content,
+                role="O",
+                kept=node.kept | ({node.tree} if kept.keep_commit else set()),
+            ),
+            lost=False,
+        ),
+    )
+
+
+def _owns(world: World, number: int, node: Node) -> bool:
+    return (
+        world.lock == name(number)
+        and world.head.epoch == node.epoch
+        and world.head.phase == "owned"
+    )
+
+
+def _write(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if node.role != "O" or world.writes >= scope.writes or node.live is None:
+        return
+    if scope.fenced and not _owns(world, number, node):
+        return
+    yield (
+        f"write {name(number)}",
+        world._replace(
+            nodes=changed(world, number, live=node.live | {world.writes}),
+            writes=world.writes + 1,
+            lost=False,
+        ),
+    )
+
+
+def _sync(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Commit, and send the commit to all; each copy arrives later, or never."""
+    if node.role != "O" or node.live is None or node.replica.next_seq > scope.seqs:
+        return
+    if scope.fenced and not _owns(world, number, node):
+        return
+    replica = scope.rules.commit_live(node.replica)
+    others = (each for each in range(len(world.nodes)) if each != number)
+    yield (
+        f"sync {name(number)} {replica.commit}",
+        world._replace(
+            nodes=changed(world, number, replica=replica, tree=node.live),
+            history=_with_commit(world, number, replica),
+            pushes=world.pushes
+            | {(each, replica.commit, node.live) for each in others},
+            lost=False,
+        ),
+    )
+
+
+def _publish(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    commit = node.replica.commit
+    holders = [
+        name(each)
+        for each, other in enumerate(world.nodes)
+        if other.replica.commit == commit
+    ]
+    if node.role != "O" or world.lock != name(number) or len(holders) < 2:
+        return
+    head = scope.rules.publish(
+        world.head,
+        node=name(number),
+        epoch=node.epoch,
+        commit=commit,
+        holders=tuple(holders),
+    )
+    if head != world.head:
+        yield (
+            f"publish {name(number)} {commit}",
+            world._replace(head=head, settled=node.tree, lost=False),
+        )
+
+
+def _resume(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if node.role not in ("O", "B") or world.lock:
+        return
+    head = scope.rules.resume(
+        world.head,
+        locked_by=world.lock,
+        node=name(number),
+        boot_id="1",
+        epoch=node.epoch,
+    )
+    yield (
+        f"resume {name(number)}",
+        world._replace(head=head, lock=name(number), lost=False),
+    )
+
+
+def _seal(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Seal a tree whose containers have ended: orderly (then release) or not."""
+    if node.role not in ("O", "-") or not node.replica.live_epoch:
+        return
+    if node.replica.next_seq > scope.seqs + 1:
+        return
+    replica = scope.rules.seal(node.replica)
+    nodes = _with_replica(world, number, replica)
+    yield (
+        f"seal {name(number)} {replica.commit}",
+        world._replace(
+            nodes=changed(
+                world._replace(nodes=nodes),
+                number,
+                role="S" if node.role == "O" else "-",
+            ),
+            history=_with_commit(world, number, replica),
+            lost=False,
+        ),
+    )
+
+
+def _release(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if node.role != "S" or world.lock != name(number):
+        return
+    head = scope.rules.release(
+        world.head,
+        node=name(number),
+        epoch=node.epoch,
+        commit=node.replica.commit,
+        holders=(name(number),),
+    )
+    yield (
+        f"release {name(number)}",
+        world._replace(
+            nodes=changed(world, number, role="-"),
+            head=head,
+            lock="",
+            settled=node.tree,
+            lost=False,
+        ),
+    )
+
+
+def _stop(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Crash, or learn that somebody else has come in between."""
+    if node.role == "-":
+        return
+    yield (
+        f"crash {name(number)}",
+        world._replace(nodes=changed(world, number, role="-"), lost=False),
+    )
+
+
+def _deliver(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    for push in world.pushes:
+        target, commit, content = push
+        if target != number:
+            continue
+        rest = world.pushes - {push}
+        try:
+            kept = scope.rules.receive(
+                node.replica, commit, world.lineage, writers_stopped=node.role != "O"
+            )
+        except RefusedError:
+            kept = None
+        if kept is None:
+            yield (
+                f"refuse {commit} on {name(number)}",
+                world._replace(pushes=rest, lost=False),
+            )
+            continue
+        trees = set(node.kept)
+        if kept.keep_live and node.live is not None:
+            trees.add(node.live)
+        if kept.keep_commit:
+            trees.add(node.tree)
+        yield (
+            f"receive {commit} on {name(number)}",
+            world._replace(
+                nodes=changed(
+                    world,
+                    number,
+                    replica=kept.replica,
+                    tree=content,
+                    live=None,
+                    kept=frozenset(trees),
+                ),
+                pushes=rest,
+                lost=False,
+            ),
+        )
+
+
+_ACTIONS = (
+    _acquire,
+    _vote,
+    _begin,
+    _go_live,
+    _write,
+    _sync,
+    _publish,
+    _resume,
+    _seal,
+    _release,
+    _stop,
+    _deliver,
+)
