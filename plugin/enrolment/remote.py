@@ -37,6 +37,11 @@ _ENVIRONMENT: Final = (
     *("env", "LC_ALL=C.UTF-8"),
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 )
+# The outer shell tells of a `timeout` that has killed itself with the others.
+_TIMEOUT: Final = (
+    *("sh", "-c", 'timeout "$@"; exit $?', "timeout"),
+    f"--kill-after={_KILL_AFTER_S}",
+)
 # A connection that breaks ends the input early: only whole content is moved into place.
 _WRITE: Final = """
 umask 022
@@ -111,10 +116,9 @@ class RemoteMachine:
             EnrolmentError: it failed or did not end in time; the connection broke.
 
         """
-        timeout = ("timeout", f"--kill-after={_KILL_AFTER_S}", f"{deadline_s:.0f}")
         command = shlex.join(
             [
-                *(*self._become, *_ENVIRONMENT, *timeout),
+                *(*self._become, *_ENVIRONMENT, *_TIMEOUT, f"{deadline_s:.0f}"),
                 *("sh", "-euc", script, "sh", *arguments),
             ]
         )

@@ -63,8 +63,10 @@ printf %s "$digest" > "$library/bundle"
 """
 # A daemon that began before the files changed has to begin again.
 _RUNS: Final = """
-systemctl is-enabled --quiet "$@" || exit 1
-systemctl is-active --quiet "$@" || exit 1
+for unit in "$@"; do
+    systemctl is-enabled --quiet "$unit" || exit 1
+    systemctl is-active --quiet "$unit" || exit 1
+done
 started=$(systemctl show --timestamp=unix --value -p ExecMainStartTimestamp "$1")
 [ -n "$started" ] || exit 1
 [ -z "$(find "$library/bundle" /etc/remora -newerct "$started")" ]

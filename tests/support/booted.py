@@ -31,6 +31,8 @@ BOOT_DEADLINE_S = 60
 PACKAGES = (
     *("systemd-sysv", "dbus", "docker.io", "python3", "rsync", "mount", "procps"),
     *("xfsprogs", "btrfs-progs", "e2fsprogs", "nfs-common", "libcap2-bin"),
+    # A new machine that `remora node enroll` comes to.
+    *("openssh-server", "sudo", "apt"),
 )
 # nspawn mounts the controllers read-only, and dockerd makes its groups in them.
 CGROUPS_UNIT = """\
@@ -154,6 +156,11 @@ class BootedMachine:
         (wanted / "writable-cgroups.service").symlink_to("../writable-cgroups.service")
         for unit in MASKED:
             (directory / unit).symlink_to("/dev/null")
+
+    @property
+    def pid(self) -> int:
+        """The machine's process 1, as this machine numbers it."""
+        return self._leader
 
     def boot(self) -> None:
         """Boot; return when systemd has started everything."""
