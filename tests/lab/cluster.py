@@ -13,12 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.support.host import REPOSITORY
-
 from .etcd import CLIENT_PORT, EtcdCluster
 from .lab import Lab, Topology
 from .node import Node
-from .services import Remora
+from .services import Remora, Service
 
 NAMES: Final = ("alpha", "beta", "gamma")
 TOPOLOGY: Final = Topology.of(*NAMES)
@@ -27,17 +25,6 @@ CHANNEL_PORT: Final = 7424
 # Debian's default writes to nf_tables, which the nodes' kernel has only half of.
 FILTER: Final = "/usr/sbin/iptables-legacy"
 LOAD_FILTER: Final = "modprobe -a ip_tables iptable_filter xt_tcpudp"
-
-
-def missing() -> str:
-    """Return what the daemon lacks for being part of a cluster, or ''."""
-    store = REPOSITORY / "plugin/store"
-    constructs = any(
-        "EtcdStore(" in path.read_text()
-        for path in (REPOSITORY / "plugin").rglob("*.py")
-        if not path.is_relative_to(store)
-    )
-    return "" if constructs else "a daemon that uses etcd"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +42,8 @@ class Member:
     def __init__(self, node: Node, endpoints: str, **settings: str) -> None:
         self.node = node
         self.remora = Remora(node, etcd=endpoints, node_name=node.name, **settings)
+        # What is started, killed and frozen; a campaign of claims has another one.
+        self.daemon: Service = self.remora
         self.frozen = self.filtered = self.clock_set = False
         node.on_boot.append(self._forget_faults)
 
@@ -123,14 +112,14 @@ class Cluster:
             self.launch_daemon(name)
         # All of them: one may have been launched by somebody who did not wait.
         for name in NAMES:
-            self[name].remora.wait_ready()
+            self[name].daemon.wait_ready()
 
     def stop(self) -> None:
         """Stop the daemons, then etcd; on nodes that are on."""
         for member in self.members.values():
             self.signal_daemon(member.node.name, signal.SIGCONT)
-            if member.remora.running:
-                member.remora.stop()
+            if member.daemon.running:
+                member.daemon.stop()
         self.etcd.stop_all()
 
     def restore(self) -> None:
@@ -155,24 +144,24 @@ class Cluster:
     def launch_daemon(self, name: str) -> bool:
         """Start the daemon of *name* without waiting; return whether it was off."""
         member = self[name]
-        if not member.node.powered or member.remora.running:
+        if not member.node.powered or member.daemon.running:
             return False
         member.frozen = False
-        member.remora.launch()
+        member.daemon.launch()
         return True
 
     def kill_daemon(self, name: str) -> None:
         """Kill the daemon of *name*, if it runs; what it started lives on."""
         self[name].frozen = False
-        if self[name].remora.running:
-            self[name].remora.kill()
+        if self[name].daemon.running:
+            self[name].daemon.kill()
 
     def signal_daemon(self, name: str, number: int) -> None:
         """Stop (SIGSTOP) the daemon of *name*, or let it run on (SIGCONT)."""
         member = self[name]
-        if not member.remora.running or member.frozen == (number == signal.SIGSTOP):
+        if not member.daemon.running or member.frozen == (number == signal.SIGSTOP):
             return
-        member.remora.signal(number)
+        member.daemon.signal(number)
         member.frozen = number == signal.SIGSTOP
 
     # Network

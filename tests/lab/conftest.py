@@ -69,8 +69,6 @@ def shared_cluster(
     shared_lab: Lab, request: pytest.FixtureRequest
 ) -> Iterator[Cluster]:
     """Yield the daemons on etcd; its members are on the module's `ETCD_NODES`."""
-    if missing := cluster_module.missing():
-        pytest.skip(f"needs {missing}")
     etcd_nodes = getattr(request.module, "ETCD_NODES", cluster_module.NAMES)
     cluster = Cluster(shared_lab, etcd_nodes)
     cluster.start()

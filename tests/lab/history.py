@@ -133,6 +133,8 @@ class Recorder:
         starts: dict[tuple[str, int], dict[str, Any]] = {}
         ends: dict[tuple[str, int], dict[str, Any]] = {}
         for line in _objects(log):
+            if "n" not in line:
+                continue
             (ends if "outcome" in line else starts)[line["boot_id"], line["n"]] = line
         for key, start in starts.items():
             offset_s = self._offset_s(node, start["boot_id"])
