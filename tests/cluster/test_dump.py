@@ -63,6 +63,7 @@ SAMPLES = (
     put_volume(volume("data")),
     Put("node_names/n", b"not json"),
     Put("spaced", b'{"a": 1}'),
+    Put("over lines", b'{\n"a": 1}'),
     Put("twice", b'{"a":1,"a":2}'),
     Put("binary", bytes(range(256))),
     Put("empty", b""),

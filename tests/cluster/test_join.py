@@ -97,6 +97,7 @@ def test_no_other_node_begins_a_volume_empty(machine: Machine, cli: Cli) -> None
     machine.write(put_volume(data))
     assert cli(*machine.join).code == 0
     found = head(machine, data)
+    assert found.holders == found.members == (machine.id,)
     taken = acquire(found, locked_by="", node="other", boot_id="b")
     for votes in ({"other": EMPTY}, {}):
         with pytest.raises(RefusedError):
