@@ -26,7 +26,7 @@ def free_port() -> int:
 
 
 @pytest.mark.xfail(
-    reason="Keeper.start takes a volume without its lock for lost, and kills its writers"
+    reason="Keeper.start takes a volume without its lock for lost, and ends its users"
 )
 def test_a_container_runs_on_through_a_join(server: etcd.Cluster) -> None:
     if lacking := missing() or ("" if shutil.which("sshd") else "sshd"):
