@@ -7,6 +7,7 @@ store: it owns its volumes by the same rules.
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +18,10 @@ from backends.rsync.backend import RsyncBackend
 from backends.system import clock, files
 from plugin.catalogue import Catalogue
 from plugin.cluster.addresses import Addresses, AddressWatcher
+from plugin.cluster.dumping import refuse_loading
 from plugin.cluster.failsafe import Failsafe, Holds
 from plugin.cluster.heads import Heads
+from plugin.cluster.joined import joined, note_joined
 from plugin.cluster.keeper import Keeper
 from plugin.cluster.lease import LEASE_MARGIN_S
 from plugin.cluster.membership import Membership
@@ -28,9 +31,10 @@ from plugin.cluster.receiving import Receiving
 from plugin.cluster.registration import Sources
 from plugin.cluster.replicas import Replicas, locate_with
 from plugin.cluster.roster import Roster, hello
+from plugin.cluster.settings import etcd_settings
 from plugin.cluster.votes import Votes, Witness
-from plugin.config import ClusterConfig, Config
-from plugin.errors import ConfigError
+from plugin.config import Config
+from plugin.errors import StoreError
 from plugin.fencing.client import Guard
 from plugin.model import VolumeRecord
 from plugin.node import Node
@@ -46,32 +50,7 @@ from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirror import MirrorStore
 from plugin.store.sqlite import SqliteStore
 
-
-def etcd_settings(cluster: ClusterConfig) -> EtcdSettings:
-    """
-    Return how the configured cluster's etcd is reached.
-
-    Raises:
-        ConfigError: the password's file cannot be read.
-
-    """
-    password = ""
-    if cluster.etcd_password_file is not None:
-        try:
-            password = cluster.etcd_password_file.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                [f"etcd_password_file cannot be read: {error}"], source="[cluster]"
-            ) from error
-    return EtcdSettings(
-        endpoints=cluster.etcd,
-        prefix=cluster.etcd_prefix,
-        user=cluster.etcd_user,
-        password=password,
-        ca_file=cluster.etcd_ca_file,
-        certificate_file=cluster.etcd_certificate_file,
-        key_file=cluster.etcd_key_file,
-    )
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +63,21 @@ class Foundation:
     membership: Membership
     heads: Heads
     keys: NodeKeys | None
+    etcd: EtcdStore | None = None
+
+    def note_cluster(self, node: Node) -> None:
+        """
+        Let *node* remember durably that its records are in a cluster.
+
+        Without that, a node that has lost its [cluster] would start alone, and be
+        somebody else. It is done as soon as etcd tells which cluster it is.
+        """
+        if self.etcd is None or joined(node) is not None:
+            return
+        try:
+            note_joined(node, self.etcd.identity(), finished=True)
+        except StoreError as error:
+            log.info("which cluster this is will be noted at the next start: %s", error)
 
 
 def lay_foundation(config: Config, node: Node) -> Foundation:
@@ -96,13 +90,15 @@ def lay_foundation(config: Config, node: Node) -> Foundation:
     """
     if not config.cluster.etcd:
         store = SqliteStore(config.state_dir / "store.db")
+        refuse_loading(store)
         membership = _membership(config, node, store, None)
         return Foundation(store, None, None, membership, Heads(store), None)
     settings = etcd_settings(config.cluster)
     keys = ensure_keys(config.state_dir / "peer")
-    mirror = MirrorStore(EtcdStore(settings), path=config.state_dir / "mirror.db")
+    etcd = EtcdStore(settings)
+    mirror = MirrorStore(etcd, path=config.state_dir / "mirror.db")
     membership = _membership(config, node, mirror, keys)
-    return Foundation(mirror, mirror, settings, membership, Heads(mirror), keys)
+    return Foundation(mirror, mirror, settings, membership, Heads(mirror), keys, etcd)
 
 
 def _membership(

@@ -104,6 +104,7 @@ class Daemon:
         try:
             # Before calls: a node that the cluster cannot have answers nobody.
             self._foundation.membership.start()
+            self._foundation.note_cluster(self._node)
             for server in self._servers:
                 server.start()
             if self._cluster is not None:

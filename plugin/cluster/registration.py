@@ -19,6 +19,7 @@ from backends.errors import RemoraError
 from backends.system import clock
 from plugin import __version__
 from plugin.cluster.directory import NodeDirectory
+from plugin.cluster.dumping import LOADING, refuse_loading
 from plugin.cluster.lease import NodeLease
 from plugin.cluster.nodes import (
     ALIVE,
@@ -111,6 +112,7 @@ class Registration:
 
         """
         self._store.refresh(_REFRESH_DEADLINE_S)
+        refuse_loading(self._store)
         own = self._own
         seen = _Seen(
             self._store.get(NODES + own.id),
@@ -119,7 +121,7 @@ class Registration:
         )
         known = decoded(NodeRecord, seen.node)
         self._refuse(seen, known)
-        conditions = seen.conditions(own)
+        conditions = [*seen.conditions(own), Compare(LOADING, 0)]
         record = self._own_record(known)
         operations: list[Operation] = [
             Put(NODES + own.id, msgspec.json.encode(record)),

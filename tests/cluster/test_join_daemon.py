@@ -25,9 +25,6 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.mark.xfail(
-    reason="Keeper.start takes a volume without its lock for lost, and ends its users"
-)
 def test_a_container_runs_on_through_a_join(server: etcd.Cluster) -> None:
     if lacking := missing() or ("" if shutil.which("sshd") else "sshd"):
         pytest.skip(f"needs {lacking}")
