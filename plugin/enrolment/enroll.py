@@ -133,7 +133,7 @@ def make_plan(
         faults += python_faults()
     _refuse(machine, faults)
     there = machine.read_file(CONFIGURATION)
-    changed = _changed(machine, files, there, found, force=wish.force)
+    changed = changed_files(machine, files, there, found, force=wish.force)
     steps: list[Step] = [
         InstallPackages(machine, found.missing),
         InstallBundle(machine, bundle, found.bundle, found.version),
@@ -180,7 +180,7 @@ def _name_faults(name: str, found: Machine, nodes: Nodes) -> list[str]:
     return []
 
 
-def _changed(
+def changed_files(
     machine: RemoteMachine,
     files: NodeFiles,
     there: str | None,

@@ -7,6 +7,7 @@ an enrolment that failed, or was broken off anywhere, is mended by the same one 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
@@ -25,12 +26,14 @@ _START_DEADLINE_S: Final = 240.0
 VERIFY_DEADLINE_S: Final = 60.0
 _VERIFY_INTERVAL_S: Final = 1.0
 _STATUS_DEADLINE_S: Final = 15.0
-# apt waits for another one that runs; lists that cannot be fetched may still do.
+# apt waits for another one that runs; lists that cannot be fetched may still do. It
+# would remove others for the sake of ours: that is for a person to decide.
 _APT: Final = """
 export DEBIAN_FRONTEND=noninteractive
 lock=DPkg::Lock::Timeout=120
 apt-get -qq -o "$lock" update || true
-exec apt-get -qq -y -o "$lock" --no-install-recommends install "$@" > /dev/null
+exec apt-get -qq -y -o "$lock" -o DPkg::Options::=--force-confold \
+    --no-remove --no-install-recommends install "$@" > /dev/null
 """
 # Unpacked and tried beside the old one, then swapped in. The mark comes last: without
 # it the next enrolment does all this again.
@@ -228,29 +231,19 @@ class Verify:
         return f"wait for node '{self.node_name}' to live in the cluster"
 
     def do(self) -> None:
-        """Return when its daemon answers there, and the cluster knows it here."""
+        """Return when its daemon is content there, and the cluster knows it here."""
         deadline = clock.Deadline(VERIFY_DEADLINE_S)
-        answer = ""
-        while not deadline.passed():
-            answer = answer or self._answer()
-            if answer and self._lives():
-                return
+        while fault := self._fault() or self._absence():
+            if deadline.passed():
+                raise EnrolmentError(
+                    f"{self.machine.name}: after {VERIFY_DEADLINE_S:.0f} s {fault}",
+                    hint="remora status and journalctl -u remora, there, show more; "
+                    "then repeat the command",
+                )
             clock.pause(_VERIFY_INTERVAL_S)
-        if not answer:
-            said = self.machine.run(_LAST_WORDS, what="reading its log").output.strip()
-            raise EnrolmentError(
-                f"{self.machine.name}: Remora does not answer after "
-                f"{VERIFY_DEADLINE_S:.0f} s; it said: {said or 'nothing'}",
-                hint="journalctl -u remora and remora doctor, there, show more",
-            )
-        said = self.machine.run(_LAST_WORDS, what="reading its log").output.strip()
-        raise EnrolmentError(
-            f"{self.machine.name}: Remora runs, but node '{self.node_name}' does not "
-            f"live in the cluster after {VERIFY_DEADLINE_S:.0f} s; it said: {said}",
-            hint="remora status, there, says what it lacks; then repeat the command",
-        )
 
-    def _answer(self) -> str:
+    def _fault(self) -> str:
+        """Return what the daemon there says that it lacks."""
         done = self.machine.run(
             '"$1" status --json',
             self.command,
@@ -258,7 +251,24 @@ class Verify:
             deadline_s=_STATUS_DEADLINE_S,
             allowed=range(256),
         )
-        return done.output if done.exit_status == 0 else ""
+        if done.exit_status != 0:
+            return f"Remora does not answer there: {done.errors.strip()}"
+        try:
+            node = json.loads(done.output)["node"]
+            name, health = str(node["name"]), str(node["health"])
+        except (ValueError, KeyError, TypeError):
+            return "Remora's answer there cannot be read"
+        if name != self.node_name:
+            return f"Remora there is node '{name}', not '{self.node_name}'"
+        return "" if health == "ok" else f"Remora there says: {health}"
+
+    def _absence(self) -> str:
+        """Return that this node's cluster does not see it live."""
+        if self._lives():
+            return ""
+        return (
+            f"Remora runs there, but the cluster sees no node '{self.node_name}' live"
+        )
 
     def _lives(self) -> bool:
         try:

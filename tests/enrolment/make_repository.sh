@@ -1,10 +1,10 @@
-# Makes a repository of one empty package, $1, and tells apt of nothing else.
+# Makes a repository of one empty package, $1 in version $2, and tells apt of nothing else.
 set -eu
 mkdir -p /srv/repository/package/DEBIAN
 cd /srv/repository
 control=package/DEBIAN/control
 {
-    printf 'Package: %s\nVersion: 99\nArchitecture: all\n' "$1"
+    printf 'Package: %s\nVersion: %s\nArchitecture: all\n' "$1" "$2"
     printf 'Maintainer: nobody <nobody@example.org>\nDescription: empty\n'
 } > "$control"
 dpkg-deb --build package "$1.deb" > /dev/null

@@ -60,7 +60,7 @@ def test_a_dry_run_shows_everything_and_changes_nothing(site: Site) -> None:
     done = site.enroll("--dry-run")
     assert 'node_name = "beta"' in done.stdout
     assert "copy Remora" in done.stderr
-    assert f"write {CONFIGURATION}" in done.stderr
+    assert f"write /etc/remora/etcd/ca.pem, {CONFIGURATION}" in done.stderr
     for path in ("/usr/lib/remora", "/usr/bin/remora", "/etc/remora"):
         assert site.machine.run(["test", "-e", path], check=False).returncode == 1
     assert NAME not in site.nodes()
@@ -101,6 +101,10 @@ def test_an_administrator_with_sudo_enrols_it_at_a_terminal(site: Site) -> None:
         "systemctl", "is-enabled", "remora.socket", "remora.service"
     )
     assert enabled.split() == ["enabled", "enabled"]
+    path = "/etc/remora/etcd/ca.pem"
+    assert site.machine.out("stat", "-c", "%a %U", path) == "600 root"
+    here = Path(enrolling.CLUSTER["etcd_ca_file"]).read_text()
+    assert site.machine.run(["cat", path]).stdout == here
 
 
 def test_a_repeat_has_nothing_to_do(enrolled: Site) -> None:
@@ -188,7 +192,22 @@ def test_a_daemon_that_cannot_start_says_why(enrolled: Site) -> None:
     assert "REMORA_PEER_PORT" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     machine.run(["rm", "/etc/default/remora"])
-    assert steps(enrolled.enroll(*QUIET))["start"]
+    # systemd may have started it again by then.
+    enrolled.enroll(*QUIET)
+    assert_lives(enrolled)
+
+
+@pytest.mark.long
+def test_a_node_under_another_name_is_not_verified(enrolled: Site) -> None:
+    machine = enrolled.machine
+    machine.run(["sh", "-c", "echo REMORA_NODE_NAME=gamma > /etc/default/remora"])
+    machine.run(["rm", MARK])
+    done = enrolled.enroll(*QUIET, check=False)
+    assert done.returncode == 28
+    assert "Remora there is node 'gamma', not 'beta'" in done.stderr
+    machine.run(["rm", "/etc/default/remora"])
+    machine.run(["rm", MARK])
+    enrolled.enroll(*QUIET)
     assert_lives(enrolled)
 
 
@@ -201,15 +220,20 @@ def test_missing_packages_come_from_apt(enrolled: Site) -> None:
     assert "apt-get" in done.stderr
     assert "nfs-common" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    add_repository(enrolled, "nfs-common")
+    # Older than any: libraries of the machine break with it, and would have to go.
+    add_repository(enrolled, "nfs-common", version="1")
+    done = enrolled.enroll(*QUIET, check=False)
+    assert done.returncode == 28
+    assert "remove is disabled" in done.stderr
+    add_repository(enrolled, "nfs-common", version="9:1")
     done = enrolled.enroll(*QUIET)
     assert steps(done)["packages"] == "apt-get install nfs-common"
     query = ("dpkg-query", "-W", "-f", "${Version}", "nfs-common")
-    assert machine.out(*query) == "99"
+    assert machine.out(*query) == "9:1"
     assert_lives(enrolled)
 
 
-def add_repository(site: Site, package: str) -> None:
+def add_repository(site: Site, package: str, *, version: str) -> None:
     """Give the machine's apt a repository with a *package* that has nothing in it."""
     script = Path(__file__).with_name("make_repository.sh").read_bytes()
-    site.machine.run(["sh", "-s", package], stdin=script)
+    site.machine.run(["sh", "-s", package, version], stdin=script)

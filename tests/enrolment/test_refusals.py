@@ -7,16 +7,25 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plugin import __version__
+from plugin.cli.output import print_json
 from plugin.cluster.nodes import machine_id
 from plugin.config import ClusterConfig, Config
-from plugin.enrolment import survey
+from plugin.enrolment import configuration, survey
 from plugin.enrolment.bundle import Bundle
-from plugin.enrolment.enroll import Wish, make_plan, require_cluster
+from plugin.enrolment.configuration import NodeFiles
+from plugin.enrolment.enroll import (
+    ConfiguredError,
+    Wish,
+    changed_files,
+    make_plan,
+    require_cluster,
+)
 from plugin.enrolment.login import Login, connect
 from plugin.enrolment.remote import RemoteMachine
 from plugin.enrolment.survey import Machine
@@ -105,6 +114,36 @@ def test_what_is_there_is_seen_as_it_is(machine: RemoteMachine) -> None:
     for package, program in (("openssh-client", "ssh"), ("rsync", "rsync")):
         if shutil.which(program, path="/usr/bin"):
             assert package not in found.missing
+
+
+def test_volumes_of_its_own_are_seen_and_not_hidden(
+    machine: RemoteMachine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command there is a stand-in; what it prints is as the real one's."""
+    print_json([{"name": "a", "options": {"mode": "0755"}}, {"name": "b"}])
+    command = tmp_path / "bin/remora"
+    command.parent.mkdir()
+    listed = capsys.readouterr().out
+    command.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = --version ]; then echo "remora, version 0.0.9"; exit; fi\n'
+        f"cat <<'END'\n{listed}END\n"
+    )
+    command.chmod(0o755)
+    there = Bundle(BytesIO(b""), str(tmp_path), "digest", __version__)
+    found = survey.look(machine, there)
+    assert (found.version, found.volumes) == ("0.0.9", 2)
+    files = NodeFiles("[cluster]\n", {})
+    blank = "# nothing is set\n"
+    with pytest.raises(ConfiguredError, match="2 volumes of its own"):
+        changed_files(machine, files, blank, found, force=False)
+    changed = changed_files(machine, files, blank, found, force=True)
+    assert changed == [configuration.CONFIGURATION]
+    member = "[cluster]\netcd = ['http://a:1']\n"
+    with pytest.raises(ConfiguredError, match="is another one") as told:
+        changed_files(machine, files, member, found, force=False)
+    assert "volumes" not in str(told.value)
+    assert "-etcd" in told.value.difference
 
 
 def test_a_fit_machine_has_no_faults() -> None:

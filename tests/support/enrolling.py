@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import certifi
+
 from tests.support import booted
 from tests.support.booted import BootedMachine
 from tests.support.daemon import PROGRAM, Daemon
@@ -93,7 +95,13 @@ class Site:
         return {each["name"]: each for each in self.daemon.cli_json("node", "ls")}
 
 
-CLUSTER = {"etcd": ENDPOINT, "node_name": "alpha", "etcd_prefix": "/enrolling/"}
+CLUSTER = {
+    "etcd": ENDPOINT,
+    "node_name": "alpha",
+    "etcd_prefix": "/enrolling/",
+    # A file to copy; there is no TLS here that would use it.
+    "etcd_ca_file": certifi.where(),
+}
 
 
 @contextmanager
