@@ -80,11 +80,11 @@ class Keeper:
 
         """
         self._guard.start()
-        known = {*self._ownership.heads.owned_by(self._ownership.node_id)}
         for volume_id, (record, target) in mounted.items():
-            epoch = self._ownership.owned_epoch(record) if volume_id in known else 0
-            # Whatever holds an epoch of the past finds out in the first round.
-            self._held[volume_id] = Holding(record, epoch, target)
+            # Its lock may have gone with the lease; whatever holds an epoch of the
+            # past, or none, finds out in the first round.
+            head = self._ownership.heads.read(volume_id).head
+            self._held[volume_id] = Holding(record, head.epoch if head else 0, target)
         self._valid = set(self._held)
         self._ownership.membership.add_listener(self._due.set)
         self._thread.start()
@@ -114,12 +114,19 @@ class Keeper:
         self._ownership.require_owned(record, epoch)
 
     def valid_epoch(self, record: VolumeRecord) -> int:
-        """Return the epoch in which its writers may write at this moment, 0 if none."""
+        """
+        Return the epoch in which its writers may write at this moment, 0 if none.
+
+        A lock that went with a lease is taken again: a new epoch, which may fail to
+        begin, would end the writers of this one.
+        """
         with self._lock:
             holding = self._held.get(record.id)
-        if holding is None or self._deadline_s(holding) <= clock.boottime_s():
+        if holding is None:
             return 0
-        return holding.epoch
+        if not self._locked(holding):
+            self._resume(holding)
+        return holding.epoch if self._deadline_s(holding) > clock.boottime_s() else 0
 
     def drop(self, record: VolumeRecord) -> None:
         """Watch over the volume no more: it is not mounted."""
