@@ -18,6 +18,7 @@ from tests.protocol import node
 from tests.protocol.command import Cli, caller
 from tests.support import etcd, peers
 from tests.support.joining import Machine
+from tests.support.link import Link
 from tests.support.members import Members
 from tests.support.owners import Owner, Records
 
@@ -123,6 +124,14 @@ def alpha(shared_owners: tuple[Owner, Owner]) -> Owner:
 def beta(shared_owners: tuple[Owner, Owner]) -> Owner:
     """Return the other node of the shared cluster."""
     return shared_owners[1]
+
+
+@pytest.fixture
+def link(server: etcd.Cluster) -> Iterator[Link]:
+    """Yield one node's own way to etcd."""
+    found = Link(server)
+    yield found
+    found.close()
 
 
 _alive: list[Owner] = []

@@ -14,7 +14,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -30,6 +29,7 @@ from plugin.store.etcd.store import EtcdStore
 from tests.protocol import client
 from tests.protocol.node import Node, wait_until
 from tests.support import etcd, processes
+from tests.support.link import Link
 
 WAIT_S = 60.0
 # The shortest that the configuration takes: a lease is over 5 s after it was renewed.
@@ -77,11 +77,12 @@ class Owner(Node):
         *,
         profiles: str = "",
         daemon: dict[str, Any] | None = None,
+        link: Link | None = None,
         **cluster: Any,
     ) -> None:
         self.name = name
         values = {
-            "etcd": list(server.endpoints),
+            "etcd": list((link or server).endpoints),
             "etcd_prefix": prefix,
             "node_name": name,
             "peer_address": etcd.new_address(),
@@ -271,7 +272,3 @@ def timed_call(node: Node, operation: str, **body: object) -> tuple[float, str]:
     began_s = time.monotonic()
     answer: client.Answer = node.call(operation, body)
     return time.monotonic() - began_s, answer.error
-
-
-def end_of(process: subprocess.Popen[bytes]) -> int:
-    return process.wait(timeout=WAIT_S)
