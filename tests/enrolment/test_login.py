@@ -13,6 +13,7 @@ from plugin.enrolment.remote import RemoteMachine
 from plugin.errors import EnrolmentError
 from tests.enrolment.conftest import Answers
 from tests.support.etcd import new_address
+from tests.support.host import wait_until
 from tests.support.ssh_server import SshServer, make_key
 
 
@@ -37,7 +38,7 @@ def public_key(path: Path) -> str:
     return path.with_suffix(".pub").read_text()
 
 
-def refusals(server: SshServer) -> int:
+def admitted(server: SshServer) -> int:
     """Return how often anybody was let in."""
     return server.log.count("Accepted publickey")
 
@@ -55,11 +56,11 @@ def test_an_unknown_host_key_is_shown_and_confirmed(server: SshServer) -> None:
 
 
 def test_without_a_yes_nobody_logs_in(server: SshServer) -> None:
-    before = refusals(server)
+    before = admitted(server)
     with pytest.raises(EnrolmentError, match="was not confirmed") as told:
         connect(login(server), Answers(trust=False))
     assert f"--host-key-fingerprint {server.fingerprint()}" in str(told.value)
-    assert refusals(server) == before
+    assert admitted(server) == before
 
 
 def test_a_given_fingerprint_is_not_asked_about(server: SshServer) -> None:
@@ -71,13 +72,13 @@ def test_a_given_fingerprint_is_not_asked_about(server: SshServer) -> None:
 def test_a_given_fingerprint_counts_alone(home: Path, server: SshServer) -> None:
     """Not even what known_hosts says helps, and nobody is asked instead."""
     know(home, server, server.host_key())
-    before = refusals(server)
+    before = admitted(server)
     answers = Answers(trust=True)
     with pytest.raises(EnrolmentError, match="not SHA256:") as told:
         connect(login(server, fingerprint="SHA256:" + "A" * 43), answers)
     assert server.fingerprint() in str(told.value)
     assert answers.asked == []
-    assert refusals(server) == before
+    assert admitted(server) == before
 
 
 def test_a_known_host_key_is_not_asked_about(home: Path, server: SshServer) -> None:
@@ -92,12 +93,12 @@ def test_a_changed_host_key_is_refused(
 ) -> None:
     make_key(tmp_path / "other")
     know(home, server, public_key(tmp_path / "other"))
-    before = refusals(server)
+    before = admitted(server)
     answers = Answers(trust=True)
     with pytest.raises(EnrolmentError, match="it may be another machine"):
         connect(login(server), answers)
     assert answers.asked == []
-    assert refusals(server) == before
+    assert admitted(server) == before
 
 
 # The administrator
@@ -116,9 +117,11 @@ def test_the_agents_keys_are_tried(
     try:
         monkeypatch.setenv("SSH_AUTH_SOCK", address)
         added = ["ssh-add", "-q", str(server.identity)]
-        for _ in range(100):
-            if subprocess.run(added, check=False, timeout=30).returncode == 0:
-                break
+        wait_until(
+            lambda: subprocess.run(added, check=False, timeout=30).returncode == 0,
+            timeout_s=30,
+            what="the agent has the key",
+        )
         assert logged_in(server, Answers(trust=True), identity=None) == "root"
     finally:
         agent.terminate()
