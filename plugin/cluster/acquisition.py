@@ -171,23 +171,25 @@ class Acquisition(OwnershipViews):
         votes: dict[str, Commit],
     ) -> Choice:
         """Return what to begin with; this node has promised, and has it already."""
-        if self.replica_of(record) is not None:
-            with self.replicas.changing(record.id):
-                promised = rules.promise(
-                    self._copy(record), head.epoch, writers_stopped=True
-                )
-                self.replicas.write(record.id, promised)
-            votes[self.node_id] = promised.commit
-        elif self.node_id not in lineage.owners():
-            votes[self.node_id] = EMPTY  # it has never had anything to lose
         accept = record.options.get("failover", "accept_loss") == "accept_loss"
         try:
+            if self.replica_of(record) is not None:
+                votes[self.node_id] = self._promise(record, head.epoch)
+            elif self.node_id not in lineage.owners():
+                votes[self.node_id] = EMPTY  # it has never had anything to lose
             choice = rules.choose(head, lineage, votes, accept_loss=accept)
         except RefusedError as error:
             raise explained(record.name, error, self.name_of) from None
         if votes.get(self.node_id) != choice.base:
             raise elsewhere(record.name, choice.base, self._names(choice.holders))
         return choice
+
+    def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
+        """Let this node's copy promise *epoch*; return its commit."""
+        with self.replicas.changing(record.id):
+            promised = rules.promise(self._copy(record), epoch, writers_stopped=True)
+            self.replicas.write(record.id, promised)
+        return promised.commit
 
     def _make_copy(
         self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline

@@ -11,6 +11,7 @@ A volume without a head was never owned; see `Ownership` for what is then taken 
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -147,14 +148,25 @@ class Heads:
     def change(
         self, standing: Standing, head: Head, *operations: Operation
     ) -> Standing | None:
-        """Write *head* and *operations*; None if *standing* was not true any more."""
-        key = f"{_VOLUMES}{standing.volume_id}/head"
+        """
+        Write *head* and *operations*; None if *standing* was not true any more.
+
+        What is returned is what was written, whatever has come after it: who goes on
+        with it must find that out at the next change.
+        """
+        volume_id = standing.volume_id
         outcome = self._store.transact(
-            standing.unchanged(), [Put(key, msgspec.json.encode(head)), *operations]
+            standing.unchanged(), [put_head(volume_id, head), *operations]
         )
         if not outcome.succeeded:
             return None
-        return self.read(standing.volume_id)
+        written = dataclasses.replace(
+            standing, head=head, head_revision=outcome.revision
+        )
+        for each in operations:
+            if each.key == drop_lock(volume_id).key:
+                written = _with_lock(written, each, outcome.revision)
+        return written
 
     def tombs(self) -> dict[str, Tomb]:
         """Return the removed volumes, by id."""
@@ -176,6 +188,18 @@ class Heads:
             [Compare(record.key, record.mod_revision)],
             [_put(record.key, msgspec.structs.replace(tomb, pending=rest))],
         )
+
+
+def _with_lock(standing: Standing, operation: Operation, revision: int) -> Standing:
+    """Return *standing* after *operation* on its lock."""
+    if isinstance(operation, Delete):
+        return dataclasses.replace(standing, lock=None, lock_revision=0, lock_lease=0)
+    return dataclasses.replace(
+        standing,
+        lock=msgspec.json.decode(operation.value, type=Lock),
+        lock_revision=revision,
+        lock_lease=operation.lease,
+    )
 
 
 def put_head(volume_id: str, head: Head) -> Put:
