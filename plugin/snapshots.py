@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from backends.errors import VolumeBusyError
 from backends.snapshots import Snapshot, Snapshots
 from backends.system import clock
@@ -62,7 +65,9 @@ class SnapshotService:
 
         Raises:
             VolumeBusyError: something uses the volume, or the caller left.
-            SnapshotNotFoundError, BackendError: as they say; nothing was changed.
+            NotOwnerError: another node has it, or its newest bytes.
+            SnapshotNotFoundError, BackendError, StoreError: as they say; nothing was
+                changed.
 
         """
         check_snapshot_name(snapshot)
@@ -72,13 +77,29 @@ class SnapshotService:
             record = self._ready(name)
             self._service.require_unused(record)
             self._service.drop_mount(record, deadline)
-            with self._service.copies.track(name, caller_gone) as progress:
+            with (
+                self._owned(record, deadline),
+                self._service.copies.track(name, caller_gone) as progress,
+            ):
                 self._of(record).restore(
                     record.volume(), snapshot, keep_as=keep_as, progress=progress
                 )
 
         self._service.operations.run(name, work, deadline_s=COPY_DEADLINE_S)
         return keep_as
+
+    @contextmanager
+    def _owned(self, record: VolumeRecord, deadline: Deadline) -> Iterator[None]:
+        """Own the volume, as a container that writes to it does; then release it."""
+        ownership = self._service.ownership
+        if not ownership.exclusive(record):
+            yield
+            return
+        ownership.acquire(record, deadline)
+        try:
+            yield
+        finally:
+            self._service.let_go(record)
 
     def _ready(self, name: str) -> VolumeRecord:
         record = self._service.existing(name).record

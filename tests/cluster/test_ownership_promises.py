@@ -160,8 +160,8 @@ def test_nothing_is_promised_that_the_store_does_not_know(
 def test_what_another_node_recovers_is_not_promised_to_a_third(
     alpha: Owner, beta: Owner, written: tuple[str, str], shared_records: Records
 ) -> None:
-    name, volume_id = written
-    other, other_id = f"{name}-other", alpha.create(f"{name}-other")
+    other = f"{written[0]}-other"
+    other_id = alpha.create(other)
     alpha.mount(other)
     alpha.unmount(other)
     shared_records.change(

@@ -1,0 +1,206 @@
+"""
+How volumes begin and end in a cluster: removals, creations cut short, snapshots.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from plugin.cluster.rules import Commit
+from plugin.model import VolumeRecord
+from plugin.store.base import Compare, Put
+from tests.protocol.node import wait_until
+from tests.support.owners import WAIT_S, Owner, Records
+
+Make = Callable[..., Owner]
+
+
+@pytest.fixture
+def name() -> str:
+    """Return the name of a volume that no other test has."""
+    return f"v-{uuid.uuid4().hex[:8]}"
+
+
+def write(owner: Owner, name: str, text: str) -> None:
+    """Write *text* into a file of the volume, mounted for that."""
+    target = owner.mount(name, "writes")
+    owner.run("sh", "-c", f"echo {text} > {target}/file")
+    owner.unmount(name, "writes")
+
+
+def test_a_volume_in_use_on_another_node_is_not_removed(
+    alpha: Owner, beta: Owner, name: str, shared_records: Records
+) -> None:
+    volume_id = alpha.create(name)
+    alpha.mount(name)
+    beta.wait_known(name, owner="alpha")
+    before = shared_records.head(volume_id)
+    refused = beta.refused("Remove", Name=name)
+    assert "is in use on node 'alpha'" in refused
+    assert shared_records.head(volume_id) == before
+    assert beta.get(name)["Status"]["phase"] == "ready"
+    # And at once when it is not any more, whatever beta has heard.
+    alpha.unmount(name)
+    beta.ok("Remove", Name=name)
+    alpha.wait_unknown(name)
+    wait_until(
+        lambda: not alpha.copy(volume_id).exists(),
+        "alpha's copy goes",
+        timeout_s=WAIT_S,
+    )
+
+
+def test_a_node_that_was_away_does_not_bring_a_removed_volume_back(
+    make_owner: Make, records: Records, name: str
+) -> None:
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id = alpha.create(name)
+    write(alpha, name, "precious")
+    alpha_id = alpha.id
+    assert alpha.stop() == 0
+    beta.wait_known(name, ownership="idle")
+    beta.ok("Remove", Name=name)
+    assert records.heads.tombs()[volume_id].pending == (alpha_id,)
+    assert records.heads.read(volume_id).head is None
+    # The name is free, though the old copy is still there.
+    new_id = beta.create(name)
+    assert new_id != volume_id
+    assert alpha.copy(volume_id).exists()
+    alpha.start()
+    alpha.wait_member()
+    alpha.control_ok("POST", "/v1/repair", {})
+    wait_until(
+        lambda: records.heads.tombs()[volume_id].pending == (),
+        "alpha says that its copy is gone",
+        timeout_s=WAIT_S,
+    )
+    assert not alpha.copy(volume_id).exists()
+    assert alpha.control_ok("POST", "/v1/repair", {})["adopted"] == []
+    alpha.wait_known(name, id=new_id)
+    assert alpha.names() == [name]
+
+
+def test_repair_leaves_a_copy_alone_whose_volume_was_removed(
+    make_owner: Make, name: str
+) -> None:
+    """As long as the trash cannot take it, that is."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id = alpha.create(name)
+    alpha.mount(name)
+    alpha.unmount(name)
+    # A snapshot keeps the copy from being thrown away.
+    alpha.control_ok("POST", f"/v1/volumes/{name}/snapshots", {"snapshot": "s"})
+    beta.wait_known(name, ownership="idle")
+    beta.ok("Remove", Name=name)
+    alpha.wait_unknown(name)
+    report = alpha.control_ok("POST", "/v1/repair", {})
+    assert report["adopted"] == []
+    assert any("it was removed" in each for each in report["refused"])
+    assert alpha.copy(volume_id).exists()
+
+
+def test_what_another_node_is_making_is_not_rolled_back(
+    make_owner: Make, records: Records, name: str
+) -> None:
+    alpha = make_owner("alpha")
+    maker = make_owner("maker")
+    maker_id = maker.id
+    record = VolumeRecord(
+        id=str(uuid.uuid4()),
+        name=name,
+        backend="rsync",
+        requested={"backend": "rsync"},
+        options={"backend": "rsync"},
+        created_at="2026-01-02T03:04:05Z",
+        phase="creating",
+        node=maker_id,
+    )
+    maker.kill()
+    key = f"volumes/{name}"
+    records.store.transact([Compare(key, 0)], [Put(key, msgspec.json.encode(record))])
+    own = msgspec.structs.replace(
+        record, id=str(uuid.uuid4()), name=f"{name}-own", node=alpha.id
+    )
+    own_key = f"volumes/{own.name}"
+    records.store.transact(
+        [Compare(own_key, 0)], [Put(own_key, msgspec.json.encode(own))]
+    )
+    # The pass that rolls back our own, which comes later, has seen the other one.
+    wait_until(
+        lambda: records.store.get(own_key) is None,
+        "our own is rolled back",
+        timeout_s=WAIT_S,
+    )
+    assert records.store.get(key) is not None
+    assert "is being made on another node" in alpha.refused("Create", Name=name)
+    # A node that is gone for good finishes nothing.
+    wait_until(
+        lambda: alpha.control("DELETE", "/v1/nodes/maker").status == 200,
+        "the dead node's lease ends, and it is removed",
+        timeout_s=WAIT_S,
+    )
+    alpha.create(name)
+    assert alpha.get(name)["Status"]["id"] != record.id
+
+
+@pytest.fixture
+def with_snapshot(alpha: Owner, name: str) -> str:
+    """Return the id of a volume with `first` in its snapshot `s` and then `second`."""
+    volume_id = alpha.create(name)
+    write(alpha, name, "first")
+    alpha.control_ok("POST", f"/v1/volumes/{name}/snapshots", {"snapshot": "s"})
+    write(alpha, name, "second")
+    return volume_id
+
+
+def test_restoring_an_idle_volume_is_a_change_that_its_owner_has_made(
+    alpha: Owner, beta: Owner, name: str, with_snapshot: str, shared_records: Records
+) -> None:
+    before = shared_records.head(with_snapshot)
+    alpha.control_ok("POST", f"/v1/volumes/{name}/restore", {"snapshot": "s"})
+    after = shared_records.head(with_snapshot)
+    assert after.epoch == before.epoch + 1
+    assert (after.phase, after.committed) == ("idle", Commit(after.epoch, 1))
+    assert after.holders == (alpha.id,)
+    assert (alpha.copy(with_snapshot) / "live/file").read_text() == "first\n"
+    beta.wait_known(name, commit=str(after.committed))
+    alpha.mount(name)
+    alpha.unmount(name)
+
+
+def test_a_volume_that_another_node_owns_is_not_restored(
+    alpha: Owner, beta: Owner, name: str, shared_records: Records
+) -> None:
+    volume_id = alpha.create(name)
+    beta.wait_known(name)
+    # A snapshot of what was never written to; then another node has the volume.
+    alpha.control_ok("POST", f"/v1/volumes/{name}/snapshots", {"snapshot": "s"})
+    beta.mount(name)
+    alpha.wait_known(name, owner="beta")
+    before = shared_records.head(volume_id)
+    target = f"/v1/volumes/{name}/restore"
+    assert "is in use on node 'beta'" in alpha.control_refused(
+        "POST", target, {"snapshot": "s"}
+    )
+    assert shared_records.head(volume_id) == before
+    assert len(alpha.control_ok("GET", f"/v1/volumes/{name}/snapshots")) == 1
+    # Nor when its newest bytes are there.
+    beta.unmount(name)
+    alpha.wait_known(name, ownership="idle", holders=["beta"])
+    assert "'beta'" in alpha.control_refused("POST", target, {"snapshot": "s"})
+    assert shared_records.head(volume_id).epoch == before.epoch
+
+
+def test_a_restore_that_fails_lets_the_volume_go(
+    alpha: Owner, name: str, with_snapshot: str, shared_records: Records
+) -> None:
+    target = f"/v1/volumes/{name}/restore"
+    assert "never" in alpha.control_refused("POST", target, {"snapshot": "never"})
+    standing = shared_records.heads.read(with_snapshot)
+    assert standing.lock is None
+    assert standing.head.phase == "idle"
+    assert (alpha.copy(with_snapshot) / "live/file").read_text() == "second\n"
