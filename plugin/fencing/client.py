@@ -33,7 +33,8 @@ from plugin.fencing.held import (
 
 log = logging.getLogger(__name__)
 
-_START_S: Final = 10.0
+# On a machine that starts everything at once a process may take so long to start.
+_START_S: Final = 30.0
 # A guard that kills many processes is busy for a second or two.
 _ANSWER_S: Final = 5.0
 _RETRY_S: Final = 0.5
