@@ -13,13 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .commands import text_of
 from .etcd import CLIENT_PORT, EtcdCluster
+from .history import objects
 from .lab import Lab, Topology
 from .node import Node
 from .services import Remora, Service
 
 NAMES: Final = ("alpha", "beta", "gamma")
 TOPOLOGY: Final = Topology.of(*NAMES)
+# Each volume's bytes lie in a directory `live` below its id.
+POOL: Final = "/var/lib/remora/pool/volumes"
 # The daemon's channel to its peers.
 CHANNEL_PORT: Final = 7424
 # Debian's default writes to nf_tables, which the nodes' kernel has only half of.
@@ -76,6 +80,21 @@ class Member:
         answer = self.remora.call("List", {}, timeout_s=10)
         return sorted(each["Name"] for each in answer["Volumes"])
 
+    def nodes(self) -> dict[str, str]:
+        """Return the state of each node, by name, as this one knows it."""
+        status, nodes = self.remora.control("GET", "/v1/nodes")
+        assert status == 200, nodes
+        return {each["name"]: each["state"] for each in nodes}
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what the volume's Status says."""
+        return dict(self.call("Get", name)["Volume"]["Status"])
+
+    def events(self, volume: str) -> list[dict[str, Any]]:
+        """Return what the daemon has logged of its ownership of *volume*."""
+        found = objects(text_of(self.remora.log))
+        return [each for each in found if "epoch" in each and each["volume"] == volume]
+
     def boot_clock(self) -> BootClock:
         """Return the node's boot id and its boot clock, beside this machine's."""
         sent_s = time.monotonic()
@@ -92,12 +111,18 @@ class Cluster:
     """See the module's text; made with every service off."""
 
     def __init__(
-        self, lab: Lab, etcd_nodes: Sequence[str] = NAMES, **settings: str
+        self,
+        lab: Lab,
+        etcd_nodes: Sequence[str] = NAMES,
+        settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
+        """*settings* of the configuration, for each node that has some of its own."""
         self.lab = lab
         self.etcd = EtcdCluster(lab, etcd_nodes)
+        own = settings or {}
         self.members: Mapping[str, Member] = {
-            name: Member(lab[name], self.etcd.endpoints, **settings) for name in NAMES
+            name: Member(lab[name], self.etcd.endpoints, **own.get(name, {}))
+            for name in NAMES
         }
 
     def __getitem__(self, name: str) -> Member:

@@ -68,9 +68,10 @@ def nfs_server(lab: Lab, shared_nfs_server: NfsServer) -> Iterator[NfsServer]:
 def shared_cluster(
     shared_lab: Lab, request: pytest.FixtureRequest
 ) -> Iterator[Cluster]:
-    """Yield the daemons on etcd; its members are on the module's `ETCD_NODES`."""
+    """Yield the daemons on etcd; the module may say `ETCD_NODES` and `SETTINGS`."""
     etcd_nodes = getattr(request.module, "ETCD_NODES", cluster_module.NAMES)
-    cluster = Cluster(shared_lab, etcd_nodes)
+    settings = getattr(request.module, "SETTINGS", {})
+    cluster = Cluster(shared_lab, etcd_nodes, settings)
     cluster.start()
     yield cluster
     cluster.stop()

@@ -13,6 +13,8 @@ node of it: a node that is cut off looks dead to it, and is a member all the sam
 from __future__ import annotations
 
 import json
+import shlex
+import time
 from typing import TYPE_CHECKING, Final
 
 from tests.support.host import wait_until
@@ -22,6 +24,7 @@ from .services import Service
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from .lab import Lab
     from .node import Node
@@ -67,14 +70,22 @@ class Etcd(Service):
         self._log_mark = self.log.stat().st_size if self.log.exists() else 0
         super().launch()
 
-    def _argv(self) -> list[str]:
-        client, peer = client_url(self.node), peer_url(self.node)
+    @property
+    def identity(self) -> list[str]:
+        """Who it is and who the others are, as etcd and etcdctl are told it."""
         members = ",".join(f"{each.name}={peer_url(each)}" for each in self._peers)
         return [
-            *(PROGRAM, "--name", self.node.name, "--data-dir", DATA),
-            *("--listen-client-urls", client, "--advertise-client-urls", client),
-            *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
+            *("--name", self.node.name),
+            *("--initial-advertise-peer-urls", peer_url(self.node)),
             *("--initial-cluster", members, "--initial-cluster-token", "lab"),
+        ]
+
+    def _argv(self) -> list[str]:
+        client, peer = client_url(self.node), peer_url(self.node)
+        return [
+            *(PROGRAM, *self.identity, "--data-dir", DATA),
+            *("--listen-client-urls", client, "--advertise-client-urls", client),
+            *("--listen-peer-urls", peer),
             *("--heartbeat-interval", str(HEARTBEAT_MS)),
             *("--election-timeout", str(ELECTION_MS)),
             *("--quota-backend-bytes", str(QUOTA_BYTES)),
@@ -148,6 +159,27 @@ class EtcdCluster:
         for name in self.members:
             self.thaw(name)
         self.start_all()
+
+    # Backups
+
+    def back_up(self) -> Path:
+        """Return a file with everything that the members have."""
+        path = self.lab.work / f"backup-{time.monotonic_ns()}"
+        first = next(iter(self.members))
+        self.ctl("snapshot", "save", str(path), member=first)
+        return path
+
+    def load(self, backup: Path) -> None:
+        """Give the members, which do not run, what *backup* has, and nothing else."""
+        for member in self.members.values():
+            member.node.put(backup, "/data/backup")
+            options = shlex.join(member.identity)
+            member.node.run(
+                f"rm -r {DATA}; etcdctl snapshot restore /data/backup "
+                f"--data-dir {DATA} {options}; rm /data/backup",
+                env={"ETCDCTL_API": "3"},
+                timeout_s=60,
+            )
 
     # What clients see
 

@@ -110,7 +110,7 @@ class Recorder:
 
     def read_events(self, node: str, log: str) -> None:
         """Add the events of a daemon's *log*, which has other lines too."""
-        for line in _objects(log):
+        for line in objects(log):
             if line.get("event") not in {*OWNING, *ENDING}:
                 continue
             offset_s = self._offset_s(node, line["boot_id"])
@@ -132,7 +132,7 @@ class Recorder:
         """Add the attempts of a client's *log*: a line at its start, one at its end."""
         starts: dict[tuple[str, int], dict[str, Any]] = {}
         ends: dict[tuple[str, int], dict[str, Any]] = {}
-        for line in _objects(log):
+        for line in objects(log):
             if "n" not in line:
                 continue
             (ends if "outcome" in line else starts)[line["boot_id"], line["n"]] = line
@@ -163,7 +163,7 @@ def count_attempts(log: str) -> int:
     """Return how many Mounts the client of *log* has sent."""
     return sum(
         1
-        for line in _objects(log)
+        for line in objects(log)
         if line.get("kind") == "mount" and "outcome" not in line
     )
 
@@ -178,7 +178,7 @@ def codes(attempts: list[Attempt]) -> Mapping[str, int]:
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 
-def _objects(log: str) -> Iterator[dict[str, Any]]:
+def objects(log: str) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects among the lines; a killed process may have torn one."""
     for line in log.splitlines():
         try:
