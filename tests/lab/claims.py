@@ -7,7 +7,6 @@ meet: the volumes are such that every node may have them, and all want the same 
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -90,8 +89,6 @@ class Claims(Campaign):
             what=f"every node owns every volume again (seed {self.plan.seed})",
             evidence=missing,
         )
-        for name in NAMES:
-            self.cluster[name].daemon.signal(signal.SIGTERM)
         ended = Counter(self.cluster[name].daemon.stop(END_S) for name in NAMES)
         assert ended == {0: len(NAMES)}, ended
         locks = self.cluster.etcd.ctl("get", "--prefix", "--keys-only", PREFIX)

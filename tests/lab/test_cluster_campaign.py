@@ -27,8 +27,10 @@ SEED = int(os.environ.get("REMORA_CAMPAIGN_SEED", random.randrange(10**6)))
 
 def judge(campaign: Campaign, directory: Path) -> None:
     """Fail if the campaign's history breaks a rule, or was too poor to break one."""
-    result = campaign.run()
-    campaign.save(directory)
+    try:
+        result = campaign.run()
+    finally:
+        campaign.save(directory)
     print(f"{result.table()}\nlogs and history: {directory}")
     assert result.violations == []
     assert result.deaths == []
