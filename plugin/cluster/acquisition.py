@@ -243,16 +243,18 @@ class Acquisition(OwnershipViews):
             )
 
     def give_up(self, record: VolumeRecord) -> None:
-        """Let a volume go that was acquired and not begun."""
+        """Let a volume go that was acquired and not begun, perhaps before a crash."""
         standing = self.heads.read(record.id)
-        head = standing.head
-        if head is None or not self.is_ours(standing, head):
+        if standing.head is None or standing.locked_by not in ("", self.node_id):
             return
         try:
-            idle = rules.abandon(head, node=self.node_id, epoch=head.epoch)
+            idle = rules.abandon(
+                standing.head, node=self.node_id, epoch=standing.head.epoch
+            )
         except RefusedError:
             return
-        self.heads.change(standing, idle, drop_lock(record.id))
+        operations = [drop_lock(record.id)] if standing.locked_by else []
+        self.heads.change(standing, idle, *operations)
 
     def _require_may_begin(self) -> None:
         if self.membership.drained:
