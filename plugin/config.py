@@ -7,8 +7,9 @@ The configuration: a TOML file, then the environment, checked whole.
     interval = "2s"
 
 Every key of ``[daemon]`` and ``[cluster]`` is also read from ``REMORA_<KEY>``, which
-wins. All faults are told at once, because a service that restarts once for each of them
-is a bad way to learn the rules.
+wins unless it is empty: the managed plugin's variables cannot be left out. All faults
+are told at once, because a service that restarts once for each of them is a bad way to
+learn the rules.
 """
 
 from __future__ import annotations
@@ -184,7 +185,7 @@ def _values(
             )
     for variable, text in environment.items():
         key = variable.removeprefix("REMORA_").lower()
-        if variable.startswith("REMORA_") and key in types:
+        if variable.startswith("REMORA_") and key in types and text:
             given[key] = (variable, _from_text(text, types[key]))
     values = {}
     for key, (name, value) in given.items():

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeVar
@@ -132,12 +133,13 @@ def machine_id() -> str:
     """
     Return what tells this machine from others, "" where there is nothing.
 
+    The managed plugin has a root of its own, and process 1 has the machine's.
     Source: machine-id(5).
     """
-    try:
-        return Path("/etc/machine-id").read_text("ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""
+    for root in ("/", "/proc/1/root"):
+        with suppress(OSError, UnicodeDecodeError):
+            return Path(root, "etc/machine-id").read_text("ascii").strip()
+    return ""
 
 
 def decoded(kind: type[Kind], stored: Record | None) -> Kind | None:

@@ -155,6 +155,13 @@ def test_the_environment_wins_and_other_variables_are_nobodys_fault(
     assert config.pool == Path("/var/lib/remora/pool")
 
 
+def test_an_empty_variable_is_none(tmp_path: Path) -> None:
+    """The managed plugin has all of its variables, set or not."""
+    text = '[daemon]\nlog_format = "json"\n[cluster]\npeer_port = 99'
+    environment = dict.fromkeys(environment_names(), "")
+    assert read(tmp_path, text, environment) == read(tmp_path, text)
+
+
 def test_a_variable_mends_a_fault_of_the_file(tmp_path: Path) -> None:
     text = '[daemon]\npool = "relative"'
     assert read(tmp_path, text, {"REMORA_POOL": "/p"}).pool == Path("/p")
@@ -210,13 +217,11 @@ def test_the_error_is_one_line_that_counts_and_names_the_file(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("state_dir", ""),
         ("pool", "."),
         ("pool", "pool"),
         ("mount_dir", "/a/../b"),
         ("plugin_socket", "unix:///run/x.sock"),
         ("log_format", "JSON"),
-        ("log_format", ""),
         ("mount_deadline_s", "0"),
         ("mount_deadline_s", "100.1"),
         ("mount_deadline_s", "nan"),
