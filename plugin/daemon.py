@@ -6,7 +6,6 @@ Nothing else constructs a store, a backend or a server.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import resource
@@ -37,7 +36,7 @@ from plugin.limits import LONG_DEADLINE_S, OPEN_FILES, SERVER_THREADS
 from plugin.logs import fields
 from plugin.metrics import Metrics
 from plugin.model import VolumeRecord
-from plugin.node import Node
+from plugin.node import Node, lock_state
 from plugin.notify import notify
 from plugin.operations import Operations
 from plugin.options import OptionResolver
@@ -84,7 +83,7 @@ class Daemon:
         # Before anything is bound: whatever ends us from here on, we clean up.
         self._stop_requested = _catch_stop_signals()
         _prepare_directories(config)
-        self._lock = _lock_state(config.state_dir)
+        self._lock = lock_state(config.state_dir)
         self._node = Node(config.state_dir)
         refuse_joined(self._node, config)
         self._own_sockets: list[Path] = []
@@ -283,22 +282,6 @@ def _prepare_directories(config: Config) -> None:
         raise ConfigError(
             [f"cannot make {error.filename}: {error.strerror}"], source="[daemon]"
         ) from error
-
-
-def _lock_state(state_dir: Path) -> int:
-    """Return a descriptor that keeps a second daemon off *state_dir*."""
-    descriptor = os.open(
-        state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreError(
-            f"another remora daemon uses {state_dir}",
-            hint="stop it first, or set another state_dir",
-        ) from None
-    return descriptor
 
 
 def _loopback_socket(address: str) -> socket.socket:

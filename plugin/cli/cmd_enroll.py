@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +15,7 @@ from plugin.cli.context import Context, json_option, pass_context
 from plugin.errors import EnrolmentError
 
 if TYPE_CHECKING:
-    from plugin.enrolment.enroll import Plan
+    from plugin.enrolment.enroll import Plan, Wish
     from plugin.enrolment.remote import RemoteMachine
 
 _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
@@ -78,26 +79,18 @@ def enroll(  # noqa: PLR0913, PLR0917 - a parameter for each option
     What was done already is left alone: after a failure, call it again.
     """
     # paramiko takes a fifth of a second to import.
-    from plugin.enrolment import bundle, login  # noqa: PLC0415
     from plugin.enrolment import enroll as enrolment  # noqa: PLC0415
+    from plugin.enrolment import login  # noqa: PLC0415
 
     enrolment.require_cluster(context.config)
     # Before anything there is touched: it is our daemon that will see the node live.
     context.client.call("GET", "/v1/nodes")
-    machine = login.connect(
-        login.Login(
-            host=host, port=port, user=user, identity=identity, fingerprint=fingerprint
-        ),
-        _Terminal(),
+    who = login.Login(
+        host=host, port=port, user=user, identity=identity, fingerprint=fingerprint
     )
-    try:
-        plan = enrolment.make_plan(
-            machine,
-            enrolment.Wish(name=name, address=address, force=force),
-            config=context.config,
-            bundle=bundle.make(),
-            nodes=lambda: context.client.call("GET", "/v1/nodes"),
-        )
+    with closing(login.connect(who, _Terminal())) as machine:
+        wish = enrolment.Wish(name=name, address=address, force=force)
+        plan = _make_plan(context, machine, wish)
         if not as_json:
             _show(plan, machine)
         if dry_run:
@@ -106,15 +99,27 @@ def enroll(  # noqa: PLR0913, PLR0917 - a parameter for each option
         if not yes:
             _confirm(machine)
         plan.carry_out(lambda step, done: _report(step, done, quiet=as_json))
-    except enrolment.ConfiguredError as error:
-        click.echo(error.difference, err=True)
-        raise
-    finally:
-        machine.close()
     if as_json:
         output.print_json(_facts(plan))
     else:
         click.echo(plan.node_name)
+
+
+def _make_plan(context: Context, machine: RemoteMachine, wish: Wish) -> Plan:
+    """Return what is to be done; show what stands in the configuration's way."""
+    from plugin.enrolment import bundle, enroll  # noqa: PLC0415
+
+    try:
+        return enroll.make_plan(
+            machine,
+            wish,
+            config=context.config,
+            bundle=bundle.make(),
+            nodes=lambda: context.client.call("GET", "/v1/nodes"),
+        )
+    except enroll.ConfiguredError as error:
+        click.echo(error.difference, err=True)
+        raise
 
 
 class _Terminal:
