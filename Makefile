@@ -38,6 +38,7 @@ demo: setup-test
 bench: setup-test
 	$(PYTHON) -m tests.bench
 	$(PYTHON) -m tests.bench.nfs
+	$(PYTHON) -m tests.bench.cluster
 
 # A server and two nodes with kernels of their own, and a shell on them.
 lab: setup-test

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from tests.bench.figures import percentile, ratio, turns
 from tests.bench.report import MISSED, REACHED, UNCLEAR, Target, row, tables
 from tests.bench.subjects import CONTENT_LENGTH, Rclone
+from tests.protocol import node
 from tests.support import engine as engine_support
 from tests.support.host import REPOSITORY
 
@@ -92,6 +94,23 @@ def test_the_end_of_an_answer_is_found_by_its_length() -> None:
     found = CONTENT_LENGTH.search(head + b"\r\n{}")
     assert int(found[1]) == 2
     assert found.end() == len(head) + 2
+
+
+def test_a_quick_run_in_a_cluster_gives_every_row() -> None:
+    if missing := node.missing() or ("" if shutil.which("etcd") else "etcd"):
+        pytest.skip(f"needs {missing}")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.cluster", "--quick"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    begins = [each.split("|")[1].strip() for each in rows[1:]]
+    assert begins == ["mount", "second mount", "second unmount", "unmount"]
 
 
 @pytest.mark.long
