@@ -134,8 +134,7 @@ class Acquisition(OwnershipViews):
         if shared:
             choice = Choice(head.committed, ())
         else:
-            votes = self._votes.of_others(record, head, deadline, orderly=orderly)
-            choice = self._choose(record, head, lineage, votes)
+            choice = self._choose(record, head, lineage, deadline, orderly=orderly)
             self._make_copy(record, head.epoch, choice, deadline)
         begun = rules.begin(head, choice)
         epoch = Epoch(choice.base, self.node_id)
@@ -168,11 +167,14 @@ class Acquisition(OwnershipViews):
         record: VolumeRecord,
         head: Head,
         lineage: Lineage,
-        votes: dict[str, Commit],
+        deadline: Deadline,
+        *,
+        orderly: bool,
     ) -> Choice:
         """Return what to begin with; this node has promised, and has it already."""
         accept = record.options.get("failover", "accept_loss") == "accept_loss"
         try:
+            votes = self._votes.of_others(record, head, deadline, orderly=orderly)
             if self.replica_of(record) is not None:
                 votes[self.node_id] = self._promise(record, head.epoch)
             elif self.node_id not in lineage.owners():

@@ -13,6 +13,8 @@ def explained(
 ) -> NotOwnerError:
     """Return the error that users see for *error*; *name_of* names a node."""
     node = name_of(error.node) if error.node else "another node"
+    where = f"node '{node}'" if error.node else "this node"
+    older = "if it runs, the records are older: docs/guides/cluster-records.md"
     causes = {
         "locked": (
             f"'{volume}' is in use on node '{node}'",
@@ -21,13 +23,13 @@ def explained(
         "removing": (f"'{volume}' is being removed", "repeat: docker volume rm"),
         "not-owner": (f"node '{node}' has taken '{volume}' meanwhile", "retry"),
         "stale-epoch": (
-            f"the records know less of '{volume}' than its copy: epoch {error.epoch}",
+            f"the records know less of '{volume}' than its copy on {where}",
             "were they restored from an old backup? See docs/guides/cluster-records.md",
         ),
         "writers-running": (f"'{volume}' is still written to on '{node}'", "retry"),
         "no-copy": (
             f"no node that answers has a copy of '{volume}' (commit {error.commit})",
-            "start the node that has it; remora node ls",
+            f"start the node that has it; {older}",
         ),
         "would-begin-empty": (
             f"'{volume}' would begin empty: what was written is on node '{node}'",

@@ -5,7 +5,7 @@ A volume has one *head* in the store, and on each node that keeps a copy a *repl
 Each function here takes what is written there and returns what is to be written next,
 or refuses. `ownership.py` calls them between a read and a compare-and-set; the model in
 `tests/model` calls the same functions in every order that it can think of. So the rules
-that are checked are the rules that run.
+that are checked are those that run.
 
 - An *epoch*, the fencing token, is raised each time a node becomes owner.
 - A *commit* (epoch, seq) names one state of the bytes. Within an epoch a later commit
@@ -13,9 +13,9 @@ that are checked are the rules that run.
 - An epoch begins with a *base*, the commit that its owner took over. The bases make
   the *lineage*: whatever does not lie on it has diverged, and is kept apart, never
   overwritten.
-- A replica has *promised* an epoch: it takes nothing from an owner before that one.
-- A *live* tree is one that containers may have written to since the last commit. It is
-  *sealed*, made a commit, before anything else happens to it.
+- A replica has *promised* an epoch: it takes nothing from an earlier owner.
+- A *live* tree may have been written to since the last commit. It is *sealed*, made a
+  commit, before anything else happens to it.
 
 Source: docs/adr/0015-ownership.md.
 """
@@ -61,8 +61,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     """
     What the store says of a volume, under ``v/<id>/head``.
 
-    ``committed`` is the newest commit that is known to be kept, by ``holders``.
-    ``owner`` with ``boot_id`` is who owns it, or was the last to.
+    ``committed`` is the newest commit known to be kept, by ``holders``; ``owner`` with
+    ``boot_id`` is who owns it, or was the last to.
     """
 
     epoch: int = 0
@@ -78,9 +78,8 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a node knows of its own copy; each change is durable before anything follows.
 
-    ``live_epoch`` is the epoch whose owner's containers may have changed the bytes
-    since ``commit``, 0 if there is none. ``next_seq`` is the next one to use in it;
-    none is used twice.
+    ``live_epoch``: whose owner may have changed the bytes since ``commit``, or 0.
+    ``next_seq``: the next one to use in it; none is used twice.
     """
 
     promised: int = 0
@@ -90,7 +89,7 @@ class Replica(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedError(Exception):
-    """The rules forbid it; the fields say who or what stands in the way."""
+    """The rules forbid it; the fields say what stands in the way."""
 
     def __init__(
         self, reason: Reason, *, node: str = "", epoch: int = 0, commit: Commit = EMPTY
@@ -148,8 +147,7 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
     """
     Return the head with *node* recovering the next epoch.
 
-    *locked_by* holds the volume's lock, "" if nobody does. A node may take over from
-    itself: an earlier process of it is gone.
+    *locked_by* holds the lock, or ""; a node takes over from its own earlier process.
 
     Raises:
         RefusedError: locked, removing.
@@ -190,7 +188,8 @@ def choose(
     Return the best commit among *votes*, those who have promised ``head.epoch``.
 
     A volume that may have been written to never begins empty, whatever is accepted:
-    each former owner must have said that its copy is empty.
+    each former owner must have said that its copy is empty, and nobody must have bytes
+    that the lineage (of an old backup?) knows nothing of.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.
@@ -205,12 +204,13 @@ def choose(
         raise RefusedError("no-copy", commit=head.committed)
     base = max(offered.values())
     silent = sorted({*lineage.owners(), *head.holders} - {*votes})
-    missing = silent[0] if silent else ""
-    if base == EMPTY and (silent or head.committed != EMPTY):
-        raise RefusedError("would-begin-empty", node=missing, commit=head.committed)
+    written = [*silent, *sorted(node for node in votes if votes[node] != EMPTY)]
+    node = next(iter(written), "")
+    if base == EMPTY and (written or head.committed != EMPTY):
+        raise RefusedError("would-begin-empty", node=node, commit=head.committed)
     lost = head.committed if base < head.committed else None
     if lost is not None and not accept_loss:
-        raise RefusedError("newer-elsewhere", node=missing, commit=head.committed)
+        raise RefusedError("newer-elsewhere", node=node, commit=head.committed)
     holders = tuple(sorted(node for node in offered if offered[node] == base))
     return Choice(base, holders, lost)
 
@@ -332,7 +332,7 @@ def promise(replica: Replica, epoch: int, *, writers_stopped: bool) -> Replica:
     """
     Return the replica that has promised *epoch*; its commit is its vote.
 
-    A former owner's live tree is sealed, so that a new one loses nothing of it.
+    A former owner's live tree is sealed, so that nothing of it is lost.
 
     Raises:
         RefusedError: stale-epoch; writers-running: it has no vote.

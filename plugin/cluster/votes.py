@@ -56,6 +56,12 @@ class PromiseRequest(msgspec.Struct, frozen=True):
     epoch: int
 
 
+class NewerPromiseError(PeerRefusedError):
+    """A copy has promised more than the records know: they are older than it."""
+
+    code = "newer-promise"
+
+
 class Votes:
     """The asking side."""
 
@@ -70,6 +76,10 @@ class Votes:
         Return the commits of the other members that have promised ``head.epoch``.
 
         *orderly* says that the last owner has released the volume.
+
+        Raises:
+            RefusedError: stale-epoch: the records are older than a copy.
+
         """
         others = [each for each in head.members if each != self._node_id]
         if not others or self._asks is None:
@@ -95,6 +105,8 @@ class Votes:
                     answer,
                     extra=fields(volume=record.name, node=node_id),
                 )
+                if answer.code == NewerPromiseError.code:
+                    raise RefusedError("stale-epoch", node=node_id)
                 continue
             votes[node_id] = Commit(*answer["commit"])
         return votes
@@ -150,7 +162,9 @@ class Witness:
                     replica, request.epoch, writers_stopped=stopped
                 )
             except RefusedError as error:
-                raise PeerRefusedError(
+                newer = error.reason == "stale-epoch"
+                refused = NewerPromiseError if newer else PeerRefusedError
+                raise refused(
                     f"{error.reason}: '{record.name}', epoch {request.epoch} "
                     f"(here: {error.epoch})"
                 ) from None

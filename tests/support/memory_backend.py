@@ -22,9 +22,7 @@ class MemoryBackend:
 
     kind = "memory"
 
-    def __init__(
-        self, disk: dict[str, Volume], directory: Path | None = None
-    ) -> None:
+    def __init__(self, disk: dict[str, Volume], directory: Path | None = None) -> None:
         self.disk = disk
         # Where each volume has a directory for what is known of its copy.
         self.directory = directory
