@@ -14,6 +14,7 @@ import logging
 import math
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -23,7 +24,7 @@ from backends.system import clock, mounts
 from backends.system.mountinfo import MountEntry
 from plugin.cluster.failsafe import Failsafe
 from plugin.cluster.ownership import Ownership
-from plugin.errors import FencingError
+from plugin.errors import FencingError, NotOwnerError
 from plugin.fencing.client import Guard
 from plugin.fencing.held import HeldVolume, State
 from plugin.logs import fields
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 _ROUND_S: Final = 3.0
 _KILL_DEADLINE_S: Final = 10.0
 _KILL_PAUSE_S: Final = 0.1
+# Between the answer to a Mount and the start of its container.
+_LOST_GRACE_S: Final = 30.0
 _STOP_WAIT_S: Final = 2.0
 
 
@@ -65,6 +68,7 @@ class Keeper:
         # Those whose writers may write, as far as the log says.
         self._valid: set[str] = set()
         self._states: Mapping[str, State] = {}
+        self._lost_s: dict[str, float] = {}
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._due = threading.Event()
@@ -119,11 +123,22 @@ class Keeper:
 
         A lock that went with a lease is taken again: a new epoch, which may fail to
         begin, would end the writers of this one.
+
+        Raises:
+            NotOwnerError: another node has come, and its former writers here still go.
+
         """
         with self._lock:
             holding = self._held.get(record.id)
         if holding is None:
             return 0
+        if record.id in self._lost_s:
+            raise NotOwnerError(
+                f"the containers that had '{record.name}' here are being ended: "
+                "another node has taken it",
+                hint="retry when they are gone",
+                transient=True,
+            )
         if not self._locked(holding):
             self._resume(holding)
         return holding.epoch if self._deadline_s(holding) > clock.boottime_s() else 0
@@ -134,6 +149,7 @@ class Keeper:
             if self._held.pop(record.id, None) is None:
                 return
             self._valid.discard(record.id)
+            self._lost_s.pop(record.id, None)
         try:
             self._guard.forget(record.id)
         except FencingError as error:
@@ -208,16 +224,33 @@ class Keeper:
             log.info("'%s' is not regained yet: %s", holding.record.name, error)
 
     def _lose(self, holding: Holding) -> None:
-        """Another node has the volume: end what still wants to write to it."""
+        """
+        Another node has the volume: end what still wants to write to it.
+
+        A container that was on its way at that moment is ended as well: the guard looks
+        for it until the mount is taken away, by its own Unmount or in the end by us.
+        """
         self._mark(holding, valid=False)
-        if _policy(holding.record) != "none" and self._kill(holding):
-            with self._lock:
-                if self._held.get(holding.record.id) is holding:
-                    del self._held[holding.record.id]
+        record = holding.record
+        if _policy(record) == "none" or not self._kill(holding):
+            return
+        now_s = clock.monotonic_s()
+        if record.id not in self._lost_s:
+            self._lost_s[record.id] = now_s
             log.warning(
                 "another node owns it: its writers are ended",
-                extra=fields(volume=holding.record.name),
+                extra=fields(volume=record.name),
             )
+        if now_s - self._lost_s[record.id] < _LOST_GRACE_S:
+            return
+        with suppress(RemoraError):
+            self._ownership.backend_of(record).unmount(
+                record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
+            )
+        self._lost_s.pop(record.id, None)
+        with self._lock:
+            if self._held.get(record.id) is holding:
+                del self._held[record.id]
 
     def _kill(self, holding: Holding) -> bool:
         """Return whether no writer is left; new ones are looked for meanwhile."""

@@ -139,7 +139,11 @@ class Membership:
     def fault(self) -> str | None:
         """Return why this node is no full member, for people; None if it is."""
         fault = self._fault
-        return None if fault is None else str(fault)
+        if fault is not None:
+            return str(fault)
+        if clock.boottime_s() >= self.deadline_s():
+            return "its lease has ended; another one is being asked for"
+        return None
 
     @property
     def drained(self) -> bool:
