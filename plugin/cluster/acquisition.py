@@ -76,7 +76,8 @@ class Acquisition(OwnershipViews):
 
         """
         self.require_valid()
-        if epoch := self.owned_epoch(record):
+        epoch = self.owned_epoch(record)
+        if epoch and self._regain(record, epoch):
             return epoch
         self._require_may_begin()
         self.require_possible(record)
@@ -91,6 +92,45 @@ class Acquisition(OwnershipViews):
                 with suppress(RemoraError):
                     self.give_up(record)
             raise
+
+    def resume(self, record: VolumeRecord, epoch: int) -> bool:
+        """
+        Return whether the volume is still ours, taking its lock again if it is free.
+
+        Raises:
+            StoreError: the cluster did not answer.
+
+        """
+        standing = self.heads.read(record.id)
+        head = standing.head or Head()
+        try:
+            resumed = rules.resume(
+                head,
+                locked_by=standing.locked_by,
+                node=self.node_id,
+                boot_id=self.boot_id,
+                epoch=epoch,
+            )
+        except RefusedError:
+            return False
+        changed = self.heads.change(standing, resumed, self.put_lock(record, epoch))
+        return changed is not None  # what was known was old; the next round knows more
+
+    def _regain(self, record: VolumeRecord, epoch: int) -> bool:
+        """
+        Return whether *epoch*, which this boot has begun, is to go on.
+
+        What began it may not have heard so, and the lock may hang on an earlier lease,
+        with which it would go.
+        """
+        if self.membership.alone:
+            return True
+        lease = self.heads.read(record.id).lock_lease
+        if lease != self.membership.lease and not self.resume(record, epoch):
+            return False
+        self.require_valid()
+        self.note("regained", record, epoch)
+        return True
 
     def _take(self, record: VolumeRecord, deadline: Deadline) -> tuple[Standing, bool]:
         """Return how the volume stands, now recovered by us; and if it was idle."""

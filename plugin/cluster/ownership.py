@@ -20,7 +20,7 @@ from plugin.cluster.acquisition import (
 )
 from plugin.cluster.heads import Tomb, bury, drop_lock, put_head, put_tomb
 from plugin.cluster.refusals import explained
-from plugin.cluster.rules import Commit, Head, RefusedError
+from plugin.cluster.rules import Commit, RefusedError
 from plugin.errors import StoreError
 from plugin.model import VolumeRecord
 from plugin.store.base import NO_CHANGE, Change
@@ -28,29 +28,6 @@ from plugin.store.base import NO_CHANGE, Change
 
 class Ownership(Acquisition):
     """What this node does with the volumes that it owns; see the module's text."""
-
-    def resume(self, record: VolumeRecord, epoch: int) -> bool:
-        """
-        Return whether the volume is still ours, taking its lock again if it is free.
-
-        Raises:
-            StoreError: the cluster did not answer.
-
-        """
-        standing = self.heads.read(record.id)
-        head = standing.head or Head()
-        try:
-            resumed = rules.resume(
-                head,
-                locked_by=standing.locked_by,
-                node=self.node_id,
-                boot_id=self.boot_id,
-                epoch=epoch,
-            )
-        except RefusedError:
-            return False
-        changed = self.heads.change(standing, resumed, self.put_lock(record, epoch))
-        return changed is not None  # what was known was old; the next round knows more
 
     def release(self, record: VolumeRecord) -> None:
         """
