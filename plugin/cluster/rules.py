@@ -188,8 +188,7 @@ def choose(
     Return the best commit among *votes*, those who have promised ``head.epoch``.
 
     A volume that may have been written to never begins empty, whatever is accepted:
-    each former owner must have said that its copy is empty, and nobody must have bytes
-    that the lineage (of an old backup?) knows nothing of.
+    each former owner must have said that its copy is empty, and nobody have others.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.
@@ -205,11 +204,12 @@ def choose(
     base = max(offered.values())
     silent = sorted({*lineage.owners(), *head.holders} - {*votes})
     written = [*silent, *sorted(node for node in votes if votes[node] != EMPTY)]
-    node = next(iter(written), "")
     if base == EMPTY and (written or head.committed != EMPTY):
+        node = next(iter(written), "")
         raise RefusedError("would-begin-empty", node=node, commit=head.committed)
     lost = head.committed if base < head.committed else None
     if lost is not None and not accept_loss:
+        node = next(iter(silent), "")
         raise RefusedError("newer-elsewhere", node=node, commit=head.committed)
     holders = tuple(sorted(node for node in offered if offered[node] == base))
     return Choice(base, holders, lost)
