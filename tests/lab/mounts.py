@@ -55,6 +55,9 @@ class Mounts(Campaign):
     def _begin(self) -> None:
         for volume, name in self._maker.items():
             self.cluster[name].made(volume)
+            # The first who mounts it has its bytes from then on.
+            self.cluster[name].mount(volume, "first")
+            self.cluster[name].unmount(volume, "first")
         for name in NAMES:
             wait_until(
                 lambda name=name: {*self._maker} <= {*self.cluster[name].names()},
