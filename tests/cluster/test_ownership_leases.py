@@ -12,6 +12,8 @@ import time
 import uuid
 from collections.abc import Callable
 
+import pytest
+
 from plugin.cluster.heads import Lock, put_lock
 from plugin.cluster.rules import Commit
 from tests.protocol.node import wait_until
@@ -198,6 +200,7 @@ def test_without_etcd_and_failsafe_writers_freeze_and_go_on_afterwards(
     wait_until(lambda: owner.events("regained", NAME), "it says so")
 
 
+@pytest.mark.long
 def test_a_frozen_writer_is_killed_in_the_end(
     make_owner: Make, server: Cluster
 ) -> None:
@@ -231,6 +234,7 @@ def test_a_member_that_is_silent_freezes_writers(
     writer.wait_writing()
 
 
+@pytest.mark.long
 def test_a_member_keeps_only_those_writers_going_whose_owner_it_knows(
     make_owner: Make, server: Cluster, records: Records, link: Link
 ) -> None:

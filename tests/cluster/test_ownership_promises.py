@@ -104,6 +104,7 @@ def test_a_former_owner_ends_its_writers_and_seals_their_bytes_for_the_next_one(
     assert (alpha.copy(volume_id) / "live/stamps").read_bytes() == content
 
 
+@pytest.mark.long
 def test_an_owner_cut_off_from_etcd_promises_nothing_and_is_told_afterwards(
     make_owner: Make, records: Records, link: Link
 ) -> None:

@@ -241,7 +241,9 @@ def check_other(beta: World, *, written: str | None) -> None:
     assert beta.head().phase == "idle"
 
 
-@pytest.mark.parametrize("lease_over", [False, True])
+@pytest.mark.parametrize(
+    "lease_over", [pytest.param(False, marks=pytest.mark.long), True]
+)
 @pytest.mark.parametrize("act", [first_mount, next_mount])
 def test_a_kill_at_any_step_leaves_what_the_next_owner_understands(
     act: Callable[[World], None], lease_over: bool, tmp_path: Path
