@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.protocol import client
+from tests.support import processes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -238,6 +239,10 @@ class Node:
         self._holder.stdin.close()
         self._holder.wait(timeout=STOP_DEADLINE_S)
         self._holder.stdout.close()
+        # In a cluster a guard outlives its daemon.
+        for pid in processes.with_argument(str(self.directory)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         # A command of the daemon's that died with it may be deleting there still.
         subprocess.run(["rm", "-rf", "--", self.directory], check=True, timeout=60)
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import signal
 import socket
 import sys
 import time
@@ -28,7 +27,7 @@ from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from tests.protocol import client
 from tests.protocol.node import Node, wait_until
-from tests.support import etcd, processes
+from tests.support import etcd
 from tests.support.link import Link
 
 WAIT_S = 60.0
@@ -93,13 +92,6 @@ class Owner(Node):
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         section = "\n".join(["[cluster]", *lines, profiles])
         super().__init__(profiles=section, **(daemon or {}))
-
-    def close(self) -> None:
-        """End the guard as well, which outlives its daemon."""
-        super().close()
-        for pid in processes.with_argument(str(self.directory)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
 
     @property
     def id(self) -> str:

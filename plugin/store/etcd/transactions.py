@@ -122,7 +122,7 @@ class Transactions:
             if not error.maybe_done:
                 self._give_back(slot)
                 raise
-            return self._resolve(slot, token, str(error), deadline)
+            return self._resolve(slot, token, error.cause, deadline)
         except RefusedError:
             self._give_back(slot)
             raise
