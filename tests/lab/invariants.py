@@ -15,8 +15,9 @@ from typing import Final, TypeVar
 
 from .history import ENDING, OWNING, Attempt, Event, History
 
-# A node's clock was read through a serial line, with hundredths of a second.
-SKEW_S: Final = 0.3
+# A node's clock is read through a serial line: half of what that takes may be wrong. On
+# a machine with ten times its processors' work, 0.49 s were.
+SKEW_S: Final = 1.0
 # After these a daemon cannot say that it has lost its lease. One that is only cut off
 # can, and has to before anybody else may own its volumes.
 SILENCING: Final = frozenset({"power", "daemon-freeze", "daemon-kill"})
