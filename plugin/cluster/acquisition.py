@@ -120,13 +120,13 @@ class Acquisition(OwnershipViews):
         """
         Return whether *epoch*, which this boot has begun, is to go on.
 
-        What began it may not have heard so, and the lock may hang on an earlier lease,
-        with which it would go.
+        Nothing here has the volume mounted, and only the store knows whether the epoch
+        still is: its release may have been done although nobody heard so. And the lock
+        may hang on an earlier lease, with which it would go.
         """
         if self.membership.alone:
             return True
-        lease = self.heads.read(record.id).lock_lease
-        if lease != self.membership.lease and not self.resume(record, epoch):
+        if not self.resume(record, epoch):
             return False
         self.require_valid()
         self.note("regained", record, epoch)
