@@ -15,9 +15,8 @@ from typing import Final, TypeVar
 
 from .history import ENDING, OWNING, Attempt, Event, History
 
-# A node's clock is read through a serial line: half of what that takes may be wrong. On
-# a machine with ten times its processors' work, 0.49 s were.
-SKEW_S: Final = 1.0
+# A node's clock is read through a serial line, until that takes less than half of this.
+SKEW_S: Final = 0.3
 # After these a daemon cannot say that it has lost its lease. One that is only cut off
 # can, and has to before anybody else may own its volumes.
 SILENCING: Final = frozenset({"power", "daemon-freeze", "daemon-kill"})
