@@ -41,6 +41,7 @@ from plugin.notify import notify
 from plugin.operations import Operations
 from plugin.options import OptionResolver
 from plugin.peers.channel import Peers
+from plugin.propagation import Propagation
 from plugin.protocol.http import create_app as create_plugin_app
 from plugin.reconciler import Reconciler
 from plugin.server import Server
@@ -149,6 +150,7 @@ class Daemon:
             ),
             ownership=ownership,
             keeper=self._cluster.keeper if self._cluster else None,
+            propagation=Propagation(config.mount_dir),
             mount_dir=config.mount_dir,
             mount_deadline_s=config.mount_deadline_s,
             disuse_grace_s=config.disuse_grace_s,

@@ -31,6 +31,7 @@ from plugin.model import (
 )
 from plugin.operations import CallerGone, Operations, never
 from plugin.options import OptionResolver
+from plugin.propagation import Propagation
 from plugin.references import References
 from plugin.store.base import NO_CHANGE
 
@@ -51,6 +52,7 @@ class VolumeService(VolumeCreation):
         discovery: Discovery,
         ownership: Ownership,
         keeper: Keeper | None,
+        propagation: Propagation,
         mount_dir: Path,
         mount_deadline_s: float,
         disuse_grace_s: float,
@@ -67,6 +69,7 @@ class VolumeService(VolumeCreation):
         )
         # Alone there is nobody to keep a volume from.
         self._keeper = keeper
+        self._propagation = propagation
         self._mount_deadline_s = mount_deadline_s
         self._disuse_grace_s = disuse_grace_s
 
@@ -235,7 +238,6 @@ class VolumeService(VolumeCreation):
             raise VolumeBusyError(
                 f"'{name}' is being removed", hint=f"repeat: docker volume rm {name}"
             )
-        backend = self.registry.get(record.backend)
         target = self.target(record)
         exclusive = self.ownership.exclusive(record)
         self.references.add(record.id, mount_id)
@@ -243,7 +245,7 @@ class VolumeService(VolumeCreation):
         try:
             if exclusive:
                 epoch = self._acquire(record, deadline)
-            backend.mount(record.volume(), target, deadline_s=deadline.remaining_s())
+            self._mount_visibly(record, deadline)
             if epoch and self._keeper is not None:
                 self._keeper.hold(record, epoch, target)
         except BaseException:
@@ -254,6 +256,22 @@ class VolumeService(VolumeCreation):
                 self._roll_back_mount(record)
             raise
         return target
+
+    def _mount_visibly(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Mount the volume so that the engine sees it; anew if it does not."""
+        backend, volume = self.registry.get(record.backend), record.volume()
+        target = self.target(record)
+        for _ in range(2):
+            backend.mount(volume, target, deadline_s=deadline.remaining_s())
+            if self._propagation.reaches(target):
+                return
+            log.warning("the engine does not see %s: mounting it anew", target)
+            backend.unmount(volume, target, deadline_s=deadline.remaining_s())
+        raise BackendError(
+            "the engine does not see what this plugin mounts: its end of the plugin's"
+            " propagated mount is gone",
+            hint="docker plugin disable --force, then docker plugin enable",
+        )
 
     def _acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
         """Return the epoch in which this node owns the volume now."""

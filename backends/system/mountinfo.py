@@ -17,7 +17,11 @@ _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True, slots=True)
 class MountEntry:
-    """One line of mountinfo; ``root`` is the mounted path within its filesystem."""
+    """
+    One line of mountinfo; ``root`` is the mounted path within its filesystem.
+
+    Mounts of one ``peer_group`` show each other what is mounted below them; "" is none.
+    """
 
     device: str
     root: str
@@ -25,6 +29,7 @@ class MountEntry:
     filesystem: str
     source: str
     super_options: str
+    peer_group: str = ""
 
 
 def parse_mountinfo(text: str) -> Iterator[MountEntry]:
@@ -35,6 +40,7 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
         tail = after.split(" ")
         if not separator or len(fields) < 6 or len(tail) < 3:
             continue  # the kernel writes no such line; a truncated read might
+        groups = (field for field in fields[6:] if field.startswith("shared:"))
         yield MountEntry(
             device=fields[2],
             root=_unescape(fields[3]),
@@ -42,6 +48,7 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
             filesystem=tail[0],
             source=_unescape(tail[1]),
             super_options=tail[2],
+            peer_group=next(groups, ""),
         )
 
 

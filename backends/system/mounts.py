@@ -106,6 +106,24 @@ def unmount(target: Path) -> None:
     raise BackendError(f"{target} has more mounts stacked on it than we would make")
 
 
+def shown_elsewhere(target: Path) -> bool:
+    """
+    Return whether another mount namespace has the mount on *target* as a peer.
+
+    Slaves, such as containers and the daemon's own helpers have, do not count.
+    Source: mount_namespaces(7), shared subtrees.
+    """
+    entry = mounted_at(target)
+    if entry is None or not entry.peer_group:
+        return False
+    own = os.stat("/proc/self/ns/mnt").st_ino
+    clue = f" {entry.peer_group} ".encode()
+    return any(
+        clue in table and namespace != own
+        for _, namespace, table in _mount_namespaces()
+    )
+
+
 def users_of(directory: Path) -> list[VolumeUser]:
     """Return one process for each mount namespace that has *directory* mounted."""
     covering = entry_covering(directory)
@@ -164,7 +182,7 @@ def _users(
     # the volume, and to parse them all took three quarters of a removal.
     plain = os.fsencode(re.split(r"[ \t\n\\]", clue)[0])
     users: list[VolumeUser] = []
-    for pid, table in _mount_namespaces():
+    for pid, _, table in _mount_namespaces():
         if plain not in table:
             continue
         for entry in parse_mountinfo(table.decode(errors="surrogateescape")):
@@ -174,8 +192,8 @@ def _users(
     return users
 
 
-def _mount_namespaces() -> Iterator[tuple[int, bytes]]:
-    """Yield one process of each mount namespace, with its mountinfo."""
+def _mount_namespaces() -> Iterator[tuple[int, int, bytes]]:
+    """Yield a process of each mount namespace, the namespace, and its mountinfo."""
     seen: set[int] = set()
     for pid in _process_ids():
         # The process may end between any two lines; a namespace that nobody lives in
@@ -200,7 +218,7 @@ def _mount_namespaces() -> Iterator[tuple[int, bytes]]:
         if table:
             if namespace:
                 seen.add(namespace)
-            yield pid, table
+            yield pid, namespace, table
 
 
 def _process_ids() -> Iterator[int]:

@@ -31,6 +31,7 @@ from plugin.importing import import_directory
 from plugin.node import Node
 from plugin.operations import Operations, never
 from plugin.options import OptionResolver
+from plugin.propagation import Propagation
 from plugin.reconciler import Reconciler
 from plugin.service import VolumeService
 from plugin.snapshots import SnapshotService
@@ -72,6 +73,7 @@ class World:
             ),
             ownership=ownership_alone(self.store, self.node, registry, backend),
             keeper=None,
+            propagation=Propagation(directory / "mounts"),
             mount_dir=directory / "mounts",
             mount_deadline_s=30,
             disuse_grace_s=0,

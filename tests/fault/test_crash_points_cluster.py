@@ -34,6 +34,7 @@ from plugin.errors import NotOwnerError, PeerUnreachableError
 from plugin.node import Node
 from plugin.operations import Operations
 from plugin.options import OptionResolver
+from plugin.propagation import Propagation
 from plugin.reconciler import Reconciler
 from plugin.service import VolumeService
 from plugin.store.sqlite import SqliteStore
@@ -89,6 +90,7 @@ class World:
             ),
             ownership=self.ownership,
             keeper=None,
+            propagation=Propagation(home / "mounts"),
             mount_dir=home / "mounts",
             mount_deadline_s=30,
             disuse_grace_s=0,

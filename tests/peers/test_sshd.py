@@ -129,7 +129,8 @@ def test_stopping_ends_it(node: PeerNode) -> None:
     assert below
     node.sshd.stop()
     assert not answers(node.address)
-    assert gone(below)
+    # Killed, but on a busy machine the kernel may still be at it.
+    wait_until(partial(gone, below), timeout_s=20, what="all have ended")
     assert node.sshd.fault() == "it has been stopped"
 
 

@@ -154,12 +154,21 @@ class ManagedPlugin:
         ]
         return counts
 
+    def in_its_mounts(self, *command: str) -> str:
+        """Return what *command*, run in the plugin's mount namespace, prints."""
+        enter = ["nsenter", "--target", str(self.pid), "--mount"]
+        return self.host.run([*enter, *command]).stdout
+
+    @property
+    def propagated(self) -> str:
+        """The engine's directory that shows what the plugin mounts."""
+        return f"/var/lib/docker/plugins/{self.id}/propagated-mount"
+
     def mounts(self) -> list[str]:
         """Return the names of what the host sees mounted for the plugin's volumes."""
-        directory = f"/var/lib/docker/plugins/{self.id}/propagated-mount"
         return [
             entry.mount_point.rpartition("/")[2]
-            for entry in self.host.mounts(below=directory)
+            for entry in self.host.mounts(below=self.propagated)
         ]
 
 

@@ -21,6 +21,7 @@ from plugin.discovery import Discovery
 from plugin.node import Node
 from plugin.operations import Operations
 from plugin.options import OptionResolver
+from plugin.propagation import Propagation
 from plugin.reconciler import Reconciler
 from plugin.references import Count
 from plugin.service import VolumeService
@@ -64,6 +65,7 @@ class World:
             ),
             ownership=ownership_alone(self.store, self.node, registry, self.backend),
             keeper=None,
+            propagation=Propagation(self.directory / "mounts"),
             mount_dir=self.directory / "mounts",
             mount_deadline_s=self.deadline_s,
             disuse_grace_s=self.grace_s,

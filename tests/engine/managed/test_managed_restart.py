@@ -71,7 +71,7 @@ def test_disabled_it_stays_disabled(plugin: ManagedPlugin, engine: Engine) -> No
 
 
 def test_it_outlives_a_killed_engine(plugin: ManagedPlugin, engine: Engine) -> None:
-    """[42, 49] The next engine ends the containers and uses the running plugin."""
+    """[42, 49] The next engine ends the containers, and starts the plugin anew."""
     engine.hold("data", "holder")
     write(engine, "holder", "kept")
     pid = plugin.pid
@@ -83,6 +83,32 @@ def test_it_outlives_a_killed_engine(plugin: ManagedPlugin, engine: Engine) -> N
     engine.docker("rm", "-f", "holder")
     # The engine has forgotten its mount; that nobody has the volume is proven.
     engine.docker("volume", "rm", "data")
+    assert plugin.mounts() == []
+
+
+def test_what_the_engine_alone_has_unmounted_is_mounted_anew(
+    plugin: ManagedPlugin, engine: Engine
+) -> None:
+    """
+    An engine slow to clear away the plugin before this one does that.
+
+    A container must not start on the empty directory that the engine would see.
+    """
+    engine.hold("data", "holder")
+    write(engine, "holder", "kept")
+    engine.docker("exec", "holder", "mkdir", "/v/sub")
+    volume_id = plugin.mounts()[0]
+    own = f"/mnt/volumes/{volume_id}"
+    # A mount with another one on it stays when a peer of it goes. Source: the kernel's
+    # Documentation/filesystems/sharedsubtree.rst.
+    plugin.in_its_mounts("mount", "--make-private", own)
+    plugin.in_its_mounts("mount", "-t", "tmpfs", "tmpfs", f"{own}/sub")
+    plugin.host.run(["umount", "--lazy", f"{plugin.propagated}/{volume_id}"])
+    plugin.in_its_mounts("umount", f"{own}/sub")
+    assert own in plugin.in_its_mounts("cat", "/proc/self/mountinfo")
+    assert plugin.mounts() == []
+    assert engine.shell("data", "cat /v/file") == "kept"
+    engine.docker("rm", "-f", "holder")
     assert plugin.mounts() == []
 
 
