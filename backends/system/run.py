@@ -87,6 +87,7 @@ def run_with_progress(
     *,
     stall_s: float,
     on_line: Callable[[str], None],
+    stdin: int = subprocess.DEVNULL,
 ) -> None:
     """
     Run *command*, calling *on_line* for each line of output as it comes.
@@ -100,7 +101,7 @@ def run_with_progress(
 
     """
     # One pipe for both streams: nobody reads a second one while we read the first.
-    process = _start(command, stderr=subprocess.STDOUT)
+    process = _start(command, stdin=stdin, stderr=subprocess.STDOUT)
     try:
         output = process.stdout
         if output is None:

@@ -1,0 +1,1 @@
+"""The engine `journal`: what changed is copied once, sent, verified and applied."""

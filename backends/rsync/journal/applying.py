@@ -1,0 +1,311 @@
+"""
+Rolls a commit that has been marked forward into the volume, through any crash.
+
+First what the commit deletes goes, then its entries come into place, then directories
+get their owners and times. Each step may be repeated: what is in place is no longer in
+staging, or is put there once more. At the end the manifest says the new commit, and the
+marker goes.
+
+Renaming is impossible where live/ is a subvolume or has a quota of its own (EXDEV).
+There files are copied into live/, sharing their contents, and stay in staging until the
+end, so that a second run has all of them again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.beneath import Beneath
+from backends.rsync.journal.delta import Commit, Delta
+from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.excess import paths_beyond, rows_beyond
+from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.outbox import remove_tree
+from backends.rsync.journal.staging import (
+    LIVE_NAME,
+    Marker,
+    Staging,
+    alike,
+    require_base,
+)
+from backends.system import files
+from backends.system.copy_file import FileCopier, attribute_names
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def apply(home: Path, manifest: Manifest) -> Commit:
+    """
+    Return the marked commit of the volume in *home*, now that it is in live/.
+
+    Raises:
+        BackendError: nothing is marked, or what is there does not become the commit.
+
+    """
+    staging = Staging(home)
+    marker = staging.read_marker()
+    if marker is None:
+        raise BackendError(f"{home} has no commit to apply")
+    try:
+        if manifest.commit() != marker.commit:
+            with (
+                staging.delta() as delta,
+                Beneath(staging.tree()) as staged,
+                Beneath(home / LIVE_NAME) as live,
+            ):
+                if delta.header.commit != marker.commit:
+                    raise BackendError(
+                        f"the delta is commit {delta.header.commit}, not the marked "
+                        f"{marker.commit}"
+                    )
+                require_base(delta, manifest)
+                _Applying(home, manifest, delta, staged, live).run(staging, marker)
+    except OSError as error:
+        name = os.fsdecode(error.filename or "")
+        raise BackendError(
+            f"cannot apply a commit in {home}: {error.strerror} {name}".rstrip()
+        ) from error
+    staging.unmark()
+    staging.clear()
+    return marker.commit
+
+
+class _Applying:
+    def __init__(
+        self,
+        home: Path,
+        manifest: Manifest,
+        delta: Delta,
+        staged: Beneath,
+        live: Beneath,
+    ) -> None:
+        self._top = home / LIVE_NAME
+        self._manifest = manifest
+        self._delta = delta
+        self._full = delta.header.base is None
+        self._staged = staged
+        self._live = live
+        self._work = self._top
+        self._work_at = -1
+        self._renames = True
+        self._copier = FileCopier()
+        # Where the first name of each copied file is.
+        self._first: dict[int, bytes] = {}
+
+    def run(self, staging: Staging, marker: Marker) -> None:
+        """Do all of it; what an earlier run has done is found done."""
+        self._work = self._top / marker.work
+        # What is in it is lost work, or was to be removed.
+        remove_tree(self._work)
+        self._make_work()
+        try:
+            deletes = self._full or self._delta.header.deletions
+            if deletes and not marker.deleted:
+                self._delete()
+                # Emptied at once: the files to come may need the room.
+                self._remove_work()
+                files.sync_filesystem(self._top)
+                staging.write_marker(msgspec.structs.replace(marker, deleted=True))
+                self._make_work()
+            for entry in self._delta.entries():
+                self._place(entry)
+        finally:
+            self._remove_work()
+        self._live.forget()
+        for entry in self._delta.entries():
+            if entry.kind == "directory":
+                self._finish_directory(entry)
+        restored = self._restore_times()
+        files.sync_filesystem(self._top)
+        self._manifest.touch(restored)
+        self._record()
+
+    def _make_work(self) -> None:
+        self._work.mkdir(mode=0o700)
+        self._work_at = os.open(self._work, _DIRECTORY)
+        # Neither an ACL nor a group is to be inherited by what is copied into it.
+        for key in attribute_names(self._work_at):
+            os.removexattr(self._work_at, key)
+        os.fchmod(self._work_at, 0o700)
+
+    def _remove_work(self) -> None:
+        if self._work_at >= 0:
+            os.close(self._work_at)
+            self._work_at = -1
+        remove_tree(self._work)
+
+    def _delete(self) -> None:
+        if not self._full:
+            for path in self._delta.deletions():
+                self._remove(path)
+            return
+        for path in paths_beyond(
+            self._live,
+            self._delta.entries(),
+            leave_out=os.fsencode(self._work.name),
+        ):
+            self._remove(path)
+
+    def _remove(self, path: bytes) -> None:
+        """Remove *path* with all below it, if it is there."""
+        status = self._live.status(path)
+        if status is None:
+            return
+        directory, name = self._live.at(path)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=directory)
+            return
+        # One step, whatever is below; nothing but rm has to go down there.
+        doomed = secrets.token_hex(8)
+        os.rename(name, doomed, src_dir_fd=directory, dst_dir_fd=self._work_at)
+        self._live.forget()
+
+    def _place(self, entry: Entry) -> None:
+        """Bring *entry* to its place, if it is not there yet."""
+        present = self._live.status(entry.path)
+        is_directory = present is not None and stat.S_ISDIR(present.st_mode)
+        if entry.kind == "directory":
+            if not is_directory:
+                self._remove(entry.path)
+                directory, name = self._live.at(entry.path)
+                os.mkdir(name, 0o700, dir_fd=directory)
+            return
+        staged = self._staged.look(entry.path)
+        if staged is None or not alike(entry, staged.entry):
+            return  # it is there already; the last look will tell
+        if is_directory:
+            self._remove(entry.path)
+        source, name = self._staged.at(entry.path)
+        target, _ = self._live.at(entry.path)
+        if present is not None and present.st_ino == staged.inode and self._renames:
+            # Two names of one file: renaming one to the other would do nothing.
+            os.unlink(name, dir_fd=source)
+            return
+        if self._renames:
+            try:
+                os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                self._renames = False
+            else:
+                return
+        self._copy(entry, name, source, target)
+
+    def _copy(self, entry: Entry, name: bytes, source: int, target: int) -> None:
+        """Copy a staged file beside its place, then put it there."""
+        made = b"copy"
+        first = self._first.get(entry.links) if entry.links else None
+        if first is None:
+            status = os.stat(name, dir_fd=source, follow_symlinks=False)
+            self._copier.copy(name, status, source=source, target=self._work_at)
+            os.rename(name, made, src_dir_fd=self._work_at, dst_dir_fd=self._work_at)
+            if entry.links:
+                self._first[entry.links] = entry.path
+        else:
+            at, known = self._live.at(first)
+            os.link(
+                known,
+                made,
+                src_dir_fd=at,
+                dst_dir_fd=self._work_at,
+                follow_symlinks=False,
+            )
+            target, name = self._live.at(entry.path)
+        os.rename(made, name, src_dir_fd=self._work_at, dst_dir_fd=target)
+        # It is still there if both were names of one file already.
+        with suppress(FileNotFoundError):
+            os.unlink(made, dir_fd=self._work_at)
+
+    def _finish_directory(self, entry: Entry) -> None:
+        """Give the directory its owner, mode, ACLs and times."""
+        known = self._live.look(entry.path)
+        descriptor = self._live.open(entry.path)
+        try:
+            os.fchown(descriptor, entry.uid, entry.gid)
+            if known is None or known.entry.attributes != entry.attributes:
+                for key in attribute_names(descriptor):
+                    os.removexattr(descriptor, key)
+                for key, value in self._staged_attributes(entry).items():
+                    os.setxattr(descriptor, key, value)
+            os.fchmod(descriptor, entry.mode)
+            times = os.fstat(descriptor).st_atime_ns, entry.mtime_ns
+            os.utime(descriptor, ns=times)
+        finally:
+            os.close(descriptor)
+
+    def _staged_attributes(self, entry: Entry) -> dict[str, bytes]:
+        if not entry.attributes:
+            return {}
+        descriptor = self._staged.open(entry.path)
+        try:
+            return self._copier.read_attributes(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _restore_times(self) -> list[Known]:
+        """
+        Return the directories that only our work has changed, their times put back.
+
+        They are those that the commit does not name and has changed something in. A
+        full one names all.
+        """
+        if self._full:
+            return []
+        named = set()
+        worked_in = {b""}
+        for entry in self._delta.entries():
+            worked_in.add(entry.path.rpartition(b"/")[0])
+            if entry.kind == "directory":
+                named.add(entry.path)
+        for path in self._delta.deletions():
+            worked_in.add(path.rpartition(b"/")[0])
+        restored = []
+        for path in sorted(worked_in - named, reverse=True):
+            row = self._manifest.get(path)
+            status = self._live.status(path)
+            if row is None or status is None or not stat.S_ISDIR(status.st_mode):
+                continue
+            directory, name = self._live.at(path)
+            times = status.st_atime_ns, row.entry.mtime_ns
+            os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+            known = self._live.look(path)
+            if known is not None:
+                restored.append(known)
+        return restored
+
+    def _record(self) -> None:
+        commit = self._delta.header.commit
+        if self._full:
+            deleted = rows_beyond(self._manifest, self._delta.entries())
+        else:
+            deleted = list(self._delta.deletions())
+        self._manifest.record(self._placed(), deleted, commit=commit, whole=self._full)
+
+    def _placed(self) -> Iterator[Known]:
+        """Yield all that the commit has, as it is here now."""
+        # Which number stands for which: that of the sender for one of ours.
+        inodes: dict[int, int] = {}
+        for entry in self._delta.entries():
+            known = self._live.look(entry.path)
+            if known is None or not alike(entry, known.entry):
+                raise BackendError(
+                    f"{entry.path!r} did not become what commit "
+                    f"{self._delta.header.commit} has there",
+                    hint="remove the volume's manifest; the copy is then made anew",
+                )
+            if entry.links and inodes.setdefault(entry.links, known.inode) != (
+                known.inode
+            ):
+                raise BackendError(f"{entry.path!r} did not become a name of its file")
+            yield known

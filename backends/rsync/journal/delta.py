@@ -1,0 +1,320 @@
+"""
+What one commit changes, as a file: a header, entries, deletions, a trailer.
+
+    magic and version       16 bytes
+    records                 4 bytes of length, then msgpack: the header first, then each
+                            entry in order of its path, then each deleted path
+    trailer                 how many entries, how many deletions, and a CRC-32 of all
+                            that is before it
+
+Another node has written it. Nothing in it is believed: what is out of range, out of
+order or cut short is an error before anything has been changed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final, Self, TypeVar
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.entries import Entry, is_path
+from backends.system.files import sync_directory
+
+Commit = tuple[int, int]
+_Record = TypeVar("_Record")
+
+_MAGIC: Final = b"remora delta 1\n\0"
+_LENGTH: Final = struct.Struct(">I")
+_TRAILER: Final = struct.Struct(">QQI")
+_RECORD_SIZE_MAX: Final = 64 * 1024
+_READ_SIZE: Final = 2**20
+_WRITE_SIZE: Final = 2**18
+_NUMBER_MAX: Final = 2**63 - 1
+# chown(2) takes 2**32-1 for "leave it".
+_OWNER_MAX: Final = 2**32 - 2
+_VOLUME: Final = re.compile("[0-9a-zA-Z][0-9a-zA-Z_.-]{0,254}")
+_ATTRIBUTES: Final = re.compile("(?:[0-9a-f]{32})?")
+
+
+class Header(msgspec.Struct, frozen=True):
+    """
+    What a delta is about: it leads *volume* from commit ``base`` to ``commit``.
+
+    Without a base it is full: what it does not name is not in the volume.
+    """
+
+    volume: str
+    base: Commit | None
+    commit: Commit
+    entries: int = 0
+    deletions: int = 0
+
+
+def write_delta(
+    path: Path, header: Header, entries: Iterable[Entry], deletions: Iterable[bytes]
+) -> Header:
+    """
+    Write a delta to *path*, durably; return *header* with the counts that it has now.
+
+    *entries* come in order of their paths. All names of a file with several are in, or
+    none: their number says nothing to another node's older ones.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            counts = _write(file, header, entries, deletions)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+    return msgspec.structs.replace(header, entries=counts[0], deletions=counts[1])
+
+
+def _write(
+    file: IO[bytes],
+    header: Header,
+    entries: Iterable[Entry],
+    deletions: Iterable[bytes],
+) -> tuple[int, int]:
+    encoder = msgspec.msgpack.Encoder()
+    pending = bytearray(_MAGIC)
+    checksum = 0
+    counts = [0, 0]
+
+    def add(record: object) -> None:
+        nonlocal checksum
+        content = encoder.encode(record)
+        pending.extend(_LENGTH.pack(len(content)) + content)
+        if len(pending) >= _WRITE_SIZE:
+            checksum = zlib.crc32(pending, checksum)
+            file.write(pending)
+            pending.clear()
+
+    add(header)
+    for index, records in enumerate((entries, deletions)):
+        for record in records:
+            add(record)
+            counts[index] += 1
+    checksum = zlib.crc32(pending, checksum)
+    file.write(pending + _TRAILER.pack(*counts, checksum))
+    return counts[0], counts[1]
+
+
+class Delta:
+    """A delta that another node has written, checked from end to end."""
+
+    def __init__(self, descriptor: int, size: int) -> None:
+        """Take over *descriptor*; use `open`."""
+        self._descriptor = descriptor
+        self._size = size
+        self._header_end = 0
+        self._entries_end = 0
+        self.header = self._check()
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """
+        Return the delta at *path*; it is read from what is open now, until `close`.
+
+        Raises:
+            BackendError: it is not whole, or has in it what no delta may have.
+
+        """
+        try:
+            # O_NONBLOCK: a pipe in its place must not stop us.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+            descriptor = os.open(path, flags)
+        except OSError as error:
+            raise _refused(f"cannot be read: {error.strerror}") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise _refused("is not a file")  # noqa: TRY301 - closed below
+            return cls(descriptor, status.st_size)
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries in order of their paths, parents before their children."""
+        records = _Records(self._descriptor, self._header_end, self._size)
+        yield from _checked_entries(records, self.header.entries)
+
+    def deletions(self) -> Iterator[bytes]:
+        """Yield the paths to remove before anything else is done, with all below."""
+        records = _Records(self._descriptor, self._entries_end, self._size)
+        yield from _checked_deletions(records, self.header.deletions)
+
+    def _check(self) -> Header:
+        """Return the header after reading all of the file once."""
+        end = self._size - _TRAILER.size
+        if end < len(_MAGIC):
+            raise _refused("is cut short")
+        trailer = os.pread(self._descriptor, _TRAILER.size, end)
+        if os.pread(self._descriptor, len(_MAGIC), 0) != _MAGIC:
+            raise _refused("has not been written by this version")
+        if len(trailer) != _TRAILER.size:
+            raise _refused("is cut short")
+        entries, deletions, checksum = _TRAILER.unpack(trailer)
+        if _checksum(self._descriptor, end) != checksum:
+            raise _refused("is damaged: its checksum is wrong")
+        records = _Records(self._descriptor, len(_MAGIC), self._size)
+        header = _checked_header(records)
+        self._header_end = records.offset
+        _exhaust(_checked_entries(records, entries))
+        self._entries_end = records.offset
+        if header.base is None and deletions:
+            raise _refused("is full and has deletions")
+        _exhaust(_checked_deletions(records, deletions))
+        if records.offset != end:
+            raise _refused("has more in it than it says")
+        return msgspec.structs.replace(header, entries=entries, deletions=deletions)
+
+
+class _Records:
+    """Reads the records of an open file; ``offset`` is where the next one begins."""
+
+    def __init__(self, descriptor: int, offset: int, size: int) -> None:
+        self.offset = offset
+        self._descriptor = descriptor
+        self._end = size - _TRAILER.size
+        self._buffer = b""
+        self._buffer_at = offset
+
+    def next(self) -> bytes:
+        (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
+        if length > _RECORD_SIZE_MAX:
+            raise _refused("has a record that is too long")
+        return self._take(length)
+
+    def _take(self, count: int) -> bytes:
+        begin = self.offset - self._buffer_at
+        taken = self._buffer[begin : begin + count]
+        if len(taken) < count:
+            if self.offset + count > self._end:
+                raise _refused("ends too early")
+            self._buffer = os.pread(self._descriptor, _READ_SIZE, self.offset)
+            self._buffer_at = self.offset
+            taken = self._buffer[:count]
+            if len(taken) < count:
+                raise _refused("has been cut while it was read")
+        self.offset += count
+        return taken
+
+
+def _checked_header(records: _Records) -> Header:
+    header = _decoded(msgspec.msgpack.Decoder(Header), records.next())
+    commits = [header.commit, *([header.base] if header.base else [])]
+    if not all(0 <= number <= _NUMBER_MAX for commit in commits for number in commit):
+        raise _refused("has a commit that is out of range")
+    if header.base is not None and header.base >= header.commit:
+        raise _refused("leads to a commit that is not newer than its base")
+    if not _VOLUME.fullmatch(header.volume):
+        raise _refused("names no volume")
+    return header
+
+
+def _checked_entries(records: _Records, count: int) -> Iterator[Entry]:
+    decoder = msgspec.msgpack.Decoder(Entry)
+    last: bytes | None = None
+    # What cannot have anything below it, as long as that could still come: "a" and
+    # "a-b" are both before "a/c".
+    leaves: list[bytes] = []
+    for _ in range(count):
+        entry = _decoded(decoder, records.next())
+        path = entry.path
+        _check_entry(entry)
+        if last is not None and path <= last:
+            raise _refused(f"is not in order at {path!r}")
+        while leaves and path >= leaves[-1] + b"0":  # the byte after "/"
+            leaves.pop()
+        if any(path.startswith(each + b"/") for each in leaves):
+            raise _refused(f"has {path!r} below what is no directory")
+        if entry.kind != "directory":
+            leaves.append(path)
+        last = path
+        yield entry
+
+
+def _check_entry(entry: Entry) -> None:
+    device = entry.kind in ("character", "block")
+    right = (
+        is_path(entry.path)
+        and (entry.path or entry.kind == "directory")
+        and 0 <= entry.mode <= 0o7777
+        and 0 <= entry.uid <= _OWNER_MAX
+        and 0 <= entry.gid <= _OWNER_MAX
+        and -_NUMBER_MAX <= entry.mtime_ns <= _NUMBER_MAX
+        and 0 <= entry.size <= (_NUMBER_MAX if entry.kind == "file" else 0)
+        and 0 <= entry.device <= (_NUMBER_MAX if device else 0)
+        and 0 <= entry.links <= (0 if entry.kind == "directory" else 2**64 - 1)
+        and bool(entry.target) == (entry.kind == "link")
+        and len(entry.target) <= 4095
+        and b"\0" not in entry.target
+        and _ATTRIBUTES.fullmatch(entry.attributes)
+    )
+    if not right:
+        raise _refused(f"has an entry that cannot be: {entry.path[:200]!r}")
+
+
+def _checked_deletions(records: _Records, count: int) -> Iterator[bytes]:
+    decoder = msgspec.msgpack.Decoder(bytes)
+    for _ in range(count):
+        path = _decoded(decoder, records.next())
+        if not path or not is_path(path):
+            raise _refused(f"deletes what cannot be: {path[:200]!r}")
+        yield path
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[_Record], record: bytes) -> _Record:
+    try:
+        return decoder.decode(record)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _refused(f"has a record that is none: {error}") from error
+
+
+def _checksum(descriptor: int, end: int) -> int:
+    checksum = 0
+    for offset in range(0, end, _READ_SIZE):
+        count = min(_READ_SIZE, end - offset)
+        checksum = zlib.crc32(os.pread(descriptor, count, offset), checksum)
+    return checksum
+
+
+def _exhaust(records: Iterator[object]) -> None:
+    for _ in records:
+        pass
+
+
+def _refused(cause: str) -> BackendError:
+    return BackendError(
+        f"the delta {cause}", hint="the sender has to make it anew; nothing was changed"
+    )

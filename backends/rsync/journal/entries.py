@@ -1,0 +1,150 @@
+"""
+What a copy holds at one path: everything that has to be the same on every node.
+
+Paths are bytes, relative to the volume's directory, without "." and ".."; the
+directory itself is the empty path. Contents are not part of an entry: whoever changes
+them changes the entry's times, and the transfer checks them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from typing import Final, Literal
+
+import msgspec
+
+Kind = Literal["file", "directory", "link", "pipe", "socket", "character", "block"]
+_KINDS: Final[dict[int, Kind]] = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "link",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "character",
+    stat.S_IFBLK: "block",
+}
+# Kept by the filesystem itself, or another name of the mode; rsync leaves them too.
+_NOT_KEPT: Final = frozenset(
+    {"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"}
+)
+_NONE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
+_TIME_MAX_NS: Final = 2**63 - 1
+_PATH_LENGTH_MAX: Final = 4095  # PATH_MAX, limits.h
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """
+    One name in a volume.
+
+    ``size`` is 0 but for files, ``device`` but for device nodes. ``links`` is equal for
+    all names of one file within a manifest, and 0 for a file with one name.
+    ``attributes`` is a digest of the extended ones, ACLs and capabilities among them;
+    "" is none.
+    """
+
+    path: bytes
+    kind: Kind
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int = 0
+    device: int = 0
+    target: bytes = b""
+    links: int = 0
+    attributes: str = ""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """An entry with what tells on this node that nobody has touched it since."""
+
+    entry: Entry
+    inode: int
+    ctime_ns: int
+
+
+def look(name: bytes, *, directory: int, path: bytes) -> Known | None:
+    """
+    Return what *name* in the open *directory* is now, as entry *path*.
+
+    None if it has gone, also while we looked.
+    """
+    try:
+        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        kind = _KINDS[stat.S_IFMT(status.st_mode)]
+        target = b""
+        if kind == "link":
+            target = os.readlink(name, dir_fd=directory)
+        digest = _attributes(name, directory)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a link no more: another thing came instead
+            return None
+        raise
+    entry = Entry(
+        path=path,
+        kind=kind,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=_time_ns(status.st_mtime_ns),
+        size=status.st_size if kind == "file" else 0,
+        device=status.st_rdev if kind in ("character", "block") else 0,
+        target=target,
+        links=status.st_ino if kind != "directory" and status.st_nlink > 1 else 0,
+        attributes=digest,
+    )
+    return Known(entry, status.st_ino, status.st_ctime_ns)
+
+
+def untouched(known: Known, status: os.stat_result) -> bool:
+    """Return whether nothing at *known*'s path has changed since, as *status* says."""
+    entry = known.entry
+    one_name = entry.kind == "directory" or status.st_nlink == 1
+    return (
+        known.inode == status.st_ino
+        and known.ctime_ns == status.st_ctime_ns
+        and entry.mtime_ns == _time_ns(status.st_mtime_ns)
+        and entry.mode == stat.S_IMODE(status.st_mode)
+        and entry.kind == _KINDS[stat.S_IFMT(status.st_mode)]
+        and (entry.kind != "file" or entry.size == status.st_size)
+        and (entry.links == 0) == one_name
+    )
+
+
+def _time_ns(time_ns: int) -> int:
+    """Return a time that 64 bits can hold; those after 2262 are all the same."""
+    return max(-_TIME_MAX_NS, min(time_ns, _TIME_MAX_NS))
+
+
+def is_path(path: bytes) -> bool:
+    """Return whether *path* may name an entry: relative, normal, nothing above it."""
+    return len(path) <= _PATH_LENGTH_MAX and all(
+        part not in (b"", b".", b"..") and b"\0" not in part and len(part) <= 255
+        for part in (path.split(b"/") if path else [])
+    )
+
+
+def _attributes(name: bytes, directory: int) -> str:
+    # There is no *at() call for extended attributes; the descriptor's path in /proc
+    # leads to the directory itself, whoever renames or replaces what is above it.
+    path = f"/proc/self/fd/{directory}/".encode() + name
+    try:
+        keys = sorted(set(os.listxattr(path, follow_symlinks=False)) - _NOT_KEPT)
+        if not keys:
+            return ""
+        digest = hashlib.sha256()
+        for key in keys:
+            value = os.getxattr(path, key, follow_symlinks=False)
+            digest.update(f"{key}\0{len(value)}\0".encode() + value)
+    except OSError as error:
+        if error.errno == errno.ENODATA:  # removed meanwhile; the next look will tell
+            return "changing"
+        if error.errno not in _NONE:
+            raise
+        return ""
+    return digest.hexdigest()[:32]

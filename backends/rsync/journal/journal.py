@@ -1,0 +1,237 @@
+"""
+One volume's copy as a series of commits: the journal engine as others use it.
+
+    <home>/live/          the bytes
+    <home>/manifest.db    what they were at the last commit
+    <home>/outbox/        what is being sent
+    <home>/staging/       what is being received
+    <home>/applying       the commit that is being applied
+
+The owner *looks* (what has changed), *records* it as a commit and *packs* it for the
+members that stand at one base; a member *stages*, *marks* and *applies*. Which commits
+there are, and who may send them, is the caller's to know.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from backends.errors import BackendError
+from backends.rsync.journal.applying import apply
+from backends.rsync.journal.delta import Commit, Delta, Header, write_delta
+from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.outbox import TREE_NAME, fill, remove_tree, require_space
+from backends.rsync.journal.scan import Changes, scan_all, scan_paths
+from backends.rsync.journal.staging import LIVE_NAME, Staging
+from backends.rsync.journal.watch import Hints
+
+DELTA_NAME: Final = "delta"
+EVERYTHING: Final = Hints(everything=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """
+    A commit that is ready to be sent from ``directory``.
+
+    ``names`` are rsync's, each ended by a zero byte. ``unstable`` were written to while
+    they were copied: they are in the next commit again.
+    """
+
+    directory: Path
+    commit: Commit
+    names: bytes
+    size_bytes: int
+    unstable: frozenset[bytes]
+
+
+class Journal:
+    """
+    The copy of volume *volume_id* in *home*; use it in one thread at a time.
+
+    A manifest that cannot be used is made anew: all is then compared once.
+    """
+
+    def __init__(self, home: Path, volume_id: str) -> None:
+        self.home = home
+        self.live = home / LIVE_NAME
+        self.staging = Staging(home)
+        self._volume_id = volume_id
+        self._outbox = home / "outbox"
+        self._path = home / "manifest.db"
+        self.manifest = self._open()
+
+    def close(self) -> None:
+        """Close the manifest."""
+        self.manifest.close()
+
+    def commit(self) -> Commit:
+        """Return the commit that the manifest describes."""
+        return self.manifest.commit()
+
+    def forget(self) -> None:
+        """Forget what was known of the bytes, which are others now."""
+        self.manifest.close()
+        Manifest.discard(self._path)
+        self.manifest = self._open()
+
+    # The owner's side
+
+    def look(self, hints: Hints, again: Collection[bytes]) -> Changes:
+        """
+        Return what has changed since the last commit, as far as *hints* lead.
+
+        What is in *again* counts as changed.
+        """
+        if hints.everything:
+            return scan_all(self.live, self.manifest, again=again)
+        return scan_paths(
+            self.live, self.manifest, hints.paths, trees=hints.trees, again=again
+        )
+
+    def record(self, changes: Changes, commit: Commit) -> None:
+        """Make *changes* the commit; what is not in them is as it was."""
+        self.manifest.record(changes.changed, changes.deleted, commit=commit)
+        self.manifest.touch(changes.touched)
+
+    def pack(self, base: Commit | None, *, only: Collection[bytes] = ()) -> Package:
+        """
+        Return what leads a copy from *base* to this one's commit.
+
+        Without a base everything is named and the files of *only* are sent: the others
+        are there already. What has changed since it was recorded is recorded as it is
+        sent, and is the same commit to everybody: call this once for each.
+
+        Raises:
+            BackendError: the base is too old or not known; send a full one.
+            CopyError: there is not enough space for the copies.
+
+        """
+        commit = self.manifest.commit()
+        wanted = self._wanted(base, only)
+        size = sum(each.entry.size for each in wanted)
+        remove_tree(self._outbox)
+        require_space(self.home, size)
+        filled = fill(self.live, wanted, self._outbox)
+        self.manifest.record(filled.entries, filled.gone, commit=commit)
+        header = Header(volume=self._volume_id, base=base, commit=commit)
+        entries, deletions = self._after(base)
+        write_delta(self._outbox / DELTA_NAME, header, entries, deletions)
+        return Package(
+            self._outbox,
+            commit,
+            b"".join(name + b"\0" for name in _names(filled.entries)),
+            filled.size_bytes,
+            frozenset(filled.unstable),
+        )
+
+    def unpack(self) -> None:
+        """Remove what `pack` has made."""
+        remove_tree(self._outbox)
+
+    def all_names(self) -> Iterator[bytes]:
+        """Yield all that is not a directory, as rsync takes it from ``live``."""
+        for known in self.manifest.all():
+            if known.entry.kind != "directory":
+                yield known.entry.path + b"\0"
+
+    def _wanted(self, base: Commit | None, only: Collection[bytes]) -> list[Known]:
+        """Return the entries whose contents are to be sent, files with all names."""
+        if base is None:
+            paths = set(only)
+        else:
+            since = self.manifest.since(base)
+            if since is None:
+                raise BackendError(f"what has changed since {base} is not known")
+            paths = {entry.path for entry in since[0]} | set(only)
+        found: dict[bytes, Known] = {}
+        for path in paths:
+            known = self.manifest.get(path)
+            if known is None:
+                continue
+            found[path] = known
+            if known.entry.links:
+                for each in self.manifest.with_inode(known.inode):
+                    found[each.entry.path] = each
+        return [found[path] for path in sorted(found)]
+
+    def _after(self, base: Commit | None) -> tuple[Iterator[Entry], Iterator[bytes]]:
+        """Return entries and deletions, names of one file together."""
+        if base is None:
+            return (known.entry for known in self.manifest.all()), iter(())
+        since = self.manifest.since(base)
+        if since is None:
+            raise BackendError(f"what has changed since {base} is not known")
+        return since
+
+    def _open(self) -> Manifest:
+        try:
+            return Manifest(self._path)
+        except BackendError:
+            Manifest.discard(self._path)
+            return Manifest(self._path)
+
+    # The member's side
+
+    def staged(self) -> Delta:
+        """
+        Return the delta that has come; the caller closes it.
+
+        Raises:
+            BackendError: there is none, or it is of another volume.
+
+        """
+        delta = self.staging.delta()
+        if delta.header.volume != self._volume_id:
+            delta.close()
+            raise BackendError("the delta is of another volume")
+        return delta
+
+    def missing(self, delta: Delta) -> list[bytes]:
+        """Return paths that have yet to be sent; see `Staging.missing`."""
+        return self.staging.missing(delta, self.manifest)
+
+    def mark(self, delta: Delta) -> None:
+        """Make the commit ours, through any crash; `apply` then has to be called."""
+        self.staging.mark(delta)
+
+    def marked(self) -> Commit | None:
+        """Return the commit that has to be applied, None if there is none."""
+        return self.staging.marked()
+
+    def apply(self) -> None:
+        """Bring the marked commit, if there is one, into ``live``."""
+        if self.staging.marked() is not None:
+            apply(self.home, self.manifest)
+
+    def keep_apart(self, name: str) -> Path:
+        """
+        Move the bytes to quarantine/*name* and begin empty; return where they are.
+
+        Source: replication protocol, divergence.
+        """
+        quarantine = self.home / "quarantine"
+        quarantine.mkdir(mode=0o700, exist_ok=True)
+        target = quarantine / name
+        self.live.rename(target)
+        self.live.mkdir(mode=0o755)
+        with suppress(OSError):
+            shutil.copystat(target, self.live)
+        self.forget()
+        return target
+
+
+def _names(entries: list[Known]) -> Iterator[bytes]:
+    """Yield what rsync has to send of *entries*: other directories are made there."""
+    yield DELTA_NAME.encode()
+    for known in entries:
+        entry = known.entry
+        if entry.kind != "directory" or entry.attributes:
+            path = TREE_NAME.encode()
+            yield path + b"/" + entry.path if entry.path else path

@@ -1,0 +1,393 @@
+"""
+What a volume's directory held at its last commit: one row per path, in SQLite.
+
+A manifest is never the only truth: without it, the next scan finds every entry new,
+records them all, and members are compared with whole. So a file that cannot be read is
+discarded, not repaired.
+
+Rows hold the commit that wrote them last, and each deleted path has a tombstone with
+its commit, so that what happened since an older commit can be asked for. Source:
+sqlite.org/withoutrowid.html, sqlite.org/pragma.html#pragma_journal_mode (TRUNCATE with
+synchronous=FULL makes a committed transaction survive a power loss).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.entries import Entry, Known
+from backends.system.files import sync_directory
+
+TOMBSTONES_MAX = 100_000
+Commit = tuple[int, int]
+
+_VERSION: Final = 1
+_PAGE_ROWS: Final = 1000
+_CACHE_KIB: Final = 8192
+_UNSIGNED: Final = 2**64 - 1
+_AFTER_ALL_PATHS: Final = b"\xff" * 4096  # a path has 4095 bytes at most
+_DISCARD: Final = "remove it and its -journal: the next scan makes it anew"
+# The columns of an entry in its own order, then what `Known` adds.
+_COLUMNS: Final = (
+    "path, kind, mode, uid, gid, mtime_ns, size, device, target, links, attributes,"
+    " inode, ctime_ns"
+)
+# All inodes are indexed, not only those with links: whoever links a file with one name
+# tells us the new name only, and the old one's row has changed as well.
+_SCHEMA: Final = f"""
+    BEGIN IMMEDIATE;
+    CREATE TABLE entries (
+        path BLOB NOT NULL PRIMARY KEY, kind TEXT NOT NULL, mode INTEGER NOT NULL,
+        uid INTEGER NOT NULL, gid INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+        size INTEGER NOT NULL, device INTEGER NOT NULL, target BLOB NOT NULL,
+        links INTEGER NOT NULL, attributes TEXT NOT NULL, inode INTEGER NOT NULL,
+        ctime_ns INTEGER NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX entries_commit ON entries (epoch, seq);
+    CREATE INDEX entries_inode ON entries (inode);
+    CREATE TABLE tombstones (
+        path BLOB NOT NULL PRIMARY KEY, epoch INTEGER NOT NULL, seq INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE INDEX tombstones_commit ON tombstones (epoch, seq);
+    CREATE TABLE state (
+        epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
+        horizon_epoch INTEGER NOT NULL, horizon_seq INTEGER NOT NULL
+    );
+    INSERT INTO state VALUES (0, 0, 0, 0);
+    PRAGMA user_version = {_VERSION};
+    COMMIT;
+"""
+
+
+class Manifest:
+    """
+    The entries of one volume on this node as of one commit; for several threads.
+
+    ``Entry.links`` is this node's own inode number in all that is read from here,
+    whatever was recorded: numbers of two nodes in one manifest could join two files.
+
+    An iterator ends with an error if `record` runs before its end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._revision = 0
+        with self._errors():
+            # SQLite gives its journal the mode that the file itself has.
+            path.touch(mode=0o600)
+            self._connection = sqlite3.connect(
+                path, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._commit, self._horizon = self._open()
+            except BaseException:
+                self._connection.close()
+                raise
+
+    @staticmethod
+    def discard(path: Path) -> None:
+        """Remove the manifest *path*, durably, whatever state it is in."""
+        # In this order: an old journal must not be played back into a new file.
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+        sync_directory(path.parent)
+
+    def close(self) -> None:
+        """Close the file; all that was recorded is durable already."""
+        with self._lock:
+            self._connection.close()
+
+    def commit(self) -> Commit:
+        """Return the commit that this describes, (0, 0) for none yet."""
+        return self._commit
+
+    def horizon(self) -> Commit:
+        """Return the oldest commit that `since` knows all changes after."""
+        return self._horizon
+
+    def get(self, path: bytes) -> Known | None:
+        """Return what *path* is, None if there is nothing."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE path = ?"
+        with self._using() as connection:
+            row = connection.execute(query, (path,)).fetchone()
+        return _known(row) if row else None
+
+    def all(self) -> Iterator[Known]:
+        """Return everything, the root first, in the order of the paths' bytes."""
+        return self._read(f"SELECT {_COLUMNS} FROM entries ORDER BY path")
+
+    def below(self, path: bytes) -> Iterator[Known]:
+        """Return everything strictly below *path*, in the order of the paths' bytes."""
+        return self._read(
+            f"SELECT {_COLUMNS} FROM entries WHERE path > ? AND path < ? ORDER BY path",
+            *_bounds(path),
+        )
+
+    def with_inode(self, inode: int) -> list[Known]:
+        """Return all names of the file *inode*; no directories."""
+        query = (
+            f"SELECT {_COLUMNS} FROM entries INDEXED BY entries_inode"
+            " WHERE inode = ? AND kind != 'directory' ORDER BY path"
+        )
+        with self._using() as connection:
+            rows = connection.execute(query, (_signed(inode),)).fetchall()
+        return [_known(row) for row in rows]
+
+    def count(self) -> int:
+        """Return the number of entries; it reads an index whole."""
+        return self._number("SELECT count(*) FROM entries")
+
+    def size_bytes(self) -> int:
+        """Return the sum of the files' sizes; it reads the table whole."""
+        # total() and not sum(): two sparse files can be larger than 64 bits together.
+        return self._number("SELECT total(size) FROM entries")
+
+    def record(
+        self,
+        changed: Iterable[Known],
+        deleted: Iterable[bytes],
+        *,
+        commit: Commit,
+        whole: bool = False,
+    ) -> None:
+        """
+        Make this describe *commit*: without *deleted* and all below, then *changed*.
+
+        With *whole* they do not lead on from the commit before: nobody here knows what
+        was deleted in between. All or nothing, and durable. The same
+        again changes nothing.
+
+        Raises:
+            BackendError: *commit* is older than what this describes.
+
+        """
+        with self._transaction() as connection:
+            if commit < self._commit:
+                raise BackendError(
+                    f"{self._path} is at commit {self._commit}: {commit} is older"
+                )
+            for path in deleted:
+                self._bury(path, commit)
+            connection.executemany(
+                f"INSERT OR REPLACE INTO entries VALUES ({_marks(15)})",
+                (_row(known, commit) for known in changed),
+            )
+            # What exists again is not deleted. A trigger would double the whole cost.
+            connection.execute(
+                "DELETE FROM tombstones WHERE path IN"
+                " (SELECT path FROM entries WHERE epoch = ? AND seq = ?)"
+                " AND EXISTS (SELECT 1 FROM tombstones)",
+                commit,
+            )
+            # Nobody knows what was deleted before the first commit of this file.
+            first = whole or self._commit == (0, 0)
+            horizon = commit if first else self._prune(commit)
+            connection.execute(
+                "UPDATE state SET epoch=?, seq=?, horizon_epoch=?, horizon_seq=?",
+                (*commit, *horizon),
+            )
+            connection.execute("COMMIT")
+            self._commit, self._horizon = commit, horizon
+            self._revision += 1
+
+    def touch(self, known: Iterable[Known]) -> None:
+        """Note the inodes and ctimes of *known*, whose entries are as they were."""
+        with self._transaction() as connection:
+            connection.executemany(
+                "UPDATE entries SET inode = ?, ctime_ns = ? WHERE path = ?",
+                (
+                    (_signed(each.inode), each.ctime_ns, each.entry.path)
+                    for each in known
+                ),
+            )
+            connection.execute("COMMIT")
+
+    def since(self, base: Commit) -> tuple[Iterator[Entry], Iterator[bytes]] | None:
+        """
+        Return what was written, and what deleted, after commit *base*.
+
+        Both in the order of the paths' bytes, parents first. A deleted directory
+        stands for all that was below it. None if *base* is too old, or of no commit
+        that this has seen: then only all of it will do.
+        """
+        with self._lock:
+            if not self._horizon <= base <= self._commit:
+                return None
+            # SQLite reads all of `base` as well to tell what is greater than a pair.
+            first = (base[0], base[1] + 1)
+            written = self._read(
+                f"SELECT {_COLUMNS} FROM entries INDEXED BY entries_commit"
+                " WHERE (epoch, seq) >= (?, ?) ORDER BY path",
+                *first,
+            )
+            buried = self._pages(
+                self._revision,
+                "SELECT path FROM tombstones"
+                " WHERE (epoch, seq) >= (?, ?) ORDER BY path",
+                first,
+            )
+        return (known.entry for known in written), topmost(row[0] for row in buried)
+
+    def _open(self) -> tuple[Commit, Commit]:
+        connection = self._connection
+        connection.execute("PRAGMA journal_mode = TRUNCATE")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            connection.executescript(_SCHEMA)
+        elif version != _VERSION:
+            raise BackendError(
+                f"the manifest {self._path} has version {version}, not {_VERSION}",
+                hint=_DISCARD,
+            )
+        state = connection.execute("SELECT * FROM state").fetchone()
+        return (state[0], state[1]), (state[2], state[3])
+
+    def _bury(self, path: bytes, commit: Commit) -> None:
+        """Delete *path* and all below; each gets a tombstone."""
+        # Each: if the directory comes back, its tombstone goes, and what was in it
+        # before would be forgotten.
+        tombstone = f"INSERT OR REPLACE INTO tombstones VALUES ({_marks(3)})"
+        self._connection.execute(tombstone, (path, *commit))
+        below = "FROM entries WHERE path > ? AND path < ?"
+        bounds = _bounds(path)
+        self._connection.execute(
+            f"INSERT OR REPLACE INTO tombstones SELECT path, ?, ? {below}",
+            (*commit, *bounds),
+        )
+        self._connection.execute(f"DELETE {below}", bounds)
+        self._connection.execute("DELETE FROM entries WHERE path = ?", (path,))
+
+    def _prune(self, commit: Commit) -> Commit:
+        """
+        Forget the oldest commits' tombstones beyond the limit; return the new horizon.
+
+        *commit*'s own stay, whatever their number: members wait for them.
+        """
+        connection = self._connection
+        own = connection.execute(
+            "SELECT count(*) FROM tombstones WHERE epoch = ? AND seq = ?", commit
+        ).fetchone()[0]
+        oldest = connection.execute(
+            "SELECT epoch, seq FROM tombstones WHERE (epoch, seq) < (?, ?)"
+            " ORDER BY epoch DESC, seq DESC LIMIT 1 OFFSET ?",
+            (*commit, max(0, TOMBSTONES_MAX - own)),
+        ).fetchone()
+        if oldest is None:
+            return self._horizon
+        connection.execute(
+            "DELETE FROM tombstones WHERE (epoch, seq) <= (?, ?)", oldest
+        )
+        return max(self._horizon, (oldest[0], oldest[1]))
+
+    def _number(self, query: str) -> int:
+        with self._using() as connection:
+            return int(connection.execute(query).fetchone()[0])
+
+    def _read(self, query: str, *parameters: object) -> Iterator[Known]:
+        return map(_known, self._pages(self._revision, query, parameters))
+
+    def _pages(
+        self, revision: int, query: str, parameters: tuple[object, ...]
+    ) -> Iterator[tuple[Any, ...]]:
+        with self._using() as connection:
+            cursor = connection.execute(query, parameters)
+        try:
+            while True:
+                with self._using():
+                    if self._revision != revision:
+                        raise BackendError(
+                            f"{self._path} was changed while it was read"
+                        )
+                    rows = cursor.fetchmany(_PAGE_ROWS)
+                if not rows:
+                    return
+                yield from rows
+        finally:
+            with self._lock, suppress(sqlite3.Error):
+                cursor.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Yield the connection for a transaction that the caller commits."""
+        with self._using() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, self._errors():
+            yield self._connection
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise BackendError(
+                f"cannot use the manifest {self._path}: {error}", hint=_DISCARD
+            ) from error
+
+
+def parent(path: bytes) -> bytes:
+    """Return the directory that *path* is in; the root's is the root."""
+    return path.rpartition(b"/")[0]
+
+
+def is_below(path: bytes, directories: set[bytes]) -> bool:
+    """Return whether *path* lies below one of *directories*."""
+    while path and directories:
+        path = parent(path)
+        if path in directories:
+            return True
+    return False
+
+
+def topmost(paths: Iterable[bytes]) -> Iterator[bytes]:
+    """Return *paths*, in their order, parents first, without what is below others."""
+    seen: set[bytes] = set()
+    for path in paths:
+        if not is_below(path, seen):
+            seen.add(path)
+            yield path
+
+
+def _bounds(path: bytes) -> tuple[bytes, bytes]:
+    """Return what the paths below *path*, and no others, lie between."""
+    return (path + b"/", path + b"0") if path else (b"", _AFTER_ALL_PATHS)
+
+
+def _marks(count: int) -> str:
+    return ",".join("?" * count)
+
+
+def _signed(number: int) -> int:
+    """Return the 64 bits of *number* as SQLite's integers have them."""
+    return number - 2**64 if number >= 2**63 else number
+
+
+def _row(known: Known, commit: Commit) -> tuple[object, ...]:
+    values = msgspec.structs.astuple(known.entry)
+    linked = int(known.entry.links != 0)
+    inode = _signed(known.inode)
+    return (*values[:9], linked, values[10], inode, known.ctime_ns, *commit)
+
+
+def _known(row: tuple[Any, ...]) -> Known:
+    inode = row[11] & _UNSIGNED
+    values = (*row[:9], inode if row[9] else 0, row[10])
+    return Known(Entry(*values), inode, row[12])

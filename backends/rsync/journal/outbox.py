@@ -1,0 +1,264 @@
+"""
+Copies what has changed once, so that all members get the same bytes.
+
+Containers write to the source meanwhile. What was copied is looked at again, so that
+the entries say what the copy holds; what did not hold still is named, for the next
+round.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.beneath import Beneath
+from backends.rsync.journal.entries import Known
+from backends.system.copy_file import FileCopier
+from backends.system.copying import CopyError
+from backends.system.files import free_bytes
+from backends.system.run import run
+
+TREE_NAME: Final = "tree"
+_TRIES_MAX: Final = 4
+_RESERVE: Final = 20  # a part of the filesystem that stays free
+_REMOVE_WITHIN_S: Final = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """
+    What is in the outbox now.
+
+    ``entries`` are what the copies are, with the inode and ctime that the file had
+    before it was copied: whoever changes it later is noticed. ``unstable`` changed
+    while it was copied, ``gone`` has vanished.
+    """
+
+    entries: list[Known]
+    gone: list[bytes]
+    unstable: set[bytes]
+    size_bytes: int
+
+
+def require_space(path: Path, size_bytes: int) -> None:
+    """
+    Check that *size_bytes* more fit on *path*'s filesystem, with a twentieth to spare.
+
+    Raises:
+        CopyError: they do not.
+
+    """
+    total, available = free_bytes(path)
+    if available < size_bytes + total // _RESERVE:
+        raise CopyError(
+            f"{path} has {available >> 20} MiB free; {size_bytes >> 20} MiB and "
+            f"{total // _RESERVE >> 20} MiB of reserve are needed",
+            no_space=True,
+        )
+
+
+def _never() -> bool:
+    return False
+
+
+def fill(
+    root: Path,
+    entries: Iterable[Known],
+    outbox: Path,
+    *,
+    stop: Callable[[], bool] = _never,
+) -> Filled:
+    """
+    Copy *entries*, in order of their paths, from *root* into *outbox*/tree, made anew.
+
+    Names of one file are linked with each other; give all of them, or the rest is
+    unstable. Directories that are on the way to an entry only are made plain.
+
+    Raises:
+        BackendError: *stop* said so.
+        CopyError: a file could not be read or written.
+
+    """
+    tree = outbox / TREE_NAME
+    remove_tree(tree)
+    tree.mkdir(mode=0o700, parents=True)
+    with Beneath(root) as source, Beneath(tree) as target:
+        filling = _Filling(source, target, FileCopier())
+        try:
+            for known in entries:
+                if stop():
+                    raise BackendError(f"the copy of {root} was broken off")
+                filling.take(known.entry.path)
+            return filling.finish()
+        except OSError as error:
+            name = os.fsdecode(error.filename or "")
+            raise CopyError(
+                f"cannot copy {root}: {error.strerror} {name}".rstrip(),
+                no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
+            ) from error
+
+
+def remove_tree(path: Path) -> None:
+    """Remove the directory *path*, whose parent is ours alone, with all below."""
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError:
+        # rm never leaves the filesystem nor follows a link, however deep it is.
+        run(
+            ["rm", "-rf", "--one-file-system", "--", str(path)],
+            deadline_s=_REMOVE_WITHIN_S,
+        )
+
+
+@dataclass(slots=True)
+class _Filling:
+    source: Beneath
+    target: Beneath
+    copier: FileCopier
+    gone: set[bytes] = field(default_factory=set)
+    unstable: set[bytes] = field(default_factory=set)
+    size_bytes: int = 0
+    # What each copied path was in the source before it was copied.
+    before: dict[bytes, os.stat_result] = field(default_factory=dict)
+    # The first path of each file with several names.
+    first: dict[int, bytes] = field(default_factory=dict)
+    attributes: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
+
+    def take(self, path: bytes) -> None:
+        """Copy *path*, again and again while it changes under our hands."""
+        for tries in range(_TRIES_MAX):
+            if tries:
+                self._drop(path)
+            status = self.source.status(path)
+            # A directory that has come back meanwhile is new in the next round.
+            if status is None or path.rpartition(b"/")[0] in self.gone:
+                break
+            if not self._copy(path, status):
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                return  # others work in it all the time; its ctime tells
+            now = self.source.status(path)
+            if now is not None and _same(status, now):
+                return
+        if path in self.before:
+            self.unstable.add(path)
+        else:
+            self.gone.add(path)
+
+    def _drop(self, path: bytes) -> None:
+        """Remove the copy of *path*, if there is one."""
+        status = self.target.status(path)
+        if status is None:
+            return
+        directory, name = self.target.at(path)
+        if stat.S_ISDIR(status.st_mode):
+            if path:
+                self.target.forget()
+                os.rmdir(name, dir_fd=self.target.at(path)[0])
+        else:
+            os.unlink(name, dir_fd=directory)
+        before = self.before.pop(path, None)
+        if before is not None and self.first.get(before.st_ino) == path:
+            del self.first[before.st_ino]
+
+    def _copy(self, path: bytes, status: os.stat_result) -> bool:
+        """Return whether *path* was there to be copied."""
+        if stat.S_ISDIR(status.st_mode):
+            done = self._copy_directory(path)
+        elif status.st_nlink > 1 and status.st_ino in self.first:
+            self._link(path, status)
+            return True
+        else:
+            where = self.source.find(path)
+            if where is None:
+                return False
+            directory, name = self.target.at(path, make=True)
+            done = self.copier.copy(name, status, source=where[0], target=directory)
+        if done:
+            self.before[path] = status
+            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+                self.first[status.st_ino] = path
+        return done
+
+    def _link(self, path: bytes, status: os.stat_result) -> None:
+        first = self.first[status.st_ino]
+        directory, name = self.target.at(first)
+        directory = os.dup(directory)
+        try:
+            at, new = self.target.at(path, make=True)
+            os.link(
+                name, new, src_dir_fd=directory, dst_dir_fd=at, follow_symlinks=False
+            )
+        finally:
+            os.close(directory)
+        # The copy is what the first one was then: a change since is a change.
+        self.before[path] = self.before[first]
+        if not _same(self.before[first], status):
+            self.unstable.update((first, path))
+
+    def _copy_directory(self, path: bytes) -> bool:
+        """Make the directory; it gets its owner and times when it has its entries."""
+        try:
+            descriptor = self.source.open(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        try:
+            attributes = self.copier.read_attributes(descriptor)
+        finally:
+            os.close(descriptor)
+        if path:
+            directory, name = self.target.at(path, make=True)
+            os.mkdir(name, 0o700, dir_fd=directory)
+        if attributes:
+            self.attributes[path] = attributes
+        return True
+
+    def finish(self) -> Filled:
+        """Give directories what they have to have, and look at what has been made."""
+        for path, status in sorted(self.before.items(), reverse=True):
+            if stat.S_ISDIR(status.st_mode):
+                descriptor = self.target.open(path)
+                try:
+                    attributes = self.attributes.get(path, {})
+                    self.copier.put_attributes(descriptor, status, attributes)
+                finally:
+                    os.close(descriptor)
+        entries = [self._made(path, self.before[path]) for path in sorted(self.before)]
+        return Filled(entries, sorted(self.gone), self.unstable, self.size_bytes)
+
+    def _made(self, path: bytes, before: os.stat_result) -> Known:
+        made = self.target.look(path)
+        status = self.target.status(path)
+        if made is None or status is None:
+            raise BackendError(f"{path!r} has vanished from the outbox")
+        entry = made.entry
+        if entry.kind != "directory" and status.st_nlink != before.st_nlink:
+            self.unstable.add(path)  # a name of it was not among the entries
+        links = before.st_ino if entry.links else 0
+        if self.first.get(before.st_ino, path) == path:
+            self.size_bytes += entry.size
+        return Known(
+            msgspec.structs.replace(entry, links=links),
+            before.st_ino,
+            before.st_ctime_ns,
+        )
+
+
+def _same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (
+        one.st_ino == other.st_ino
+        and one.st_mode == other.st_mode
+        and one.st_size == other.st_size
+        and one.st_mtime_ns == other.st_mtime_ns
+        and one.st_ctime_ns == other.st_ctime_ns
+    )

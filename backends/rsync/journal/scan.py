@@ -1,0 +1,376 @@
+"""
+Compares a volume's directory with its manifest: what has to be sent, and what not.
+
+Names come from whoever writes to the volume, and may be swapped while we look: no path
+of more than one component is opened, no link is followed, and what vanishes meanwhile
+has gone. What lies below a mount is left as the manifest has it: hidden, not gone.
+
+A file whose ctime has moved counts as changed even if all else is as before: its times
+can have been put back after a write, and nothing but its content would tell.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from backends.errors import BackendError
+from backends.rsync.journal.beneath import Beneath
+from backends.rsync.journal.entries import Known, is_path, look, untouched
+from backends.rsync.journal.manifest import Manifest, is_below, parent, topmost
+from backends.system.clock import wall_s
+
+# Clocks of filesystems stand still for up to 2 s; a write in the same tick as the one
+# before our look leaves no trace but this.
+_FRESH_NS: Final = 2 * 10**9
+_LEVELS_KEPT_MAX: Final = 64
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """
+    What differs from the manifest; ``changed`` and ``deleted`` are for `record`.
+
+    ``changed`` is in the order of the paths, parents first, and has all names of a file
+    if it has one. ``deleted`` has the uppermost of what is gone. ``touched`` is for
+    `touch`: nothing to send. ``fresh`` has the files that were written so shortly
+    before the look that a later write may not show; give them to the next scan.
+    """
+
+    changed: list[Known]
+    deleted: list[bytes]
+    touched: list[Known]
+    fresh: set[bytes]
+
+
+def scan_all(
+    root: Path, manifest: Manifest, *, again: Collection[bytes] = frozenset()
+) -> Changes:
+    """
+    Return how the directory *root* differs from *manifest*.
+
+    Files in *again* count as changed if they are there.
+
+    Raises:
+        BackendError: *root*, or something in it, cannot be read.
+
+    """
+    with _scan(root, manifest, again) as scan:
+        scan.look_at(b"")
+        scan.look_below(b"")
+        return scan.changes()
+
+
+def scan_paths(
+    root: Path,
+    manifest: Manifest,
+    paths: Iterable[bytes],
+    *,
+    trees: Collection[bytes] = frozenset(),
+    again: Collection[bytes] = frozenset(),
+) -> Changes:
+    """
+    Return how *root* differs from *manifest* at *paths*, which are only hints.
+
+    Looked at are also *again*, as `scan_all` has it, the directories of what has
+    changed, all that is below new ones and *trees*, and the other names of files.
+
+    Raises:
+        BackendError: *root*, or something in it, cannot be read.
+
+    """
+    with _scan(root, manifest, again) as scan:
+        scan.look_at_all({*paths, *again}, trees)
+        return scan.changes()
+
+
+@contextmanager
+def _scan(root: Path, manifest: Manifest, again: Collection[bytes]) -> Iterator[_Scan]:
+    try:
+        with Beneath(root) as beneath:
+            yield _Scan(beneath, manifest, again)
+    except OSError as error:
+        raise BackendError(f"cannot scan {root}: {error}") from error
+
+
+class _Scan:
+    """One scan, and what it has found so far."""
+
+    def __init__(
+        self, beneath: Beneath, manifest: Manifest, again: Collection[bytes]
+    ) -> None:
+        self._beneath = beneath
+        self._manifest = manifest
+        self._again = again
+        self._trees: Collection[bytes] = ()
+        # A root that is missing is an error, and not an empty volume.
+        descriptor = beneath.open(b"")
+        self._device = os.fstat(descriptor).st_dev
+        os.close(descriptor)
+        self._fresh_from_ns = int(wall_s() * 1e9) - _FRESH_NS
+        self._changed: dict[bytes, Known] = {}
+        self._touched: dict[bytes, Known] = {}
+        self._deleted: set[bytes] = set()
+        self._fresh: set[bytes] = set()
+        self._hidden: set[bytes] = set()
+        self._walked: set[bytes] = set()
+        self._inodes: set[int] = set()
+
+    def look_at_all(self, paths: Iterable[bytes], trees: Collection[bytes]) -> None:
+        """Compare *paths*, and what they lead to; of *trees* all that is below."""
+        self._trees = trees
+        done: set[bytes] = set()
+        inodes: set[int] = set()
+        wanted = {path for path in paths if is_path(path)}
+        while wanted:
+            leads: set[bytes] = set()
+            for path in sorted(wanted):  # a new tree before what is in it
+                if self.look_at(path):
+                    leads.add(parent(path))
+            done |= wanted
+            for inode in self._inodes - inodes:
+                leads |= {row.entry.path for row in self._manifest.with_inode(inode)}
+            inodes |= self._inodes
+            wanted = leads - done
+
+    def look_at(self, path: bytes) -> bool:
+        """Compare *path*; return whether its directory has to be looked at too."""
+        if is_below(path, self._walked) or is_below(path, self._deleted):
+            return False
+        found = self._beneath.find(path)
+        if found is None:
+            return True  # where its directory should be tells what has happened
+        directory, name = found
+        if path and os.fstat(directory).st_dev != self._device:
+            self._hidden.add(parent(path))
+            return False
+        row = self._manifest.get(path)
+        status = _status(name, directory)
+        if status is not None and status.st_dev != self._device:
+            self._hidden.add(path)
+            return False
+        known = self._compare(path, found, status, row) if status is not None else None
+        if known is None and row is not None:
+            self._gone(row)
+        is_directory = known is not None and known.entry.kind == "directory"
+        was_directory = row is not None and row.entry.kind == "directory"
+        if was_directory and not is_directory:
+            for below in self._manifest.below(path):
+                self._gone(below)
+        # The same directory has had hints of its own for what is in it.
+        same = was_directory and _same_inode(row, known) and path not in self._trees
+        if is_directory and not same:
+            self.look_below(path)
+        # What came and went unseen has left its directory another time, too.
+        return known is None or path in self._changed
+
+    def look_below(self, path: bytes) -> None:
+        """Compare all that is below the directory *path*, if that is not done yet."""
+        if path in self._walked:
+            return
+        rows = self._manifest.below(path)
+        row = next(rows, None)
+        for at, name, directory in self._walk(path):
+            status = _status(name, directory)
+            if status is None:
+                continue
+            if status.st_dev != self._device:
+                self._hidden.add(at)
+                continue
+            while row is not None and row.entry.path < at:
+                self._gone(row)
+                row = next(rows, None)
+            if row is None or row.entry.path != at:
+                self._compare(at, (directory, name), status, None)
+            else:
+                if self._compare(at, (directory, name), status, row) is None:
+                    self._gone(row)
+                row = next(rows, None)
+        while row is not None:
+            self._gone(row)
+            row = next(rows, None)
+        self._walked.add(path)
+
+    def changes(self) -> Changes:
+        """Return what was found."""
+        self._complete_links()
+        deleted = list(topmost(sorted(self._deleted - self._changed.keys())))
+        gone = set(deleted)
+        kept = [p for p in sorted(self._changed) if not is_below(p, gone)]
+        return Changes(
+            changed=[self._changed[path] for path in kept],
+            deleted=deleted,
+            touched=[self._touched[path] for path in sorted(self._touched)],
+            fresh=self._fresh,
+        )
+
+    def _compare(
+        self,
+        path: bytes,
+        found: tuple[int, bytes],
+        status: os.stat_result,
+        row: Known | None,
+    ) -> Known | None:
+        """Return what *path* is, and note whether that is as *row* has it."""
+        again = path in self._again
+        if row is not None and not again and untouched(row, status):
+            known = row
+        else:
+            if row is None and not is_path(path):
+                raise BackendError(
+                    f"a path is too long to be sent: {os.fsdecode(path[:100])}...",
+                    hint="rename or remove directories below it",
+                )
+            directory, name = found
+            looked = look(name, directory=directory, path=path)
+            if looked is None:
+                return None
+            known = looked
+            self._note(known, row, again=again)
+        if known.entry.kind == "file" and self._is_fresh(known.ctime_ns):
+            self._fresh.add(path)
+        return known
+
+    def _is_fresh(self, ctime_ns: int) -> bool:
+        # Not so what was written in the future, before the clock was set back: the
+        # next write will have another time.
+        return (
+            ctime_ns >= self._fresh_from_ns
+            and ctime_ns <= int(wall_s() * 1e9) + _FRESH_NS
+        )
+
+    def _note(self, known: Known, row: Known | None, *, again: bool) -> None:
+        path = known.entry.path
+        is_file = known.entry.kind == "file"
+        if row is not None and row.entry == known.entry:
+            if row == known and not (again and is_file):
+                return
+            if not is_file:
+                self._touched[path] = known
+                return
+        self._changed[path] = known
+        for each in (known, row):
+            if each is not None and each.entry.kind != "directory":
+                self._inodes.add(each.inode)
+
+    def _gone(self, row: Known) -> None:
+        path = row.entry.path
+        if path in self._hidden or is_below(path, self._hidden):
+            return
+        self._deleted.add(path)
+        if row.entry.links:
+            self._inodes.add(row.inode)
+
+    def _complete_links(self) -> None:
+        """Add the other names of changed files: a member may not have them linked."""
+        linked = {each.inode for each in self._changed.values() if each.entry.links}
+        for inode in linked:
+            for row in self._manifest.with_inode(inode):
+                path = row.entry.path
+                if path in self._changed:
+                    continue
+                status = self._beneath.status(path)
+                if status is None or status.st_dev != self._device:
+                    continue
+                known = self._beneath.look(path)
+                if known is not None and known.inode == inode:
+                    self._changed[path] = known
+                    self._touched.pop(path, None)
+
+    def _walk(self, path: bytes) -> Iterator[tuple[bytes, bytes, int]]:
+        """
+        Yield path, name and open directory of each name below *path*.
+
+        In the order of the paths' bytes, as the manifest has them: "a", "a!", "a/b".
+        """
+        levels: list[_Level] = []
+        try:
+            self._enter(levels, path, None)
+            while levels:
+                level = levels[-1]
+                if not level.names or not self._is_open(level):
+                    levels.pop().close()
+                    continue
+                name = level.names.pop()
+                if name.endswith(b"/"):
+                    self._enter(levels, level.before + name[:-1], level)
+                else:
+                    yield level.before + name, name, level.descriptor
+        finally:
+            for level in levels:
+                level.close()
+
+    def _enter(self, levels: list[_Level], path: bytes, above: _Level | None) -> None:
+        """Add the directory *path* to *levels*, if it is there and of the volume."""
+        try:
+            if above is None:
+                descriptor = self._beneath.open(path)
+            else:
+                name = path[len(above.before) :]
+                descriptor = os.open(name, _DIRECTORY, dir_fd=above.descriptor)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        level = _Level(descriptor, path, [])
+        levels.append(level)
+        if os.fstat(descriptor).st_dev == self._device:
+            level.names = _names(descriptor)
+        if above is not None and len(levels) > _LEVELS_KEPT_MAX:
+            above.close()
+
+    def _is_open(self, level: _Level) -> bool:
+        """Return whether *level* is open, perhaps again; it may have gone meanwhile."""
+        if level.descriptor < 0:
+            try:
+                level.descriptor = self._beneath.open(level.path)
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+        return True
+
+
+@dataclass(slots=True)
+class _Level:
+    """A directory that is being walked, and the names still to come, last first."""
+
+    descriptor: int
+    path: bytes
+    names: list[bytes]
+
+    @property
+    def before(self) -> bytes:
+        """What stands before its names in paths."""
+        return self.path + b"/" if self.path else b""
+
+    def close(self) -> None:
+        """Close it; there is no more than a number of open files."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+def _same_inode(one: Known | None, other: Known | None) -> bool:
+    return one is not None and other is not None and one.inode == other.inode
+
+
+def _names(descriptor: int) -> list[bytes]:
+    """Return a directory's names; those of directories once more, with a slash."""
+    names = []
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            names.append(name)
+            if entry.is_dir(follow_symlinks=False):
+                names.append(name + b"/")
+    names.sort(reverse=True)
+    return names
+
+
+def _status(name: bytes, directory: int) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,294 @@
+"""
+What has come from another node and is not yet part of the volume.
+
+    <home>/staging/delta        what the commit changes
+    <home>/staging/tree/        the files, links and the like that it changes
+    <home>/applying             the commit point: this commit is ours now
+
+rsync writes into the first two, in a jail. Only when all of it is here and durable the
+marker is written; from then on the commit is applied through any crash (`applying.py`).
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.beneath import Beneath
+from backends.rsync.journal.delta import Commit, Delta
+from backends.rsync.journal.entries import Entry, Known, untouched
+from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.outbox import TREE_NAME, remove_tree
+from backends.system import files
+
+LIVE_NAME: Final = "live"
+_MISSING_MAX: Final = 500
+
+
+class Marker(msgspec.Struct, frozen=True):
+    """
+    What the marker holds.
+
+    ``work`` is a name in live/ that no volume has, for what is being removed;
+    ``deleted`` says that what the commit deletes is gone: it must not be done again
+    when the commit's own files are in place.
+    """
+
+    commit: Commit
+    work: str
+    deleted: bool = False
+
+
+class Staging:
+    """The staging directory of the volume whose directory is *home*."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._directory = home / "staging"
+        self._marker = home / "applying"
+
+    def directory(self) -> Path:
+        """Return the directory for rsync, made if it is missing."""
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        return self._directory
+
+    def tree(self) -> Path:
+        """Return where the files are, made if it is missing."""
+        path = self.directory() / TREE_NAME
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    def delta(self) -> Delta:
+        """
+        Return the delta that has come; the caller closes it.
+
+        Raises:
+            BackendError: there is none, or it is not to be trusted.
+
+        """
+        return Delta.open(self._directory / "delta")
+
+    def missing(
+        self, delta: Delta, manifest: Manifest, *, limit: int = _MISSING_MAX
+    ) -> list[bytes]:
+        """
+        Return paths that have yet to be sent, *limit* and a few more at most, sorted.
+
+        Of a file with several names all are sent together, in one run of rsync.
+
+        Raises:
+            BackendError: the delta does not fit to what *manifest* describes.
+
+        """
+        require_base(delta, manifest)
+        _require_parents(delta, manifest)
+        groups: dict[int, list[Entry]] = {}
+        found: list[bytes] = []
+        with Beneath(self.tree()) as staged, Beneath(self.home / LIVE_NAME) as live:
+            # A part of a commit may not be what the volume happens to have.
+            source = live if delta.header.base is None else None
+            check = _Check(self._directory, staged, source, manifest)
+            for entry in delta.entries():
+                if entry.links:
+                    groups.setdefault(entry.links, []).append(entry)
+                elif len(found) < limit and not check.has([entry]):
+                    found.append(entry.path)
+            for group in groups.values():
+                if len(found) < limit and not check.has(group):
+                    found += [entry.path for entry in group]
+        return sorted(found)
+
+    def mark(self, delta: Delta) -> None:
+        """
+        Make *delta*'s commit ours: durable, to be applied through any crash.
+
+        Nothing may be missing, and nobody may write here any more.
+
+        Raises:
+            BackendError: another commit is being applied.
+
+        """
+        commit = delta.header.commit
+        marked = self.marked()
+        if marked == commit:
+            return
+        if marked is not None:
+            raise BackendError(f"commit {marked} has to be applied before {commit}")
+        files.sync_filesystem(self._directory)
+        self.write_marker(Marker(commit, f".remora.{secrets.token_hex(16)}"))
+
+    def marked(self) -> Commit | None:
+        """Return the commit that is to be applied, None if there is none."""
+        marker = self.read_marker()
+        return marker.commit if marker else None
+
+    def read_marker(self) -> Marker | None:
+        """
+        Return the marker.
+
+        Raises:
+            BackendError: it cannot be read.
+
+        """
+        try:
+            return msgspec.json.decode(self._marker.read_bytes(), type=Marker)
+        except FileNotFoundError:
+            return None
+        except (OSError, msgspec.DecodeError) as error:
+            raise BackendError(f"{self._marker} cannot be read: {error}") from error
+
+    def write_marker(self, marker: Marker) -> None:
+        """Replace the marker, durably."""
+        files.write_durably(self._marker, msgspec.json.encode(marker))
+
+    def unmark(self) -> None:
+        """
+        Remove the marker, durably: the commit has been applied.
+
+        Whoever gives a commit up with this has a volume between two commits, and has to
+        remove its manifest as well.
+        """
+        self._marker.unlink(missing_ok=True)
+        files.sync_directory(self.home)
+
+    def clear(self) -> None:
+        """
+        Remove what has come, of which the next transfer could not make use.
+
+        Raises:
+            BackendError: it is a commit that has to be applied.
+
+        """
+        if (marked := self.marked()) is not None:
+            raise BackendError(f"commit {marked} has to be applied, not removed")
+        remove_tree(self._directory)
+
+
+def require_base(delta: Delta, manifest: Manifest) -> None:
+    """Raise BackendError unless *delta* is full, or its base is *manifest*'s commit."""
+    base, at = delta.header.base, manifest.commit()
+    if base is not None and base != at:
+        raise BackendError(
+            f"the delta leads on from commit {base}, this copy is at {at}",
+            hint="a full one is needed",
+        )
+
+
+def alike(one: Entry, other: Entry) -> bool:
+    """Return whether both are the same but for numbers that differ between nodes."""
+    links = one.links if bool(one.links) == bool(other.links) else -1
+    return one == msgspec.structs.replace(other, links=links)
+
+
+class _Check:
+    """Looks for entries among what was sent, and for a full delta in the volume."""
+
+    def __init__(
+        self,
+        staging: Path,
+        staged: Beneath,
+        live: Beneath | None,
+        manifest: Manifest,
+    ) -> None:
+        self._staging = staging
+        self._staged = staged
+        self._live = live
+        self._manifest = manifest
+
+    def has(self, group: list[Entry]) -> bool:
+        """Return whether *group*, all names of one file, is here."""
+        if group[0].kind == "directory" and not group[0].attributes:
+            return True  # made when it is needed
+        if self._is_staged(group):
+            return True
+        # Left from an earlier delta, it would be in rsync's way, or be taken for a part
+        # of this one.
+        for entry in group:
+            self._discard(entry)
+        return self._is_live(group)
+
+    def _discard(self, entry: Entry) -> None:
+        """Remove what was sent for *entry* and is not what it should be."""
+        status = self._staged.status(entry.path)
+        if status is None:
+            return
+        directory, name = self._staged.at(entry.path)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=directory)
+        elif entry.kind != "directory":
+            refused = self._staging / f"refused.{secrets.token_hex(8)}"
+            os.rename(name, refused, src_dir_fd=directory)
+            self._staged.forget()
+            remove_tree(refused)
+
+    def _is_staged(self, group: list[Entry]) -> bool:
+        known = [self._staged.look(entry.path) for entry in group]
+        if not _all_alike(group, known):
+            return False
+        if not group[0].links:
+            return True
+        status = self._staged.status(group[0].path)
+        return status is not None and status.st_nlink == len(group)
+
+    def _is_live(self, group: list[Entry]) -> bool:
+        if self._live is None:
+            return False
+        known = []
+        for entry in group:
+            row = self._manifest.get(entry.path)
+            status = self._live.status(entry.path)
+            if row is None or status is None or not untouched(row, status):
+                return False
+            known.append(row)
+        return _all_alike(group, known)
+
+
+def _all_alike(group: list[Entry], known: Iterable[Known | None]) -> bool:
+    """Return whether *known* are *group*'s entries, and one file."""
+    inodes = set()
+    for entry, each in zip(group, known, strict=True):
+        if each is None:
+            return False
+        found = each.entry
+        if entry.kind == "directory" == found.kind:
+            # Its owner and times come from the entry; only the rest has to be sent.
+            if found.attributes != entry.attributes:
+                return False
+        elif not alike(entry, found):
+            return False
+        inodes.add(each.inode)
+    return len(inodes) == 1
+
+
+def _require_parents(delta: Delta, manifest: Manifest) -> None:
+    """Raise BackendError if an entry would have no directory to be in."""
+    deleted = set(delta.deletions())
+    for path in _parents_not_in(delta):
+        known = manifest.get(path) if delta.header.base is not None else None
+        above = path
+        while above and above not in deleted:
+            above = above.rpartition(b"/")[0]
+        if known is None or known.entry.kind != "directory" or above:
+            raise BackendError(f"the delta has entries in {path!r}, which is not there")
+
+
+def _parents_not_in(delta: Delta) -> Iterator[bytes]:
+    """Yield directories that have entries in *delta* and are none of these."""
+    within: list[bytes] = []
+    told: bytes | None = None
+    for entry in delta.entries():
+        while within and entry.path >= within[-1] + b"0" and within[-1]:
+            within.pop()
+        parent = entry.path.rpartition(b"/")[0]
+        if entry.path and parent not in within and parent != told:
+            told = parent
+            yield parent
+        if entry.kind == "directory":
+            within.append(entry.path)

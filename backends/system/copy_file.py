@@ -1,0 +1,232 @@
+"""
+Copies one file, link, pipe, socket or device: the part that tree and outbox share.
+
+File contents are shared where the filesystem can (FICLONE), else copied by it or by
+its server (copy_file_range), else by reading and writing; holes stay holes. Names are
+looked up in open directories and never followed. Standard library alone: `tree.py` is
+a program of its own.
+
+Source: ioctl_ficlone(2), copy_file_range(2), lseek(2), openat(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_FICLONE = 0x40049409
+_CHUNK_SIZE = 64 * 2**20
+_BUFFER_SIZE = 2**20
+# What filesystems, and pairs of them, say when they cannot do it: try the next way.
+_CANNOT = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS, errno.EINVAL}
+)
+# Kept by the filesystem itself, or another name of the mode.
+_NOT_COPIED = frozenset({"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"})
+
+
+def _nothing() -> None:
+    """Report to nobody."""
+
+
+@dataclass
+class FileCopier:
+    """
+    Copies files between two filesystems, and remembers what these cannot do.
+
+    ``fsync`` has each file flushed, for servers that only then say no.
+    """
+
+    fsync: bool = False
+    on_progress: Callable[[], None] = _nothing
+    size_bytes: int = 0
+    attributes_lost: int = 0
+    _share_contents: bool = True
+    _copy_in_kernel: bool = True
+
+    def copy(
+        self, name: str | bytes, status: os.stat_result, *, source: int, target: int
+    ) -> bool:
+        """
+        Copy *name*, which *status* says is no directory, between open directories.
+
+        Return whether it was there; it may have vanished, or become something else.
+        """
+        if stat.S_ISREG(status.st_mode):
+            return self._copy_file(name, source, target)
+        return self._copy_special(name, status, source, target)
+
+    def _copy_file(self, name: str | bytes, source_at: int, target_at: int) -> bool:
+        # O_NONBLOCK: what has become a pipe since we looked must not stop us.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        try:
+            source = os.open(name, flags, dir_fd=source_at)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
+                raise
+            return False
+        try:
+            status = os.fstat(source)
+            if not stat.S_ISREG(status.st_mode):
+                return False
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            target = os.open(name, flags, 0o600, dir_fd=target_at)
+            try:
+                self._copy_content(source, target, status.st_size)
+                self.copy_attributes(source, target, status)
+                if self.fsync:
+                    os.fsync(target)
+            except OSError:
+                # What comes next, to clean up, needs room on a full disk as well.
+                os.ftruncate(target, 0)
+                raise
+            finally:
+                os.close(target)  # raises what a server says only now
+        finally:
+            os.close(source)
+        return True
+
+    def _copy_content(self, source: int, target: int, size: int) -> None:
+        if size == 0:
+            return
+        if self._share_contents:
+            try:
+                fcntl.ioctl(target, _FICLONE, source)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                # EINVAL can be about this file alone; the others are about the pair.
+                self._share_contents = error.errno == errno.EINVAL
+            else:
+                self.size_bytes += size
+                return
+        os.ftruncate(target, size)
+        end = 0
+        while end < size:
+            try:
+                begin = os.lseek(source, end, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # the rest is a hole
+            end = min(os.lseek(source, begin, os.SEEK_HOLE), size)
+            self._copy_range(source, target, begin, end)
+
+    def _copy_range(self, source: int, target: int, begin: int, end: int) -> None:
+        while begin < end:
+            count = min(end - begin, _CHUNK_SIZE)
+            done = self._copy_chunk(source, target, begin, count)
+            if done == 0:
+                return  # it was cut shorter while we copied
+            begin += done
+            self.size_bytes += done
+            self.on_progress()
+
+    def _copy_chunk(self, source: int, target: int, at: int, count: int) -> int:
+        if self._copy_in_kernel:
+            try:
+                return os.copy_file_range(source, target, count, at, at)
+            except OSError as error:
+                if error.errno not in _CANNOT:
+                    raise
+                self._copy_in_kernel = False
+        data = os.pread(source, min(count, _BUFFER_SIZE), at)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(target, data[done:], at + done)
+        return done
+
+    def _copy_special(
+        self, name: str | bytes, status: os.stat_result, source: int, target: int
+    ) -> bool:
+        """Copy a symbolic link, pipe, socket or device; return whether it was there."""
+        if stat.S_ISLNK(status.st_mode):
+            try:
+                content = os.readlink(os.fsencode(name), dir_fd=source)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.EINVAL):
+                    raise
+                return False
+            os.symlink(content, name, dir_fd=target)
+        else:
+            os.mknod(name, status.st_mode, status.st_rdev, dir_fd=target)
+        owner = status.st_uid, status.st_gid
+        os.chown(name, *owner, dir_fd=target, follow_symlinks=False)
+        if not stat.S_ISLNK(status.st_mode):
+            os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
+        # There is no *at() call for extended attributes of what cannot be opened.
+        try:
+            attributes = self.read_attributes(_path(name, source))
+        except FileNotFoundError:
+            os.unlink(name, dir_fd=target)
+            return False
+        self._set_attributes(_path(name, target), attributes)
+        times = status.st_atime_ns, status.st_mtime_ns
+        os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
+        return True
+
+    def copy_attributes(self, source: int, target: int, status: os.stat_result) -> None:
+        """Give open *target* the owner, mode and times of *status*, and the rest."""
+        self.put_attributes(target, status, self.read_attributes(source))
+
+    def put_attributes(
+        self, target: int, status: os.stat_result, attributes: dict[str, bytes]
+    ) -> None:
+        """Give open *target* what *status* and the extended *attributes* say."""
+        # In this order: chown clears set-id bits and capabilities, chmod an ACL's mask.
+        shown = os.fstat(target)
+        if (shown.st_uid, shown.st_gid) != (status.st_uid, status.st_gid):
+            os.fchown(target, status.st_uid, status.st_gid)
+        os.fchmod(target, stat.S_IMODE(status.st_mode))
+        self._set_attributes(target, attributes)
+        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    def read_attributes(self, source: int | bytes) -> dict[str, bytes]:
+        """Return the extended attributes of *source*: open, or a path not followed."""
+        attributes = {}
+        for key in attribute_names(source):
+            try:
+                attributes[key] = os.getxattr(
+                    source, key, follow_symlinks=_is_open(source)
+                )
+            except OSError as error:
+                if error.errno not in (*_CANNOT, errno.ENODATA, errno.EPERM):
+                    raise
+                self.attributes_lost += 1
+        return attributes
+
+    def _set_attributes(
+        self, target: int | bytes, attributes: dict[str, bytes]
+    ) -> None:
+        for key, value in attributes.items():
+            try:
+                os.setxattr(target, key, value, follow_symlinks=_is_open(target))
+            except OSError as error:
+                if error.errno not in (*_CANNOT, errno.ENODATA, errno.EPERM):
+                    raise
+                self.attributes_lost += 1
+
+
+def attribute_names(source: int | bytes) -> list[str]:
+    """Return the names of *source*'s extended attributes that a copy has as well."""
+    try:
+        names = os.listxattr(source, follow_symlinks=_is_open(source))
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return []
+    return [key for key in names if key not in _NOT_COPIED]
+
+
+def _is_open(source: int | bytes) -> bool:
+    # For a descriptor Python refuses "do not follow", which has no meaning there.
+    return isinstance(source, int)
+
+
+def _path(name: str | bytes, directory: int) -> bytes:
+    # Leads to the open directory itself, whoever renames or replaces what is above it.
+    return f"/proc/self/fd/{directory}/".encode() + os.fsencode(name)

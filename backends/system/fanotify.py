@@ -1,0 +1,229 @@
+"""
+The kernel's news of a whole filesystem: fanotify(7), and what it needs of file handles.
+
+An event names the directory that it happened in by a file handle, which holds wherever
+the directory is moved, and the name in it. The C library
+has the four calls; this is what ctypes has to know of them.
+
+Source: fanotify_init(2), fanotify_mark(2), fanotify(7), open_by_handle_at(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+MODIFY: Final = 0x2
+ATTRIB: Final = 0x4
+CLOSE_WRITE: Final = 0x8
+MOVED_FROM: Final = 0x40
+MOVED_TO: Final = 0x80
+CREATE: Final = 0x100
+DELETE: Final = 0x200
+QUEUE_OVERFLOW: Final = 0x4000
+ON_DIRECTORY: Final = 0x4000_0000
+
+MOVED: Final = MOVED_FROM | MOVED_TO
+# What changes the directory's own entry as well: its times, its number of links.
+NAME_CHANGED: Final = MOVED | CREATE | DELETE
+_MASK: Final = NAME_CHANGED | MODIFY | ATTRIB | CLOSE_WRITE | ON_DIRECTORY
+
+_CLOEXEC: Final = 0x1
+_NONBLOCK: Final = 0x2
+_UNLIMITED_QUEUE: Final = 0x10
+_REPORT_DIRECTORY_AND_NAME: Final = 0x400 | 0x800
+_MARK_ADD_FILESYSTEM: Final = 0x1 | 0x100
+# One file, not a link's target; what is ignored stays so when it happens.
+_MARK_ADD_IGNORED: Final = 0x1 | 0x4 | 0x20 | 0x40
+_MARK_FLUSH_FILES: Final = 0x80
+_READ_SIZE: Final = 64 * 1024
+
+_METADATA: Final = struct.Struct("=IBBHQii")
+_METADATA_VERSION: Final = 3
+_INFO: Final = struct.Struct("=BBH8s")  # type, padding, length, filesystem id
+_INFO_NAMED: Final = 2
+_INFO_UNNAMED: Final = 3
+_HANDLE: Final = struct.Struct("=Ii")  # length of what follows, type
+_HANDLE_SIZE_MAX: Final = 128
+_AT_EMPTY_PATH: Final = 0x1000
+
+_BTRFS_FIRST_INODE: Final = 256
+_BTRFS_TOP_LEVEL: Final = 5
+_BTRFS_HANDLE: Final = struct.Struct("=QQI")  # inode, subvolume, generation
+_BTRFS_HANDLE_TYPE: Final = 0x4D
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fanotify_mark.argtypes = (
+    *(ctypes.c_int, ctypes.c_uint, ctypes.c_uint64),
+    *(ctypes.c_int, ctypes.c_char_p),
+)
+
+
+class Event(NamedTuple):
+    """
+    What happened to *name* in the directory with *handle*; "." is the directory.
+
+    ``handle`` is empty where the kernel named none: a queue that overflowed.
+    """
+
+    mask: int
+    handle: bytes
+    name: bytes
+
+
+def open_queue(*, unlimited: bool = True) -> int:
+    """
+    Return a new queue of events, a descriptor that never blocks.
+
+    A queue that is not *unlimited* overflows at `fs.fanotify.max_queued_events`.
+
+    Raises:
+        OSError: EPERM without CAP_SYS_ADMIN, EINVAL before Linux 5.9.
+
+    """
+    flags = _CLOEXEC | _NONBLOCK | _REPORT_DIRECTORY_AND_NAME
+    if unlimited:
+        flags |= _UNLIMITED_QUEUE
+    return _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
+
+
+def mark_filesystem(queue: int, directory: int) -> None:
+    """
+    Have *queue* told of every change in the filesystem of the open *directory*.
+
+    btrfs takes the mark on its top level alone, which most distributions do not mount:
+    it is opened by its handle then.
+
+    Raises:
+        OSError: ENODEV, EOPNOTSUPP: a filesystem without identity or handles; ESTALE: a
+            kernel that does not open the top level like this.
+
+    """
+    try:
+        _mark(queue, directory)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        top_level = _open_btrfs_top_level(directory)
+        try:
+            _mark(queue, top_level)
+        finally:
+            os.close(top_level)
+
+
+def ignore_writes(queue: int, directory: int, name: bytes) -> None:
+    """
+    Tell *queue* no more of writes to file *name* in the open *directory*.
+
+    Raises:
+        OSError: it has gone, or there are too many.
+
+    """
+    _checked(_libc.fanotify_mark(queue, _MARK_ADD_IGNORED, MODIFY, directory, name))
+
+
+def ignore_nothing(queue: int) -> None:
+    """Tell *queue* of all writes again."""
+    _checked(_libc.fanotify_mark(queue, _MARK_FLUSH_FILES, 0, -1, None))
+
+
+def read(queue: int) -> bytes:
+    """Return the next of the events that *queue* holds, b"" if it is empty."""
+    try:
+        return os.read(queue, _READ_SIZE)
+    except BlockingIOError:
+        return b""
+
+
+def parse(content: bytes) -> Iterator[Event]:
+    """Yield the events in *content*, which `read` has returned, in order."""
+    at = 0
+    while at < len(content):
+        length, version, _, start, mask, _, _ = _METADATA.unpack_from(content, at)
+        if version != _METADATA_VERSION:
+            raise OSError(errno.EPROTO, f"fanotify speaks version {version}")
+        handle, name = _directory(content, at + start, at + length)
+        yield Event(mask, handle, name)
+        at += length
+
+
+def handle_of(directory: int) -> bytes:
+    """
+    Return the file handle of the open *directory*.
+
+    Raises:
+        OSError: EOPNOTSUPP: this filesystem has none.
+
+    """
+    buffer = ctypes.create_string_buffer(_HANDLE.size + _HANDLE_SIZE_MAX)
+    _HANDLE.pack_into(buffer, 0, _HANDLE_SIZE_MAX, 0)
+    mount_id = ctypes.c_int()
+    _checked(
+        _libc.name_to_handle_at(
+            directory, b"", buffer, ctypes.byref(mount_id), _AT_EMPTY_PATH
+        )
+    )
+    length, _ = _HANDLE.unpack_from(buffer)
+    return buffer.raw[: _HANDLE.size + length]
+
+
+def open_handle(handle: bytes, *, mount: int) -> int:
+    """
+    Return a descriptor (O_PATH) for *handle* in the filesystem of the open *mount*.
+
+    Raises:
+        OSError: ESTALE: it was deleted; EPERM without CAP_DAC_READ_SEARCH.
+
+    """
+    return _checked(_libc.open_by_handle_at(mount, handle, os.O_PATH | os.O_CLOEXEC))
+
+
+def path_of(descriptor: int) -> bytes:
+    """
+    Return where what *descriptor* has open is now.
+
+    Raises:
+        OSError: ENAMETOOLONG: below more directories than a path can have.
+
+    """
+    # Path does not know names that are bytes.
+    return os.readlink(f"/proc/self/fd/{descriptor}".encode())  # noqa: PTH115
+
+
+def _mark(queue: int, directory: int) -> None:
+    _checked(_libc.fanotify_mark(queue, _MARK_ADD_FILESYSTEM, _MASK, directory, None))
+
+
+def _open_btrfs_top_level(directory: int) -> int:
+    # A handle without a generation asks for any. Source: fs/btrfs/export.c.
+    content = _BTRFS_HANDLE.pack(_BTRFS_FIRST_INODE, _BTRFS_TOP_LEVEL, 0)
+    handle = _HANDLE.pack(len(content), _BTRFS_HANDLE_TYPE) + content
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return _checked(_libc.open_by_handle_at(directory, handle, flags))
+
+
+def _directory(content: bytes, at: int, end: int) -> tuple[bytes, bytes]:
+    """Return the handle and the name that the records from *at* to *end* tell."""
+    while at < end:
+        kind, _, length, _ = _INFO.unpack_from(content, at)
+        if kind in (_INFO_NAMED, _INFO_UNNAMED):
+            handle_at = at + _INFO.size
+            handle_length, _ = _HANDLE.unpack_from(content, handle_at)
+            name_at = handle_at + _HANDLE.size + handle_length
+            name = b"."
+            if kind == _INFO_NAMED:  # zeros fill the record up
+                name = content[name_at : at + length].partition(b"\0")[0]
+            return content[handle_at:name_at], name
+        at += length
+    return b"", b""
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result

@@ -1,0 +1,217 @@
+"""Copies for all members of what containers are writing to."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from backends.errors import BackendError
+from backends.rsync.journal import outbox
+from backends.rsync.journal.beneath import Beneath
+from backends.rsync.journal.entries import Known, untouched
+from backends.rsync.journal.outbox import fill, require_space
+from backends.system.copy_file import FileCopier
+from backends.system.copying import CopyError
+from tests.support.journal_trees import all_known, make_everything, shape
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    root = tmp_path / "live"
+    root.mkdir()
+    return root
+
+
+def chosen(root: Path, *paths: bytes) -> list[Known]:
+    return [known for known in all_known(root) if known.entry.path in paths]
+
+
+def test_everything_is_copied_as_it_is(tmp_path: Path, source: Path) -> None:
+    make_everything(source)
+    known = list(all_known(source))
+    filled = fill(source, known, tmp_path / "out")
+    assert shape(tmp_path / "out/tree") == shape(source)
+    assert filled.entries == known
+    assert (filled.gone, filled.unstable) == ([], set())
+    assert (tmp_path / "out/tree/sparse").stat().st_blocks < 1000
+    files = {e.inode: e.entry.size for e in known if e.entry.kind == "file"}
+    assert filled.size_bytes == sum(files.values())
+
+
+def test_contents_are_shared_where_the_filesystem_can(tmp_path: Path) -> None:
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, "btrfs") as shared:
+        live = shared / "live"
+        live.mkdir()
+        (live / "file").write_bytes(os.urandom(50 * 2**20))
+        os.sync()
+        before = os.statvfs(shared).f_bfree
+        fill(live, all_known(live), shared / "out")
+        os.sync()
+        taken = (before - os.statvfs(shared).f_bfree) * os.statvfs(shared).f_frsize
+        assert shape(shared / "out/tree") == shape(live)
+        assert taken < 10 * 2**20
+
+
+def test_paths_may_be_deeper_than_files_may_be_open(
+    tmp_path: Path, source: Path
+) -> None:
+    deep = source.joinpath(*("d" * 200))
+    deep.mkdir(parents=True)
+    for name in ("one", "two"):
+        (deep / name).write_text(name)
+        (deep.parent / name).write_text(f"above {name}")
+    filled = fill(source, all_known(source), tmp_path / "out")
+    assert shape(tmp_path / "out/tree") == shape(source)
+    assert filled.unstable == set()
+    with Beneath(source) as tree:
+        way = b"/".join([b"d"] * 200)
+        assert tree.look(way + b"/one") is not None
+        # A way that breaks off does not change where the next one leads.
+        assert tree.look(way[:-2] + b"/none/one") is None
+        found = tree.look(way + b"/two")
+        assert found is not None
+        assert found.entry.size == len("two")
+
+
+def test_only_what_is_asked_for_is_copied(tmp_path: Path, source: Path) -> None:
+    make_everything(source)
+    (tmp_path / "out/tree/stale").mkdir(parents=True)
+    filled = fill(source, chosen(source, b"deep/er/file", b"pipe"), tmp_path / "out")
+    copied = shape(tmp_path / "out/tree")
+    assert sorted(copied) == [b"", b"deep", b"deep/er", b"deep/er/file", b"pipe"]
+    assert copied[b"deep/er"][0].mode == 0o700
+    assert [each.entry.path for each in filled.entries] == [b"deep/er/file", b"pipe"]
+    # Its other names were not given: it cannot be linked with them.
+    assert filled.unstable == {b"deep/er/file"}
+    assert filled.entries[0].entry.links == 0
+
+
+def test_what_has_vanished_is_told(tmp_path: Path, source: Path) -> None:
+    make_everything(source)
+    known = list(all_known(source))
+    (source / "pipe").unlink()
+    (source / "deep").rename(source / "elsewhere")
+    filled = fill(source, known, tmp_path / "out")
+    deep = {b"deep", b"deep/er", b"deep/er/file", b"deep/er/after-acl"}
+    assert set(filled.gone) == deep | {b"pipe"}
+    assert {b"hard", b"zzz"} <= filled.unstable
+    assert not (tmp_path / "out/tree/deep").exists()
+
+
+class Disturbed(FileCopier):
+    """Has something happen in the source after each copy of a file."""
+
+    def __init__(self, disturb: Callable[[], object]) -> None:
+        super().__init__()
+        self.disturb = disturb
+
+    def copy(self, *args: object, **kwargs: object) -> bool:
+        done = super().copy(*args, **kwargs)  # type: ignore[arg-type]
+        self.disturb()
+        return done
+
+
+def disturbed(monkeypatch: pytest.MonkeyPatch, disturb: Callable[[], object]) -> None:
+    monkeypatch.setattr(outbox, "FileCopier", lambda: Disturbed(disturb))
+
+
+def test_a_file_that_holds_still_later_is_copied_then(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "log").write_text("")
+    lines = iter(("one\n", "two\n"))
+
+    def write() -> None:
+        with (source / "log").open("a") as log:
+            log.write(next(lines, ""))
+
+    disturbed(monkeypatch, write)
+    filled = fill(source, chosen(source, b"log"), tmp_path / "out")
+    assert (tmp_path / "out/tree/log").read_text() == "one\ntwo\n"
+    assert filled.unstable == set()
+    assert filled.entries == chosen(source, b"log")
+
+
+def test_a_file_that_never_holds_still_is_told(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "log").write_text("")
+
+    def write() -> None:
+        with (source / "log").open("a") as log:
+            log.write("more\n")
+
+    disturbed(monkeypatch, write)
+    filled = fill(source, chosen(source, b"log"), tmp_path / "out")
+    assert filled.unstable == {b"log"}
+    (known,) = filled.entries
+    # The entry is what the copy is, and the next look finds the file changed.
+    assert known.entry.size == (tmp_path / "out/tree/log").stat().st_size
+    assert not untouched(known, (source / "log").stat())
+
+
+def test_a_file_that_becomes_a_directory_is_one(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "thing").write_text("")
+
+    def turn() -> None:
+        (source / "thing").unlink(missing_ok=True)
+        (source / "thing").mkdir()
+
+    disturbed(monkeypatch, turn)
+    filled = fill(source, chosen(source, b"thing"), tmp_path / "out")
+    assert [each.entry.kind for each in filled.entries] == ["directory"]
+    assert (tmp_path / "out/tree/thing").is_dir()
+
+
+def test_swapping_directories_for_links_leads_nowhere(
+    tmp_path: Path, source: Path
+) -> None:
+    secret = tmp_path / "secret"
+    for directory in (source / "a", secret):
+        directory.mkdir(parents=True)
+    (secret / "file").write_text("secret")
+    (source / "a/file").write_text("public")
+    known = list(all_known(source))
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            (source / "a").rename(source / "b")
+            (source / "a").symlink_to(secret)
+            (source / "a").unlink()
+            (source / "b").rename(source / "a")
+
+    swapping = threading.Thread(target=swap)
+    swapping.start()
+    try:
+        for number in range(50):
+            out = tmp_path / f"out{number}"
+            fill(source, known, out)
+            if (out / "tree/a").is_symlink():
+                continue
+            if (out / "tree/a/file").exists():
+                assert (out / "tree/a/file").read_text() == "public"
+    finally:
+        stop.set()
+        swapping.join()
+
+
+def test_it_stops_when_told(tmp_path: Path, source: Path) -> None:
+    make_everything(source)
+    with pytest.raises(BackendError, match="broken off"):
+        fill(source, all_known(source), tmp_path / "out", stop=lambda: True)
+
+
+def test_room_is_asked_for_before(tmp_path: Path) -> None:
+    require_space(tmp_path, 0)
+    with pytest.raises(CopyError, match="free space") as caught:
+        require_space(tmp_path, 2**60)
+    assert caught.value.no_space

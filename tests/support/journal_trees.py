@@ -1,0 +1,150 @@
+"""Trees with everything in them, and two nodes' halves of one replication."""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from backends.rsync.journal.beneath import Beneath
+from backends.rsync.journal.delta import Commit, Header, write_delta
+from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.outbox import Filled, fill
+from backends.rsync.journal.staging import Staging
+
+VOLUME = "4f6f2c1e-0000-4000-8000-000000000001"
+RSYNC = (
+    *("rsync", "-aHAXS", "--numeric-ids", "-I", "--modify-window=-1"),
+    *("--from0", "--files-from=-"),
+)
+CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
+
+
+def acl(*, user: int) -> bytes:
+    """Return an ACL that lets *user* read; Linux's posix_acl_xattr.h."""
+    entries = [(1, 6, 2**32 - 1), (2, 4, user), (4, 4, 2**32 - 1)]
+    entries += [(16, 4, 2**32 - 1), (32, 0, 2**32 - 1)]
+    return struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in entries)
+
+
+def make_everything(root: Path) -> None:
+    """Fill the new directory *root* with every kind of thing that may be there."""
+    (root / "deep/er").mkdir(parents=True)
+    (root / "empty").mkdir(mode=0o1777)
+    (root / "deep/er/file").write_bytes(b"x" * 100_000)
+    (root / "deep-").write_text("sorts between deep and deep/er")
+    os.link(root / "deep/er/file", root / "hard")
+    os.link(root / "deep/er/file", root / "zzz")
+    (root / "soft").symlink_to("/nonexistent")
+    os.mkfifo(root / "pipe", 0o640)
+    os.mknod(root / "socket", stat.S_IFSOCK | 0o755)
+    os.mknod(root / "null", stat.S_IFCHR | 0o600, os.makedev(1, 3))
+    os.mknod(root / "disk", stat.S_IFBLK | 0o640, os.makedev(300, 70000))
+    (root / "odd\nname \udcff").write_text("odd")
+    with (root / "sparse").open("wb") as file:
+        file.seek(8 * 2**20)
+        file.write(b"end")
+    (root / "program").write_text("#!")
+    os.chown(root / "program", 12, 34)
+    (root / "program").chmod(0o6711)
+    os.setxattr(root / "program", "security.capability", CAPABILITY)
+    os.setxattr(root / "hard", "user.remark", b"kept")
+    os.setxattr(root / "soft", "trusted.remark", b"on a link", follow_symlinks=False)
+    os.setxattr(root / "deep", "system.posix_acl_default", acl(user=77))
+    os.setxattr(root / "deep/er", "user.remark", b"on a directory")
+    (root / "deep/er/after-acl").write_text("inherits")
+    os.setxattr(root / "deep-", "system.posix_acl_access", acl(user=78))
+    (root / "deep/er").chmod(0o2770)
+    os.chown(root / "deep/er", 5, 6)
+    for path in (root / "deep/er", root / "deep", root / "soft", root):
+        os.utime(path, ns=(5, 1_000_000_007), follow_symlinks=False)
+
+
+def all_known(root: Path) -> Iterator[Known]:
+    """Yield all that is in *root*, in order of the paths."""
+    paths = [os.fsencode(each.relative_to(root)) for each in root.rglob("*")]
+    with Beneath(root) as tree:
+        for path in sorted([b"", *paths]):
+            known = tree.look(path)
+            assert known is not None
+            yield known
+
+
+def shape(root: Path) -> dict[bytes, tuple[Entry, bytes, bytes]]:
+    """Return what *root* has at each path: entry, first name of its file, content."""
+    found = {}
+    first: dict[int, bytes] = {}
+    for known in all_known(root):
+        entry = known.entry
+        content = b""
+        if entry.kind == "file":
+            content = (root / os.fsdecode(entry.path)).read_bytes()
+        name = first.setdefault(entry.links, entry.path) if entry.links else entry.path
+        found[entry.path] = msgspec.structs.replace(entry, links=0), name, content
+    return found
+
+
+def make_delta(
+    outbox: Path,
+    filled: Filled,
+    *,
+    base: Commit | None,
+    commit: Commit,
+    deletions: list[bytes] | None = None,
+) -> None:
+    """Write what the sender writes beside its tree."""
+    entries = [known.entry for known in filled.entries]
+    write_delta(
+        outbox / "delta", Header(VOLUME, base, commit), entries, deletions or []
+    )
+
+
+def send(outbox: Path, staging: Path, names: list[bytes]) -> None:
+    """Have a real rsync bring *names* of *outbox* to *staging*."""
+    subprocess.run(
+        [*RSYNC, f"{outbox}/", f"{staging}/"],
+        input=b"\0".join(names),
+        check=True,
+        timeout=60,
+    )
+
+
+class Replica:
+    """A member's directory of the volume."""
+
+    def __init__(self, home: Path) -> None:
+        (home / "live").mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.live = home / "live"
+        self.staging = Staging(home)
+        self.manifest = Manifest(home / "manifest.db")
+
+    def receive(self, outbox: Path) -> list[bytes]:
+        """Do all up to the commit point; return what was sent."""
+        self.staging.clear()
+        send(outbox, self.staging.directory(), [b"delta"])
+        with self.staging.delta() as delta:
+            missing = self.staging.missing(delta, self.manifest)
+            send(outbox, self.staging.directory(), [b"tree/" + m for m in missing])
+            assert self.staging.missing(delta, self.manifest) == []
+            self.staging.mark(delta)
+        return missing
+
+    def check_manifest(self, commit: Commit) -> None:
+        """Assert that the manifest describes exactly what is there."""
+        assert self.manifest.commit() == commit
+        assert list(self.manifest.all()) == list(all_known(self.live))
+
+
+def full(source: Path, outbox: Path, *, commit: Commit) -> Filled:
+    """Fill *outbox* with all of *source*, and the delta."""
+    filled = fill(source, all_known(source), outbox)
+    assert filled.gone == []
+    make_delta(outbox, filled, base=None, commit=commit)
+    return filled
