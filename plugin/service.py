@@ -267,6 +267,7 @@ class VolumeService(VolumeCreation):
                 return
             log.warning("the engine does not see %s: mounting it anew", target)
             backend.unmount(volume, target, deadline_s=deadline.remaining_s())
+        self._propagation.start_anew()
         raise BackendError(
             "the engine does not see what this plugin mounts: its end of the plugin's"
             " propagated mount is gone",
