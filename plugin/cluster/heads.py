@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from plugin.cluster.rules import EMPTY, Epoch, Head, Lineage
+from plugin.cluster.state import EMPTY, Epoch, Head, Lineage
 from plugin.errors import StoreError
 from plugin.store.base import (
     Change,

@@ -19,7 +19,7 @@ import msgspec
 from plugin.cluster.batches import Step
 from plugin.cluster.dumping import is_passing
 from plugin.cluster.joined import SHARED, VOLUMES
-from plugin.cluster.rules import FILLED, Head
+from plugin.cluster.state import FILLED, Head
 from plugin.errors import NodeConflictError, StoreError
 from plugin.model import VolumeRecord, check_name
 from plugin.store.base import Compare, Put, Record

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from plugin.cluster.rules import Commit, Epoch, RefusedError, Replica
+from plugin.cluster.state import Commit, Epoch, RefusedError, Replica
 
 from .world import Bytes, Node, Scope, World, changed, name
 
@@ -107,6 +107,37 @@ def _with_commit(
     if replica.commit == node.replica.commit or node.live is None:
         return world.history
     return world.history | {(replica.commit, node.live)}
+
+
+def _pull(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Take the base from a holder before the epoch begins; nobody is told."""
+    votes = dict(world.votes)
+    if not _recovering(world, number, node) or name(number) not in votes:
+        return
+    choice = scope.rules.choose(
+        world.head, world.lineage, votes, accept_loss=scope.accept_loss
+    )
+    if choice.base == node.replica.commit:
+        return
+    kept = scope.rules.take_over(
+        node.replica,
+        epoch=node.epoch,
+        base=choice.base,
+        lineage=world.lineage.after(node.epoch, choice.base, name(number)),
+    )
+    yield (
+        f"pull {name(number)} {choice.base}",
+        world._replace(
+            nodes=changed(
+                world,
+                number,
+                replica=kept.replica,
+                tree=world.content(choice.base),
+                kept=node.kept | ({node.tree} if kept.keep_commit else set()),
+            ),
+            lost=False,
+        ),
+    )
 
 
 def _begin(world: World, scope: Scope, number: int, node: Node) -> Steps:
@@ -335,6 +366,7 @@ def _deliver(world: World, scope: Scope, number: int, node: Node) -> Steps:
 _ACTIONS = (
     _acquire,
     _vote,
+    _pull,
     _begin,
     _go_live,
     _write,

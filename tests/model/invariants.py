@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plugin.cluster.rules import EMPTY, RefusedError
+from plugin.cluster.state import EMPTY, RefusedError
 
 from .world import Scope, World, name
 

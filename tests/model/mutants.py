@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from plugin.cluster import rules
-from plugin.cluster.rules import Choice, Commit, Head, Kept, Lineage, Replica
+from plugin.cluster.rules import Choice, Kept
+from plugin.cluster.state import EMPTY, Commit, Head, Lineage, RefusedError, Replica
 
 from .world import mutant
 
@@ -57,7 +58,7 @@ def _empty_will_do(
     head: Head, lineage: Lineage, votes: dict[str, Commit], *, accept_loss: bool
 ) -> Choice:
     base = max(votes.values())
-    if base == rules.EMPTY and accept_loss:
+    if base == EMPTY and accept_loss:
         return Choice(base, tuple(votes), head.committed)
     return rules.choose(head, lineage, votes, accept_loss=accept_loss)
 
@@ -68,7 +69,7 @@ def _lineage_is_not_asked(
     del lineage, accept_loss
     base = max(votes.values())
     if base < head.committed:
-        raise rules.RefusedError("newer-elsewhere")
+        raise RefusedError("newer-elsewhere")
     return Choice(base, tuple(votes))
 
 

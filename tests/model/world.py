@@ -22,14 +22,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from plugin.cluster import rules as real_rules
-from plugin.cluster.rules import (
-    EMPTY,
-    Commit,
-    Epoch,
-    Head,
-    Lineage,
-    Replica,
-)
+from plugin.cluster.state import EMPTY, Commit, Epoch, Head, Lineage, Replica
 
 Bytes = frozenset[int]
 NOTHING: Bytes = frozenset()

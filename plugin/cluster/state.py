@@ -1,0 +1,124 @@
+"""
+What is written down of a volume's ownership: in the store and beside each copy.
+
+`rules.py` says what becomes of it, and what the words mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import msgspec
+
+Phase = Literal["idle", "recovering", "owned", "removing"]
+Reason = Literal[
+    "locked",
+    "removing",
+    "not-owner",
+    "stale-epoch",
+    "writers-running",
+    "no-copy",
+    "would-begin-empty",
+    "newer-elsewhere",
+]
+
+
+class Commit(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """One state of a volume's bytes; ordered by epoch, then by sequence."""
+
+    epoch: int = 0
+    seq: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.epoch}.{self.seq}"
+
+
+# The volume as it is made, before anybody has written to it.
+EMPTY: Final = Commit(0, 0)
+# What the volume was filled with when it was made (`from=`), or before it had a head.
+FILLED: Final = Commit(0, 1)
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What the store says of a volume, under ``v/<id>/head``.
+
+    ``committed`` is the newest commit known to be kept, by ``holders``; ``owner`` with
+    ``boot_id`` is who owns it, or was the last to.
+    """
+
+    epoch: int = 0
+    owner: str = ""
+    boot_id: str = ""
+    phase: Phase = "idle"
+    committed: Commit = EMPTY
+    holders: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
+
+
+class Replica(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a node knows of its own copy; each change is durable before anything follows.
+
+    ``live_epoch``: whose owner may have changed the bytes since ``commit``, or 0.
+    ``next_seq``: the next one to use in it; none is used twice.
+    """
+
+    promised: int = 0
+    commit: Commit = EMPTY
+    live_epoch: int = 0
+    next_seq: int = 1
+
+
+class RefusedError(Exception):
+    """The rules forbid it; the fields say what stands in the way."""
+
+    def __init__(
+        self, reason: Reason, *, node: str = "", epoch: int = 0, commit: Commit = EMPTY
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.node = node
+        self.epoch = epoch
+        self.commit = commit
+
+
+class Epoch(msgspec.Struct, frozen=True):
+    """An epoch that was begun, as the store keeps it under ``v/<id>/epochs/<n>``."""
+
+    base: Commit
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Every epoch that an owner has begun, by its number."""
+
+    epochs: Mapping[int, Epoch]
+
+    def newest(self, at: int) -> int:
+        """Return the newest epoch begun up to *at*, 0 if there is none."""
+        return max((each for each in self.epochs if each <= at), default=0)
+
+    def contains(self, commit: Commit, *, at: int) -> bool:
+        """Return whether epoch *at* has grown out of *commit*."""
+        epoch = self.newest(at)
+        while epoch > commit.epoch:
+            begun = self.epochs.get(epoch)
+            # Too old to be known, or a base that does not lie before: it is no proof.
+            if begun is None or begun.base.epoch >= epoch:
+                return False
+            if begun.base.epoch == commit.epoch:
+                return commit.seq <= begun.base.seq
+            epoch = begun.base.epoch
+        return epoch == commit.epoch
+
+    def owners(self) -> set[str]:
+        """Return the nodes that may have written to the volume."""
+        return {each.owner for each in self.epochs.values()}
+
+    def after(self, epoch: int, base: Commit, owner: str) -> Lineage:
+        """Return the lineage after *owner* has begun *epoch* with *base*."""
+        return Lineage({**self.epochs, epoch: Epoch(base, owner)})
