@@ -105,6 +105,13 @@ def duration(text: str) -> str:
     return f"{value_ms // 1000}s" if value_ms % 1000 == 0 else f"{value_ms}ms"
 
 
+def seconds(canonical: str) -> float:
+    """Return the seconds of a duration in the form that `duration` returns."""
+    if canonical.endswith("ms"):
+        return int(canonical.removesuffix("ms")) / 1000
+    return float(canonical.removesuffix("s"))
+
+
 def whole_number(low: int, high: int) -> Parser:
     """Return a parser for whole numbers from *low* to *high*."""
 

@@ -11,6 +11,7 @@ import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from backends.registry import Registry
@@ -27,7 +28,6 @@ from plugin.cluster.lease import LEASE_MARGIN_S
 from plugin.cluster.membership import Membership
 from plugin.cluster.nodes import Identity, machine_id, own_name
 from plugin.cluster.ownership import Ownership
-from plugin.cluster.receiving import Receiving
 from plugin.cluster.registration import Sources
 from plugin.cluster.replicas import Replicas, locate_with
 from plugin.cluster.roster import Roster, hello
@@ -42,7 +42,9 @@ from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
 from plugin.peers.keys import NodeKeys, ensure_keys
 from plugin.peers.server import PeerServer
+from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
+from plugin.replication.node import ReplicationNode
 from plugin.sockets import bind_socket, remove_socket
 from plugin.store.base import Store
 from plugin.store.etcd.settings import EtcdSettings
@@ -151,6 +153,7 @@ class ClusterNode:
         keys: NodeKeys,
         peers: Peers,
         ownership: Ownership,
+        rsync: RsyncBackend,
         catalogue: Catalogue,
     ) -> None:
         self._peers = peers
@@ -162,30 +165,33 @@ class ClusterNode:
             failsafe,
             freeze_max_s=config.cluster.freeze_max_s,
         )
+        find = partial(_record, catalogue)
+        run_directory = config.control_socket.parent
+        self._replication = ReplicationNode(
+            ownership,
+            rsync,
+            SharedSsh(keys.host_key.parent, sockets=run_directory / "ssh"),
+            peers,
+            holds=holds,
+            find=find,
+            records=partial(_records, catalogue),
+            keeper=self.keeper,
+        )
         witness = Witness(
             heads=ownership.heads,
             replicas=ownership.replicas,
-            find=lambda name: _record(catalogue, name),
+            find=find,
             stop_writers=self.keeper.stop_writers,
             require_free=holds.require_free,
+            node_id=ownership.node_id,
         )
-        run_directory = config.control_socket.parent
         self._socket = run_directory / "peer.sock"
-        self._server = PeerServer(
-            bind_socket(self._socket),
-            handlers={
-                "hello": hello,
-                "promise": witness.promise,
-                "hold": failsafe.agree,
-            },
-            receiver=Receiving(
-                ownership.heads, ownership.replicas, node_id=ownership.node_id
-            ),
-        )
+        self._server = self._peer_server(witness, failsafe)
         self._sshd = _sshd(config, keys)
+        authorization = Authorization(keys.host_key.parent, peer_socket=self._socket)
         self._roster = Roster(
             ownership.membership,
-            authorization=Authorization(keys.host_key.parent, peer_socket=self._socket),
+            authorization=authorization,
             peers=peers,
             server=self._server,
         )
@@ -199,14 +205,17 @@ class ClusterNode:
             FencingError: writers could not be stopped; nothing may be mounted.
 
         """
+        self._replication.recover()
         self._roster.start()
         self._server.start()
         self._sshd.start()
         self._addresses.start()
         self.keeper.start(mounted)
+        self._replication.start()
 
     def stop(self) -> None:
         """End all of it; the guard goes on for what stays mounted."""
+        self._replication.stop()
         self.keeper.stop()
         self._addresses.stop()
         self._sshd.stop()
@@ -214,6 +223,18 @@ class ClusterNode:
         self._server.stop()
         self._peers.close()
         remove_socket(self._socket)
+
+    def _peer_server(self, witness: Witness, failsafe: Failsafe) -> PeerServer:
+        return PeerServer(
+            bind_socket(self._socket),
+            handlers={
+                "hello": hello,
+                "promise": witness.promise,
+                "hold": failsafe.agree,
+                **self._replication.handlers(),
+            },
+            receiver=self._replication.receiving,
+        )
 
     def faults(self) -> list[str]:
         """Return what keeps this node from working with others."""
@@ -238,6 +259,13 @@ def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:
         # Its mount namespace must not keep alive what the daemon unmounts.
         let_go=[config.mount_dir, config.state_dir / "nfs"],
     )
+
+
+def _records(catalogue: Catalogue) -> list[VolumeRecord]:
+    try:
+        return catalogue.all()
+    except StoreError:
+        return []  # nothing was ever known of the cluster
 
 
 def _record(catalogue: Catalogue, name: str) -> VolumeRecord | None:

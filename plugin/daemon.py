@@ -166,7 +166,7 @@ class Daemon:
         peers = Peers(node_key=foundation.keys.node_key)
         ownership = own_volumes(foundation, registry, rsync, peers)
         self._cluster = ClusterNode(
-            self._config, foundation.keys, peers, ownership, catalogue
+            self._config, foundation.keys, peers, ownership, rsync, catalogue
         )
         return ownership
 

@@ -46,7 +46,6 @@ _DEFAULTS: Final = {
     "interval": "10s",
     "min_acks": "0",
     "mode": "0755",
-    "replicas": "1",
     "uid": "0",
 }
 

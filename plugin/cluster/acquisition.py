@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from backends.errors import BackendError, RemoraError
 from backends.registry import Registry
@@ -26,9 +26,10 @@ from plugin.cluster.heads import (
 from plugin.cluster.membership import Membership
 from plugin.cluster.refusals import contended, elsewhere, explained
 from plugin.cluster.replicas import Replicas
-from plugin.cluster.rules import (
+from plugin.cluster.rules import Choice
+from plugin.cluster.standing import OwnershipViews
+from plugin.cluster.state import (
     EMPTY,
-    Choice,
     Commit,
     Epoch,
     Head,
@@ -36,9 +37,8 @@ from plugin.cluster.rules import (
     RefusedError,
     Replica,
 )
-from plugin.cluster.standing import OwnershipViews
 from plugin.cluster.votes import Votes
-from plugin.errors import NotOwnerError, StoreError
+from plugin.errors import NotOwnerError, PeerRefusedError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 
@@ -46,6 +46,56 @@ log = logging.getLogger(__name__)
 # Somebody else's change comes in between; each time what is known is refreshed.
 ATTEMPTS_MAX: Final = 4
 REFRESH_DEADLINE_S: Final = 3.0
+
+
+class Replication(Protocol):
+    """How bytes come to other nodes and from them; see `plugin.replication`."""
+
+    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+        """Return the other members that have *commit*, this node's, now."""
+        ...
+
+    def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Return when this node's copy, if there is one, is exactly its commit."""
+        ...
+
+    def pull(
+        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
+    ) -> None:
+        """
+        Return when this node has the commit that *choice* begins with.
+
+        Raises:
+            NotOwnerError: it was not to be had in time.
+
+        """
+        ...
+
+    def require_free(self, record: VolumeRecord) -> None:
+        """Raise PeerRefusedError while another owner relies on our word to wait."""
+        ...
+
+
+class Alone:
+    """A node without others; see `Replication`."""
+
+    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+        """Return none."""
+        del record, commit
+        return ()
+
+    def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Do nothing: no commit comes from elsewhere."""
+
+    def pull(
+        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
+    ) -> None:
+        """Raise NotOwnerError: there is nobody to ask."""
+        del epoch, deadline
+        raise elsewhere(record.name, choice.base, choice.holders)
+
+    def require_free(self, record: VolumeRecord) -> None:
+        """Do nothing: there is no other owner."""
 
 
 class Acquisition(OwnershipViews):
@@ -64,6 +114,8 @@ class Acquisition(OwnershipViews):
             heads=heads, replicas=replicas, membership=membership, registry=registry
         )
         self._votes = votes
+        # What runs in a cluster only is set by who assembles it.
+        self.replication: Replication = Alone()
 
     def acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
         """
@@ -81,6 +133,9 @@ class Acquisition(OwnershipViews):
             return epoch
         self._require_may_begin()
         self.require_possible(record)
+        if not self.is_shared(record):
+            self._require_free(record)
+            self.replication.ready(record, deadline)
         standing, orderly = self._take(record, deadline)
         head = _known(standing.head)
         try:
@@ -175,7 +230,6 @@ class Acquisition(OwnershipViews):
             choice = Choice(head.committed, ())
         else:
             choice = self._choose(record, head, lineage, deadline, orderly=orderly)
-            self._make_copy(record, head.epoch, choice, deadline)
         begun = rules.begin(head, choice)
         epoch = Epoch(choice.base, self.node_id)
         if (
@@ -222,9 +276,12 @@ class Acquisition(OwnershipViews):
             choice = rules.choose(head, lineage, votes, accept_loss=accept)
         except RefusedError as error:
             raise explained(record.name, error, self.name_of) from None
-        if votes.get(self.node_id) != choice.base:
-            raise elsewhere(record.name, choice.base, self._names(choice.holders))
-        return choice
+        self._make_copy(record, head.epoch, deadline)
+        if votes.get(self.node_id) == choice.base:
+            return choice
+        self.replication.pull(record, head.epoch, choice, deadline)
+        holders = tuple(sorted({*choice.holders, self.node_id}))
+        return Choice(choice.base, holders, choice.lost)
 
     def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
         """Let this node's copy promise *epoch*; return its commit."""
@@ -233,14 +290,10 @@ class Acquisition(OwnershipViews):
             self.replicas.write(record.id, promised)
         return promised.commit
 
-    def _make_copy(
-        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
-    ) -> None:
+    def _make_copy(self, record: VolumeRecord, epoch: int, deadline: Deadline) -> None:
         """Make an empty copy here if there is none, and let it promise."""
         if self.backend_of(record).copy_directory(record.volume()) is not None:
             return
-        if choice.base != EMPTY:
-            raise elsewhere(record.name, choice.base, self._names(choice.holders))
         self.backend_of(record).create(
             record.volume(), deadline_s=deadline.remaining_s()
         )
@@ -263,22 +316,15 @@ class Acquisition(OwnershipViews):
 
     def _require_copy(self, record: VolumeRecord, head: Head) -> None:
         """
-        See before anything changes that this node has the newest bytes, if there are.
+        See before anything changes that this node has the bytes that it should have.
 
         Raises:
-            BackendError: it should have a copy, and has not.
-            NotOwnerError: the bytes are on other nodes.
+            BackendError: it should have the newest ones, perhaps alone, and has none.
 
         """
-        if self.is_shared(record):
+        if self.is_shared(record) or self.replica_of(record) is not None:
             return
-        replica = self.replica_of(record)
-        newest = Commit() if replica is None else replica.commit
-        if replica is not None and replica.live_epoch:
-            newest = rules.seal(replica).commit
-        if newest < head.committed and self.node_id not in head.holders:
-            raise elsewhere(record.name, head.committed, self._names(head.holders))
-        if replica is None and head.committed != EMPTY:
+        if head.holders == (self.node_id,) and head.committed != EMPTY:
             raise BackendError(
                 f"the data of volume '{record.name}' is missing on this node",
                 hint="restore its directory in the pool, or remove the volume",
@@ -297,6 +343,20 @@ class Acquisition(OwnershipViews):
             return
         operations = [drop_lock(record.id)] if standing.locked_by else []
         self.heads.change(standing, idle, *operations)
+
+    def _require_free(self, record: VolumeRecord) -> None:
+        """Raise NotOwnerError while an owner goes on because we said that we wait."""
+        head = self.heads.read(record.id).head
+        if head is None or head.phase == "idle" or head.owner == self.node_id:
+            return
+        try:
+            self.replication.require_free(record)
+        except PeerRefusedError as error:
+            raise NotOwnerError(
+                f"'{record.name}' may still be written to: {error.cause}",
+                hint="retry",
+                transient=True,
+            ) from None
 
     def _require_may_begin(self) -> None:
         if self.membership.drained:

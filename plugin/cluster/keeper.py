@@ -155,6 +155,10 @@ class Keeper:
         except FencingError as error:
             log.warning("%s", error)  # the next round tells it again
 
+    def held(self) -> list[tuple[VolumeRecord, int]]:
+        """Return the volumes that are mounted, with their epochs."""
+        return [(each.record, each.epoch) for each in self._holdings()]
+
     def state(self, volume_id: str) -> State | None:
         """Return what the guard last said of the volume's writers."""
         return self._states.get(volume_id)

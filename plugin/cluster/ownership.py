@@ -20,8 +20,8 @@ from plugin.cluster.acquisition import (
 )
 from plugin.cluster.heads import Tomb, bury, drop_lock, put_head, put_tomb
 from plugin.cluster.refusals import explained
-from plugin.cluster.rules import Commit, RefusedError
-from plugin.errors import StoreError
+from plugin.cluster.state import Commit, RefusedError
+from plugin.errors import NotOwnerError, StoreError
 from plugin.model import VolumeRecord
 from plugin.store.base import NO_CHANGE, Change
 
@@ -41,6 +41,7 @@ class Ownership(Acquisition):
 
         """
         commit = self._seal(record)
+        holders = self._spread(record, commit) if commit else ()
         standing = self.heads.read(record.id)
         head = standing.head
         if head is None or head.owner != self.node_id or head.phase == "idle":
@@ -54,7 +55,7 @@ class Ownership(Acquisition):
                 node=self.node_id,
                 epoch=head.epoch,
                 commit=max(commit or head.committed, head.committed),
-                holders=(self.node_id,) if commit else (),
+                holders=holders,
             )
         except RefusedError:
             return
@@ -64,6 +65,22 @@ class Ownership(Acquisition):
         if self.heads.change(standing, released, *operations) is None:
             raise StoreError(f"'{record.name}' was changed by another node")
         self.note("released", record, head.epoch, commit=str(released.committed))
+
+    def commit_running(self, record: VolumeRecord, epoch: int) -> Commit:
+        """
+        Return a new commit of the volume, which goes on to be written to.
+
+        Raises:
+            NotOwnerError: this node's containers do not write in *epoch* any more.
+
+        """
+        with self.replicas.changing(record.id):
+            replica = self.replica_of(record)
+            if replica is None or replica.live_epoch != epoch:
+                raise NotOwnerError(f"'{record.name}' is not owned in epoch {epoch}")
+            committed = rules.commit_live(replica)
+            self.replicas.write(record.id, committed)
+        return committed.commit
 
     def _seal(self, record: VolumeRecord) -> Commit | None:
         """Return this node's newest commit, with all that was written in it."""
@@ -79,6 +96,13 @@ class Ownership(Acquisition):
                 replica = rules.seal(replica)
                 self.replicas.write(record.id, replica)
             return replica.commit
+
+    def _spread(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+        """Return the nodes that have *commit* when no more time is to be spent."""
+        head = self.heads.read(record.id).head
+        if head is None or head.owner != self.node_id or head.phase != "owned":
+            return (self.node_id,)
+        return tuple(sorted({self.node_id, *self.replication.settle(record, commit)}))
 
     def _flush(self, record: VolumeRecord) -> None:
         """What a commit names must be what the disk has after a power failure."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from plugin.cluster.rules import Commit, RefusedError
+from plugin.cluster.state import Commit, RefusedError
 from plugin.errors import NotOwnerError
 
 
@@ -50,7 +50,8 @@ def elsewhere(volume: str, commit: Commit, nodes: Sequence[str]) -> NotOwnerErro
     where = " and ".join(f"'{each}'" for each in nodes) or "another node"
     return NotOwnerError(
         f"the data of '{volume}' (commit {commit}) is on node {where}, not on this one",
-        hint="run its container there: copies between nodes are not made yet",
+        hint="retry; see the daemon's log there if it goes on",
+        transient=True,
     )
 
 

@@ -19,7 +19,7 @@ import msgspec
 from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.system import files
-from plugin.cluster.rules import Commit, Replica
+from plugin.cluster.state import Commit, Replica
 
 _NAME: Final = "replica.json"
 # Where a copy lies, by its volume's id; None if this node has none.

@@ -11,13 +11,19 @@ from backends.system import clock
 from plugin.cluster.heads import Heads, Lock, Standing, put_lock
 from plugin.cluster.membership import Membership
 from plugin.cluster.replicas import Replicas
-from plugin.cluster.rules import EMPTY, FILLED, Head, Replica
+from plugin.cluster.state import EMPTY, FILLED, Commit, Head, Replica
 from plugin.errors import NotOwnerError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.store.base import Put
 
 log = logging.getLogger(__name__)
+
+
+def initial_commit(record: VolumeRecord, node_id: str) -> Commit:
+    """Return what node's copy has that was never owned; only its maker filled it."""
+    made_here = record.node in ("", node_id)
+    return FILLED if record.filled and made_here else EMPTY
 
 
 class OwnershipViews:
@@ -132,8 +138,9 @@ class OwnershipViews:
 
     def replica_of(self, record: VolumeRecord) -> Replica | None:
         """Return what is known of this node's copy; see `Replicas.read`."""
-        initial = FILLED if record.filled else EMPTY
-        return self.replicas.read(record.id, initial=initial)
+        return self.replicas.read(
+            record.id, initial=initial_commit(record, self.node_id)
+        )
 
     def is_ours(self, standing: Standing, head: Head) -> bool:
         """Return whether this boot of this node has the volume and its lock."""

@@ -20,7 +20,8 @@ from backends.system.clock import Deadline
 from plugin.cluster import rules
 from plugin.cluster.heads import Heads
 from plugin.cluster.replicas import Replicas
-from plugin.cluster.rules import EMPTY, FILLED, Commit, Head, RefusedError
+from plugin.cluster.standing import initial_commit
+from plugin.cluster.state import Commit, Head, RefusedError
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -128,7 +129,9 @@ class Witness:
         find: Callable[[str], VolumeRecord | None],
         stop_writers: Callable[[VolumeRecord], bool],
         require_free: Callable[[str], None],
+        node_id: str,
     ) -> None:
+        self._node_id = node_id
         self._heads = heads
         self._replicas = replicas
         self._find = find
@@ -146,7 +149,7 @@ class Witness:
         """
         request = _read(message)
         record = self._require_recovering(node_id, request)
-        initial = FILLED if record.filled else EMPTY
+        initial = initial_commit(record, self._node_id)
         replica = self._replicas.read(record.id, initial=initial)
         if replica is None:
             raise PeerRefusedError(f"there is no copy of '{record.name}' here")

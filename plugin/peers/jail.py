@@ -14,13 +14,17 @@ from plugin.peers import kernel
 _PROGRAM_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _MOUNT_POINT = "/run"
 STAGING = "/staging"
+# What the copy holds already: rsync sends only the parts of a file that differ.
+BASIS = "/basis"
+# Under this name, because what is sent has it: beside it are things about the commit.
+TREE = "tree"
 
 
-def enter(directory: str) -> None:
+def enter(directory: str, basis: str) -> None:
     """
     Confine this process to *directory*, which becomes `STAGING`.
 
-    All else that is in sight cannot be written to.
+    All else that is in sight, *basis* at `BASIS` among it, cannot be written to.
     """
     kernel.enter_own_mounts()
     staging = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -31,6 +35,8 @@ def enter(directory: str) -> None:
             os.symlink(os.readlink(source), target)
         elif os.path.isdir(source):
             _show(source, target)
+    os.mkdir(_MOUNT_POINT + BASIS)
+    _show(basis, f"{_MOUNT_POINT}{BASIS}/{TREE}")
     os.mkdir(_MOUNT_POINT + STAGING)
     kernel.bind(staging, _MOUNT_POINT + STAGING)
     os.close(staging)
@@ -41,6 +47,7 @@ def enter(directory: str) -> None:
 
 def _show(source: str, target: str) -> None:
     os.mkdir(target)
-    descriptor = os.open(source, os.O_PATH | os.O_DIRECTORY)
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    descriptor = os.open(source, flags)
     kernel.bind(descriptor, target, read_only=True)
     os.close(descriptor)

@@ -29,10 +29,11 @@ from plugin.peers import jail
 # is changed in the first changes the second. A test compares them with a real rsync.
 RSYNC_OPTIONS = (
     *("-aHAXS", "--numeric-ids", "--from0", "--files-from=-"),
-    # rsync compares whole seconds otherwise, and misses a rewrite of the same length.
-    "--modify-window=-1",
+    # Times are kept to the nanosecond, and prove nothing: a file that is named has
+    # changed, and its content is compared.
+    *("--modify-window=-1", "--ignore-times"),
 )
-SERVER_FLAGS = "-lHogDtpAXRS"
+SERVER_FLAGS = "-lHogDtpAXIRS"
 SERVER_OPTIONS = ("-@-1", "--numeric-ids")
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NUMBER = "(?:0|[1-9][0-9]{0,17})"
@@ -117,7 +118,7 @@ def _serve(daemon: Daemon, node: str, command: str) -> int:
             "seq": int(seq),
         }
     )
-    status = _receive(daemon.socket, result["directory"], capabilities)
+    status = _receive(daemon.socket, result, capabilities)
     daemon.ask({"exit_status": status})
     return status
 
@@ -139,12 +140,12 @@ def _copy(daemon: socket.socket) -> None:
                     chunk = chunk[os.write(targets[source], chunk) :]
 
 
-def _receive(daemon: socket.socket, directory: str, capabilities: str) -> int:
+def _receive(daemon: socket.socket, place: dict[str, str], capabilities: str) -> int:
     """Return rsync's exit status; it is ended if the daemon ends the session."""
     child = os.fork()
     if child == 0:
         try:
-            _become_rsync(directory, capabilities)
+            _become_rsync(place, capabilities)
         except OSError as error:
             _say(f"unavailable: {error}")
         finally:
@@ -160,12 +161,15 @@ def _receive(daemon: socket.socket, directory: str, capabilities: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _become_rsync(directory: str, capabilities: str) -> None:
+def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     os.setpgid(0, 0)
-    jail.enter(directory)
+    # Without /proc, rsync can set no mode of a device or socket but in making it.
+    os.umask(0)
+    jail.enter(place["directory"], place["basis"])
     # "." is all that it may write to, whatever path the sender asked for.
     flags = SERVER_FLAGS + capabilities
-    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, ".", "."]
+    basis = f"--compare-dest={jail.BASIS}"
+    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, basis, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.execve("/usr/bin/rsync", arguments, environment)
 

@@ -15,6 +15,7 @@ import struct
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -41,12 +42,20 @@ _FIRST_LINE_TIMEOUT_S: Final = 10.0
 _STOP_WAIT_S: Final = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a commit's bytes go, and what the copy, only to be read, has already."""
+
+    directory: Path
+    basis: Path
+
+
 class Receiver(Protocol):
     """Who says where the bytes of a commit may go."""
 
-    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Path:
+    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
         """
-        Return the staging directory for the commit (*epoch*, *seq*) of *volume*.
+        Return the place for the commit (*epoch*, *seq*) of *volume*.
 
         Raises:
             RemoraError: the node may not send it; nothing has changed.
@@ -217,14 +226,15 @@ class PeerServer:
             "seq": first.seq,
         }
         try:
-            directory = self._receiver.begin(first.node, **about)
+            place = self._receiver.begin(first.node, **about)
         except RemoraError as error:
             _log_refusal(first.node, error, **about)
             connection.sendall(encode({"error": error_as_json(error)}))
             return
         exit_status: int | None = None
         try:
-            connection.sendall(encode({"result": {"directory": str(directory)}}))
+            result = {"directory": str(place.directory), "basis": str(place.basis)}
+            connection.sendall(encode({"result": result}))
             line = lines.next()
             if line is not None:
                 exit_status = _exit_status(line)

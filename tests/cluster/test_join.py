@@ -19,7 +19,8 @@ from plugin.cluster.dumping import LOADING
 from plugin.cluster.join_plan import Planner
 from plugin.cluster.joined import joined, refuse_joined
 from plugin.cluster.nodes import PROTOCOL, AliveRecord, NodeRecord
-from plugin.cluster.rules import (
+from plugin.cluster.rules import acquire, choose, resume
+from plugin.cluster.state import (
     EMPTY,
     FILLED,
     Commit,
@@ -27,9 +28,6 @@ from plugin.cluster.rules import (
     Head,
     Lineage,
     RefusedError,
-    acquire,
-    choose,
-    resume,
 )
 from plugin.errors import StoreError
 from plugin.model import VolumeRecord

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.cluster.rules import EMPTY, FILLED, Commit
+from plugin.cluster.state import EMPTY, FILLED, Commit
 from tests.protocol.node import wait_until
 from tests.support.etcd import Cluster
 from tests.support.owners import Owner, Records, timed_call

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from plugin.cluster.rules import Commit
+from plugin.cluster.state import Commit
 from plugin.model import VolumeRecord
 from plugin.store.base import Compare, Put
 from tests.protocol.node import wait_until

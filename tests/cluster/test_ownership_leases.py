@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from plugin.cluster.heads import Lock, put_lock
-from plugin.cluster.rules import Commit
+from plugin.cluster.state import Commit
 from tests.protocol.node import wait_until
 from tests.support.etcd import Cluster
 from tests.support.link import Link

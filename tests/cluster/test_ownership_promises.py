@@ -17,7 +17,7 @@ import pytest
 
 from backends.errors import RemoraError
 from plugin.cluster.heads import drop_lock
-from plugin.cluster.rules import Commit
+from plugin.cluster.state import Commit
 from plugin.errors import PeerUnreachableError
 from plugin.peers.channel import Peers
 from plugin.peers.keys import ensure_keys

@@ -27,7 +27,7 @@ from plugin.cluster.nodes import Identity
 from plugin.cluster.ownership import Ownership
 from plugin.cluster.registration import Sources
 from plugin.cluster.replicas import Replicas, locate_with
-from plugin.cluster.rules import Head
+from plugin.cluster.state import Head
 from plugin.cluster.votes import Votes, Witness
 from plugin.discovery import Discovery
 from plugin.errors import NotOwnerError, PeerUnreachableError

@@ -19,7 +19,7 @@ from plugin.peers import receive
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode, require_programs
 
-SERVER = "--server -lHogDtpAXRSe.LsfxCIvu -@-1 --numeric-ids"
+SERVER = "--server -lHogDtpAXIRSe.LsfxCIvu -@-1 --numeric-ids"
 NODES = tuple[PeerNode, PeerNode]
 # For user 1234, "rwx". Source: acl(5) as the kernel stores it, posix_acl_xattr.h.
 ACL = b"".join(
@@ -164,11 +164,14 @@ def run_in_jail(staging: Path, script: str) -> subprocess.CompletedProcess[str]:
     """Return what *script* does where rsync would be."""
     program = (
         f"import sys, os; sys.path.insert(0, {str(REPOSITORY)!r});"
-        "from plugin.peers import jail; jail.enter(sys.argv[1]);"
-        "os.execve('/bin/sh', ['sh', '-c', sys.argv[2]], {'PATH': '/usr/bin'})"
+        "from plugin.peers import jail; jail.enter(sys.argv[1], sys.argv[2]);"
+        "os.execve('/bin/sh', ['sh', '-c', sys.argv[3]], {'PATH': '/usr/bin'})"
     )
     return subprocess.run(
-        [sys.executable, "-IS", "-c", program, str(staging), script],
+        [
+            *(sys.executable, "-IS", "-c", program, str(staging)),
+            *(str(staging.parent), script),
+        ],
         capture_output=True,
         text=True,
         timeout=COMMAND_DEADLINE_S,
@@ -199,7 +202,7 @@ def test_the_jail_has_programs_and_one_directory(staging: Path) -> None:
     "path",
     [
         *("/x", "/usr/x", "/usr/bin/x", "/lib/x", "../x", "../../precious"),
-        *("/staging/../x", "/bin/sh", "/usr/bin/rsync", "/tmp/x"),
+        *("/staging/../x", "/bin/sh", "/usr/bin/rsync", "/tmp/x", "/basis/y"),
     ],
 )
 def test_outside_of_it_nothing_can_be_written(staging: Path, path: str) -> None:
@@ -215,7 +218,7 @@ def test_no_mount_of_the_machine_is_left_in_there(staging: Path) -> None:
         "mkdir p; mount -t proc proc p; cut -d' ' -f5 p/self/mountinfo; umount p",
     )
     points = set(done.stdout.split())
-    allowed = {"/", "/staging", "/staging/p"}
+    allowed = {"/", "/basis/tree", "/staging", "/staging/p"}
     allowed |= {f"/{each}" for each in ("usr", "bin", "sbin", "lib", "lib32", "lib64")}
     assert {"/", "/staging", "/usr"} <= points <= allowed | {"/libx32"}
     assert "/staging" not in Path("/proc/self/mountinfo").read_text()
@@ -313,7 +316,8 @@ def test_rsync_lives_in_the_jail(nodes: NODES) -> None:
     root = Path(f"/proc/{rsync}/root")
     assert (root / "staging").samefile(second.staging.directory)
     names = {each.name for each in root.iterdir()}
-    assert names <= {"staging", "usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"}
+    names -= {"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"}
+    assert names == {"basis", "staging"}
     client.kill()
     ended(client)
 

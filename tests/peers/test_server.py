@@ -306,7 +306,7 @@ def test_stopping_ends_sessions(world: World) -> None:
 
 def test_the_end_of_a_transfer_is_told_once(world: World) -> None:
     session = world.receive()
-    assert session.answer() == {"result": {"directory": str(world.staging.directory)}}
+    assert session.answer()["result"]["directory"] == str(world.staging.directory)
     assert world.staging.begun == [(VOLUME, 5, 1)]
     assert world.staging.ended == []
     session.send({"exit_status": 23})

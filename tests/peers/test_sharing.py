@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -162,3 +163,34 @@ def test_an_ipv6_address_is_put_in_brackets(nodes: NODES, source: Path) -> None:
     )
     assert shown[-1] == "[fd00::1]:."
     assert shown[-2] == f"{source}/"
+
+
+def test_of_what_the_copy_has_only_the_difference_is_sent(
+    nodes: NODES, source: Path
+) -> None:
+    """Though size and time are the same, as after a restored backup."""
+    first, second = nodes
+    content = os.urandom(4 << 20)
+    basis, staging = second.staging.basis, second.staging.directory
+    (basis / "file").write_bytes(content)
+    tree = source / "tree"
+    tree.mkdir()
+    (tree / "file").write_bytes(content[:-1] + b"x")
+    for each in (basis, tree):
+        os.utime(each / "file", ns=(0, 1_000_000_000))
+    command = first.ssh.rsync_command(
+        second.record(), second.address, source=source, volume=VOLUME, commit=(5, 1)
+    )
+    log = first.directory / "log"
+    subprocess.run(
+        [command[0], f"--log-file={log}", "--log-file-format=sent %b", *command[1:]],
+        input=b"tree/file\0",
+        capture_output=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=True,
+    )
+    assert (staging / "tree/file").read_bytes() == (tree / "file").read_bytes()
+    assert (basis / "file").read_bytes() == content
+    sent = re.search(r" sent ([0-9]+)\n", log.read_text())
+    assert sent is not None
+    assert int(sent[1]) < 100_000

@@ -26,7 +26,7 @@ from tests.support.peers import PORT, VOLUME, PeerNode, require_programs
 from tests.support.processes import command, descendants, gone, with_argument
 
 NODES = tuple[PeerNode, PeerNode]
-SERVER = "--server -lHogDtpAXRSe.LsfxCIvu -@-1 --numeric-ids"
+SERVER = "--server -lHogDtpAXIRSe.LsfxCIvu -@-1 --numeric-ids"
 # A node whose daemon can be killed: it prints where it is and waits.
 DAEMON = """
 import sys, time

@@ -23,7 +23,7 @@ from tests.support.host import wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, PORT, VOLUME, PeerNode
 
 NODES = tuple[PeerNode, PeerNode]
-SERVER = "--server -lHogDtpAXRSe.LsfxCIvu -@-1 --numeric-ids"
+SERVER = "--server -lHogDtpAXIRSe.LsfxCIvu -@-1 --numeric-ids"
 
 
 def tree(directory: Path) -> dict[str, tuple[object, ...]]:

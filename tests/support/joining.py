@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from plugin import database
-from plugin.cluster.rules import Head
+from plugin.cluster.state import Head
 from plugin.config import Config, load
 from plugin.model import VolumeRecord
 from plugin.node import Node

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from plugin.cluster.heads import Heads
-from plugin.cluster.rules import Head, Replica
+from plugin.cluster.state import Head, Replica
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from tests.protocol import client

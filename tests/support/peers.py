@@ -25,7 +25,7 @@ from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
 from plugin.peers.keys import ensure_keys
 from plugin.peers.peer import Peer
-from plugin.peers.server import PeerServer
+from plugin.peers.server import PeerServer, Place
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
 from plugin.sockets import bind_socket
@@ -52,11 +52,14 @@ class Staging:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        # What the copy has already.
+        self.basis = directory.with_name("basis")
+        self.basis.mkdir(parents=True, exist_ok=True)
         self.epoch = 5
         self.begun: list[tuple[str, int, int]] = []
         self.ended: list[int | None] = []
 
-    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Path:
+    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
         if volume != VOLUME:
             raise PeerRefusedError(f"node {node_id} is no member of volume {volume}")
         if epoch < self.epoch:
@@ -64,7 +67,7 @@ class Staging:
             refused.code = "stale-epoch"
             raise refused
         self.begun.append((volume, epoch, seq))
-        return self.directory
+        return Place(self.directory, self.basis)
 
     def end(
         self,

@@ -23,8 +23,8 @@ NOT_OURS = re.compile(
 )
 # Started by name, not imported.
 ENTRY_POINTS = {"plugin.cli.main"}
-# For tests (docs/adr/0011-mirror.md), and ahead of the copies between nodes (13).
-AHEAD = {"plugin.store.memory", "plugin.peers.sharing"}
+# For tests (docs/adr/0011-mirror.md).
+AHEAD = {"plugin.store.memory"}
 # Programs of their own, which the daemon may kill; they import nothing of ours.
 STAND_ALONE = {"backends.nfs.agent", "backends.nfs.unmount"}
 # Programs whose whole work is to become another one, in a place of its own, and one

@@ -1,0 +1,1 @@
+"""Copies between nodes: sending commits, receiving them, taking over."""

@@ -1,0 +1,193 @@
+"""
+The copies of this node as journals: who uses one at a time, and their repair at start.
+
+A journal is opened for each use; what changes in a volume that is mounted is watched
+from its first use until it is let go.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.errors import BackendError, RemoraError, VolumeBusyError
+from backends.rsync.backend import RsyncBackend
+from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.staging import Staging
+from backends.rsync.journal.watch import Hints, Watched, Watcher
+from backends.system.clock import Deadline
+from plugin.cluster.replicas import Replicas
+from plugin.cluster.state import EMPTY, Commit, Replica
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+
+log = logging.getLogger(__name__)
+# A commit that is applied at the daemon's start, whatever its size.
+_RECOVERY_DEADLINE_S: Final = 3600.0
+
+
+class Copies:
+    """See the module's text; *backend* says where copies lie."""
+
+    def __init__(self, backend: RsyncBackend, replicas: Replicas) -> None:
+        self.replicas = replicas
+        self._backend = backend
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+        self._watcher: Watcher | None = None
+        self._watched: dict[str, Watched] = {}
+
+    def home(self, record: VolumeRecord) -> Path | None:
+        """Return the directory of this node's copy, None if there is none."""
+        return self._backend.copy_directory(record.volume())
+
+    def staging(self, record: VolumeRecord) -> Staging:
+        """
+        Return where another node's files go.
+
+        Raises:
+            BackendError: there is no copy.
+
+        """
+        home = self.home(record)
+        if home is None:
+            raise BackendError(f"there is no copy of '{record.name}' here")
+        return Staging(home)
+
+    def make(self, record: VolumeRecord, promised: int, deadline: Deadline) -> None:
+        """
+        Make an empty copy, if there is none, that has promised epoch *promised*.
+
+        Raises:
+            BackendError: the pool refuses.
+
+        """
+        if self.home(record) is not None:
+            return
+        volume = record.volume()
+        self._backend.create(volume, deadline_s=deadline.remaining_s())
+        with self.replicas.changing(record.id):
+            self.replicas.write(record.id, Replica(promised=promised, commit=EMPTY))
+
+    @contextmanager
+    def using(self, record: VolumeRecord, deadline: Deadline) -> Iterator[Journal]:
+        """
+        Yield the copy's journal, which nobody else uses meanwhile.
+
+        What had been marked is applied first.
+
+        Raises:
+            VolumeBusyError: another use did not end before *deadline*.
+            BackendError: there is no copy, or it cannot be read.
+
+        """
+        with self._guard:
+            lock = self._locks.setdefault(record.id, threading.Lock())
+        if not lock.acquire(timeout=max(0.0, deadline.remaining_s())):
+            raise VolumeBusyError(
+                f"the copy of '{record.name}' is being brought up to date",
+                hint="retry; it goes on meanwhile",
+            )
+        try:
+            home = self.home(record)
+            if home is None:
+                raise BackendError(f"there is no copy of '{record.name}' here")
+            journal = Journal(home, record.id)
+            try:
+                journal.apply()
+                yield journal
+            finally:
+                journal.close()
+        finally:
+            lock.release()
+
+    def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
+        """Return where the volume may have changed since the last call."""
+        with self._guard:
+            if self._watcher is None:
+                self._watcher = Watcher(self._backend.pool.volumes)
+                if self._watcher.fault:
+                    log.warning(
+                        "changes are looked for in whole: %s", self._watcher.fault
+                    )
+            watched = self._watched.get(record.id)
+            if watched is None or watched.path != journal.live:
+                watched = self._watched[record.id] = self._watcher.add(journal.live)
+        return watched.take()
+
+    def give_back(self, record: VolumeRecord, hints: Hints) -> None:
+        """Have *hints* returned again: they could not be followed."""
+        with self._guard:
+            watched = self._watched.get(record.id)
+        if watched is not None:
+            watched.give_back(hints)
+
+    def unwatch(self, record: VolumeRecord) -> None:
+        """Watch over the volume no more; the next look is at everything."""
+        with self._guard:
+            watched = self._watched.pop(record.id, None)
+            if watched is not None and self._watcher is not None:
+                self._watcher.remove(watched)
+
+    def recover(self, records: list[VolumeRecord]) -> None:
+        """
+        Finish what a crash has left of commits that were on their way in.
+
+        Nobody is answered before: what a copy says of itself has to be true.
+        """
+        for record in records:
+            if record.backend != self._backend.kind:
+                continue
+            try:
+                self._recover(record)
+            except RemoraError as error:
+                log.warning(
+                    "a copy could not be repaired: %s",
+                    error,
+                    extra=fields(volume=record.name),
+                )
+
+    def close(self) -> None:
+        """End all watches."""
+        with self._guard:
+            watcher, self._watcher = self._watcher, None
+            self._watched.clear()
+        if watcher is not None:
+            watcher.close()
+
+    def _recover(self, record: VolumeRecord) -> None:
+        home = self.home(record)
+        if home is None:
+            return
+        if not (home / "live").is_dir():
+            # Its bytes were set apart, and a crash came before that was written down.
+            with self.replicas.changing(record.id):
+                replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
+                empty = msgspec.structs.replace(replica, commit=EMPTY, live_epoch=0)
+                self.replicas.write(record.id, empty)
+            (home / "live").mkdir(mode=0o755)
+        journal = Journal(home, record.id)
+        try:
+            marked = journal.marked()
+        finally:
+            journal.close()
+        if marked is None:
+            return
+        with self.replicas.changing(record.id):
+            replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
+            if replica.commit != Commit(*marked):
+                taken = msgspec.structs.replace(
+                    replica,
+                    commit=Commit(*marked),
+                    promised=max(replica.promised, marked[0]),
+                    live_epoch=0,
+                )
+                self.replicas.write(record.id, taken)
+        with self.using(record, Deadline(_RECOVERY_DEADLINE_S)):
+            log.info("a commit was applied", extra=fields(volume=record.name))

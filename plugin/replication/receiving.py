@@ -1,0 +1,310 @@
+"""
+The member's side: whether another node may send, and taking in what it has sent.
+
+A commit is taken from the volume's owner in the epoch that it owns, or from a holder
+that this node, coming to own the volume, has asked. Everything is checked again at the
+moment of the commit: meanwhile another owner may have been promised.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from backends.errors import BackendError, InvalidRequestError
+from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.journal import Journal
+from backends.system.clock import Deadline
+from plugin.cluster import rules
+from plugin.cluster.heads import Heads
+from plugin.cluster.rules import Kept
+from plugin.cluster.state import EMPTY, Commit, Head, RefusedError, Replica
+from plugin.errors import PeerRefusedError
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.peers.server import Place
+from plugin.replication.copies import Copies
+from plugin.replication.transfer import AHEAD_SEQ
+
+log = logging.getLogger(__name__)
+_REFRESH_DEADLINE_S: Final = 2.0
+_USE_DEADLINE_S: Final = 30.0
+# A line of the control channel has 64 KiB.
+_MISSING_SIZE_MAX: Final = 32 * 1024
+
+
+class CommitRequest(msgspec.Struct, frozen=True):
+    """What an owner asks of a member, after it has sent a commit."""
+
+    volume: str
+    name: str
+    epoch: int
+    seq: int
+
+
+class StandRequest(msgspec.Struct, frozen=True):
+    """What an owner asks before it sends."""
+
+    volume: str
+    name: str
+
+
+class Receiving:
+    """The daemon's word on each transfer; see `peers.server.Receiver`."""
+
+    def __init__(
+        self,
+        heads: Heads,
+        copies: Copies,
+        *,
+        node_id: str,
+        find: Callable[[str], VolumeRecord | None],
+        by_id: Callable[[str], VolumeRecord | None],
+        stop_writers: Callable[[VolumeRecord], bool],
+    ) -> None:
+        self._heads = heads
+        self._copies = copies
+        self._node_id = node_id
+        self._find = find
+        self._by_id = by_id
+        self._stop_writers = stop_writers
+        self._expected: dict[str, str] = {}
+
+    def expect(self, volume_id: str, node_id: str) -> None:
+        """Let *node_id*, a holder, send a volume that this node recovers."""
+        self._expected[volume_id] = node_id
+
+    def expect_nothing(self, volume_id: str) -> None:
+        """End what `expect` allowed."""
+        self._expected.pop(volume_id, None)
+
+    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
+        """
+        Return where the commit (*epoch*, *seq*) of *volume* from *node_id* goes.
+
+        Raises:
+            PeerRefusedError: it may not send it.
+
+        """
+        head = self._require_sender(node_id, volume, epoch)
+        record = self._by_id(volume)
+        if record is None:
+            raise PeerRefusedError(f"volume {volume} is not known here")
+        replica = self._copies.replicas.read(volume, initial=EMPTY)
+        if replica is None:
+            self._copies.make(record, head.epoch, Deadline(_USE_DEADLINE_S))
+        elif self._expected.get(volume) != node_id and epoch < replica.promised:
+            raise PeerRefusedError(
+                f"stale-epoch: epoch {replica.promised} of volume {volume} was "
+                f"promised, {epoch} is over"
+            )
+        home = self._copies.home(record)
+        if home is None:
+            raise PeerRefusedError(f"the copy of volume {volume} has gone")
+        staging = self._copies.staging(record)
+        place = staging.tree() if seq == AHEAD_SEQ else staging.directory()
+        return Place(place, home / "live")
+
+    def end(
+        self,
+        node_id: str,
+        *,
+        volume: str,
+        epoch: int,
+        seq: int,
+        exit_status: int | None,
+    ) -> None:
+        """Do nothing: what has come is looked at when its commit is asked for."""
+        del node_id, volume, epoch, seq, exit_status
+
+    def stand(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer which commit this node's copy is at: zeros if it has none."""
+        del node_id
+        request = _converted(message, StandRequest)
+        replica = self._copies.replicas.read(request.volume, initial=EMPTY)
+        commit = EMPTY if replica is None or replica.live_epoch else replica.commit
+        return {"commit": [commit.epoch, commit.seq]}
+
+    def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        Answer an owner's request to take in what it has sent.
+
+        ``commit``: it is ours. ``missing``: these paths have yet to be sent.
+        ``full``: the delta does not fit to what is here; all has to be named.
+
+        Raises:
+            PeerRefusedError: it may not be; nothing has changed.
+
+        """
+        request = _converted(message, CommitRequest)
+        wanted = Commit(request.epoch, request.seq)
+        self._require_sender(node_id, request.volume, request.epoch)
+        record = self._find(request.name)
+        if record is None or record.id != request.volume:
+            raise PeerRefusedError(f"volume {request.volume} is not known here")
+        lineage = self._heads.lineage(record.id)
+
+        def taken(replica: Replica, *, stopped: bool) -> Kept | None:
+            return rules.receive(replica, wanted, lineage, writers_stopped=stopped)
+
+        answer = self.take(record, wanted, taken)
+        if "commit" in answer:
+            log.info(
+                "received",
+                extra=fields(volume=record.name, commit=str(wanted), sender=node_id),
+            )
+        return answer
+
+    def take(
+        self,
+        record: VolumeRecord,
+        wanted: Commit,
+        rule: Callable[..., Kept | None],
+    ) -> dict[str, Any]:
+        """
+        Return the answer to a request to take commit *wanted* in; see `commit`.
+
+        *rule* says what becomes of the replica, or refuses.
+        """
+        with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+            replica = self._replica(record)
+            stopped = not replica.live_epoch or self._stop_writers(record)
+            if replica.commit == wanted and not replica.live_epoch:
+                return {"commit": list(pair(wanted))}
+            kept = _applied(rule, replica, stopped=stopped)
+            if kept is None:
+                return {"commit": list(pair(wanted))}
+            with journal.staged() as delta:
+                if delta.header.commit != pair(wanted):
+                    raise PeerRefusedError(f"commit {wanted} has not been sent")
+                apart = kept.keep_live or kept.keep_commit
+                base = delta.header.base
+                if base is not None and (apart or base != journal.commit()):
+                    return {"full": True}
+                if apart:
+                    self._keep_apart(record, journal, replica)
+                if missing := journal.missing(delta):
+                    return {"missing": _encoded(missing)}
+                self._mark(record, journal, delta, rule)
+            journal.apply()
+        return {"commit": list(pair(wanted))}
+
+    def _mark(
+        self,
+        record: VolumeRecord,
+        journal: Journal,
+        delta: Delta,
+        rule: Callable[..., Kept | None],
+    ) -> None:
+        """Make the commit ours, unless another owner has been promised meanwhile."""
+        with self._copies.replicas.changing(record.id):
+            kept = _applied(rule, self._replica(record), stopped=True)
+            if kept is None or kept.keep_live or kept.keep_commit:
+                raise PeerRefusedError("the copy has changed meanwhile")
+            journal.mark(delta)
+            self._copies.replicas.write(record.id, kept.replica)
+
+    def _keep_apart(
+        self, record: VolumeRecord, journal: Journal, replica: Replica
+    ) -> None:
+        """Set bytes apart that no other copy has; only people delete them."""
+        sealed = rules.seal(replica)
+        name = str(sealed.commit)
+        place = journal.keep_apart(name)
+        with self._copies.replicas.changing(record.id):
+            current = self._replica(record)
+            empty = msgspec.structs.replace(current, commit=EMPTY, live_epoch=0)
+            self._copies.replicas.write(record.id, empty)
+        log.warning(
+            "bytes that no other copy has were set apart",
+            extra=fields(volume=record.name, commit=name, path=str(place)),
+        )
+
+    def _replica(self, record: VolumeRecord) -> Replica:
+        replica = self._copies.replicas.read(record.id, initial=EMPTY)
+        if replica is None:
+            raise BackendError(f"there is no copy of '{record.name}' here")
+        return replica
+
+    def _require_sender(self, node_id: str, volume: str, epoch: int) -> Head:
+        """Return the head if *node_id* may send commits of *epoch*."""
+        head = self._heads.read(volume).head
+        if not self._may_send(head, node_id, volume, epoch):
+            self._heads.refresh(_REFRESH_DEADLINE_S)
+            head = self._heads.read(volume).head
+        if head is None or self._node_id not in head.members:
+            raise PeerRefusedError(f"not-a-member: volume {volume} has no copy here")
+        if not self._may_send(head, node_id, volume, epoch):
+            raise PeerRefusedError(
+                f"stale-epoch: node {node_id} does not own volume {volume} "
+                f"in epoch {epoch}"
+            )
+        return head
+
+    def _may_send(
+        self, head: Head | None, node_id: str, volume: str, epoch: int
+    ) -> bool:
+        if head is None:
+            return False
+        if self._expected.get(volume) == node_id:
+            recovering = head.owner == self._node_id and head.phase == "recovering"
+            return recovering and epoch < head.epoch
+        # The last owner of a volume that is let go may still have to spread its commit.
+        return (
+            self._node_id in head.members
+            and (head.owner, head.epoch) == (node_id, epoch)
+            and head.phase in ("owned", "idle")
+        )
+
+
+def pair(commit: Commit) -> tuple[int, int]:
+    """Return *commit* as storage knows it."""
+    return commit.epoch, commit.seq
+
+
+def decoded_paths(encoded: object) -> set[bytes]:
+    """
+    Return the paths that `take` has found missing.
+
+    Raises:
+        PeerRefusedError: another node has written something else.
+
+    """
+    if not isinstance(encoded, list):
+        raise PeerRefusedError("a list of missing paths is none")
+    try:
+        return {base64.b64decode(each, validate=True) for each in encoded}
+    except (TypeError, ValueError) as error:
+        raise PeerRefusedError("a list of missing paths is none") from error
+
+
+def _encoded(paths: list[bytes]) -> list[str]:
+    encoded: list[str] = []
+    size = 0
+    for path in paths:
+        text = base64.b64encode(path).decode()
+        size += len(text) + 3
+        if size > _MISSING_SIZE_MAX and encoded:
+            break
+        encoded.append(text)
+    return encoded
+
+
+def _applied(
+    rule: Callable[..., Kept | None], replica: Replica, *, stopped: bool
+) -> Kept | None:
+    try:
+        return rule(replica, stopped=stopped)
+    except RefusedError as error:
+        raise PeerRefusedError(f"{error.reason} (here: {error.epoch})") from None
+
+
+def _converted(message: Mapping[str, Any], kind: type[Any]) -> Any:
+    try:
+        return msgspec.convert(message, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}") from None

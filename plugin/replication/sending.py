@@ -1,0 +1,233 @@
+"""
+Bringing a copy's commit to members: plan (where does each stand), step, report.
+
+Members that stand at a commit that is known get what has changed since. Others get all
+of it: first the files, as they are now and while containers write to them, then one
+commit that names everything, with what was not there yet.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from backends.errors import BackendError, RemoraError
+from backends.rsync.journal.journal import Journal, Package
+from plugin.cluster.state import EMPTY, Commit, Lineage
+from plugin.errors import PeerUnreachableError
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.peers.channel import Peers
+from plugin.replication.receiving import decoded_paths, pair
+from plugin.replication.transfer import Transfer
+
+log = logging.getLogger(__name__)
+_STAND_DEADLINE_S: Final = 3.0
+# A member applies what it has taken before it answers.
+_COMMIT_DEADLINE_S: Final = 900.0
+# Each time what was missing is sent; files that never hold still do not come to an end.
+_ROUNDS_MAX: Final = 8
+_AT_ONCE_MAX: Final = 8
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of it: who has the commit now, and what has to be sent again."""
+
+    commit: Commit
+    holders: set[str] = field(default_factory=set)
+    unstable: set[bytes] = field(default_factory=set)
+
+
+# Makes a commit of what has changed since the last one, if anything has, and returns
+# the newest; with True it makes one in any case.
+Advance = Callable[[bool], Commit]
+
+
+class Sending:
+    """Sends commits of the copies of this node."""
+
+    def __init__(self, peers: Peers, transfer: Transfer) -> None:
+        self._peers = peers
+        self._transfer = transfer
+
+    def distribute(
+        self,
+        record: VolumeRecord,
+        journal: Journal,
+        lineage: Lineage,
+        node_ids: Sequence[str],
+        *,
+        advance: Advance,
+        valid: Callable[[], bool],
+    ) -> Iterator[Report]:
+        """
+        Bring the newest commit to *node_ids*; yield who has which, group by group.
+
+        *valid* says whether what was copied just now is still this commit.
+
+        Errors of members are logged: they are tried again in the next round.
+        """
+        stands = self._stands(record, node_ids)
+        commit = advance(False)
+        sent = False
+        for base, group in _plan(journal, lineage, stands, commit).items():
+            if base == commit:
+                yield Report(commit, set(group))
+                continue
+            empty = tuple(each for each in group if stands[each] == EMPTY)
+            step = _Step(record, journal, advance, valid, base, empty)
+            try:
+                # What is sent twice could differ: each group gets a commit of its own.
+                yield self._step(step, group, anew=sent)
+            except RemoraError as error:
+                _note(record, ",".join(group), error)
+            sent = True
+
+    def _stands(
+        self, record: VolumeRecord, node_ids: Sequence[str]
+    ) -> dict[str, Commit]:
+        """Return the commit at which each node stands that answers."""
+        body = {"volume": record.id, "name": record.name}
+        answers = self._peers.call_all(
+            node_ids, "stand", body, deadline_s=_STAND_DEADLINE_S
+        )
+        stands = {}
+        for node_id, answer in answers.items():
+            if isinstance(answer, RemoraError):
+                _note(record, node_id, answer)
+            else:
+                stands[node_id] = Commit(*answer["commit"])
+        return stands
+
+    def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
+        """Bring a commit to members that stand at one base; return who has it."""
+        for node_id in step.empty:
+            self._ahead(step, node_id)
+        report = Report(step.advance(anew))
+        pending = set(group)
+        missing: set[bytes] = set()
+        for _ in range(_ROUNDS_MAX):
+            base = step.base
+            package = step.journal.pack(pair(base) if base else None, only=missing)
+            report.unstable |= package.unstable
+            if not step.valid():
+                # What was recorded may be of a later owner.
+                step.journal.forget()
+                raise BackendError("the volume has changed hands meanwhile")
+            answers = self._send_all(step, package, pending)
+            report.holders |= {each for each in answers if "commit" in answers[each]}
+            pending = {
+                each for each in answers if answers[each].keys() & {"missing", "full"}
+            }
+            if not pending:
+                break
+            missing = set[bytes]().union(
+                *(decoded_paths(answers[each].get("missing", [])) for each in pending)
+            )
+            if any("full" in answers[each] for each in pending):
+                step.base = None
+            if not report.holders:
+                report.commit = step.advance(True)
+            else:
+                break  # the others in the next round, with a commit of their own
+        step.journal.unpack()
+        if pending:
+            log.info(
+                "not all has arrived yet",
+                extra=fields(
+                    volume=step.record.name,
+                    nodes=",".join(sorted(pending)),
+                    missing=len(missing),
+                    first=repr(min(missing, default=b"")),
+                ),
+            )
+        return report
+
+    def _ahead(self, step: _Step, node_id: str) -> None:
+        """Bring all files as they are; what changes meanwhile comes with the commit."""
+        if not step.journal.manifest.count():
+            return
+        self._transfer.send_ahead(
+            node_id,
+            volume_id=step.record.id,
+            epoch=step.journal.commit()[0],
+            source=step.journal.live,
+            names=step.journal.all_names(),
+        )
+
+    def _send_all(
+        self, step: _Step, package: Package, node_ids: Collection[str]
+    ) -> dict[str, Mapping[str, Any]]:
+        """Return what each member says to *package*; {} after an error."""
+
+        def send(node_id: str) -> Mapping[str, Any]:
+            try:
+                return self._send(step.record, package, node_id)
+            except RemoraError as error:
+                _note(step.record, node_id, error)
+                return {}
+
+        with ThreadPoolExecutor(min(_AT_ONCE_MAX, len(node_ids))) as pool:
+            return dict(zip(node_ids, pool.map(send, node_ids), strict=True))
+
+    def _send(
+        self, record: VolumeRecord, package: Package, node_id: str
+    ) -> Mapping[str, Any]:
+        commit = Commit(*package.commit)
+        self._transfer.send(
+            node_id,
+            volume_id=record.id,
+            commit=commit,
+            source=package.directory,
+            names=[package.names],
+        )
+        body = {
+            "volume": record.id,
+            "name": record.name,
+            "epoch": commit.epoch,
+            "seq": commit.seq,
+        }
+        return self._peers.call(node_id, "commit", body, deadline_s=_COMMIT_DEADLINE_S)
+
+
+@dataclass(slots=True)
+class _Step:
+    record: VolumeRecord
+    journal: Journal
+    advance: Advance
+    valid: Callable[[], bool]
+    base: Commit | None
+    empty: tuple[str, ...]
+
+
+def _plan(
+    journal: Journal, lineage: Lineage, stands: Mapping[str, Commit], commit: Commit
+) -> dict[Commit | None, tuple[str, ...]]:
+    """Return the members by the commit from which they are led on, None for all."""
+    groups: dict[Commit | None, tuple[str, ...]] = {}
+    for node_id, stand in stands.items():
+        base = stand if _leads_on(journal, lineage, stand, commit) else None
+        groups[base] = (*groups.get(base, ()), node_id)
+    return groups
+
+
+def _leads_on(
+    journal: Journal, lineage: Lineage, stand: Commit, commit: Commit
+) -> bool:
+    """Return whether what has changed since *stand* is known, and can be built on."""
+    known = journal.manifest.since(pair(stand)) is not None
+    return known and lineage.contains(stand, at=commit.epoch)
+
+
+def _note(record: VolumeRecord, node: str, error: RemoraError) -> None:
+    quiet = isinstance(error, PeerUnreachableError)
+    log.log(
+        logging.INFO if quiet else logging.WARNING,
+        "a copy is not up to date: %s",
+        error,
+        extra=fields(volume=record.name, node=node),
+    )
