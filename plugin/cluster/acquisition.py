@@ -275,13 +275,24 @@ class Acquisition(OwnershipViews):
                 votes[self.node_id] = EMPTY  # it has never had anything to lose
             choice = rules.choose(head, lineage, votes, accept_loss=accept)
         except RefusedError as error:
-            raise explained(record.name, error, self.name_of) from None
+            raise self._why_not(record, head, error) from None
         self._make_copy(record, head.epoch, deadline)
         if votes.get(self.node_id) == choice.base:
             return choice
         self.replication.pull(record, head.epoch, choice, deadline)
         holders = tuple(sorted({*choice.holders, self.node_id}))
         return Choice(choice.base, holders, choice.lost)
+
+    def _why_not(
+        self, record: VolumeRecord, head: Head, error: RefusedError
+    ) -> NotOwnerError:
+        """Return the error for a commit that nobody offers; who lives may do later."""
+        nodes = {each.record.id: each for each in self.membership.directory.nodes()}
+        silent = [each for each in head.holders if each != self.node_id]
+        living = [each for each in silent if each in nodes and nodes[each].alive]
+        if living and error.reason != "stale-epoch":
+            return elsewhere(record.name, head.committed, self._names(living))
+        return explained(record.name, error, self.name_of)
 
     def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
         """Let this node's copy promise *epoch*; return its commit."""
@@ -346,9 +357,12 @@ class Acquisition(OwnershipViews):
 
     def _require_free(self, record: VolumeRecord) -> None:
         """Raise NotOwnerError while an owner goes on because we said that we wait."""
-        head = self.heads.read(record.id).head
+        standing = self.heads.read(record.id)
+        head = standing.head
         if head is None or head.phase == "idle" or head.owner == self.node_id:
             return
+        if standing.locked_by:
+            return  # the rules say no
         try:
             self.replication.require_free(record)
         except PeerRefusedError as error:

@@ -20,6 +20,13 @@ from plugin.store.base import Put
 log = logging.getLogger(__name__)
 
 
+def _in_words(head: Head) -> str:
+    """Return how many of the copies hold the newest commit that is known."""
+    if len(head.members) < 2:
+        return "unreplicated"
+    return f"{len(head.holders)} of {len(head.members)} copies"
+
+
 def initial_commit(record: VolumeRecord, node_id: str) -> Commit:
     """Return what node's copy has that was never owned; only its maker filled it."""
     made_here = record.node in ("", node_id)
@@ -95,13 +102,16 @@ class OwnershipViews:
         head = self.heads.read(record.id).head
         if self.membership.alone or head is None:
             return {}
-        return {
+        facts: dict[str, object] = {
             "owner": self.name_of(head.owner) if head.phase != "idle" else "",
             "epoch": head.epoch,
             "ownership": head.phase,
             "commit": str(head.committed),
             "holders": [self.name_of(each) for each in head.holders],
         }
+        if not self.is_shared(record):
+            facts["replication"] = _in_words(head)
+        return facts
 
     def require_valid(self) -> None:
         """

@@ -50,11 +50,12 @@ class Asks(Protocol):
 
 
 class PromiseRequest(msgspec.Struct, frozen=True):
-    """What a recovering owner asks of a member."""
+    """What a recovering owner asks of a member; see `Votes.of_others`."""
 
     volume: str
     name: str
     epoch: int
+    orderly: bool = False
 
 
 class NewerPromiseError(PeerRefusedError):
@@ -89,7 +90,12 @@ class Votes:
         answers = self._asks.call_all(
             others,
             "promise",
-            {"volume": record.id, "name": record.name, "epoch": head.epoch},
+            {
+                "volume": record.id,
+                "name": record.name,
+                "epoch": head.epoch,
+                "orderly": orderly,
+            },
             deadline_s=min(wait_s, deadline.remaining_s()),
         )
         votes = {}
@@ -153,7 +159,8 @@ class Witness:
         replica = self._replicas.read(record.id, initial=initial)
         if replica is None:
             raise PeerRefusedError(f"there is no copy of '{record.name}' here")
-        self._require_free(record.id)
+        if not request.orderly:  # else the last owner has let it go itself
+            self._require_free(record.id)
         live = 0 < replica.live_epoch < request.epoch
         stopped = not live or self._stop_writers(record)
         with self._replicas.changing(record.id):

@@ -12,6 +12,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -90,7 +91,11 @@ class Syncing:
         """
         self._copies.unwatch(record)
         head = self._ownership.heads.read(record.id).head
-        others = self._others(self._with_members(record, head.epoch if head else 0))
+        if head is not None:
+            # Without the cluster's answer it stays at the members that there are.
+            with suppress(StoreError):
+                head = self._with_members(record, head.epoch)
+        others = [each for each in self._others(head) if self._lives(each)]
         holders: set[str] = set()
         if not others:
             return ()
@@ -360,6 +365,10 @@ class Syncing:
         return tuple(
             each.record.id for each in found if each.record.id not in head.members
         )
+
+    def _lives(self, node_id: str) -> bool:
+        nodes = self._ownership.membership.directory.nodes()
+        return any(each.record.id == node_id and each.alive for each in nodes)
 
     def _others(self, head: Head | None) -> list[str]:
         if head is None:

@@ -41,10 +41,7 @@ def live(owner: Owner, volume_id: str) -> Path:
 
 def mount(owner: Owner, volume_id: str) -> Path:
     """Mount the volume, if need be later; return what its containers see."""
-    deadline_s = time.monotonic() + WAIT_S
-    while error := owner.call("Mount", {"Name": NAME, "ID": "one"}).error:
-        assert time.monotonic() < deadline_s, error
-        time.sleep(0.5)
+    owner.mount_at_last(NAME)
     return live(owner, volume_id)
 
 

@@ -95,16 +95,20 @@ class World:
             mount_deadline_s=30,
             disuse_grace_s=0,
         )
-        self.witness = Witness(
+        self.witness = self._witness(catalogue)
+        self.reconciler = Reconciler(self.service)
+        self.membership.start()
+        assert self.membership.fault() is None
+
+    def _witness(self, catalogue: Catalogue) -> Witness:
+        return Witness(
             heads=self.ownership.heads,
             replicas=self.ownership.replicas,
             find=lambda volume: getattr(catalogue.find(volume), "record", None),
             stop_writers=lambda _: True,
             require_free=lambda _: None,
+            node_id=self.ownership.node_id,
         )
-        self.reconciler = Reconciler(self.service)
-        self.membership.start()
-        assert self.membership.fault() is None
 
     def _membership(self, name: str) -> Membership:
         own = Identity(

@@ -131,6 +131,15 @@ class Owner(Node):
         """Mount the volume; return where."""
         return Path(self.ok("Mount", Name=name, ID=mount_id)["Mountpoint"])
 
+    def mount_at_last(self, name: str) -> Path:
+        """Mount the volume as soon as other nodes give it; return where."""
+        wait_until(
+            lambda: not self.call("Mount", {"Name": name, "ID": "one"}).error,
+            f"{self.name} may mount {name}",
+            timeout_s=WAIT_S,
+        )
+        return Path(self.get(name)["Mountpoint"])
+
     def unmount(self, name: str, mount_id: str = "one") -> None:
         self.ok("Unmount", Name=name, ID=mount_id)
 
