@@ -176,8 +176,8 @@ class Syncing:
         others = self._others(head)
         if not others:
             return
-        deadline = Deadline(_ROUND_DEADLINE_S)
-        with self._copies.using(record, deadline) as journal:
+        enough = int(record.options.get("min_acks", "0"))
+        with self._copies.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
             if not self._ownership.still_owner(record, epoch):
                 return
             lineage = self._ownership.heads.lineage(record.id)
@@ -190,7 +190,8 @@ class Syncing:
                 valid=lambda: self._ownership.still_owner(record, epoch),
             ):
                 self._again.setdefault(record.id, set()).update(report.unstable)
-                if report.holders:
+                # Before enough members have it, nobody may rely on its being kept.
+                if len(report.holders) >= max(1, enough):
                     self._publish(record, epoch, report.commit, report.holders)
 
     def _advance(
@@ -278,7 +279,11 @@ class Syncing:
         head = standing.head
         if head is None or not self._is_behind(record):
             return
-        lacking = sorted(set(head.members) - set(head.holders))
+        lacking = sorted(
+            each for each in set(head.members) - set(head.holders) if self._lives(each)
+        )
+        if not lacking:
+            return
         deadline = Deadline(_ROUND_DEADLINE_S)
         with self._copies.using(record, deadline) as journal:
             if not self._is_sealed(record, head.committed):
