@@ -39,6 +39,7 @@ bench: setup-test
 	$(PYTHON) -m tests.bench
 	$(PYTHON) -m tests.bench.nfs
 	$(PYTHON) -m tests.bench.cluster
+	$(PYTHON) -m tests.bench.replication
 
 # A server and two nodes with kernels of their own, and a shell on them.
 lab: setup-test

@@ -35,11 +35,17 @@ _AT_ONCE_MAX: Final = 8
 
 @dataclass(slots=True)
 class Report:
-    """What came of it: who has the commit now, and what has to be sent again."""
+    """
+    What came of it: who has the commit now, and what has to be sent again.
+
+    ``size_bytes`` are those of the files that were sent to each, 0 if nothing was.
+    """
 
     commit: Commit
     holders: set[str] = field(default_factory=set)
     unstable: set[bytes] = field(default_factory=set)
+    sent: bool = False
+    size_bytes: int = 0
 
 
 # Makes a commit of what has changed since the last one, if anything has, and returns
@@ -114,6 +120,8 @@ class Sending:
             base = step.base
             package = step.journal.pack(pair(base) if base else None, only=missing)
             report.unstable |= package.unstable
+            report.sent = True
+            report.size_bytes += package.size_bytes
             if not step.valid():
                 # What was recorded may be of a later owner.
                 step.journal.forget()

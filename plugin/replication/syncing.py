@@ -28,8 +28,9 @@ from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.replication.copies import Copies
+from plugin.replication.placement import Placement
 from plugin.replication.receiving import pair
-from plugin.replication.sending import Sending
+from plugin.replication.sending import Report, Sending
 
 log = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
@@ -43,7 +44,6 @@ _STOP_WAIT_S: Final = 5.0
 _SCAN_INTERVAL_S: Final = 60.0
 # Files that are looked at in every round, because they have changed before.
 _RECENT_MAX: Final = 500
-DEFAULT_REPLICAS: Final = 2
 
 
 class Syncing:
@@ -59,6 +59,7 @@ class Syncing:
         records: Callable[[], Sequence[VolumeRecord]],
     ) -> None:
         self._ownership = ownership
+        self._placement = Placement(ownership)
         self._copies = copies
         self._sending = sending
         self._held = held
@@ -94,8 +95,8 @@ class Syncing:
         if head is not None:
             # Without the cluster's answer it stays at the members that there are.
             with suppress(StoreError):
-                head = self._with_members(record, head.epoch)
-        others = [each for each in self._others(head) if self._lives(each)]
+                head = self._placement.members(record, head.epoch)
+        others = [each for each in self._others(head) if self._placement.lives(each)]
         holders: set[str] = set()
         if not others:
             return ()
@@ -172,7 +173,7 @@ class Syncing:
             RemoraError: it could not be done as a whole; the next round tries again.
 
         """
-        head = self._with_members(record, epoch)
+        head = self._placement.members(record, epoch)
         others = self._others(head)
         if not others:
             return
@@ -181,6 +182,7 @@ class Syncing:
             if not self._ownership.still_owner(record, epoch):
                 return
             lineage = self._ownership.heads.lineage(record.id)
+            began_s = monotonic_s()
             for report in self._sending.distribute(
                 record,
                 journal,
@@ -190,6 +192,8 @@ class Syncing:
                 valid=lambda: self._ownership.still_owner(record, epoch),
             ):
                 self._again.setdefault(record.id, set()).update(report.unstable)
+                if report.sent:
+                    _tell(record, report, monotonic_s() - began_s)
                 # Before enough members have it, nobody may rely on its being kept.
                 if len(report.holders) >= max(1, enough):
                     self._publish(record, epoch, report.commit, report.holders)
@@ -280,7 +284,9 @@ class Syncing:
         if head is None or not self._is_behind(record):
             return
         lacking = sorted(
-            each for each in set(head.members) - set(head.holders) if self._lives(each)
+            each
+            for each in set(head.members) - set(head.holders)
+            if self._placement.lives(each)
         )
         if not lacking:
             return
@@ -329,52 +335,6 @@ class Syncing:
         if self._ownership.heads.change(standing, published) is None:
             raise StoreError("the volume's head has changed meanwhile")
 
-    def _with_members(self, record: VolumeRecord, epoch: int) -> Head | None:
-        """Return the head, with as many members as the volume is to have copies."""
-        standing = self._ownership.heads.read(record.id)
-        head = standing.head
-        if head is None:
-            return None
-        new = self._new_members(record, head)
-        if not new:
-            return head
-        try:
-            joined = rules.join(
-                head, node=self._ownership.node_id, epoch=epoch, members=new
-            )
-        except RefusedError:
-            return head
-        if self._ownership.heads.change(standing, joined) is None:
-            return self._ownership.heads.read(record.id).head
-        log.info("members", extra=fields(volume=record.name, nodes=",".join(new)))
-        return joined
-
-    def _new_members(self, record: VolumeRecord, head: Head) -> tuple[str, ...]:
-        nodes = self._ownership.membership.directory.nodes()
-        named = record.options.get("members", "")
-        if named:
-            wanted = named.split(",")
-            found = [each for each in nodes if each.record.name in wanted]
-        else:
-            count = int(record.options.get("replicas", DEFAULT_REPLICAS))
-            lacking = max(0, count - len(head.members))
-            free = [
-                each
-                for each in nodes
-                if each.alive
-                and not each.record.drained
-                and each.record.id not in head.members
-            ]
-            free.sort(key=lambda each: -each.record.pool_available_bytes)
-            found = free[:lacking]
-        return tuple(
-            each.record.id for each in found if each.record.id not in head.members
-        )
-
-    def _lives(self, node_id: str) -> bool:
-        nodes = self._ownership.membership.directory.nodes()
-        return any(each.record.id == node_id and each.alive for each in nodes)
-
     def _others(self, head: Head | None) -> list[str]:
         if head is None:
             return []
@@ -385,6 +345,19 @@ def _newest(before: Sequence[bytes], more: Sequence[bytes]) -> tuple[bytes, ...]
     """Return the paths that changed last, each once, a bounded number."""
     found = dict.fromkeys([*reversed(more[-_RECENT_MAX:]), *before])
     return tuple(found)[:_RECENT_MAX]
+
+
+def _tell(record: VolumeRecord, report: Report, took_s: float) -> None:
+    log.info(
+        "synced",
+        extra=fields(
+            volume=record.name,
+            commit=str(report.commit),
+            copies=len(report.holders),
+            bytes=report.size_bytes,
+            duration_ms=round(1000 * took_s, 1),
+        ),
+    )
 
 
 def _note(record: VolumeRecord, error: RemoraError) -> None:
