@@ -4,8 +4,8 @@ The backend `rsync` against the contract: volumes as plain directories of a pool
 A volume directory without `volume.json` is a creation that a crash cut short. A removal
 is one rename into the trash.
 
-With a single node nothing is replicated; the options that say how are checked and
-kept, and `status` says `unreplicated`.
+How a volume's bytes come to other nodes is in `journal/`; a node that is alone keeps
+the options that say so, and `status` says `unreplicated`.
 """
 
 from __future__ import annotations
@@ -136,6 +136,11 @@ class RsyncBackend:
                 hint="unmount that, then remove the volume",
             )
         require_none(volume, self.snapshots.all(volume))
+        if apart := self._set_apart(volume):
+            raise BackendError(
+                f"'{volume.name}' has bytes that no other copy has: commit {apart[0]}",
+                hint=f"save or delete {home}/quarantine, then remove the volume",
+            )
         try:
             self.pool.throw_away(home)
         except FileNotFoundError:
@@ -223,6 +228,8 @@ class RsyncBackend:
         }
         if "size" in volume.options:
             facts["size_bytes"] = int(volume.options["size"])
+        if apart := self._set_apart(volume):
+            facts["set_apart"] = apart
         return facts
 
     def require_ready(self, volume: Volume) -> None:
@@ -279,6 +286,14 @@ class RsyncBackend:
             return 0
         self.snapshots.sweep()
         return self.pool.empty_trash(Deadline(deadline_s))
+
+    def _set_apart(self, volume: Volume) -> list[str]:
+        """Return the commits whose bytes were set apart, as `Journal.keep_apart`."""
+        apart = self.pool.home(volume) / "quarantine"
+        try:
+            return sorted(each.name for each in apart.iterdir())
+        except OSError:
+            return []
 
     def _is_bound(self, volume: Volume, target: Path) -> bool:
         """Return whether *target* already shows this volume's bytes."""

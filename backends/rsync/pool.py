@@ -4,6 +4,7 @@ The pool: the directory that this node's volumes live in, and its identity.
     <pool>/pool.json                      the pool's own identity
     <pool>/volumes/<id>/volume.json       name and options, written last at creation
     <pool>/volumes/<id>/live/             the bytes; what containers see
+    <pool>/volumes/<id>/quarantine/<c>/   what was set apart, and no other copy has
     <pool>/volumes/<id>/snapshots/<name>/ copies of them
     <pool>/copies/<token>/                copies under way
     <pool>/trash/<name>.<n>/              removed, waiting to be deleted

@@ -138,6 +138,7 @@ def test_a_node_that_is_cut_off_from_all_others(cluster: Cluster, made: str) -> 
     )
     wait_held(cluster, made, "alpha", "beta")
     assert set_apart(alpha, live).strip() == "alone"
+    assert len(alpha.facts(made)["set_apart"]) == 1
     assert alpha.node.out(f"cat {live}/file").strip() == "together"
     beta.unmount(made)
     assert beta.facts(made)["ownership"] == "idle"
