@@ -150,7 +150,7 @@ class Daemon:
             ),
             ownership=ownership,
             keeper=self._cluster.keeper if self._cluster else None,
-            propagation=Propagation(config.mount_dir),
+            propagation=Propagation(config.mount_dir, self._node),
             mount_dir=config.mount_dir,
             mount_deadline_s=config.mount_deadline_s,
             disuse_grace_s=config.disuse_grace_s,

@@ -14,19 +14,35 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import Final, Protocol
 
+from backends.system.clock import boottime_s
 from backends.system.mounts import mounted_at, shown_elsewhere
 
 log = logging.getLogger(__name__)
+_ENDED: Final = "ended_for_mounts_s"
+_AGAIN_AFTER_S: Final = 60.0
+
+
+class Facts(Protocol):
+    """What a node remembers; see `plugin.node.Node`."""
+
+    def fact(self, name: str) -> str | None:
+        """Return what was set, None if nothing was."""
+        ...
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Remember it, durably."""
+        ...
 
 
 class Propagation:
     """The way of mounts below *mount_dir* into the engine's mount namespace."""
 
-    def __init__(self, mount_dir: Path) -> None:
+    def __init__(self, mount_dir: Path, facts: Facts) -> None:
         """There is one if *mount_dir* was given by the engine, not made by us."""
         self._exists = mounted_at(mount_dir) is not None and not _machines_namespace()
-        self._worked = self._exists and shown_elsewhere(mount_dir)
+        self._facts = facts
 
     def reaches(self, target: Path) -> bool:
         """Return whether the engine sees the mount on *target*."""
@@ -34,12 +50,15 @@ class Propagation:
 
     def start_anew(self) -> None:
         """
-        End the daemon, if the way was there when it started.
+        End the daemon, unless that was tried a moment ago.
 
         The engine starts the plugin again, with a new way, and repeats the call that
         was not answered: nothing fails.
         """
-        if self._worked:
+        now_s = boottime_s()
+        passed_s = now_s - float(self._facts.fact(_ENDED) or -_AGAIN_AFTER_S)
+        if self._exists and not 0 <= passed_s < _AGAIN_AFTER_S:
+            self._facts.set_fact(_ENDED, f"{now_s}")
             log.error("the engine has cut off our mounts: ending, to be started again")
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -73,7 +73,7 @@ class World:
             ),
             ownership=ownership_alone(self.store, self.node, registry, backend),
             keeper=None,
-            propagation=Propagation(directory / "mounts"),
+            propagation=Propagation(directory / "mounts", self.node),
             mount_dir=directory / "mounts",
             mount_deadline_s=30,
             disuse_grace_s=0,

@@ -90,7 +90,7 @@ class World:
             ),
             ownership=self.ownership,
             keeper=None,
-            propagation=Propagation(home / "mounts"),
+            propagation=Propagation(home / "mounts", self.node),
             mount_dir=home / "mounts",
             mount_deadline_s=30,
             disuse_grace_s=0,

@@ -82,7 +82,7 @@ def test_an_owner_whose_power_fails_begins_with_its_tail(cluster: Cluster) -> No
     """Meanwhile nobody begins without what it has written; afterwards it is there."""
     alpha, beta = cluster["alpha"], cluster["beta"]
     for volume in ("power", "wanted"):
-        alpha.made(volume)
+        alpha.made(volume, replicas="1")
         await_known(cluster, volume)
         alpha.mount(volume)
         write(alpha, volume)
@@ -141,7 +141,7 @@ def test_a_volume_is_removed_while_a_node_is_off(cluster: Cluster) -> None:
 def test_a_node_is_cut_from_etcd_alone(cluster: Cluster) -> None:
     alpha, beta = cluster["alpha"], cluster["beta"]
     for volume in ("lonely", "other"):
-        alpha.made(volume)
+        alpha.made(volume, replicas="1")
         await_known(cluster, volume)
     alpha.mount("lonely")
     write(alpha, "lonely")
@@ -255,7 +255,7 @@ def test_etcd_is_restored_from_an_old_backup(cluster: Cluster) -> None:
     """A volume that was mounted since is refused with the reason; its bytes stay."""
     alpha, beta, etcd = cluster["alpha"], cluster["beta"], cluster.etcd
     for volume in ("old", "older", "untouched"):
-        alpha.made(volume)
+        alpha.made(volume, replicas="1")
         await_known(cluster, volume)
     alpha.mount("untouched")
     write(alpha, "untouched")

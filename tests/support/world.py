@@ -65,7 +65,7 @@ class World:
             ),
             ownership=ownership_alone(self.store, self.node, registry, self.backend),
             keeper=None,
-            propagation=Propagation(self.directory / "mounts"),
+            propagation=Propagation(self.directory / "mounts", self.node),
             mount_dir=self.directory / "mounts",
             mount_deadline_s=self.deadline_s,
             disuse_grace_s=self.grace_s,
