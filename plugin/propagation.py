@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -22,6 +23,7 @@ from backends.system.mounts import mounted_at, shown_elsewhere
 log = logging.getLogger(__name__)
 _ENDED: Final = "ended_for_mounts_s"
 _AGAIN_AFTER_S: Final = 60.0
+_ANSWER_S: Final = 0.5
 
 
 class Facts(Protocol):
@@ -50,17 +52,19 @@ class Propagation:
 
     def start_anew(self) -> None:
         """
-        End the daemon, unless that was tried a moment ago.
+        End the daemon in a moment, unless that was tried a moment ago.
 
-        The engine starts the plugin again, with a new way, and repeats the call that
-        was not answered: nothing fails.
+        The engine starts the plugin again, with a new way. It would repeat a call that
+        was not answered, but without its body: the caller answers first.
         """
         now_s = boottime_s()
         passed_s = now_s - float(self._facts.fact(_ENDED) or -_AGAIN_AFTER_S)
         if self._exists and not 0 <= passed_s < _AGAIN_AFTER_S:
             self._facts.set_fact(_ENDED, f"{now_s}")
             log.error("the engine has cut off our mounts: ending, to be started again")
-            os.kill(os.getpid(), signal.SIGKILL)
+            end = threading.Timer(_ANSWER_S, os.kill, (os.getpid(), signal.SIGKILL))
+            end.daemon = True
+            end.start()
 
 
 def _machines_namespace() -> bool:

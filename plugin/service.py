@@ -269,9 +269,9 @@ class VolumeService(VolumeCreation):
             backend.unmount(volume, target, deadline_s=deadline.remaining_s())
         self._propagation.start_anew()
         raise BackendError(
-            "the engine does not see what this plugin mounts: its end of the plugin's"
-            " propagated mount is gone",
-            hint="docker plugin disable --force, then docker plugin enable",
+            "the engine does not see what this plugin mounts, since it started anew;"
+            " the plugin is started again",
+            hint="retry; if it goes on: docker plugin disable --force, then enable",
         )
 
     def _acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
