@@ -26,7 +26,7 @@ _CANNOT = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS, errno.EINVAL}
 )
 # Kept by the filesystem itself, or another name of the mode.
-_NOT_COPIED = frozenset({"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"})
+NOT_COPIED = frozenset({"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"})
 
 
 def _nothing() -> None:
@@ -219,7 +219,7 @@ def attribute_names(source: int | bytes) -> list[str]:
         if error.errno not in _CANNOT:
             raise
         return []
-    return [key for key in names if key not in _NOT_COPIED]
+    return [key for key in names if key not in NOT_COPIED]
 
 
 def _is_open(source: int | bytes) -> bool:

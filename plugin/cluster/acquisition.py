@@ -276,7 +276,12 @@ class Acquisition(OwnershipViews):
             choice = rules.choose(head, lineage, votes, accept_loss=accept)
         except RefusedError as error:
             raise self._why_not(record, head, error) from None
-        self._make_copy(record, head.epoch, deadline)
+        self.replicas.make(
+            self.backend_of(record),
+            record.volume(),
+            promised=head.epoch,
+            deadline_s=deadline.remaining_s(),
+        )
         if votes.get(self.node_id) == choice.base:
             return choice
         self.replication.pull(record, head.epoch, choice, deadline)
@@ -300,16 +305,6 @@ class Acquisition(OwnershipViews):
             promised = rules.promise(self._copy(record), epoch, writers_stopped=True)
             self.replicas.write(record.id, promised)
         return promised.commit
-
-    def _make_copy(self, record: VolumeRecord, epoch: int, deadline: Deadline) -> None:
-        """Make an empty copy here if there is none, and let it promise."""
-        if self.backend_of(record).copy_directory(record.volume()) is not None:
-            return
-        self.backend_of(record).create(
-            record.volume(), deadline_s=deadline.remaining_s()
-        )
-        with self.replicas.changing(record.id):
-            self.replicas.write(record.id, Replica(promised=epoch, commit=EMPTY))
 
     def _go_live(
         self, record: VolumeRecord, epoch: int, choice: Choice, lineage: Lineage

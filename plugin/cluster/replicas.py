@@ -19,7 +19,7 @@ import msgspec
 from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.system import files
-from plugin.cluster.state import Commit, Replica
+from plugin.cluster.state import EMPTY, Commit, Replica
 
 _NAME: Final = "replica.json"
 # Where a copy lies, by its volume's id; None if this node has none.
@@ -67,6 +67,22 @@ class Replicas:
                 f"cannot read {path}: {error}",
                 hint="restore it from a backup of the pool; the bytes are untouched",
             ) from error
+
+    def make(
+        self, backend: Backend, volume: Volume, *, promised: int, deadline_s: float
+    ) -> None:
+        """
+        Make an empty copy, if there is none, that has promised epoch *promised*.
+
+        Raises:
+            BackendError: the pool refuses.
+
+        """
+        if backend.copy_directory(volume) is not None:
+            return
+        backend.create(volume, deadline_s=deadline_s)
+        with self.changing(volume.id):
+            self.write(volume.id, Replica(promised=promised, commit=EMPTY))
 
     @contextmanager
     def changing(self, volume_id: str) -> Iterator[None]:

@@ -49,6 +49,25 @@ class Asks(Protocol):
         ...
 
 
+class OwnersRequest(Protocol):
+    """What each request of an owner says of itself."""
+
+    @property
+    def volume(self) -> str:
+        """The volume's id."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The volume's name."""
+        ...
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that it recovers, or owns."""
+        ...
+
+
 class PromiseRequest(msgspec.Struct, frozen=True):
     """What a recovering owner asks of a member; see `Votes.of_others`."""
 
@@ -154,7 +173,7 @@ class Witness:
 
         """
         request = _read(message)
-        record = self._require_recovering(node_id, request)
+        record = require_recovering(self._heads, self._find, node_id, request)
         initial = initial_commit(record, self._node_id)
         replica = self._replicas.read(record.id, initial=initial)
         if replica is None:
@@ -190,26 +209,36 @@ class Witness:
         )
         return {"commit": [promised.commit.epoch, promised.commit.seq]}
 
-    def _require_recovering(
-        self, node_id: str, request: PromiseRequest
-    ) -> VolumeRecord:
-        """Return the record of the volume that *node_id* truly recovers."""
-        for fresh in (False, True):
-            if fresh:
-                self._heads.refresh(_REFRESH_DEADLINE_S)
-            record = self._find(request.name)
-            head = self._heads.read(request.volume).head
-            if (
-                record is not None
-                and record.id == request.volume
-                and head is not None
-                and (head.epoch, head.owner) == (request.epoch, node_id)
-            ):
-                return record
-        raise PeerRefusedError(
-            f"stale-epoch: '{request.name}' is not recovered by node {node_id} "
-            f"in epoch {request.epoch}"
-        )
+
+def require_recovering(
+    heads: Heads,
+    find: Callable[[str], VolumeRecord | None],
+    node_id: str,
+    request: OwnersRequest,
+) -> VolumeRecord:
+    """
+    Return the record of the volume that *node_id* truly recovers, or owns.
+
+    Raises:
+        PeerRefusedError: the store, asked anew, does not say so.
+
+    """
+    for fresh in (False, True):
+        if fresh:
+            heads.refresh(_REFRESH_DEADLINE_S)
+        record = find(request.name)
+        head = heads.read(request.volume).head
+        if (
+            record is not None
+            and record.id == request.volume
+            and head is not None
+            and (head.epoch, head.owner) == (request.epoch, node_id)
+        ):
+            return record
+    raise PeerRefusedError(
+        f"stale-epoch: '{request.name}' is not recovered by node {node_id} "
+        f"in epoch {request.epoch}"
+    )
 
 
 def _read(message: Mapping[str, Any]) -> PromiseRequest:

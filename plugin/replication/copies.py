@@ -68,12 +68,12 @@ class Copies:
             BackendError: the pool refuses.
 
         """
-        if self.home(record) is not None:
-            return
-        volume = record.volume()
-        self._backend.create(volume, deadline_s=deadline.remaining_s())
-        with self.replicas.changing(record.id):
-            self.replicas.write(record.id, Replica(promised=promised, commit=EMPTY))
+        self.replicas.make(
+            self._backend,
+            record.volume(),
+            promised=promised,
+            deadline_s=deadline.remaining_s(),
+        )
 
     @contextmanager
     def using(self, record: VolumeRecord, deadline: Deadline) -> Iterator[Journal]:

@@ -22,6 +22,7 @@ from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
 from plugin.cluster.rules import Choice, Kept
 from plugin.cluster.state import EMPTY, Commit, RefusedError, Replica
+from plugin.cluster.votes import require_recovering
 from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -205,7 +206,11 @@ class Handing:
             request = msgspec.convert(message, SendRequest)
         except msgspec.ValidationError as error:
             raise InvalidRequestError(f"the request cannot be read: {error}") from None
-        record = self._require_recovering(node_id, request)
+        heads = self._ownership.heads
+        record = require_recovering(heads, self._find, node_id, request)
+        head = heads.read(record.id).head
+        if head is None or head.phase != "recovering":
+            raise PeerRefusedError(f"'{record.name}' is not recovered any more")
         commit = Commit(*request.commit)
         with self._copies.using(record, Deadline(_TRANSFER_DEADLINE_S)) as journal:
             self._require_sealed(record, commit)
@@ -246,25 +251,6 @@ class Handing:
             names=[package.names],
         )
         journal.unpack()
-
-    def _require_recovering(self, node_id: str, request: SendRequest) -> VolumeRecord:
-        for fresh in (False, True):
-            if fresh:
-                self._ownership.heads.refresh(_REFRESH_DEADLINE_S)
-            record = self._find(request.name)
-            head = self._ownership.heads.read(request.volume).head
-            if (
-                record is not None
-                and record.id == request.volume
-                and head is not None
-                and (head.owner, head.epoch) == (node_id, request.epoch)
-                and head.phase == "recovering"
-            ):
-                return record
-        raise PeerRefusedError(
-            f"stale-epoch: '{request.name}' is not recovered by node {node_id} "
-            f"in epoch {request.epoch}"
-        )
 
     def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:
         replica = self._ownership.replica_of(record)

@@ -50,7 +50,6 @@ class StandRequest(msgspec.Struct, frozen=True):
     """What an owner asks before it sends."""
 
     volume: str
-    name: str
 
 
 class Receiving:

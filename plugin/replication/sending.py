@@ -97,9 +97,8 @@ class Sending:
         self, record: VolumeRecord, node_ids: Sequence[str]
     ) -> dict[str, Commit]:
         """Return the commit at which each node stands that answers."""
-        body = {"volume": record.id, "name": record.name}
         answers = self._peers.call_all(
-            node_ids, "stand", body, deadline_s=_STAND_DEADLINE_S
+            node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
         )
         stands = {}
         for node_id, answer in answers.items():

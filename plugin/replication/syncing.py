@@ -244,10 +244,8 @@ class Syncing:
     ) -> None:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
         if journal.commit() != pair(commit):
-            hints = Hints(everything=True)
-            journal.record(
-                journal.look(hints, self._again.pop(record.id, ())), pair(commit)
-            )
+            again = self._again.pop(record.id, ())
+            journal.record(journal.look(EVERYTHING, again), pair(commit))
         for report in self._sending.distribute(
             record,
             journal,

@@ -26,8 +26,8 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.beneath import Beneath
-from backends.rsync.journal.delta import Commit, Delta
-from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.entries import Commit, Entry, Known
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import remove_tree

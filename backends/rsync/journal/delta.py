@@ -27,10 +27,9 @@ from typing import IO, Final, Self, TypeVar
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import Entry, is_path
+from backends.rsync.journal.entries import Commit, Entry, is_path
 from backends.system.files import sync_directory
 
-Commit = tuple[int, int]
 _Record = TypeVar("_Record")
 
 _MAGIC: Final = b"remora delta 1\n\0"

@@ -16,6 +16,10 @@ from typing import Final, Literal
 
 import msgspec
 
+from backends.system.copy_file import NOT_COPIED
+
+# The epoch and the sequence within it; the newer one is the greater.
+Commit = tuple[int, int]
 Kind = Literal["file", "directory", "link", "pipe", "socket", "character", "block"]
 _KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: "file",
@@ -26,10 +30,6 @@ _KINDS: Final[dict[int, Kind]] = {
     stat.S_IFCHR: "character",
     stat.S_IFBLK: "block",
 }
-# Kept by the filesystem itself, or another name of the mode; rsync leaves them too.
-_NOT_KEPT: Final = frozenset(
-    {"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"}
-)
 _NONE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
 _TIME_MAX_NS: Final = 2**63 - 1
 _PATH_LENGTH_MAX: Final = 4095  # PATH_MAX, limits.h
@@ -134,7 +134,7 @@ def _attributes(name: bytes, directory: int) -> str:
     # leads to the directory itself, whoever renames or replaces what is above it.
     path = f"/proc/self/fd/{directory}/".encode() + name
     try:
-        keys = sorted(set(os.listxattr(path, follow_symlinks=False)) - _NOT_KEPT)
+        keys = sorted(set(os.listxattr(path, follow_symlinks=False)) - NOT_COPIED)
         if not keys:
             return ""
         digest = hashlib.sha256()

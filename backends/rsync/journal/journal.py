@@ -23,8 +23,8 @@ from typing import Final
 
 from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
-from backends.rsync.journal.delta import Commit, Delta, Header, write_delta
-from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.delta import Delta, Header, write_delta
+from backends.rsync.journal.entries import Commit, Entry, Known
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, fill, remove_tree, require_space
 from backends.rsync.journal.scan import Changes, scan_all, scan_paths
@@ -146,10 +146,7 @@ class Journal:
         if base is None:
             paths = set(only)
         else:
-            since = self.manifest.since(base)
-            if since is None:
-                raise BackendError(f"what has changed since {base} is not known")
-            paths = {entry.path for entry in since[0]} | set(only)
+            paths = {entry.path for entry in self._after(base)[0]} | set(only)
         found: dict[bytes, Known] = {}
         for path in paths:
             known = self.manifest.get(path)
@@ -162,7 +159,7 @@ class Journal:
         return [found[path] for path in sorted(found)]
 
     def _after(self, base: Commit | None) -> tuple[Iterator[Entry], Iterator[bytes]]:
-        """Return entries and deletions, names of one file together."""
+        """Return what the delta from *base* names; without one, everything."""
         if base is None:
             return (known.entry for known in self.manifest.all()), iter(())
         since = self.manifest.since(base)

@@ -23,11 +23,10 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.entries import Commit, Entry, Known
 from backends.system.files import sync_directory
 
 TOMBSTONES_MAX = 100_000
-Commit = tuple[int, int]
 
 _VERSION: Final = 1
 _PAGE_ROWS: Final = 1000

@@ -22,8 +22,8 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.beneath import Beneath
-from backends.rsync.journal.delta import Commit, Delta
-from backends.rsync.journal.entries import Entry, Known, untouched
+from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.entries import Commit, Entry, Known, untouched
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, remove_tree
 from backends.system import files
