@@ -49,16 +49,17 @@ def write(member: Member, path: str, text: str) -> None:
     member.node.run(f"echo {text} > {path} && sync {path}")
 
 
-def wait_held(cluster: Cluster, name: str, *nodes: str) -> None:
-    """Return when these nodes, and no others, hold a commit newer than now."""
-    before = cluster[nodes[0]].facts(name)["commit"]
+def wait_copied(cluster: Cluster, name: str, file: str, text: str) -> None:
+    """Return when *file* holds *text* on alpha and beta, and both are the holders."""
+    pair = [cluster[each] for each in ("alpha", "beta")]
 
-    def held() -> bool:
-        facts = cluster[nodes[0]].facts(name)
-        newer = facts["commit"] != before or facts["ownership"] == "idle"
-        return newer and sorted(facts["holders"]) == sorted(nodes)
+    def copied() -> bool:
+        if sorted(pair[0].facts(name)["holders"]) != ["alpha", "beta"]:
+            return False
+        shown = [each.node.out(f"cat {file} 2>/dev/null || true") for each in pair]
+        return all(each.strip() == text for each in shown)
 
-    wait_until(held, timeout_s=WAIT_S, what=f"{name} is held by {nodes}")
+    wait_until(copied, timeout_s=WAIT_S, what=f"{name}: {file} is '{text}' on both")
 
 
 def set_apart(member: Member, live: str) -> str:
@@ -72,7 +73,7 @@ def test_the_owner_s_power_fails(cluster: Cluster, made: str) -> None:
     alpha, beta = cluster["alpha"], cluster["beta"]
     live = mount(alpha, made)
     write(alpha, f"{live}/file", "kept")
-    wait_held(cluster, made, "alpha", "beta")
+    wait_copied(cluster, made, f"{live}/file", "kept")
     # Written after the last sync began, and durable on this node alone.
     cluster.cut_from_peers("alpha")
     write(alpha, f"{live}/file", "tail")
@@ -86,7 +87,7 @@ def test_the_owner_s_power_fails(cluster: Cluster, made: str) -> None:
     assert beta.node.out(f"cat {live}/file").strip() == "kept"
     write(beta, f"{live}/file", "after")
     cluster.restore()
-    wait_held(cluster, made, "alpha", "beta")
+    wait_copied(cluster, made, f"{live}/file", "after")
     assert set_apart(alpha, live).strip() == "tail"
     beta.unmount(made)
     mount(alpha, made)
@@ -100,7 +101,7 @@ def test_the_member_s_power_fails_while_it_takes_a_commit_in(
     alpha, beta = cluster["alpha"], cluster["beta"]
     live = mount(alpha, made)
     write(alpha, f"{live}/file", "first")
-    wait_held(cluster, made, "alpha", "beta")
+    wait_copied(cluster, made, f"{live}/file", "first")
     for number in range(3):
         alpha.node.run(
             f"for i in $(seq 300); do echo {number}-$i > {live}/f$i; done; sync {live}"
@@ -108,7 +109,7 @@ def test_the_member_s_power_fails_while_it_takes_a_commit_in(
         time.sleep(0.8 + 0.5 * number)
         beta.node.power_off()
         cluster.restore()
-    wait_held(cluster, made, "alpha", "beta")
+    wait_copied(cluster, made, f"{live}/f300", "2-300")
     alpha.unmount(made)
     script = f"cd {live} && find . -type f | sort | xargs cat | sha256sum"
     there = beta.node.out(script)
@@ -123,7 +124,7 @@ def test_a_node_that_is_cut_off_from_all_others(cluster: Cluster, made: str) -> 
     alpha, beta = cluster["alpha"], cluster["beta"]
     live = mount(alpha, made)
     write(alpha, f"{live}/file", "kept")
-    wait_held(cluster, made, "alpha", "beta")
+    wait_copied(cluster, made, f"{live}/file", "kept")
     alpha.node.cut()
     write(alpha, f"{live}/file", "alone")
     mount(beta, made)
@@ -136,7 +137,7 @@ def test_a_node_that_is_cut_off_from_all_others(cluster: Cluster, made: str) -> 
         timeout_s=WAIT_S,
         what="alpha lets go",
     )
-    wait_held(cluster, made, "alpha", "beta")
+    wait_copied(cluster, made, f"{live}/file", "together")
     assert set_apart(alpha, live).strip() == "alone"
     assert len(alpha.facts(made)["set_apart"]) == 1
     assert alpha.node.out(f"cat {live}/file").strip() == "together"
