@@ -132,7 +132,11 @@ def _membership(
 
 
 def own_volumes(
-    foundation: Foundation, registry: Registry, rsync: RsyncBackend, peers: Peers | None
+    config: Config,
+    foundation: Foundation,
+    registry: Registry,
+    rsync: RsyncBackend,
+    peers: Peers | None,
 ) -> Ownership:
     """Return who owns volumes, as this node takes part in it."""
     return Ownership(
@@ -141,6 +145,7 @@ def own_volumes(
         membership=foundation.membership,
         registry=registry,
         votes=Votes(peers, node_id=foundation.membership.own.id),
+        mount_wait_s=config.cluster.mount_wait_s,
     )
 
 

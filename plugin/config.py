@@ -43,6 +43,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 # Below 9 s nothing would be left of a lease between the keepalives and the margin.
 LeaseTtl = Annotated[float, msgspec.Meta(ge=9, le=300)]
 FreezeMax = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+MountWait = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +51,9 @@ class ClusterConfig:
     """
     The section [cluster]; without endpoints of etcd the node is alone.
 
-    ``peer_address`` is what peers are told, "" for what is found; ``failsafe`` lets
-    an owner go on while etcd is away, as long as all members agree.
+    ``peer_address`` is what peers are told, "" for what is found; a Mount waits up to
+    ``mount_wait_s`` for the node that has the volume; ``failsafe`` lets an owner go on
+    while etcd is away, as long as all members agree.
     """
 
     etcd: tuple[str, ...] = ()
@@ -66,6 +68,7 @@ class ClusterConfig:
     peer_port: int = 7424
     lease_ttl_s: float = 15.0
     freeze_max_s: float = 60.0
+    mount_wait_s: float = 20.0
     failsafe: bool = True
 
 
@@ -110,6 +113,7 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "peer_port": Port,
     "lease_ttl_s": LeaseTtl,
     "freeze_max_s": FreezeMax,
+    "mount_wait_s": MountWait,
     "failsafe": bool,
 }
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")

@@ -162,9 +162,9 @@ class Daemon:
         """Return who owns volumes; in a cluster, build what talks to its nodes."""
         foundation = self._foundation
         if foundation.keys is None:
-            return own_volumes(foundation, registry, rsync, peers=None)
+            return own_volumes(self._config, foundation, registry, rsync, peers=None)
         peers = Peers(node_key=foundation.keys.node_key)
-        ownership = own_volumes(foundation, registry, rsync, peers)
+        ownership = own_volumes(self._config, foundation, registry, rsync, peers)
         self._cluster = ClusterNode(
             self._config, foundation.keys, peers, ownership, rsync, catalogue
         )

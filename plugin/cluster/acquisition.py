@@ -10,10 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
 from backends.errors import BackendError, RemoraError
 from backends.registry import Registry
+from backends.system import clock
 from backends.system.clock import Deadline
 from plugin.cluster import rules
 from plugin.cluster.heads import (
@@ -26,6 +27,7 @@ from plugin.cluster.heads import (
 from plugin.cluster.membership import Membership
 from plugin.cluster.refusals import contended, elsewhere, explained
 from plugin.cluster.replicas import Replicas
+from plugin.cluster.replication import Alone, Replication
 from plugin.cluster.rules import Choice
 from plugin.cluster.standing import OwnershipViews
 from plugin.cluster.state import (
@@ -45,57 +47,8 @@ from plugin.model import VolumeRecord
 log = logging.getLogger(__name__)
 # Somebody else's change comes in between; each time what is known is refreshed.
 ATTEMPTS_MAX: Final = 4
+_LOOK_AGAIN_S: Final = 0.1
 REFRESH_DEADLINE_S: Final = 3.0
-
-
-class Replication(Protocol):
-    """How bytes come to other nodes and from them; see `plugin.replication`."""
-
-    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
-        """Return the other members that have *commit*, this node's, now."""
-        ...
-
-    def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
-        """Return when this node's copy, if there is one, is exactly its commit."""
-        ...
-
-    def pull(
-        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
-    ) -> None:
-        """
-        Return when this node has the commit that *choice* begins with.
-
-        Raises:
-            NotOwnerError: it was not to be had in time.
-
-        """
-        ...
-
-    def require_free(self, record: VolumeRecord) -> None:
-        """Raise PeerRefusedError while another owner relies on our word to wait."""
-        ...
-
-
-class Alone:
-    """A node without others; see `Replication`."""
-
-    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
-        """Return none."""
-        del record, commit
-        return ()
-
-    def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
-        """Do nothing: no commit comes from elsewhere."""
-
-    def pull(
-        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
-    ) -> None:
-        """Raise NotOwnerError: there is nobody to ask."""
-        del epoch, deadline
-        raise elsewhere(record.name, choice.base, choice.holders)
-
-    def require_free(self, record: VolumeRecord) -> None:
-        """Do nothing: there is no other owner."""
 
 
 class Acquisition(OwnershipViews):
@@ -109,11 +62,13 @@ class Acquisition(OwnershipViews):
         membership: Membership,
         registry: Registry,
         votes: Votes,
+        mount_wait_s: float = 0.0,
     ) -> None:
         super().__init__(
             heads=heads, replicas=replicas, membership=membership, registry=registry
         )
         self._votes = votes
+        self._mount_wait_s = mount_wait_s
         # What runs in a cluster only is set by who assembles it.
         self.replication: Replication = Alone()
 
@@ -133,6 +88,7 @@ class Acquisition(OwnershipViews):
             return epoch
         self._require_may_begin()
         self.require_possible(record)
+        self._wait_unlocked(record, deadline)
         if not self.is_shared(record):
             self._require_free(record)
             self.replication.ready(record, deadline)
@@ -186,6 +142,19 @@ class Acquisition(OwnershipViews):
         self.require_valid()
         self.note("regained", record, epoch)
         return True
+
+    def _wait_unlocked(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """
+        Return when no other node has the volume, or when enough was waited.
+
+        Schedulers start a container while its last node still lets the volume go, and
+        that a node is dead is known when its lease has ended.
+        """
+        patience = Deadline(min(self._mount_wait_s, deadline.remaining_s() / 2))
+        while not patience.passed():
+            if self.heads.read(record.id).locked_by in ("", self.node_id):
+                return
+            clock.pause(_LOOK_AGAIN_S)
 
     def _take(self, record: VolumeRecord, deadline: Deadline) -> tuple[Standing, bool]:
         """Return how the volume stands, now recovered by us; and if it was idle."""

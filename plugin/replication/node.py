@@ -24,7 +24,7 @@ from plugin.replication.transfer import Transfer
 
 
 class ReplicationNode:
-    """See `cluster.acquisition.Replication` for what it is to ownership."""
+    """See `cluster.replication.Replication` for what it is to ownership."""
 
     def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,

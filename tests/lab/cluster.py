@@ -48,6 +48,8 @@ class Member:
 
     def __init__(self, node: Node, endpoints: str, **settings: str) -> None:
         self.node = node
+        # Most tests that are refused do not want to wait for it.
+        settings = {"mount_wait_s": "1", **settings}
         self.remora = Remora(node, etcd=endpoints, node_name=node.name, **settings)
         # What is started, killed and frozen; a campaign of claims has another one.
         self.daemon: Service = self.remora

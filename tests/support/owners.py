@@ -87,6 +87,8 @@ class Owner(Node):
             "peer_address": etcd.new_address(),
             "peer_port": new_port(),
             "lease_ttl_s": TTL_S,
+            # Most tests that are refused do not want to wait for it.
+            "mount_wait_s": 0.5,
             **cluster,
         }
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]

@@ -52,6 +52,7 @@ def test_the_defaults_are_those_that_everything_relies_on(tmp_path: Path) -> Non
             peer_port=7424,
             lease_ttl_s=15.0,
             freeze_max_s=60.0,
+            mount_wait_s=20.0,
             failsafe=True,
         ),
     )
@@ -98,6 +99,7 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
         "peer_port": ("99", "99"),
         "lease_ttl_s": ("30", "30"),
         "freeze_max_s": ("5", "5"),
+        "mount_wait_s": ("7", "7"),
         "failsafe": ("false", "false"),
     }
     both = {**daemon, **cluster}
