@@ -3,7 +3,7 @@
 
 PYTHON := .venv/bin/python
 
-.PHONY: run test test-long demo bench lint format setup setup-test lab install uninstall \
+.PHONY: run test test-long demo bench lint format setup setup-test setup-bench lab install uninstall \
 	managed-plugin clean
 
 run: setup
@@ -14,6 +14,9 @@ setup:
 
 setup-test:
 	@tools/setup test
+
+setup-bench:
+	@tools/setup bench
 
 test: setup-test lint
 	$(PYTHON) -m pytest -n 3 --dist loadgroup -m "not long"
@@ -35,7 +38,7 @@ format: setup-test
 demo: setup-test
 	@$(PYTHON) tools/demo.py
 
-bench: setup-test
+bench: setup-bench
 	$(PYTHON) -m tests.bench
 	$(PYTHON) -m tests.bench.nfs
 	$(PYTHON) -m tests.bench.cluster

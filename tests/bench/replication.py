@@ -1,136 +1,163 @@
 """
-What a sync takes: `python -m tests.bench.replication [FILES ...]`.
+What replication takes: `python -m tests.bench.replication [--files N]...`.
 
-Two daemons on this machine, an etcd, a volume of so many files of 1 KiB. Then a few
-files are changed, again and again: what the owner's log says of each sync (finding,
-copying, sending, the member's checks and applying), beside a plain rsync of the same
-tree on the same disk, without ssh: its floor.
+For trees of so many files of 1 KiB: the first copy, then a few files are changed, again
+and again. *Remora* syncs each second, *rsync* over ssh is run at once, *lsyncd* waits a
+second; told is when the change is there, and of Remora what its sync alone took. At
+last a bulk of large files, and one block of the largest.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import random
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack, closing
 from pathlib import Path
 
 from tests.protocol import node
-from tests.support import etcd
-from tests.support.owners import Owner
 
 from . import machine
+from .mirrors import Lsyncd, Mirror, PlainRsync, Remora, place, wait_there
 
-NAME = "bench"
-ROUNDS = 7
-CHANGED = 10
+ROUNDS = 5
+CHANGES = (1, 10, 100, 2000)
 FILES_PER_DIRECTORY = 500
-SEED_DEADLINE_S = 3600.0
-RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--delete")
+FILE = b"x" * 1024
+BULK_FILES = 16
+BLOCK_LENGTH = 4096
 
 
 def main() -> int:
     """Return the exit code: 0, whatever the figures are."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.replication")
-    parser.add_argument("files", nargs="*", type=int, default=[1000, 100_000])
+    parser.add_argument("--files", action="append", type=int)
+    parser.add_argument("--bulk-mib", type=int, default=1024, help="0: leave it out")
     arguments = parser.parse_args()
-    if missing := node.missing():
+    if missing := node.missing() or Lsyncd.missing():
         parser.error(f"needs {missing}")
     print(f"load {machine.load()} before")
-    for count in arguments.files:
-        seed_s, syncs_ms, rsync_ms = measured(count)
-        print(
-            f"{count:>9} files: all of it {seed_s:6.1f} s;"
-            f" {CHANGED} changed p50 {statistics.median(syncs_ms):6.0f} ms"
-            f" (max {max(syncs_ms):.0f});"
-            f" rsync of the tree, local {statistics.median(rsync_ms):6.0f} ms",
-            flush=True,
-        )
+    for count in arguments.files or [1000, 100_000]:
+        measure_tree(count)
+    if arguments.bulk_mib:
+        measure_bulk(arguments.bulk_mib << 20)
     print(f"load {machine.load()} after")
     return 0
 
 
-def measured(count: int) -> tuple[float, list[float], list[float]]:
-    """Return seconds for the first copy, and ms of syncs and of plain rsyncs."""
-    with ExitStack() as stack:
-        directory = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp"))
-        )
-        memory = etcd.memory_directory(directory / "memory")
-        stack.callback(subprocess.run, ["umount", memory], check=True, timeout=30)
-        server = stack.enter_context(etcd.single(memory))
-        owners = []
-        for name in ("alpha", "beta"):
-            owner = Owner(name, server, "/bench/", lease_ttl_s=15)
-            owners.append(stack.enter_context(closing(owner)))
-            owner.start()
-            owner.wait_member()
-        alpha, beta = owners
-        volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
-        alpha.mount(NAME)
-        live = alpha.copy(volume_id) / "live"
-        fill(live, count)
-        began_s = time.monotonic()
-        wait_held(alpha)
-        seed_s = time.monotonic() - began_s
-        syncs_ms = [change(alpha, live, count, number) for number in range(ROUNDS)]
-        target = directory / "plain"
-        rsync_ms = [rsync(live, target) for _ in range(4)][1:]
-        alpha.unmount(NAME)
-        beta.wait_known(NAME)
-    return seed_s, syncs_ms, rsync_ms
+def measure_tree(count: int) -> None:
+    """Print a table of a tree of *count* files."""
+    changes = [each for each in CHANGES if each <= count]
+    with place() as (directory, stack, server):
+        remora = Remora(directory, stack)
+        fill(remora.source, count)
+        seeds = {"remora": remora.seed()}
+        rows: dict[str, dict[int, float]] = {"sync": {}}
+        remora.settle()
+        rows["remora"] = {}
+        for changed in changes:
+            before = len(remora.syncs_ms())
+            rows["remora"][changed] = followed(remora, remora.source, count, changed)
+            remora.settle()
+            rows["sync"][changed] = statistics.median(remora.syncs_ms()[before:]) / 1000
+        move_s = remora.move()
+        source = remora.source
+        for owner in (remora.alpha, remora.beta):
+            owner.stop()
+        rsync = PlainRsync(source, directory, server)
+        seeds["rsync"] = rsync.seed()
+        rows["rsync"] = {
+            changed: followed(rsync, source, count, changed) for changed in changes
+        }
+        lsyncd = Lsyncd(source, directory, server)
+        with lsyncd.running():
+            began_s = time.monotonic()
+            wait_there(source, lsyncd.copy, [name_of(count - 1), name_of(0)])
+            seeds["lsyncd"] = time.monotonic() - began_s
+            time.sleep(3)
+            rows["lsyncd"] = {
+                changed: followed(lsyncd, source, count, changed) for changed in changes
+            }
+    told = ", ".join(f"{name} {took_s:.1f} s" for name, took_s in seeds.items())
+    print(f"\n{count} files: first copy {told}; orderly move {move_s:.2f} s")
+    print("changed", *(f"{name:>8}" for name in rows))
+    for changed in changes:
+        print(f"{changed:7}", *(f"{row[changed]:7.2f}s" for row in rows.values()))
+    sys.stdout.flush()
+
+
+def measure_bulk(size_bytes: int) -> None:
+    """Print what a bulk of large files takes, and one changed block of one of them."""
+    with place() as (directory, stack, server):
+        remora = Remora(directory, stack)
+        names = [f"bulk-{number}" for number in range(BULK_FILES)]
+        for name in names:
+            with (remora.source / name).open("wb") as file:
+                for _ in range(size_bytes // BULK_FILES >> 20):
+                    file.write(os.urandom(1 << 20))
+        os.sync()
+        took_s = {"remora": remora.seed()}
+        remora.settle()
+        block_s = {"remora": block_followed(remora, remora.source / names[0])}
+        source = remora.source
+        for owner in (remora.alpha, remora.beta):
+            owner.stop()
+        rsync = PlainRsync(source, directory, server)
+        took_s["rsync"] = rsync.seed()
+        block_s["rsync"] = block_followed(rsync, source / names[0])
+    ratio = took_s["rsync"] / took_s["remora"]
+    print(f"\n{size_bytes >> 20} MiB in {BULK_FILES} files: ", end="")
+    print(*(f"{name} {each:.1f} s, " for name, each in took_s.items()), sep="", end="")
+    print(f"speed {ratio:.2f} x rsync's")
+    print(f"one block of {size_bytes // BULK_FILES >> 20} MiB:", end="")
+    print(*(f" {name} {each:.2f} s" for name, each in block_s.items()), flush=True)
+
+
+def name_of(number: int) -> str:
+    return f"{number // FILES_PER_DIRECTORY}/{number}"
 
 
 def fill(live: Path, count: int) -> None:
     for number in range(count):
-        directory = live / f"{number // FILES_PER_DIRECTORY}"
         if number % FILES_PER_DIRECTORY == 0:
-            directory.mkdir()
-        (directory / f"{number}").write_bytes(b"x" * 1024)
+            (live / name_of(number)).parent.mkdir()
+        (live / name_of(number)).write_bytes(FILE)
 
 
-def synced(owner: Owner) -> list[float]:
-    """Return the durations of all syncs so far that reached the member."""
-    return [
-        float(each["duration_ms"])
-        for each in owner.log_lines()
-        if each.get("event") == "synced" and each.get("copies")
-    ]
+def followed(mirror: Mirror, source: Path, count: int, changed: int) -> float:
+    """Return the median of the seconds until *changed* files are there."""
+    took_s = []
+    for _ in range(ROUNDS):
+        names = [name_of(each) for each in random.sample(range(count), changed)]
+        content = random.randbytes(700)
+        for name in names:
+            (source / name).write_bytes(content)
+        began_s = time.monotonic()
+        mirror.follow()
+        wait_there(source, mirror.copy, names)
+        took_s.append(time.monotonic() - began_s)
+        # Somewhere within the next second, as changes of real programs are.
+        time.sleep(1.5 + random.random())
+    return statistics.median(took_s)
 
 
-def wait_held(owner: Owner) -> None:
-    """Return when the member has everything, and nothing is sent any more."""
-    deadline_s = time.monotonic() + SEED_DEADLINE_S
-    before, quiet = -1, 0
-    while quiet < 4:
-        assert time.monotonic() < deadline_s, owner.log_tail()
-        time.sleep(1.5)
-        now = len(synced(owner))
-        quiet = quiet + 1 if now == before and now else 0
-        before = now
-
-
-def change(owner: Owner, live: Path, count: int, number: int) -> float:
-    """Return how long the sync took, in ms, that brought a few changed files over."""
-    before = len(synced(owner))
-    for each in range(CHANGED):
-        chosen = (number * 7919 + each * 104_729) % count
-        path = live / f"{chosen // FILES_PER_DIRECTORY}" / f"{chosen}"
-        path.write_bytes(b"y%d" % number * 300)
-    while len(synced(owner)) == before:
-        time.sleep(0.05)
-    found = synced(owner)[before]
-    wait_held(owner)
-    return found
-
-
-def rsync(live: Path, target: Path) -> float:
+def block_followed(mirror: Mirror, path: Path) -> float:
+    """Return the seconds until a changed block of *path* is there."""
+    block = random.randbytes(BLOCK_LENGTH)
+    at = path.stat().st_size // 2
     began_s = time.monotonic()
-    subprocess.run([*RSYNC, f"{live}/", f"{target}/"], check=True, timeout=600)
-    return 1000 * (time.monotonic() - began_s)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(block)
+    mirror.follow()
+    while True:
+        with (mirror.copy / path.name).open("rb") as file:
+            file.seek(at)
+            if file.read(BLOCK_LENGTH) == block:
+                return time.monotonic() - began_s
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
