@@ -1,0 +1,237 @@
+"""
+What replication has to bear, one scenario each, with real daemons, ssh, rsync and etcd.
+
+Their numbers are those of `tests/unit/test_scenarios.py`.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from plugin.cluster.state import Commit
+from tests.protocol.node import wait_until
+from tests.support.link import Link
+from tests.support.owners import WAIT_S, Owner, Records
+
+Make = Callable[..., Owner]
+NAME = "data"
+# All names are looked at once a minute.
+SCAN_WAIT_S = 150.0
+
+
+def live(owner: Owner, volume_id: str) -> Path:
+    return owner.copy(volume_id) / "live"
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(each.name for each in directory.iterdir())
+
+
+def apart(owner: Owner, volume_id: str) -> dict[str, list[str]]:
+    """Return the names of the files in each tree that the node has set apart."""
+    return {
+        tree.name: names(tree)
+        for tree in (owner.copy(volume_id) / "quarantine").glob("*")
+    }
+
+
+def wait_commit(owner: Owner, volume_id: str, after: Commit) -> None:
+    """Return when the node's copy has a commit after this one."""
+    wait_until(
+        lambda: owner.replica(volume_id).commit > after,
+        f"{owner.name} has a commit after {after}",
+        timeout_s=WAIT_S,
+    )
+
+
+def wait_holders(records: Records, volume_id: str, *owners: Owner) -> Commit:
+    """Return the newest commit when exactly *owners* have it."""
+    wanted = {each.id for each in owners}
+    wait_until(
+        lambda: set(records.head(volume_id).holders) == wanted,
+        f"held by {[each.name for each in owners]}",
+        timeout_s=WAIT_S,
+    )
+    return records.head(volume_id).committed
+
+
+def begin(records: Records, *owners: Owner, **options: str) -> tuple[str, Commit]:
+    """Mount a new volume at the first, with a file that all of them have."""
+    first = owners[0]
+    members = ",".join(each.name for each in owners)
+    volume_id = first.create(NAME, interval="1s", members=members, **options)
+    for each in owners:
+        each.wait_known(NAME)
+    first.mount(NAME)
+    (live(first, volume_id) / "first").write_text("first")
+    for each in owners[1:]:
+        copy = live(each, volume_id) / "first"
+        wait_until(copy.exists, f"{each.name} has it", timeout_s=WAIT_S)
+    return volume_id, wait_holders(records, volume_id, *owners)
+
+
+def come_back(owner: Owner) -> None:
+    """Start the node's daemon; its engine finds the container ended."""
+    owner.start()
+    owner.wait_member()
+    owner.call("Unmount", {"Name": NAME, "ID": "one"})
+
+
+def test_the_owner_dies_while_it_sends(make_owner: Make, records: Records) -> None:
+    """[1] The copy shows the commit before, and the next owner goes on from it."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id, _ = begin(records, alpha, beta)
+    staging = beta.copy(volume_id) / "staging"
+    # No round is to see a part of it.
+    with (alpha.state_dir / "large").open("wb") as file:
+        for _ in range(300):
+            file.write(os.urandom(1 << 20))
+    (alpha.state_dir / "large").rename(live(alpha, volume_id) / "large")
+    wait_until(
+        lambda: any(each.is_file() for each in staging.rglob("*large*")),
+        "a part of it has come",
+        timeout_s=WAIT_S,
+    )
+    alpha.kill()
+    beta.mount_at_last(NAME)
+    assert names(live(beta, volume_id)) == ["first"]
+    come_back(alpha)
+    wait_until(
+        lambda: list(apart(alpha, volume_id).values()) == [["first", "large"]],
+        "what was not sent is set apart",
+        timeout_s=WAIT_S,
+    )
+
+
+def unpublished(
+    make_owner: Make, records: Records, link: Link
+) -> tuple[str, Commit, list[Owner]]:
+    """
+    Return a volume whose dead owner has brought a commit to beta that no record names.
+
+    gamma, which has the commit before it, is down.
+    """
+    alpha = make_owner("alpha", link=link)
+    beta, gamma = make_owner("beta"), make_owner("gamma")
+    volume_id, before = begin(records, alpha, beta, gamma)
+    gamma.kill()
+    link.cut()
+    (live(alpha, volume_id) / "more").write_text("more")
+    copy = live(beta, volume_id) / "more"
+    wait_until(copy.exists, "beta has it", timeout_s=WAIT_S)
+    alpha.kill()
+    newest = beta.replica(volume_id).commit
+    assert newest > before
+    assert records.head(volume_id).committed < newest
+    return volume_id, newest, [alpha, beta, gamma]
+
+
+def test_a_commit_that_no_record_names_is_used(
+    make_owner: Make, records: Records, link: Link
+) -> None:
+    """[2] The member that has it offers it to the next owner."""
+    volume_id, newest, (_, beta, gamma) = unpublished(make_owner, records, link)
+    gamma.start()
+    gamma.wait_member()
+    gamma.mount_at_last(NAME)
+    assert (live(gamma, volume_id) / "more").read_text() == "more"
+    assert records.head(volume_id).committed >= newest
+    assert beta.replica(volume_id).promised >= 2
+
+
+def test_a_commit_that_no_record_names_and_nobody_used_is_set_apart(
+    make_owner: Make, records: Records, link: Link
+) -> None:
+    """[2] It comes back after another owner has gone on without it."""
+    volume_id, newest, (_, beta, gamma) = unpublished(make_owner, records, link)
+    beta.kill()
+    gamma.start()
+    gamma.wait_member()
+    gamma.mount_at_last(NAME)
+    assert names(live(gamma, volume_id)) == ["first"]
+    (live(gamma, volume_id) / "other").write_text("other")
+    beta.start()
+    beta.wait_member()
+    copy = live(beta, volume_id) / "other"
+    wait_until(copy.exists, "beta follows gamma", timeout_s=WAIT_S)
+    assert apart(beta, volume_id) == {str(newest): ["first", "more"]}
+    assert names(copy.parent) == ["first", "other"]
+
+
+def test_a_member_whose_disk_is_full(make_owner: Make, records: Records) -> None:
+    """[12] It keeps the commit it has, the other one goes on, and later it follows."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    full = make_owner("full", daemon={"disk": True})
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta,full")
+    for each in (beta, full):
+        each.wait_known(NAME)
+    alpha.mount(NAME)
+    (live(alpha, volume_id) / "first").write_text("first")
+    wait_holders(records, volume_id, alpha, beta, full)
+    available = full.run("df", "--output=avail", "-k", str(full.pool)).split()[-1]
+    filler = str(full.pool.parent / "filler")
+    full.run("fallocate", "-l", f"{int(available) - 512}K", filler)
+    (live(alpha, volume_id) / "more").write_bytes(os.urandom(4 << 20))
+    wait_holders(records, volume_id, alpha, beta)
+    alpha.wait_known(NAME, replication="2 of 3 copies")
+    assert full.run("ls", str(full.copy(volume_id) / "live")).split() == ["first"]
+    full.run("rm", filler)
+    wait_holders(records, volume_id, alpha, beta, full)
+    shown = full.run("ls", str(full.copy(volume_id) / "live")).split()
+    assert shown == ["first", "more"]
+
+
+@pytest.mark.parametrize("failover", ["refuse", "accept_loss"])
+def test_the_only_holder_is_dead(
+    make_owner: Make, records: Records, failover: str
+) -> None:
+    """[13, 14] An Unmount without members counts; without its node it is missed."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id, before = begin(records, alpha, beta, failover=failover)
+    beta.kill()
+    (live(alpha, volume_id) / "more").write_text("more")
+    alpha.unmount(NAME)
+    head = records.head(volume_id)
+    assert (head.phase, head.holders) == ("idle", (alpha.id,))
+    assert head.committed > before
+    alpha.wait_known(NAME, replication="1 of 2 copies")
+    alpha.kill()
+    beta.start()
+    beta.wait_member()
+    if failover == "accept_loss":
+        beta.mount_at_last(NAME)
+        assert names(live(beta, volume_id)) == ["first"]
+        (event,) = beta.events("owned", NAME)
+        assert event["lost"] == str(head.committed)
+        return
+    refused = beta.call("Mount", {"Name": NAME, "ID": "one"}).error
+    assert f"commit {head.committed}" in refused
+    assert "'alpha'" in refused
+    alpha.start()
+    beta.mount_at_last(NAME)
+    assert (live(beta, volume_id) / "more").read_text() == "more"
+
+
+@pytest.mark.timeout(600)
+def test_a_mapping_that_is_never_closed(make_owner: Make, records: Records) -> None:
+    """[24] No event tells of what is written through it; it comes all the same."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id, _ = begin(records, alpha, beta)
+    (live(alpha, volume_id) / "mapped").write_bytes(b"." * 8192)
+    copy = live(beta, volume_id) / "mapped"
+    wait_until(copy.exists, "beta has the file", timeout_s=WAIT_S)
+    with (live(alpha, volume_id) / "mapped").open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0)
+    for number in range(2):
+        mapped[4096 * number] = ord("x")
+        wait_until(
+            lambda at=4096 * number: copy.read_bytes()[at] == ord("x"),
+            f"write {number} through the mapping is there",
+            timeout_s=SCAN_WAIT_S,
+        )
+    mapped.close()
