@@ -33,7 +33,10 @@ def doctor(context: Context, as_json: bool) -> None:
     def nodes() -> list[dict[str, Any]]:
         return list(context.client.call("GET", "/v1/nodes"))
 
-    findings = examine(context.config, held_ids, storages, nodes)
+    def set_apart() -> list[dict[str, Any]]:
+        return list(context.client.call("GET", "/v1/quarantine"))
+
+    findings = examine(context.config, held_ids, storages, nodes, set_apart)
     if as_json:
         output.print_json([asdict(each) for each in findings])
     else:
