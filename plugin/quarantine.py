@@ -88,14 +88,21 @@ class QuarantineService:
         names = {each.id: each.name for each in self._service.catalogue.heads()}
         tombs = self._ownership.heads.tombs()
         own = self._ownership.node_id
-        paths, found = {}, {}
-        for each in self._ownership.heads.conflicts.all():
-            found[each.volume_id, each.node_id, each.commit] = each.conflict
-        for tree in self._trees():
-            key = (tree.volume_id, own, tree.commit)
-            paths[key] = str(tree.path)
-            if key not in found:  # the next pass of the reconciler writes it
-                found[key] = apart.conflict_of(self._quarantine, tree)
+        trees = self._trees()
+        paths = {
+            (each.volume_id, own, each.commit): str(each.path) for each in trees or ()
+        }
+        found = {
+            (each.volume_id, each.node_id, each.commit): each.conflict
+            for each in self._ownership.heads.conflicts.all()
+        }
+        if trees is not None:
+            # The disk knows better; the next pass of the reconciler mends the records.
+            found = {k: v for k, v in found.items() if k[1] != own or k in paths}
+            for tree in trees:
+                key = (tree.volume_id, own, tree.commit)
+                if key not in found and wanted in ("", tree.volume_id):
+                    found[key] = apart.conflict_of(self._quarantine, tree)
         rows = [
             _row(
                 key,
@@ -196,11 +203,12 @@ class QuarantineService:
         except RemoraError as error:
             log.info("what is set apart is recorded later: %s", error)
 
-    def _trees(self) -> list[Tree]:
+    def _trees(self) -> list[Tree] | None:
+        """Return what is on the disk; None without the pool: the records have to do."""
         try:
             return self._quarantine.everything()
         except BackendError:
-            return []  # the pool is away; the records tell what was there
+            return None
 
     def _find(self, name: str) -> _Known:
         """Return the volume of that name, or else of that id, or else removed."""
@@ -211,7 +219,7 @@ class QuarantineService:
         for record in self._service.catalogue.all():
             if record.id == name:
                 return _Known(record.id, record.name, record)
-        held = {each.volume_id for each in self._trees()}
+        held = {each.volume_id for each in self._trees() or ()}
         held |= {each.volume_id for each in self._ownership.heads.conflicts.all()}
         tombs = self._ownership.heads.tombs()
         found = [

@@ -119,8 +119,9 @@ class Ownership(Acquisition):
             BackendError: a node has set bytes of it apart, which only people delete.
 
         """
-        if apart := self.heads.conflicts.of(record.id):
-            raise set_apart(record.name, apart[0], self.name_of)
+        for each in self.heads.conflicts.of(record.id):
+            if each.node_id != self.node_id:  # our own disk tells the backend more
+                raise set_apart(record.name, each, self.name_of)
         for fresh in (False, True):
             if fresh:
                 # What is known may be a moment old: the other may have let it go.
