@@ -23,6 +23,7 @@ from backends.errors import (
     RemoraError,
     VolumeBusyError,
     VolumeExistsError,
+    one_line,
 )
 from backends.rsync.quarantine import Change, Quarantine, Tree, check_commit
 from backends.system.copying import copy_tree
@@ -306,7 +307,7 @@ def _row(
         node_id=node_id,
         this_node=node_id == own,
         commit=commit,
-        set_apart_at=conflict.set_apart_at,
+        set_apart_at=one_line(conflict.set_apart_at),
         files=conflict.files,
         size_bytes=conflict.size_bytes,
         whole=conflict.whole,

@@ -252,8 +252,9 @@ class RsyncBackend:
         }
         if "size" in volume.options:
             facts["size_bytes"] = int(volume.options["size"])
-        if apart := self.quarantine.of(volume.id):
-            facts["set_apart"] = [each.commit for each in apart]
+        with suppress(BackendError):
+            if apart := self.quarantine.of(volume.id):
+                facts["set_apart"] = [each.commit for each in apart]
         return facts
 
     def require_ready(self, volume: Volume) -> None:

@@ -119,22 +119,31 @@ class Quarantine:
         return found
 
     def of(self, volume_id: str) -> list[Tree]:
-        """Return the trees of a volume, the oldest commit first; [] if it is none."""
+        """
+        Return the trees of a volume, the oldest commit first; none of what is no id.
+
+        Raises:
+            BackendError: they cannot be seen.
+
+        """
         if not _VOLUME_ID.fullmatch(volume_id):
             return []
         found = []
         try:
             with os.scandir(self._pool.volumes / volume_id / _NAME) as entries:
                 for entry in entries:
-                    if _COMMIT.fullmatch(entry.name) and entry.is_dir(
-                        follow_symlinks=False
+                    if not (
+                        _COMMIT.fullmatch(entry.name)
+                        and entry.is_dir(follow_symlinks=False)
                     ):
-                        # The renaming that set it apart was the last change of it.
-                        at = entry.stat(follow_symlinks=False).st_ctime
-                        path = Path(entry.path)
-                        found.append(Tree(volume_id, entry.name, path, rfc3339(at)))
-        except OSError:
+                        continue
+                    # The renaming that set it apart was the last change of it.
+                    at = rfc3339(entry.stat(follow_symlinks=False).st_ctime)
+                    found.append(Tree(volume_id, entry.name, Path(entry.path), at))
+        except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise failed("cannot see what was set apart", error) from error
         return sorted(found, key=lambda each: tuple(map(int, each.commit.split("."))))
 
     def find(self, volume_id: str, commit: str) -> Tree | None:

@@ -54,15 +54,7 @@ class Client:
             )
         except requests.RequestException as error:
             raise self._unreachable(error) from error
-        try:
-            answer = response.json()
-        except ValueError as error:
-            raise RemoteError(
-                "internal",
-                f"the daemon's answer ({response.status_code}) cannot be read",
-                hint="do the versions of remora and its daemon differ?",
-                exit_code=1,
-            ) from error
+        answer = _decoded(response)
         if response.status_code != 200:
             raise _remote_error(answer)
         return answer
@@ -80,7 +72,7 @@ class Client:
                 self._base + path, stream=True, timeout=(_CONNECT_TIMEOUT_S, None)
             ) as response:
                 if response.status_code != 200:
-                    raise _remote_error(response.json())
+                    raise _remote_error(_decoded(response))
                 yield from response.iter_content(_CHUNK_SIZE)
         except requests.exceptions.ChunkedEncodingError as error:
             raise DaemonUnreachableError(
@@ -109,6 +101,18 @@ class Client:
         return DaemonUnreachableError(
             cause, hint="systemctl start remora, as root; or see: remora doctor"
         )
+
+
+def _decoded(response: requests.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise RemoteError(
+            "internal",
+            f"the daemon's answer ({response.status_code}) cannot be read",
+            hint="do the versions of remora and its daemon differ?",
+            exit_code=1,
+        ) from error
 
 
 def _remote_error(answer: Any) -> RemoteError:

@@ -162,7 +162,7 @@ def clone(
 
     It is like VOLUME but for the options given, and independent of it.
     """
-    made = call_with_progress(
+    call_with_progress(
         context,
         _path(volume, commit, "/clone"),
         {"name": check_name(name), "options": options},
@@ -171,6 +171,7 @@ def clone(
         quiet=as_json,
     )
     if as_json:
+        made = context.client.call("GET", f"/v1/volumes/{quote(name, safe='')}")
         output.print_json(made)
     else:
         click.echo(name)
@@ -242,5 +243,7 @@ def _at_least(row: dict[str, Any], text: str) -> str:
 
 
 def _path(volume: str, commit: str, below: str) -> str:
+    from backends.rsync.quarantine import check_commit  # noqa: PLC0415 - only these verbs need it
+
     name = quote(check_name(volume), safe="")
-    return f"/v1/quarantine/{name}/{quote(commit, safe='')}{below}"
+    return f"/v1/quarantine/{name}/{check_commit(commit)}{below}"

@@ -155,6 +155,7 @@ class Copies:
             empty = msgspec.structs.replace(replica, commit=EMPTY, live_epoch=0)
             self.replicas.write(record.id, empty)
         journal.forget()
+        self.unwatch(record)
         self._backend.make_live(record.volume(), deadline_s=_MAKE_DEADLINE_S)
 
     def _finish_setting_apart(self, record: VolumeRecord, journal: Journal) -> None:

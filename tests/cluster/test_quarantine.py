@@ -161,7 +161,7 @@ def test_a_crash_between_the_renaming_and_its_record_is_mended(split: Split) -> 
 def test_a_node_that_has_such_bytes_is_not_removed_by_accident(split: Split) -> None:
     alpha, beta = split.alpha, split.beta
     split.come_back()
-    split.commit()
+    commit = split.commit()
     split.wait_caught_up()
     alpha.kill()
     beta.unmount(NAME)
@@ -175,3 +175,22 @@ def test_a_node_that_has_such_bytes_is_not_removed_by_accident(split: Split) -> 
     assert beta.control_ok("GET", "/v1/quarantine") == []
     assert split.records.heads.conflicts.all() == []
     beta.ok("Remove", Name=NAME)
+    # It comes back all the same. Then its bytes outlive the volume, known by its id.
+    alpha.start()
+    alpha.wait_member()
+    assert split.commit() == commit
+    alpha.wait_unknown(NAME)
+    [row] = split.cli(beta, "ls", "--json").json()
+    assert (row["volume"], row["removed"], row["node"]) == (NAME, True, "alpha")
+    assert row["volume_id"] == split.volume_id
+    beta.create(NAME)
+    assert split.cli(beta, "ls", NAME, "--json").json() == []
+    assert split.cli(alpha, "clone", split.volume_id, commit, "saved").out == "saved\n"
+    path = Path(alpha.get("saved")["Status"]["path"])
+    assert (path / "tail").read_text() == "of alpha"
+    assert split.cli(alpha, "discard", split.volume_id, commit, "--force").code == 0
+    wait_until(
+        lambda: not alpha.copy(split.volume_id).exists(),
+        "alpha's copy goes, as the tomb asks",
+        timeout_s=WAIT_S,
+    )

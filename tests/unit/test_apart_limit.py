@@ -26,15 +26,17 @@ VOLUME = Volume(
 def fill(directory: Path) -> int:
     """Return how many MiB the directory takes, of 40."""
     file = os.open(directory / "big", os.O_WRONLY | os.O_CREAT, 0o600)
+    written = 0
     try:
-        for number in range(40):
+        while written < 40:
             os.write(file, os.urandom(MIB))
             os.fsync(file)
+            written += 1
     except OSError:
-        return number
+        return written
     finally:
         os.close(file)
-    return 40
+    return written
 
 
 def subvolumes(top: Path) -> int:

@@ -212,6 +212,8 @@ def test_a_clone_is_a_volume_of_its_own(cli: Cli, node: Node, tree: Path) -> Non
     assert copy.stat().st_mode & 0o7777 == 0o700
     assert names(copy) == names(tree)
     assert cli("quarantine", "clone", "db", "3.7", "old").code == 18
+    made = cli("quarantine", "clone", "db", "3.7", "other", "--json").json()
+    assert (made["name"], made["options"]["mode"]) == ("other", "0755")
     assert cli("quarantine", "clone", "db", "3.7", "new", "-o", "nonsense=1").code == 10
     assert "new" not in node.names()
     assert tree.is_dir()
@@ -232,10 +234,14 @@ def test_only_a_person_discards(cli: Cli, node: Node, tree: Path) -> None:
     assert cli("rm", "db", "--force").code == 0
 
 
-def test_what_is_mistyped_is_told(cli: Cli, tree: Path) -> None:
+def test_what_is_mistyped_is_told(cli: Cli, node: Node, tree: Path) -> None:
     assert cli("quarantine", "diff", "db", "3.8").code == 10
-    assert cli("quarantine", "discard", "db", "../../x", "--force").code in (10, 1)
-    assert cli("quarantine", "discard", "db", "3.7.1", "--force").code == 10
+    for commit in ("../../x", "..", "3.7.1", "3.7\n", ""):
+        assert cli("quarantine", "discard", "db", commit, "--force").code == 10
+    assert node.control("DELETE", "/v1/quarantine/db/%2E%2E").status == 400
+    assert node.control("DELETE", "/v1/quarantine/db/3.7x").status == 400
+    assert node.control("GET", "/v1/quarantine/db/3.7/diff?limit=-1").status == 400
+    assert node.control("POST", "/v1/quarantine/db/3.7/clone", {}).status == 400
     assert cli("quarantine", "diff", "none", "3.7").code == 11
     assert cli("quarantine", "ls", "none").code == 11
     assert cli("quarantine", "ls", "../x").code == 10
