@@ -16,7 +16,8 @@ from plugin.cli.context import Context, json_option, pass_context
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check privileges, kernel, programs, sockets, pool, shares, mounts and nodes.
+    Check privileges, kernel, programs, sockets, pool, shares, mounts, nodes, and
+    whether bytes were set apart.
 
     Each line is a check, its verdict and the evidence; a hint says what to do. Exits
     with 1 if a check failed.
