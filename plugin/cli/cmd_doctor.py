@@ -16,11 +16,10 @@ from plugin.cli.context import Context, json_option, pass_context
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check privileges, kernel, programs, sockets, pool, shares, mounts, nodes, and
-    whether bytes were set apart.
+    Check privileges, kernel, programs, sockets, pool, shares, mounts and nodes.
 
-    Each line is a check, its verdict and the evidence; a hint says what to do. Exits
-    with 1 if a check failed.
+    It also tells of bytes that were set apart. Each line is a check, its verdict and
+    the evidence; a hint says what to do. Exits with 1 if a check failed.
     """
     from plugin.doctor import examine  # noqa: PLC0415 - only this verb needs it
 
