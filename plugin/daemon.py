@@ -43,6 +43,7 @@ from plugin.options import OptionResolver
 from plugin.peers.channel import Peers
 from plugin.propagation import Propagation
 from plugin.protocol.http import create_app as create_plugin_app
+from plugin.quarantine import QuarantineService
 from plugin.reconciler import Reconciler
 from plugin.server import Server
 from plugin.service import VolumeService
@@ -92,7 +93,8 @@ class Daemon:
         self._cluster: ClusterNode | None = None
         service = self._build_service()
         self._service = service
-        self._reconciler = Reconciler(service)
+        self._quarantine = QuarantineService(service, self._rsync.quarantine)
+        self._reconciler = Reconciler(service, also=[self._quarantine.mend])
         try:
             self._servers = self._build_servers(service)
         except BaseException:
@@ -122,6 +124,7 @@ class Daemon:
         """Return the use cases on their backends, store and references."""
         config = self._config
         rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
+        self._rsync = rsync
         if self._node.fact("pool_id") is None:
             self._node.set_fact("pool_id", rsync.pool.initialise())
         nfs = NfsBackend(
@@ -201,7 +204,11 @@ class Daemon:
         servers.append(
             Server(
                 create_control_app(
-                    service, self._reconciler, metrics, self._cluster_view()
+                    service,
+                    self._reconciler,
+                    metrics,
+                    self._cluster_view(),
+                    self._quarantine,
                 ),
                 self._bind(config.control_socket),
                 name="control",

@@ -23,11 +23,13 @@ from plugin.limits import LONG_DEADLINE_S
 Verdict = Literal["ok", "warning", "failed"]
 _PROBE_TIMEOUT_S: Final = 5.0
 _FREE_SHARE_LOW: Final = 0.05
+_NAMED_MAX: Final = 10
 # Program, how it tells its version, its Debian package, and whether volumes work at
 # all without it.
 _PROGRAMS: Final = (
     ("rsync", "--version", "rsync", True),
     ("rm", "--version", "coreutils", True),
+    ("tar", "--version", "tar", False),
     ("setpriv", "--version", "util-linux", True),
     ("mount.nfs", "-V", "nfs-common", False),
     ("docker", "--version", "docker.io", False),
@@ -56,13 +58,14 @@ def examine(
     held_ids: Callable[[], set[str]],
     storages: Callable[[], dict[str, dict[str, Any]]],
     nodes: Callable[[], list[dict[str, Any]]],
+    set_apart: Callable[[], list[dict[str, Any]]] = list,
 ) -> list[Finding]:
     """
     Return the findings of every check, in a fixed order.
 
     *held_ids* asks the daemon which volumes, by id, the engine holds mounted, and
     *storages* for what it knows of each storage: backend, health, sizes; *nodes* for
-    the rows of `remora node ls`.
+    the rows of `remora node ls`; *set_apart* for those of `remora quarantine ls`.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
@@ -73,6 +76,7 @@ def examine(
         "shares": lambda: _shares(storages()),
         "mounts": lambda: _mounts(config, held_ids()),
         "cluster": lambda: _cluster(nodes()) if config.cluster.etcd else iter(()),
+        "set apart": lambda: _set_apart(set_apart()),
     }
     findings: list[Finding] = []
     for name, check in checks.items():
@@ -223,3 +227,14 @@ def _cluster(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
                 each["clock_warning"],
                 "let the clocks of all nodes follow one source, such as NTP",
             )
+
+
+def _set_apart(rows: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Tell of bytes that no other copy has; nobody but a person ends that."""
+    for each in rows[:_NAMED_MAX]:
+        yield Finding(
+            "set apart",
+            "warning",
+            f"commit {each['commit']} of '{each['volume']}' on node '{each['node']}'",
+            "remora quarantine ls; see docs/guides/replication.md",
+        )

@@ -94,6 +94,19 @@ class _ServiceCollector(Collector):
         references.add_metric(["live"], live)
         references.add_metric(["inherited"], inherited)
         yield from (volumes, mounted, references)
+        yield from self._set_apart()
+
+    def _set_apart(self) -> Iterator[Metric]:
+        quarantined = GaugeMetricFamily(
+            "remora_quarantined",
+            "Commits that nodes of the cluster have set apart, as this node knows.",
+        )
+        try:
+            found = self._service.ownership.heads.conflicts.all()
+        except RemoraError:
+            return
+        quarantined.add_metric([], len(found))
+        yield quarantined
 
     def _storage(self) -> Iterator[Metric]:
         healthy = GaugeMetricFamily(

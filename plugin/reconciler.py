@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from backends.errors import RemoraError, VolumeBusyError
@@ -39,8 +39,12 @@ _STOP_WAIT_S: Final = 2.0
 class Reconciler:
     """Runs passes in one background thread until it is stopped."""
 
-    def __init__(self, service: VolumeService) -> None:
+    def __init__(
+        self, service: VolumeService, *, also: Sequence[Callable[[], None]] = ()
+    ) -> None:
+        """Let each pass do *also* what others have to repair."""
         self._service = service
+        self._also = also
         self._stopping = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="reconciler", daemon=True
@@ -69,6 +73,8 @@ class Reconciler:
                     return
                 self._attempt(record, action)
         bury_copies(service.ownership, service.registry)
+        for mend in self._also:
+            mend()
         self._collect_garbage()
 
     def _collect_garbage(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ from backends import options as parse
 from backends.base import Destination, Fill, Storage, Traits, Volume, VolumeUser
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live
+from backends.rsync.quarantine import Quarantine
 from backends.rsync.snapshots import RsyncSnapshots
 from backends.snapshots import require_none
 from backends.system import files, mounts, quota
@@ -73,6 +75,7 @@ class RsyncBackend:
     def __init__(self, pool: Path, *, pool_id: str | None) -> None:
         self.pool = Pool(pool, pool_id=pool_id)
         self.snapshots = RsyncSnapshots(self.pool)
+        self.quarantine = Quarantine(self.pool)
 
     def parse_options(self, raw: Mapping[str, str]) -> dict[str, str]:
         """Return *raw* in canonical form; see `Backend.parse_options`."""
@@ -136,11 +139,7 @@ class RsyncBackend:
                 hint="unmount that, then remove the volume",
             )
         require_none(volume, self.snapshots.all(volume))
-        if apart := self._set_apart(volume):
-            raise BackendError(
-                f"'{volume.name}' has bytes that no other copy has: commit {apart[0]}",
-                hint=f"save or delete {home}/quarantine, then remove the volume",
-            )
+        self._require_nothing_apart(volume)
         try:
             self.pool.throw_away(home)
         except FileNotFoundError:
@@ -148,6 +147,31 @@ class RsyncBackend:
         except OSError as error:
             raise failed(f"cannot remove volume '{volume.name}'", error) from error
         files.sync_directory(self.pool.volumes)
+
+    def make_live(self, volume: Volume, *, deadline_s: float) -> None:
+        """
+        Make the directory of *volume*'s bytes anew, empty, as `create` had made it.
+
+        It is there with its limit and owner, or not at all.
+
+        Raises:
+            BackendError: the pool refuses.
+
+        """
+        live = self.pool.home(volume) / "live"
+        made = live.with_name("live.new")
+        deadline = Deadline(deadline_s)
+        try:
+            if made.is_dir():  # a crash has left it, empty
+                quota.discard(made, deadline_s=deadline.remaining_s())
+                with suppress(FileNotFoundError):
+                    made.rmdir()
+            make_live(made, volume, deadline)
+            _own(made, volume, keep=False)
+            made.rename(live)
+            files.sync_directory(live.parent)
+        except OSError as error:
+            raise failed(f"cannot make {live}", error) from error
 
     def exclusive(self, volume: Volume) -> bool:
         """Return True: copies would part if two nodes wrote to theirs."""
@@ -228,8 +252,9 @@ class RsyncBackend:
         }
         if "size" in volume.options:
             facts["size_bytes"] = int(volume.options["size"])
-        if apart := self._set_apart(volume):
-            facts["set_apart"] = apart
+        with suppress(BackendError):
+            if apart := self.quarantine.of(volume.id):
+                facts["set_apart"] = [each.commit for each in apart]
         return facts
 
     def require_ready(self, volume: Volume) -> None:
@@ -287,13 +312,19 @@ class RsyncBackend:
         self.snapshots.sweep()
         return self.pool.empty_trash(Deadline(deadline_s))
 
-    def _set_apart(self, volume: Volume) -> list[str]:
-        """Return the commits whose bytes were set apart, as `Journal.keep_apart`."""
-        apart = self.pool.home(volume) / "quarantine"
-        try:
-            return sorted(each.name for each in apart.iterdir())
-        except OSError:
-            return []
+    def _require_nothing_apart(self, volume: Volume) -> None:
+        """Raise BackendError while there are bytes that only people may delete."""
+        if self.quarantine.is_empty(volume.id):
+            return
+        apart = self.quarantine.of(volume.id)
+        where = f"commit {apart[0].commit}" if apart else "what is no commit"
+        commit = apart[0].commit if apart else ""
+        raise BackendError(
+            f"'{volume.name}' has bytes that no other copy has: {where}",
+            hint=f"save them, then: remora quarantine discard {volume.name} {commit}"
+            if apart
+            else f"look into {self.pool.home(volume)}/quarantine",
+        )
 
     def _is_bound(self, volume: Volume, target: Path) -> bool:
         """Return whether *target* already shows this volume's bytes."""

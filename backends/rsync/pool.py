@@ -149,4 +149,5 @@ def _data_directories(thrown: Path) -> list[Path]:
     """Return what `make_live` may have made in a volume, a snapshot or a copy."""
     found = [thrown / "live", thrown / DATA_NAME]
     found += (thrown / "snapshots").glob(f"*/{DATA_NAME}")
+    found.append(thrown)  # what was set apart had been the `live` of its volume
     return [directory for directory in found if directory.is_dir()]

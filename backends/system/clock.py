@@ -12,6 +12,12 @@ def now_rfc3339() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
+def rfc3339(since_epoch_s: float) -> str:
+    """Return a file's time as `now_rfc3339` does the present."""
+    told = datetime.fromtimestamp(since_epoch_s, UTC).isoformat(timespec="seconds")
+    return told.replace("+00:00", "Z")
+
+
 def now_as_name() -> str:
     """Return wall time as a name that sorts by it: 20261123T230501Z."""
     return now_rfc3339().replace("-", "").replace(":", "")

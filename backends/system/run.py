@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +113,28 @@ def run_with_progress(
     finally:
         _kill(process)
     _checked(command, Completed(status, last, ""), (0,))
+
+
+def stream(command: Sequence[str], *, stall_s: float) -> Iterator[bytes]:
+    """
+    Yield the output of *command* piece by piece, and b"" in each second of silence.
+
+    Who stops reading ends it. What it says on standard error is part of its error.
+
+    Raises:
+        BackendError: the program is missing or failed; what was yielded is not all.
+        DeadlineError: nothing was printed for *stall_s*; it has been killed.
+
+    """
+    process = _start(command)
+    try:
+        errors = yield from _pieces(process, stall_s)
+        status = process.wait(timeout=_KILL_WAIT_S)
+    except subprocess.TimeoutExpired:
+        raise DeadlineError(f"'{command[0]}' did not end") from None
+    finally:
+        _kill(process)
+    _checked(command, Completed(status, "", errors.decode(errors="replace")), (0,))
 
 
 def own_program(module: ModuleType, *arguments: str) -> list[str]:
@@ -240,6 +262,40 @@ def _read_lines(
             if line.strip():
                 last = line.decode(errors="replace")
                 on_line(last)
+
+
+def _pieces(
+    process: subprocess.Popen[bytes], stall_s: float
+) -> Generator[bytes, None, bytes]:
+    """Yield as `stream` does; return the end of what was said on standard error."""
+    if process.stdout is None or process.stderr is None:
+        raise BackendError("a program has no output to read")
+    output, told = process.stdout.fileno(), process.stderr.fileno()
+    poll = select.poll()
+    for descriptor in (output, told):
+        poll.register(descriptor, select.POLLIN)
+    errors = b""
+    silence = Deadline(stall_s)
+    left = {output, told}
+    while left:
+        found = poll.poll(1000)
+        if not found:
+            if silence.passed():
+                raise DeadlineError(f"no progress for {stall_s:.0f} s")
+            yield b""
+            continue
+        for descriptor, _ in found:
+            chunk = os.read(descriptor, 65536)
+            if not chunk:
+                poll.unregister(descriptor)
+                left.discard(descriptor)
+            elif descriptor == told:
+                errors = (errors + chunk)[-_OUTPUT_SIZE_MAX:]
+            else:
+                yield chunk
+        # How long the reader takes is not the program's silence.
+        silence = Deadline(stall_s)
+    return errors
 
 
 def _readable(descriptor: int, timeout_s: float) -> bool:

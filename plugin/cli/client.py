@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from plugin.errors import DaemonUnreachableError, RemoteError
 from plugin.limits import LONG_DEADLINE_S
 
 _CONNECT_TIMEOUT_S: Final = 5.0
+_CHUNK_SIZE: Final = 64 * 1024
 # Above the daemon's own deadline: its error says more than our time-out would.
 _READ_TIMEOUT_S: Final = LONG_DEADLINE_S + 10
 
@@ -52,18 +54,39 @@ class Client:
             )
         except requests.RequestException as error:
             raise self._unreachable(error) from error
-        try:
-            answer = response.json()
-        except ValueError as error:
-            raise RemoteError(
-                "internal",
-                f"the daemon's answer ({response.status_code}) cannot be read",
-                hint="do the versions of remora and its daemon differ?",
-                exit_code=1,
-            ) from error
+        answer = _decoded(response)
         if response.status_code != 200:
             raise _remote_error(answer)
         return answer
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """
+        Yield the daemon's answer to GET *path* piece by piece, however long it takes.
+
+        Raises:
+            DaemonUnreachableError, RemoteError: as `call`; or it ended early.
+
+        """
+        try:
+            with self._session.get(
+                self._base + path, stream=True, timeout=(_CONNECT_TIMEOUT_S, None)
+            ) as response:
+                if response.status_code != 200:
+                    raise _remote_error(_decoded(response))
+                yield from response.iter_content(_CHUNK_SIZE)
+        except requests.exceptions.ChunkedEncodingError as error:
+            raise DaemonUnreachableError(
+                "the daemon's answer broke off", hint="its log says why"
+            ) from error
+        except requests.RequestException as error:
+            raise self._unreachable(error) from error
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        """Yield the lines of the answer to GET *path*; raises as `stream`."""
+        pending = b""
+        for chunk in self.stream(path):
+            *lines, pending = (pending + chunk).split(b"\n")
+            yield from lines
 
     def _unreachable(self, error: Exception) -> DaemonUnreachableError:
         if isinstance(error, requests.Timeout):
@@ -78,6 +101,18 @@ class Client:
         return DaemonUnreachableError(
             cause, hint="systemctl start remora, as root; or see: remora doctor"
         )
+
+
+def _decoded(response: requests.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise RemoteError(
+            "internal",
+            f"the daemon's answer ({response.status_code}) cannot be read",
+            hint="do the versions of remora and its daemon differ?",
+            exit_code=1,
+        ) from error
 
 
 def _remote_error(answer: Any) -> RemoteError:

@@ -18,8 +18,8 @@ def doctor(context: Context, as_json: bool) -> None:
     """
     Check privileges, kernel, programs, sockets, pool, shares, mounts and nodes.
 
-    Each line is a check, its verdict and the evidence; a hint says what to do. Exits
-    with 1 if a check failed.
+    It also tells of bytes that were set apart. Each line is a check, its verdict and
+    the evidence; a hint says what to do. Exits with 1 if a check failed.
     """
     from plugin.doctor import examine  # noqa: PLC0415 - only this verb needs it
 
@@ -33,7 +33,10 @@ def doctor(context: Context, as_json: bool) -> None:
     def nodes() -> list[dict[str, Any]]:
         return list(context.client.call("GET", "/v1/nodes"))
 
-    findings = examine(context.config, held_ids, storages, nodes)
+    def set_apart() -> list[dict[str, Any]]:
+        return list(context.client.call("GET", "/v1/quarantine"))
+
+    findings = examine(context.config, held_ids, storages, nodes, set_apart)
     if as_json:
         output.print_json([asdict(each) for each in findings])
     else:

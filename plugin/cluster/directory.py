@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from plugin.cluster.conflicts import Conflicts
 from plugin.cluster.nodes import (
     ALIVE,
     NAMES,
@@ -34,7 +35,7 @@ class NodeDirectory:
     """
     Reads and changes nodes' records; reads answer from local knowledge.
 
-    *data_only_on* returns the volumes whose newest data only the node of that id has.
+    *data_only_on* returns the volumes of which only the node of that id has some data.
     *always_alive* is the id of a node that is alone and needs no lease to be alive.
     """
 
@@ -148,7 +149,8 @@ class NodeDirectory:
             [Compare(NODES + record.id, self._revision(record.id))]
             + [Compare(ALIVE + record.id, 0)]
             + ([Compare(name.key, name.mod_revision)] if name and ours else []),
-            [Delete(NODES + record.id)] + ([Delete(name.key)] if name and ours else []),
+            [Delete(NODES + record.id), *Conflicts(self._store).drops(record.id)]
+            + ([Delete(name.key)] if name and ours else []),
         )
         if not outcome.succeeded:
             raise _contended(name_or_id)

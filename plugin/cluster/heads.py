@@ -4,6 +4,7 @@ What the store keeps of who owns a volume; every change is a compare-and-set.
     v/<id>/head          Head: epoch, owner, the newest commit that is kept
     v/<id>/lock          Lock, on the owner's lease: it goes when the owner is gone
     v/<id>/epochs/<n>    Epoch: what each epoch began with; never changed
+    v/<id>/conflicts/…   Conflict: bytes that a node has set apart; see `conflicts.py`
     tomb/<id>            Tomb: the volume was removed; its copies are to go
 
 A volume without a head was never owned; see `Ownership` for what is then taken as it.
@@ -17,6 +18,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from plugin.cluster.conflicts import Conflicts
 from plugin.cluster.state import EMPTY, Epoch, Head, Lineage
 from plugin.errors import StoreError
 from plugin.store.base import (
@@ -87,6 +89,7 @@ class Heads:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self.conflicts = Conflicts(store)
 
     def read(self, volume_id: str) -> Standing:
         """Return how *volume_id* stands."""
@@ -119,9 +122,11 @@ class Heads:
         return found
 
     def held_only_by(self, node: str) -> list[str]:
-        """Return the ids of volumes whose newest bytes *node* alone may have."""
+        """Return the ids of volumes of which *node* alone may have some bytes."""
         records, _ = self._store.prefix(_VOLUMES)
-        found = []
+        found = [
+            each.volume_id for each in self.conflicts.all() if each.node_id == node
+        ]
         for record in records:
             volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")
             if rest != "head":
@@ -132,7 +137,7 @@ class Heads:
             )
             if alone and head.phase != "removing":
                 found.append(volume_id)
-        return found
+        return list(dict.fromkeys(found))
 
     def lineage(self, volume_id: str) -> Lineage:
         """Return the epochs that owners of *volume_id* have begun."""

@@ -19,7 +19,7 @@ from plugin.cluster.acquisition import (
     Acquisition,
 )
 from plugin.cluster.heads import Tomb, bury, drop_lock, put_head, put_tomb
-from plugin.cluster.refusals import explained
+from plugin.cluster.refusals import explained, set_apart
 from plugin.cluster.state import Commit, RefusedError
 from plugin.errors import NotOwnerError, StoreError
 from plugin.model import VolumeRecord
@@ -116,8 +116,12 @@ class Ownership(Acquisition):
 
         Raises:
             NotOwnerError: another node has it mounted.
+            BackendError: a node has set bytes of it apart, which only people delete.
 
         """
+        for each in self.heads.conflicts.of(record.id):
+            if each.node_id != self.node_id:  # our own disk tells the backend more
+                raise set_apart(record.name, each, self.name_of)
         for fresh in (False, True):
             if fresh:
                 # What is known may be a moment old: the other may have let it go.

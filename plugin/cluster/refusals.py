@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from backends.errors import BackendError
+from plugin.cluster.conflicts import KnownConflict
 from plugin.cluster.state import Commit, RefusedError
 from plugin.errors import NotOwnerError
 
@@ -52,6 +54,18 @@ def elsewhere(volume: str, commit: Commit, nodes: Sequence[str]) -> NotOwnerErro
         f"the data of '{volume}' (commit {commit}) is on node {where}, not on this one",
         hint="retry; see the daemon's log there if it goes on",
         transient=True,
+    )
+
+
+def set_apart(
+    volume: str, apart: KnownConflict, name_of: Callable[[str], str]
+) -> BackendError:
+    """Return the error for a volume of which a node has bytes that no other has."""
+    return BackendError(
+        f"'{volume}' has bytes on node '{name_of(apart.node_id)}' that no other copy "
+        f"has: commit {apart.commit}",
+        hint=f"save them, then, on that node: remora quarantine discard {volume} "
+        f"{apart.commit}",
     )
 
 

@@ -111,6 +111,10 @@ class OwnershipViews:
         }
         if not self.is_shared(record):
             facts["replication"] = _in_words(head)
+        if apart := self.heads.conflicts.of(record.id):
+            facts["set_apart_on"] = sorted(
+                {self.name_of(each.node_id) for each in apart}
+            )
         return facts
 
     def require_valid(self) -> None:

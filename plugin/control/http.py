@@ -20,8 +20,10 @@ from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
 from plugin.control.cluster import ClusterView, add_cluster
 from plugin.control.nodes import add_nodes, node_status
+from plugin.control.quarantine import add_quarantine
 from plugin.importing import import_directory
 from plugin.metrics import Metrics
+from plugin.quarantine import QuarantineService
 from plugin.reconciler import Reconciler
 from plugin.service import VolumeService
 from plugin.snapshots import SnapshotService
@@ -77,6 +79,7 @@ def create_app(
     reconciler: Reconciler,
     metrics: Metrics,
     cluster: ClusterView,
+    quarantine: QuarantineService,
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
@@ -124,6 +127,7 @@ def create_app(
     _add_snapshots(app, SnapshotService(service))
     add_nodes(app, cluster.membership)
     add_cluster(app, cluster)
+    add_quarantine(app, quarantine)
     return app
 
 

@@ -22,6 +22,7 @@ from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.staging import Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.system.clock import Deadline
+from plugin.cluster import rules
 from plugin.cluster.replicas import Replicas
 from plugin.cluster.state import EMPTY, Commit, Replica
 from plugin.logs import fields
@@ -30,6 +31,7 @@ from plugin.model import VolumeRecord
 log = logging.getLogger(__name__)
 # A commit that is applied at the daemon's start, whatever its size.
 _RECOVERY_DEADLINE_S: Final = 3600.0
+_MAKE_DEADLINE_S: Final = 30.0
 
 
 class Copies:
@@ -100,6 +102,8 @@ class Copies:
                 raise BackendError(f"there is no copy of '{record.name}' here")
             journal = Journal(home, record.id)
             try:
+                if not journal.live.is_dir():
+                    self._finish_setting_apart(record, journal)
                 journal.apply()
                 yield journal
             finally:
@@ -135,6 +139,38 @@ class Copies:
             if watched is not None and self._watcher is not None:
                 self._watcher.remove(watched)
 
+    def begin_empty(self, record: VolumeRecord, journal: Journal) -> None:
+        """
+        Go on without the bytes that the journal has set apart.
+
+        It is written down before there is a `live` again: an empty one never stands
+        for a commit.
+
+        Raises:
+            BackendError: the disk refuses; the next use of the copy tries again.
+
+        """
+        with self.replicas.changing(record.id):
+            replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
+            empty = msgspec.structs.replace(replica, commit=EMPTY, live_epoch=0)
+            self.replicas.write(record.id, empty)
+        journal.forget()
+        self.unwatch(record)
+        self._backend.make_live(record.volume(), deadline_s=_MAKE_DEADLINE_S)
+
+    def _finish_setting_apart(self, record: VolumeRecord, journal: Journal) -> None:
+        """Do what a crash after `Journal.keep_apart` has left undone."""
+        replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
+        lost = rules.seal(replica).commit
+        apart = [each.commit for each in self._backend.quarantine.of(record.id)]
+        if not apart or (lost != EMPTY and str(lost) not in apart):
+            raise BackendError(
+                f"the data of volume '{record.name}' is missing: "
+                f"{journal.live} is not there",
+                hint="put the directory back, or restore it from a backup",
+            )
+        self.begin_empty(record, journal)
+
     def recover(self, records: list[VolumeRecord]) -> None:
         """
         Finish what a crash has left of commits that were on their way in.
@@ -165,15 +201,10 @@ class Copies:
         home = self.home(record)
         if home is None:
             return
-        if not (home / "live").is_dir():
-            # Its bytes were set apart, and a crash came before that was written down.
-            with self.replicas.changing(record.id):
-                replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
-                empty = msgspec.structs.replace(replica, commit=EMPTY, live_epoch=0)
-                self.replicas.write(record.id, empty)
-            (home / "live").mkdir(mode=0o755)
         journal = Journal(home, record.id)
         try:
+            if not journal.live.is_dir():
+                self._finish_setting_apart(record, journal)
             marked = journal.marked()
         finally:
             journal.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
@@ -15,6 +16,7 @@ from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
 from plugin.peers.sharing import SharedSsh
+from plugin.replication import apart
 from plugin.replication.copies import Copies
 from plugin.replication.pulling import Handing, Pulling
 from plugin.replication.receiving import Receiving
@@ -51,6 +53,7 @@ class ReplicationNode:
             find=find,
             by_id=self._by_id,
             stop_writers=keeper.stop_writers,
+            note_apart=partial(apart.note, ownership, backend.quarantine),
         )
         self._pulling = Pulling(ownership, self._copies, self.receiving, peers)
         self._handing = Handing(ownership, self._copies, transfer, find=find)

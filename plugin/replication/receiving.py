@@ -64,6 +64,7 @@ class Receiving:
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
         stop_writers: Callable[[VolumeRecord], bool],
+        note_apart: Callable[[str], None],
     ) -> None:
         self._heads = heads
         self._copies = copies
@@ -71,6 +72,7 @@ class Receiving:
         self._find = find
         self._by_id = by_id
         self._stop_writers = stop_writers
+        self._note_apart = note_apart
         self._expected: dict[str, str] = {}
 
     def expect(self, volume_id: str, node_id: str) -> None:
@@ -214,14 +216,12 @@ class Receiving:
         sealed = rules.seal(replica)
         name = str(sealed.commit)
         place = journal.keep_apart(name)
-        with self._copies.replicas.changing(record.id):
-            current = self._replica(record)
-            empty = msgspec.structs.replace(current, commit=EMPTY, live_epoch=0)
-            self._copies.replicas.write(record.id, empty)
         log.warning(
             "bytes that no other copy has were set apart",
             extra=fields(volume=record.name, commit=name, path=str(place)),
         )
+        self._copies.begin_empty(record, journal)
+        self._note_apart(record.id)
 
     def _replica(self, record: VolumeRecord) -> Replica:
         replica = self._copies.replicas.read(record.id, initial=EMPTY)

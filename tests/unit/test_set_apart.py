@@ -30,6 +30,8 @@ def test_what_was_set_apart_is_told_and_stays(tmp_path: Path) -> None:
     place = journal.keep_apart("3.7")
     journal.close()
     assert (place / "file").read_text() == "precious"
+    assert not (home / "live").exists()
+    backend.make_live(VOLUME, deadline_s=30)
     assert list((home / "live").iterdir()) == []
     assert backend.status(VOLUME)["set_apart"] == ["3.7"]
     with pytest.raises(BackendError, match="no other copy has"):

@@ -14,9 +14,7 @@ there are, and who may send them, is the caller's to know.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Collection, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +28,7 @@ from backends.rsync.journal.outbox import TREE_NAME, fill, remove_tree, require_
 from backends.rsync.journal.scan import Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
+from backends.system import files
 
 DELTA_NAME: Final = "delta"
 EVERYTHING: Final = Hints(everything=True)
@@ -209,17 +208,29 @@ class Journal:
 
     def keep_apart(self, name: str) -> Path:
         """
-        Move the bytes to quarantine/*name* and begin empty; return where they are.
+        Move the bytes to quarantine/*name*; return where they are.
+
+        There is no `live` then until the caller has made one, so that a crash in
+        between is seen: see `Copies.begin_empty`.
+
+        Raises:
+            BackendError: they were not moved; there may be such a commit already.
 
         Source: replication protocol, divergence.
+
         """
         quarantine = self.home / "quarantine"
-        quarantine.mkdir(mode=0o700, exist_ok=True)
         target = quarantine / name
-        self.live.rename(target)
-        self.live.mkdir(mode=0o755)
-        with suppress(OSError):
-            shutil.copystat(target, self.live)
+        try:
+            quarantine.mkdir(mode=0o700, exist_ok=True)
+            self.live.rename(target)
+            files.sync_directory(quarantine)
+            files.sync_directory(self.home)
+        except OSError as error:
+            raise BackendError(
+                f"cannot set the bytes in {self.live} apart: {error.strerror}",
+                hint=f"see what is in {quarantine}",
+            ) from error
         self.forget()
         return target
 

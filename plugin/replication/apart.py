@@ -1,0 +1,83 @@
+"""
+Letting the cluster know what this node has set apart.
+
+The record follows the bytes. Where a crash came in between, or the cluster did not
+answer, `mend` brings the two together, at the daemon's start and in every pass of the
+reconciler.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from backends.errors import RemoraError
+from backends.rsync.quarantine import Quarantine, Tree
+from plugin.cluster.conflicts import Conflict
+from plugin.cluster.ownership import Ownership
+from plugin.logs import fields
+
+log = logging.getLogger(__name__)
+# A million names or so; beyond, the record says at least how much there is.
+_COUNT_DEADLINE_S: Final = 2.0
+
+
+def conflict_of(quarantine: Quarantine, tree: Tree) -> Conflict:
+    """Return what is to be known of *tree*."""
+    size = quarantine.measure(tree, deadline_s=_COUNT_DEADLINE_S)
+    return Conflict(
+        set_apart_at=tree.set_apart_at,
+        files=size.files,
+        size_bytes=size.size_bytes,
+        whole=size.whole,
+    )
+
+
+def note(ownership: Ownership, quarantine: Quarantine, volume_id: str) -> None:
+    """Write the records of what was set apart of a volume; at worst, later."""
+    try:
+        for tree in quarantine.of(volume_id):
+            _note(ownership, quarantine, tree)
+    except RemoraError as error:
+        log.warning("others hear of it later: %s", error, extra=fields(id=volume_id))
+
+
+def forget(ownership: Ownership, volume_id: str, commit: str) -> bool:
+    """Delete the record of what was discarded; return whether that was done."""
+    try:
+        ownership.heads.conflicts.drop(volume_id, ownership.node_id, commit)
+    except RemoraError as error:
+        log.warning("others hear of it later: %s", error, extra=fields(id=volume_id))
+        return False
+    return True
+
+
+def mend(ownership: Ownership, quarantine: Quarantine) -> None:
+    """
+    Make this node's records agree with what lies on its disk.
+
+    Raises:
+        BackendError: the pool is not there; StoreError: the cluster did not answer.
+
+    """
+    conflicts = ownership.heads.conflicts
+    # Before the disk: bytes are set apart before they are recorded.
+    recorded = {
+        (each.volume_id, each.commit)
+        for each in conflicts.all()
+        if each.node_id == ownership.node_id
+    }
+    trees = {(each.volume_id, each.commit): each for each in quarantine.everything()}
+    for key in trees.keys() - recorded:
+        _note(ownership, quarantine, trees[key])
+    for volume_id, commit in recorded - trees.keys():
+        conflicts.drop(volume_id, ownership.node_id, commit)
+
+
+def _note(ownership: Ownership, quarantine: Quarantine, tree: Tree) -> None:
+    if quarantine.find(tree.volume_id, tree.commit) is None:
+        return  # it was discarded meanwhile
+    conflict = conflict_of(quarantine, tree)
+    ownership.heads.conflicts.note(
+        tree.volume_id, ownership.node_id, tree.commit, conflict
+    )

@@ -1,0 +1,256 @@
+"""
+SIGKILL between any two steps by which bytes are set apart, and by which they go.
+
+Whatever the step, the next start finds the bytes in one place, never an empty volume
+that counts as a commit, and makes the cluster's record agree with the disk.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from backends.errors import BackendError
+from backends.rsync.backend import RsyncBackend
+from backends.system.clock import Deadline
+from plugin.cluster.nodes import NODES
+from plugin.cluster.state import EMPTY, Commit, Replica
+from plugin.model import VolumeRecord
+from plugin.replication import apart
+from plugin.replication.copies import Copies
+from plugin.store.base import Put
+from tests.fault.test_crash_points import STEPS_MAX, Fuse, World
+from tests.support.namespaces import enter_private_mounts
+
+# What the copy was when its bytes were set apart: sealed, or written to in epoch 3.
+SEALED = Replica(promised=4, commit=Commit(3, 7), next_seq=8)
+LIVE = Replica(promised=3, commit=Commit(3, 6), live_epoch=3, next_seq=7)
+
+
+class Node(World):
+    """A node whose copy of `v` is to be set apart."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.ownership = self.service.ownership
+        self.backend = self.service.registry.get("rsync")
+        assert isinstance(self.backend, RsyncBackend)
+        self.quarantine = self.backend.quarantine
+        self.copies = Copies(self.backend, self.ownership.replicas)
+        self.membership = self.ownership.membership
+        self.membership.start()
+
+    @property
+    def record(self) -> VolumeRecord:
+        return self.service.existing("v").record
+
+    @property
+    def replica(self) -> Replica:
+        found = self.ownership.replica_of(self.record)
+        assert found is not None
+        return found
+
+    def prepare(self, replica: Replica) -> None:
+        self.service.create("v", {"mode": "0750"})
+        (self.home / "live/file").write_text("precious")
+        with self.ownership.replicas.changing(self.record.id):
+            self.ownership.replicas.write(self.record.id, replica)
+        assert self.store.get(NODES + self.ownership.node_id) is not None
+
+    @property
+    def home(self) -> Path:
+        return self.backend.pool.home(self.record.volume())
+
+    def set_apart(self) -> None:
+        """Do what `Receiving` does with bytes that no other copy has."""
+        with self.copies.using(self.record, Deadline(30)) as journal:
+            journal.keep_apart("3.7")
+            self.copies.begin_empty(self.record, journal)
+            apart.note(self.ownership, self.quarantine, self.record.id)
+
+    def discard(self) -> None:
+        tree = self.quarantine.find(self.record.id, "3.7")
+        assert tree is not None
+        self.quarantine.discard(tree)
+        apart.forget(self.ownership, self.record.id, "3.7")
+
+    def recover(self) -> None:
+        """Do what a daemon does at its start."""
+        self.copies.recover([self.record])
+        apart.mend(self.ownership, self.quarantine)
+
+    def recorded(self) -> list[str]:
+        return [each.commit for each in self.ownership.heads.conflicts.all()]
+
+    def close(self) -> None:
+        self.membership.stop()
+        super().close()
+
+
+def dies(directory: Path, act: Callable[[Node], None], fatal_step: int) -> bool:
+    """Do *act* in a child that dies at *fatal_step*; return whether it died."""
+    child = os.fork()
+    if child == 0:
+        try:
+            fuse = Fuse(fatal_step)
+            fuse.wire()
+            node = Node(directory)
+            fuse.lit = True
+            act(node)
+        except BaseException as error:  # noqa: BLE001 - told to the parent
+            os.write(2, f"{error!r}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("replica", [SEALED, LIVE])
+def test_bytes_are_in_one_place_whenever_the_daemon_dies(
+    replica: Replica, tmp_path: Path
+) -> None:
+    enter_private_mounts()
+    outcomes = set()
+    for step in range(1, STEPS_MAX):
+        directory = tmp_path / str(step)
+        directory.mkdir()
+        node = Node(directory)
+        node.prepare(replica)
+        node.close()
+        died = dies(directory, Node.set_apart, step)
+        node = Node(directory)
+        before = (node.home / "live").exists()
+        node.recover()
+        live, tree = node.home / "live/file", node.home / "quarantine/3.7/file"
+        assert live.exists() != tree.exists()
+        if tree.exists():
+            assert (node.replica.commit, node.replica.live_epoch) == (EMPTY, 0)
+            assert node.replica.promised == replica.promised
+            assert live.parent.stat().st_mode & 0o7777 == 0o750
+            assert node.recorded() == ["3.7"]
+        else:
+            assert node.replica == replica
+            assert node.recorded() == []
+        outcomes.add((before, tree.exists()))
+        with node.copies.using(node.record, Deadline(30)) as journal:
+            assert journal.commit() == (0, 0)
+        node.close()
+        if not died:
+            assert outcomes == {(True, False), (False, True), (True, True)}
+            return
+    pytest.fail(f"still dying at step {STEPS_MAX}")
+
+
+def test_what_is_discarded_is_discarded_and_forgotten_or_neither(
+    tmp_path: Path,
+) -> None:
+    enter_private_mounts()
+    outcomes = set()
+    for step in range(1, STEPS_MAX):
+        directory = tmp_path / str(step)
+        directory.mkdir()
+        node = Node(directory)
+        node.prepare(SEALED)
+        node.set_apart()
+        node.close()
+        died = dies(directory, Node.discard, step)
+        node = Node(directory)
+        node.recover()
+        tree = node.home / "quarantine/3.7/file"
+        assert node.recorded() == (["3.7"] if tree.exists() else [])
+        outcomes.add(tree.exists())
+        node.close()
+        if not died:
+            assert outcomes == {True, False}
+            return
+    pytest.fail(f"still dying at step {STEPS_MAX}")
+
+
+def test_a_live_that_somebody_moved_away_is_no_empty_copy(tmp_path: Path) -> None:
+    """Only what was set apart explains why it is missing."""
+    node = Node(tmp_path)
+    node.prepare(SEALED)
+    (node.home / "live").rename(node.home / "moved")
+    for _ in range(2):
+        with (
+            pytest.raises(BackendError, match="is missing"),
+            node.copies.using(node.record, Deadline(30)),
+        ):
+            pytest.fail("it was used")
+        node.recover()  # which logs it
+        assert node.replica == SEALED
+        assert not (node.home / "live").exists()
+        # Something older that was set apart explains nothing either.
+        (node.home / "quarantine/2.1").mkdir(parents=True, exist_ok=True)
+    (node.home / "moved").rename(node.home / "live")
+    with node.copies.using(node.record, Deadline(30)):
+        pass
+    node.close()
+
+
+def test_records_follow_the_disk(tmp_path: Path) -> None:
+    """Of a node that was away, or whose records are from an older dump."""
+    node = Node(tmp_path)
+    node.prepare(SEALED)
+    node.set_apart()
+    own, volume_id = node.ownership.node_id, node.record.id
+    conflicts = node.ownership.heads.conflicts
+    [known] = conflicts.of(volume_id)
+    assert (known.node_id, known.commit) == (own, "3.7")
+    assert (known.conflict.files, known.conflict.size_bytes) == (1, 8)
+    conflicts.drop(volume_id, own, "3.7")
+    conflicts.note(volume_id, own, "2.2", known.conflict)
+    (node.home / "quarantine/3.7").rename(node.home / "quarantine/3.9")
+    node.recover()
+    assert node.recorded() == ["3.9"]
+    # Without the pool nobody knows, and nothing is forgotten.
+    node.backend.pool.path.rename(tmp_path / "away")
+    with pytest.raises(BackendError):
+        apart.mend(node.ownership, node.quarantine)
+    assert node.recorded() == ["3.9"]
+    (tmp_path / "away").rename(node.backend.pool.path)
+    node.close()
+
+
+def test_a_cluster_that_does_not_answer_hears_of_it_later(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.prepare(SEALED)
+    record = node.record
+    with node.copies.using(record, Deadline(30)) as journal:
+        journal.keep_apart("3.7")
+        node.copies.begin_empty(record, journal)
+        node.membership.stop()
+        node.store.close()
+        apart.note(node.ownership, node.quarantine, record.id)
+    assert not apart.forget(node.ownership, record.id, "3.7")
+    node.node.close()
+    node = Node(tmp_path)
+    assert node.recorded() == []
+    apart.mend(node.ownership, node.quarantine)
+    assert node.recorded() == ["3.7"]
+    node.close()
+
+
+def test_a_node_that_is_removed_takes_its_records_along(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.prepare(SEALED)
+    heads, store = node.ownership.heads, node.store
+    other = msgspec.json.decode(store.get(NODES + node.ownership.node_id).value)
+    other |= {"id": "other", "name": "other"}
+    store.transact([], [Put(f"{NODES}other", msgspec.json.encode(other))])
+    node.set_apart()
+    [known] = heads.conflicts.all()
+    heads.conflicts.note(node.record.id, "other", "9.9", known.conflict)
+    heads.conflicts.note(node.record.id, "stranger", "8.8", known.conflict)
+    assert heads.held_only_by("other") == [node.record.id]
+    assert sorted(node.recorded()) == ["3.7", "9.9"]  # a stranger's count no more
+    directory = node.membership.directory
+    directory.remove("other", force=True)
+    assert node.recorded() == ["3.7"]
+    assert store.get(f"v/{node.record.id}/conflicts/other/9.9") is None
+    node.close()
