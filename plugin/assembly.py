@@ -20,6 +20,7 @@ from backends.system import clock, files
 from plugin.catalogue import Catalogue
 from plugin.cluster.addresses import Addresses, AddressWatcher
 from plugin.cluster.dumping import refuse_loading
+from plugin.cluster.events import Events
 from plugin.cluster.failsafe import Failsafe, Holds
 from plugin.cluster.heads import Heads
 from plugin.cluster.joined import joined, note_joined
@@ -132,16 +133,22 @@ def _membership(
 
 
 def own_volumes(
-    foundation: Foundation, registry: Registry, rsync: RsyncBackend, peers: Peers | None
+    foundation: Foundation,
+    registry: Registry,
+    rsync: RsyncBackend,
+    peers: Peers | None,
+    events: Events,
 ) -> Ownership:
     """Return who owns volumes, as this node takes part in it."""
-    return Ownership(
+    ownership = Ownership(
         heads=foundation.heads,
         replicas=Replicas(locate_with(rsync)),
         membership=foundation.membership,
         registry=registry,
         votes=Votes(peers, node_id=foundation.membership.own.id),
     )
+    ownership.events = events
+    return ownership
 
 
 class ClusterNode:
@@ -155,8 +162,10 @@ class ClusterNode:
         ownership: Ownership,
         rsync: RsyncBackend,
         catalogue: Catalogue,
+        events: Events,
     ) -> None:
         self._peers = peers
+        self._events = events
         holds = Holds()
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = Keeper(
@@ -231,6 +240,7 @@ class ClusterNode:
                 "hello": hello,
                 "promise": witness.promise,
                 "hold": failsafe.agree,
+                "events": self._events.answer,
                 **self._replication.handlers(),
             },
             receiver=self._replication.receiving,

@@ -26,6 +26,7 @@ from plugin.cli import (
     cmd_node,
     cmd_serve,
     cmd_snapshot,
+    cmd_volume,
     cmd_volumes,
 )
 from plugin.cli.context import Context
@@ -61,6 +62,7 @@ for command in (
     cmd_snapshot.clone,
     cmd_import.import_volume,
     cmd_volumes.repair,
+    cmd_volume.volume,
     cmd_node.node,
     cmd_cluster.cluster,
     cmd_doctor.doctor,

@@ -19,7 +19,9 @@ from plugin import metrics as metrics_module
 from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
 from plugin.control.cluster import ClusterView, add_cluster
+from plugin.control.history import add_history
 from plugin.control.nodes import add_nodes, node_status
+from plugin.history import VolumeHistory
 from plugin.importing import import_directory
 from plugin.metrics import Metrics
 from plugin.reconciler import Reconciler
@@ -77,6 +79,7 @@ def create_app(
     reconciler: Reconciler,
     metrics: Metrics,
     cluster: ClusterView,
+    history: VolumeHistory,
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
@@ -124,6 +127,7 @@ def create_app(
     _add_snapshots(app, SnapshotService(service))
     add_nodes(app, cluster.membership)
     add_cluster(app, cluster)
+    add_history(app, history)
     return app
 
 

@@ -51,6 +51,7 @@ class ReplicationNode:
             find=find,
             by_id=self._by_id,
             stop_writers=keeper.stop_writers,
+            events=ownership.events,
         )
         self._pulling = Pulling(ownership, self._copies, self.receiving, peers)
         self._handing = Handing(ownership, self._copies, transfer, find=find)

@@ -20,6 +20,7 @@ from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline
 from plugin.cluster import rules
+from plugin.cluster.events import Recorder
 from plugin.cluster.heads import Heads
 from plugin.cluster.rules import Kept
 from plugin.cluster.state import EMPTY, Commit, Head, RefusedError, Replica
@@ -64,6 +65,7 @@ class Receiving:
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
         stop_writers: Callable[[VolumeRecord], bool],
+        events: Recorder,
     ) -> None:
         self._heads = heads
         self._copies = copies
@@ -71,6 +73,7 @@ class Receiving:
         self._find = find
         self._by_id = by_id
         self._stop_writers = stop_writers
+        self._events = events
         self._expected: dict[str, str] = {}
 
     def expect(self, volume_id: str, node_id: str) -> None:
@@ -156,6 +159,7 @@ class Receiving:
                 "received",
                 extra=fields(volume=record.name, commit=str(wanted), sender=node_id),
             )
+            self._events.add(record, "received", commit=str(wanted), sender=node_id)
         return answer
 
     def take(
@@ -222,6 +226,7 @@ class Receiving:
             "bytes that no other copy has were set apart",
             extra=fields(volume=record.name, commit=name, path=str(place)),
         )
+        self._events.add(record, "set-apart", commit=name, path=str(place))
 
     def _replica(self, record: VolumeRecord) -> Replica:
         replica = self._copies.replicas.read(record.id, initial=EMPTY)
