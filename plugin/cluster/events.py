@@ -36,7 +36,7 @@ IN_ALL_MAX: Final = 10_000
 # What is asked for at once: all that there is of a volume.
 LIMIT_MAX: Final = 2 * OF_VOLUME_MAX
 # The sum over all volumes is looked at after so many events.
-_TRIM_EVERY: Final = 100
+_TRIM_EVERY: Final = 500
 _FACT_LENGTH_MAX: Final = 200
 # A line of the control channel has 64 KiB.
 _ANSWER_SIZE_MAX: Final = 48 * 1024

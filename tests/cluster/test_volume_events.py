@@ -224,3 +224,19 @@ def test_a_removal_is_told_for_as_long_as_there_is_room(
     assert "volume-not-found" in str(
         alpha.control("GET", f"/v1/volumes/{NAME}/history").body
     )
+
+
+def test_what_a_mount_fetches_is_told(make_owner: Make) -> None:
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id = alpha.create(NAME, replicas="1")
+    beta.wait_known(NAME)
+    alpha.mount(NAME)
+    (live(alpha, volume_id) / "file").write_text("text")
+    alpha.unmount(NAME)
+    beta.wait_known(NAME, ownership="idle")
+    beta.mount_at_last(NAME)
+    fetched = {"commit": "1.1", "holders": "alpha"}
+    found = events(beta)
+    assert told(found, "beta", "catching-up") == [fetched]
+    assert told(found, "beta", "caught-up") == [fetched]
+    beta.unmount(NAME)

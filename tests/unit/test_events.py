@@ -71,6 +71,7 @@ def test_all_volumes_together_are_bounded(
     events: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "IN_ALL_MAX", 150)
+    monkeypatch.setattr(module, "_TRIM_EVERY", 100)
     events.add(DATA, "owned", epoch=1)
     for number in range(399):
         events.add(volume(f"{number}"), "committed", commit="1.1")
