@@ -165,7 +165,6 @@ class ClusterNode:
         events: Events,
     ) -> None:
         self._peers = peers
-        self._events = events
         holds = Holds()
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = Keeper(
@@ -195,7 +194,7 @@ class ClusterNode:
             node_id=ownership.node_id,
         )
         self._socket = run_directory / "peer.sock"
-        self._server = self._peer_server(witness, failsafe)
+        self._server = self._peer_server(witness, failsafe, events)
         self._sshd = _sshd(config, keys)
         authorization = Authorization(keys.host_key.parent, peer_socket=self._socket)
         self._roster = Roster(
@@ -233,14 +232,16 @@ class ClusterNode:
         self._peers.close()
         remove_socket(self._socket)
 
-    def _peer_server(self, witness: Witness, failsafe: Failsafe) -> PeerServer:
+    def _peer_server(
+        self, witness: Witness, failsafe: Failsafe, events: Events
+    ) -> PeerServer:
         return PeerServer(
             bind_socket(self._socket),
             handlers={
                 "hello": hello,
                 "promise": witness.promise,
                 "hold": failsafe.agree,
-                "events": self._events.answer,
+                "events": events.answer,
                 **self._replication.handlers(),
             },
             receiver=self._replication.receiving,

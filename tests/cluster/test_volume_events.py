@@ -106,6 +106,7 @@ def test_moves_a_crash_and_a_loss_are_told(
 def first_move(alpha: Owner, beta: Owner, records: Records, volume_id: str) -> None:
     """Move the volume orderly; each node tells its part of it."""
     alpha.mount(NAME)
+    wait_held(records, volume_id, alpha, beta)  # what goes ahead is not counted
     write(records, volume_id, alpha, "x" * 5000)
     alpha.unmount(NAME)
     wait_held(records, volume_id, alpha, beta)
