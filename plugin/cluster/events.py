@@ -37,7 +37,8 @@ IN_ALL_MAX: Final = 10_000
 LIMIT_MAX: Final = 2 * OF_VOLUME_MAX
 # The sum over all volumes is looked at after so many events.
 _TRIM_EVERY: Final = 500
-_FACT_LENGTH_MAX: Final = 200
+# Room for the ids of ten nodes.
+_FACT_LENGTH_MAX: Final = 400
 # A line of the control channel has 64 KiB.
 _ANSWER_SIZE_MAX: Final = 48 * 1024
 _COMMITS: Final = frozenset({"committed", "received"})

@@ -94,7 +94,7 @@ def test_what_comes_from_outside_is_one_short_line(events: Events) -> None:
     events.add(DATA, "set-apart", path="a\nb" + "x" * 5000)
     [event] = events.newest(DATA.id, 1)
     assert str(event.facts["path"]).startswith("a\\nbxxx")
-    assert len(str(event.facts["path"])) == 200
+    assert len(str(event.facts["path"])) == 400
 
 
 def test_an_answer_fits_into_a_line(events: Events) -> None:
