@@ -20,6 +20,7 @@ from backends.system import clock, files
 from plugin.catalogue import Catalogue
 from plugin.cluster.addresses import Addresses, AddressWatcher
 from plugin.cluster.dumping import refuse_loading
+from plugin.cluster.events import Events
 from plugin.cluster.failsafe import Failsafe, Holds
 from plugin.cluster.heads import Heads
 from plugin.cluster.joined import joined, note_joined
@@ -137,9 +138,10 @@ def own_volumes(
     registry: Registry,
     rsync: RsyncBackend,
     peers: Peers | None,
+    events: Events,
 ) -> Ownership:
     """Return who owns volumes, as this node takes part in it."""
-    return Ownership(
+    ownership = Ownership(
         heads=foundation.heads,
         replicas=Replicas(locate_with(rsync)),
         membership=foundation.membership,
@@ -147,6 +149,8 @@ def own_volumes(
         votes=Votes(peers, node_id=foundation.membership.own.id),
         mount_wait_s=config.cluster.mount_wait_s,
     )
+    ownership.events = events
+    return ownership
 
 
 class ClusterNode:
@@ -160,6 +164,7 @@ class ClusterNode:
         ownership: Ownership,
         rsync: RsyncBackend,
         catalogue: Catalogue,
+        events: Events,
     ) -> None:
         self._peers = peers
         holds = Holds()
@@ -191,7 +196,7 @@ class ClusterNode:
             node_id=ownership.node_id,
         )
         self._socket = run_directory / "peer.sock"
-        self._server = self._peer_server(witness, failsafe)
+        self._server = self._peer_server(witness, failsafe, events)
         self._sshd = _sshd(config, keys)
         authorization = Authorization(keys.host_key.parent, peer_socket=self._socket)
         self._roster = Roster(
@@ -229,13 +234,16 @@ class ClusterNode:
         self._peers.close()
         remove_socket(self._socket)
 
-    def _peer_server(self, witness: Witness, failsafe: Failsafe) -> PeerServer:
+    def _peer_server(
+        self, witness: Witness, failsafe: Failsafe, events: Events
+    ) -> PeerServer:
         return PeerServer(
             bind_socket(self._socket),
             handlers={
                 "hello": hello,
                 "promise": witness.promise,
                 "hold": failsafe.agree,
+                "events": events.answer,
                 **self._replication.handlers(),
             },
             receiver=self._replication.receiving,

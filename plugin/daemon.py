@@ -25,6 +25,7 @@ from plugin.assembly import (
     own_volumes,
 )
 from plugin.catalogue import Catalogue
+from plugin.cluster.events import Events
 from plugin.cluster.joined import refuse_joined
 from plugin.cluster.ownership import Ownership
 from plugin.control.cluster import ClusterView
@@ -32,6 +33,7 @@ from plugin.control.http import create_app as create_control_app
 from plugin.control.http import create_metrics_app
 from plugin.discovery import Discovery
 from plugin.errors import ConfigError, StoreError
+from plugin.history import VolumeHistory
 from plugin.limits import LONG_DEADLINE_S, OPEN_FILES, SERVER_THREADS
 from plugin.logs import fields
 from plugin.metrics import Metrics
@@ -91,6 +93,8 @@ class Daemon:
         self._own_sockets: list[Path] = []
         self._foundation = lay_foundation(config, self._node)
         self._cluster: ClusterNode | None = None
+        self._peers: Peers | None = None
+        self._events = Events(config.state_dir)
         service = self._build_service()
         self._service = service
         self._quarantine = QuarantineService(service, self._rsync.quarantine)
@@ -165,11 +169,21 @@ class Daemon:
         """Return who owns volumes; in a cluster, build what talks to its nodes."""
         foundation = self._foundation
         if foundation.keys is None:
-            return own_volumes(self._config, foundation, registry, rsync, peers=None)
-        peers = Peers(node_key=foundation.keys.node_key)
-        ownership = own_volumes(self._config, foundation, registry, rsync, peers)
+            return own_volumes(
+                self._config, foundation, registry, rsync, None, self._events
+            )
+        peers = self._peers = Peers(node_key=foundation.keys.node_key)
+        ownership = own_volumes(
+            self._config, foundation, registry, rsync, peers, self._events
+        )
         self._cluster = ClusterNode(
-            self._config, foundation.keys, peers, ownership, rsync, catalogue
+            self._config,
+            foundation.keys,
+            peers,
+            ownership,
+            rsync,
+            catalogue,
+            self._events,
         )
         return ownership
 
@@ -209,6 +223,7 @@ class Daemon:
                     metrics,
                     self._cluster_view(),
                     self._quarantine,
+                    VolumeHistory(service, self._events, self._peers),
                 ),
                 self._bind(config.control_socket),
                 name="control",
@@ -262,6 +277,7 @@ class Daemon:
             self._cluster.stop()
         self._foundation.membership.stop()
         self._foundation.store.close()
+        self._events.close()
         self._node.close()
         log.info("stopped")
 

@@ -8,7 +8,8 @@ makes a committed transaction survive a power loss).
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from plugin.errors import StoreError
@@ -31,8 +32,9 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
         # SQLite gives its -wal and -shm files the mode that the file itself has.
         path.touch(mode=0o600)
         connection = connect(path)
-        _check(connection, path)
-        _migrate(connection, path, migrations)
+        with _closed_after_error(connection):
+            _check(connection, path)
+            _migrate(connection, path, migrations)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(
             f"cannot open {path}: {error}",
@@ -46,9 +48,20 @@ def connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    with _closed_after_error(connection):
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
     return connection
+
+
+@contextmanager
+def _closed_after_error(connection: sqlite3.Connection) -> Iterator[None]:
+    """Leave none open: closed later it would delete the log of a file put in place."""
+    try:
+        yield
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> None:

@@ -194,6 +194,7 @@ class VolumeService(VolumeCreation):
         exclusive = self.ownership.exclusive(record)
         gone = self.ownership.removal_done(record) if exclusive else NO_CHANGE
         self.catalogue.delete(stored, also=gone)
+        self.ownership.events.add(record, "removed")
 
     def _discard(self, volume_id: str | None) -> None:
         """Take back a creation whose caller is gone."""

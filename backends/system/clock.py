@@ -18,6 +18,11 @@ def rfc3339(since_epoch_s: float) -> str:
     return told.replace("+00:00", "Z")
 
 
+def now_rfc3339_ms() -> str:
+    """Return the same with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def now_as_name() -> str:
     """Return wall time as a name that sorts by it: 20261123T230501Z."""
     return now_rfc3339().replace("-", "").replace(":", "")

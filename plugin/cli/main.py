@@ -27,6 +27,7 @@ from plugin.cli import (
     cmd_quarantine,
     cmd_serve,
     cmd_snapshot,
+    cmd_volume,
     cmd_volumes,
 )
 from plugin.cli.context import Context
@@ -63,6 +64,7 @@ for command in (
     cmd_quarantine.quarantine,
     cmd_import.import_volume,
     cmd_volumes.repair,
+    cmd_volume.volume,
     cmd_node.node,
     cmd_cluster.cluster,
     cmd_doctor.doctor,

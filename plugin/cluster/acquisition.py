@@ -20,6 +20,7 @@ from plugin.cluster import rules
 from plugin.cluster.heads import (
     Heads,
     Standing,
+    begun_epoch,
     drop_lock,
     drop_old_epochs,
     put_epoch,
@@ -33,7 +34,6 @@ from plugin.cluster.standing import OwnershipViews
 from plugin.cluster.state import (
     EMPTY,
     Commit,
-    Epoch,
     Head,
     Lineage,
     RefusedError,
@@ -200,7 +200,7 @@ class Acquisition(OwnershipViews):
         else:
             choice = self._choose(record, head, lineage, deadline, orderly=orderly)
         begun = rules.begin(head, choice)
-        epoch = Epoch(choice.base, self.node_id)
+        epoch = begun_epoch(head, choice, self.node_id)
         if (
             self.heads.change(
                 standing,

@@ -18,7 +18,9 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from backends.system import clock
 from plugin.cluster.conflicts import Conflicts
+from plugin.cluster.rules import Choice
 from plugin.cluster.state import EMPTY, Epoch, Head, Lineage
 from plugin.errors import StoreError
 from plugin.store.base import (
@@ -225,6 +227,17 @@ def drop_lock(volume_id: str) -> Delete:
 def put_epoch(volume_id: str, number: int, epoch: Epoch) -> Put:
     """Return the write of an epoch that begins."""
     return _put(f"{_VOLUMES}{volume_id}/epochs/{number:010}", epoch)
+
+
+def begun_epoch(head: Head, choice: Choice, owner: str) -> Epoch:
+    """Return the record of the epoch that *owner*, recovering *head*, begins now."""
+    return Epoch(
+        choice.base,
+        owner,
+        began_at=clock.now_rfc3339(),
+        lost=choice.lost,
+        before_released_at=head.released_at,
+    )
 
 
 def drop_old_epochs(volume_id: str, lineage: Lineage, head: Head) -> list[Delete]:

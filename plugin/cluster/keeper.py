@@ -245,6 +245,7 @@ class Keeper:
                 "another node owns it: its writers are ended",
                 extra=fields(volume=record.name),
             )
+            self._ownership.events.add(record, "writers-killed", epoch=holding.epoch)
         if now_s - self._lost_s[record.id] < _LOST_GRACE_S:
             return
         with suppress(RemoraError):

@@ -11,6 +11,8 @@ A node that is alone does the same with its embedded store; nobody contends.
 
 from __future__ import annotations
 
+import msgspec
+
 from backends.system import clock, files
 from backends.system.clock import Deadline
 from plugin.cluster import rules
@@ -59,6 +61,7 @@ class Ownership(Acquisition):
             )
         except RefusedError:
             return
+        released = msgspec.structs.replace(released, released_at=clock.now_rfc3339())
         operations = (
             [] if standing.locked_by != self.node_id else [drop_lock(record.id)]
         )

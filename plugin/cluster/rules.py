@@ -114,7 +114,11 @@ def choose(
 def begin(head: Head, choice: Choice) -> Head:
     """Return the head as its recovering owner begins the epoch with *choice*."""
     return msgspec.structs.replace(
-        head, phase="owned", committed=choice.base, holders=choice.holders
+        head,
+        phase="owned",
+        committed=choice.base,
+        holders=choice.holders,
+        released_at="",
     )
 
 

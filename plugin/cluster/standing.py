@@ -8,6 +8,7 @@ from backends.base import Backend
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
 from backends.system import clock
+from plugin.cluster.events import Fact, Recorder, Unrecorded
 from plugin.cluster.heads import Heads, Lock, Standing, put_lock
 from plugin.cluster.membership import Membership
 from plugin.cluster.replicas import Replicas
@@ -48,6 +49,8 @@ class OwnershipViews:
         self.replicas = replicas
         self.membership = membership
         self.registry = registry
+        # Set by who assembles the node.
+        self.events: Recorder = Unrecorded()
         self.node_id = membership.own.id
         self.boot_id = membership.own.boot_id
 
@@ -178,10 +181,9 @@ class OwnershipViews:
         """Return the lease's deadline for the log; None if none is needed."""
         return None if self.membership.alone else self.membership.deadline_s()
 
-    def note(
-        self, event: str, record: VolumeRecord, epoch: int, **more: object
-    ) -> None:
-        """Write the log line of an event; `tests/lab/history.py` reads them."""
+    def note(self, event: str, record: VolumeRecord, epoch: int, **more: Fact) -> None:
+        """Record an event, and log it: `tests/lab/history.py` reads the lines."""
+        self.events.add(record, event, epoch=epoch, **more)
         log.info(
             event,
             extra=fields(

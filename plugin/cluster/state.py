@@ -46,7 +46,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     What the store says of a volume, under ``v/<id>/head``.
 
     ``committed`` is the newest commit known to be kept, by ``holders``; ``owner`` with
-    ``boot_id`` is who owns it, or was the last to.
+    ``boot_id`` is who owns it, or was the last to. ``released_at``, for people: when
+    the last epoch that was begun was released; "" if it was not.
     """
 
     epoch: int = 0
@@ -56,6 +57,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     committed: Commit = EMPTY
     holders: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
+    released_at: str = ""
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +88,19 @@ class RefusedError(Exception):
 
 
 class Epoch(msgspec.Struct, frozen=True):
-    """An epoch that was begun, as the store keeps it under ``v/<id>/epochs/<n>``."""
+    """
+    An epoch that was begun, as the store keeps it under ``v/<id>/epochs/<n>``.
+
+    All but the first two is for people, and decides nothing: when it began, by its
+    owner's clock; the newer commit that nobody offered; and when the epoch before was
+    released, "" if it was not. Records of older versions have nothing of it.
+    """
 
     base: Commit
     owner: str
+    began_at: str = ""
+    lost: Commit | None = None
+    before_released_at: str = ""
 
 
 @dataclass(frozen=True, slots=True)

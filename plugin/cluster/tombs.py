@@ -27,7 +27,7 @@ def bury_copies(ownership: Ownership, registry: Registry) -> None:
         if ownership.node_id not in tomb.pending:
             continue
         try:
-            _remove_copy(registry, volume_id, tomb)
+            _remove_copy(ownership, registry, volume_id, tomb)
             ownership.heads.acknowledge(volume_id, ownership.node_id)
         except RemoraError as error:
             log.warning(
@@ -37,11 +37,14 @@ def bury_copies(ownership: Ownership, registry: Registry) -> None:
             )
 
 
-def _remove_copy(registry: Registry, volume_id: str, tomb: Tomb) -> None:
+def _remove_copy(
+    ownership: Ownership, registry: Registry, volume_id: str, tomb: Tomb
+) -> None:
     backend = registry.get(tomb.backend)
     volume = Volume(id=volume_id, name=tomb.name, options={}, created_at="")
     if backend.copy_directory(volume) is not None:
         backend.remove(volume, deadline_s=_DEADLINE_S)
+        ownership.events.add(volume, "copy-removed")
         log.info(
             "a copy goes: the volume was removed elsewhere",
             extra=fields(volume=tomb.name, id=volume_id),

@@ -19,8 +19,10 @@ from plugin import metrics as metrics_module
 from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
 from plugin.control.cluster import ClusterView, add_cluster
+from plugin.control.history import add_history
 from plugin.control.nodes import add_nodes, node_status
 from plugin.control.quarantine import add_quarantine
+from plugin.history import VolumeHistory
 from plugin.importing import import_directory
 from plugin.metrics import Metrics
 from plugin.quarantine import QuarantineService
@@ -80,6 +82,7 @@ def create_app(
     metrics: Metrics,
     cluster: ClusterView,
     quarantine: QuarantineService,
+    history: VolumeHistory,
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
@@ -128,6 +131,7 @@ def create_app(
     add_nodes(app, cluster.membership)
     add_cluster(app, cluster)
     add_quarantine(app, quarantine)
+    add_history(app, history)
     return app
 
 

@@ -47,9 +47,8 @@ class ReplicationNode:
         self._copies = Copies(backend, ownership.replicas)
         transfer = Transfer(peers, ssh)
         self.receiving = Receiving(
-            ownership.heads,
+            ownership,
             self._copies,
-            node_id=ownership.node_id,
             find=find,
             by_id=self._by_id,
             stop_writers=keeper.stop_writers,

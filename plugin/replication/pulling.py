@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -73,6 +73,8 @@ class Pulling:
         """
         with self._lock:
             under_way = self._pulls.get(record.id)
+            if under_way is None or under_way.choice.base != choice.base:
+                self._note("catching-up", record, choice.base, choice.holders)
             if under_way is None or not under_way.thread.is_alive():
                 under_way = _Pull(choice)
                 under_way.thread = threading.Thread(
@@ -121,9 +123,18 @@ class Pulling:
                     extra=fields(volume=record.name, holder=holder),
                 )
             else:
+                self._note("caught-up", record, pull.choice.base, [holder])
                 return
             finally:
                 self._receiving.expect_nothing(record.id)
+
+    def _note(
+        self, kind: str, record: VolumeRecord, commit: Commit, holders: Iterable[str]
+    ) -> None:
+        others = sorted({*holders} - {self._ownership.node_id})
+        self._ownership.events.add(
+            record, kind, commit=str(commit), holders=",".join(others)
+        )
 
     def _take_from(
         self, holder: str, record: VolumeRecord, epoch: int, base: Commit

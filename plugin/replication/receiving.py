@@ -20,7 +20,7 @@ from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline
 from plugin.cluster import rules
-from plugin.cluster.heads import Heads
+from plugin.cluster.ownership import Ownership
 from plugin.cluster.rules import Kept
 from plugin.cluster.state import EMPTY, Commit, Head, RefusedError, Replica
 from plugin.errors import PeerRefusedError
@@ -57,18 +57,18 @@ class Receiving:
 
     def __init__(
         self,
-        heads: Heads,
+        ownership: Ownership,
         copies: Copies,
         *,
-        node_id: str,
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
         stop_writers: Callable[[VolumeRecord], bool],
         note_apart: Callable[[str], None],
     ) -> None:
-        self._heads = heads
+        self._heads = ownership.heads
+        self._node_id = ownership.node_id
+        self._events = ownership.events
         self._copies = copies
-        self._node_id = node_id
         self._find = find
         self._by_id = by_id
         self._stop_writers = stop_writers
@@ -158,6 +158,7 @@ class Receiving:
                 "received",
                 extra=fields(volume=record.name, commit=str(wanted), sender=node_id),
             )
+            self._events.add(record, "received", commit=str(wanted), sender=node_id)
         return answer
 
     def take(
@@ -220,6 +221,7 @@ class Receiving:
             "bytes that no other copy has were set apart",
             extra=fields(volume=record.name, commit=name, path=str(place)),
         )
+        self._events.add(record, "set-apart", commit=name, path=str(place))
         self._copies.begin_empty(record, journal)
         self._note_apart(record.id)
 

@@ -193,7 +193,7 @@ class Syncing:
             ):
                 self._again.setdefault(record.id, set()).update(report.unstable)
                 if report.sent:
-                    _tell(record, report, monotonic_s() - began_s)
+                    self._tell(record, report, monotonic_s() - began_s)
                 # Before enough members have it, nobody may rely on its being kept.
                 if len(report.holders) >= max(1, enough):
                     self._publish(record, epoch, report.commit, report.holders)
@@ -246,6 +246,7 @@ class Syncing:
         if journal.commit() != pair(commit):
             again = self._again.pop(record.id, ())
             journal.record(journal.look(EVERYTHING, again), pair(commit))
+        began_s = monotonic_s()
         for report in self._sending.distribute(
             record,
             journal,
@@ -255,6 +256,8 @@ class Syncing:
             valid=lambda: self._is_sealed(record, commit),
         ):
             holders |= report.holders
+            if report.sent:
+                self._tell(record, report, monotonic_s() - began_s)
 
     def _is_sealed(self, record: VolumeRecord, commit: Commit) -> bool:
         replica = self._ownership.replica_of(record)
@@ -333,6 +336,27 @@ class Syncing:
         if self._ownership.heads.change(standing, published) is None:
             raise StoreError("the volume's head has changed meanwhile")
 
+    def _tell(self, record: VolumeRecord, report: Report, took_s: float) -> None:
+        commit, duration_ms = str(report.commit), round(1000 * took_s, 1)
+        log.info(
+            "synced",
+            extra=fields(
+                volume=record.name,
+                commit=commit,
+                copies=len(report.holders),
+                bytes=report.size_bytes,
+                duration_ms=duration_ms,
+            ),
+        )
+        self._ownership.events.add(
+            record,
+            "committed",
+            commit=commit,
+            size_bytes=report.size_bytes,
+            duration_ms=duration_ms,
+            holders=",".join(sorted({*report.holders, self._ownership.node_id})),
+        )
+
     def _others(self, head: Head | None) -> list[str]:
         if head is None:
             return []
@@ -343,19 +367,6 @@ def _newest(before: Sequence[bytes], more: Sequence[bytes]) -> tuple[bytes, ...]
     """Return the paths that changed last, each once, a bounded number."""
     found = dict.fromkeys([*reversed(more[-_RECENT_MAX:]), *before])
     return tuple(found)[:_RECENT_MAX]
-
-
-def _tell(record: VolumeRecord, report: Report, took_s: float) -> None:
-    log.info(
-        "synced",
-        extra=fields(
-            volume=record.name,
-            commit=str(report.commit),
-            copies=len(report.holders),
-            bytes=report.size_bytes,
-            duration_ms=round(1000 * took_s, 1),
-        ),
-    )
 
 
 def _note(record: VolumeRecord, error: RemoraError) -> None:
