@@ -23,7 +23,7 @@ from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.rsync.snapshots import RsyncSnapshots
 from backends.snapshots import require_none
-from backends.system import files, mounts, quota
+from backends.system import btrfs, files, mounts, quota
 from backends.system.clock import Deadline
 
 _PARSERS: Final[Mapping[str, parse.Parser]] = {
@@ -225,6 +225,7 @@ class RsyncBackend:
         facts: dict[str, object] = {
             "replication": "unreplicated",
             "path": str(self.pool.home(volume) / "live"),
+            "engine": self._engine(volume),
         }
         if "size" in volume.options:
             facts["size_bytes"] = int(volume.options["size"])
@@ -286,6 +287,11 @@ class RsyncBackend:
             return 0
         self.snapshots.sweep()
         return self.pool.empty_trash(Deadline(deadline_s))
+
+    def _engine(self, volume: Volume) -> str:
+        """Return how commits are made: of snapshots if the directory has any."""
+        live = self.pool.home(volume) / "live"
+        return "btrfs" if btrfs.subvolume(live) else "journal"
 
     def _set_apart(self, volume: Volume) -> list[str]:
         """Return the commits whose bytes were set apart, as `Journal.keep_apart`."""

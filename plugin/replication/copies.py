@@ -21,6 +21,7 @@ from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.staging import Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
+from backends.rsync.pool import make_live
 from backends.system.clock import Deadline
 from plugin.cluster.replicas import Replicas
 from plugin.cluster.state import EMPTY, Commit, Replica
@@ -30,6 +31,7 @@ from plugin.model import VolumeRecord
 log = logging.getLogger(__name__)
 # A commit that is applied at the daemon's start, whatever its size.
 _RECOVERY_DEADLINE_S: Final = 3600.0
+_MAKE_DEADLINE_S: Final = 30.0
 
 
 class Copies:
@@ -75,6 +77,16 @@ class Copies:
             deadline_s=deadline.remaining_s(),
         )
 
+    def make_live(self, record: VolumeRecord, directory: Path) -> None:
+        """
+        Make *directory*, which is not there, for the bytes of the volume.
+
+        Raises:
+            BackendError: the filesystem refuses.
+
+        """
+        make_live(directory, record.volume(), Deadline(_MAKE_DEADLINE_S))
+
     @contextmanager
     def using(self, record: VolumeRecord, deadline: Deadline) -> Iterator[Journal]:
         """
@@ -109,6 +121,8 @@ class Copies:
 
     def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
         """Return where the volume may have changed since the last call."""
+        if journal.by_snapshot:
+            return Hints()  # it finds all by itself
         with self._guard:
             if self._watcher is None:
                 self._watcher = Watcher(self._backend.pool.volumes)
@@ -171,9 +185,10 @@ class Copies:
                 replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
                 empty = msgspec.structs.replace(replica, commit=EMPTY, live_epoch=0)
                 self.replicas.write(record.id, empty)
-            (home / "live").mkdir(mode=0o755)
+            self.make_live(record, home / "live")
         journal = Journal(home, record.id)
         try:
+            journal.unpack()
             marked = journal.marked()
         finally:
             journal.close()

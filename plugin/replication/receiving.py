@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -213,7 +214,7 @@ class Receiving:
         """Set bytes apart that no other copy has; only people delete them."""
         sealed = rules.seal(replica)
         name = str(sealed.commit)
-        place = journal.keep_apart(name)
+        place = journal.keep_apart(name, partial(self._copies.make_live, record))
         with self._copies.replicas.changing(record.id):
             current = self._replica(record)
             empty = msgspec.structs.replace(current, commit=EMPTY, live_epoch=0)

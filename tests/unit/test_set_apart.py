@@ -27,7 +27,7 @@ def test_what_was_set_apart_is_told_and_stays(tmp_path: Path) -> None:
     (home / "live/file").write_text("precious")
     assert "set_apart" not in backend.status(VOLUME)
     journal = Journal(home, VOLUME.id)
-    place = journal.keep_apart("3.7")
+    place = journal.keep_apart("3.7", Path.mkdir)
     journal.close()
     assert (place / "file").read_text() == "precious"
     assert list((home / "live").iterdir()) == []
