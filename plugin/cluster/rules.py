@@ -32,6 +32,7 @@ from plugin.cluster.state import (
     Commit,
     Head,
     Lineage,
+    Quality,
     RefusedError,
     Replica,
 )
@@ -114,7 +115,11 @@ def choose(
 def begin(head: Head, choice: Choice) -> Head:
     """Return the head as its recovering owner begins the epoch with *choice*."""
     return msgspec.structs.replace(
-        head, phase="owned", committed=choice.base, holders=choice.holders
+        head,
+        phase="owned",
+        committed=choice.base,
+        quality=head.quality if choice.base == head.committed else "",
+        holders=choice.holders,
     )
 
 
@@ -140,7 +145,13 @@ def resume(head: Head, *, locked_by: str, node: str, boot_id: str, epoch: int) -
 
 
 def publish(
-    head: Head, *, node: str, epoch: int, commit: Commit, holders: tuple[str, ...]
+    head: Head,
+    *,
+    node: str,
+    epoch: int,
+    commit: Commit,
+    holders: tuple[str, ...],
+    quality: Quality = "fuzzy",
 ) -> Head:
     """
     Return the head after *holders* have *commit* of the present epoch.
@@ -153,7 +164,11 @@ def publish(
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     if commit < head.committed:
         return head
-    return msgspec.structs.replace(head, committed=commit, holders=holders)
+    if commit == head.committed:
+        quality = head.quality  # it is what it was made as
+    return msgspec.structs.replace(
+        head, committed=commit, quality=quality, holders=holders
+    )
 
 
 def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -> Head:
@@ -196,7 +211,14 @@ def release(
         RefusedError: not-owner.
 
     """
-    published = publish(head, node=node, epoch=epoch, commit=commit, holders=holders)
+    published = publish(
+        head,
+        node=node,
+        epoch=epoch,
+        commit=commit,
+        holders=holders,
+        quality="quiesced",
+    )
     return msgspec.structs.replace(published, phase="idle")
 
 

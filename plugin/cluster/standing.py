@@ -111,6 +111,7 @@ class OwnershipViews:
         }
         if not self.is_shared(record):
             facts["replication"] = _in_words(head)
+            facts["quality"] = head.quality or "unknown"
         return facts
 
     def require_valid(self) -> None:
@@ -173,6 +174,15 @@ class OwnershipViews:
     def deadline_or_none(self) -> float | None:
         """Return the lease's deadline for the log; None if none is needed."""
         return None if self.membership.alone else self.membership.deadline_s()
+
+    def warn_of_quality(self, record: VolumeRecord, head: Head) -> None:
+        """Write a log line if containers begin with files of several moments."""
+        if head.quality == "fuzzy" and not self.is_shared(record):
+            log.warning(
+                "the volume begins with a fuzzy commit, which was made while it was "
+                "written to: its files may be of different moments",
+                extra=fields(volume=record.name, commit=str(head.committed)),
+            )
 
     def note(
         self, event: str, record: VolumeRecord, epoch: int, **more: object

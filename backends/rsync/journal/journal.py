@@ -23,7 +23,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
@@ -133,7 +133,7 @@ class Journal:
         """Return where the files of the commit are: what stands still, if possible."""
         return self._commits.of(self.manifest.commit()) or self.live
 
-    def quality(self) -> str:
+    def quality(self) -> Literal["fuzzy", "snapshot"]:
         """Return "snapshot" if the commit's files are of one moment, else "fuzzy"."""
         return "fuzzy" if self.source() == self.live else "snapshot"
 

@@ -109,7 +109,7 @@ def fill(
 
 def take_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
     """
-    Make *outbox*/tree, in a new *outbox*, a snapshot of *snapshot*, which has *entries*.
+    Make *outbox*, and in it its tree a snapshot of *snapshot*, which has *entries*.
 
     Raises:
         CopyError: btrfs has none to give.
