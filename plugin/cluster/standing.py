@@ -11,7 +11,7 @@ from backends.system import clock
 from plugin.cluster.heads import Heads, Lock, Standing, put_lock
 from plugin.cluster.membership import Membership
 from plugin.cluster.replicas import Replicas
-from plugin.cluster.state import EMPTY, FILLED, Commit, Head, Replica
+from plugin.cluster.state import EMPTY, FILLED, Commit, Head, Lineage, Replica
 from plugin.errors import NotOwnerError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -175,12 +175,18 @@ class OwnershipViews:
         """Return the lease's deadline for the log; None if none is needed."""
         return None if self.membership.alone else self.membership.deadline_s()
 
-    def warn_of_quality(self, record: VolumeRecord, head: Head) -> None:
+    def warn_of_quality(
+        self, record: VolumeRecord, head: Head, lineage: Lineage
+    ) -> None:
         """Write a log line if containers begin with files of several moments."""
-        if head.quality == "fuzzy" and not self.is_shared(record):
+        made = lineage.epochs.get(head.committed.epoch)
+        if self.is_shared(record) or made is None or made.owner == self.node_id:
+            return  # no copy: it is what was written here
+        if head.quality in ("fuzzy", ""):
             log.warning(
-                "the volume begins with a fuzzy commit, which was made while it was "
-                "written to: its files may be of different moments",
+                "the volume begins with a commit that is %s: its files may be of "
+                "different moments",
+                head.quality or "of unknown quality",
                 extra=fields(volume=record.name, commit=str(head.committed)),
             )
 
