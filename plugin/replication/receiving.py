@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -214,11 +214,16 @@ class Receiving:
         """Set bytes apart that no other copy has; only people delete them."""
         sealed = rules.seal(replica)
         name = str(sealed.commit)
-        place = journal.keep_apart(name, partial(self._copies.make_live, record))
-        with self._copies.replicas.changing(record.id):
-            current = self._replica(record)
-            empty = msgspec.structs.replace(current, commit=EMPTY, live_epoch=0)
-            self._copies.replicas.write(record.id, empty)
+
+        def begin_empty(live: Path) -> None:
+            # In this order: an empty directory must never be taken for the bytes.
+            with self._copies.replicas.changing(record.id):
+                current = self._replica(record)
+                empty = msgspec.structs.replace(current, commit=EMPTY, live_epoch=0)
+                self._copies.replicas.write(record.id, empty)
+            self._copies.make_live(record, live)
+
+        place = journal.keep_apart(name, begin_empty)
         log.warning(
             "bytes that no other copy has were set apart",
             extra=fields(volume=record.name, commit=name, path=str(place)),

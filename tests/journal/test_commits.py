@@ -271,6 +271,20 @@ def test_what_was_set_apart_leaves_a_new_subvolume(owner: Journal) -> None:
     assert subvolumes(owner.home) == {"live", "quarantine/1.1", "commits/1.1"}
 
 
+def test_all_is_forgotten_before_a_new_directory_is_made(owner: Journal) -> None:
+    (owner.live / "file").write_text("precious")
+    commit(owner)
+
+    def refuse(live: Path) -> None:
+        assert not live.exists()
+        raise BackendError("no quota")
+
+    with pytest.raises(BackendError, match="no quota"):
+        owner.keep_apart("1.1", refuse)
+    assert owner.commit() == (0, 0)
+    assert (owner.home / "quarantine/1.1/file").read_text() == "precious"
+
+
 def test_a_directory_that_is_no_subvolume_stays_with_copies(disk: Path) -> None:
     home = disk / f"plain{next(numbers)}"
     (home / "live").mkdir(parents=True)

@@ -259,7 +259,8 @@ class Journal:
         """
         Move the bytes to quarantine/*name* and begin empty; return where they are.
 
-        *make_live* makes the new directory, as the pool does.
+        *make_live* makes the new directory, as the pool does. While there is none, a
+        crash shows that nothing is here any more: whatever says so comes before.
 
         Source: replication protocol, divergence.
         """
@@ -267,10 +268,10 @@ class Journal:
         quarantine.mkdir(mode=0o700, exist_ok=True)
         target = quarantine / name
         self.live.rename(target)
+        self.forget()
         make_live(self.live)
         with suppress(OSError):
             shutil.copystat(target, self.live)
-        self.forget()
         return target
 
 
