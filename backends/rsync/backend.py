@@ -25,7 +25,7 @@ from backends.rsync.pool import Pool, failed, make_live
 from backends.rsync.quarantine import Quarantine
 from backends.rsync.snapshots import RsyncSnapshots
 from backends.snapshots import require_none
-from backends.system import files, mounts, quota
+from backends.system import btrfs, files, mounts, quota
 from backends.system.clock import Deadline
 
 _PARSERS: Final[Mapping[str, parse.Parser]] = {
@@ -249,6 +249,7 @@ class RsyncBackend:
         facts: dict[str, object] = {
             "replication": "unreplicated",
             "path": str(self.pool.home(volume) / "live"),
+            "engine": self._engine(volume),
         }
         if "size" in volume.options:
             facts["size_bytes"] = int(volume.options["size"])
@@ -325,6 +326,11 @@ class RsyncBackend:
             if apart
             else f"look into {self.pool.home(volume)}/quarantine",
         )
+
+    def _engine(self, volume: Volume) -> str:
+        """Return how commits are made: of snapshots if the directory has any."""
+        live = self.pool.home(volume) / "live"
+        return "btrfs" if btrfs.subvolume(live) else "journal"
 
     def _is_bound(self, volume: Volume, target: Path) -> bool:
         """Return whether *target* already shows this volume's bytes."""

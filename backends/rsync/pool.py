@@ -4,6 +4,7 @@ The pool: the directory that this node's volumes live in, and its identity.
     <pool>/pool.json                      the pool's own identity
     <pool>/volumes/<id>/volume.json       name and options, written last at creation
     <pool>/volumes/<id>/live/             the bytes; what containers see
+    <pool>/volumes/<id>/commits/<c>/      on btrfs: what they were at the last commit
     <pool>/volumes/<id>/quarantine/<c>/   what was set apart, and no other copy has
     <pool>/volumes/<id>/snapshots/<name>/ copies of them
     <pool>/copies/<token>/                copies under way
@@ -146,8 +147,9 @@ def failed(what: str, error: OSError) -> BackendError:
 
 
 def _data_directories(thrown: Path) -> list[Path]:
-    """Return what `make_live` may have made in a volume, a snapshot or a copy."""
-    found = [thrown / "live", thrown / DATA_NAME]
-    found += (thrown / "snapshots").glob(f"*/{DATA_NAME}")
+    """Return what may be subvolumes, or have a limit, in what was thrown away."""
+    found = [thrown / "live", thrown / DATA_NAME, thrown / "outbox/tree"]
+    for each in (f"snapshots/*/{DATA_NAME}", "commits/*", "quarantine/*"):
+        found += thrown.glob(each)
     found.append(thrown)  # what was set apart had been the `live` of its volume
     return [directory for directory in found if directory.is_dir()]

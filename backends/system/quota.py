@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError, InvalidRequestError
+from backends.system import btrfs
 from backends.system.mountinfo import MountEntry
 from backends.system.mounts import entry_covering
 from backends.system.run import run
 
 _PROJECT_TRIES: Final = 100
-# The root of every subvolume has it. Source: btrfs-subvolume(8).
-_BTRFS_SUBVOLUME_INODE: Final = 256
 # Below this administrators choose project numbers by hand.
 _PROJECT_FIRST: Final = 0x10000
 
@@ -116,7 +115,7 @@ def discard(directory: Path, *, deadline_s: float) -> None:
     """
     mount = entry_covering(directory)
     if mount.filesystem == "btrfs":
-        if directory.stat().st_ino == _BTRFS_SUBVOLUME_INODE:
+        if directory.stat().st_ino == btrfs.ROOT_INODE:
             run(["btrfs", "subvolume", "delete", str(directory)], deadline_s=deadline_s)
     elif mount.filesystem == "xfs" and (project := _project_of(directory)):
         _xfs_quota(mount, f"limit -p bhard=0 {project}", deadline_s=deadline_s)

@@ -223,6 +223,7 @@ class Acquisition(OwnershipViews):
             base=str(choice.base),
             lost=str(choice.lost) if choice.lost else "",
         )
+        self.warn_of_quality(record, begun, lineage)
         return head.epoch
 
     def _choose(

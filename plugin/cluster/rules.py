@@ -32,6 +32,7 @@ from plugin.cluster.state import (
     Commit,
     Head,
     Lineage,
+    Quality,
     RefusedError,
     Replica,
 )
@@ -117,6 +118,7 @@ def begin(head: Head, choice: Choice) -> Head:
         head,
         phase="owned",
         committed=choice.base,
+        quality=head.quality if choice.base == head.committed else "",
         holders=choice.holders,
         released_at="",
     )
@@ -144,7 +146,13 @@ def resume(head: Head, *, locked_by: str, node: str, boot_id: str, epoch: int) -
 
 
 def publish(
-    head: Head, *, node: str, epoch: int, commit: Commit, holders: tuple[str, ...]
+    head: Head,
+    *,
+    node: str,
+    epoch: int,
+    commit: Commit,
+    holders: tuple[str, ...],
+    quality: Quality = "fuzzy",
 ) -> Head:
     """
     Return the head after *holders* have *commit* of the present epoch.
@@ -157,7 +165,11 @@ def publish(
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     if commit < head.committed:
         return head
-    return msgspec.structs.replace(head, committed=commit, holders=holders)
+    if commit == head.committed:
+        quality = head.quality  # it is what it was made as
+    return msgspec.structs.replace(
+        head, committed=commit, quality=quality, holders=holders
+    )
 
 
 def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -> Head:
@@ -200,7 +212,14 @@ def release(
         RefusedError: not-owner.
 
     """
-    published = publish(head, node=node, epoch=epoch, commit=commit, holders=holders)
+    published = publish(
+        head,
+        node=node,
+        epoch=epoch,
+        commit=commit,
+        holders=holders,
+        quality="quiesced",
+    )
     return msgspec.structs.replace(published, phase="idle")
 
 

@@ -12,7 +12,7 @@ from plugin.cluster.events import Fact, Recorder, Unrecorded
 from plugin.cluster.heads import Heads, Lock, Standing, put_lock
 from plugin.cluster.membership import Membership
 from plugin.cluster.replicas import Replicas
-from plugin.cluster.state import EMPTY, FILLED, Commit, Head, Replica
+from plugin.cluster.state import EMPTY, FILLED, Commit, Head, Lineage, Replica
 from plugin.errors import NotOwnerError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -114,6 +114,7 @@ class OwnershipViews:
         }
         if not self.is_shared(record):
             facts["replication"] = _in_words(head)
+            facts["quality"] = head.quality or "unknown"
         if apart := self.heads.conflicts.of(record.id):
             facts["set_apart_on"] = sorted(
                 {self.name_of(each.node_id) for each in apart}
@@ -180,6 +181,21 @@ class OwnershipViews:
     def deadline_or_none(self) -> float | None:
         """Return the lease's deadline for the log; None if none is needed."""
         return None if self.membership.alone else self.membership.deadline_s()
+
+    def warn_of_quality(
+        self, record: VolumeRecord, head: Head, lineage: Lineage
+    ) -> None:
+        """Write a log line if containers begin with files of several moments."""
+        made = lineage.epochs.get(head.committed.epoch)
+        if self.is_shared(record) or made is None or made.owner == self.node_id:
+            return  # no copy: it is what was written here
+        if head.quality in ("fuzzy", ""):
+            log.warning(
+                "the volume begins with a commit that is %s: its files may be of "
+                "different moments",
+                head.quality or "of unknown quality",
+                extra=fields(volume=record.name, commit=str(head.committed)),
+            )
 
     def note(self, event: str, record: VolumeRecord, epoch: int, **more: Fact) -> None:
         """Record an event, and log it: `tests/lab/history.py` reads the lines."""

@@ -13,6 +13,8 @@ from typing import Final, Literal
 import msgspec
 
 Phase = Literal["idle", "recovering", "owned", "removing"]
+# Of a commit's files: of any moment each; all of one; of one when nobody wrote.
+Quality = Literal["", "fuzzy", "snapshot", "quiesced"]
 Reason = Literal[
     "locked",
     "removing",
@@ -46,8 +48,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     What the store says of a volume, under ``v/<id>/head``.
 
     ``committed`` is the newest commit known to be kept, by ``holders``; ``owner`` with
-    ``boot_id`` is who owns it, or was the last to. ``released_at``, for people: when
-    the last epoch that was begun was released; "" if it was not.
+    ``boot_id`` is who owns it, or was the last to. ``quality`` is that of
+    ``committed``, "" if nobody said. ``released_at``, for people: when the last epoch
+    that was begun was released; "" if it was not.
     """
 
     epoch: int = 0
@@ -55,6 +58,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str = ""
     phase: Phase = "idle"
     committed: Commit = EMPTY
+    quality: Quality = ""
     holders: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     released_at: str = ""

@@ -113,6 +113,8 @@ class Copies:
 
     def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
         """Return where the volume may have changed since the last call."""
+        if journal.by_snapshot:
+            return Hints()  # it finds all by itself
         with self._guard:
             if self._watcher is None:
                 self._watcher = Watcher(self._backend.pool.volumes)
@@ -205,6 +207,7 @@ class Copies:
         try:
             if not journal.live.is_dir():
                 self._finish_setting_apart(record, journal)
+            journal.unpack()
             marked = journal.marked()
         finally:
             journal.close()

@@ -249,7 +249,7 @@ class Handing:
                 node_id,
                 volume_id=record.id,
                 epoch=commit.epoch,
-                source=journal.live,
+                source=journal.source(),
                 names=journal.all_names(),
             )
         package = journal.pack(base, only=paths)

@@ -162,7 +162,7 @@ class Sending:
             node_id,
             volume_id=step.record.id,
             epoch=step.journal.commit()[0],
-            source=step.journal.live,
+            source=step.journal.source(),
             names=step.journal.all_names(),
         )
 

@@ -23,7 +23,7 @@ from backends.rsync.journal.watch import Hints
 from backends.system.clock import Deadline, monotonic_s
 from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import Commit, Head, RefusedError
+from plugin.cluster.state import Commit, Head, Quality, RefusedError
 from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -196,7 +196,7 @@ class Syncing:
                     self._tell(record, report, monotonic_s() - began_s)
                 # Before enough members have it, nobody may rely on its being kept.
                 if len(report.holders) >= max(1, enough):
-                    self._publish(record, epoch, report.commit, report.holders)
+                    self._publish(record, epoch, report, journal.quality())
 
     def _advance(
         self, record: VolumeRecord, epoch: int, journal: Journal, *, anew: bool
@@ -314,10 +314,10 @@ class Syncing:
         self._ownership.heads.change(standing, spread)
 
     def _publish(
-        self, record: VolumeRecord, epoch: int, commit: Commit, holders: set[str]
+        self, record: VolumeRecord, epoch: int, report: Report, quality: Quality
     ) -> None:
         """Let the store know which commit is kept, and by whom."""
-        everybody = tuple(sorted({*holders, self._ownership.node_id}))
+        everybody = tuple(sorted({*report.holders, self._ownership.node_id}))
         standing = self._ownership.heads.read(record.id)
         if standing.head is None:
             return
@@ -326,8 +326,9 @@ class Syncing:
                 standing.head,
                 node=self._ownership.node_id,
                 epoch=epoch,
-                commit=commit,
+                commit=report.commit,
                 holders=everybody,
+                quality=quality,
             )
         except RefusedError:
             return

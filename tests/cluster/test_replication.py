@@ -130,6 +130,8 @@ def test_a_killed_owner_is_followed_from_its_last_commit(
     wait_held(records, volume_id, alpha, beta)
     alpha.kill()
     assert (mount(beta, volume_id) / "kept").read_text() == "kept"
+    # Either: the last commit may not have been published yet.
+    assert beta.logged("a commit that is fuzzy") or beta.logged("of unknown quality")
 
 
 def test_a_writer_loses_nothing_in_a_move(

@@ -223,6 +223,7 @@ def _sync(world: World, scope: Scope, number: int, node: Node) -> Steps:
         world._replace(
             nodes=changed(world, number, replica=replica, tree=node.live),
             history=_with_commit(world, number, replica),
+            running=world.running | {replica.commit},
             pushes=world.pushes
             | {(each, replica.commit, node.live) for each in others},
             lost=False,

@@ -43,6 +43,8 @@ def _of_state(world: World, scope: Scope) -> str:
         for node in world.nodes
     ):
         return "I4: nobody holds what is committed"
+    if world.head.quality == "quiesced" and world.head.committed in world.running:
+        return "I13: a commit that was made under writes counts as quiesced"
     return ""
 
 

@@ -93,6 +93,10 @@ def _resume_whatever_happened(head: Head, *, node: str, epoch: int, **_: Any) ->
     return replace(head, owner=node, epoch=epoch, phase="owned")
 
 
+def _quality_is_inherited(head: Head, choice: Choice) -> Head:
+    return replace(rules.begin(head, choice), quality=head.quality)
+
+
 def _with(**functions: Any) -> SimpleNamespace:
     """Return mutated rules, in which `release` and `seal` use mutated helpers too."""
     made = mutant(**functions)
@@ -124,4 +128,5 @@ MUTANTS = {
     "an owner does not raise the epoch": _with(acquire=_acquire_in_the_same_epoch),
     "a removed volume is acquired": _with(acquire=_acquire_a_removed_volume),
     "an owner resumes whatever has happened": _with(resume=_resume_whatever_happened),
+    "another commit's quality is told": _with(begin=_quality_is_inherited),
 }

@@ -52,6 +52,8 @@ class World(NamedTuple):
     writes: int = 0
     # What was acknowledged by a publication or an orderly end: no later owner lacks it.
     settled: Bytes = NOTHING
+    # Commits that were made while containers could write.
+    running: frozenset[Commit] = frozenset()
     removed: bool = False
     # What the last step did that no state shows: a loss that was accepted.
     lost: bool = False

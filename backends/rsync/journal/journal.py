@@ -6,25 +6,37 @@ One volume's copy as a series of commits: the journal engine as others use it.
     <home>/outbox/        what is being sent
     <home>/staging/       what is being received
     <home>/applying       the commit that is being applied
+    <home>/commits/       the last commit as a snapshot, where live/ is a subvolume
 
 The owner *looks* (what has changed), *records* it as a commit and *packs* it for the
 members that stand at one base; a member *stages*, *marks* and *applies*. Which commits
 there are, and who may send them, is the caller's to know.
+
+On btrfs both keep the last commit as a snapshot: the owner looks at and sends from what
+stands still. Elsewhere, files are copied while others write to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
+from backends.rsync.journal.commits import Commits, discard
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.outbox import TREE_NAME, fill, remove_tree, require_space
+from backends.rsync.journal.outbox import (
+    TREE_NAME,
+    fill,
+    remove_tree,
+    require_space,
+    take_from,
+)
 from backends.rsync.journal.scan import Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
@@ -64,11 +76,15 @@ class Journal:
         self._volume_id = volume_id
         self._outbox = home / "outbox"
         self._path = home / "manifest.db"
+        self._commits = Commits(home, self.live)
+        self.by_snapshot = self._commits.possible()
         self.manifest = self._open()
 
     def close(self) -> None:
         """Close the manifest."""
         self.manifest.close()
+        if self.by_snapshot:
+            self._commits.drop()
 
     def commit(self) -> Commit:
         """Return the commit that the manifest describes."""
@@ -86,8 +102,18 @@ class Journal:
         """
         Return what has changed since the last commit, as far as *hints* lead.
 
-        What is in *again* counts as changed.
+        What is in *again* counts as changed. With ``by_snapshot`` both are not needed.
+
+        Raises:
+            BackendError: something cannot be read, or no snapshot be taken.
+
         """
+        if self.by_snapshot:
+            new = self._commits.take()
+            found = self._commits.differences(self.manifest)
+            if found is None:
+                return scan_all(new, self.manifest, again=again)
+            return scan_paths(new, self.manifest, found.paths, again=found.again)
         if hints.everything:
             return scan_all(self.live, self.manifest, again=again)
         return scan_paths(
@@ -96,8 +122,20 @@ class Journal:
 
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
+        if self.by_snapshot:
+            self._commits.keep(commit)
         self.manifest.record(changes.changed, changes.deleted, commit=commit)
         self.manifest.touch(changes.touched)
+        if self.by_snapshot:
+            self._commits.prune(commit)
+
+    def source(self) -> Path:
+        """Return where the files of the commit are: what stands still, if possible."""
+        return self._commits.of(self.manifest.commit()) or self.live
+
+    def quality(self) -> Literal["fuzzy", "snapshot"]:
+        """Return "snapshot" if the commit's files are of one moment, else "fuzzy"."""
+        return "fuzzy" if self.source() == self.live else "snapshot"
 
     def pack(self, base: Commit | None, *, only: Collection[bytes] = ()) -> Package:
         """
@@ -114,11 +152,14 @@ class Journal:
         """
         commit = self.manifest.commit()
         wanted = self._wanted(base, only)
-        size = sum(each.entry.size for each in wanted)
-        remove_tree(self._outbox)
-        require_space(self.home, size)
-        filled = fill(self.live, wanted, self._outbox)
-        self.manifest.record(filled.entries, filled.gone, commit=commit)
+        self.unpack()
+        snapshot = self._commits.of(commit)
+        if snapshot:
+            filled = take_from(snapshot, wanted, self._outbox)
+        else:
+            require_space(self.home, sum(each.entry.size for each in wanted))
+            filled = fill(self.live, wanted, self._outbox)
+            self.manifest.record(filled.entries, filled.gone, commit=commit)
         header = Header(volume=self._volume_id, base=base, commit=commit)
         entries, deletions = self._after(base)
         write_delta(self._outbox / DELTA_NAME, header, entries, deletions)
@@ -132,10 +173,11 @@ class Journal:
 
     def unpack(self) -> None:
         """Remove what `pack` has made."""
+        discard(self._outbox / TREE_NAME)
         remove_tree(self._outbox)
 
     def all_names(self) -> Iterator[bytes]:
-        """Yield all that is not a directory, as rsync takes it from ``live``."""
+        """Yield all that is not a directory, as rsync takes it from `source`."""
         for known in self.manifest.all():
             if known.entry.kind != "directory":
                 yield known.entry.path + b"\0"
@@ -203,8 +245,15 @@ class Journal:
 
     def apply(self) -> None:
         """Bring the marked commit, if there is one, into ``live``."""
-        if self.staging.marked() is not None:
-            apply(self.home, self.manifest)
+        if self.staging.marked() is None:
+            return
+        commit = apply(self.home, self.manifest)
+        if self.by_snapshot:
+            # Without it, the next look is at everything.
+            with suppress(BackendError):
+                self._commits.take()
+                self._commits.keep(commit)
+                self._commits.prune(commit)
 
     def keep_apart(self, name: str) -> Path:
         """

@@ -131,14 +131,14 @@ class Manifest:
             *_bounds(path),
         )
 
-    def with_inode(self, inode: int) -> list[Known]:
-        """Return all names of the file *inode*; no directories."""
+    def with_inode(self, inode: int, *, directory: bool = False) -> list[Known]:
+        """Return all names of the file *inode*, or of what is a *directory*."""
         query = (
             f"SELECT {_COLUMNS} FROM entries INDEXED BY entries_inode"
-            " WHERE inode = ? AND kind != 'directory' ORDER BY path"
+            " WHERE inode = ? AND (kind = 'directory') = ? ORDER BY path"
         )
         with self._using() as connection:
-            rows = connection.execute(query, (_signed(inode),)).fetchall()
+            rows = connection.execute(query, (_signed(inode), directory)).fetchall()
         return [_known(row) for row in rows]
 
     def count(self) -> int:

@@ -21,6 +21,7 @@ import msgspec
 from backends.errors import BackendError
 from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.entries import Known
+from backends.system import btrfs
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes
@@ -104,6 +105,26 @@ def fill(
                 f"cannot copy {root}: {error.strerror} {name}".rstrip(),
                 no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
             ) from error
+
+
+def take_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
+    """
+    Make *outbox*, and in it its tree a snapshot of *snapshot*, which has *entries*.
+
+    Raises:
+        CopyError: btrfs has none to give.
+
+    """
+    try:
+        outbox.mkdir(mode=0o700)
+        btrfs.snapshot(snapshot, outbox / TREE_NAME)
+    except OSError as error:
+        raise CopyError(
+            f"cannot take a snapshot of {snapshot}: {error.strerror}",
+            no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
+        ) from error
+    sizes = {known.inode: known.entry.size for known in entries}
+    return Filled(entries, [], set(), sum(sizes.values()))
 
 
 def remove_tree(path: Path) -> None:

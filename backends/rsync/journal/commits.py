@@ -1,0 +1,183 @@
+"""
+Commits as read-only snapshots, where a copy's live directory is a btrfs subvolume.
+
+    <home>/commits/new/             what may become the next commit
+    <home>/commits/<epoch>.<seq>/   the commit that the manifest describes
+
+What is in one was there at one moment. It stands still, so that it is looked at and
+sent from as it is. Two of them, and the kernel's word on which inodes have changed in
+between, tell all that differs: with stores through mappings, which no event tells of.
+
+A snapshot gets its name before the manifest says so, and the older ones go afterwards:
+after a crash the one that the manifest needs is there, and the others are of no use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from backends.errors import BackendError
+from backends.rsync.journal.beneath import Beneath
+from backends.rsync.journal.entries import Commit
+from backends.rsync.journal.manifest import Manifest
+from backends.system import btrfs
+
+DIRECTORY_NAME: Final = "commits"
+_NEW_NAME: Final = "new"
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """
+    Where two snapshots differ: paths to compare.
+
+    ``again`` are those of them that count as changed, whatever they look like.
+    """
+
+    paths: set[bytes]
+    again: set[bytes]
+
+
+class Commits:
+    """The snapshots of the copy in *home*, whose live directory is *live*."""
+
+    def __init__(self, home: Path, live: Path) -> None:
+        self._live = live
+        self._directory = home / DIRECTORY_NAME
+        self._new = self._directory / _NEW_NAME
+
+    def possible(self) -> bool:
+        """Return whether the live directory is a subvolume."""
+        return btrfs.subvolume(self._live) is not None
+
+    def of(self, commit: Commit) -> Path | None:
+        """Return the snapshot that is *commit*, None if there is none."""
+        path = self._path(commit)
+        return path if btrfs.subvolume(path) else None
+
+    def take(self) -> Path:
+        """
+        Return a snapshot of what is in the live directory now.
+
+        Raises:
+            BackendError: btrfs has none to give, for want of space for instance.
+
+        """
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            self.drop()
+            btrfs.snapshot(self._live, self._new)
+        except OSError as error:
+            raise _failed(f"cannot take a snapshot of {self._live}", error) from error
+        return self._new
+
+    def drop(self) -> None:
+        """Delete what `take` has taken and `keep` has not kept."""
+        discard(self._new)
+
+    def keep(self, commit: Commit) -> None:
+        """Give what `take` has taken, if it has, its name as *commit*."""
+        try:
+            if btrfs.subvolume(self._new):
+                # Of the same name is only what a crash has left.
+                discard(self._path(commit))
+                self._new.rename(self._path(commit))
+        except OSError as error:
+            raise _failed(f"cannot keep {self._new}", error) from error
+
+    def prune(self, commit: Commit) -> None:
+        """Delete all snapshots but *commit*'s."""
+        with suppress(FileNotFoundError):
+            for each in self._directory.iterdir():
+                if each != self._path(commit):
+                    discard(each)
+
+    def differences(self, manifest: Manifest) -> Differences | None:
+        """
+        Return where what was taken now differs from the commit that *manifest* is.
+
+        None if that is not known: there is no snapshot of it, or of another directory.
+
+        Raises:
+            BackendError: a snapshot cannot be read.
+
+        """
+        old = self._path(manifest.commit())
+        try:
+            origin, before = btrfs.subvolume(self._live), btrfs.subvolume(old)
+            if origin is None or before is None or before.taken_of != origin.identity:
+                return None
+            changed = btrfs.changed(self._new, since=before.transaction)
+            with Beneath(old) as then, Beneath(self._new) as now:
+                return _compared(manifest, changed, then, now)
+        except PermissionError:
+            return None  # without CAP_SYS_ADMIN all is looked at
+        except OSError as error:
+            raise _failed(f"cannot compare {self._new} with {old}", error) from error
+
+    def _path(self, commit: Commit) -> Path:
+        return self._directory / f"{commit[0]}.{commit[1]}"
+
+
+def discard(snapshot: Path) -> None:
+    """
+    Delete *snapshot* if it is one.
+
+    Raises:
+        BackendError: it cannot be deleted.
+
+    """
+    try:
+        if btrfs.subvolume(snapshot):
+            btrfs.delete(snapshot)
+    except OSError as error:
+        raise _failed(f"cannot delete {snapshot}", error) from error
+
+
+def _compared(
+    manifest: Manifest, changed: btrfs.Changed, then: Beneath, now: Beneath
+) -> Differences:
+    """Return the paths of what has changed, as the manifest and directories tell."""
+    files, directories, again = set[bytes](), set[bytes](), set[bytes]()
+    for number in changed.files:
+        names = {row.entry.path for row in manifest.with_inode(number)}
+        files |= names
+        if number in changed.written:
+            again |= names
+    for number in changed.directories:
+        if number == btrfs.ROOT_INODE:
+            directories.add(b"")
+        for row in manifest.with_inode(number, directory=True):
+            directories.add(row.entry.path)
+    differing = {name for each in directories for name in _differing(then, now, each)}
+    return Differences(files | directories | differing, again)
+
+
+def _differing(then: Beneath, now: Beneath, path: bytes) -> Iterator[bytes]:
+    """Yield the names of directory *path* that stand for something else than before."""
+    for name in {
+        each for each, _ in _names(then, path).items() ^ _names(now, path).items()
+    }:
+        yield path + b"/" + name if path else name
+
+
+def _names(tree: Beneath, path: bytes) -> dict[bytes, int]:
+    """Return the inodes in directory *path* by name; if it has gone, its own does."""
+    try:
+        descriptor = tree.open(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    try:
+        with os.scandir(descriptor) as entries:
+            return {os.fsencode(each.name): each.inode() for each in entries}
+    finally:
+        os.close(descriptor)
+
+
+def _failed(what: str, error: OSError) -> BackendError:
+    return BackendError(f"{what}: {error.strerror}")

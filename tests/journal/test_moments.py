@@ -1,0 +1,116 @@
+"""
+Whether the files of a commit are of one moment, as a database needs them.
+
+A writer gives many files the same number, one after the other, each durably before the
+next: so no file may be ahead of one that is written before it, nor behind it by more
+than one. With the engine `journal` this is seen to fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from tests.protocol.node import wait_until
+from tests.support.journal_trees import VOLUME, send
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.watching import make_root
+
+FILES = 40
+COMMITS = 25
+COMMITS_UNTIL_TORN = 200
+_WRITE = f"""
+import itertools, os, sys
+os.chdir(sys.argv[1])
+flags = os.O_WRONLY | os.O_CREAT | os.O_DSYNC
+files = [os.open(f"{{each:02}}", flags) for each in range({FILES})]
+for step in itertools.count():
+    for file in files:
+        os.pwrite(file, b"%08d" % step, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    enter_private_mounts()
+    with loop_filesystem(tmp_path_factory.mktemp("disk"), "btrfs") as disk:
+        yield disk
+
+
+@contextmanager
+def two_copies(
+    disk: Path, tmp_path: Path, *, subvolume: bool
+) -> Iterator[tuple[Journal, Journal]]:
+    """Yield an owner's copy that is written to, and a member's."""
+    home, other = disk / f"owner{subvolume}", tmp_path / "member"
+    home.mkdir()
+    if subvolume:
+        make_root(home / "live")
+    else:
+        (home / "live").mkdir()
+    (other / "live").mkdir(parents=True)
+    owner, member = Journal(home, VOLUME), Journal(other, VOLUME)
+    writer = subprocess.Popen([sys.executable, "-S", "-c", _WRITE, home / "live"])
+    try:
+        last = home / f"live/{FILES - 1:02}"
+        wait_until(lambda: last.exists() and last.stat().st_size, "all are written")
+        yield owner, member
+    finally:
+        writer.kill()
+        writer.wait()
+        owner.close()
+        member.close()
+
+
+def replicate(owner: Journal, member: Journal) -> None:
+    """Bring the owner's next commit to the member."""
+    owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
+    missing: list[bytes] = []
+    base = member.commit() if member.commit() != (0, 0) else None
+    while True:
+        package = owner.pack(base, only=missing)
+        names = package.names.rstrip(b"\0").split(b"\0")
+        send(package.directory, member.staging.directory(), names)
+        with member.staged() as delta:
+            missing = member.missing(delta)
+            if not missing:
+                member.mark(delta)
+                break
+    owner.unpack()
+    member.apply()
+    assert member.commit() == owner.commit()
+
+
+def torn(directory: Path) -> list[int]:
+    """Return the numbers in the files of *directory* if they are of no one moment."""
+    steps = [int((directory / f"{each:02}").read_bytes()) for each in range(FILES)]
+    ordered = steps == sorted(steps, reverse=True) and steps[0] - steps[-1] <= 1
+    return [] if ordered else steps
+
+
+def test_a_snapshot_is_of_one_moment(disk: Path, tmp_path: Path) -> None:
+    seen = set()
+    with two_copies(disk, tmp_path, subvolume=True) as (owner, member):
+        for _ in range(COMMITS):
+            replicate(owner, member)
+            assert not torn(member.live)
+            assert owner.quality() == "snapshot"
+            seen.add((member.live / "00").read_bytes())
+    assert len(seen) > COMMITS // 2  # the writer did write meanwhile
+
+
+def test_copies_of_files_are_not(disk: Path, tmp_path: Path) -> None:
+    with two_copies(disk, tmp_path, subvolume=False) as (owner, member):
+        for number in itertools.count():
+            assert number < COMMITS_UNTIL_TORN, "the test cannot fail"
+            replicate(owner, member)
+            assert owner.quality() == "fuzzy"
+            if torn(member.live):
+                return
