@@ -175,7 +175,7 @@ def test_the_power_of_its_node_fails(shop: Shop, filesystem: str) -> None:
 
 
 def fail(shop: Shop, first: str, second: str, client: Client) -> Outcome:
-    """Return what the server finds on *second* after the power of *first* has failed."""
+    """Return what *second* finds after the power of *first* has failed."""
     shop.cluster[first].node.power_off()
     failed_s = time.monotonic()
     committed = client.committed()
