@@ -31,8 +31,13 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mount --bind /dev "$root/dev"
 # It wants to know its host before it installs itself.
 cat /etc/hosts > "$root/etc/hosts"
-# By default it reserves more addresses than a process of a node has.
-printf '[mariadbd]\ninnodb_buffer_pool_size_max = 16M\n' > "$root/etc/my.cnf"
+# By default it reserves more addresses than a process of a node has; and what is
+# temporary would be copied to every node.
+cat > "$root/etc/my.cnf" <<END
+[mariadbd]
+innodb_buffer_pool_size_max = 16M
+innodb_temp_data_file_path = ../../../tmp/ibtmp1:12M:autoextend
+END
 mount --bind "$data" "$root/var/lib/mysql"
 exec chroot "$root" /start-database
 """

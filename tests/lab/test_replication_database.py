@@ -32,8 +32,10 @@ INTERVAL_S = 1.0
 WAIT_S = 180.0
 ROWS_A_MOVE = 25
 # Of a client that inserts until the power fails.
-ROWS_MAX = 2000
+ROWS_MAX = 5000
 PAUSE_S = 0.03
+# Power failures between two orderly moves.
+MOVE_EVERY = 5
 # An interval and what a sync takes on a machine that runs three kernels at once.
 LOST_S_MAX = 60.0
 # Filesystems on which a commit of a running database is of one moment.
@@ -129,15 +131,16 @@ def shop(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Shop]:
 
 def test_orderly_moves_lose_no_committed_row(shop: Shop, filesystem: str) -> None:
     """[replication 8] Its data is there, to the last row, on the next node."""
-    took_s = []
-    for number in range(MOVES + 1):
-        node = NAMES[number % len(NAMES)]
+    node = NAMES[0]
+    shop.open(node)
+    for number in range(MOVES):
         began_s = time.monotonic()
-        assert shop.open(node) == shop.row, f"after {number} moves"
-        shop.insert(node, ROWS_A_MOVE)
-        shop.close(node)
-        took_s.append(round(time.monotonic() - began_s, 1))
-    print(f"{filesystem}: {MOVES} moves, {shop.row} rows, none lost; {took_s} s")
+        node = move(shop, node)
+        took_s = time.monotonic() - began_s
+        print(
+            f"{filesystem}: move {number}: {shop.row} rows, {took_s:.1f} s", flush=True
+        )
+    shop.close(node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,22 +159,39 @@ class Outcome:
 def test_the_power_of_its_node_fails(shop: Shop, filesystem: str) -> None:
     """What was committed is there up to a moment, and the rest is told."""
     chance = random.Random(SEED)
-    outcomes = []
+    outcomes: list[Outcome] = []
+    owner = NAMES[0]
+    shop.open(owner)
     for number in range(FAILURES):
-        first, second = (NAMES[(number + each) % len(NAMES)] for each in (0, 1))
-        assert shop.open(first) == shop.row, f"before failure {number}"
-        client = shop.servers[first].insert(shop.row + 1, ROWS_MAX, pause_s=PAUSE_S)
-        time.sleep(chance.uniform(3, 9))
-        assert not client.failure(), client.failure()
-        outcome = fail(shop, first, second, client)
-        outcomes.append(outcome)
-        print(f"{filesystem}: failure {number}: {outcome}")
-        shop.insert(second, ROWS_A_MOVE)
+        if number % MOVE_EVERY == 0:
+            owner = move(shop, owner)
+        client = shop.servers[owner].insert(shop.row + 1, ROWS_MAX, pause_s=PAUSE_S)
+        # The node that failed before comes back meanwhile.
         shop.cluster.restore()
-        shop.close(second)
+        time.sleep(chance.uniform(2, 8))
+        assert not client.failure(), client.failure()
+        following = after(owner)
+        outcomes.append(fail(shop, owner, following, client))
+        print(f"{filesystem}: failure {number}: {outcomes[-1]}", flush=True)
+        owner = following
+    shop.cluster.restore()
+    move(shop, owner)
     report(filesystem, outcomes)
     if filesystem in ATOMIC:
         assert not [each for each in outcomes if each.damage]
+
+
+def after(node: str) -> str:
+    """Return the name of the node whose turn is after that of *node*."""
+    return NAMES[(NAMES.index(node) + 1) % len(NAMES)]
+
+
+def move(shop: Shop, node: str) -> str:
+    """Return the node to which the database has moved orderly, with all its rows."""
+    shop.insert(node, ROWS_A_MOVE)
+    shop.close(node)
+    assert shop.open(after(node)) == shop.row
+    return after(node)
 
 
 def fail(shop: Shop, first: str, second: str, client: Client) -> Outcome:
