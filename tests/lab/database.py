@@ -112,18 +112,14 @@ class Database(Service):
         code = self.stop(STOP_DEADLINE_S)
         assert code == 0, self._tail()
 
-    def discard(self) -> None:
-        """End the server if it runs, and remove all that its directory holds."""
+    def replace(self) -> None:
+        """Start with an empty database in the place of one that cannot be used."""
         if self.running:
             self.signal(signal.SIGKILL)
-        self.stop_if_ended()
-        self.node.run(["find", self._data, "-mindepth", "1", "-delete"])
-
-    def stop_if_ended(self) -> None:
-        """Forget a server that has ended by itself or was killed."""
         if self._process is not None:
             self._process.wait(STOP_DEADLINE_S)
-            self._process = None
+        self.node.run(["find", self._data, "-mindepth", "1", "-delete"])
+        self.open(self._data)
 
     def last_row(self) -> int:
         """

@@ -23,8 +23,10 @@ from tests.lab.lab import Lab, Topology
 from tests.lab.node import NodeSpec
 from tests.support.host import wait_until
 
-MOVES = int(os.environ.get("REMORA_DATABASE_MOVES", "3"))
-FAILURES = int(os.environ.get("REMORA_DATABASE_FAILURES", "2"))
+# A number for `make test`, and one for `make test-long`.
+MOVES_FEW, MOVES = 3, int(os.environ.get("REMORA_DATABASE_MOVES", "50"))
+FAILURES_FEW, FAILURES = 1, int(os.environ.get("REMORA_DATABASE_FAILURES", "20"))
+LONG = (pytest.mark.long, pytest.mark.timeout(7200))
 SEED = int(os.environ.get("REMORA_SEED", "1"))
 POOL = "/pool"
 SETTINGS = {name: {"pool": POOL} for name in NAMES}
@@ -94,9 +96,8 @@ class Shop:
 
     def begin_anew(self, node: str) -> None:
         """Put a new database in the place of one that cannot be used."""
-        self.servers[node].discard()
+        self.servers[node].replace()
         self.row = self.settled = 0
-        self.row = self.open(node)
 
     def _mount(self, member: Member) -> str:
         answers: list[dict[str, str]] = []
@@ -129,11 +130,14 @@ def shop(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Shop]:
             server.kill()
 
 
-def test_orderly_moves_lose_no_committed_row(shop: Shop, filesystem: str) -> None:
+@pytest.mark.parametrize("moves", [MOVES_FEW, pytest.param(MOVES, marks=LONG)])
+def test_orderly_moves_lose_no_committed_row(
+    shop: Shop, filesystem: str, moves: int
+) -> None:
     """[replication 8] Its data is there, to the last row, on the next node."""
     node = NAMES[0]
     shop.open(node)
-    for number in range(MOVES):
+    for number in range(moves):
         began_s = time.monotonic()
         node = move(shop, node)
         took_s = time.monotonic() - began_s
@@ -156,13 +160,16 @@ class Outcome:
     damage: str = ""
 
 
-def test_the_power_of_its_node_fails(shop: Shop, filesystem: str) -> None:
+@pytest.mark.parametrize("failures", [FAILURES_FEW, pytest.param(FAILURES, marks=LONG)])
+def test_the_power_of_its_node_fails(
+    shop: Shop, filesystem: str, failures: int
+) -> None:
     """What was committed is there up to a moment, and the rest is told."""
     chance = random.Random(SEED)
     outcomes: list[Outcome] = []
     owner = NAMES[0]
     shop.open(owner)
-    for number in range(FAILURES):
+    for number in range(failures):
         if number % MOVE_EVERY == 0:
             owner = move(shop, owner)
         client = shop.servers[owner].insert(shop.row + 1, ROWS_MAX, pause_s=PAUSE_S)
