@@ -9,6 +9,7 @@ engine, which would take the most time in a node. Its mounts end with it.
 from __future__ import annotations
 
 import signal
+import subprocess
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +25,8 @@ START_DEADLINE_S: Final = 180.0
 STOP_DEADLINE_S: Final = 90.0
 CLIENT_DEADLINE_S: Final = 90.0
 READY: Final = "ready for connections"
+# Filesystems on which a commit of a running database is of one moment.
+ATOMIC: Final[frozenset[str]] = frozenset()
 ENTER: Final = r"""
 root=$1 data=$2
 mount -t tmpfs tmpfs "$root/run"
@@ -129,20 +132,13 @@ class Database(Service):
             DamagedError: they are not, or the server ended over it.
 
         """
-        done = self.node.run(self._client(), stdin=CHECK.encode(), check=False)
-        lines = [line.split("\t") for line in done.stdout.splitlines()]
-        checks = [line[2:] for line in lines if line[0].startswith("shop.")]
-        rows = [line[1:] for line in lines if line[0] == "rows"]
-        sound = (
-            done.returncode == 0
-            and checks == [["status", "OK"]] * 2
-            and len({tuple(row) for row in rows}) == 1
-            and rows[0][0] == rows[0][1]
-            and len(lines) == len(checks) + len(rows)
+        done = self.node.run(
+            self._client(),
+            stdin=CHECK.encode(),
+            timeout_s=CLIENT_DEADLINE_S,
+            check=False,
         )
-        if not sound:
-            raise DamagedError(f"{done.stdout}{done.stderr}{self._tail()}")
-        return int(rows[0][0])
+        return last_row_of(done, self._tail())
 
     def insert(self, first: int, count: int, *, pause_s: float = 0.0) -> Client:
         """Return a client that inserts *count* rows, one transaction each."""
@@ -170,6 +166,29 @@ class Database(Service):
 
     def _ready(self) -> bool:
         return READY in text_of(self.log)[self._log_seen :]
+
+
+def last_row_of(done: subprocess.CompletedProcess[str], log: str) -> int:
+    """
+    Return the last row that the client *done*, which was given `CHECK`, has seen.
+
+    Raises:
+        DamagedError: not all before it are there, and whole; with the server's *log*.
+
+    """
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    checks = [line[2:] for line in lines if line[0].startswith("shop.")]
+    rows = [line[1:] for line in lines if line[0] == "rows"]
+    sound = (
+        done.returncode == 0
+        and checks == [["status", "OK"]] * 2
+        and len({tuple(row) for row in rows}) == 1
+        and rows[0][0] == rows[0][1]
+        and len(lines) == len(checks) + len(rows)
+    )
+    if not sound:
+        raise DamagedError(f"{done.stdout}{done.stderr}{log}")
+    return int(rows[0][0])
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.lab.cluster import NAMES, Cluster, Member
-from tests.lab.database import Client, Committed, DamagedError, Database
+from tests.lab.database import ATOMIC, Client, Committed, DamagedError, Database
 from tests.lab.disks import Disk
 from tests.lab.lab import Lab, Topology
 from tests.lab.node import NodeSpec
@@ -40,8 +40,6 @@ PAUSE_S = 0.03
 MOVE_EVERY = 5
 # An interval and what a sync takes on a machine that runs three kernels at once.
 LOST_S_MAX = 60.0
-# Filesystems on which a commit of a running database is of one moment.
-ATOMIC: frozenset[str] = frozenset()
 
 
 @pytest.fixture(scope="module", params=["ext4", "btrfs"])

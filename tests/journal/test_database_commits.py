@@ -1,0 +1,197 @@
+"""
+Whether MariaDB starts from the commits that are made while it writes.
+
+The engine and both programs are real, but it is one machine and no daemon: a commit
+takes a second here, and `tests/lab/test_replication_database.py` does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from tests.lab.database import (
+    ATOMIC,
+    CHECK,
+    ENTER,
+    READY,
+    SCHEMA,
+    TRANSACTION,
+    DamagedError,
+    last_row_of,
+)
+from tests.support import images
+from tests.support.host import wait_until
+from tests.support.journal_trees import VOLUME, send
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.watching import make_root
+
+COMMITS_FEW, COMMITS = 3, int(os.environ.get("REMORA_DATABASE_COMMITS", "20"))
+LONG = (pytest.mark.long, pytest.mark.timeout(3600))
+SEED = int(os.environ.get("REMORA_SEED", "1"))
+# So many that the server writes its pages and its log's head all the time.
+ROWS = 200_000
+DEADLINE_S = 120.0
+OVERLAY = """
+mount -t overlay overlay -o "lowerdir=$1,upperdir=$3/upper,workdir=$3/work" "$3/root"
+set -- "$3/root" "$2"
+"""
+
+
+class Server:
+    """MariaDB in mounts and a network of its own; its root stays as it was."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        for name in ("root", "upper", "work"):
+            (work / name).mkdir(parents=True)
+        self.log = work / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def open(self, data: Path) -> None:
+        """Start it on *data*; a `DamagedError` says that it has ended."""
+        with self.log.open("wb") as log:
+            self.process = process = subprocess.Popen(
+                [
+                    *("unshare", "--mount", "--net", "--propagation", "private"),
+                    *("sh", "-euc", OVERLAY + ENTER, "enter"),
+                    *(images.database_root(), data, self.work),
+                ],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        wait_until(
+            lambda: READY in self.log.read_text() or process.poll() is not None,
+            timeout_s=DEADLINE_S,
+            what="the server has started or ended",
+        )
+        if process.poll() is not None:
+            raise DamagedError(self.log.read_text())
+
+    def client(self) -> list[str]:
+        """Return the command of a client."""
+        assert self.process is not None
+        return [
+            *("nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt", "--"),
+            *("chroot", f"{self.work}/root", "mariadb", "-N", "-B", "--unbuffered"),
+        ]
+
+    def told(self, script: str) -> subprocess.CompletedProcess[str]:
+        """Return what a client with *script* did."""
+        return subprocess.run(
+            self.client(),
+            input=script,
+            text=True,
+            capture_output=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+
+    def end(self) -> None:
+        """Kill it, if it runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(params=["ext4", "btrfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, request.param, size="4G") as disk:
+        yield disk
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    if missing := images.missing():
+        pytest.skip(f"needs {missing}")
+    pair = Server(tmp_path / "one"), Server(tmp_path / "other")
+    yield pair
+    for each in pair:
+        each.end()
+
+
+def replicate(owner: Journal, member: Journal) -> None:
+    """Bring the owner's next commit to the member."""
+    owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
+    missing: list[bytes] = []
+    base = member.commit() if member.commit() != (0, 0) else None
+    while True:
+        package = owner.pack(base, only=missing)
+        names = package.names.rstrip(b"\0").split(b"\0")
+        send(package.directory, member.staging.directory(), names)
+        with member.staged() as delta:
+            missing = member.missing(delta)
+            if not missing:
+                member.mark(delta)
+                break
+    owner.unpack()
+    member.apply()
+
+
+def acknowledged(rows: Path) -> int:
+    """Return the last row that a client has printed to *rows*."""
+    lines = rows.read_text().rpartition("\n")[0].splitlines()
+    return int(lines[-1].split("\t")[0]) if lines else 0
+
+
+@pytest.mark.parametrize("commits", [COMMITS_FEW, pytest.param(COMMITS, marks=LONG)])
+def test_a_database_starts_from_what_the_member_has(
+    disk: Path,
+    servers: tuple[Server, Server],
+    tmp_path: Path,
+    commits: int,
+) -> None:
+    home, other = disk / "owner", tmp_path / "member"
+    home.mkdir()
+    make_root(home / "live")
+    (other / "live").mkdir(parents=True)
+    owner, member = Journal(home, VOLUME), Journal(other, VOLUME)
+    writing, trying = servers
+    writing.open(home / "live")
+    assert writing.told(SCHEMA).returncode == 0
+    script, rows = tmp_path / "script", tmp_path / "rows"
+    script.write_text("".join(TRANSACTION.format(n, 0) for n in range(1, ROWS)))
+    chance = random.Random(SEED)
+    damages = []
+    with script.open() as given, rows.open("wb") as printed:
+        client = subprocess.Popen(writing.client(), stdin=given, stdout=printed)
+    try:
+        for number in range(commits):
+            time.sleep(chance.uniform(0.3, 3))
+            before = acknowledged(rows)
+            replicate(owner, member)
+            assert client.poll() is None
+            try:
+                last = started(trying, other / "live", tmp_path / "trial")
+            except DamagedError as error:
+                damages.append(f"commit {number}: {error}")
+            else:
+                assert before <= last <= acknowledged(rows) + 1
+    finally:
+        client.kill()
+        client.wait()
+        owner.close()
+        member.close()
+    print(f"{disk.name}: started from {commits - len(damages)} of {commits} commits")
+    if disk.name in ATOMIC:
+        assert not damages, damages[0]
+
+
+def started(server: Server, copy: Path, trial: Path) -> int:
+    """Return the last row that *server* finds in a copy of the directory *copy*."""
+    shutil.rmtree(trial, ignore_errors=True)
+    subprocess.run(["cp", "-a", copy, trial], check=True, timeout=DEADLINE_S)
+    try:
+        server.open(trial)
+        return last_row_of(server.told(CHECK), server.log.read_text())
+    finally:
+        server.end()
