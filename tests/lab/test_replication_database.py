@@ -118,7 +118,12 @@ def shop(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Shop]:
     """Return a database on a volume that all nodes keep."""
     name = f"v{abs(hash(request.node.name)) % 10**8}"
     options = {"members": ",".join(NAMES), "interval": f"{INTERVAL_S:.0f}s"}
-    cluster[NAMES[0]].made(name, **options)
+    # All members have to be known to live.
+    wait_until(
+        lambda: cluster[NAMES[0]].call("Create", name, Opts=options) == {},
+        timeout_s=WAIT_S,
+        what="the volume is made",
+    )
     for member in cluster.members.values():
         wait_until(lambda m=member: name in m.names(), timeout_s=WAIT_S, what="known")
     shop = Shop(cluster, name)
