@@ -92,6 +92,19 @@ class Shop:
         self.cluster[node].unmount(self.name)
         self.settled = self.row
 
+    def wait_copied(self, node: str) -> None:
+        """Return when a commit is kept that was begun after this call."""
+        for which in ("the sync that may run", "the one after it"):
+            known = self.cluster[node].facts(self.name)["commit"]
+            wait_until(
+                lambda known=known: (
+                    self.cluster[node].facts(self.name)["commit"] != known
+                ),
+                timeout_s=WAIT_S,
+                what=f"{which} has ended",
+                interval_s=0.5,
+            )
+
     def begin_anew(self, node: str) -> None:
         """Put a new database in the place of one that cannot be used."""
         self.servers[node].replace()
@@ -178,7 +191,8 @@ def test_the_power_of_its_node_fails(
         client = shop.servers[owner].insert(shop.row + 1, ROWS_MAX, pause_s=PAUSE_S)
         # The node that failed before comes back meanwhile.
         shop.cluster.restore()
-        time.sleep(chance.uniform(2, 8))
+        shop.wait_copied(owner)
+        time.sleep(chance.uniform(0, 4))
         assert not client.failure(), client.failure()
         following = after(owner)
         outcomes.append(fail(shop, owner, following, client))
