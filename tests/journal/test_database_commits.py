@@ -18,19 +18,10 @@ from pathlib import Path
 import pytest
 
 from backends.rsync.journal.journal import EVERYTHING, Journal
-from tests.lab.database import (
-    ATOMIC,
-    CHECK,
-    ENTER,
-    READY,
-    SCHEMA,
-    TRANSACTION,
-    DamagedError,
-    last_row_of,
-)
+from tests.lab.database import ATOMIC, SCHEMA, TRANSACTION, DamagedError
 from tests.support import images
-from tests.support.host import wait_until
 from tests.support.journal_trees import VOLUME, send
+from tests.support.mariadb import DEADLINE_S, Server
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.watching import make_root
 
@@ -39,67 +30,6 @@ LONG = (pytest.mark.long, pytest.mark.timeout(3600))
 SEED = int(os.environ.get("REMORA_SEED", "1"))
 # So many that the server writes its pages and its log's head all the time.
 ROWS = 200_000
-DEADLINE_S = 120.0
-OVERLAY = """
-mount -t overlay overlay -o "lowerdir=$1,upperdir=$3/upper,workdir=$3/work" "$3/root"
-set -- "$3/root" "$2"
-"""
-
-
-class Server:
-    """MariaDB in mounts and a network of its own; its root stays as it was."""
-
-    def __init__(self, work: Path) -> None:
-        self.work = work
-        for name in ("root", "upper", "work"):
-            (work / name).mkdir(parents=True)
-        self.log = work / "log"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def open(self, data: Path) -> None:
-        """Start it on *data*; a `DamagedError` says that it has ended."""
-        with self.log.open("wb") as log:
-            self.process = process = subprocess.Popen(
-                [
-                    *("unshare", "--mount", "--net", "--propagation", "private"),
-                    *("sh", "-euc", OVERLAY + ENTER, "enter"),
-                    *(images.database_root(), data, self.work),
-                ],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        wait_until(
-            lambda: READY in self.log.read_text() or process.poll() is not None,
-            timeout_s=DEADLINE_S,
-            what="the server has started or ended",
-        )
-        if process.poll() is not None:
-            raise DamagedError(self.log.read_text())
-
-    def client(self) -> list[str]:
-        """Return the command of a client."""
-        assert self.process is not None
-        return [
-            *("nsenter", f"--mount=/proc/{self.process.pid}/ns/mnt", "--"),
-            *("chroot", f"{self.work}/root", "mariadb", "-N", "-B", "--unbuffered"),
-        ]
-
-    def told(self, script: str) -> subprocess.CompletedProcess[str]:
-        """Return what a client with *script* did."""
-        return subprocess.run(
-            self.client(),
-            input=script,
-            text=True,
-            capture_output=True,
-            timeout=DEADLINE_S,
-            check=False,
-        )
-
-    def end(self) -> None:
-        """Kill it, if it runs."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
 
 
 @pytest.fixture(params=["ext4", "btrfs"])
@@ -192,6 +122,6 @@ def started(server: Server, copy: Path, trial: Path) -> int:
     subprocess.run(["cp", "-a", copy, trial], check=True, timeout=DEADLINE_S)
     try:
         server.open(trial)
-        return last_row_of(server.told(CHECK), server.log.read_text())
+        return server.last_row()
     finally:
         server.end()
