@@ -157,6 +157,21 @@ def database_tar() -> Path:
     return path
 
 
+def database_root() -> Path:
+    """Return the directory with what `database_tar` holds; the first call makes it."""
+    tar = database_tar()
+    root = tar.with_suffix("")
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not root.exists():
+            with tempfile.TemporaryDirectory(dir=CACHE, prefix="build-") as build:
+                part = Path(build) / "root"
+                part.mkdir()
+                _command("tar", "-C", str(part), "-xpf", str(tar))
+                part.rename(root)
+    return root
+
+
 def _build_database(build: Path, path: Path) -> None:
     root, part = build / "root", build / "part.tar"
     packages = ",".join(DATABASE_PACKAGES)

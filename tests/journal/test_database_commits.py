@@ -1,0 +1,139 @@
+"""
+Whether MariaDB starts from the commits that are made while it writes.
+
+The engine and both programs are real, but it is one machine and no daemon: a commit
+takes a second here, and `tests/lab/test_replication_database.py` does the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from tests.lab.database import ATOMIC, SCHEMA, DamagedError
+from tests.support import images
+from tests.support.journal_trees import VOLUME, send
+from tests.support.mariadb import DEADLINE_S, Server
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.watching import make_root
+
+COMMITS_FEW, COMMITS = 3, int(os.environ.get("REMORA_DATABASE_COMMITS", "20"))
+LONG = (pytest.mark.long, pytest.mark.timeout(3600))
+SEED = int(os.environ.get("REMORA_SEED", "1"))
+# So many rows in a transaction that the server writes its pages and its log's head all
+# the time, also where a commit of its own takes long.
+ROWS_EACH, TRANSACTIONS = 40, 8000
+TRANSACTION = """
+BEGIN;
+INSERT INTO shop.entries
+    SELECT seq, REPEAT(LPAD(seq, 8, '0'), 300) FROM shop.seq_{0}_to_{1};
+INSERT INTO shop.ledger SELECT UNHEX(MD5(seq)), seq FROM shop.seq_{0}_to_{1};
+COMMIT;
+SELECT {1};
+"""
+
+
+@pytest.fixture(params=["ext4", "btrfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, request.param, size="4G") as disk:
+        yield disk
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+    if missing := images.missing():
+        pytest.skip(f"needs {missing}")
+    pair = Server(tmp_path / "one"), Server(tmp_path / "other")
+    yield pair
+    for each in pair:
+        each.end()
+
+
+def replicate(owner: Journal, member: Journal) -> None:
+    """Bring the owner's next commit to the member."""
+    owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
+    missing: list[bytes] = []
+    base = member.commit() if member.commit() != (0, 0) else None
+    while True:
+        package = owner.pack(base, only=missing)
+        names = package.names.rstrip(b"\0").split(b"\0")
+        send(package.directory, member.staging.directory(), names)
+        with member.staged() as delta:
+            missing = member.missing(delta)
+            if not missing:
+                member.mark(delta)
+                break
+    owner.unpack()
+    member.apply()
+
+
+def acknowledged(rows: Path) -> int:
+    """Return the last row that a client has printed to *rows*."""
+    lines = rows.read_text().rpartition("\n")[0].splitlines()
+    return int(lines[-1]) if lines else 0
+
+
+@pytest.mark.parametrize("commits", [COMMITS_FEW, pytest.param(COMMITS, marks=LONG)])
+def test_a_database_starts_from_what_the_member_has(
+    disk: Path,
+    servers: tuple[Server, Server],
+    tmp_path: Path,
+    commits: int,
+) -> None:
+    home, other = disk / "owner", tmp_path / "member"
+    home.mkdir()
+    make_root(home / "live")
+    (other / "live").mkdir(parents=True)
+    owner, member = Journal(home, VOLUME), Journal(other, VOLUME)
+    writing, trying = servers
+    writing.open(home / "live")
+    assert writing.told(SCHEMA).returncode == 0
+    script, rows = tmp_path / "script", tmp_path / "rows"
+    ends = range(ROWS_EACH, ROWS_EACH * TRANSACTIONS, ROWS_EACH)
+    script.write_text(
+        "".join(TRANSACTION.format(end - ROWS_EACH + 1, end) for end in ends)
+    )
+    chance = random.Random(SEED)
+    damages = []
+    with script.open() as given, rows.open("wb") as printed:
+        client = subprocess.Popen(writing.client(), stdin=given, stdout=printed)
+    try:
+        for number in range(commits):
+            time.sleep(chance.uniform(0.3, 3))
+            before = acknowledged(rows)
+            replicate(owner, member)
+            assert client.poll() is None
+            try:
+                last = started(trying, other / "live", tmp_path / "trial")
+            except DamagedError as error:
+                damages.append(f"commit {number}: {error}")
+            else:
+                assert before <= last <= acknowledged(rows) + ROWS_EACH
+    finally:
+        client.kill()
+        client.wait()
+        owner.close()
+        member.close()
+    print(f"{disk.name}: started from {commits - len(damages)} of {commits} commits")
+    if disk.name in ATOMIC:
+        assert not damages, damages[0]
+
+
+def started(server: Server, copy: Path, trial: Path) -> int:
+    """Return the last row that *server* finds in a copy of the directory *copy*."""
+    shutil.rmtree(trial, ignore_errors=True)
+    subprocess.run(["cp", "-a", copy, trial], check=True, timeout=DEADLINE_S)
+    try:
+        server.open(trial)
+        return server.last_row()
+    finally:
+        server.end()
