@@ -42,7 +42,9 @@ MOVE_EVERY = 5
 LOST_S_MAX = 60.0
 
 
-@pytest.fixture(scope="module", params=["ext4", "btrfs"])
+@pytest.fixture(
+    scope="module", params=["btrfs", pytest.param("ext4", marks=pytest.mark.long)]
+)
 def filesystem(request: pytest.FixtureRequest) -> str:
     """Return the kind of filesystem that the nodes' pools are on."""
     return str(request.param)
