@@ -167,15 +167,21 @@ class ClusterNode:
         )
         find = partial(_record, catalogue)
         run_directory = config.control_socket.parent
-        self._replication = ReplicationNode(
+        self.replication = ReplicationNode(
             ownership,
             rsync,
-            SharedSsh(keys.host_key.parent, sockets=run_directory / "ssh"),
+            SharedSsh(
+                keys.host_key.parent,
+                sockets=run_directory / "ssh",
+                bandwidth_limit_bytes=config.replication.bandwidth_limit_bytes,
+                nice=config.replication.nice,
+            ),
             peers,
             holds=holds,
             find=find,
             records=partial(_records, catalogue),
             keeper=self.keeper,
+            nice=config.replication.nice,
         )
         witness = Witness(
             heads=ownership.heads,
@@ -205,17 +211,17 @@ class ClusterNode:
             FencingError: writers could not be stopped; nothing may be mounted.
 
         """
-        self._replication.recover()
+        self.replication.recover()
         self._roster.start()
         self._server.start()
         self._sshd.start()
         self._addresses.start()
         self.keeper.start(mounted)
-        self._replication.start()
+        self.replication.start()
 
     def stop(self) -> None:
         """End all of it; the guard goes on for what stays mounted."""
-        self._replication.stop()
+        self.replication.stop()
         self.keeper.stop()
         self._addresses.stop()
         self._sshd.stop()
@@ -231,9 +237,9 @@ class ClusterNode:
                 "hello": hello,
                 "promise": witness.promise,
                 "hold": failsafe.agree,
-                **self._replication.handlers(),
+                **self.replication.handlers(),
             },
-            receiver=self._replication.receiving,
+            receiver=self.replication.receiving,
         )
 
     def faults(self) -> list[str]:

@@ -19,6 +19,7 @@ from plugin import metrics as metrics_module
 from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
 from plugin.control.cluster import ClusterView, add_cluster
+from plugin.control.moves import add_moves
 from plugin.control.nodes import add_nodes, node_status
 from plugin.importing import import_directory
 from plugin.metrics import Metrics
@@ -84,7 +85,12 @@ def create_app(
 
     @app.get("/v1/status", endpoint="status")
     def status() -> Response:
-        return _answer({**_status(service), "node": node_status(cluster.membership)})
+        replication = cluster.replication
+        more = {
+            "transfers": replication.transfers() if replication else [],
+            "node": node_status(cluster.membership),
+        }
+        return _answer({**_status(service), **more})
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
@@ -120,6 +126,8 @@ def create_app(
     def show_metrics() -> Response:
         return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
 
+    replication = cluster.replication
+    add_moves(app, service, replication.moving if replication else None)
     _add_copies(app, service)
     _add_snapshots(app, SnapshotService(service))
     add_nodes(app, cluster.membership)
