@@ -39,8 +39,9 @@ from plugin.replication.sending import Report
 from plugin.replication.syncing import Syncing
 
 log = logging.getLogger(__name__)
-_TRIES_MAX: Final = 3
-_PAUSE_S: Final = 1.0
+# A node that has come back is heard of in some seconds.
+_TRIES_MAX: Final = 5
+_PAUSE_S: Final = 2.0
 _MOVES_MAX: Final = 4
 _ENDED_KEPT_MAX: Final = 50
 _REFRESH_DEADLINE_S: Final = 3.0

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _TRANSFER_DEADLINE_S: Final = 6 * 3600.0
 _REFRESH_DEADLINE_S: Final = 2.0
 _ROUNDS_MAX: Final = 20
+# Before the Mount's own deadline, whose error would say less.
+_ANSWER_S: Final = 1.0
 
 
 class SendRequest(msgspec.Struct, frozen=True):
@@ -90,7 +92,7 @@ class Pulling:
                 )
                 self._pulls[record.id] = under_way
                 under_way.thread.start()
-        under_way.thread.join(max(0.0, deadline.remaining_s()))
+        under_way.thread.join(max(0.0, deadline.remaining_s() - _ANSWER_S))
         if self._is_at(record, choice.base):
             return
         names = " and ".join(
