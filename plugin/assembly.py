@@ -170,12 +170,7 @@ class ClusterNode:
         self.replication = ReplicationNode(
             ownership,
             rsync,
-            SharedSsh(
-                keys.host_key.parent,
-                sockets=run_directory / "ssh",
-                bandwidth_limit_bytes=config.replication.bandwidth_limit_bytes,
-                nice=config.replication.nice,
-            ),
+            _shared_ssh(config, keys),
             peers,
             holds=holds,
             find=find,
@@ -255,6 +250,15 @@ def _failsafe(
     # Between the last keepalive that should have come and the deadline.
     ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+
+
+def _shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
+    return SharedSsh(
+        keys.host_key.parent,
+        sockets=config.control_socket.parent / "ssh",
+        bandwidth_limit_bytes=config.replication.bandwidth_limit_bytes,
+        nice=config.replication.nice,
+    )
 
 
 def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:

@@ -73,11 +73,9 @@ class Replication(Protocol):
 
     def require_free(self, record: VolumeRecord) -> None:
         """Raise PeerRefusedError while another owner relies on our word to wait."""
-        ...
 
     def facts(self, record: VolumeRecord) -> dict[str, object]:
         """Return what is being carried of the volume, for people."""
-        ...
 
 
 class Alone:

@@ -42,7 +42,7 @@ _RECEIVE = re.compile(
     f"remora receive ({_UUID}) ({_NUMBER}) ({_NUMBER})"
     f" --server {SERVER_FLAGS}(e\\.[A-Za-z]{{1,24}})"
     # The sender keeps its limit by itself.
-    "(?: --bwlimit=[0-9]{1,9})?"
+    "(?: --bwlimit=[0-9]{1,10})?"
     f" {' '.join(SERVER_OPTIONS)} \\. [!-~]{{1,4096}}"
 )
 

@@ -60,8 +60,6 @@ class Transfer:
 
         """
         channel = self._peers.channel(node_id)
-        progress = self.progress
-        number = progress.begin("sending", volume_id, node_id, total_bytes)
         with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
             command = self._ssh.rsync_command(
                 channel.peer,
@@ -71,14 +69,14 @@ class Transfer:
                 commit=(commit.epoch, commit.seq),
                 options=(*_OPTIONS, f"--log-file={log.name}"),
             )
+            number = self.progress.begin("sending", volume_id, node_id, total_bytes)
             try:
-                for name in names:
-                    file.write(name)
+                file.writelines(names)
                 file.seek(0)
                 run_with_progress(
                     command,
                     stall_s=_STALL_S,
-                    on_line=partial(progress.note_line, number),
+                    on_line=partial(self.progress.note_line, number),
                     stdin=file.fileno(),
                 )
             except BackendError as error:
@@ -86,9 +84,9 @@ class Transfer:
                 if commit.seq != AHEAD_SEQ or not _is_partial(error):
                     raise
             finally:
-                progress.end(number)
+                self.progress.end(number)
                 carried_bytes = _carried_bytes(log.read())
-                progress.count("sending", size_bytes=carried_bytes)
+                self.progress.count("sending", size_bytes=carried_bytes)
         return carried_bytes
 
     def send_ahead(
