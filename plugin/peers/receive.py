@@ -165,7 +165,7 @@ def _receive(daemon: socket.socket, place: dict[str, str], capabilities: str) ->
 
 def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     os.setpgid(0, 0)
-    os.nice(int(place["nice"]))
+    os.nice(int(place.get("nice", "0")))
     # Without /proc, rsync can set no mode of a device or socket but in making it.
     os.umask(0)
     jail.enter(place["directory"], place["basis"])

@@ -82,6 +82,11 @@ class Moving:
         self._find = find
         self._lock = threading.Lock()
         self._moves: dict[str, Move] = {}
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no round any more; one that is under way ends with the process."""
+        self._stopping.set()
 
     def start(self, record: VolumeRecord, node: str) -> Mapping[str, Any]:
         """
@@ -272,13 +277,18 @@ class Moving:
 
     def _go(self, move: Move) -> None:
         failed = 0
-        while not move.is_over():
+        while not move.is_over() and not self._stopping.is_set():
             fault = self._round(move)
             failed = failed + 1 if fault else 0
             if failed == _TRIES_MAX or (fault and not self._lives(move.node_id)):
                 raise self._not_taken(move, fault)
             if fault:
-                clock.pause(_PAUSE_S)
+                self._stopping.wait(_PAUSE_S)
+        if not move.is_over():
+            raise VolumeBusyError(
+                f"the daemon that brings '{move.record.name}' is being stopped",
+                hint="repeat the move when it runs again",
+            )
 
     def _round(self, move: Move) -> str:
         """Bring the node in step once; return why it could not be, "" if it is."""

@@ -98,6 +98,7 @@ class ReplicationNode:
 
     def stop(self) -> None:
         """End all of it; transfers under way end with the process."""
+        self.moving.stop()
         self._reporting.stop()
         self._syncing.stop()
         self._copies.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -79,7 +80,8 @@ class Receiving:
         self._progress = progress
         self._nice = nice
         self._expected: dict[str, str] = {}
-        self._begun: dict[tuple[str, str, int, int], int] = {}
+        self._begun: dict[tuple[str, str, int, int], list[int]] = {}
+        self._lock = threading.Lock()
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
@@ -115,8 +117,8 @@ class Receiving:
         staging = self._copies.staging(record)
         place = staging.tree() if seq == AHEAD_SEQ else staging.directory()
         number = self._progress.begin("receiving", volume, node_id)
-        self._end(self._begun.pop((node_id, volume, epoch, seq), None))
-        self._begun[node_id, volume, epoch, seq] = number
+        with self._lock:
+            self._begun.setdefault((node_id, volume, epoch, seq), []).append(number)
         return Place(place, home / "live", self._nice)
 
     def end(
@@ -130,10 +132,12 @@ class Receiving:
     ) -> None:
         """Forget it: what has come is looked at when its commit is asked for."""
         del exit_status
-        self._end(self._begun.pop((node_id, volume, epoch, seq), None))
-
-    def _end(self, number: int | None) -> None:
-        if number is not None:
+        key = (node_id, volume, epoch, seq)
+        with self._lock:
+            numbers = self._begun.pop(key, [])
+            if len(numbers) > 1:
+                self._begun[key] = numbers[1:]
+        for number in numbers[:1]:
             self._progress.end(number)
 
     def stand(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:

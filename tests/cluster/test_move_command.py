@@ -133,7 +133,7 @@ def test_what_lies_on_a_share_is_everywhere_already(
     make_owner: Make, records: Records
 ) -> None:
     alpha = make_owner("alpha")
-    options = {"backend": "nfs", "server": "192.0.2.1", "export": "/e"}
+    options = {"backend": "nfs", "server": "127.0.0.1", "export": "/e"}
     shared = volume("shared", backend="nfs", options=options)
     records.store.transact([], [put_volume(shared)])
     wait_until(
