@@ -177,15 +177,16 @@ class ClusterNode:
         )
         find = partial(_record, catalogue)
         run_directory = config.control_socket.parent
-        self._replication = ReplicationNode(
+        self.replication = ReplicationNode(
             ownership,
             rsync,
-            SharedSsh(keys.host_key.parent, sockets=run_directory / "ssh"),
+            _shared_ssh(config, keys),
             peers,
             holds=holds,
             find=find,
             records=partial(_records, catalogue),
             keeper=self.keeper,
+            nice=config.replication.nice,
         )
         witness = Witness(
             heads=ownership.heads,
@@ -215,17 +216,17 @@ class ClusterNode:
             FencingError: writers could not be stopped; nothing may be mounted.
 
         """
-        self._replication.recover()
+        self.replication.recover()
         self._roster.start()
         self._server.start()
         self._sshd.start()
         self._addresses.start()
         self.keeper.start(mounted)
-        self._replication.start()
+        self.replication.start()
 
     def stop(self) -> None:
         """End all of it; the guard goes on for what stays mounted."""
-        self._replication.stop()
+        self.replication.stop()
         self.keeper.stop()
         self._addresses.stop()
         self._sshd.stop()
@@ -244,9 +245,9 @@ class ClusterNode:
                 "promise": witness.promise,
                 "hold": failsafe.agree,
                 "events": events.answer,
-                **self._replication.handlers(),
+                **self.replication.handlers(),
             },
-            receiver=self._replication.receiving,
+            receiver=self.replication.receiving,
         )
 
     def faults(self) -> list[str]:
@@ -262,6 +263,15 @@ def _failsafe(
     # Between the last keepalive that should have come and the deadline.
     ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+
+
+def _shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
+    return SharedSsh(
+        keys.host_key.parent,
+        sockets=config.control_socket.parent / "ssh",
+        bandwidth_limit_bytes=config.replication.bandwidth_limit_bytes,
+        nice=config.replication.nice,
+    )
 
 
 def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:

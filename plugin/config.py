@@ -6,10 +6,10 @@ The configuration: a TOML file, then the environment, checked whole.
     [profiles.fast]
     interval = "2s"
 
-Every key of ``[daemon]`` and ``[cluster]`` is also read from ``REMORA_<KEY>``, which
-wins unless it is empty: the managed plugin's variables cannot be left out. All faults
-are told at once, because a service that restarts once for each of them is a bad way to
-learn the rules.
+Every key but those of profiles is also read from ``REMORA_<KEY>``, which wins unless it
+is empty: the managed plugin's variables cannot be left out. All faults are told at
+once, because a service that restarts once for each of them is a bad way to learn the
+rules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from backends.options import NODE_NAME
+from backends.options import NODE_NAME, size_bytes
 from backends.registry import KINDS
 from plugin.errors import ConfigError
 from plugin.limits import DISUSE_GRACE_S, LONG_DEADLINE_S
@@ -34,6 +34,9 @@ DEFAULT_PATH: Final = Path("/etc/remora/remora.toml")
 _SOCKET_PATH_LENGTH_MAX: Final = 107
 _LOOPBACK: Final = re.compile(r"(?:127\.0\.0\.1|\[::1\]):([0-9]{1,5})")
 _PORT_MAX: Final = 65535
+# rsync cannot do with less than this; and what is more is a mistake.
+_LIMIT_MIN: Final = 64 * 1024
+_LIMIT_MAX: Final = 1024**4
 _ENDPOINT: Final = re.compile(r"https?://[^/\s,]+:[0-9]{1,5}/?")
 _PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9_.-]+/)*")
 
@@ -42,6 +45,7 @@ Grace = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 # Below 9 s nothing would be left of a lease between the keepalives and the margin.
 LeaseTtl = Annotated[float, msgspec.Meta(ge=9, le=300)]
+Nice = Annotated[int, msgspec.Meta(ge=0, le=19)]
 FreezeMax = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 MountWait = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
@@ -73,6 +77,18 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicationConfig:
+    """
+    The section [replication]: what transfers to and from this node may take.
+
+    ``bandwidth_limit_bytes`` is of each transfer from here, in a second; 0 is none.
+    """
+
+    bandwidth_limit_bytes: int = 0
+    nice: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The daemon's configuration; every path is absolute."""
 
@@ -87,6 +103,7 @@ class Config:
     disuse_grace_s: float = DISUSE_GRACE_S
     profiles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    replication: ReplicationConfig = field(default_factory=ReplicationConfig)
 
 
 _DAEMON_TYPES: Final[Mapping[str, Any]] = {
@@ -116,6 +133,7 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "mount_wait_s": MountWait,
     "failsafe": bool,
 }
+_REPLICATION_TYPES: Final[Mapping[str, Any]] = {"bandwidth_limit": str, "nice": Nice}
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")
 _CLUSTER_PATHS: Final = (
     "etcd_password_file",
@@ -123,7 +141,7 @@ _CLUSTER_PATHS: Final = (
     "etcd_certificate_file",
     "etcd_key_file",
 )
-_SECTIONS: Final = ("daemon", "cluster", "profiles")
+_SECTIONS: Final = ("daemon", "cluster", "replication", "profiles")
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -138,7 +156,8 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     source = path or DEFAULT_PATH
     raw = _read(source, required=path is not None, faults=faults)
     faults.extend(
-        f"unknown section [{section}] (valid: [daemon], [cluster], [profiles.NAME])"
+        f"unknown section [{section}] (valid: [daemon], [cluster], [replication], "
+        "[profiles.NAME])"
         for section in raw
         if section not in _SECTIONS
     )
@@ -146,13 +165,20 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     _make_paths(values, _PATHS, faults)
     cluster = _values("cluster", _CLUSTER_TYPES, raw, environment, faults)
     _make_paths(cluster, _CLUSTER_PATHS, faults)
+    replication = _values("replication", _REPLICATION_TYPES, raw, environment, faults)
+    _read_limit(replication, faults)
     profiles = _profiles(raw.get("profiles", {}), faults)
     _follow_state_dir(values)
     _check_together(values, faults)
     _check_cluster(cluster, faults)
     if faults:
         raise ConfigError(faults, source=str(source))
-    return Config(**values, profiles=profiles, cluster=ClusterConfig(**cluster))
+    return Config(
+        **values,
+        profiles=profiles,
+        cluster=ClusterConfig(**cluster),
+        replication=ReplicationConfig(**replication),
+    )
 
 
 def _read(path: Path, *, required: bool, faults: list[str]) -> dict[str, Any]:
@@ -261,6 +287,24 @@ def _check_cluster(values: dict[str, Any], faults: list[str]) -> None:
         faults.append(f"peer_address: '{address}' is not an IP address")
 
 
+def _read_limit(values: dict[str, Any], faults: list[str]) -> None:
+    """Turn the limit into bytes; "" and "0" are none."""
+    text = values.pop("bandwidth_limit", "").strip()
+    if text in ("", "0"):
+        return
+    try:
+        limit = int(size_bytes(text))
+    except ValueError:
+        limit = 0
+    if _LIMIT_MIN <= limit <= _LIMIT_MAX:
+        values["bandwidth_limit_bytes"] = limit
+        return
+    faults.append(
+        f"bandwidth_limit: '{text[:64]}' must be a size from 64KiB to 1TiB, such as "
+        "20MiB, that is sent in a second; or 0 for no limit"
+    )
+
+
 def _check_together(values: dict[str, Any], faults: list[str]) -> None:
     """Add the faults that no single value has."""
     for key in ("plugin_socket", "control_socket"):
@@ -315,6 +359,5 @@ def _profiles(section: Any, faults: list[str]) -> dict[str, dict[str, str]]:
 
 def environment_names() -> list[str]:
     """Return the names of the environment variables that are read."""
-    return sorted(
-        f"REMORA_{key.upper()}" for key in {**_DAEMON_TYPES, **_CLUSTER_TYPES}
-    )
+    keys = {**_DAEMON_TYPES, **_CLUSTER_TYPES, **_REPLICATION_TYPES}
+    return sorted(f"REMORA_{key.upper()}" for key in keys)

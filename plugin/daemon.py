@@ -204,7 +204,8 @@ class Daemon:
     def _build_servers(self, service: VolumeService) -> list[Server]:
         """Return the servers; what can fail comes before the engine can find us."""
         config = self._config
-        metrics = Metrics(service)
+        replication = self._cluster.replication if self._cluster else None
+        metrics = Metrics(service, replication)
         servers = []
         if config.metrics_address:
             servers.append(
@@ -247,6 +248,7 @@ class Daemon:
             settings=foundation.settings,
             mirror=foundation.mirror,
             faults=self._cluster.faults if self._cluster else list,
+            replication=self._cluster.replication if self._cluster else None,
         )
 
     def _bind(self, path: Path) -> socket.socket:

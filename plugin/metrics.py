@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 
 from backends.errors import RemoraError
 from plugin import __version__
+from plugin.replication.metrics import ReplicationCollector
+from plugin.replication.node import ReplicationNode
 from plugin.service import VolumeService
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -21,7 +23,9 @@ _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120)
 class Metrics:
     """The daemon's metrics in a registry of their own."""
 
-    def __init__(self, service: VolumeService) -> None:
+    def __init__(
+        self, service: VolumeService, replication: ReplicationNode | None = None
+    ) -> None:
         self._registry = CollectorRegistry()
         self._calls = Counter(
             "remora_calls_total",
@@ -38,6 +42,8 @@ class Metrics:
         )
         ProcessCollector(registry=self._registry)
         self._registry.register(_ServiceCollector(service))
+        if replication is not None:
+            self._registry.register(ReplicationCollector(replication))
 
     def observe(
         self, *, socket: str, operation: str, code: str, duration_s: float

@@ -56,6 +56,7 @@ class VolumeViews:
                 "references": {"live": count.live, "inherited": count.inherited},
                 **backend.status(record.volume()),
                 **self.ownership.facts(record),
+                **self.ownership.replication.facts(record),
             },
         )
 

@@ -42,6 +42,10 @@ def print_facts(facts: dict[str, Any], *, indent: int = 0) -> None:
         if isinstance(value, dict):
             click.echo(label)
             print_facts(value, indent=indent + 2)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            click.echo(label)
+            for number, each in enumerate(value, 1):
+                print_facts({str(number): each}, indent=indent + 2)
         else:
             shown = size(value) if key.endswith("_bytes") else value
             click.echo(f"{label} {shown}".rstrip())

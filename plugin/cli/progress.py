@@ -53,15 +53,22 @@ def _show(context: Context, copying: threading.Thread, label: str, copy: str) ->
 
     # A session of its own: the other one waits in the copying thread.
     client = Client(context.config.control_socket)
-    shown = False
     while copying.is_alive():
         copying.join(timeout=0.5)
         state = client.call("GET", "/v1/status")["copies"].get(copy)
         if state is not None:
             size = output.size(state["copied_bytes"])
-            click.echo(
-                f"\r{label}: {state['files']} files, {size} \033[K", nl=False, err=True
-            )
-            shown = True
-    if shown:
+            show_line(f"{label}: {state['files']} files, {size}")
+    clear_line()
+
+
+def show_line(text: str) -> None:
+    """Show *text* in place of the line before, if somebody watches."""
+    if sys.stderr.isatty():
+        click.echo(f"\r{text} \033[K", nl=False, err=True)
+
+
+def clear_line() -> None:
+    """Take away what `show_line` has shown."""
+    if sys.stderr.isatty():
         click.echo("\r\033[K", nl=False, err=True)

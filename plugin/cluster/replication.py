@@ -38,6 +38,10 @@ class Replication(Protocol):
         """Raise PeerRefusedError while another owner relies on our word to wait."""
         ...
 
+    def facts(self, record: VolumeRecord) -> dict[str, object]:
+        """Return what is being carried of the volume, for people."""
+        ...
+
 
 class Alone:
     """A node without others; see `Replication`."""
@@ -59,3 +63,8 @@ class Alone:
 
     def require_free(self, record: VolumeRecord) -> None:
         """Do nothing: there is no other owner."""
+
+    def facts(self, record: VolumeRecord) -> dict[str, object]:
+        """Return nothing: nothing is carried."""
+        del record
+        return {}

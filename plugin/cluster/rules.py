@@ -190,11 +190,15 @@ def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head
     """
     Return the head after its owner has made *members* keep copies as well.
 
+    The last owner of a volume that nobody owns may do so, too: it still brings them its
+    last commit. A new member has no more of a say than one that comes by acquiring.
+
     Raises:
         RefusedError: not-owner.
 
     """
-    if head.epoch != epoch or head.owner != node or head.phase != "owned":
+    ours = head.epoch == epoch and head.owner == node
+    if not ours or head.phase not in ("owned", "idle"):
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     new = tuple(each for each in members if each not in head.members)
     return msgspec.structs.replace(head, members=(*head.members, *new))

@@ -10,6 +10,7 @@ from flask import Flask, Response
 
 from plugin.cluster.endpoints import look
 from plugin.cluster.membership import Membership
+from plugin.replication.node import ReplicationNode
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.mirror import MirrorStore
 
@@ -20,13 +21,14 @@ class ClusterView:
     What the control API shows of the cluster and this node's part in it.
 
     Without *settings* and *mirror* the node is alone; *faults* are those of its own
-    services for other nodes.
+    services for other nodes. *replication* is None where the node is alone.
     """
 
     membership: Membership
     settings: EtcdSettings | None
     mirror: MirrorStore | None
     faults: Callable[[], list[str]]
+    replication: ReplicationNode | None = None
 
     def all_faults(self) -> list[str]:
         """Return what is wrong, one line each."""

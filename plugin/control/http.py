@@ -20,6 +20,7 @@ from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
 from plugin.control.cluster import ClusterView, add_cluster
 from plugin.control.history import add_history
+from plugin.control.moves import add_moves
 from plugin.control.nodes import add_nodes, node_status
 from plugin.control.quarantine import add_quarantine
 from plugin.history import VolumeHistory
@@ -90,7 +91,12 @@ def create_app(
 
     @app.get("/v1/status", endpoint="status")
     def status() -> Response:
-        return _answer({**_status(service), "node": node_status(cluster.membership)})
+        replication = cluster.replication
+        more = {
+            "transfers": replication.transfers() if replication else [],
+            "node": node_status(cluster.membership),
+        }
+        return _answer({**_status(service), **more})
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
@@ -126,6 +132,8 @@ def create_app(
     def show_metrics() -> Response:
         return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
 
+    replication = cluster.replication
+    add_moves(app, service, replication.moving if replication else None)
     _add_copies(app, service)
     _add_snapshots(app, SnapshotService(service))
     add_nodes(app, cluster.membership)

@@ -41,6 +41,8 @@ CONTROL = "remora control"
 _RECEIVE = re.compile(
     f"remora receive ({_UUID}) ({_NUMBER}) ({_NUMBER})"
     f" --server {SERVER_FLAGS}(e\\.[A-Za-z]{{1,24}})"
+    # The sender keeps its limit by itself.
+    "(?: --bwlimit=[0-9]{1,10})?"
     f" {' '.join(SERVER_OPTIONS)} \\. [!-~]{{1,4096}}"
 )
 
@@ -163,6 +165,7 @@ def _receive(daemon: socket.socket, place: dict[str, str], capabilities: str) ->
 
 def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     os.setpgid(0, 0)
+    os.nice(int(place.get("nice", "0")))
     # Without /proc, rsync can set no mode of a device or socket but in making it.
     os.umask(0)
     jail.enter(place["directory"], place["basis"])

@@ -44,10 +44,15 @@ _STOP_WAIT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a commit's bytes go, and what the copy, only to be read, has already."""
+    """
+    Where a commit's bytes go, and what the copy, only to be read, has already.
+
+    ``nice`` is rsync's there, from 0 to 19.
+    """
 
     directory: Path
     basis: Path
+    nice: int = 0
 
 
 class Receiver(Protocol):
@@ -233,7 +238,11 @@ class PeerServer:
             return
         exit_status: int | None = None
         try:
-            result = {"directory": str(place.directory), "basis": str(place.basis)}
+            result = {
+                "directory": str(place.directory),
+                "basis": str(place.basis),
+                "nice": str(place.nice),
+            }
             connection.sendall(encode({"result": result}))
             line = lines.next()
             if line is not None:

@@ -8,6 +8,7 @@ with a new one. Source: ssh_config(5).
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -51,9 +52,21 @@ _OPTIONS: Final = (
 
 
 class SharedSsh:
-    """The ssh commands; *directory* has keys, *sockets* is a directory for sockets."""
+    """
+    The ssh commands; *directory* has keys, *sockets* is a directory for sockets.
 
-    def __init__(self, directory: Path, *, sockets: Path) -> None:
+    Each rsync sends at most *bandwidth_limit_bytes* in a second, 0 is no limit, and
+    runs with *nice*, from 0 to 19.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sockets: Path,
+        bandwidth_limit_bytes: int = 0,
+        nice: int = 0,
+    ) -> None:
         """
         Make *sockets*.
 
@@ -70,6 +83,8 @@ class SharedSsh:
             )
         self._directory = directory
         self._sockets = sockets
+        self._limit_bytes = bandwidth_limit_bytes
+        self._nice = nice
         try:
             files.make_directories(sockets, mode=0o700)
         except OSError as error:
@@ -99,17 +114,26 @@ class SharedSsh:
         source: Path,
         volume: str,
         commit: tuple[int, int],
+        options: Sequence[str] = (),
     ) -> list[str]:
         """
         Return the rsync that sends *source*'s files, named on its input, to *peer*.
 
-        Names end with a zero byte. Where they arrive, the other node decides.
+        *options* are for this side alone. Names end with a zero byte. Where they
+        arrive, the other node decides.
         """
         epoch, seq = commit
         host = f"[{address}]" if ":" in address else address
+        # The disk's priority follows from this one. Source: ioprio_set(2).
+        nice = ["nice", "-n", str(self._nice)] if self._nice else []
+        # rsync counts in KiB.
+        limit = [f"--bwlimit={self._limit_bytes // 1024}"] if self._limit_bytes else []
         return [
+            *nice,
             "rsync",
+            *options,
             *RSYNC_OPTIONS,
+            *limit,
             f"--rsh={shlex.join(self.command(peer))}",
             f"--rsync-path=remora receive {volume} {epoch} {seq}",
             "--",

@@ -18,8 +18,12 @@ from plugin.peers.server import Handler
 from plugin.peers.sharing import SharedSsh
 from plugin.replication import apart
 from plugin.replication.copies import Copies
+from plugin.replication.moving import Moving
+from plugin.replication.progress import Progress
+from plugin.replication.progress import Transfer as Progressing
 from plugin.replication.pulling import Handing, Pulling
 from plugin.replication.receiving import Receiving
+from plugin.replication.reporting import REQUEST, Reporting
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
 from plugin.replication.transfer import Transfer
@@ -39,13 +43,18 @@ class ReplicationNode:
         find: Callable[[str], VolumeRecord | None],
         records: Callable[[], Sequence[VolumeRecord]],
         keeper: Keeper,
+        nice: int,
     ) -> None:
         """Build the parts, and let *ownership* know of them."""
         ownership.replication = self
         self._holds = holds
         self._records = records
         self._copies = Copies(backend, ownership.replicas)
-        transfer = Transfer(peers, ssh)
+        self.progress = Progress()
+        self._ownership = ownership
+        self._held = keeper.held
+        self._reporting = Reporting(self.progress, peers)
+        transfer = Transfer(peers, ssh, self.progress)
         self.receiving = Receiving(
             ownership,
             self._copies,
@@ -53,8 +62,12 @@ class ReplicationNode:
             by_id=self._by_id,
             stop_writers=keeper.stop_writers,
             note_apart=partial(apart.note, ownership, backend.quarantine),
+            progress=self.progress,
+            nice=nice,
         )
-        self._pulling = Pulling(ownership, self._copies, self.receiving, peers)
+        self._pulling = Pulling(
+            ownership, self._copies, self.receiving, peers, self.progress
+        )
         self._handing = Handing(ownership, self._copies, transfer, find=find)
         self._syncing = Syncing(
             ownership,
@@ -63,6 +76,7 @@ class ReplicationNode:
             held=keeper.held,
             records=records,
         )
+        self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what other nodes may ask."""
@@ -70,6 +84,9 @@ class ReplicationNode:
             "stand": self.receiving.stand,
             "commit": self.receiving.commit,
             "send": self._handing.send,
+            "move": self.moving.answer_start,
+            "move-state": self.moving.answer_state,
+            REQUEST: self._reporting.answer,
         }
 
     def recover(self) -> None:
@@ -79,9 +96,12 @@ class ReplicationNode:
     def start(self) -> None:
         """Begin to keep members in step."""
         self._syncing.start()
+        self._reporting.start()
 
     def stop(self) -> None:
         """End all of it; transfers under way end with the process."""
+        self.moving.stop()
+        self._reporting.stop()
         self._syncing.stop()
         self._copies.close()
 
@@ -106,6 +126,45 @@ class ReplicationNode:
     def require_free(self, record: VolumeRecord) -> None:
         """Raise PeerRefusedError while an owner may rely on our word to wait."""
         self._holds.require_free(record.id)
+
+    def facts(self, record: VolumeRecord) -> dict[str, object]:
+        """Return how far the volume's transfers are, for people."""
+        if self._ownership.is_shared(record):
+            return {}
+        return {
+            "transfers": [
+                self._shown(each) for each in self.progress.under_way(record.id)
+            ]
+        }
+
+    def transfers(self) -> list[dict[str, object]]:
+        """Return how far all transfers are, for people."""
+        names = {each.id: each.name for each in self._records()}
+        return [
+            {"volume": names.get(each.volume_id, each.volume_id), **self._shown(each)}
+            for each in self.progress.under_way()
+        ]
+
+    def sync_ages_s(self) -> dict[str, float]:
+        """Return how long ago each volume that is mounted here was synced, by name."""
+        ages = {
+            record.name: self.progress.synced_before_s(record.id)
+            for record, _ in self._held()
+        }
+        return {name: age_s for name, age_s in ages.items() if age_s is not None}
+
+    def _shown(self, transfer: Progressing) -> dict[str, object]:
+        done = transfer.done
+        return {
+            "node": self._ownership.name_of(transfer.node_id),
+            "direction": transfer.direction,
+            "began_at": transfer.began_at,
+            "files": done.files,
+            "done_bytes": done.done_bytes,
+            "total_bytes": done.total_bytes,
+            "percent": transfer.percent(),
+            "left_s": transfer.left_s(),
+        }
 
     def _by_id(self, volume_id: str) -> VolumeRecord | None:
         for record in self._records():

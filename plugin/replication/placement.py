@@ -33,8 +33,23 @@ class Placement:
         head = standing.head
         if head is None:
             return None
-        new = self._new(record, head)
-        if not new:
+        return self.join(record, epoch, self._new(record, head))
+
+    def join(
+        self, record: VolumeRecord, epoch: int, new: tuple[str, ...]
+    ) -> Head | None:
+        """
+        Return the head, with the nodes *new* as members.
+
+        It is as it was if this node is not the owner of *epoch*, or the last one.
+
+        Raises:
+            StoreError: the cluster did not answer.
+
+        """
+        standing = self._ownership.heads.read(record.id)
+        head = standing.head
+        if head is None or set(new) <= set(head.members):
             return head
         try:
             joined = rules.join(

@@ -28,6 +28,7 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
 from plugin.replication.copies import Copies
+from plugin.replication.progress import Progress
 from plugin.replication.receiving import Receiving, decoded_paths, pair
 from plugin.replication.transfer import Transfer
 
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 _TRANSFER_DEADLINE_S: Final = 6 * 3600.0
 _REFRESH_DEADLINE_S: Final = 2.0
 _ROUNDS_MAX: Final = 20
+# Before the Mount's own deadline, whose error would say less.
+_ANSWER_S: Final = 1.0
 
 
 class SendRequest(msgspec.Struct, frozen=True):
@@ -52,12 +55,18 @@ class Pulling:
     """The taking side."""
 
     def __init__(
-        self, ownership: Ownership, copies: Copies, receiving: Receiving, peers: Peers
+        self,
+        ownership: Ownership,
+        copies: Copies,
+        receiving: Receiving,
+        peers: Peers,
+        progress: Progress,
     ) -> None:
         self._ownership = ownership
         self._copies = copies
         self._receiving = receiving
         self._peers = peers
+        self._progress = progress
         self._lock = threading.Lock()
         self._pulls: dict[str, _Pull] = {}
 
@@ -85,15 +94,17 @@ class Pulling:
                 )
                 self._pulls[record.id] = under_way
                 under_way.thread.start()
-        under_way.thread.join(max(0.0, deadline.remaining_s()))
+        under_way.thread.join(max(0.0, deadline.remaining_s() - _ANSWER_S))
         if self._is_at(record, choice.base):
             return
         names = " and ".join(
             f"'{self._ownership.name_of(each)}'" for each in choice.holders
         )
         if under_way.thread.is_alive():
+            percent = self._progress.receiving_percent(record.id)
+            so_far = "" if percent is None else f", {percent} %"
             raise NotOwnerError(
-                f"'{record.name}' is catching up with node {names}",
+                f"'{record.name}' is catching up with node {names}{so_far}",
                 hint="retry; it goes on meanwhile",
                 transient=True,
             )
@@ -153,18 +164,21 @@ class Pulling:
 
         have = self._have(record)
         paths: list[str] = []
+        carried_bytes = 0
         for _ in range(_ROUNDS_MAX):
             request = SendRequest(
                 record.id, record.name, epoch, pair(base), have, tuple(paths)
             )
-            self._peers.call(
+            sent = self._peers.call(
                 holder,
                 "send",
                 msgspec.to_builtins(request),
                 deadline_s=_TRANSFER_DEADLINE_S,
             )
+            carried_bytes += _carried_bytes(sent)
             answer = self._receiving.take(record, base, taken)
             if "commit" in answer:
+                self._receiving.count(carried_bytes)
                 return
             paths = answer.get("missing", [])
             if "full" in answer:
@@ -178,6 +192,11 @@ class Pulling:
         if replica is None or replica.live_epoch or pair(replica.commit) != at:
             return pair(EMPTY)
         return at
+
+
+def _carried_bytes(answer: Mapping[str, Any]) -> int:
+    told = answer.get("carried_bytes", 0)
+    return told if isinstance(told, int) else 0
 
 
 class _Pull:
@@ -227,8 +246,10 @@ class Handing:
             self._require_sealed(record, commit)
             if journal.commit() != request.commit:
                 journal.record(journal.look(EVERYTHING, ()), request.commit)
-            self._send(node_id, record, journal, request)
-        return {}
+            carried_bytes = self._send(node_id, record, journal, request)
+        if not request.paths:
+            self._transfer.progress.count("sending", commits=1)
+        return {"carried_bytes": carried_bytes}
 
     def _send(
         self,
@@ -236,7 +257,7 @@ class Handing:
         record: VolumeRecord,
         journal: Journal,
         request: SendRequest,
-    ) -> None:
+    ) -> int:
         commit, have = Commit(*request.commit), Commit(*request.have)
         lineage = self._ownership.heads.lineage(record.id)
         known = journal.manifest.since(request.have) is not None
@@ -244,24 +265,28 @@ class Handing:
         if known and have < commit and lineage.contains(have, at=commit.epoch):
             base = request.have
         paths: Collection[bytes] = decoded_paths(list(request.paths))
+        carried_bytes = 0
         if have == EMPTY and not paths:
-            self._transfer.send_ahead(
+            carried_bytes = self._transfer.send_ahead(
                 node_id,
                 volume_id=record.id,
                 epoch=commit.epoch,
                 source=journal.source(),
                 names=journal.all_names(),
+                total_bytes=journal.manifest.size_bytes(),
             )
         package = journal.pack(base, only=paths)
         self._require_sealed(record, commit)
-        self._transfer.send(
+        carried_bytes += self._transfer.send(
             node_id,
             volume_id=record.id,
             commit=commit,
             source=package.directory,
             names=[package.names],
+            total_bytes=package.size_bytes,
         )
         journal.unpack()
+        return carried_bytes
 
     def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:
         replica = self._ownership.replica_of(record)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.server import Place
 from plugin.replication.copies import Copies
+from plugin.replication.progress import Progress
 from plugin.replication.transfer import AHEAD_SEQ
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class CommitRequest(msgspec.Struct, frozen=True):
     name: str
     epoch: int
     seq: int
+    # What was sent for it, for the metrics.
+    carried_bytes: int = 0
 
 
 class StandRequest(msgspec.Struct, frozen=True):
@@ -55,7 +59,7 @@ class StandRequest(msgspec.Struct, frozen=True):
 class Receiving:
     """The daemon's word on each transfer; see `peers.server.Receiver`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
         ownership: Ownership,
         copies: Copies,
@@ -64,6 +68,8 @@ class Receiving:
         by_id: Callable[[str], VolumeRecord | None],
         stop_writers: Callable[[VolumeRecord], bool],
         note_apart: Callable[[str], None],
+        progress: Progress,
+        nice: int,
     ) -> None:
         self._heads = ownership.heads
         self._node_id = ownership.node_id
@@ -73,7 +79,11 @@ class Receiving:
         self._by_id = by_id
         self._stop_writers = stop_writers
         self._note_apart = note_apart
+        self._progress = progress
+        self._nice = nice
         self._expected: dict[str, str] = {}
+        self._begun: dict[tuple[str, str, int, int], list[int]] = {}
+        self._lock = threading.Lock()
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
@@ -108,7 +118,10 @@ class Receiving:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
         staging = self._copies.staging(record)
         place = staging.tree() if seq == AHEAD_SEQ else staging.directory()
-        return Place(place, home / "live")
+        number = self._progress.begin("receiving", volume, node_id)
+        with self._lock:
+            self._begun.setdefault((node_id, volume, epoch, seq), []).append(number)
+        return Place(place, home / "live", self._nice)
 
     def end(
         self,
@@ -119,8 +132,15 @@ class Receiving:
         seq: int,
         exit_status: int | None,
     ) -> None:
-        """Do nothing: what has come is looked at when its commit is asked for."""
-        del node_id, volume, epoch, seq, exit_status
+        """Forget it: what has come is looked at when its commit is asked for."""
+        del exit_status
+        key = (node_id, volume, epoch, seq)
+        with self._lock:
+            numbers = self._begun.pop(key, [])
+            if len(numbers) > 1:
+                self._begun[key] = numbers[1:]
+        for number in numbers[:1]:
+            self._progress.end(number)
 
     def stand(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer which commit this node's copy is at: zeros if it has none."""
@@ -154,12 +174,18 @@ class Receiving:
 
         answer = self.take(record, wanted, taken)
         if "commit" in answer:
+            self.count(request.carried_bytes)
             log.info(
                 "received",
                 extra=fields(volume=record.name, commit=str(wanted), sender=node_id),
             )
             self._events.add(record, "received", commit=str(wanted), sender=node_id)
         return answer
+
+    def count(self, carried_bytes: int) -> None:
+        """Count a commit that has come, with what its sender says that it was."""
+        size_bytes = max(0, carried_bytes)
+        self._progress.count("receiving", size_bytes=size_bytes, commits=1)
 
     def take(
         self,

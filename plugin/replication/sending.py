@@ -38,7 +38,8 @@ class Report:
     """
     What came of it: who has the commit now, and what has to be sent again.
 
-    ``size_bytes`` are those of the files that were sent to each, 0 if nothing was.
+    ``size_bytes`` are those of the files that were sent to each, 0 if nothing was;
+    ``carried_bytes`` went to all of them. ``faults`` says what kept a node from it.
     """
 
     commit: Commit
@@ -46,6 +47,8 @@ class Report:
     unstable: set[bytes] = field(default_factory=set)
     sent: bool = False
     size_bytes: int = 0
+    carried_bytes: int = 0
+    faults: dict[str, str] = field(default_factory=dict)
 
 
 # Makes a commit of what has changed since the last one, if anything has, and returns
@@ -59,6 +62,7 @@ class Sending:
     def __init__(self, peers: Peers, transfer: Transfer) -> None:
         self._peers = peers
         self._transfer = transfer
+        self.progress = transfer.progress
 
     def distribute(
         self,
@@ -77,8 +81,11 @@ class Sending:
 
         Errors of members are logged: they are tried again in the next round.
         """
-        stands = self._stands(record, node_ids)
+        faults: dict[str, str] = {}
+        stands = self._stands(record, node_ids, faults)
         commit = advance(False)
+        if faults:
+            yield Report(commit, faults=faults)
         sent = False
         for base, group in _plan(journal, lineage, stands, commit).items():
             if base == commit:
@@ -91,12 +98,13 @@ class Sending:
                 yield self._step(step, group, anew=sent)
             except RemoraError as error:
                 _note(record, ",".join(group), error)
+                yield Report(commit, faults=dict.fromkeys(group, str(error)))
             sent = True
 
     def _stands(
-        self, record: VolumeRecord, node_ids: Sequence[str]
+        self, record: VolumeRecord, node_ids: Sequence[str], faults: dict[str, str]
     ) -> dict[str, Commit]:
-        """Return the commit at which each node stands that answers."""
+        """Return the commit at which each node stands that answers; add to *faults*."""
         answers = self._peers.call_all(
             node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
         )
@@ -104,6 +112,7 @@ class Sending:
         for node_id, answer in answers.items():
             if isinstance(answer, RemoraError):
                 _note(record, node_id, answer)
+                faults[node_id] = str(answer)
             else:
                 stands[node_id] = Commit(*answer["commit"])
         return stands
@@ -111,7 +120,7 @@ class Sending:
     def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
         """Bring a commit to members that stand at one base; return who has it."""
         for node_id in step.empty:
-            self._ahead(step, node_id)
+            step.carried[node_id] = self._ahead(step, node_id)
         report = Report(step.advance(anew))
         pending = set(group)
         missing: set[bytes] = set()
@@ -125,7 +134,7 @@ class Sending:
                 # What was recorded may be of a later owner.
                 step.journal.forget()
                 raise BackendError("the volume has changed hands meanwhile")
-            answers = self._send_all(step, package, pending)
+            answers = self._send_all(step, package, pending, report)
             report.holders |= {each for each in answers if "commit" in answers[each]}
             pending = {
                 each for each in answers if answers[each].keys() & {"missing", "full"}
@@ -142,6 +151,7 @@ class Sending:
             else:
                 break  # the others in the next round, with a commit of their own
         step.journal.unpack()
+        report.carried_bytes = sum(step.carried.values())
         if pending:
             log.info(
                 "not all has arrived yet",
@@ -154,51 +164,67 @@ class Sending:
             )
         return report
 
-    def _ahead(self, step: _Step, node_id: str) -> None:
-        """Bring all files as they are; what changes meanwhile comes with the commit."""
+    def _ahead(self, step: _Step, node_id: str) -> int:
+        """
+        Bring all files as they are; what changes meanwhile comes with the commit.
+
+        Return the bytes that were carried.
+        """
         if not step.journal.manifest.count():
-            return
-        self._transfer.send_ahead(
+            return 0
+        return self._transfer.send_ahead(
             node_id,
             volume_id=step.record.id,
             epoch=step.journal.commit()[0],
             source=step.journal.source(),
             names=step.journal.all_names(),
+            total_bytes=step.journal.manifest.size_bytes(),
         )
 
     def _send_all(
-        self, step: _Step, package: Package, node_ids: Collection[str]
+        self,
+        step: _Step,
+        package: Package,
+        node_ids: Collection[str],
+        report: Report,
     ) -> dict[str, Mapping[str, Any]]:
-        """Return what each member says to *package*; {} after an error."""
+        """Return what each member says to *package*; {} after an error, in *report*."""
 
         def send(node_id: str) -> Mapping[str, Any]:
             try:
-                return self._send(step.record, package, node_id)
+                return self._send(step, package, node_id)
             except RemoraError as error:
                 _note(step.record, node_id, error)
+                report.faults[node_id] = str(error)
                 return {}
 
         with ThreadPoolExecutor(min(_AT_ONCE_MAX, len(node_ids))) as pool:
             return dict(zip(node_ids, pool.map(send, node_ids), strict=True))
 
-    def _send(
-        self, record: VolumeRecord, package: Package, node_id: str
-    ) -> Mapping[str, Any]:
-        commit = Commit(*package.commit)
-        self._transfer.send(
+    def _send(self, step: _Step, package: Package, node_id: str) -> Mapping[str, Any]:
+        commit, record = Commit(*package.commit), step.record
+        carried_bytes = self._transfer.send(
             node_id,
             volume_id=record.id,
             commit=commit,
             source=package.directory,
             names=[package.names],
+            total_bytes=package.size_bytes,
         )
+        step.carried[node_id] = step.carried.get(node_id, 0) + carried_bytes
         body = {
             "volume": record.id,
             "name": record.name,
             "epoch": commit.epoch,
             "seq": commit.seq,
+            "carried_bytes": step.carried[node_id],
         }
-        return self._peers.call(node_id, "commit", body, deadline_s=_COMMIT_DEADLINE_S)
+        answer = self._peers.call(
+            node_id, "commit", body, deadline_s=_COMMIT_DEADLINE_S
+        )
+        if "commit" in answer:
+            self.progress.count("sending", commits=1)
+        return answer
 
 
 @dataclass(slots=True)
@@ -209,6 +235,8 @@ class _Step:
     valid: Callable[[], bool]
     base: Commit | None
     empty: tuple[str, ...]
+    # Bytes on the line, by node.
+    carried: dict[str, int] = field(default_factory=dict)
 
 
 def _plan(

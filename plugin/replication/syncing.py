@@ -59,7 +59,7 @@ class Syncing:
         records: Callable[[], Sequence[VolumeRecord]],
     ) -> None:
         self._ownership = ownership
-        self._placement = Placement(ownership)
+        self.placement = Placement(ownership)
         self._copies = copies
         self._sending = sending
         self._held = held
@@ -69,6 +69,7 @@ class Syncing:
         self._again: dict[str, set[bytes]] = {}
         self._recent: dict[str, tuple[bytes, ...]] = {}
         self._running: set[str] = set()
+        self._progress = sending.progress
         self._idle_due_s = 0.0
         self._lock = threading.Lock()
         self._places = threading.BoundedSemaphore(_AT_ONCE_MAX)
@@ -91,12 +92,13 @@ class Syncing:
         It takes no longer than an engine waits; nothing but time is lost without it.
         """
         self._copies.unwatch(record)
+        self._progress.forget(record.id)
         head = self._ownership.heads.read(record.id).head
         if head is not None:
             # Without the cluster's answer it stays at the members that there are.
             with suppress(StoreError):
-                head = self._placement.members(record, head.epoch)
-        others = [each for each in self._others(head) if self._placement.lives(each)]
+                head = self.placement.members(record, head.epoch)
+        others = [each for each in self._others(head) if self.placement.lives(each)]
         holders: set[str] = set()
         if not others:
             return ()
@@ -135,10 +137,10 @@ class Syncing:
         self._idle_due_s = monotonic_s() + _IDLE_INTERVAL_S
         for record in self._records():
             if self._is_behind(record):
-                self._begin(record, _IDLE_INTERVAL_S, partial(self._follow, record))
+                self._begin(record, _IDLE_INTERVAL_S, partial(self.follow, record))
 
     def _begin(
-        self, record: VolumeRecord, interval_s: float, work: Callable[[], None]
+        self, record: VolumeRecord, interval_s: float, work: Callable[[], object]
     ) -> None:
         with self._lock:
             if record.id in self._running or monotonic_s() < self._due_s.get(
@@ -153,7 +155,7 @@ class Syncing:
             target=self._guarded, args=(record, work), name="syncing:round", daemon=True
         ).start()
 
-    def _guarded(self, record: VolumeRecord, work: Callable[[], None]) -> None:
+    def _guarded(self, record: VolumeRecord, work: Callable[[], object]) -> None:
         try:
             work()
         except RemoraError as error:
@@ -173,14 +175,25 @@ class Syncing:
             RemoraError: it could not be done as a whole; the next round tries again.
 
         """
-        head = self._placement.members(record, epoch)
-        others = self._others(head)
-        if not others:
-            return
+        head = self.placement.members(record, epoch)
+        if others := self._others(head):
+            self.bring(record, epoch, others)
+
+    def bring(
+        self, record: VolumeRecord, epoch: int, others: Sequence[str]
+    ) -> list[Report]:
+        """
+        Bring *others*, members of a mounted volume, in step; return what came of it.
+
+        Raises:
+            RemoraError: it could not be done as a whole.
+
+        """
         enough = int(record.options.get("min_acks", "0"))
+        reports = []
         with self._copies.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
             if not self._ownership.still_owner(record, epoch):
-                return
+                return []
             lineage = self._ownership.heads.lineage(record.id)
             began_s = monotonic_s()
             for report in self._sending.distribute(
@@ -191,12 +204,15 @@ class Syncing:
                 advance=lambda anew: self._advance(record, epoch, journal, anew=anew),
                 valid=lambda: self._ownership.still_owner(record, epoch),
             ):
+                reports.append(report)
                 self._again.setdefault(record.id, set()).update(report.unstable)
                 if report.sent:
                     self._tell(record, report, monotonic_s() - began_s)
                 # Before enough members have it, nobody may rely on its being kept.
                 if len(report.holders) >= max(1, enough):
                     self._publish(record, epoch, report, journal.quality())
+                    self._progress.synced(record.id)
+        return reports
 
     def _advance(
         self, record: VolumeRecord, epoch: int, journal: Journal, *, anew: bool
@@ -241,8 +257,9 @@ class Syncing:
         commit: Commit,
         others: Sequence[str],
         holders: set[str],
-    ) -> None:
+    ) -> list[Report]:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
+        reports = []
         if journal.commit() != pair(commit):
             again = self._again.pop(record.id, ())
             journal.record(journal.look(EVERYTHING, again), pair(commit))
@@ -258,6 +275,8 @@ class Syncing:
             holders |= report.holders
             if report.sent:
                 self._tell(record, report, monotonic_s() - began_s)
+            reports.append(report)
+        return reports
 
     def _is_sealed(self, record: VolumeRecord, commit: Commit) -> bool:
         replica = self._ownership.replica_of(record)
@@ -278,30 +297,34 @@ class Syncing:
             and not self._ownership.is_shared(record)
         )
 
-    def _follow(self, record: VolumeRecord) -> None:
-        """Bring the last commit to the members that lack it."""
+    def follow(self, record: VolumeRecord, only: str = "") -> list[Report]:
+        """
+        Bring the last commit to the members that lack it, or to node *only*.
+
+        Raises:
+            RemoraError: it could not be done as a whole.
+
+        """
         standing = self._ownership.heads.read(record.id)
         head = standing.head
         if head is None or not self._is_behind(record):
-            return
+            return []
         lacking = sorted(
             each
             for each in set(head.members) - set(head.holders)
-            if self._placement.lives(each)
+            if self.placement.lives(each) and only in ("", each)
         )
         if not lacking:
-            return
+            return []
         deadline = Deadline(_ROUND_DEADLINE_S)
         with self._copies.using(record, deadline) as journal:
             if not self._is_sealed(record, head.committed):
-                return
+                return []
             holders: set[str] = set()
-            self._spread(record, journal, head.committed, lacking, holders)
-        if not holders:
-            return
+            reports = self._spread(record, journal, head.committed, lacking, holders)
         standing = self._ownership.heads.read(record.id)
-        if standing.head is None:
-            return
+        if not holders or standing.head is None:
+            return reports
         try:
             spread = rules.spread(
                 standing.head,
@@ -310,8 +333,9 @@ class Syncing:
                 holders=tuple(holders),
             )
         except RefusedError:
-            return
+            return reports
         self._ownership.heads.change(standing, spread)
+        return reports
 
     def _publish(
         self, record: VolumeRecord, epoch: int, report: Report, quality: Quality

@@ -6,8 +6,10 @@ What arrives is part of nothing until the other node says so.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,21 +18,26 @@ from backends.system.run import run_with_progress
 from plugin.cluster.state import Commit
 from plugin.peers.channel import Peers
 from plugin.peers.sharing import SharedSsh
+from plugin.replication.progress import Progress
 
 # rsync tells its progress every second; ssh gives a silent node up after six.
 _STALL_S: Final = 60.0
+_OPTIONS: Final = ("--info=progress2", "--no-human-readable", "--log-file-format=")
 # The sequence that no commit has: files for the tree itself, before there is a commit.
 AHEAD_SEQ: Final = 0
+# What goes back and forth: with a log of its own the other side needs no other options.
+_CARRIED: Final = re.compile(rb" sent ([0-9]{1,18}) bytes  received ")
 # Files vanished or could not all be read: the other node finds out what is missing.
 _PARTIAL: Final = (" 23:", " 24:")
 
 
 class Transfer:
-    """Sends to the nodes that *peers* knows."""
+    """Sends to the nodes that *peers* knows, and tells *progress*."""
 
-    def __init__(self, peers: Peers, ssh: SharedSsh) -> None:
+    def __init__(self, peers: Peers, ssh: SharedSsh, progress: Progress) -> None:
         self._peers = peers
         self._ssh = ssh
+        self.progress = progress
 
     def send(
         self,
@@ -40,9 +47,12 @@ class Transfer:
         commit: Commit,
         source: Path,
         names: Iterable[bytes],
-    ) -> None:
+        total_bytes: int = 0,
+    ) -> int:
         """
         Bring files *names* of *source*, each ended by a zero byte, to a node.
+
+        They have *total_bytes*, 0 if that is not known. Return the bytes on the line.
 
         Raises:
             PeerUnreachableError: the node is not known, or has no address.
@@ -50,23 +60,34 @@ class Transfer:
 
         """
         channel = self._peers.channel(node_id)
-        command = self._ssh.rsync_command(
-            channel.peer,
-            channel.address,
-            source=source,
-            volume=volume_id,
-            commit=(commit.epoch, commit.seq),
-        )
-        with tempfile.TemporaryFile() as file:
-            for name in names:
-                file.write(name)
-            file.seek(0)
-            run_with_progress(
-                [command[0], "--info=progress2", *command[1:]],
-                stall_s=_STALL_S,
-                on_line=_ignore,
-                stdin=file.fileno(),
+        with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
+            command = self._ssh.rsync_command(
+                channel.peer,
+                channel.address,
+                source=source,
+                volume=volume_id,
+                commit=(commit.epoch, commit.seq),
+                options=(*_OPTIONS, f"--log-file={log.name}"),
             )
+            number = self.progress.begin("sending", volume_id, node_id, total_bytes)
+            try:
+                file.writelines(names)
+                file.seek(0)
+                run_with_progress(
+                    command,
+                    stall_s=_STALL_S,
+                    on_line=partial(self.progress.note_line, number),
+                    stdin=file.fileno(),
+                )
+            except BackendError as error:
+                # Of what is sent ahead a part is better than nothing.
+                if commit.seq != AHEAD_SEQ or not _is_partial(error):
+                    raise
+            finally:
+                self.progress.end(number)
+                carried_bytes = _carried_bytes(log.read())
+                self.progress.count("sending", size_bytes=carried_bytes)
+        return carried_bytes
 
     def send_ahead(
         self,
@@ -76,26 +97,30 @@ class Transfer:
         epoch: int,
         source: Path,
         names: Iterable[bytes],
-    ) -> None:
+        total_bytes: int,
+    ) -> int:
         """
-        Bring what can be had of *source* while others write to it.
+        Bring what can be had of *source* while others write to it; see `send`.
 
         Raises:
             PeerUnreachableError, BackendError: as `send`; a part is no error.
 
         """
-        try:
-            self.send(
-                node_id,
-                volume_id=volume_id,
-                commit=Commit(epoch, AHEAD_SEQ),
-                source=source,
-                names=names,
-            )
-        except BackendError as error:
-            if not any(f"exited{code}" in error.cause for code in _PARTIAL):
-                raise
+        return self.send(
+            node_id,
+            volume_id=volume_id,
+            commit=Commit(epoch, AHEAD_SEQ),
+            source=source,
+            names=names,
+            total_bytes=total_bytes,
+        )
 
 
-def _ignore(line: str) -> None:
-    del line
+def _is_partial(error: BackendError) -> bool:
+    return any(f"exited{code}" in error.cause for code in _PARTIAL)
+
+
+def _carried_bytes(log: bytes) -> int:
+    """Return what rsync's log says that it has sent, 0 if it has not come so far."""
+    match = _CARRIED.search(log)
+    return int(match[1]) if match else 0

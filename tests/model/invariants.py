@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from plugin.cluster.state import EMPTY, RefusedError
 
 from .world import Scope, World, name
@@ -45,6 +47,28 @@ def _of_state(world: World, scope: Scope) -> str:
         return "I4: nobody holds what is committed"
     if world.head.quality == "quiesced" and world.head.committed in world.running:
         return "I13: a commit that was made under writes counts as quiesced"
+    return _of_joining(world, scope)
+
+
+def _of_joining(world: World, scope: Scope) -> str:
+    """
+    Return what is wrong with making another node a member now, "" if nothing.
+
+    It is no step of its own: here every node votes and is sent commits, member or not,
+    and a join that changes nothing but members leads to no other world.
+    """
+    head = world.head
+    for number in range(len(world.nodes)):
+        try:
+            joined = scope.rules.join(
+                head, node=name(number), epoch=head.epoch, members=("new",)
+            )
+        except RefusedError:
+            continue
+        if head.owner != name(number) or head.phase not in ("owned", "idle"):
+            return f"a join by {name(number)}, which does not own it"
+        if msgspec.structs.replace(joined, members=head.members) != head:
+            return "a join changes more than members"
     return ""
 
 

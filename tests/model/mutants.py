@@ -97,6 +97,10 @@ def _quality_is_inherited(head: Head, choice: Choice) -> Head:
     return replace(rules.begin(head, choice), quality=head.quality)
 
 
+def _anybody_joins(head: Head, *, node: str, epoch: int, **rest: Any) -> Head:
+    return rules.join(replace(head, owner=node), node=node, epoch=epoch, **rest)
+
+
 def _with(**functions: Any) -> SimpleNamespace:
     """Return mutated rules, in which `release` and `seal` use mutated helpers too."""
     made = mutant(**functions)
@@ -126,6 +130,7 @@ MUTANTS = {
     "a release is not published": _with(release=_release_in_silence),
     "a sequence number is used twice": _with(commit_live=_sequence_is_reused),
     "an owner does not raise the epoch": _with(acquire=_acquire_in_the_same_epoch),
+    "anybody makes members": _with(join=_anybody_joins),
     "a removed volume is acquired": _with(acquire=_acquire_a_removed_volume),
     "an owner resumes whatever has happened": _with(resume=_resume_whatever_happened),
     "another commit's quality is told": _with(begin=_quality_is_inherited),

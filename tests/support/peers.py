@@ -56,6 +56,7 @@ class Staging:
         self.basis = directory.with_name("basis")
         self.basis.mkdir(parents=True, exist_ok=True)
         self.epoch = 5
+        self.nice = 0
         self.begun: list[tuple[str, int, int]] = []
         self.ended: list[int | None] = []
 
@@ -67,7 +68,7 @@ class Staging:
             refused.code = "stale-epoch"
             raise refused
         self.begun.append((volume, epoch, seq))
-        return Place(self.directory, self.basis)
+        return Place(self.directory, self.basis, self.nice)
 
     def end(
         self,

@@ -102,18 +102,22 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
         "mount_wait_s": ("7", "7"),
         "failsafe": ("false", "false"),
     }
-    both = {**daemon, **cluster}
+    replication = {"bandwidth_limit": ("20M", '"20MiB"'), "nice": ("5", "5")}
+    sections = {"daemon": daemon, "cluster": cluster, "replication": replication}
+    both = {**daemon, **cluster, **replication}
     environment = {f"REMORA_{key.upper()}": both[key][0] for key in both}
     assert environment_names() == sorted(environment)
     text = "".join(
         f"[{name}]\n" + "".join(f"{key} = {keys[key][1]}\n" for key in keys)
-        for name, keys in (("daemon", daemon), ("cluster", cluster))
+        for name, keys in sections.items()
     )
     config = read(tmp_path, text)
     assert config == read(tmp_path, "", environment)
     assert (config.mount_deadline_s, config.disuse_grace_s) == (12.5, 0.0)
     assert config.cluster.etcd == ("http://a:1", "http://b:2")
     assert config.cluster.failsafe is False
+    assert config.replication.bandwidth_limit_bytes == 20 * 2**20
+    assert config.replication.nice == 5
     for key in daemon:
         assert getattr(config, key) != getattr(Config(), key), key
     for key in cluster:
@@ -188,7 +192,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     environment = {"REMORA_CONTROL_SOCKET": "/" + "x" * 107}
     faults = faults_of(tmp_path, text, environment)
     starts = (
-        "unknown section [volumes] (valid: [daemon], [cluster], [profiles.NAME])",
+        "unknown section [volumes] (valid: [daemon], [cluster], [replication], ",
         "[daemon] colour: unknown key (valid: control_socket, disuse_grace_s,",
         "[daemon] pool: ",
         "[daemon] log_format: ",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from plugin.cluster import rules
-from plugin.cluster.state import Commit, Head, RefusedError
+from plugin.cluster.state import Commit, Head, Phase, RefusedError
 
 OWNED = Head(epoch=3, owner="a", boot_id="1", phase="owned", members=("a",))
 IDLE = Head(
@@ -29,7 +30,19 @@ def test_nobody_else_makes_members(node: str, epoch: int) -> None:
     with pytest.raises(RefusedError, match="not-owner"):
         rules.join(OWNED, node=node, epoch=epoch, members=("d",))
     with pytest.raises(RefusedError, match="not-owner"):
-        rules.join(IDLE, node="a", epoch=3, members=("d",))
+        rules.join(IDLE, node=node, epoch=epoch, members=("d",))
+
+
+def test_the_last_owner_makes_members_of_a_volume_that_is_let_go() -> None:
+    joined = rules.join(IDLE, node="a", epoch=3, members=("d",))
+    assert joined == msgspec.structs.replace(IDLE, members=("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("phase", ["recovering", "removing"])
+def test_nobody_makes_members_of_what_changes_hands(phase: Phase) -> None:
+    head = msgspec.structs.replace(IDLE, phase=phase)
+    with pytest.raises(RefusedError, match="not-owner"):
+        rules.join(head, node="a", epoch=3, members=("d",))
 
 
 def test_the_last_owner_tells_who_has_got_its_last_commit() -> None:

@@ -1,0 +1,341 @@
+"""
+Bringing a volume to a node ahead of time: before its container starts there.
+
+The owner makes the node a member and brings it in step, again and again while
+containers write, until what one round carries is little. The switch itself is the
+scheduler's: what is left for it is the last sync, of what was written since.
+
+Whoever is asked passes it on to the owner. Nothing of a move is written down: a daemon
+that ends forgets it, and the node stays a member that the usual syncs bring in step.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from backends.errors import InvalidRequestError, RemoraError, VolumeBusyError
+from backends.system import clock
+from plugin.cluster.nodes import NodeView
+from plugin.cluster.ownership import Ownership
+from plugin.cluster.refusals import explained
+from plugin.cluster.state import Head, RefusedError
+from plugin.errors import (
+    NodeConflictError,
+    NotOwnerError,
+    PeerRefusedError,
+    PeerUnreachableError,
+)
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.peers.channel import Peers
+from plugin.replication.move import Move, Round
+from plugin.replication.progress import Progress
+from plugin.replication.sending import Report
+from plugin.replication.syncing import Syncing
+
+log = logging.getLogger(__name__)
+# A node that has come back is heard of in some seconds.
+_TRIES_MAX: Final = 5
+_PAUSE_S: Final = 2.0
+_MOVES_MAX: Final = 4
+_ENDED_KEPT_MAX: Final = 50
+_REFRESH_DEADLINE_S: Final = 3.0
+_ASK_DEADLINE_S: Final = 10.0
+
+
+class MoveRequest(msgspec.Struct, frozen=True):
+    """What another node asks the owner, or the last one, of *volume* (its id)."""
+
+    volume: str
+    name: str
+    node: str
+
+
+class MoveStateRequest(msgspec.Struct, frozen=True):
+    """What another node asks while a move is under way."""
+
+    volume: str
+    name: str
+
+
+class Moving:
+    """Moves of this node's volumes, and requests to other owners."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        syncing: Syncing,
+        progress: Progress,
+        peers: Peers,
+        *,
+        find: Callable[[str], VolumeRecord | None],
+    ) -> None:
+        self._ownership = ownership
+        self._syncing = syncing
+        self._progress = progress
+        self._peers = peers
+        self._find = find
+        self._lock = threading.Lock()
+        self._moves: dict[str, Move] = {}
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no round any more; one that is under way ends with the process."""
+        self._stopping.set()
+
+    def start(self, record: VolumeRecord, node: str) -> Mapping[str, Any]:
+        """
+        Begin to bring the volume to *node*, or join the move that does; return a view.
+
+        Raises:
+            RemoraError: it cannot go there, or not now; nothing has changed.
+
+        """
+        head, target = self._checked(record, node)
+        if head.owner == self._ownership.node_id:
+            return self._begin(record, target.record.id)
+        return self._peers.call(
+            head.owner,
+            "move",
+            {"volume": record.id, "name": record.name, "node": target.record.id},
+            deadline_s=_ASK_DEADLINE_S,
+        )
+
+    def state(self, record: VolumeRecord, owner: str) -> Mapping[str, Any]:
+        """
+        Return the view of a move that node *owner*, by name, makes.
+
+        Raises:
+            RemoraError: what has ended the move, or *owner* gives no answer.
+
+        """
+        node_id = self._ownership.membership.find(owner).record.id
+        if node_id == self._ownership.node_id:
+            return self._view(record)
+        return self._peers.call(
+            node_id,
+            "move-state",
+            {"volume": record.id, "name": record.name},
+            deadline_s=_ASK_DEADLINE_S,
+        )
+
+    def answer_start(
+        self, node_id: str, message: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Begin what another node was asked for."""
+        del node_id
+        request = _converted(message, MoveRequest)
+        record = self._known(request.volume, request.name)
+        head, target = self._checked(record, request.node)
+        if head.owner != self._ownership.node_id:
+            raise NotOwnerError(
+                f"'{record.name}' changes hands", hint="retry", transient=True
+            )
+        return self._begin(record, target.record.id)
+
+    def answer_state(
+        self, node_id: str, message: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Tell another node how far a move is."""
+        del node_id
+        request = _converted(message, MoveStateRequest)
+        return self._view(self._known(request.volume, request.name))
+
+    def _known(self, volume_id: str, name: str) -> VolumeRecord:
+        record = self._find(name)
+        if record is None or record.id != volume_id:
+            raise PeerRefusedError(f"volume {volume_id} is not known here")
+        return record
+
+    def _checked(self, record: VolumeRecord, node: str) -> tuple[Head, NodeView]:
+        """Return the volume's head and where it is to go, or raise why it cannot."""
+        ownership = self._ownership
+        if ownership.is_shared(record):
+            raise InvalidRequestError(
+                f"'{record.name}' lies on a share that every node sees: there is "
+                "nothing to move",
+                hint=f"start its container on '{node}'",
+            )
+        target = ownership.membership.find(node)
+        name = target.record.name
+        if not target.alive:
+            raise PeerUnreachableError(f"node '{name}' is down", hint="start it first")
+        if target.record.drained:
+            raise NodeConflictError(
+                f"node '{name}' is drained and takes no volumes",
+                hint=f"remora node undrain {name}",
+            )
+        ownership.heads.refresh(_REFRESH_DEADLINE_S)
+        head = ownership.heads.read(record.id).head
+        if head is None:
+            raise InvalidRequestError(
+                f"'{record.name}' has never been mounted: there is nothing to move",
+                hint=f"start its container on '{name}'",
+            )
+        self._require_settled(record, head)
+        owner = ownership.name_of(head.owner)
+        if head.owner == target.record.id:
+            raise InvalidRequestError(f"'{record.name}' is on node '{name}' already")
+        if not self._lives(head.owner):
+            raise PeerUnreachableError(
+                f"'{record.name}' was last on node '{owner}', which is down, and only "
+                "that node could bring it",
+                hint=f"start '{owner}'; or start the container on '{name}', which "
+                "begins with the newest commit that can be had",
+            )
+        return head, target
+
+    def _require_settled(self, record: VolumeRecord, head: Head) -> None:
+        """Raise NotOwnerError for a volume that changes hands, or goes."""
+        if head.phase == "removing":
+            removing = RefusedError("removing")
+            raise explained(record.name, removing, self._ownership.name_of)
+        if head.phase == "recovering":
+            raise NotOwnerError(
+                f"node '{self._ownership.name_of(head.owner)}' is just taking "
+                f"'{record.name}' over",
+                hint="retry",
+                transient=True,
+            )
+
+    def _lives(self, node_id: str) -> bool:
+        nodes = self._ownership.membership.directory.nodes()
+        return any(each.record.id == node_id and each.alive for each in nodes)
+
+    def _begin(self, record: VolumeRecord, node_id: str) -> Mapping[str, Any]:
+        with self._lock:
+            move = self._moves.get(record.id)
+            if move is None or move.ended:
+                self._require_room()
+                move = self._moves[record.id] = Move(record, node_id)
+                threading.Thread(
+                    target=self._run, args=(move,), name="moving", daemon=True
+                ).start()
+            elif move.node_id != node_id:
+                raise VolumeBusyError(
+                    f"'{record.name}' is being brought to node "
+                    f"'{self._ownership.name_of(move.node_id)}'",
+                    hint="retry when that is done",
+                )
+        return self._view(record)
+
+    def _require_room(self) -> None:
+        """Forget moves that have ended long ago; raise VolumeBusyError if all go on."""
+        ended = [each for each, move in self._moves.items() if move.ended]
+        for each in ended[:-_ENDED_KEPT_MAX]:
+            del self._moves[each]
+        if len(self._moves) - len(ended) >= _MOVES_MAX:
+            raise VolumeBusyError(
+                f"{_MOVES_MAX} volumes are being moved from here already",
+                hint="retry when one of them is done",
+            )
+
+    def _view(self, record: VolumeRecord) -> Mapping[str, Any]:
+        """Return what is known of the volume's move, or raise what has ended it."""
+        with self._lock:
+            move = self._moves.get(record.id)
+        if move is None:
+            raise InvalidRequestError(
+                f"no move of '{record.name}' is under way on node "
+                f"'{self._ownership.membership.own.name}'",
+                hint="if its daemon was started again meanwhile: repeat the move",
+            )
+        if move.error is not None:
+            raise move.error
+        return move.view(
+            self._progress.under_way(record.id),
+            owner=self._ownership.membership.own.name,
+            node=self._ownership.name_of(move.node_id),
+        )
+
+    def _run(self, move: Move) -> None:
+        """Go through the rounds."""
+        try:
+            self._go(move)
+        except RemoraError as error:
+            move.error = error
+        except Exception:
+            log.exception("a move failed", extra=fields(volume=move.record.name))
+            move.error = RemoraError("a fault in the daemon; see its log")
+        move.ended = True
+        last = move.rounds[-1].commit if move.rounds else ""
+        log.info(
+            "moved ahead" if move.error is None else "not moved ahead",
+            extra=fields(
+                volume=move.record.name,
+                target=self._ownership.name_of(move.node_id),
+                commit=last,
+                rounds=len(move.rounds),
+                error=str(move.error or ""),
+            ),
+        )
+
+    def _go(self, move: Move) -> None:
+        failed = 0
+        while not move.is_over() and not self._stopping.is_set():
+            fault = self._round(move)
+            failed = failed + 1 if fault else 0
+            if failed == _TRIES_MAX or (fault and not self._lives(move.node_id)):
+                raise self._not_taken(move, fault)
+            if fault:
+                self._stopping.wait(_PAUSE_S)
+        if not move.is_over():
+            raise VolumeBusyError(
+                f"the daemon that brings '{move.record.name}' is being stopped",
+                hint="repeat the move when it runs again",
+            )
+
+    def _round(self, move: Move) -> str:
+        """Bring the node in step once; return why it could not be, "" if it is."""
+        record, node_id = move.record, move.node_id
+        head = self._joined(record, node_id)
+        began_s = clock.monotonic_s()
+        reports: list[Report]
+        if head.phase == "owned":
+            reports = self._syncing.bring(record, head.epoch, (node_id,))
+        else:
+            reports = self._syncing.follow(record, only=node_id)
+        took_s = clock.monotonic_s() - began_s
+        commits = [each.commit for each in reports if node_id in each.holders]
+        after = self._ownership.heads.read(record.id).head
+        if not commits and after is not None and after.phase == "idle":
+            commits = [after.committed] if node_id in after.holders else []
+        if not commits:
+            faults = [each.faults.get(node_id, "") for each in reports]
+            return max(faults, default="") or "it is not in step yet"
+        if after is None or after.phase != head.phase:
+            return "it changes hands"  # it has a newer commit, for the next round
+        move.mounted = head.phase == "owned"
+        carried_bytes = sum(each.carried_bytes for each in reports)
+        move.rounds.append(Round(str(commits[-1]), carried_bytes, round(took_s, 3)))
+        return ""
+
+    def _joined(self, record: VolumeRecord, node_id: str) -> Head:
+        """Return the head, with *node_id* a member of the volume, which is ours."""
+        head = self._ownership.heads.read(record.id).head
+        if head is not None and node_id not in head.members:
+            head = self._syncing.placement.join(record, head.epoch, (node_id,))
+        if head is None or head.owner != self._ownership.node_id:
+            owner = self._ownership.name_of(head.owner) if head else "nobody"
+            raise NotOwnerError(f"'{record.name}' has gone to '{owner}' meanwhile")
+        self._require_settled(record, head)
+        return head
+
+    def _not_taken(self, move: Move, fault: str) -> RemoraError:
+        name = self._ownership.name_of(move.node_id)
+        cause = f"node '{name}' has not taken '{move.record.name}': {fault}"
+        if self._lives(move.node_id):
+            return PeerRefusedError(cause, hint="see the daemon's log there")
+        return PeerUnreachableError(cause, hint=f"repeat the move when '{name}' is up")
+
+
+def _converted(message: Mapping[str, Any], kind: type[Any]) -> Any:
+    try:
+        return msgspec.convert(message, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}") from None
