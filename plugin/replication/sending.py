@@ -119,11 +119,13 @@ class Sending:
 
     def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
         """Bring a commit to members that stand at one base; return who has it."""
+        before = step.journal.commit()
         for node_id in step.empty:
             step.carried[node_id] = self._ahead(step, node_id)
         report = Report(step.advance(anew))
         pending = set(group)
-        missing: set[bytes] = set()
+        # Without a base only these are sent: what was brought ahead is old by now.
+        missing = step.journal.changed_since(before)
         for _ in range(_ROUNDS_MAX):
             base = step.base
             package = step.journal.pack(pair(base) if base else None, only=missing)
@@ -147,7 +149,9 @@ class Sending:
             if any("full" in answers[each] for each in pending):
                 step.base = None
             if not report.holders:
+                before = step.journal.commit()
                 report.commit = step.advance(True)
+                missing |= step.journal.changed_since(before)
             else:
                 break  # the others in the next round, with a commit of their own
         step.journal.unpack()

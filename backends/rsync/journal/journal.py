@@ -182,6 +182,11 @@ class Journal:
             if known.entry.kind != "directory":
                 yield known.entry.path + b"\0"
 
+    def changed_since(self, commit: Commit) -> set[bytes]:
+        """Return the paths of what was written after *commit*, as far as is known."""
+        since = self.manifest.since(commit)
+        return {entry.path for entry in since[0]} if since else set()
+
     def _wanted(self, base: Commit | None, only: Collection[bytes]) -> list[Known]:
         """Return the entries whose contents are to be sent, files with all names."""
         if base is None:
