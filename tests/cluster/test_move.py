@@ -316,7 +316,7 @@ def test_a_daemon_that_dies_in_a_move_leaves_everything_whole(
     gamma.wait_known(NAME)
     alpha.mount(NAME)
     fill(live(alpha, volume_id), 16)
-    start(gamma, gamma)
+    start(alpha, gamma)
     watch_transfers(alpha, gamma)
     killed = alpha if victim == "alpha" else gamma
     killed.kill()
