@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from backends.options import seconds
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import clock, files
@@ -176,6 +177,7 @@ class ClusterNode:
             find=find,
             records=partial(_records, catalogue),
             keeper=self.keeper,
+            replace_after_s=_replace_after_s(config),
         )
         witness = Witness(
             heads=ownership.heads,
@@ -249,6 +251,11 @@ def _failsafe(
     # Between the last keepalive that should have come and the deadline.
     ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+
+
+def _replace_after_s(config: Config) -> float | None:
+    after = config.cluster.replace_after
+    return None if after is None else seconds(after)
 
 
 def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:

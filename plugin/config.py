@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from backends.options import NODE_NAME
+from backends.options import NODE_NAME, duration
 from backends.registry import KINDS
 from plugin.errors import ConfigError
 from plugin.limits import DISUSE_GRACE_S, LONG_DEADLINE_S
@@ -51,7 +51,8 @@ class ClusterConfig:
     The section [cluster]; without endpoints of etcd the node is alone.
 
     ``peer_address`` is what peers are told, "" for what is found; ``failsafe`` lets
-    an owner go on while etcd is away, as long as all members agree.
+    an owner go on while etcd is away, as long as all members agree; ``replace_after``
+    is when a silent node's copies are made elsewhere, None is never.
     """
 
     etcd: tuple[str, ...] = ()
@@ -67,6 +68,7 @@ class ClusterConfig:
     lease_ttl_s: float = 15.0
     freeze_max_s: float = 60.0
     failsafe: bool = True
+    replace_after: str | None = "1800s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,7 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "lease_ttl_s": LeaseTtl,
     "freeze_max_s": FreezeMax,
     "failsafe": bool,
+    "replace_after": str,
 }
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")
 _CLUSTER_PATHS: Final = (
@@ -249,12 +252,25 @@ def _check_cluster(values: dict[str, Any], faults: list[str]) -> None:
         faults.append("etcd_certificate_file and etcd_key_file belong together")
     if values.get("etcd_user") and "etcd_password_file" not in values:
         faults.append("etcd_user needs an etcd_password_file")
+    _read_replace_after(values, faults)
     address = values.get("peer_address", "")
     try:
         if address:
             ipaddress.ip_address(address)
     except ValueError:
         faults.append(f"peer_address: '{address}' is not an IP address")
+
+
+def _read_replace_after(values: dict[str, Any], faults: list[str]) -> None:
+    """Give the time until a node's copies are replaced its canonical form."""
+    text = values.get("replace_after", "30m").strip()
+    try:
+        values["replace_after"] = None if text in ("0", "never") else duration(text)
+    except ValueError:
+        faults.append(
+            "replace_after: must be a duration such as 30m or 2h, or never, not "
+            f"'{text[:64]}'"
+        )
 
 
 def _check_together(values: dict[str, Any], faults: list[str]) -> None:

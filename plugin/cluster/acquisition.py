@@ -75,6 +75,10 @@ class Replication(Protocol):
         """Raise PeerRefusedError while another owner relies on our word to wait."""
         ...
 
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Let this node's copy go, which is no member's, if nothing is lost with it."""
+        ...
+
 
 class Alone:
     """A node without others; see `Replication`."""
@@ -96,6 +100,9 @@ class Alone:
 
     def require_free(self, record: VolumeRecord) -> None:
         """Do nothing: there is no other owner."""
+
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Do nothing: this node is the only member."""
 
 
 class Acquisition(OwnershipViews):

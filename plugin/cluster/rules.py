@@ -44,6 +44,7 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
     Return the head with *node* recovering the next epoch.
 
     *locked_by* holds the lock, or ""; a node takes over from its own earlier process.
+    It becomes a member as it begins: until then, its copy may be an old one.
 
     Raises:
         RefusedError: locked, removing.
@@ -53,14 +54,8 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
         raise RefusedError("locked", node=locked_by)
     if head.phase == "removing":
         raise RefusedError("removing")
-    members = head.members if node in head.members else (*head.members, node)
     return msgspec.structs.replace(
-        head,
-        epoch=head.epoch + 1,
-        owner=node,
-        boot_id=boot_id,
-        phase="recovering",
-        members=members,
+        head, epoch=head.epoch + 1, owner=node, boot_id=boot_id, phase="recovering"
     )
 
 
@@ -85,6 +80,8 @@ def choose(
 
     A volume that may have been written to never begins empty, whatever is accepted:
     each former owner must have said that its copy is empty, and nobody have others.
+    The new owner, if it is no member, has a vote only with what is committed: what it
+    kept when it was one may be of long ago.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.
@@ -94,6 +91,7 @@ def choose(
         node: commit
         for node, commit in votes.items()
         if lineage.contains(commit, at=head.epoch - 1)
+        and (node in head.members or commit == EMPTY or commit >= head.committed)
     }
     if not offered:
         raise RefusedError("no-copy", commit=head.committed)
@@ -113,8 +111,13 @@ def choose(
 
 def begin(head: Head, choice: Choice) -> Head:
     """Return the head as its recovering owner begins the epoch with *choice*."""
+    owner = () if head.owner in head.members else (head.owner,)
     return msgspec.structs.replace(
-        head, phase="owned", committed=choice.base, holders=choice.holders
+        head,
+        phase="owned",
+        committed=choice.base,
+        holders=choice.holders,
+        members=(*head.members, *owner),
     )
 
 
@@ -153,35 +156,66 @@ def publish(
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     if commit < head.committed:
         return head
-    return msgspec.structs.replace(head, committed=commit, holders=holders)
+    return msgspec.structs.replace(
+        head, committed=commit, holders=_members(head, holders)
+    )
 
 
 def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -> Head:
     """
     Return the head after *holders*, too, have *commit*, the last owner's last one.
 
+    *node* has sent it: the last owner or, as that one may be gone, another holder.
+
     Raises:
         RefusedError: not-owner: somebody has come, or the head names another commit.
 
     """
-    if head.owner != node or head.phase != "idle" or head.committed != commit:
+    if not (head.released and node in head.holders) or head.committed != commit:
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     known = tuple(sorted({*head.holders, *holders}))
-    return msgspec.structs.replace(head, holders=known)
+    return msgspec.structs.replace(head, holders=_members(head, known))
 
 
 def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head:
     """
-    Return the head after its owner has made *members* keep copies as well.
+    Return the head after *members* are to keep copies as well.
+
+    The owner decides; once it has released the volume, any node may.
 
     Raises:
         RefusedError: not-owner.
 
     """
-    if head.epoch != epoch or head.owner != node or head.phase != "owned":
+    if head.epoch != epoch or not (_owns(head, node) or head.released):
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     new = tuple(each for each in members if each not in head.members)
     return msgspec.structs.replace(head, members=(*head.members, *new))
+
+
+def leave(
+    head: Head, *, node: str, epoch: int, members: tuple[str, ...], keep: int = 1
+) -> Head:
+    """
+    Return the head after *members* are to keep no copies any more.
+
+    At least *keep* others must hold what is committed. Who may have something newer
+    is not let go: the owner, and anybody after an owner that has not released it.
+
+    Raises:
+        RefusedError: not-owner; locked: one of them is the owner; last-copy.
+
+    """
+    if head.epoch != epoch or not (_owns(head, node) or head.released):
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    if head.phase == "owned" and head.owner in members:
+        raise RefusedError("locked", node=head.owner)
+    holders = tuple(each for each in head.holders if each not in members)
+    if head.committed == EMPTY or len(holders) < max(1, keep):
+        alone = next(iter(holders or head.holders), head.owner)
+        raise RefusedError("last-copy", node=alone, commit=head.committed)
+    rest = tuple(each for each in head.members if each not in members)
+    return msgspec.structs.replace(head, members=rest, holders=holders)
 
 
 def release(
@@ -231,6 +265,15 @@ def remove(head: Head, *, locked_by: str) -> Head:
 def keep(head: Head) -> Head:
     """Return the head of a volume whose removal was refused: it can be acquired."""
     return msgspec.structs.replace(head, phase="idle")
+
+
+def _owns(head: Head, node: str) -> bool:
+    return head.owner == node and head.phase == "owned"
+
+
+def _members(head: Head, nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of *nodes* on whose copies may be relied: members keep theirs."""
+    return tuple(each for each in nodes if each in head.members)
 
 
 # The replica
@@ -340,4 +383,14 @@ def receive(
         taken,
         keep_live=replica.live_epoch > 0,
         keep_commit=not lineage.contains(replica.commit, at=commit.epoch),
+    )
+
+
+def superseded(replica: Replica, head: Head, lineage: Lineage) -> bool:
+    """Return whether members hold all that the copy of no member has."""
+    if replica.live_epoch:
+        return False
+    return replica.commit == EMPTY or (
+        replica.commit <= head.committed
+        and lineage.contains(replica.commit, at=head.epoch)
     )

@@ -22,6 +22,7 @@ Reason = Literal[
     "no-copy",
     "would-begin-empty",
     "newer-elsewhere",
+    "last-copy",
 ]
 
 
@@ -46,7 +47,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     What the store says of a volume, under ``v/<id>/head``.
 
     ``committed`` is the newest commit known to be kept, by ``holders``; ``owner`` with
-    ``boot_id`` is who owns it, or was the last to.
+    ``boot_id`` is who owns it, or was the last to; ``members`` are to keep copies.
     """
 
     epoch: int = 0
@@ -56,6 +57,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     committed: Commit = EMPTY
     holders: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
+
+    @property
+    def released(self) -> bool:
+        """Whether its last owner has let it go orderly: nobody has anything newer."""
+        return self.phase == "idle" and self.committed.epoch == self.epoch
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):

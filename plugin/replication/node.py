@@ -16,6 +16,8 @@ from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
 from plugin.peers.sharing import SharedSsh
 from plugin.replication.copies import Copies
+from plugin.replication.departing import Departing
+from plugin.replication.placement import Placement
 from plugin.replication.pulling import Handing, Pulling
 from plugin.replication.receiving import Receiving
 from plugin.replication.sending import Sending
@@ -37,6 +39,7 @@ class ReplicationNode:
         find: Callable[[str], VolumeRecord | None],
         records: Callable[[], Sequence[VolumeRecord]],
         keeper: Keeper,
+        replace_after_s: float | None,
     ) -> None:
         """Build the parts, and let *ownership* know of them."""
         ownership.replication = self
@@ -60,7 +63,9 @@ class ReplicationNode:
             Sending(peers, transfer),
             held=keeper.held,
             records=records,
+            placement=Placement(ownership, find=find, replace_after_s=replace_after_s),
         )
+        self._departing = Departing(ownership, self._copies, self.receiving)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what other nodes may ask."""
@@ -104,6 +109,10 @@ class ReplicationNode:
     def require_free(self, record: VolumeRecord) -> None:
         """Raise PeerRefusedError while an owner may rely on our word to wait."""
         self._holds.require_free(record.id)
+
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Let the copy of no member go; see `Departing.depart`."""
+        self._departing.depart(record, deadline)
 
     def _by_id(self, volume_id: str) -> VolumeRecord | None:
         for record in self._records():

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -72,6 +73,7 @@ class Receiving:
         self._by_id = by_id
         self._stop_writers = stop_writers
         self._expected: dict[str, str] = {}
+        self._departing: set[str] = set()
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
@@ -80,6 +82,19 @@ class Receiving:
     def expect_nothing(self, volume_id: str) -> None:
         """End what `expect` allowed."""
         self._expected.pop(volume_id, None)
+
+    @contextmanager
+    def departing(self, volume_id: str) -> Iterator[None]:
+        """
+        Tell nobody meanwhile what this node's copy has, for it may go.
+
+        Whoever was told before had made this node a member, and the store says so.
+        """
+        self._departing.add(volume_id)
+        try:
+            yield
+        finally:
+            self._departing.discard(volume_id)
 
     def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
         """
@@ -124,6 +139,8 @@ class Receiving:
         """Answer which commit this node's copy is at: zeros if it has none."""
         del node_id
         request = _converted(message, StandRequest)
+        if request.volume in self._departing:
+            raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
         replica = self._copies.replicas.read(request.volume, initial=EMPTY)
         commit = EMPTY if replica is None or replica.live_epoch else replica.commit
         return {"commit": [commit.epoch, commit.seq]}
@@ -235,7 +252,7 @@ class Receiving:
         if not self._may_send(head, node_id, volume, epoch):
             self._heads.refresh(_REFRESH_DEADLINE_S)
             head = self._heads.read(volume).head
-        if head is None or self._node_id not in head.members:
+        if head is None or self._node_id not in (*head.members, head.owner):
             raise PeerRefusedError(f"not-a-member: volume {volume} has no copy here")
         if not self._may_send(head, node_id, volume, epoch):
             raise PeerRefusedError(
@@ -252,12 +269,11 @@ class Receiving:
         if self._expected.get(volume) == node_id:
             recovering = head.owner == self._node_id and head.phase == "recovering"
             return recovering and epoch < head.epoch
-        # The last owner of a volume that is let go may still have to spread its commit.
-        return (
-            self._node_id in head.members
-            and (head.owner, head.epoch) == (node_id, epoch)
-            and head.phase in ("owned", "idle")
-        )
+        if self._node_id not in head.members or head.epoch != epoch:
+            return False
+        # What was released a holder may still have to bring to others.
+        owns = head.owner == node_id and head.phase == "owned"
+        return owns or (head.released and node_id in head.holders)
 
 
 def pair(commit: Commit) -> tuple[int, int]:

@@ -57,9 +57,10 @@ class Syncing:
         *,
         held: Callable[[], Sequence[tuple[VolumeRecord, int]]],
         records: Callable[[], Sequence[VolumeRecord]],
+        placement: Placement,
     ) -> None:
         self._ownership = ownership
-        self._placement = Placement(ownership)
+        self._placement = placement
         self._copies = copies
         self._sending = sending
         self._held = held
@@ -133,6 +134,7 @@ class Syncing:
         if monotonic_s() < self._idle_due_s:
             return
         self._idle_due_s = monotonic_s() + _IDLE_INTERVAL_S
+        self._placement.look()
         for record in self._records():
             if self._is_behind(record):
                 self._begin(record, _IDLE_INTERVAL_S, partial(self._follow, record))
@@ -264,40 +266,38 @@ class Syncing:
         )
 
     def _is_behind(self, record: VolumeRecord) -> bool:
-        """Return whether members lack what this node was the last to own."""
+        """Return whether members lack what was released, and we are to bring it."""
         head = self._ownership.heads.read(record.id).head
         return (
             head is not None
-            and head.owner == self._ownership.node_id
-            and head.phase == "idle"
-            and self._ownership.node_id in head.holders
-            and bool(set(head.members) - set(head.holders))
             and not self._ownership.is_shared(record)
+            and self._placement.lacks(record, head)
         )
 
     def _follow(self, record: VolumeRecord) -> None:
         """Bring the last commit to the members that lack it."""
-        standing = self._ownership.heads.read(record.id)
-        head = standing.head
+        head = self._ownership.heads.read(record.id).head
         if head is None or not self._is_behind(record):
             return
+        head = self._placement.members(record, head.epoch) or head
         lacking = sorted(
             each
             for each in set(head.members) - set(head.holders)
             if self._placement.lives(each)
         )
-        if not lacking:
+        if not lacking or not head.released:
             return
         deadline = Deadline(_ROUND_DEADLINE_S)
         with self._copies.using(record, deadline) as journal:
-            if not self._is_sealed(record, head.committed):
+            # Only the owner may still have to record what its commit is to be.
+            known = journal.commit() == pair(head.committed)
+            is_owner = head.owner == self._ownership.node_id
+            if not self._is_sealed(record, head.committed) or not (known or is_owner):
                 return
             holders: set[str] = set()
             self._spread(record, journal, head.committed, lacking, holders)
-        if not holders:
-            return
         standing = self._ownership.heads.read(record.id)
-        if standing.head is None:
+        if not holders or standing.head is None:
             return
         try:
             spread = rules.spread(

@@ -93,6 +93,23 @@ def _resume_whatever_happened(head: Head, *, node: str, epoch: int, **_: Any) ->
     return replace(head, owner=node, epoch=epoch, phase="owned")
 
 
+def _anybody_leaves(head: Head, *, members: tuple[str, ...], **_: Any) -> Head:
+    rest = tuple(each for each in head.members if each not in members)
+    return replace(head, members=rest)
+
+
+def _anybody_holds(head: Head, *, holders: tuple[str, ...], **rest: Any) -> Head:
+    return replace(rules.publish(head, holders=holders, **rest), holders=holders)
+
+
+def _whoever_left_votes(head: Head, *arguments: Any, **rest: Any) -> Choice:
+    return rules.choose(replace(head, members=tuple("abc")), *arguments, **rest)
+
+
+def _everything_is_superseded(*_: Any) -> bool:
+    return True
+
+
 def _with(**functions: Any) -> SimpleNamespace:
     """Return mutated rules, in which `release` and `seal` use mutated helpers too."""
     made = mutant(**functions)
@@ -124,4 +141,13 @@ MUTANTS = {
     "an owner does not raise the epoch": _with(acquire=_acquire_in_the_same_epoch),
     "a removed volume is acquired": _with(acquire=_acquire_a_removed_volume),
     "an owner resumes whatever has happened": _with(resume=_resume_whatever_happened),
+}
+# Of who keeps copies; looked for in scopes in which members come and go.
+MEMBERS_MUTANTS = {
+    "the last holder leaves": _with(leave=_anybody_leaves),
+    "who is no member counts as a holder": _with(publish=_anybody_holds),
+    "who has left votes with an old copy": _with(choose=_whoever_left_votes),
+    "a copy that nobody else has is thrown away": _with(
+        superseded=_everything_is_superseded
+    ),
 }

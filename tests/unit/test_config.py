@@ -53,6 +53,7 @@ def test_the_defaults_are_those_that_everything_relies_on(tmp_path: Path) -> Non
             lease_ttl_s=15.0,
             freeze_max_s=60.0,
             failsafe=True,
+            replace_after="1800s",
         ),
     )
     assert Path("/etc/remora/remora.toml") == DEFAULT_PATH
@@ -99,6 +100,7 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
         "lease_ttl_s": ("30", "30"),
         "freeze_max_s": ("5", "5"),
         "failsafe": ("false", "false"),
+        "replace_after": ("2h", '"2h"'),
     }
     both = {**daemon, **cluster}
     environment = {f"REMORA_{key.upper()}": both[key][0] for key in both}
@@ -123,6 +125,7 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
     [
         ('etcd = ["10.0.0.1:2379"]', "etcd: '10.0.0.1:2379' must be http://"),
         ('etcd = "http://a:1"', "[cluster] etcd: "),
+        ('replace_after = "soon"', "replace_after: must be a duration such as 30m"),
         ('etcd_prefix = "remora"', "etcd_prefix: must begin and end"),
         ('node_name = "a b"', "node_name: 'a b' is not a node's name"),
         ('etcd_key_file = "/k"', "belong together"),
