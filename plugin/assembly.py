@@ -45,6 +45,7 @@ from plugin.peers.keys import NodeKeys, ensure_keys
 from plugin.peers.server import PeerServer
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
+from plugin.replicas import ReplicaService
 from plugin.replication.node import ReplicationNode
 from plugin.sockets import bind_socket, remove_socket
 from plugin.store.base import Store
@@ -158,6 +159,7 @@ class ClusterNode:
         catalogue: Catalogue,
     ) -> None:
         self._peers = peers
+        self.replicas = ReplicaService(catalogue, ownership, peers)
         holds = Holds()
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = Keeper(
@@ -233,6 +235,7 @@ class ClusterNode:
                 "hello": hello,
                 "promise": witness.promise,
                 "hold": failsafe.agree,
+                "replica": self.replicas.asked,
                 **self._replication.handlers(),
             },
             receiver=self._replication.receiving,

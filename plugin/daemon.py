@@ -44,6 +44,7 @@ from plugin.peers.channel import Peers
 from plugin.propagation import Propagation
 from plugin.protocol.http import create_app as create_plugin_app
 from plugin.reconciler import Reconciler
+from plugin.replicas import ReplicaService
 from plugin.server import Server
 from plugin.service import VolumeService
 from plugin.sockets import bind_socket, inherited_socket, remove_socket
@@ -225,6 +226,9 @@ class Daemon:
             settings=foundation.settings,
             mirror=foundation.mirror,
             faults=self._cluster.faults if self._cluster else list,
+            replicas=self._cluster.replicas
+            if self._cluster
+            else ReplicaService(self._service.catalogue, self._service.ownership, None),
         )
 
     def _bind(self, path: Path) -> socket.socket:

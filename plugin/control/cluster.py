@@ -10,6 +10,7 @@ from flask import Flask, Response
 
 from plugin.cluster.endpoints import look
 from plugin.cluster.membership import Membership
+from plugin.replicas import ReplicaService
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.mirror import MirrorStore
 
@@ -27,6 +28,7 @@ class ClusterView:
     settings: EtcdSettings | None
     mirror: MirrorStore | None
     faults: Callable[[], list[str]]
+    replicas: ReplicaService
 
     def all_faults(self) -> list[str]:
         """Return what is wrong, one line each."""

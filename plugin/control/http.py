@@ -20,6 +20,7 @@ from plugin.adoption import adopt
 from plugin.calls import caller_gone, observe_calls
 from plugin.control.cluster import ClusterView, add_cluster
 from plugin.control.nodes import add_nodes, node_status
+from plugin.control.replicas import add_replicas
 from plugin.importing import import_directory
 from plugin.metrics import Metrics
 from plugin.reconciler import Reconciler
@@ -124,6 +125,7 @@ def create_app(
     _add_snapshots(app, SnapshotService(service))
     add_nodes(app, cluster.membership)
     add_cluster(app, cluster)
+    add_replicas(app, cluster.replicas)
     return app
 
 
