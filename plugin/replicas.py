@@ -208,7 +208,7 @@ class ReplicaService:
             if error.reason == "last-copy":
                 raise NotOwnerError(
                     f"the newest commit of '{record.name}' ({head.committed}) is on "
-                    f"{self._names(head.holders or (head.owner,))} only",
+                    f"{self._names(head.holders or head.members)} only",
                     hint="wait until another node has it, too: remora replica ls "
                     f"{record.name}",
                 ) from None

@@ -98,7 +98,8 @@ def test_a_dead_member_is_replaced_and_its_copy_goes_when_it_is_back(
     wait_members(records, volume_id, alpha, other)
     alpha.unmount(NAME)
     # Without a copy it is a node like any other, which fetches what it needs.
-    assert shape(member.mount_at_last(NAME)) == shape(live(alpha, volume_id))
+    member.mount_at_last(NAME)
+    assert shape(live(member, volume_id)) == shape(live(alpha, volume_id))
 
 
 def test_of_an_idle_volume_copies_are_replaced_though_its_last_owner_is_dead(
@@ -188,6 +189,7 @@ def test_what_a_dead_owner_alone_has_stays_where_it_is(
     wait_members(records, volume_id, member, other)
     alpha.start()
     alpha.wait_member()
+    alpha.unmount(NAME)
     wait_until(
         lambda: alpha.logged("a copy stays though this node is no member"),
         "the reason is logged",
