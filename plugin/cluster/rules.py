@@ -388,9 +388,11 @@ def receive(
 
 def superseded(replica: Replica, head: Head, lineage: Lineage) -> bool:
     """Return whether members hold all that the copy of no member has."""
-    if replica.live_epoch:
-        return False
-    return replica.commit == EMPTY or (
-        replica.commit <= head.committed
-        and lineage.contains(replica.commit, at=head.epoch)
-    )
+    known = replica.commit == EMPTY or replica.commit <= head.committed
+    return known and not diverged(replica, head, lineage)
+
+
+def diverged(replica: Replica, head: Head, lineage: Lineage) -> bool:
+    """Return whether a copy of no member has what no owner has gone on from."""
+    grown = lineage.contains(replica.commit, at=head.epoch)
+    return replica.live_epoch > 0 or not (grown or replica.commit == EMPTY)

@@ -1,6 +1,8 @@
 """
 The copy of a node that is no member any more: it goes, if nothing is lost with it.
 
+What no member has, because this node was cut off or crashed as the owner, is set apart.
+
 Whoever is asked by an owner where its copy stands counts as a holder from then on. So
 the store is asked anew whether this node is a member while nobody is told.
 """
@@ -74,16 +76,11 @@ class Departing:
         replica = self._ownership.replica_of(record)
         if head is None or replica is None:
             raise BackendError("it is not known what the copy has")
-        if not rules.superseded(
-            replica, head, self._ownership.heads.lineage(record.id)
-        ):
-            at = "what was written last" if replica.live_epoch else replica.commit
-            raise BackendError(
-                f"no other node is known to have all of it ({at})",
-                hint=f"remora replica add {record.name} "
-                f"{self._ownership.membership.own.name} makes this node a member "
-                "again, and sets apart what only it has",
-            )
+        lineage = self._ownership.heads.lineage(record.id)
+        if rules.diverged(replica, head, lineage):
+            self._receiving.set_apart(record)
+        elif not rules.superseded(replica, head, lineage):
+            raise BackendError(f"commit {replica.commit} is not known to be kept yet")
         nodes = self._ownership.membership.nodes()
         if not any(each.alive and each.record.id in head.holders for each in nodes):
             raise BackendError("no node that has the newest commit is alive")

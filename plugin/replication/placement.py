@@ -80,6 +80,8 @@ def plan(
         for each in head.members
         if not (wanted.names and each in counted)
         and not (each == head.owner and head.phase != "idle")
+        # One that has just crashed may come back with what nobody else has.
+        and (each not in known or each in gone or known[each].alive)
     ]
     leaving: list[str] = []
     for each in sorted(spare, key=lambda node: _rank(known.get(node), head, gone)):
@@ -104,14 +106,12 @@ def _rank(node: NodeView | None, head: Head, gone: Collection[str]) -> tuple[int
     """Return how dear a member's copy is: who comes first leaves first."""
     if node is None or node.record.id in gone:
         return 0, 0
-    if not node.alive:
-        return 1, 0
     if node.record.drained:
-        return 2, 0
+        return 1, 0
     free = node.record.pool_available_bytes
     if node.record.id == head.owner:
-        return 5, free  # where the container ran last it may well start again
-    return (4 if node.record.id in head.holders else 3), free
+        return 4, free  # where the container ran last it may well start again
+    return (3 if node.record.id in head.holders else 2), free
 
 
 class Absences:
@@ -155,6 +155,17 @@ class Placement:
         self._ownership = ownership
         self._find = find
         self._absences = Absences(replace_after_s)
+        self._nodes: Sequence[NodeView] = ()
+        self._gone: frozenset[str] = frozenset()
+
+    def look(self) -> None:
+        """
+        Note which nodes there are, and who lives.
+
+        Called every few seconds, so that nobody is taken to be gone too soon.
+        """
+        self._nodes = self._ownership.membership.directory.nodes()
+        self._gone = self._absences.gone(self._nodes)
 
     def members(self, record: VolumeRecord, epoch: int) -> Head | None:
         """
@@ -185,29 +196,27 @@ class Placement:
         return changed
 
     def lacks(self, record: VolumeRecord, head: Head) -> bool:
-        """Return whether a released volume has something to do, and we are to do it."""
-        if not self._is_ours_to_tend(head):
+        """
+        Return whether a released volume's copies are this node's to bring in step.
+
+        That is the last owner's task or, when it is gone, that of another holder. It
+        is asked of every volume, so it goes by what `look` has seen.
+        """
+        if not head.released or self._ownership.node_id not in head.holders:
             return False
-        planned = self._plan(record, head)
-        behind = {*head.members} - {*head.holders}
+        living = {each.record.id for each in self._nodes if each.alive}
+        able = living.intersection(head.holders)
+        first = head.owner if head.owner in able else min(able, default="")
+        if first != self._ownership.node_id:
+            return False
+        planned = plan(self._nodes, head, Wanted.of(record), self._gone)
+        behind = living.intersection(head.members) - {*head.holders}
         return bool(behind or planned.join or planned.leave)
 
     def lives(self, node_id: str) -> bool:
         """Return whether the node's daemon runs, as far as is known."""
         nodes = self._ownership.membership.directory.nodes()
         return any(each.record.id == node_id and each.alive for each in nodes)
-
-    def look(self) -> None:
-        """Note who lives; called often enough, nobody is taken to be gone too soon."""
-        self._absences.gone(self._ownership.membership.directory.nodes())
-
-    def _is_ours_to_tend(self, head: Head) -> bool:
-        """Return whether the last owner is this node or, that one gone, its deputy."""
-        if not head.released or self._ownership.node_id not in head.holders:
-            return False
-        living = [each for each in head.holders if self.lives(each)]
-        first = head.owner if head.owner in living else min(living, default="")
-        return first == self._ownership.node_id
 
     def _plan(self, record: VolumeRecord, head: Head) -> Plan:
         nodes = self._ownership.membership.directory.nodes()

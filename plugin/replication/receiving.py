@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -223,6 +223,15 @@ class Receiving:
                 raise PeerRefusedError("the copy has changed meanwhile")
             journal.mark(delta)
             self._copies.replicas.write(record.id, kept.replica)
+
+    def set_apart(self, record: VolumeRecord) -> None:
+        """Set this copy's bytes apart; nobody uses it, or writes to it."""
+        home = self._copies.home(record)
+        if home is None:
+            raise BackendError(f"there is no copy of '{record.name}' here")
+        with closing(Journal(home, record.id)) as journal:
+            journal.apply()
+            self._keep_apart(record, journal, self._replica(record))
 
     def _keep_apart(
         self, record: VolumeRecord, journal: Journal, replica: Replica

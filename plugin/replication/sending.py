@@ -80,7 +80,9 @@ class Sending:
         stands = self._stands(record, node_ids)
         commit = advance(False)
         sent = False
-        for base, group in _plan(journal, lineage, stands, commit).items():
+        planned = _plan(journal, lineage, stands, commit)
+        # Those who have it first: nobody knows for how long.
+        for base, group in sorted(planned.items(), key=lambda each: each[0] != commit):
             if base == commit:
                 yield Report(commit, set(group))
                 continue

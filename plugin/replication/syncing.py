@@ -279,7 +279,9 @@ class Syncing:
         head = self._ownership.heads.read(record.id).head
         if head is None or not self._is_behind(record):
             return
-        head = self._placement.members(record, head.epoch) or head
+        self._placement.members(record, head.epoch)
+        begun = self._ownership.heads.read(record.id)
+        head = begun.head or head
         lacking = sorted(
             each
             for each in set(head.members) - set(head.holders)
@@ -299,6 +301,8 @@ class Syncing:
         standing = self._ownership.heads.read(record.id)
         if not holders or standing.head is None:
             return
+        if standing.head_revision != begun.head_revision:
+            return  # who took it may have ceased to be a member meanwhile
         try:
             spread = rules.spread(
                 standing.head,

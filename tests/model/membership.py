@@ -7,7 +7,9 @@ others in step.
 
 from __future__ import annotations
 
-from plugin.cluster.state import RefusedError, Replica
+from msgspec.structs import replace
+
+from plugin.cluster.state import EMPTY, RefusedError, Replica
 
 from .world import NOTHING, Node, Scope, Steps, World, changed, name
 
@@ -56,6 +58,24 @@ def _discard(world: World, scope: Scope, number: int, node: Node) -> Steps:
     if name(number) in world.head.members or node.role != "-" or node.kept:
         return
     if node.replica == Replica():
+        return
+    if scope.rules.diverged(node.replica, world.head, world.lineage):
+        kept = node.tree if node.live is None else node.live
+        empty = replace(node.replica, commit=EMPTY, live_epoch=0)
+        yield (
+            f"set apart {name(number)}",
+            world._replace(
+                nodes=changed(
+                    world,
+                    number,
+                    replica=empty,
+                    tree=NOTHING,
+                    live=None,
+                    kept=frozenset({kept}),
+                ),
+                lost=False,
+            ),
+        )
         return
     if not scope.rules.superseded(node.replica, world.head, world.lineage):
         return

@@ -110,6 +110,10 @@ def _everything_is_superseded(*_: Any) -> bool:
     return True
 
 
+def _nothing_has_diverged(*_: Any) -> bool:
+    return False
+
+
 def _with(**functions: Any) -> SimpleNamespace:
     """Return mutated rules, in which `release` and `seal` use mutated helpers too."""
     made = mutant(**functions)
@@ -148,6 +152,6 @@ MEMBERS_MUTANTS = {
     "who is no member counts as a holder": _with(publish=_anybody_holds),
     "who has left votes with an old copy": _with(choose=_whoever_left_votes),
     "a copy that nobody else has is thrown away": _with(
-        superseded=_everything_is_superseded
+        superseded=_everything_is_superseded, diverged=_nothing_has_diverged
     ),
 }

@@ -71,9 +71,10 @@ DEAD_A, DRAINED_A = node("a", alive=False), node("a", drained=True)
         ((A, B, C), head("abc", "ab"), TWO, "", "", "c"),
         ((A, B, C), head("abc", "abc"), TWO, "", "", "b"),
         ((A, B, C), head("abc", "a"), TWO, "", "", ""),
-        # A third node has mounted it; dead and drained ones go first.
+        # A third node has mounted it; gone and drained ones go first.
         ((A, B, C), head("abc", "abc", owner="b"), TWO, "", "", "a"),
-        ((DEAD_A, B, C), head("abc", "abc", owner="b"), TWO, "", "", "a"),
+        ((DEAD_A, B, C), head("abc", "abc", owner="b"), TWO, "", "", ""),
+        ((DEAD_A, B, C), head("abc", "abc", owner="b"), TWO, "a", "", "a"),
         ((A, B, node("c", drained=True)), head("abc", "abc"), TWO, "", "", "c"),
         ((A, B, node("c", 1), D), head("abcd", "abcd"), TWO, "", "", "cb"),
         # Nobody leaves while too few that live have the newest commit.

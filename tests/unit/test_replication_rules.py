@@ -90,21 +90,22 @@ def test_a_node_becomes_a_member_as_it_begins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("replica", "superseded"),
+    ("replica", "superseded", "diverged"),
     [
-        (Replica(commit=Commit(3, 4)), True),
-        (Replica(commit=Commit(2, 1)), True),
-        (Replica(), True),
-        (Replica(commit=Commit(3, 5)), False),
-        (Replica(commit=Commit(2, 2)), False),
-        (Replica(commit=Commit(2, 1), live_epoch=2), False),
+        (Replica(commit=Commit(3, 4)), True, False),
+        (Replica(commit=Commit(2, 1)), True, False),
+        (Replica(), True, False),
+        (Replica(commit=Commit(3, 5)), False, False),
+        (Replica(commit=Commit(2, 2)), False, True),
+        (Replica(commit=Commit(2, 1), live_epoch=2), False, True),
     ],
 )
 def test_a_copy_goes_only_if_members_have_all_of_it(
-    replica: Replica, superseded: bool
+    replica: Replica, superseded: bool, diverged: bool
 ) -> None:
     lineage = Lineage({3: Epoch(Commit(2, 1), "a")})
     assert rules.superseded(replica, IDLE, lineage) is superseded
+    assert rules.diverged(replica, IDLE, lineage) is diverged
 
 
 def test_of_a_released_volume_any_holder_brings_others_in_step() -> None:
