@@ -192,10 +192,9 @@ class ClusterNode:
         self._socket = run_directory / "peer.sock"
         self._server = self._peer_server(witness, failsafe)
         self._sshd = _sshd(config, keys)
-        authorization = Authorization(keys.host_key.parent, peer_socket=self._socket)
         self._roster = Roster(
             ownership.membership,
-            authorization=authorization,
+            authorization=Authorization(keys.host_key.parent, peer_socket=self._socket),
             peers=peers,
             server=self._server,
         )
