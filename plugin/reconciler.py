@@ -131,6 +131,8 @@ class Reconciler:
 
     def _departed(self) -> Iterable[VolumeRecord]:
         """Return the volumes of which this node has a copy and is no member."""
+        if self._service.ownership.membership.fault():
+            return []  # what the cluster says now would have to be waited for
         has_departed = self._service.ownership.has_departed
         return [each for each in self._service.catalogue.all() if has_departed(each)]
 
