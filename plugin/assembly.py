@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from backends.options import seconds
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import clock, files
@@ -45,6 +46,7 @@ from plugin.peers.keys import NodeKeys, ensure_keys
 from plugin.peers.server import PeerServer
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
+from plugin.replicas import ReplicaService
 from plugin.replication.node import ReplicationNode
 from plugin.sockets import bind_socket, remove_socket
 from plugin.store.base import Store
@@ -167,14 +169,10 @@ class ClusterNode:
         events: Events,
     ) -> None:
         self._peers = peers
+        self.replicas = ReplicaService(catalogue, ownership, peers)
         holds = Holds()
         failsafe = _failsafe(config, ownership, peers, holds)
-        self.keeper = Keeper(
-            ownership,
-            Guard(config.state_dir / "fencing"),
-            failsafe,
-            freeze_max_s=config.cluster.freeze_max_s,
-        )
+        self.keeper = _keeper(config, ownership, failsafe)
         find = partial(_record, catalogue)
         run_directory = config.control_socket.parent
         self.replication = ReplicationNode(
@@ -187,6 +185,7 @@ class ClusterNode:
             records=partial(_records, catalogue),
             keeper=self.keeper,
             nice=config.replication.nice,
+            replace_after_s=_replace_after_s(config),
         )
         witness = Witness(
             heads=ownership.heads,
@@ -199,10 +198,9 @@ class ClusterNode:
         self._socket = run_directory / "peer.sock"
         self._server = self._peer_server(witness, failsafe, events)
         self._sshd = _sshd(config, keys)
-        authorization = Authorization(keys.host_key.parent, peer_socket=self._socket)
         self._roster = Roster(
             ownership.membership,
-            authorization=authorization,
+            authorization=Authorization(keys.host_key.parent, peer_socket=self._socket),
             peers=peers,
             server=self._server,
         )
@@ -246,6 +244,7 @@ class ClusterNode:
                 "hold": failsafe.agree,
                 "events": events.answer,
                 **self.replication.handlers(),
+                "replica": self.replicas.asked,
             },
             receiver=self.replication.receiving,
         )
@@ -265,6 +264,15 @@ def _failsafe(
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
 
 
+def _keeper(config: Config, ownership: Ownership, failsafe: Failsafe) -> Keeper:
+    return Keeper(
+        ownership,
+        Guard(config.state_dir / "fencing"),
+        failsafe,
+        freeze_max_s=config.cluster.freeze_max_s,
+    )
+
+
 def _shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
     return SharedSsh(
         keys.host_key.parent,
@@ -272,6 +280,11 @@ def _shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
         bandwidth_limit_bytes=config.replication.bandwidth_limit_bytes,
         nice=config.replication.nice,
     )
+
+
+def _replace_after_s(config: Config) -> float | None:
+    after = config.cluster.replace_after
+    return None if after is None else seconds(after)
 
 
 def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from backends.options import NODE_NAME, size_bytes
+from backends.options import NODE_NAME, duration, size_bytes
 from backends.registry import KINDS
 from plugin.errors import ConfigError
 from plugin.limits import DISUSE_GRACE_S, LONG_DEADLINE_S
@@ -57,7 +57,8 @@ class ClusterConfig:
 
     ``peer_address`` is what peers are told, "" for what is found; a Mount waits up to
     ``mount_wait_s`` for the node that has the volume; ``failsafe`` lets an owner go on
-    while etcd is away, as long as all members agree.
+    while etcd is away, as long as all members agree; ``replace_after`` is when a silent
+    node's copies are made elsewhere, None is never.
     """
 
     etcd: tuple[str, ...] = ()
@@ -74,6 +75,7 @@ class ClusterConfig:
     freeze_max_s: float = 60.0
     mount_wait_s: float = 20.0
     failsafe: bool = True
+    replace_after: str | None = "1800s"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "freeze_max_s": FreezeMax,
     "mount_wait_s": MountWait,
     "failsafe": bool,
+    "replace_after": str,
 }
 _REPLICATION_TYPES: Final[Mapping[str, Any]] = {"bandwidth_limit": str, "nice": Nice}
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")
@@ -279,6 +282,7 @@ def _check_cluster(values: dict[str, Any], faults: list[str]) -> None:
         faults.append("etcd_certificate_file and etcd_key_file belong together")
     if values.get("etcd_user") and "etcd_password_file" not in values:
         faults.append("etcd_user needs an etcd_password_file")
+    _read_replace_after(values, faults)
     address = values.get("peer_address", "")
     try:
         if address:
@@ -303,6 +307,18 @@ def _read_limit(values: dict[str, Any], faults: list[str]) -> None:
         f"bandwidth_limit: '{text[:64]}' must be a size from 64KiB to 1TiB, such as "
         "20MiB, that is sent in a second; or 0 for no limit"
     )
+
+
+def _read_replace_after(values: dict[str, Any], faults: list[str]) -> None:
+    """Give the time until a node's copies are replaced its canonical form."""
+    text = values.get("replace_after", "30m").strip()
+    try:
+        values["replace_after"] = None if text in ("0", "never") else duration(text)
+    except ValueError:
+        faults.append(
+            "replace_after: must be a duration such as 30m or 2h, or never, not "
+            f"'{text[:64]}'"
+        )
 
 
 def _check_together(values: dict[str, Any], faults: list[str]) -> None:

@@ -47,6 +47,7 @@ from plugin.propagation import Propagation
 from plugin.protocol.http import create_app as create_plugin_app
 from plugin.quarantine import QuarantineService
 from plugin.reconciler import Reconciler
+from plugin.replicas import ReplicaService
 from plugin.server import Server
 from plugin.service import VolumeService
 from plugin.sockets import bind_socket, inherited_socket, remove_socket
@@ -249,6 +250,9 @@ class Daemon:
             mirror=foundation.mirror,
             faults=self._cluster.faults if self._cluster else list,
             replication=self._cluster.replication if self._cluster else None,
+            replicas=self._cluster.replicas
+            if self._cluster
+            else ReplicaService(self._service.catalogue, self._service.ownership, None),
         )
 
     def _bind(self, path: Path) -> socket.socket:

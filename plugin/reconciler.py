@@ -5,8 +5,8 @@ What is done in the background, at start and every few seconds after.
 - creations that nobody was told of are rolled back, removals that were begun finished;
 - volumes that only inherited references hold are unmounted once proven unused;
 - mounts that no reference holds (their last unmount failed) are unmounted;
-- volumes that this node owns and does not use are released, copies of those that
-  other nodes have removed go;
+- volumes that this node owns and does not use are released; copies of those that
+  other nodes have removed go, and those of volumes that it is no member of any more;
 - the trash is emptied.
 
 Each volume is handled under its own lock and each failure is logged and left for the
@@ -67,6 +67,7 @@ class Reconciler:
             (self._unfinished, self._finish),
             (self._held_or_mounted, self._settle),
             (self._owned, self._let_go),
+            (self._departed, self._depart),
         ):
             for record in records():
                 if self._stopping.is_set():
@@ -134,6 +135,13 @@ class Reconciler:
             return []
         return [each for each in self._service.catalogue.all() if each.id in ids]
 
+    def _departed(self) -> Iterable[VolumeRecord]:
+        """Return the volumes of which this node has a copy and is no member."""
+        if self._service.ownership.membership.fault():
+            return []  # what the cluster says now would have to be waited for
+        has_departed = self._service.ownership.has_departed
+        return [each for each in self._service.catalogue.all() if has_departed(each)]
+
     def _attempt(
         self, record: VolumeRecord, action: Callable[[Stored, Deadline], None]
     ) -> bool:
@@ -170,11 +178,18 @@ class Reconciler:
     def _let_go(self, stored: Stored, deadline: Deadline) -> None:
         """Release a volume that nothing of this node uses: a crash has left it ours."""
         del deadline
-        record = stored.record
-        if mounted_at(self._service.target(record)) is None and not (
+        if self._is_idle(stored.record):
+            self._service.let_go(stored.record)
+
+    def _depart(self, stored: Stored, deadline: Deadline) -> None:
+        """Let the copy of a volume go that other nodes keep the copies of now."""
+        if self._is_idle(stored.record):
+            self._service.ownership.replication.depart(stored.record, deadline)
+
+    def _is_idle(self, record: VolumeRecord) -> bool:
+        return mounted_at(self._service.target(record)) is None and not (
             self._service.references.total(record.id)
-        ):
-            self._service.let_go(record)
+        )
 
     def _settle(self, stored: Stored, deadline: Deadline) -> None:
         self._service.settle(stored.record, deadline)

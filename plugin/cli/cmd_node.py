@@ -74,7 +74,8 @@ def drain(context: Context, name: str, as_json: bool) -> None:
     """
     Let node NAME take nothing new.
 
-    What it has and runs stays; volumes that become its own anew do not.
+    What it runs stays; volumes that become its own anew do not, and copies of volumes
+    move to other nodes.
     """
     _mark(context, name, "drain", as_json=as_json)
 

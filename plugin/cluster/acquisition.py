@@ -29,10 +29,10 @@ from plugin.cluster.membership import Membership
 from plugin.cluster.refusals import contended, elsewhere, explained
 from plugin.cluster.replicas import Replicas
 from plugin.cluster.replication import Alone, Replication
-from plugin.cluster.rules import Choice
 from plugin.cluster.standing import OwnershipViews
 from plugin.cluster.state import (
     EMPTY,
+    Choice,
     Commit,
     Head,
     Lineage,

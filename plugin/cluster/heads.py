@@ -20,8 +20,7 @@ import msgspec
 
 from backends.system import clock
 from plugin.cluster.conflicts import Conflicts
-from plugin.cluster.rules import Choice
-from plugin.cluster.state import EMPTY, Epoch, Head, Lineage
+from plugin.cluster.state import EMPTY, Choice, Epoch, Head, Lineage
 from plugin.errors import StoreError
 from plugin.store.base import (
     Change,

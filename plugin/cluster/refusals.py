@@ -41,6 +41,10 @@ def explained(
             f"commit {error.commit} of '{volume}' is on '{node}', which is silent",
             f"start '{node}'; failover=accept_loss would begin with an older commit",
         ),
+        "last-copy": (
+            f"too few others have commit {error.commit} of '{volume}'; '{node}' has it",
+            f"wait until another node has it, too: remora replica ls {volume}",
+        ),
     }
     cause, hint = causes[error.reason]
     transient = error.reason in ("locked", "not-owner", "writers-running")

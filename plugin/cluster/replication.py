@@ -6,8 +6,7 @@ from typing import Protocol
 
 from backends.system.clock import Deadline
 from plugin.cluster.refusals import elsewhere
-from plugin.cluster.rules import Choice
-from plugin.cluster.state import Commit
+from plugin.cluster.state import Choice, Commit
 from plugin.model import VolumeRecord
 
 
@@ -38,6 +37,10 @@ class Replication(Protocol):
         """Raise PeerRefusedError while another owner relies on our word to wait."""
         ...
 
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Let this node's copy go, which is no member's, if nothing is lost with it."""
+        ...
+
     def facts(self, record: VolumeRecord) -> dict[str, object]:
         """Return what is being carried of the volume, for people."""
         ...
@@ -63,6 +66,9 @@ class Alone:
 
     def require_free(self, record: VolumeRecord) -> None:
         """Do nothing: there is no other owner."""
+
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Do nothing: this node is the only member."""
 
     def facts(self, record: VolumeRecord) -> dict[str, object]:
         """Return nothing: nothing is carried."""

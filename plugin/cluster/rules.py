@@ -23,14 +23,15 @@ Source: docs/adr/0015-ownership.md.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
 from plugin.cluster.state import (
     EMPTY,
+    Choice,
     Commit,
     Head,
+    Kept,
     Lineage,
     Quality,
     RefusedError,
@@ -45,6 +46,7 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
     Return the head with *node* recovering the next epoch.
 
     *locked_by* holds the lock, or ""; a node takes over from its own earlier process.
+    It becomes a member as it begins: until then, its copy may be an old one.
 
     Raises:
         RefusedError: locked, removing.
@@ -54,24 +56,9 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
         raise RefusedError("locked", node=locked_by)
     if head.phase == "removing":
         raise RefusedError("removing")
-    members = head.members if node in head.members else (*head.members, node)
     return msgspec.structs.replace(
-        head,
-        epoch=head.epoch + 1,
-        owner=node,
-        boot_id=boot_id,
-        phase="recovering",
-        members=members,
+        head, epoch=head.epoch + 1, owner=node, boot_id=boot_id, phase="recovering"
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a new owner begins with; *lost* is the newer commit that nobody offered."""
-
-    base: Commit
-    holders: tuple[str, ...]
-    lost: Commit | None = None
 
 
 def choose(
@@ -86,6 +73,8 @@ def choose(
 
     A volume that may have been written to never begins empty, whatever is accepted:
     each former owner must have said that its copy is empty, and nobody have others.
+    The new owner, if it is no member, has a vote only with what is committed: what it
+    kept when it was one may be of long ago.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.
@@ -95,6 +84,7 @@ def choose(
         node: commit
         for node, commit in votes.items()
         if lineage.contains(commit, at=head.epoch - 1)
+        and (node in head.members or commit == EMPTY or commit >= head.committed)
     }
     if not offered:
         raise RefusedError("no-copy", commit=head.committed)
@@ -114,12 +104,14 @@ def choose(
 
 def begin(head: Head, choice: Choice) -> Head:
     """Return the head as its recovering owner begins the epoch with *choice*."""
+    owner = () if head.owner in head.members else (head.owner,)
     return msgspec.structs.replace(
         head,
         phase="owned",
         committed=choice.base,
         quality=head.quality if choice.base == head.committed else "",
         holders=choice.holders,
+        members=(*head.members, *owner),
         released_at="",
     )
 
@@ -165,10 +157,10 @@ def publish(
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     if commit < head.committed:
         return head
-    if commit == head.committed:
-        quality = head.quality  # it is what it was made as
+    quality = head.quality if commit == head.committed else quality
+    known = _members(head, holders)
     return msgspec.structs.replace(
-        head, committed=commit, quality=quality, holders=holders
+        head, committed=commit, quality=quality, holders=known
     )
 
 
@@ -176,32 +168,58 @@ def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -
     """
     Return the head after *holders*, too, have *commit*, the last owner's last one.
 
+    *node* has sent it: the last owner or, as that one may be gone, another holder.
+
     Raises:
         RefusedError: not-owner: somebody has come, or the head names another commit.
 
     """
-    if head.owner != node or head.phase != "idle" or head.committed != commit:
+    if not (head.released and node in head.holders) or head.committed != commit:
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     known = tuple(sorted({*head.holders, *holders}))
-    return msgspec.structs.replace(head, holders=known)
+    return msgspec.structs.replace(head, holders=_members(head, known))
 
 
 def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head:
     """
-    Return the head after its owner has made *members* keep copies as well.
+    Return the head after *members* are to keep copies as well.
 
-    The last owner of a volume that nobody owns may do so, too: it still brings them its
-    last commit. A new member has no more of a say than one that comes by acquiring.
+    The owner decides; once it has released the volume, any node may. A new member has
+    no more of a say than one that comes by acquiring.
 
     Raises:
         RefusedError: not-owner.
 
     """
-    ours = head.epoch == epoch and head.owner == node
-    if not ours or head.phase not in ("owned", "idle"):
+    if head.epoch != epoch or not (_owns(head, node) or head.released):
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     new = tuple(each for each in members if each not in head.members)
     return msgspec.structs.replace(head, members=(*head.members, *new))
+
+
+def leave(
+    head: Head, *, node: str, epoch: int, members: tuple[str, ...], keep: int = 1
+) -> Head:
+    """
+    Return the head after *members* are to keep no copies any more.
+
+    At least *keep* others must hold what is committed. Who may have something newer
+    is not let go: the owner, and anybody after an owner that has not released it.
+
+    Raises:
+        RefusedError: not-owner; locked: one of them is the owner; last-copy.
+
+    """
+    if head.epoch != epoch or not (_owns(head, node) or head.released):
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    if head.phase == "owned" and head.owner in members:
+        raise RefusedError("locked", node=head.owner)
+    holders = tuple(each for each in head.holders if each not in members)
+    if head.committed == EMPTY or len(holders) < max(1, keep):
+        alone = next(iter(holders or head.holders), head.owner)
+        raise RefusedError("last-copy", node=alone, commit=head.committed)
+    rest = tuple(each for each in head.members if each not in members)
+    return msgspec.structs.replace(head, members=rest, holders=holders)
 
 
 def release(
@@ -260,6 +278,15 @@ def keep(head: Head) -> Head:
     return msgspec.structs.replace(head, phase="idle")
 
 
+def _owns(head: Head, node: str) -> bool:
+    return head.owner == node and head.phase == "owned"
+
+
+def _members(head: Head, nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of *nodes* on whose copies may be relied: members keep theirs."""
+    return tuple(each for each in nodes if each in head.members)
+
+
 # The replica
 
 
@@ -295,15 +322,6 @@ def promise(replica: Replica, epoch: int, *, writers_stopped: bool) -> Replica:
         raise RefusedError("writers-running", epoch=replica.live_epoch)
     sealed = seal(replica) if replica.live_epoch < epoch else replica
     return msgspec.structs.replace(sealed, promised=epoch)
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A replica's next state, and which of its trees must be kept apart first."""
-
-    replica: Replica
-    keep_live: bool = False
-    keep_commit: bool = False
 
 
 def take_over(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
@@ -368,3 +386,15 @@ def receive(
         keep_live=replica.live_epoch > 0,
         keep_commit=not lineage.contains(replica.commit, at=commit.epoch),
     )
+
+
+def superseded(replica: Replica, head: Head, lineage: Lineage) -> bool:
+    """Return whether members hold all that the copy of no member has."""
+    known = replica.commit == EMPTY or replica.commit <= head.committed
+    return known and not diverged(replica, head, lineage)
+
+
+def diverged(replica: Replica, head: Head, lineage: Lineage) -> bool:
+    """Return whether a copy of no member has what no owner has gone on from."""
+    grown = lineage.contains(replica.commit, at=head.epoch)
+    return replica.live_epoch > 0 or not (grown or replica.commit == EMPTY)

@@ -81,6 +81,21 @@ class OwnershipViews:
         """Return whether the cluster has a node of that id, dead or alive."""
         return self.membership.directory.record(node_id) is not None
 
+    def has_departed(self, record: VolumeRecord) -> bool:
+        """
+        Return whether this node has a copy although it is no member.
+
+        A node that could not begin yet is to go on from what it has got.
+        """
+        head = self.heads.read(record.id).head
+        if self.membership.alone or head is None or self.is_shared(record):
+            return False
+        if self.node_id in head.members or head.phase not in ("owned", "idle"):
+            return False
+        if head.owner == self.node_id and not head.released:
+            return False
+        return self.backend_of(record).copy_directory(record.volume()) is not None
+
     def still_owner(self, record: VolumeRecord, epoch: int) -> bool:
         """Return whether nobody has come after this boot's *epoch*; a lock may lack."""
         head = self.heads.read(record.id).head

@@ -24,6 +24,7 @@ Reason = Literal[
     "no-copy",
     "would-begin-empty",
     "newer-elsewhere",
+    "last-copy",
 ]
 
 
@@ -48,7 +49,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     What the store says of a volume, under ``v/<id>/head``.
 
     ``committed`` is the newest commit known to be kept, by ``holders``; ``owner`` with
-    ``boot_id`` is who owns it, or was the last to. ``quality`` is that of
+    ``boot_id`` is who owns it, or was the last to; ``members`` are to keep copies.
+    ``quality`` is that of
     ``committed``, "" if nobody said. ``released_at``, for people: when the last epoch
     that was begun was released; "" if it was not.
     """
@@ -62,6 +64,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     holders: tuple[str, ...] = ()
     members: tuple[str, ...] = ()
     released_at: str = ""
+
+    @property
+    def released(self) -> bool:
+        """Whether its last owner has let it go orderly: nobody has anything newer."""
+        return self.phase == "idle" and self.committed.epoch == self.epoch
 
 
 class Replica(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,3 +144,21 @@ class Lineage:
     def after(self, epoch: int, base: Commit, owner: str) -> Lineage:
         """Return the lineage after *owner* has begun *epoch* with *base*."""
         return Lineage({**self.epochs, epoch: Epoch(base, owner)})
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a new owner begins with; *lost* is the newer commit that nobody offered."""
+
+    base: Commit
+    holders: tuple[str, ...]
+    lost: Commit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A replica's next state, and which of its trees must be kept apart first."""
+
+    replica: Replica
+    keep_live: bool = False
+    keep_commit: bool = False

@@ -18,17 +18,18 @@ _DEADLINE_S: Final = 30.0
 
 def bury_copies(ownership: Ownership, registry: Registry) -> None:
     """
-    Remove each copy that a tomb asks this node for, and say so in the tomb.
+    Remove each copy of a volume that has a tomb, and say so in the tomb.
 
     The tomb stays for good: a node that comes back after years must not bring the
     volume back.
     """
     for volume_id, tomb in ownership.heads.tombs().items():
-        if ownership.node_id not in tomb.pending:
-            continue
+        pending = ownership.node_id in tomb.pending
         try:
+            # A node that was no member any more may have a copy all the same.
             _remove_copy(ownership, registry, volume_id, tomb)
-            ownership.heads.acknowledge(volume_id, ownership.node_id)
+            if pending:
+                ownership.heads.acknowledge(volume_id, ownership.node_id)
         except RemoraError as error:
             log.warning(
                 "the copy of a removed volume stays: %s",
@@ -41,6 +42,8 @@ def _remove_copy(
     ownership: Ownership, registry: Registry, volume_id: str, tomb: Tomb
 ) -> None:
     backend = registry.get(tomb.backend)
+    if backend.traits.reachable_from_every_node:
+        return
     volume = Volume(id=volume_id, name=tomb.name, options={}, created_at="")
     if backend.copy_directory(volume) is not None:
         backend.remove(volume, deadline_s=_DEADLINE_S)

@@ -10,6 +10,7 @@ from flask import Flask, Response
 
 from plugin.cluster.endpoints import look
 from plugin.cluster.membership import Membership
+from plugin.replicas import ReplicaService
 from plugin.replication.node import ReplicationNode
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.mirror import MirrorStore
@@ -28,6 +29,7 @@ class ClusterView:
     settings: EtcdSettings | None
     mirror: MirrorStore | None
     faults: Callable[[], list[str]]
+    replicas: ReplicaService
     replication: ReplicationNode | None = None
 
     def all_faults(self) -> list[str]:

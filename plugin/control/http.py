@@ -23,6 +23,7 @@ from plugin.control.history import add_history
 from plugin.control.moves import add_moves
 from plugin.control.nodes import add_nodes, node_status
 from plugin.control.quarantine import add_quarantine
+from plugin.control.replicas import add_replicas
 from plugin.history import VolumeHistory
 from plugin.importing import import_directory
 from plugin.metrics import Metrics
@@ -140,6 +141,7 @@ def create_app(
     add_cluster(app, cluster)
     add_quarantine(app, quarantine)
     add_history(app, history)
+    add_replicas(app, cluster.replicas)
     return app
 
 

@@ -89,14 +89,7 @@ class Copies:
             BackendError: there is no copy, or it cannot be read.
 
         """
-        with self._guard:
-            lock = self._locks.setdefault(record.id, threading.Lock())
-        if not lock.acquire(timeout=max(0.0, deadline.remaining_s())):
-            raise VolumeBusyError(
-                f"the copy of '{record.name}' is being brought up to date",
-                hint="retry; it goes on meanwhile",
-            )
-        try:
+        with self.alone(record, deadline):
             home = self.home(record)
             if home is None:
                 raise BackendError(f"there is no copy of '{record.name}' here")
@@ -108,6 +101,25 @@ class Copies:
                 yield journal
             finally:
                 journal.close()
+
+    @contextmanager
+    def alone(self, record: VolumeRecord, deadline: Deadline) -> Iterator[None]:
+        """
+        Keep others from using the copy.
+
+        Raises:
+            VolumeBusyError: another use did not end before *deadline*.
+
+        """
+        with self._guard:
+            lock = self._locks.setdefault(record.id, threading.Lock())
+        if not lock.acquire(timeout=max(0.0, deadline.remaining_s())):
+            raise VolumeBusyError(
+                f"the copy of '{record.name}' is being brought up to date",
+                hint="retry; it goes on meanwhile",
+            )
+        try:
+            yield
         finally:
             lock.release()
 

@@ -318,8 +318,8 @@ class Moving:
     def _joined(self, record: VolumeRecord, node_id: str) -> Head:
         """Return the head, with *node_id* a member of the volume, which is ours."""
         head = self._ownership.heads.read(record.id).head
-        if head is not None and node_id not in head.members:
-            head = self._syncing.placement.join(record, head.epoch, (node_id,))
+        if head is not None:
+            head = self._syncing.placement.bind(record, head.epoch, node_id)
         if head is None or head.owner != self._ownership.node_id:
             owner = self._ownership.name_of(head.owner) if head else "nobody"
             raise NotOwnerError(f"'{record.name}' has gone to '{owner}' meanwhile")

@@ -10,15 +10,16 @@ from backends.system.clock import Deadline
 from plugin.cluster.failsafe import Holds
 from plugin.cluster.keeper import Keeper
 from plugin.cluster.ownership import Ownership
-from plugin.cluster.rules import Choice
-from plugin.cluster.state import Commit
+from plugin.cluster.state import Choice, Commit
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
 from plugin.peers.sharing import SharedSsh
 from plugin.replication import apart
 from plugin.replication.copies import Copies
+from plugin.replication.departing import Departing
 from plugin.replication.moving import Moving
+from plugin.replication.placement import Placement
 from plugin.replication.progress import Progress
 from plugin.replication.progress import Transfer as Progressing
 from plugin.replication.pulling import Handing, Pulling
@@ -44,6 +45,7 @@ class ReplicationNode:
         records: Callable[[], Sequence[VolumeRecord]],
         keeper: Keeper,
         nice: int,
+        replace_after_s: float | None,
     ) -> None:
         """Build the parts, and let *ownership* know of them."""
         ownership.replication = self
@@ -75,8 +77,10 @@ class ReplicationNode:
             Sending(peers, transfer),
             held=keeper.held,
             records=records,
+            placement=Placement(ownership, find=find, replace_after_s=replace_after_s),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
+        self._departing = Departing(ownership, self._copies, self.receiving)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what other nodes may ask."""
@@ -165,6 +169,10 @@ class ReplicationNode:
             "percent": transfer.percent(),
             "left_s": transfer.left_s(),
         }
+
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Let the copy of no member go; see `Departing.depart`."""
+        self._departing.depart(record, deadline)
 
     def _by_id(self, volume_id: str) -> VolumeRecord | None:
         for record in self._records():

@@ -1,11 +1,23 @@
-"""Which nodes keep copies of a volume: those named, or those with most free space."""
+"""
+Which nodes keep copies of a volume: those named, or as many as wanted, where is space.
+
+`plan` says who is to become a member, and who is not to be one any more; `Placement`
+writes it into the head. A new copy comes first: nobody leaves before enough others that
+live hold the newest commit.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
+from backends.system import clock
 from plugin.cluster import rules
+from plugin.cluster.nodes import NodeView
 from plugin.cluster.ownership import Ownership
 from plugin.cluster.state import Head, RefusedError
 from plugin.logs import fields
@@ -15,15 +27,159 @@ log = logging.getLogger(__name__)
 DEFAULT_REPLICAS: Final = 2
 
 
-class Placement:
-    """Decides for the volumes that this node owns."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How many copies a volume is to have, or the *names* of the nodes with one."""
 
-    def __init__(self, ownership: Ownership) -> None:
+    count: int
+    names: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, record: VolumeRecord) -> Wanted:
+        """Return what the options of *record* say."""
+        if named := record.options.get("members", ""):
+            names = frozenset(named.split(","))
+            return cls(len(names), names)
+        return cls(int(record.options.get("replicas", DEFAULT_REPLICAS)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The nodes that are to become members, and those that are to be none."""
+
+    join: tuple[str, ...] = ()
+    leave: tuple[str, ...] = ()
+    # How many others must hold the newest commit as they leave.
+    keep: int = 1
+
+
+def plan(
+    nodes: Sequence[NodeView],
+    head: Head,
+    wanted: Wanted,
+    gone: Collection[str],
+    *,
+    bound_for: str = "",
+) -> Plan:
+    """
+    Return what brings the members to what is *wanted*; pure.
+
+    *gone* are the nodes that have not lived for long enough to be replaced. A node
+    without a record is gone as well. Who is drained is replaced, too. The node that
+    the volume is *bound_for* keeps its copy, beside as many as are wanted.
+    """
+    known = {each.record.id: each for each in nodes}
+    if wanted.names:
+        counted = {each for each in known if known[each].record.name in wanted.names}
+        joining = tuple(each for each in known if each in counted - {*head.members})
+    else:
+        counted = {
+            each
+            for each in head.members
+            if each in known and each not in gone and not known[each].record.drained
+        }
+        lacking = max(0, wanted.count - len(counted - {bound_for}))
+        joining = _free(nodes, head)[:lacking]
+    counted.discard(bound_for)
+    steady = {each for each in head.holders if each in counted and known[each].alive}
+    spare = [
+        each
+        for each in head.members
+        if not (wanted.names and each in counted)
+        and not (each == head.owner and head.phase != "idle")
+        and each != bound_for
+        # One that has just crashed may come back with what nobody else has.
+        and (each not in known or each in gone or known[each].alive)
+    ]
+    leaving: list[str] = []
+    for each in sorted(spare, key=lambda node: _rank(known.get(node), head, gone)):
+        if len(steady - {each}) >= wanted.count:
+            steady.discard(each)
+            leaving.append(each)
+    return Plan(joining, tuple(leaving), wanted.count)
+
+
+def _free(nodes: Sequence[NodeView], head: Head) -> tuple[str, ...]:
+    """Return the nodes that could keep a copy more, those with most space first."""
+    found = [
+        each
+        for each in nodes
+        if each.alive and not each.record.drained and each.record.id not in head.members
+    ]
+    found.sort(key=lambda each: -each.record.pool_available_bytes)
+    return tuple(each.record.id for each in found)
+
+
+def _rank(node: NodeView | None, head: Head, gone: Collection[str]) -> tuple[int, int]:
+    """Return how dear a member's copy is: who comes first leaves first."""
+    if node is None or node.record.id in gone:
+        return 0, 0
+    if node.record.drained:
+        return 1, 0
+    free = node.record.pool_available_bytes
+    if node.record.id == head.owner:
+        return 4, free  # where the container ran last it may well start again
+    return (3 if node.record.id in head.holders else 2), free
+
+
+class Absences:
+    """
+    Since when nodes do not live, as far as this daemon has seen itself.
+
+    It measures on its own clock, so that a restart begins anew: a node is replaced
+    later then, never sooner. None as *after_s* is never.
+    """
+
+    def __init__(self, after_s: float | None) -> None:
+        self._after_s = after_s
+        self._since_s: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def gone(self, nodes: Sequence[NodeView]) -> frozenset[str]:
+        """Return those of *nodes* that have not lived for long enough."""
+        now_s = clock.boottime_s()
+        dead = {each.record.id for each in nodes if not each.alive}
+        with self._lock:
+            self._since_s = {each: self._since_s.get(each, now_s) for each in dead}
+            if self._after_s is None:
+                return frozenset()
+            return frozenset(
+                each
+                for each, since_s in self._since_s.items()
+                if now_s - since_s >= self._after_s
+            )
+
+
+class Placement:
+    """Decides for the volumes that this node owns, or is to look after."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        *,
+        find: Callable[[str], VolumeRecord | None],
+        replace_after_s: float | None,
+    ) -> None:
         self._ownership = ownership
+        self._find = find
+        self._absences = Absences(replace_after_s)
+        # Where volumes are to move; a daemon that starts anew knows no more of it.
+        self._bound_for: dict[str, str] = {}
+        self._nodes: Sequence[NodeView] = ()
+        self._gone: frozenset[str] = frozenset()
+
+    def look(self) -> None:
+        """
+        Note which nodes there are, and who lives.
+
+        Called every few seconds, so that nobody is taken to be gone too soon.
+        """
+        self._nodes = self._ownership.membership.directory.nodes()
+        self._gone = self._absences.gone(self._nodes)
 
     def members(self, record: VolumeRecord, epoch: int) -> Head | None:
         """
-        Return the head, with as many members as the volume is to have copies.
+        Return the head, with the members that the volume is to have now.
 
         Raises:
             StoreError: the cluster did not answer.
@@ -33,13 +189,25 @@ class Placement:
         head = standing.head
         if head is None:
             return None
-        return self.join(record, epoch, self._new(record, head))
+        planned = self._plan(record, head)
+        changed = self._step(head, planned, epoch)
+        if changed == head:
+            return head
+        if self._ownership.heads.change(standing, changed) is None:
+            return self._ownership.heads.read(record.id).head
+        log.info(
+            "members",
+            extra=fields(
+                volume=record.name,
+                joined=",".join(planned.join),
+                left=",".join({*head.members} - {*changed.members}),
+            ),
+        )
+        return changed
 
-    def join(
-        self, record: VolumeRecord, epoch: int, new: tuple[str, ...]
-    ) -> Head | None:
+    def bind(self, record: VolumeRecord, epoch: int, node_id: str) -> Head | None:
         """
-        Return the head, with the nodes *new* as members.
+        Return the head, with *node_id* as a member until it has come to own the volume.
 
         It is as it was if this node is not the owner of *epoch*, or the last one.
 
@@ -47,44 +215,74 @@ class Placement:
             StoreError: the cluster did not answer.
 
         """
+        self._bound_for[record.id] = node_id
         standing = self._ownership.heads.read(record.id)
         head = standing.head
-        if head is None or set(new) <= set(head.members):
+        if head is None or node_id in head.members:
             return head
-        try:
-            joined = rules.join(
-                head, node=self._ownership.node_id, epoch=epoch, members=new
-            )
-        except RefusedError:
-            return head
-        if self._ownership.heads.change(standing, joined) is None:
+        changed = self._step(head, Plan(join=(node_id,)), epoch)
+        if self._ownership.heads.change(standing, changed) is None:
             return self._ownership.heads.read(record.id).head
-        log.info("members", extra=fields(volume=record.name, nodes=",".join(new)))
-        return joined
+        return changed
 
-    def _new(self, record: VolumeRecord, head: Head) -> tuple[str, ...]:
-        nodes = self._ownership.membership.directory.nodes()
-        named = record.options.get("members", "")
-        if named:
-            wanted = named.split(",")
-            found = [each for each in nodes if each.record.name in wanted]
-        else:
-            count = int(record.options.get("replicas", DEFAULT_REPLICAS))
-            lacking = max(0, count - len(head.members))
-            free = [
-                each
-                for each in nodes
-                if each.alive
-                and not each.record.drained
-                and each.record.id not in head.members
-            ]
-            free.sort(key=lambda each: -each.record.pool_available_bytes)
-            found = free[:lacking]
-        return tuple(
-            each.record.id for each in found if each.record.id not in head.members
-        )
+    def lacks(self, record: VolumeRecord, head: Head) -> bool:
+        """
+        Return whether a released volume's copies are this node's to bring in step.
+
+        That is the last owner's task or, when it is gone, that of another holder. It
+        is asked of every volume, so it goes by what `look` has seen.
+        """
+        if not head.released or self._ownership.node_id not in head.holders:
+            return False
+        living = {each.record.id for each in self._nodes if each.alive}
+        able = living.intersection(head.holders)
+        first = head.owner if head.owner in able else min(able, default="")
+        if first != self._ownership.node_id:
+            return False
+        planned = self._planned(self._nodes, record, head, self._gone)
+        behind = living.intersection(head.members) - {*head.holders}
+        return bool(behind or planned.join or planned.leave)
 
     def lives(self, node_id: str) -> bool:
         """Return whether the node's daemon runs, as far as is known."""
         nodes = self._ownership.membership.directory.nodes()
         return any(each.record.id == node_id and each.alive for each in nodes)
+
+    def _plan(self, record: VolumeRecord, head: Head) -> Plan:
+        nodes = self._ownership.membership.directory.nodes()
+        # What is mounted has the record of the time of its Mount.
+        newest = self._find(record.name)
+        if newest is None or newest.id != record.id:
+            newest = record
+        return self._planned(nodes, newest, head, self._absences.gone(nodes))
+
+    def _planned(
+        self,
+        nodes: Sequence[NodeView],
+        record: VolumeRecord,
+        head: Head,
+        gone: Collection[str],
+    ) -> Plan:
+        if self._bound_for.get(record.id) == head.owner:
+            del self._bound_for[record.id]  # it has arrived
+        bound_for = self._bound_for.get(record.id, "")
+        return plan(nodes, head, Wanted.of(record), gone, bound_for=bound_for)
+
+    def _step(self, head: Head, planned: Plan, epoch: int) -> Head:
+        """Return the head after as much of the plan as the rules allow."""
+        node = self._ownership.node_id
+        changed = head
+        with suppress(RefusedError):
+            if planned.join:
+                changed = rules.join(
+                    changed, node=node, epoch=epoch, members=planned.join
+                )
+            if planned.leave:
+                changed = rules.leave(
+                    changed,
+                    node=node,
+                    epoch=epoch,
+                    members=planned.leave,
+                    keep=planned.keep,
+                )
+        return changed

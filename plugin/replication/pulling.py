@@ -20,8 +20,7 @@ from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.clock import Deadline
 from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
-from plugin.cluster.rules import Choice, Kept
-from plugin.cluster.state import EMPTY, Commit, RefusedError, Replica
+from plugin.cluster.state import EMPTY, Choice, Commit, Kept, RefusedError, Replica
 from plugin.cluster.votes import require_recovering
 from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields

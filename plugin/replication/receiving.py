@@ -11,7 +11,8 @@ from __future__ import annotations
 import base64
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -22,8 +23,7 @@ from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline
 from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
-from plugin.cluster.rules import Kept
-from plugin.cluster.state import EMPTY, Commit, Head, RefusedError, Replica
+from plugin.cluster.state import EMPTY, Commit, Head, Kept, RefusedError, Replica
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -84,6 +84,7 @@ class Receiving:
         self._expected: dict[str, str] = {}
         self._begun: dict[tuple[str, str, int, int], list[int]] = {}
         self._lock = threading.Lock()
+        self._departing: set[str] = set()
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
@@ -92,6 +93,19 @@ class Receiving:
     def expect_nothing(self, volume_id: str) -> None:
         """End what `expect` allowed."""
         self._expected.pop(volume_id, None)
+
+    @contextmanager
+    def departing(self, volume_id: str) -> Iterator[None]:
+        """
+        Tell nobody meanwhile what this node's copy has, for it may go.
+
+        Whoever was told before had made this node a member, and the store says so.
+        """
+        self._departing.add(volume_id)
+        try:
+            yield
+        finally:
+            self._departing.discard(volume_id)
 
     def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
         """
@@ -146,6 +160,8 @@ class Receiving:
         """Answer which commit this node's copy is at: zeros if it has none."""
         del node_id
         request = _converted(message, StandRequest)
+        if request.volume in self._departing:
+            raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
         replica = self._copies.replicas.read(request.volume, initial=EMPTY)
         commit = EMPTY if replica is None or replica.live_epoch else replica.commit
         return {"commit": [commit.epoch, commit.seq]}
@@ -236,6 +252,15 @@ class Receiving:
             journal.mark(delta)
             self._copies.replicas.write(record.id, kept.replica)
 
+    def set_apart(self, record: VolumeRecord) -> None:
+        """Set this copy's bytes apart; nobody uses it, or writes to it."""
+        home = self._copies.home(record)
+        if home is None:
+            raise BackendError(f"there is no copy of '{record.name}' here")
+        with closing(Journal(home, record.id)) as journal:
+            journal.apply()
+            self._keep_apart(record, journal, self._replica(record))
+
     def _keep_apart(
         self, record: VolumeRecord, journal: Journal, replica: Replica
     ) -> None:
@@ -263,7 +288,7 @@ class Receiving:
         if not self._may_send(head, node_id, volume, epoch):
             self._heads.refresh(_REFRESH_DEADLINE_S)
             head = self._heads.read(volume).head
-        if head is None or self._node_id not in head.members:
+        if head is None or self._node_id not in (*head.members, head.owner):
             raise PeerRefusedError(f"not-a-member: volume {volume} has no copy here")
         if not self._may_send(head, node_id, volume, epoch):
             raise PeerRefusedError(
@@ -280,12 +305,11 @@ class Receiving:
         if self._expected.get(volume) == node_id:
             recovering = head.owner == self._node_id and head.phase == "recovering"
             return recovering and epoch < head.epoch
-        # The last owner of a volume that is let go may still have to spread its commit.
-        return (
-            self._node_id in head.members
-            and (head.owner, head.epoch) == (node_id, epoch)
-            and head.phase in ("owned", "idle")
-        )
+        if self._node_id not in head.members or head.epoch != epoch:
+            return False
+        # What was released a holder may still have to bring to others.
+        owns = head.owner == node_id and head.phase == "owned"
+        return owns or (head.released and node_id in head.holders)
 
 
 def pair(commit: Commit) -> tuple[int, int]:

@@ -87,7 +87,9 @@ class Sending:
         if faults:
             yield Report(commit, faults=faults)
         sent = False
-        for base, group in _plan(journal, lineage, stands, commit).items():
+        planned = _plan(journal, lineage, stands, commit)
+        # Those who have it first: nobody knows for how long.
+        for base, group in sorted(planned.items(), key=lambda each: each[0] != commit):
             if base == commit:
                 yield Report(commit, set(group))
                 continue

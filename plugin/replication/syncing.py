@@ -8,7 +8,6 @@ quiet. What could not be brought then follows, as soon as the members answer.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -18,8 +17,7 @@ from typing import Final
 
 from backends.errors import RemoraError
 from backends.options import seconds
-from backends.rsync.journal.journal import EVERYTHING, Journal
-from backends.rsync.journal.watch import Hints
+from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline, monotonic_s
 from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
@@ -28,6 +26,7 @@ from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.replication.copies import Copies
+from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
 from plugin.replication.receiving import pair
 from plugin.replication.sending import Report, Sending
@@ -40,10 +39,6 @@ _FINAL_WAIT_S: Final = 20.0
 _IDLE_INTERVAL_S: Final = 10.0
 _AT_ONCE_MAX: Final = 4
 _STOP_WAIT_S: Final = 5.0
-# Events do not tell of what is written through a mapping that stays open.
-_SCAN_INTERVAL_S: Final = 60.0
-# Files that are looked at in every round, because they have changed before.
-_RECENT_MAX: Final = 500
 
 
 class Syncing:
@@ -57,17 +52,16 @@ class Syncing:
         *,
         held: Callable[[], Sequence[tuple[VolumeRecord, int]]],
         records: Callable[[], Sequence[VolumeRecord]],
+        placement: Placement,
     ) -> None:
         self._ownership = ownership
-        self.placement = Placement(ownership)
+        self.placement = placement
         self._copies = copies
         self._sending = sending
         self._held = held
         self._records = records
         self._due_s: dict[str, float] = {}
-        self._scan_due_s: dict[str, float] = {}
-        self._again: dict[str, set[bytes]] = {}
-        self._recent: dict[str, tuple[bytes, ...]] = {}
+        self._looking = Looking(copies)
         self._running: set[str] = set()
         self._progress = sending.progress
         self._idle_due_s = 0.0
@@ -135,6 +129,7 @@ class Syncing:
         if monotonic_s() < self._idle_due_s:
             return
         self._idle_due_s = monotonic_s() + _IDLE_INTERVAL_S
+        self.placement.look()
         for record in self._records():
             if self._is_behind(record):
                 self._begin(record, _IDLE_INTERVAL_S, partial(self.follow, record))
@@ -205,7 +200,7 @@ class Syncing:
                 valid=lambda: self._ownership.still_owner(record, epoch),
             ):
                 reports.append(report)
-                self._again.setdefault(record.id, set()).update(report.unstable)
+                self._looking.again(record, report.unstable)
                 if report.sent:
                     self._tell(record, report, monotonic_s() - began_s)
                 # Before enough members have it, nobody may rely on its being kept.
@@ -218,18 +213,7 @@ class Syncing:
         self, record: VolumeRecord, epoch: int, journal: Journal, *, anew: bool
     ) -> Commit:
         """Return the newest commit, made now if anything has changed."""
-        hints = self._hints(record, journal)
-        again = self._again.pop(record.id, set())
-        try:
-            changes = journal.look(hints, again)
-        except RemoraError:
-            self._copies.give_back(record, hints)
-            raise
-        self._again[record.id] = set(changes.fresh)
-        self._recent[record.id] = _newest(
-            self._recent.get(record.id, ()),
-            [each.entry.path for each in changes.changed],
-        )
+        changes = self._looking.look(record, journal)
         current = Commit(*journal.commit())
         if not (changes.changed or changes.deleted or anew) and current.epoch == epoch:
             journal.manifest.touch(changes.touched)
@@ -238,17 +222,6 @@ class Syncing:
         commit = self._ownership.commit_running(record, epoch)
         journal.record(changes, pair(commit))
         return commit
-
-    def _hints(self, record: VolumeRecord, journal: Journal) -> Hints:
-        hints = self._copies.hints(record, journal)
-        if monotonic_s() >= self._scan_due_s.get(record.id, 0):
-            self._scan_due_s[record.id] = monotonic_s() + _SCAN_INTERVAL_S
-            return EVERYTHING
-        if hints.everything:
-            return hints
-        # What a database writes directly to a file that stays open causes no event.
-        recent = self._recent.get(record.id, ())
-        return dataclasses.replace(hints, paths=hints.paths.union(recent))
 
     def _spread(
         self,
@@ -261,8 +234,7 @@ class Syncing:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
         reports = []
         if journal.commit() != pair(commit):
-            again = self._again.pop(record.id, ())
-            journal.record(journal.look(EVERYTHING, again), pair(commit))
+            journal.record(self._looking.look_at_all(record, journal), pair(commit))
         began_s = monotonic_s()
         for report in self._sending.distribute(
             record,
@@ -286,15 +258,12 @@ class Syncing:
         )
 
     def _is_behind(self, record: VolumeRecord) -> bool:
-        """Return whether members lack what this node was the last to own."""
+        """Return whether members lack what was released, and we are to bring it."""
         head = self._ownership.heads.read(record.id).head
         return (
             head is not None
-            and head.owner == self._ownership.node_id
-            and head.phase == "idle"
-            and self._ownership.node_id in head.holders
-            and bool(set(head.members) - set(head.holders))
             and not self._ownership.is_shared(record)
+            and self.placement.lacks(record, head)
         )
 
     def follow(self, record: VolumeRecord, only: str = "") -> list[Report]:
@@ -305,25 +274,32 @@ class Syncing:
             RemoraError: it could not be done as a whole.
 
         """
-        standing = self._ownership.heads.read(record.id)
-        head = standing.head
+        head = self._ownership.heads.read(record.id).head
         if head is None or not self._is_behind(record):
             return []
+        self.placement.members(record, head.epoch)
+        begun = self._ownership.heads.read(record.id)
+        head = begun.head or head
         lacking = sorted(
             each
             for each in set(head.members) - set(head.holders)
             if self.placement.lives(each) and only in ("", each)
         )
-        if not lacking:
+        if not lacking or not head.released:
             return []
         deadline = Deadline(_ROUND_DEADLINE_S)
         with self._copies.using(record, deadline) as journal:
-            if not self._is_sealed(record, head.committed):
+            # Only the owner may still have to record what its commit is to be.
+            known = journal.commit() == pair(head.committed)
+            is_owner = head.owner == self._ownership.node_id
+            if not self._is_sealed(record, head.committed) or not (known or is_owner):
                 return []
             holders: set[str] = set()
             reports = self._spread(record, journal, head.committed, lacking, holders)
         standing = self._ownership.heads.read(record.id)
-        if not holders or standing.head is None:
+        # Who took it may have ceased to be a member meanwhile.
+        changed = standing.head_revision != begun.head_revision
+        if not holders or standing.head is None or changed:
             return reports
         try:
             spread = rules.spread(
@@ -386,12 +362,6 @@ class Syncing:
         if head is None:
             return []
         return [each for each in head.members if each != self._ownership.node_id]
-
-
-def _newest(before: Sequence[bytes], more: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Return the paths that changed last, each once, a bounded number."""
-    found = dict.fromkeys([*reversed(more[-_RECENT_MAX:]), *before])
-    return tuple(found)[:_RECENT_MAX]
 
 
 def _note(record: VolumeRecord, error: RemoraError) -> None:

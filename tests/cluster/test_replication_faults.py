@@ -103,6 +103,17 @@ def set_apart(owner: Owner, volume_id: str) -> list[list[str]]:
     return found
 
 
+def wait_found(owner: Owner, volume_id: str, log: Log, written: list[str]) -> None:
+    """Return when what the node had acknowledged is in the volume, or set apart."""
+
+    def found() -> bool:
+        known = [*set_apart(owner, volume_id), log.lines]
+        return any(each[: len(written)] == written for each in known)
+
+    # One that is no member any more sets it apart by itself, a little later.
+    wait_until(found, f"what {owner.name} had acknowledged is found", timeout_s=WAIT_S)
+
+
 @pytest.mark.timeout(900)
 def test_moves_and_crashes_in_a_row(make_owner: Make, records: Records) -> None:
     chance = random.Random(SEED)
@@ -164,6 +175,4 @@ def finish(
     shapes = [shape(live(each, volume_id)) for each in members]
     assert all(each == shapes[0] for each in shapes)
     for owner, written in log.lost:
-        known = [*set_apart(owner, volume_id), log.lines]
-        there = any(each[: len(written)] == written for each in known)
-        assert there, f"what {owner.name} had acknowledged is nowhere"
+        wait_found(owner, volume_id, log, written)

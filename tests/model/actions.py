@@ -11,13 +11,15 @@ from collections.abc import Iterator
 
 from plugin.cluster.state import Commit, Epoch, RefusedError, Replica
 
-from .world import Bytes, Node, Scope, World, changed, name
+from .membership import MEMBERSHIP
+from .world import Bytes, Node, Scope, Steps, World, changed, name
 
 
 def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
     """Yield what can happen next, by name, and the world after it."""
+    actions = (*_ACTIONS, *MEMBERSHIP) if scope.membership else _ACTIONS
     for number, node in enumerate(world.nodes):
-        for action in _ACTIONS:
+        for action in actions:
             try:
                 yield from action(world, scope, number, node)
             except RefusedError:
@@ -30,9 +32,6 @@ def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
         except RefusedError:
             return
         yield "remove", world._replace(head=head, removed=True, lost=False)
-
-
-Steps = Iterator[tuple[str, World]]
 
 
 def _acquire(world: World, scope: Scope, number: int, node: Node) -> Steps:
@@ -67,6 +66,8 @@ def _vote(world: World, scope: Scope, number: int, node: Node) -> Steps:
         return
     for other, voter in enumerate(world.nodes):
         if name(other) in dict(world.votes):
+            continue
+        if other != number and name(other) not in world.head.members:
             continue
         stopped = scope.fenced or voter.role != "O"
         try:

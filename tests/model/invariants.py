@@ -42,11 +42,14 @@ def _of_state(world: World, scope: Scope) -> str:
         committed <= (node.live or node.tree)
         or committed <= node.tree
         or any(committed <= tree for tree in node.kept)
-        for node in world.nodes
+        for number, node in enumerate(world.nodes)
+        if name(number) in world.head.members
     ):
-        return "I4: nobody holds what is committed"
+        return "I4: no member holds what is committed"
+    if set(world.head.holders) - set(world.head.members):
+        return "I13: somebody who is no member counts as a holder"
     if world.head.quality == "quiesced" and world.head.committed in world.running:
-        return "I13: a commit that was made under writes counts as quiesced"
+        return "I14: a commit that was made under writes counts as quiesced"
     return _of_joining(world, scope)
 
 
@@ -65,7 +68,8 @@ def _of_joining(world: World, scope: Scope) -> str:
             )
         except RefusedError:
             continue
-        if head.owner != name(number) or head.phase not in ("owned", "idle"):
+        owns = head.owner == name(number) and head.phase == "owned"
+        if not (owns or head.released):
             return f"a join by {name(number)}, which does not own it"
         if msgspec.structs.replace(joined, members=head.members) != head:
             return "a join changes more than members"
@@ -90,6 +94,11 @@ def _of_step(before: World, step: str, after: World) -> str:
         known = before.settled | before.content(before.head.committed)
         if not accepted and not known <= before.content(base):
             return "I6: the owner lacks what is committed"
+        offered = {
+            commit for each, commit in before.votes if each in before.head.members
+        }
+        if accepted and base not in offered:
+            return "I13: an old copy of no member's was taken in place of a newer one"
         if base == EMPTY and before.writes:
             return "I12: a volume that was written to begins empty"
         if before.removed:
@@ -111,7 +120,11 @@ def stuck(world: World, scope: Scope) -> str:
             scope.rules.promise(node.replica, head.epoch, writers_stopped=True)
             for node in world.nodes
         ]
-        votes = {name(number): each.commit for number, each in enumerate(replicas)}
+        votes = {
+            name(number): each.commit
+            for number, each in enumerate(replicas)
+            if name(number) in ("a", *head.members)
+        }
         choice = scope.rules.choose(
             head, world.lineage, votes, accept_loss=scope.accept_loss
         )

@@ -8,8 +8,16 @@ from typing import Any
 import msgspec
 
 from plugin.cluster import rules
-from plugin.cluster.rules import Choice, Kept
-from plugin.cluster.state import EMPTY, Commit, Head, Lineage, RefusedError, Replica
+from plugin.cluster.state import (
+    EMPTY,
+    Choice,
+    Commit,
+    Head,
+    Kept,
+    Lineage,
+    RefusedError,
+    Replica,
+)
 
 from .world import mutant
 
@@ -101,6 +109,27 @@ def _anybody_joins(head: Head, *, node: str, epoch: int, **rest: Any) -> Head:
     return rules.join(replace(head, owner=node), node=node, epoch=epoch, **rest)
 
 
+def _anybody_leaves(head: Head, *, members: tuple[str, ...], **_: Any) -> Head:
+    rest = tuple(each for each in head.members if each not in members)
+    return replace(head, members=rest)
+
+
+def _anybody_holds(head: Head, *, holders: tuple[str, ...], **rest: Any) -> Head:
+    return replace(rules.publish(head, holders=holders, **rest), holders=holders)
+
+
+def _whoever_left_votes(head: Head, *arguments: Any, **rest: Any) -> Choice:
+    return rules.choose(replace(head, members=tuple("abc")), *arguments, **rest)
+
+
+def _everything_is_superseded(*_: Any) -> bool:
+    return True
+
+
+def _nothing_has_diverged(*_: Any) -> bool:
+    return False
+
+
 def _with(**functions: Any) -> SimpleNamespace:
     """Return mutated rules, in which `release` and `seal` use mutated helpers too."""
     made = mutant(**functions)
@@ -134,4 +163,13 @@ MUTANTS = {
     "a removed volume is acquired": _with(acquire=_acquire_a_removed_volume),
     "an owner resumes whatever has happened": _with(resume=_resume_whatever_happened),
     "another commit's quality is told": _with(begin=_quality_is_inherited),
+}
+# Of who keeps copies; looked for in scopes in which members come and go.
+MEMBERS_MUTANTS = {
+    "the last holder leaves": _with(leave=_anybody_leaves),
+    "who is no member counts as a holder": _with(publish=_anybody_holds),
+    "who has left votes with an old copy": _with(choose=_whoever_left_votes),
+    "a copy that nobody else has is thrown away": _with(
+        superseded=_everything_is_superseded, diverged=_nothing_has_diverged
+    ),
 }

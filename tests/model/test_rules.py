@@ -9,7 +9,7 @@ import secrets
 import pytest
 
 from .explore import search, wander
-from .mutants import MUTANTS
+from .mutants import MEMBERS_MUTANTS, MUTANTS
 from .world import Scope
 
 FENCES = pytest.mark.parametrize("fenced", [True, False])
@@ -67,11 +67,33 @@ def test_long_ways_are_right(fenced: bool, accept_loss: bool, removal: bool) -> 
     assert found.states > 10_000
 
 
-@pytest.mark.long
+@FENCES
+def test_the_first_worlds_in_which_members_come_and_go_are_right(fenced: bool) -> None:
+    scope = Scope(nodes=2, epochs=3, writes=1, seqs=1, fenced=fenced, membership=True)
+    found = search(scope, states_max=60_000)
+    assert not found.fault, found
+    assert found.states > 60_000
+
+
 @FENCES
 @pytest.mark.parametrize("accept_loss", [True, False])
-def test_millions_of_steps_are_right(fenced: bool, accept_loss: bool) -> None:
-    scope = Scope(fenced=fenced, accept_loss=accept_loss, **WIDE)
+def test_long_ways_on_which_members_come_and_go_are_right(
+    fenced: bool, accept_loss: bool
+) -> None:
+    scope = Scope(fenced=fenced, accept_loss=accept_loss, membership=True, **WIDE)
+    found = wander(scope, seed=seed(), walks=1_000, length=150)
+    assert not found.fault, found
+    assert found.states > 10_000
+
+
+@pytest.mark.long
+@FENCES
+@pytest.mark.parametrize("membership", [True, False])
+@pytest.mark.parametrize("accept_loss", [True, False])
+def test_millions_of_steps_are_right(
+    fenced: bool, accept_loss: bool, membership: bool
+) -> None:
+    scope = Scope(fenced=fenced, accept_loss=accept_loss, membership=membership, **WIDE)
     found = wander(scope, seed=seed(), walks=40_000, length=150)
     assert not found.fault, found
     assert found.states > 1_000_000
@@ -94,3 +116,13 @@ def test_a_wrong_rule_is_found(mutant: str) -> None:
             return
     wrong = Scope(fenced=False, rules=MUTANTS[mutant], **WIDE)
     assert wander(wrong, seed=1, walks=4_000, length=100).fault
+
+
+@pytest.mark.parametrize("mutant", MEMBERS_MUTANTS)
+def test_a_wrong_rule_of_members_is_found(mutant: str) -> None:
+    wrong = MEMBERS_MUTANTS[mutant]
+    for accept_loss in (True, False):
+        scope = Scope(accept_loss=accept_loss, membership=True, rules=wrong, **WIDE)
+        if wander(scope, seed=1, walks=4_000, length=100).fault:
+            return
+    pytest.fail("nothing was found")

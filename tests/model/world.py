@@ -17,6 +17,7 @@ The state of a node between two durable steps is its `role`:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -66,6 +67,9 @@ class World(NamedTuple):
         return dict(self.history)[commit]
 
 
+Steps = Iterator[tuple[str, World]]
+
+
 @dataclass(frozen=True)
 class Scope:
     """How far to go, and under which conditions."""
@@ -78,6 +82,8 @@ class Scope:
     fenced: bool = True
     accept_loss: bool = False
     removal: bool = False
+    # Whether nodes become members, and cease to be.
+    membership: bool = False
     rules: Any = real_rules
 
 
@@ -86,7 +92,8 @@ def name(number: int) -> str:
 
 
 def begin(scope: Scope) -> World:
-    return World(nodes=(Node(),) * scope.nodes)
+    members = tuple(name(number) for number in range(scope.nodes))
+    return World(nodes=(Node(),) * scope.nodes, head=Head(members=members))
 
 
 def changed(world: World, number: int, **fields: Any) -> tuple[Node, ...]:

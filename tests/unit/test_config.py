@@ -54,6 +54,7 @@ def test_the_defaults_are_those_that_everything_relies_on(tmp_path: Path) -> Non
             freeze_max_s=60.0,
             mount_wait_s=20.0,
             failsafe=True,
+            replace_after="1800s",
         ),
     )
     assert Path("/etc/remora/remora.toml") == DEFAULT_PATH
@@ -71,45 +72,48 @@ def test_pool_and_mounts_follow_the_state_directory(tmp_path: Path) -> None:
     assert config.pool == Path("/srv/e/pool")
 
 
+# For each key what the environment says, and the same in the file.
+DAEMON = {
+    "plugin_socket": ("/a/p.sock", '"/a/p.sock"'),
+    "control_socket": ("/a/c.sock", '"/a/c.sock"'),
+    "state_dir": ("/a/s", '"/a/s"'),
+    "pool": ("/a/pool", '"/a/pool"'),
+    "mount_dir": ("/a/m", '"/a/m"'),
+    "log_format": ("console", '"console"'),
+    "metrics_address": ("127.0.0.1:9550", '"127.0.0.1:9550"'),
+    "mount_deadline_s": ("12.5", "12.5"),
+    "disuse_grace_s": ("0", "0"),
+}
+CLUSTER = {
+    "etcd": ("http://a:1, http://b:2", '["http://a:1", "http://b:2"]'),
+    "etcd_prefix": ("/x/", '"/x/"'),
+    "etcd_user": ("u", '"u"'),
+    "etcd_password_file": ("/a/p", '"/a/p"'),
+    "etcd_ca_file": ("/a/ca", '"/a/ca"'),
+    "etcd_certificate_file": ("/a/cert", '"/a/cert"'),
+    "etcd_key_file": ("/a/key", '"/a/key"'),
+    "node_name": ("alpha", '"alpha"'),
+    "peer_address": ("fd00::1", '"fd00::1"'),
+    "peer_port": ("99", "99"),
+    "lease_ttl_s": ("30", "30"),
+    "freeze_max_s": ("5", "5"),
+    "mount_wait_s": ("7", "7"),
+    "failsafe": ("false", "false"),
+    "replace_after": ("2h", '"2h"'),
+}
+REPLICATION = {"bandwidth_limit": ("20M", '"20MiB"'), "nice": ("5", "5")}
+SECTIONS = {"daemon": DAEMON, "cluster": CLUSTER, "replication": REPLICATION}
+
+
 def test_every_key_is_read_from_the_file_and_from_the_environment(
     tmp_path: Path,
 ) -> None:
-    # For each key what the environment says, and the same in the file.
-    daemon = {
-        "plugin_socket": ("/a/p.sock", '"/a/p.sock"'),
-        "control_socket": ("/a/c.sock", '"/a/c.sock"'),
-        "state_dir": ("/a/s", '"/a/s"'),
-        "pool": ("/a/pool", '"/a/pool"'),
-        "mount_dir": ("/a/m", '"/a/m"'),
-        "log_format": ("console", '"console"'),
-        "metrics_address": ("127.0.0.1:9550", '"127.0.0.1:9550"'),
-        "mount_deadline_s": ("12.5", "12.5"),
-        "disuse_grace_s": ("0", "0"),
-    }
-    cluster = {
-        "etcd": ("http://a:1, http://b:2", '["http://a:1", "http://b:2"]'),
-        "etcd_prefix": ("/x/", '"/x/"'),
-        "etcd_user": ("u", '"u"'),
-        "etcd_password_file": ("/a/p", '"/a/p"'),
-        "etcd_ca_file": ("/a/ca", '"/a/ca"'),
-        "etcd_certificate_file": ("/a/cert", '"/a/cert"'),
-        "etcd_key_file": ("/a/key", '"/a/key"'),
-        "node_name": ("alpha", '"alpha"'),
-        "peer_address": ("fd00::1", '"fd00::1"'),
-        "peer_port": ("99", "99"),
-        "lease_ttl_s": ("30", "30"),
-        "freeze_max_s": ("5", "5"),
-        "mount_wait_s": ("7", "7"),
-        "failsafe": ("false", "false"),
-    }
-    replication = {"bandwidth_limit": ("20M", '"20MiB"'), "nice": ("5", "5")}
-    sections = {"daemon": daemon, "cluster": cluster, "replication": replication}
-    both = {**daemon, **cluster, **replication}
+    both = {**DAEMON, **CLUSTER, **REPLICATION}
     environment = {f"REMORA_{key.upper()}": both[key][0] for key in both}
     assert environment_names() == sorted(environment)
     text = "".join(
         f"[{name}]\n" + "".join(f"{key} = {keys[key][1]}\n" for key in keys)
-        for name, keys in sections.items()
+        for name, keys in SECTIONS.items()
     )
     config = read(tmp_path, text)
     assert config == read(tmp_path, "", environment)
@@ -118,9 +122,9 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
     assert config.cluster.failsafe is False
     assert config.replication.bandwidth_limit_bytes == 20 * 2**20
     assert config.replication.nice == 5
-    for key in daemon:
+    for key in DAEMON:
         assert getattr(config, key) != getattr(Config(), key), key
-    for key in cluster:
+    for key in CLUSTER:
         assert getattr(config.cluster, key) != getattr(ClusterConfig(), key), key
 
 
@@ -129,6 +133,7 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
     [
         ('etcd = ["10.0.0.1:2379"]', "etcd: '10.0.0.1:2379' must be http://"),
         ('etcd = "http://a:1"', "[cluster] etcd: "),
+        ('replace_after = "soon"', "replace_after: must be a duration such as 30m"),
         ('etcd_prefix = "remora"', "etcd_prefix: must begin and end"),
         ('node_name = "a b"', "node_name: 'a b' is not a node's name"),
         ('etcd_key_file = "/k"', "belong together"),

@@ -6,7 +6,15 @@ import msgspec
 import pytest
 
 from plugin.cluster import rules
-from plugin.cluster.state import Commit, Head, Phase, RefusedError
+from plugin.cluster.state import (
+    Commit,
+    Epoch,
+    Head,
+    Lineage,
+    Phase,
+    RefusedError,
+    Replica,
+)
 
 OWNED = Head(epoch=3, owner="a", boot_id="1", phase="owned", members=("a",))
 IDLE = Head(
@@ -29,13 +37,6 @@ def test_an_owner_makes_others_members_once() -> None:
 def test_nobody_else_makes_members(node: str, epoch: int) -> None:
     with pytest.raises(RefusedError, match="not-owner"):
         rules.join(OWNED, node=node, epoch=epoch, members=("d",))
-    with pytest.raises(RefusedError, match="not-owner"):
-        rules.join(IDLE, node=node, epoch=epoch, members=("d",))
-
-
-def test_the_last_owner_makes_members_of_a_volume_that_is_let_go() -> None:
-    joined = rules.join(IDLE, node="a", epoch=3, members=("d",))
-    assert joined == msgspec.structs.replace(IDLE, members=("a", "b", "c", "d"))
 
 
 @pytest.mark.parametrize("phase", ["recovering", "removing"])
@@ -43,6 +44,89 @@ def test_nobody_makes_members_of_what_changes_hands(phase: Phase) -> None:
     head = msgspec.structs.replace(IDLE, phase=phase)
     with pytest.raises(RefusedError, match="not-owner"):
         rules.join(head, node="a", epoch=3, members=("d",))
+
+
+def test_of_a_released_volume_any_node_says_who_keeps_copies() -> None:
+    joined = rules.join(IDLE, node="d", epoch=3, members=("d",))
+    assert joined.members == ("a", "b", "c", "d")
+    # Its owner has crashed, or gave up: somebody may have something newer.
+    for phase, epoch in (("owned", 3), ("recovering", 4), ("idle", 4)):
+        head = msgspec.structs.replace(IDLE, phase=phase, epoch=epoch)
+        with pytest.raises(RefusedError, match="not-owner"):
+            rules.join(head, node="d", epoch=epoch, members=("d",))
+        with pytest.raises(RefusedError, match="not-owner"):
+            rules.leave(head, node="d", epoch=epoch, members=("c",))
+
+
+def test_a_member_leaves_while_others_hold_the_newest_commit() -> None:
+    head = msgspec.structs.replace(IDLE, holders=("a", "b"))
+    left = rules.leave(head, node="a", epoch=3, members=("b",))
+    assert (left.members, left.holders) == (("a", "c"), ("a",))
+    with pytest.raises(RefusedError, match="last-copy") as refused:
+        rules.leave(left, node="a", epoch=3, members=("a",))
+    assert (refused.value.node, refused.value.commit) == ("a", Commit(3, 4))
+    with pytest.raises(RefusedError, match="last-copy"):
+        rules.leave(head, node="a", epoch=3, members=("b",), keep=2)
+    assert rules.leave(head, node="a", epoch=3, members=("c",), keep=2)
+
+
+def test_an_owner_does_not_leave_and_nobody_does_before_a_first_commit() -> None:
+    head = msgspec.structs.replace(
+        OWNED, committed=Commit(3, 1), holders=("a", "b"), members=("a", "b")
+    )
+    assert rules.leave(head, node="a", epoch=3, members=("b",)).members == ("a",)
+    with pytest.raises(RefusedError, match="locked"):
+        rules.leave(head, node="a", epoch=3, members=("a",))
+    empty = msgspec.structs.replace(OWNED, members=("a", "b"), holders=("a", "b"))
+    with pytest.raises(RefusedError, match="last-copy"):
+        rules.leave(empty, node="a", epoch=3, members=("b",))
+
+
+def test_who_is_no_member_does_not_count_as_a_holder() -> None:
+    published = rules.publish(
+        OWNED, node="a", epoch=3, commit=Commit(3, 1), holders=("a", "x")
+    )
+    assert published.holders == ("a",)
+    spread = rules.spread(IDLE, node="a", commit=Commit(3, 4), holders=("c", "x"))
+    assert spread.holders == ("a", "c")
+
+
+def test_a_node_becomes_a_member_as_it_begins() -> None:
+    head = rules.acquire(IDLE, locked_by="", node="x", boot_id="1")
+    assert head.members == IDLE.members
+    lineage = Lineage({3: Epoch(Commit(2, 1), "a")})
+    old, newest = Commit(2, 1), Commit(3, 4)
+    with pytest.raises(RefusedError, match="no-copy"):
+        rules.choose(head, lineage, {"x": old}, accept_loss=True)
+    choice = rules.choose(head, lineage, {"x": newest}, accept_loss=False)
+    assert rules.begin(head, choice).members == ("a", "b", "c", "x")
+    # As a member it may be the best that there is.
+    assert rules.choose(head, lineage, {"b": old}, accept_loss=True).lost == newest
+
+
+@pytest.mark.parametrize(
+    ("replica", "superseded", "diverged"),
+    [
+        (Replica(commit=Commit(3, 4)), True, False),
+        (Replica(commit=Commit(2, 1)), True, False),
+        (Replica(), True, False),
+        (Replica(commit=Commit(3, 5)), False, False),
+        (Replica(commit=Commit(2, 2)), False, True),
+        (Replica(commit=Commit(2, 1), live_epoch=2), False, True),
+    ],
+)
+def test_a_copy_goes_only_if_members_have_all_of_it(
+    replica: Replica, superseded: bool, diverged: bool
+) -> None:
+    lineage = Lineage({3: Epoch(Commit(2, 1), "a")})
+    assert rules.superseded(replica, IDLE, lineage) is superseded
+    assert rules.diverged(replica, IDLE, lineage) is diverged
+
+
+def test_of_a_released_volume_any_holder_brings_others_in_step() -> None:
+    head = msgspec.structs.replace(IDLE, holders=("a", "b"))
+    spread = rules.spread(head, node="b", commit=Commit(3, 4), holders=("c",))
+    assert spread.holders == ("a", "b", "c")
 
 
 def test_the_last_owner_tells_who_has_got_its_last_commit() -> None:

@@ -1,0 +1,97 @@
+"""
+The copy of a node that is no member any more: it goes, if nothing is lost with it.
+
+What no member has, because this node was cut off or crashed as the owner, is set apart.
+
+Whoever is asked by an owner where its copy stands counts as a holder from then on. So
+the store is asked anew whether this node is a member while nobody is told.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from backends.errors import BackendError, RemoraError
+from backends.system.clock import Deadline
+from plugin.cluster import rules
+from plugin.cluster.ownership import Ownership
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.replication.copies import Copies
+from plugin.replication.receiving import Receiving
+
+log = logging.getLogger(__name__)
+_REFRESH_DEADLINE_S: Final = 3.0
+# A copy that is in use is left for another time.
+_USE_WAIT_S: Final = 0.5
+
+
+class Departing:
+    """See the module's text."""
+
+    def __init__(
+        self, ownership: Ownership, copies: Copies, receiving: Receiving
+    ) -> None:
+        self._ownership = ownership
+        self._copies = copies
+        self._receiving = receiving
+        self._told: dict[str, str] = {}
+
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """
+        Throw the copy away; if something of it may be missed, log why it stays.
+
+        Nothing has the volume mounted here, and nothing will meanwhile.
+
+        Raises:
+            StoreError: the cluster did not answer; nothing was changed.
+            VolumeBusyError: the copy is in use.
+
+        """
+        with (
+            self._receiving.departing(record.id),
+            self._copies.alone(record, Deadline(_USE_WAIT_S)),
+        ):
+            self._ownership.heads.refresh(_REFRESH_DEADLINE_S)
+            if not self._ownership.has_departed(record):
+                return
+            try:
+                self._require_superseded(record)
+                self._ownership.backend_of(record).remove(
+                    record.volume(), deadline_s=deadline.remaining_s()
+                )
+            except RemoraError as error:
+                self._tell(record, str(error))
+                return
+        self._told.pop(record.id, None)
+        log.info(
+            "a copy goes: this node is no member any more",
+            extra=fields(volume=record.name, id=record.id),
+        )
+
+    def _require_superseded(self, record: VolumeRecord) -> None:
+        """Raise BackendError unless nodes that live hold all that is in the copy."""
+        head = self._ownership.heads.read(record.id).head
+        replica = self._ownership.replica_of(record)
+        if head is None or replica is None:
+            raise BackendError("it is not known what the copy has")
+        lineage = self._ownership.heads.lineage(record.id)
+        if rules.diverged(replica, head, lineage):
+            self._receiving.set_apart(record)
+        elif not rules.superseded(replica, head, lineage):
+            raise BackendError(f"commit {replica.commit} is not known to be kept yet")
+        nodes = self._ownership.membership.nodes()
+        if not any(each.alive and each.record.id in head.holders for each in nodes):
+            raise BackendError("no node that has the newest commit is alive")
+
+    def _tell(self, record: VolumeRecord, reason: str) -> None:
+        """Warn once of each reason: it is looked at again every few seconds."""
+        if self._told.get(record.id) == reason:
+            return
+        self._told[record.id] = reason
+        log.warning(
+            "a copy stays though this node is no member: %s",
+            reason,
+            extra=fields(volume=record.name, id=record.id),
+        )

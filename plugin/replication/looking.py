@@ -1,0 +1,90 @@
+"""
+What has changed in a mounted volume since its last commit: hints, and what they miss.
+
+Events do not tell of everything. What was written to while it was copied is looked at
+again, what changed lately is looked at in every round, and all names once a minute.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from backends.errors import RemoraError
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.scan import Changes
+from backends.rsync.journal.watch import Hints
+from backends.system.clock import monotonic_s
+from plugin.model import VolumeRecord
+from plugin.replication.copies import Copies
+
+# Events do not tell of what is written through a mapping that stays open.
+_SCAN_INTERVAL_S: Final = 60.0
+# Files that are looked at in every round, because they have changed before.
+_RECENT_MAX: Final = 500
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is remembered of a volume from one round to the next."""
+
+    scan_due_s: float = 0.0
+    again: set[bytes] = field(default_factory=set)
+    recent: tuple[bytes, ...] = ()
+
+
+class Looking:
+    """See the module's text; a volume is looked at in one thread at a time."""
+
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
+        self._seen: dict[str, _Seen] = {}
+
+    def look(self, record: VolumeRecord, journal: Journal) -> Changes:
+        """
+        Return what has changed, as far as hints lead.
+
+        Raises:
+            RemoraError: it could not be found out; the next look will tell.
+
+        """
+        seen = self._seen.setdefault(record.id, _Seen())
+        hints = self._hints(record, journal, seen)
+        again, seen.again = seen.again, set()
+        try:
+            changes = journal.look(hints, again)
+        except RemoraError:
+            self._copies.give_back(record, hints)
+            seen.again |= again
+            raise
+        seen.again = set(changes.fresh)
+        changed = [each.entry.path for each in changes.changed]
+        seen.recent = _newest(seen.recent, changed)
+        return changes
+
+    def look_at_all(self, record: VolumeRecord, journal: Journal) -> Changes:
+        """Return all that has changed in a volume that nobody writes to any more."""
+        seen = self._seen.pop(record.id, _Seen())
+        return journal.look(EVERYTHING, seen.again)
+
+    def again(self, record: VolumeRecord, paths: Collection[bytes]) -> None:
+        """Let *paths* count as changed at the next look."""
+        self._seen.setdefault(record.id, _Seen()).again.update(paths)
+
+    def _hints(self, record: VolumeRecord, journal: Journal, seen: _Seen) -> Hints:
+        hints = self._copies.hints(record, journal)
+        if monotonic_s() >= seen.scan_due_s:
+            seen.scan_due_s = monotonic_s() + _SCAN_INTERVAL_S
+            return EVERYTHING
+        if hints.everything:
+            return hints
+        # What a database writes directly to a file that stays open causes no event.
+        return dataclasses.replace(hints, paths=hints.paths.union(seen.recent))
+
+
+def _newest(before: Sequence[bytes], more: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return the paths that changed last, each once, a bounded number."""
+    found = dict.fromkeys([*reversed(more[-_RECENT_MAX:]), *before])
+    return tuple(found)[:_RECENT_MAX]

@@ -1,0 +1,122 @@
+"""
+Members come and go, and what they had goes when nobody needs it any more.
+
+The owner decides; of a volume that was released anybody may, and any holder brings the
+others in step.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from plugin.cluster.state import EMPTY, RefusedError, Replica
+
+from .world import NOTHING, Node, Scope, Steps, World, changed, name
+
+
+def _decides(world: World, number: int, node: Node) -> bool:
+    """Return whether node may think that it can change the members."""
+    owns = node.role == "O" and world.lock == name(number)
+    return owns or (node.role == "-" and world.head.phase == "idle")
+
+
+def _join(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if not _decides(world, number, node):
+        return
+    epoch = node.epoch if node.role == "O" else world.head.epoch
+    for other in range(len(world.nodes)):
+        if name(other) in world.head.members:
+            continue
+        head = scope.rules.join(
+            world.head, node=name(number), epoch=epoch, members=(name(other),)
+        )
+        yield (
+            f"{name(other)} joins, says {name(number)}",
+            world._replace(head=head, lost=False),
+        )
+
+
+def _leave(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    if not _decides(world, number, node):
+        return
+    epoch = node.epoch if node.role == "O" else world.head.epoch
+    for member in world.head.members:
+        try:
+            head = scope.rules.leave(
+                world.head, node=name(number), epoch=epoch, members=(member,)
+            )
+        except RefusedError:
+            continue
+        yield (
+            f"{member} leaves, says {name(number)}",
+            world._replace(head=head, lost=False),
+        )
+
+
+def _discard(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Throw the copy of no member away; it forgets even what it has promised."""
+    if name(number) in world.head.members or node.role != "-" or node.kept:
+        return
+    if node.replica == Replica():
+        return
+    if scope.rules.diverged(node.replica, world.head, world.lineage):
+        kept = node.tree if node.live is None else node.live
+        empty = replace(node.replica, commit=EMPTY, live_epoch=0)
+        yield (
+            f"set apart {name(number)}",
+            world._replace(
+                nodes=changed(
+                    world,
+                    number,
+                    replica=empty,
+                    tree=NOTHING,
+                    live=None,
+                    kept=frozenset({kept}),
+                ),
+                lost=False,
+            ),
+        )
+        return
+    if not scope.rules.superseded(node.replica, world.head, world.lineage):
+        return
+    yield (
+        f"discard {name(number)}",
+        world._replace(
+            nodes=changed(world, number, replica=Replica(), tree=NOTHING, live=None),
+            lost=False,
+        ),
+    )
+
+
+def _follow(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Send what is committed to the others, as a holder of a released volume."""
+    del scope
+    head, commit = world.head, node.replica.commit
+    if not head.released or name(number) not in head.holders:
+        return
+    if commit != head.committed or node.replica.live_epoch:
+        return
+    others = (each for each in range(len(world.nodes)) if each != number)
+    pushes = world.pushes | {(each, commit, node.tree) for each in others}
+    if pushes != world.pushes:
+        yield f"follow {name(number)}", world._replace(pushes=pushes, lost=False)
+
+
+def _spread(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Tell the store who has got it; whoever is no member is not to be counted."""
+    if node.role != "-" or node.replica.live_epoch:
+        return
+    commit = node.replica.commit
+    holders = tuple(
+        name(each)
+        for each, other in enumerate(world.nodes)
+        if other.replica.commit == commit and not other.replica.live_epoch
+    )
+    head = scope.rules.spread(
+        world.head, node=name(number), commit=commit, holders=holders
+    )
+    if head != world.head:
+        yield f"spread {name(number)}", world._replace(head=head, lost=False)
+
+
+MEMBERSHIP = (_join, _leave, _discard, _follow, _spread)
