@@ -23,7 +23,7 @@ from backends.rsync.journal.watch import Hints
 from backends.system.clock import Deadline, monotonic_s
 from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import Commit, Head, RefusedError
+from plugin.cluster.state import EMPTY, Commit, Head, RefusedError
 from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -268,6 +268,7 @@ class Syncing:
         head = self._ownership.heads.read(record.id).head
         return (
             head is not None
+            and head.committed != EMPTY  # who has no copy at all would hold that
             and head.owner == self._ownership.node_id
             and head.phase == "idle"
             and self._ownership.node_id in head.holders

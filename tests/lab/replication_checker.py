@@ -86,13 +86,18 @@ def an_epoch_has_one_writer(facts: Facts) -> Iterator[str]:
 
 
 def nothing_is_taken_from_an_epoch_that_is_over(facts: Facts) -> Iterator[str]:
-    """Yield commits that a member took although it had promised a newer epoch."""
+    """
+    Yield commits that a member took although it had promised a newer epoch.
+
+    A commit is logged when it has been applied, perhaps after a promise that knows it.
+    """
     for promised in facts.promised:
         for taken in facts.received:
             if (
                 (taken.volume, taken.member) == (promised.volume, promised.member)
                 and taken.commit[0] < promised.epoch
                 and taken.commit > promised.commit
+                and taken.line > promised.line
             ):
                 yield f"{taken} beside {promised}"
 

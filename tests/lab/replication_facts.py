@@ -89,22 +89,24 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A commit that *member* took from *sender*."""
+    """A commit that *member* took from *sender*, as line *line* of its log says."""
 
     volume: str
     member: str
     commit: Commit
     sender: str
+    line: int
 
 
 @dataclass(frozen=True, slots=True)
 class Promised:
-    """*member* promised *epoch*, and was at *commit*."""
+    """*member* promised *epoch*, and was at *commit*; see line *line* of its log."""
 
     volume: str
     member: str
     epoch: int
     commit: Commit
+    line: int
 
 
 # Mode, owner, group, time and size; on the disk a digest of the contents as well.
@@ -181,7 +183,7 @@ class Facts:
     def read_daemon(self, node: str, log: str, volumes: Iterable[str]) -> None:
         """Add what the daemon of *node* has logged of *volumes*."""
         wanted = set(volumes)
-        for line in objects(log):
+        for at, line in enumerate(objects(log)):
             volume = line.get("volume")
             if volume not in wanted:
                 continue
@@ -193,11 +195,12 @@ class Facts:
                 self.begun.append(Begun(volume, epoch, line["node"], base, lost))
             elif event == "received":
                 commit = commit_of(line["commit"])
-                self.received.append(Received(volume, node, commit, line["sender"]))
+                sender = line["sender"]
+                self.received.append(Received(volume, node, commit, sender, at))
             elif event == "promised":
                 commit = commit_of(line["commit"])
-                promised = Promised(volume, node, int(line["epoch"]), commit)
-                self.promised.append(promised)
+                epoch = int(line["epoch"])
+                self.promised.append(Promised(volume, node, epoch, commit, at))
 
 
 def read_writer(session: Session, log: str) -> bool:

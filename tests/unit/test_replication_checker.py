@@ -115,8 +115,15 @@ def history() -> Facts:
             Begun(NAME, 3, "alpha", (2, 4)),
             Begun(NAME, 4, "gamma", (2, 4)),
         ],
-        received=[Received(NAME, "gamma", (2, 4), "beta")],
-        promised=[Promised(NAME, "gamma", 3, (2, 4))],
+        received=[
+            Received(NAME, "gamma", (1, 7), "alpha", 10),
+            # What it had was set apart; a commit is logged after a promise of it.
+            Received(NAME, "gamma", (2, 4), "beta", 31),
+        ],
+        promised=[
+            Promised(NAME, "gamma", 2, (0, 0), 20),
+            Promised(NAME, "gamma", 3, (2, 4), 30),
+        ],
         copies=copies,
         heads={NAME: Head((4, 3), ("alpha", "beta", "gamma"))},
     )
@@ -141,11 +148,11 @@ def written_twice(facts: Facts) -> None:
 
 
 def taken_from_another(facts: Facts) -> None:
-    facts.received.append(Received(NAME, "gamma", (2, 3), "alpha"))
+    facts.received.append(Received(NAME, "gamma", (2, 3), "alpha", 29))
 
 
 def taken_after_a_promise(facts: Facts) -> None:
-    facts.received.append(Received(NAME, "gamma", (2, 5), "beta"))
+    facts.received.append(Received(NAME, "gamma", (2, 5), "beta", 32))
 
 
 def lost_in_a_move(facts: Facts) -> None:
