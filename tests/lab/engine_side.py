@@ -87,6 +87,12 @@ class Use:
         except ConnectionError:
             return False
 
+    @property
+    def committed(self) -> bool:
+        """Whether a commit of its own epoch was seen."""
+        marks = self.session.marks
+        return any(each.commit[0] == self.session.epoch for each in marks)
+
     def wait_writing(self) -> None:
         """Return when the first record is acknowledged, or the writer has ended."""
         with contextlib.suppress(AssertionError):

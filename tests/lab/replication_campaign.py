@@ -54,11 +54,14 @@ SETTINGS: Final = {name: {"pool": POOL} for name in NAMES}
 TAKEN_FROM: Final = frozenset(
     {"power", "cut", "etcd-cut", "daemon-kill", "daemon-freeze"}
 )
+# However slow the machine is.
+ACTIONS_MIN: Final = 4
 OBSERVE_S: Final = 0.7
 MOUNT_S: Final = 120.0
 # A lease, what a failsafe has promised, and the rest; nobody has to be able to.
 TAKE_S: Final = 45.0
 KNOWN_S: Final = 60.0
+FIRST_COMMIT_S: Final = 120.0
 ALL_HOLD_S: Final = 180.0
 # Etcd's keys of what each epoch began with.
 EPOCHS: Final = "/remora/records/v/{}/epochs/"
@@ -71,7 +74,7 @@ class Plan:
     seed: int
     duration_s: float
     volumes: int = 2
-    write_max_s: float = 5.0
+    write_max_s: float = 4.0
     fault_max_s: float = 12.0
     move_chance: float = 0.35
     take_chance: float = 0.85
@@ -142,9 +145,11 @@ class ReplicationCampaign:
     def run(self) -> Outcome:
         """Return the outcome; raise if the cluster does not work again afterwards."""
         self.begin()
+        # A volume without any commit would only be refused elsewhere.
+        self.fill()
         end_s = self._start_s + self.plan.duration_s
         try:
-            while time.monotonic() < end_s:
+            while time.monotonic() < end_s or self._did.total() < ACTIONS_MIN:
                 self._round()
         finally:
             self.cluster.restore()
@@ -163,6 +168,15 @@ class ReplicationCampaign:
             self._say(f"{volume} is kept by {members}")
         for name in NAMES:
             self._wait_known(name)
+
+    def fill(self) -> None:
+        """Mount every volume, and write until another node has a commit of it."""
+        for volume in self.plan.names:
+            assert self.mount(volume, self.chance.choice(NAMES)), volume
+        end_s = time.monotonic() + FIRST_COMMIT_S
+        while not all(each.committed for each in self.uses.values()):
+            assert time.monotonic() < end_s, "nothing is committed"
+            self.write(OBSERVE_S)
 
     # What may be done
 
@@ -267,6 +281,10 @@ class ReplicationCampaign:
             found += [Violation(rule.__name__, each) for each in rule(history)]
         return Outcome(seen, found, self._did, self._deaths)
 
+    def owner(self, volume: str) -> str:
+        """Return the node on which *volume* was mounted last."""
+        return self.uses[volume].session.node
+
     # The rest
 
     def _round(self) -> None:
@@ -292,10 +310,12 @@ class ReplicationCampaign:
         with self.faults.breaking(kind, name):
             self.write(self.chance.uniform(0.5, self.plan.fault_max_s / 3))
             if kind in TAKEN_FROM and self.chance.random() < self.plan.take_chance:
-                for volume, use in [*self.uses.items()]:
-                    if use.session.node == name:
-                        others = [each for each in NAMES if each != name]
-                        self.take(volume, self.chance.choice(others))
+                volumes = [
+                    v for v, use in self.uses.items() if use.session.node == name
+                ]
+                others = [each for each in NAMES if each != name]
+                if volumes:
+                    self.take(self.chance.choice(volumes), self.chance.choice(others))
             self.write(self.chance.uniform(0, self.plan.fault_max_s))
         self._say(f"{kind}: {name} is over")
 
