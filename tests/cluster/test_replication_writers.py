@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from tests.lab.replication_facts import (
 )
 from tests.protocol.node import wait_until
 from tests.support import etcd
+from tests.support.daemon import PROGRAM
 from tests.support.link import Link
 from tests.support.owners import WAIT_S, Owner, Records
 
@@ -274,3 +276,63 @@ def test_writers_while_daemons_break(run: Run, records: Records) -> None:
     for violation in found:
         print(f"{violation.rule}: {violation.evidence}")
     assert found == []
+
+
+# What was written by a node that another one has taken the volume from is deleted.
+FORGETFUL = """
+import shutil
+from backends.rsync.journal.journal import Journal
+_keep_apart = Journal.keep_apart
+def keep_apart(self, name):
+    place = _keep_apart(self, name)
+    shutil.rmtree(place)
+    return place
+Journal.keep_apart = keep_apart
+"""
+# A commit is sent whole, as far as the other side can tell, and lacks a file.
+CARELESS = """
+from backends.rsync.journal import journal
+_write_delta = journal.write_delta
+def write_delta(path, header, entries, deletions):
+    kept = (each for each in entries if each.path != b"log-1")
+    return _write_delta(path, header, kept, deletions)
+journal.write_delta = write_delta
+"""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("bug", "rule"),
+    [
+        (FORGETFUL, "every_byte_is_somewhere"),
+        (CARELESS, "failovers_lose_at_most_what_was_announced"),
+    ],
+    ids=["forgetful", "careless"],
+)
+def test_a_bug_in_the_daemons_is_caught(
+    run: Run, records: Records, bug: str, rule: str
+) -> None:
+    """Beta takes over from alpha, which died with a tail of its own."""
+    for node in run.nodes.values():
+        node.kill()
+        node.launch(command=[sys.executable, "-c", bug + PROGRAM, "serve"])
+        node.wait_ready()
+        node.wait_member()
+    volume_id = run.nodes["alpha"].create(NAME, interval="1s", members="alpha,beta")
+    for each in run.nodes.values():
+        each.wait_known(NAME)
+    assert run.mount("alpha")
+    session = run.session
+    assert session is not None
+    end_s = time.monotonic() + WAIT_S
+    while len({each.commit for each in session.marks}) < 4:
+        assert time.monotonic() < end_s
+        run.write(0.5)
+    with run.broken("freeze", "alpha"):
+        run.write(1)
+        run.take("beta")
+    run.mend()
+    run.write(1)
+    run.end(orderly=True)
+    found = {each.rule for each in violations(judged(run, records, volume_id))}
+    assert rule in found

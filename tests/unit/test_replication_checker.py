@@ -47,67 +47,69 @@ def run(session: int, last: int) -> list[Record]:
     return [(session, number) for number in range(1, last + 1)]
 
 
+FIRST, KEPT, TAIL = run(1, ORDERLY), run(2, LOST_AT), run(2, LAST)
+
+
+def sessions() -> list[Session]:
+    """Return three: alpha ends orderly, beta does not, gamma has what was kept."""
+    alpha = Session(
+        number=1,
+        volume=NAME,
+        node="alpha",
+        epoch=1,
+        acknowledged=ORDERLY,
+        released=(1, 9),
+        marks=[Mark((1, 2), 8), Mark((1, 4), 16)],
+    )
+    seen = {3: (1, 9), 9: (2, 1), 14: (2, 1), 20: (2, 2), 30: (2, 4)}
+    beta = Session(
+        number=2,
+        volume=NAME,
+        node="beta",
+        epoch=2,
+        found=contents(*FIRST),
+        acknowledged=LAST,
+        marks=[Mark(commit, number) for number, commit in seen.items()],
+    )
+    gamma = Session(
+        number=3,
+        volume=NAME,
+        node="gamma",
+        epoch=4,
+        found=contents(*FIRST, *KEPT),
+        acknowledged=10,
+        released=(4, 3),
+    )
+    return [alpha, beta, gamma]
+
+
+def copies() -> list[Copy]:
+    """Return three that are alike; beta has set apart what was lost."""
+    rows = {"": (0o755, 0, 0, 1, 0), "log-0": (0o600, 0, 0, 2, 320)}
+    return [
+        Copy(
+            volume=NAME,
+            node=node,
+            commit=(4, 3),
+            live_epoch=0,
+            contents=contents(*FIRST, *KEPT, *run(3, 10)),
+            entries={path: (*row, "digest") for path, row in rows.items()},
+            manifest_commit=(4, 3),
+            manifest=rows,
+            quarantine={"2.7": contents(*FIRST, *TAIL)} if node == "beta" else {},
+        )
+        for node in ("alpha", "beta", "gamma")
+    ]
+
+
 def history() -> Facts:
     """
     Return a right one: an orderly move from alpha, then beta's power fails.
 
     Gamma goes on without the end of what beta wrote, which beta has set apart.
     """
-    first, kept = run(1, ORDERLY), run(2, LOST_AT)
-    tail = run(2, LAST)
-    final = contents(*first, *kept, *run(3, 10))
-    sessions = [
-        Session(
-            number=1,
-            volume=NAME,
-            node="alpha",
-            epoch=1,
-            acknowledged=ORDERLY,
-            released=(1, 9),
-            marks=[Mark((1, 2), 8), Mark((1, 4), 16)],
-        ),
-        Session(
-            number=2,
-            volume=NAME,
-            node="beta",
-            epoch=2,
-            found=contents(*first),
-            acknowledged=LAST,
-            marks=[
-                Mark((1, 9), 3),
-                Mark((2, 1), 9),
-                Mark((2, 1), 14),
-                Mark((2, 2), 20),
-                Mark((2, 4), 30),
-            ],
-        ),
-        Session(
-            number=3,
-            volume=NAME,
-            node="gamma",
-            epoch=4,
-            found=contents(*first, *kept),
-            acknowledged=10,
-            released=(4, 3),
-        ),
-    ]
-    rows = {"": (0o755, 0, 0, 1, 0), "log-0": (0o600, 0, 0, 2, 320)}
-    copies = [
-        Copy(
-            volume=NAME,
-            node=node,
-            commit=(4, 3),
-            live_epoch=0,
-            contents=final,
-            entries={path: (*row, "digest") for path, row in rows.items()},
-            manifest_commit=(4, 3),
-            manifest=rows,
-            quarantine={"2.7": contents(*first, *tail)} if node == "beta" else {},
-        )
-        for node in ("alpha", "beta", "gamma")
-    ]
     return Facts(
-        sessions=sessions,
+        sessions=sessions(),
         begun=[
             Begun(NAME, 1, "alpha", (0, 0)),
             Begun(NAME, 2, "beta", (1, 9)),
@@ -124,7 +126,7 @@ def history() -> Facts:
             Promised(NAME, "gamma", 2, (0, 0), 20),
             Promised(NAME, "gamma", 3, (2, 4), 30),
         ],
-        copies=copies,
+        copies=copies(),
         heads={NAME: Head((4, 3), ("alpha", "beta", "gamma"))},
     )
 
