@@ -42,7 +42,7 @@ Make = Callable[..., Owner]
 NAME = "written"
 NODES = ("alpha", "beta", "gamma")
 SEED = int(os.environ.get("REMORA_CAMPAIGN_SEED", random.randrange(10**6)))
-ROUNDS = int(os.environ.get("REMORA_CAMPAIGN_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("REMORA_CAMPAIGN_ROUNDS", "5"))
 SCRIPT = (
     'mount --bind "$1" "$2" && exec /usr/bin/python3 -ISE "$3" write "$2" "$4" "$5"'
 )
@@ -72,6 +72,11 @@ class Run:
     def log(self) -> Path:
         assert self.session is not None
         return self.owner.directory / f"session-{self.session.number}"
+
+    @property
+    def writing(self) -> bool:
+        """Whether the last writer has not ended."""
+        return self.process is not None and self.process.poll() is None
 
     def mount(self, name: str, timeout_s: float = WAIT_S) -> bool:
         """Mount on the node *name* and write; return whether it was possible."""
@@ -167,6 +172,9 @@ class Run:
 
     def mend(self) -> None:
         """See that who lost the volume stops its writer, and lets it go."""
+        if self.session is not None and not self.writing:
+            # Somebody came and could not begin; what was begun before is over.
+            self.end(orderly=False, patience_s=1)
         if self._left is not None:
             session, process = self._left
             self._left = None

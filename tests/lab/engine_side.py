@@ -116,11 +116,12 @@ class Use:
     def end_orderly(self) -> bool:
         """End the writer, then unmount; return whether the volume was let go so."""
         self.observe()
-        try:
-            self._process.send_signal(signal.SIGTERM)
-            orderly = self._process.wait(ENDED_S) == 0
-        except (subprocess.TimeoutExpired, ConnectionError):
-            orderly = False
+        orderly = False
+        # After a boot its number may be another process's.
+        if self.running:
+            with contextlib.suppress(subprocess.TimeoutExpired, ConnectionError):
+                self._process.send_signal(signal.SIGTERM)
+                orderly = self._process.wait(ENDED_S) == 0
         self.end()
         if orderly:
             self.session.released = self._released()
@@ -139,9 +140,10 @@ class Use:
         deadline_s = time.monotonic() + patience_s
         while self.running and time.monotonic() < deadline_s:
             time.sleep(RETRY_S)
-        with contextlib.suppress(ConnectionError):
-            self._process.kill()
-            self._process.wait(ENDED_S)
+        if self.running:
+            with contextlib.suppress(ConnectionError):
+                self._process.kill()
+                self._process.wait(ENDED_S)
         let_go(self.member, self.volume, self.session.number)
 
     def read(self) -> bool:
