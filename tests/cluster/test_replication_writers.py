@@ -113,6 +113,14 @@ class Run:
             self.observe()
             time.sleep(0.3)
 
+    def commit(self, count: int) -> None:
+        """Let it write until so many commits were seen."""
+        assert self.session is not None
+        end_s = time.monotonic() + WAIT_S
+        while len({each.commit for each in self.session.marks}) < count:
+            assert time.monotonic() < end_s, "it is not committed"
+            self.write(0.5)
+
     def observe(self) -> None:
         session = self.session
         if session is None or session.node in self.frozen or not self._begun():
@@ -255,6 +263,9 @@ def test_writers_while_daemons_break(run: Run, records: Records) -> None:
     volume_id = run.nodes["alpha"].create(NAME, interval="1s", members=members)
     for each in run.nodes.values():
         each.wait_known(NAME)
+    assert run.mount(chance.choice(NODES))
+    # Without one it would only be refused elsewhere; the first is of the empty volume.
+    run.commit(2)
     for _ in range(ROUNDS):
         if run.session is None:
             assert run.mount(chance.choice(NODES))
@@ -330,12 +341,7 @@ def test_a_bug_in_the_daemons_is_caught(
     for each in run.nodes.values():
         each.wait_known(NAME)
     assert run.mount("alpha")
-    session = run.session
-    assert session is not None
-    end_s = time.monotonic() + WAIT_S
-    while len({each.commit for each in session.marks}) < 4:
-        assert time.monotonic() < end_s
-        run.write(0.5)
+    run.commit(4)
     with run.broken("freeze", "alpha"):
         run.write(1)
         run.take("beta")
