@@ -3,8 +3,8 @@
 
 PYTHON := .venv/bin/python
 
-.PHONY: run test test-long demo bench lint format setup setup-test setup-bench lab install uninstall \
-	managed-plugin clean
+.PHONY: run test test-long demo bench lint format setup setup-test setup-bench lab campaign \
+	install uninstall managed-plugin clean
 
 run: setup
 	exec .venv/bin/remora serve
@@ -47,6 +47,13 @@ bench: setup-bench
 # A server and two nodes with kernels of their own, and a shell on them.
 lab: setup-test
 	@$(PYTHON) -m tests.lab
+
+# Writers on replicated volumes while everything breaks at random, for MINUTES. A SEED
+# that was printed chooses the same again.
+MINUTES := 10
+campaign: setup-test
+	@$(PYTHON) -m tests.lab.replication_campaign --minutes $(MINUTES) \
+		$(if $(SEED),--seed $(SEED)) $(if $(SAVE),--save $(SAVE))
 
 install: setup
 	packaging/install

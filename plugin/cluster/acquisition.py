@@ -265,7 +265,8 @@ class Acquisition(OwnershipViews):
         nodes = {each.record.id: each for each in self.membership.directory.nodes()}
         silent = [each for each in head.holders if each != self.node_id]
         living = [each for each in silent if each in nodes and nodes[each].alive]
-        if living and error.reason != "stale-epoch":
+        # Who holds the volume as it was made has nothing that could be had.
+        if living and error.reason != "stale-epoch" and head.committed != EMPTY:
             return elsewhere(record.name, head.committed, self._names(living))
         return explained(record.name, error, self.name_of)
 

@@ -56,10 +56,10 @@ class Faults:
         count = 2 if self._chance.random() < TWO_FAULTS_CHANCE else 1
         with contextlib.ExitStack() as stack:
             for name in self._chance.sample(NAMES, count):
-                stack.enter_context(self._fault(self._next_kind(), name))
+                stack.enter_context(self.breaking(self.next_kind(), name))
             time.sleep(self._chance.uniform(FAULT_MIN_S, self._longest_s))
 
-    def _next_kind(self) -> str:
+    def next_kind(self) -> str:
         """Return a kind of fault: all of them in random order, then all again."""
         if not self._deck:
             self._deck = sorted(self.kinds)
@@ -67,11 +67,15 @@ class Faults:
         return self._deck.pop()
 
     @contextlib.contextmanager
-    def _fault(self, kind: str, name: str) -> Iterator[None]:
+    def breaking(self, kind: str, name: str) -> Iterator[None]:
+        """Have *kind* of *name* broken inside of it."""
         start_s = self._recorder.began(kind, name)
-        with _CONTEXTS[kind](self, name):
+        with self._context(kind, name):
             yield
         self._recorder.ended(kind, name, start_s)
+
+    def _context(self, kind: str, name: str) -> AbstractContextManager[None]:
+        return _CONTEXTS[kind](self, name)
 
     @contextlib.contextmanager
     def _power(self, name: str) -> Iterator[None]:
