@@ -51,6 +51,7 @@ from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirror import MirrorStore
 from plugin.store.sqlite import SqliteStore
+from plugin.swarm.labels import ENGINE_CALL_S, SwarmLabels
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ class ClusterNode:
         ownership: Ownership,
         rsync: RsyncBackend,
         catalogue: Catalogue,
+        store: Store,
     ) -> None:
         self._peers = peers
         holds = Holds()
@@ -196,6 +198,7 @@ class ClusterNode:
             server=self._server,
         )
         self._addresses = AddressWatcher(ownership.membership.addresses_changed)
+        self._labels = _swarm_labels(config, ownership, store, catalogue)
 
     def start(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
         """
@@ -212,9 +215,13 @@ class ClusterNode:
         self._addresses.start()
         self.keeper.start(mounted)
         self._replication.start()
+        if self._labels is not None:
+            self._labels.start()
 
     def stop(self) -> None:
         """End all of it; the guard goes on for what stays mounted."""
+        if self._labels is not None:
+            self._labels.stop()
         self._replication.stop()
         self.keeper.stop()
         self._addresses.stop()
@@ -249,6 +256,25 @@ def _failsafe(
     # Between the last keepalive that should have come and the deadline.
     ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+
+
+def _swarm_labels(
+    config: Config, ownership: Ownership, store: Store, catalogue: Catalogue
+) -> SwarmLabels | None:
+    """Return what keeps the labels of the swarm's nodes; None unless it is wanted."""
+    if not config.swarm.labels:
+        return None
+    from plugin.engine_api import EngineApi  # noqa: PLC0415 - requests is slow
+
+    return SwarmLabels(
+        EngineApi(config.swarm.engine_socket, timeout_s=ENGINE_CALL_S),
+        store=store,
+        heads=ownership.heads,
+        directory=ownership.membership.directory,
+        own_id=ownership.node_id,
+        records=partial(_records, catalogue),
+        driver=config.plugin_socket.stem,
+    )
 
 
 def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:

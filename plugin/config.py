@@ -6,10 +6,10 @@ The configuration: a TOML file, then the environment, checked whole.
     [profiles.fast]
     interval = "2s"
 
-Every key of ``[daemon]`` and ``[cluster]`` is also read from ``REMORA_<KEY>``, which
-wins unless it is empty: the managed plugin's variables cannot be left out. All faults
-are told at once, because a service that restarts once for each of them is a bad way to
-learn the rules.
+Every key of ``[daemon]`` and ``[cluster]`` is also read from ``REMORA_<KEY>``, one of
+``[swarm]`` from ``REMORA_SWARM_<KEY>``. The environment wins unless it is empty: the
+managed plugin's variables cannot be left out. All faults are told at once, because a
+service that restarts once for each of them is a bad way to learn the rules.
 """
 
 from __future__ import annotations
@@ -70,6 +70,14 @@ class ClusterConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmConfig:
+    """The section [swarm]; ``labels``: keep labels of the swarm's nodes."""
+
+    labels: bool = False
+    engine_socket: Path = Path("/run/docker.sock")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The daemon's configuration; every path is absolute."""
 
@@ -84,6 +92,7 @@ class Config:
     disuse_grace_s: float = DISUSE_GRACE_S
     profiles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    swarm: SwarmConfig = field(default_factory=SwarmConfig)
 
 
 _DAEMON_TYPES: Final[Mapping[str, Any]] = {
@@ -112,6 +121,9 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "freeze_max_s": FreezeMax,
     "failsafe": bool,
 }
+_SWARM_TYPES: Final[Mapping[str, Any]] = {"labels": bool, "engine_socket": str}
+# What the environment's names begin with, for each section.
+_PREFIXES: Final = {"daemon": "REMORA_", "cluster": "REMORA_", "swarm": "REMORA_SWARM_"}
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")
 _CLUSTER_PATHS: Final = (
     "etcd_password_file",
@@ -119,7 +131,7 @@ _CLUSTER_PATHS: Final = (
     "etcd_certificate_file",
     "etcd_key_file",
 )
-_SECTIONS: Final = ("daemon", "cluster", "profiles")
+_SECTIONS: Final = ("daemon", "cluster", "swarm", "profiles")
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -134,7 +146,8 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     source = path or DEFAULT_PATH
     raw = _read(source, required=path is not None, faults=faults)
     faults.extend(
-        f"unknown section [{section}] (valid: [daemon], [cluster], [profiles.NAME])"
+        f"unknown section [{section}] (valid: [daemon], [cluster], [swarm], "
+        "[profiles.NAME])"
         for section in raw
         if section not in _SECTIONS
     )
@@ -142,13 +155,22 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     _make_paths(values, _PATHS, faults)
     cluster = _values("cluster", _CLUSTER_TYPES, raw, environment, faults)
     _make_paths(cluster, _CLUSTER_PATHS, faults)
+    swarm = _values("swarm", _SWARM_TYPES, raw, environment, faults)
+    _make_paths(swarm, ("engine_socket",), faults)
     profiles = _profiles(raw.get("profiles", {}), faults)
     _follow_state_dir(values)
     _check_together(values, faults)
     _check_cluster(cluster, faults)
+    if swarm.get("labels") and not cluster.get("etcd"):
+        faults.append("[swarm] labels: needs a cluster: etcd in [cluster]")
     if faults:
         raise ConfigError(faults, source=str(source))
-    return Config(**values, profiles=profiles, cluster=ClusterConfig(**cluster))
+    return Config(
+        **values,
+        profiles=profiles,
+        cluster=ClusterConfig(**cluster),
+        swarm=SwarmConfig(**swarm),
+    )
 
 
 def _read(path: Path, *, required: bool, faults: list[str]) -> dict[str, Any]:
@@ -183,9 +205,10 @@ def _values(
             faults.append(
                 f"[{section}] {key}: unknown key (valid: {', '.join(sorted(types))})"
             )
+    prefix = _PREFIXES[section]
     for variable, text in environment.items():
-        key = variable.removeprefix("REMORA_").lower()
-        if variable.startswith("REMORA_") and key in types and text:
+        key = variable.removeprefix(prefix).lower()
+        if variable.startswith(prefix) and key in types and text:
             given[key] = (variable, _from_text(text, types[key]))
     values = {}
     for key, (name, value) in given.items():
@@ -311,6 +334,13 @@ def _profiles(section: Any, faults: list[str]) -> dict[str, dict[str, str]]:
 
 def environment_names() -> list[str]:
     """Return the names of the environment variables that are read."""
+    sections = {
+        "daemon": _DAEMON_TYPES,
+        "cluster": _CLUSTER_TYPES,
+        "swarm": _SWARM_TYPES,
+    }
     return sorted(
-        f"REMORA_{key.upper()}" for key in {**_DAEMON_TYPES, **_CLUSTER_TYPES}
+        f"{_PREFIXES[section]}{key.upper()}"
+        for section, types in sections.items()
+        for key in types
     )

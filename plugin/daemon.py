@@ -166,7 +166,13 @@ class Daemon:
         peers = Peers(node_key=foundation.keys.node_key)
         ownership = own_volumes(foundation, registry, rsync, peers)
         self._cluster = ClusterNode(
-            self._config, foundation.keys, peers, ownership, rsync, catalogue
+            self._config,
+            foundation.keys,
+            peers,
+            ownership,
+            rsync,
+            catalogue,
+            foundation.store,
         )
         return ownership
 

@@ -2,7 +2,7 @@
 The shipped `examples/compose-wordpress.yaml`, as it is: rows come in through WordPress.
 
 No registry is needed: images of the same names are made from Debian's MariaDB and
-WordPress, see `tests.support.wordpress`. The images that the registry has are not tried.
+WordPress, see `tests.support.wordpress`. The registry's images are not tried.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import images, wordpress
+from tests.support import wordpress
 from tests.support.daemon import Machine
 from tests.support.host import REPOSITORY, checked, wait_until
 from tests.support.wordpress import Site

@@ -100,12 +100,13 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
         "freeze_max_s": ("5", "5"),
         "failsafe": ("false", "false"),
     }
-    both = {**daemon, **cluster}
+    swarm = {"labels": ("true", "true"), "engine_socket": ("/e.sock", '"/e.sock"')}
+    both = {**daemon, **cluster, **{f"swarm_{key}": swarm[key] for key in swarm}}
     environment = {f"REMORA_{key.upper()}": both[key][0] for key in both}
     assert environment_names() == sorted(environment)
     text = "".join(
         f"[{name}]\n" + "".join(f"{key} = {keys[key][1]}\n" for key in keys)
-        for name, keys in (("daemon", daemon), ("cluster", cluster))
+        for name, keys in (("daemon", daemon), ("cluster", cluster), ("swarm", swarm))
     )
     config = read(tmp_path, text)
     assert config == read(tmp_path, "", environment)
@@ -186,7 +187,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     environment = {"REMORA_CONTROL_SOCKET": "/" + "x" * 107}
     faults = faults_of(tmp_path, text, environment)
     starts = (
-        "unknown section [volumes] (valid: [daemon], [cluster], [profiles.NAME])",
+        "unknown section [volumes] (valid: [daemon], [cluster], [swarm], [prof",
         "[daemon] colour: unknown key (valid: control_socket, disuse_grace_s,",
         "[daemon] pool: ",
         "[daemon] log_format: ",
