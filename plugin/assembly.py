@@ -145,6 +145,25 @@ def own_volumes(
     )
 
 
+def swarm_labels(
+    config: Config, store: Store, ownership: Ownership, catalogue: Catalogue
+) -> SwarmLabels | None:
+    """Return what keeps the labels of the swarm's nodes; None unless it is wanted."""
+    if not config.swarm.labels:
+        return None
+    from plugin.engine_api import EngineApi  # noqa: PLC0415 - requests is slow
+
+    return SwarmLabels(
+        EngineApi(config.swarm.engine_socket, timeout_s=ENGINE_CALL_S),
+        store=store,
+        heads=ownership.heads,
+        directory=ownership.membership.directory,
+        own_id=ownership.node_id,
+        records=partial(_records, catalogue),
+        driver=config.plugin_socket.stem,
+    )
+
+
 class ClusterNode:
     """What runs in a cluster only: peers, their sshd, and the keeper of volumes."""
 
@@ -156,7 +175,6 @@ class ClusterNode:
         ownership: Ownership,
         rsync: RsyncBackend,
         catalogue: Catalogue,
-        store: Store,
     ) -> None:
         self._peers = peers
         holds = Holds()
@@ -198,7 +216,6 @@ class ClusterNode:
             server=self._server,
         )
         self._addresses = AddressWatcher(ownership.membership.addresses_changed)
-        self._labels = _swarm_labels(config, ownership, store, catalogue)
 
     def start(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
         """
@@ -215,13 +232,9 @@ class ClusterNode:
         self._addresses.start()
         self.keeper.start(mounted)
         self._replication.start()
-        if self._labels is not None:
-            self._labels.start()
 
     def stop(self) -> None:
         """End all of it; the guard goes on for what stays mounted."""
-        if self._labels is not None:
-            self._labels.stop()
         self._replication.stop()
         self.keeper.stop()
         self._addresses.stop()
@@ -256,25 +269,6 @@ def _failsafe(
     # Between the last keepalive that should have come and the deadline.
     ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
-
-
-def _swarm_labels(
-    config: Config, ownership: Ownership, store: Store, catalogue: Catalogue
-) -> SwarmLabels | None:
-    """Return what keeps the labels of the swarm's nodes; None unless it is wanted."""
-    if not config.swarm.labels:
-        return None
-    from plugin.engine_api import EngineApi  # noqa: PLC0415 - requests is slow
-
-    return SwarmLabels(
-        EngineApi(config.swarm.engine_socket, timeout_s=ENGINE_CALL_S),
-        store=store,
-        heads=ownership.heads,
-        directory=ownership.membership.directory,
-        own_id=ownership.node_id,
-        records=partial(_records, catalogue),
-        driver=config.plugin_socket.stem,
-    )
 
 
 def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:

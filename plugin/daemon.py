@@ -23,6 +23,7 @@ from plugin.assembly import (
     ClusterNode,
     lay_foundation,
     own_volumes,
+    swarm_labels,
 )
 from plugin.catalogue import Catalogue
 from plugin.cluster.joined import refuse_joined
@@ -47,6 +48,7 @@ from plugin.reconciler import Reconciler
 from plugin.server import Server
 from plugin.service import VolumeService
 from plugin.sockets import bind_socket, inherited_socket, remove_socket
+from plugin.swarm.labels import SwarmLabels
 
 if TYPE_CHECKING:
     from plugin.config import Config
@@ -90,6 +92,7 @@ class Daemon:
         self._own_sockets: list[Path] = []
         self._foundation = lay_foundation(config, self._node)
         self._cluster: ClusterNode | None = None
+        self._labels: SwarmLabels | None = None
         service = self._build_service()
         self._service = service
         self._reconciler = Reconciler(service)
@@ -109,6 +112,8 @@ class Daemon:
                 server.start()
             if self._cluster is not None:
                 self._cluster.start(self._left_mounted())
+            if self._labels is not None:
+                self._labels.start()
         except BaseException:
             self._remove_sockets()
             raise
@@ -166,13 +171,10 @@ class Daemon:
         peers = Peers(node_key=foundation.keys.node_key)
         ownership = own_volumes(foundation, registry, rsync, peers)
         self._cluster = ClusterNode(
-            self._config,
-            foundation.keys,
-            peers,
-            ownership,
-            rsync,
-            catalogue,
-            foundation.store,
+            self._config, foundation.keys, peers, ownership, rsync, catalogue
+        )
+        self._labels = swarm_labels(
+            self._config, foundation.store, ownership, catalogue
         )
         return ownership
 
@@ -251,6 +253,8 @@ class Daemon:
             server.stop_accepting()
         self._remove_sockets()
         self._reconciler.stop()
+        if self._labels is not None:
+            self._labels.stop()
         deadline = Deadline(LONG_DEADLINE_S)
         for server in self._servers:
             if not server.drain(deadline):
