@@ -36,9 +36,7 @@ class Swarm:
         for engine in self.engines.values():
             engine.load_busybox()
         self.engines[first].docker(
-            *("swarm", "init", "--advertise-addr", self._address(first)),
-            # The nodes are slower than any machine that is in use.
-            *("--task-history-limit", "2"),
+            "swarm", "init", "--advertise-addr", self._address(first)
         )
         token = self.engines[first].out("swarm", "join-token", "-q", "manager")
         for name in others:
@@ -80,7 +78,7 @@ class Swarm:
             return words.count("Ready") == 3 and words.count("Reachable") == 2
 
         wait_until(
-            lambda: _quietly(ready), timeout_s=SWARM_DEADLINE_S, what="a whole swarm"
+            lambda: quietly(ready), timeout_s=SWARM_DEADLINE_S, what="a whole swarm"
         )
 
     def _address(self, name: str) -> str:
@@ -135,7 +133,7 @@ class Swarm:
             return found[-1] not in ("", but_not_on)
 
         wait_until(
-            lambda: _quietly(running),
+            lambda: quietly(running),
             timeout_s=TASK_DEADLINE_S,
             what=f"{service} runs",
             evidence=lambda: self.history(service),
@@ -158,7 +156,7 @@ class Swarm:
             )
 
 
-def _quietly(condition: Callable[[], bool]) -> bool:
+def quietly(condition: Callable[[], bool]) -> bool:
     """Return *condition*'s answer; a manager without a leader cannot tell."""
     with contextlib.suppress(AssertionError, NodeDownError):
         return bool(condition())

@@ -11,14 +11,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.cluster import POOL, TOPOLOGY, Cluster
-from tests.lab.swarm import SWARM_DEADLINE_S, Swarm
+from tests.lab.cluster import NAMES, POOL, TOPOLOGY, Cluster
+from tests.lab.swarm import SWARM_DEADLINE_S, Swarm, quietly
 from tests.support.host import wait_until
 from tests.support.images import BUSYBOX_IMAGE
 
 __all__ = ["TOPOLOGY"]
 
+SETTINGS = {name: {"swarm_labels": "true"} for name in NAMES}
 VOLUME = "lines"
+LABEL = f"remora.volume.{VOLUME}"
 MOUNT = (
     f"type=volume,source={VOLUME},target=/v,volume-driver=remora,volume-nocopy,"
     "volume-opt=replicas=2,volume-opt=interval=1s"
@@ -62,16 +64,20 @@ def start(swarm: Swarm, node: str, *options: str) -> None:
     others = [name for name in swarm.engines if name != node]
     for name in others:
         swarm.available(name, "pause")
+    create(swarm, *options)
+    assert swarm.wait_running("writer") == node
+    for name in others:
+        swarm.available(name)
+    wait_lines(swarm, node, 3)
+
+
+def create(swarm: Swarm, *options: str) -> None:
     swarm.create(
         "writer",
         *("--mount", MOUNT, "--mount", "type=bind,source=/data,target=/data"),
         *options,
         command=(BUSYBOX_IMAGE, "sh", "-c", WRITER),
     )
-    assert swarm.wait_running("writer") == node
-    for name in others:
-        swarm.available(name)
-    wait_lines(swarm, node, 3)
 
 
 def live(swarm: Swarm, node: str) -> str:
@@ -190,3 +196,41 @@ def test_an_update_that_starts_first_stays_on_its_node(swarm: Swarm) -> None:
 def status(swarm: Swarm) -> str:
     """Return how far the update of the writer is."""
     return swarm.out("service", "inspect", "--format", "{{.UpdateStatus}}", "writer")
+
+
+def test_a_task_comes_to_its_data(swarm: Swarm) -> None:
+    """Managers label the nodes; constraints go by that."""
+    start(swarm, "beta", "--constraint", f"node.labels.{LABEL} != none")
+    copied(swarm, "beta")
+    other = wait_labels(swarm, owner="beta")
+    swarm.available("beta", "drain")
+    assert swarm.wait_running("writer", but_not_on="beta") == other
+    swarm.available("beta")
+    assert wait_labels(swarm, owner=other) == "beta"
+    swarm.remove("writer")
+    written = len(lines(swarm, other))
+    create(swarm, "--constraint", f"node.labels.{LABEL} == owner")
+    assert swarm.wait_running("writer") == other
+    wait_lines(swarm, other, written + 3)
+
+
+def wait_labels(swarm: Swarm, *, owner: str) -> str:
+    """Return which node is labelled `replica` when *owner* is, and the third `none`."""
+    shown: list[dict[str, str]] = []
+
+    def labelled() -> bool:
+        form = f'{{{{.Description.Hostname}}}} {{{{index .Spec.Labels "{LABEL}"}}}}'
+        told = swarm.out("node", "inspect", "--format", form, *NAMES)
+        shown.append(dict(line.split() for line in told.splitlines()))
+        kinds = sorted(shown[-1].values())
+        return shown[-1][owner] == "owner" and kinds == ["none", "owner", "replica"]
+
+    wait_until(
+        lambda: quietly(labelled),
+        timeout_s=SWARM_DEADLINE_S,
+        what=f"{owner} is labelled owner",
+        evidence=lambda: str(shown),
+        interval_s=1.0,
+    )
+    (other,) = [name for name, kind in shown[-1].items() if kind == "replica"]
+    return other
