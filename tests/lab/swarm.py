@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
+from urllib.parse import quote
 
 from tests.support.host import wait_until
 
-from .channel import NodeDownError
 from .cluster import NAMES, Cluster
 from .services import Engine
 
@@ -21,10 +22,10 @@ SWARM_DEADLINE_S: Final = 120.0
 class Swarm:
     """Engines beside the daemons of *cluster*; made with every engine off."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *engine_args: str) -> None:
         self.cluster = cluster
         self.engines: Mapping[str, Engine] = {
-            name: Engine(cluster.lab[name]) for name in NAMES
+            name: Engine(cluster.lab[name], *engine_args) for name in NAMES
         }
 
     # Life
@@ -71,14 +72,18 @@ class Swarm:
 
     def _wait_ready(self) -> None:
         def ready() -> bool:
-            states = self.out(
-                "node", "ls", "--format", "{{.Status}} {{.ManagerStatus}}"
+            nodes = self.manager.get("/nodes")
+            return len(nodes) == len(NAMES) and all(
+                each["Status"]["State"] == "ready"
+                and each["ManagerStatus"]["Reachability"] == "reachable"
+                for each in nodes
             )
-            words = states.split()
-            return words.count("Ready") == 3 and words.count("Reachable") == 2
 
         wait_until(
-            lambda: quietly(ready), timeout_s=SWARM_DEADLINE_S, what="a whole swarm"
+            lambda: quietly(ready),
+            timeout_s=SWARM_DEADLINE_S,
+            what="a whole swarm",
+            interval_s=0.5,
         )
 
     def _address(self, name: str) -> str:
@@ -101,9 +106,10 @@ class Swarm:
 
     def leader(self) -> str:
         """Return the name of the node that leads the managers."""
-        shown = self.out("node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}")
         (name,) = [
-            line.split()[0] for line in shown.splitlines() if line.endswith(" Leader")
+            each["Description"]["Hostname"]
+            for each in self.manager.get("/nodes")
+            if each["ManagerStatus"].get("Leader")
         ]
         return name
 
@@ -116,13 +122,12 @@ class Swarm:
 
     def running_on(self, service: str) -> str:
         """Return the one node that runs a task of *service* as it should, or ''."""
-        shown = self.out(
-            *("service", "ps", service, "--filter", "desired-state=running"),
-            *("--format", "{{.Node}} {{.CurrentState}}"),
-        )
-        found = [line.split() for line in shown.splitlines()]
-        nodes = [words[0] for words in found if words[1:2] == ["Running"]]
-        return nodes[0] if len(nodes) == len(found) == 1 else ""
+        filters = {"service": [service], "desired-state": ["running"]}
+        tasks = self.manager.get(f"/tasks?filters={quote(json.dumps(filters))}")
+        if [each["Status"]["State"] for each in tasks] != ["running"]:
+            return ""
+        node = self.manager.get(f"/nodes/{tasks[0]['NodeID']}")
+        return str(node["Description"]["Hostname"])
 
     def wait_running(self, service: str, *, but_not_on: str = "") -> str:
         """Return the node that runs *service*'s task, as soon as there is one."""
@@ -137,6 +142,7 @@ class Swarm:
             timeout_s=TASK_DEADLINE_S,
             what=f"{service} runs",
             evidence=lambda: self.history(service),
+            interval_s=0.5,
         )
         return found[-1]
 
@@ -150,14 +156,15 @@ class Swarm:
         self.out("service", "rm", *services)
         for engine in self.engines.values():
             wait_until(
-                lambda e=engine: not e.out("ps", "-q"),
+                lambda e=engine: e.get("/containers/json") == [],
                 timeout_s=SWARM_DEADLINE_S,
+                interval_s=0.5,
                 what=f"no container on {engine.node.name}",
             )
 
 
 def quietly(condition: Callable[[], bool]) -> bool:
     """Return *condition*'s answer; a manager without a leader cannot tell."""
-    with contextlib.suppress(AssertionError, NodeDownError):
+    with contextlib.suppress(AssertionError, OSError):
         return bool(condition())
     return False

@@ -99,6 +99,7 @@ def wait_lines(swarm: Swarm, node: str, count: int) -> None:
     wait_until(
         lambda: len(lines(swarm, node)) >= count,
         timeout_s=SWARM_DEADLINE_S,
+        interval_s=0.5,
         what=f"{count} lines on {node}",
         evidence=lambda: swarm.history("writer"),
     )
@@ -174,6 +175,7 @@ def test_an_update_that_starts_first_stays_on_its_node(swarm: Swarm) -> None:
     wait_until(
         lambda: "not-owner" in swarm.history("writer"),
         timeout_s=SWARM_DEADLINE_S,
+        interval_s=1.0,
         what="Swarm tells why the new task does not begin",
         evidence=lambda: swarm.history("writer"),
     )
@@ -187,6 +189,7 @@ def test_an_update_that_starts_first_stays_on_its_node(swarm: Swarm) -> None:
     wait_until(
         lambda: "completed" in status(swarm),
         timeout_s=SWARM_DEADLINE_S,
+        interval_s=1.0,
         what="the update is done",
         evidence=lambda: status(swarm) + swarm.history("writer"),
     )
@@ -219,11 +222,16 @@ def wait_labels(swarm: Swarm, *, owner: str) -> str:
     shown: list[dict[str, str]] = []
 
     def labelled() -> bool:
-        form = f'{{{{.Description.Hostname}}}} {{{{index .Spec.Labels "{LABEL}"}}}}'
-        told = swarm.out("node", "inspect", "--format", form, *NAMES)
-        shown.append(dict(line.split() for line in told.splitlines()))
+        nodes = swarm.manager.get("/nodes")
+        shown.append(
+            {
+                each["Description"]["Hostname"]: each["Spec"]["Labels"][LABEL]
+                for each in nodes
+                if LABEL in each["Spec"]["Labels"]
+            }
+        )
         kinds = sorted(shown[-1].values())
-        return shown[-1][owner] == "owner" and kinds == ["none", "owner", "replica"]
+        return shown[-1].get(owner) == "owner" and kinds == ["none", "owner", "replica"]
 
     wait_until(
         lambda: quietly(labelled),

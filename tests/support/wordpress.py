@@ -40,7 +40,8 @@ mkdir -p "$1/usr/src"
 cp -rL "$1/usr/share/wordpress" "$1/usr/src/wordpress" 2>/dev/null || true
 test -e "$1/usr/src/wordpress/wp-login.php"
 rm -f "$1/usr/src/wordpress/wp-config.php" "$1/var/www/html/index.html"
-rm -rf "$1/var/cache/apt" "$1/var/lib/apt/lists"
+rm -rf "$1/usr/share/wordpress" "$1/usr/share/perl" "$1"/usr/bin/*mariadb* \
+    "$1"/usr/bin/*mysql* "$1/var/cache/apt" "$1/var/lib/apt/lists"
 echo "ServerName localhost" >> "$1/etc/apache2/apache2.conf"
 """
 FROM_FILE = """
