@@ -24,8 +24,6 @@ class EngineApi:
     def __init__(self, socket: str | Path, *, timeout_s: float) -> None:
         self._base = f"http+unix://{quote(str(socket), safe='')}"
         self._timeout_s = (_CONNECT_TIMEOUT_S, timeout_s)
-        self._session = requests_unixsocket.Session()
-        self._session.trust_env = False
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """
@@ -36,9 +34,12 @@ class EngineApi:
 
         """
         try:
-            response = self._session.request(
-                method, self._base + path, json=body, timeout=self._timeout_s
-            )
+            # A connection of its own: the engine may be another one at the next call.
+            with requests_unixsocket.Session() as session:
+                session.trust_env = False
+                response = session.request(
+                    method, self._base + path, json=body, timeout=self._timeout_s
+                )
             answer = response.json() if response.content else {}
         except (requests.RequestException, ValueError) as error:
             raise EngineError(
