@@ -37,6 +37,7 @@ class EngineApi:
             # A connection of its own: the engine may be another one at the next call.
             with requests_unixsocket.Session() as session:
                 session.trust_env = False
+                session.headers["Connection"] = "close"
                 response = session.request(
                     method, self._base + path, json=body, timeout=self._timeout_s
                 )

@@ -54,6 +54,7 @@ class Pair:
         """Run the stack in a swarm of this machine."""
         docker = self.machine.engine.docker
         docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+        docker("volume", "ls")  # the engine meets the plugin: see the guide
         docker("secret", "create", "wordpress-db-password", "-", stdin=b"not-guessed")
         file = str(EXAMPLES / "stack-wordpress.yaml")
         docker("stack", "deploy", "--resolve-image", "never", "-c", file, "blog")
