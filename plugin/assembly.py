@@ -54,6 +54,7 @@ from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirror import MirrorStore
 from plugin.store.sqlite import SqliteStore
+from plugin.swarm.labels import ENGINE_CALL_S, SwarmLabels
 
 log = logging.getLogger(__name__)
 
@@ -153,6 +154,25 @@ def own_volumes(
     )
     ownership.events = events
     return ownership
+
+
+def swarm_labels(
+    config: Config, store: Store, ownership: Ownership, catalogue: Catalogue
+) -> SwarmLabels | None:
+    """Return what keeps the labels of the swarm's nodes; None unless it is wanted."""
+    if not config.swarm.labels:
+        return None
+    from plugin.engine_api import EngineApi  # noqa: PLC0415 - requests is slow
+
+    return SwarmLabels(
+        EngineApi(config.swarm.engine_socket, timeout_s=ENGINE_CALL_S),
+        store=store,
+        heads=ownership.heads,
+        directory=ownership.membership.directory,
+        own_id=ownership.node_id,
+        records=partial(_records, catalogue),
+        driver=config.plugin_socket.stem,
+    )
 
 
 class ClusterNode:

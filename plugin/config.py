@@ -6,16 +6,14 @@ The configuration: a TOML file, then the environment, checked whole.
     [profiles.fast]
     interval = "2s"
 
-Every key but those of profiles is also read from ``REMORA_<KEY>``, which wins unless it
-is empty: the managed plugin's variables cannot be left out. All faults are told at
-once, because a service that restarts once for each of them is a bad way to learn the
-rules.
+Every key but those of profiles is also read from ``REMORA_<KEY>``, one of ``[swarm]``
+from ``REMORA_SWARM_<KEY>``. The environment wins unless it is empty: the
+managed plugin's variables cannot be left out. All faults are told at once, because a
+service that restarts once for each of them is a bad way to learn the rules.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,21 +22,12 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from backends.options import NODE_NAME, duration, size_bytes
 from backends.registry import KINDS
+from plugin.config_checks import check_cluster, check_limit, check_together
 from plugin.errors import ConfigError
 from plugin.limits import DISUSE_GRACE_S, LONG_DEADLINE_S
 
 DEFAULT_PATH: Final = Path("/etc/remora/remora.toml")
-# sockaddr_un holds 108 bytes with the final zero. Source: unix(7).
-_SOCKET_PATH_LENGTH_MAX: Final = 107
-_LOOPBACK: Final = re.compile(r"(?:127\.0\.0\.1|\[::1\]):([0-9]{1,5})")
-_PORT_MAX: Final = 65535
-# rsync cannot do with less than this; and what is more is a mistake.
-_LIMIT_MIN: Final = 64 * 1024
-_LIMIT_MAX: Final = 1024**4
-_ENDPOINT: Final = re.compile(r"https?://[^/\s,]+:[0-9]{1,5}/?")
-_PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9_.-]+/)*")
 
 Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=LONG_DEADLINE_S)]
 Grace = Annotated[float, msgspec.Meta(ge=0, le=3600)]
@@ -91,6 +80,14 @@ class ReplicationConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SwarmConfig:
+    """The section [swarm]; ``labels``: keep labels of the swarm's nodes."""
+
+    labels: bool = False
+    engine_socket: Path = Path("/run/docker.sock")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The daemon's configuration; every path is absolute."""
 
@@ -106,6 +103,7 @@ class Config:
     profiles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
+    swarm: SwarmConfig = field(default_factory=SwarmConfig)
 
 
 _DAEMON_TYPES: Final[Mapping[str, Any]] = {
@@ -137,6 +135,14 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "replace_after": str,
 }
 _REPLICATION_TYPES: Final[Mapping[str, Any]] = {"bandwidth_limit": str, "nice": Nice}
+_SWARM_TYPES: Final[Mapping[str, Any]] = {"labels": bool, "engine_socket": str}
+# What the environment's names begin with, for each section.
+_PREFIXES: Final = {
+    "daemon": "REMORA_",
+    "cluster": "REMORA_",
+    "replication": "REMORA_",
+    "swarm": "REMORA_SWARM_",
+}
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")
 _CLUSTER_PATHS: Final = (
     "etcd_password_file",
@@ -144,7 +150,7 @@ _CLUSTER_PATHS: Final = (
     "etcd_certificate_file",
     "etcd_key_file",
 )
-_SECTIONS: Final = ("daemon", "cluster", "replication", "profiles")
+_SECTIONS: Final = ("daemon", "cluster", "replication", "swarm", "profiles")
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -160,7 +166,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     raw = _read(source, required=path is not None, faults=faults)
     faults.extend(
         f"unknown section [{section}] (valid: [daemon], [cluster], [replication], "
-        "[profiles.NAME])"
+        "[swarm], [profiles.NAME])"
         for section in raw
         if section not in _SECTIONS
     )
@@ -169,11 +175,20 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     cluster = _values("cluster", _CLUSTER_TYPES, raw, environment, faults)
     _make_paths(cluster, _CLUSTER_PATHS, faults)
     replication = _values("replication", _REPLICATION_TYPES, raw, environment, faults)
-    _read_limit(replication, faults)
+    check_limit(replication, faults)
+    swarm = _values("swarm", _SWARM_TYPES, raw, environment, faults)
+    _make_paths(swarm, ("engine_socket",), faults)
     profiles = _profiles(raw.get("profiles", {}), faults)
     _follow_state_dir(values)
-    _check_together(values, faults)
-    _check_cluster(cluster, faults)
+    usual = Config()
+    sockets = {
+        "plugin_socket": usual.plugin_socket,
+        "control_socket": usual.control_socket,
+    }
+    check_together({**sockets, **values}, faults)
+    check_cluster(cluster, faults)
+    if swarm.get("labels") and not cluster.get("etcd"):
+        faults.append("[swarm] labels: needs a cluster: etcd in [cluster]")
     if faults:
         raise ConfigError(faults, source=str(source))
     return Config(
@@ -181,6 +196,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
         profiles=profiles,
         cluster=ClusterConfig(**cluster),
         replication=ReplicationConfig(**replication),
+        swarm=SwarmConfig(**swarm),
     )
 
 
@@ -216,9 +232,10 @@ def _values(
             faults.append(
                 f"[{section}] {key}: unknown key (valid: {', '.join(sorted(types))})"
             )
+    prefix = _PREFIXES[section]
     for variable, text in environment.items():
-        key = variable.removeprefix("REMORA_").lower()
-        if variable.startswith("REMORA_") and key in types and text:
+        key = variable.removeprefix(prefix).lower()
+        if variable.startswith(prefix) and key in types and text:
             given[key] = (variable, _from_text(text, types[key]))
     values = {}
     for key, (name, value) in given.items():
@@ -263,89 +280,6 @@ def _follow_state_dir(values: dict[str, Any]) -> None:
     values.setdefault("mount_dir", state_dir / "mounts")
 
 
-def _check_cluster(values: dict[str, Any], faults: list[str]) -> None:
-    """Add the faults of [cluster] that no type shows."""
-    faults.extend(
-        f"etcd: '{endpoint}' must be http://HOST:PORT or https://HOST:PORT"
-        for endpoint in values.get("etcd", ())
-        if not _ENDPOINT.fullmatch(endpoint)
-    )
-    if not _PREFIX.fullmatch(values.get("etcd_prefix", "/remora/")):
-        faults.append("etcd_prefix: must begin and end with '/', such as /remora/")
-    name = values.get("node_name", "")
-    if name and not NODE_NAME.fullmatch(name):
-        faults.append(
-            f"node_name: '{name[:64]}' is not a node's name (1 to 63 letters, digits, "
-            "'_', '.' or '-', the first a letter or digit)"
-        )
-    if ("etcd_certificate_file" in values) != ("etcd_key_file" in values):
-        faults.append("etcd_certificate_file and etcd_key_file belong together")
-    if values.get("etcd_user") and "etcd_password_file" not in values:
-        faults.append("etcd_user needs an etcd_password_file")
-    _read_replace_after(values, faults)
-    address = values.get("peer_address", "")
-    try:
-        if address:
-            ipaddress.ip_address(address)
-    except ValueError:
-        faults.append(f"peer_address: '{address}' is not an IP address")
-
-
-def _read_limit(values: dict[str, Any], faults: list[str]) -> None:
-    """Turn the limit into bytes; "" and "0" are none."""
-    text = values.pop("bandwidth_limit", "").strip()
-    if text in ("", "0"):
-        return
-    try:
-        limit = int(size_bytes(text))
-    except ValueError:
-        limit = 0
-    if _LIMIT_MIN <= limit <= _LIMIT_MAX:
-        values["bandwidth_limit_bytes"] = limit
-        return
-    faults.append(
-        f"bandwidth_limit: '{text[:64]}' must be a size from 64KiB to 1TiB, such as "
-        "20MiB, that is sent in a second; or 0 for no limit"
-    )
-
-
-def _read_replace_after(values: dict[str, Any], faults: list[str]) -> None:
-    """Give the time until a node's copies are replaced its canonical form."""
-    text = values.get("replace_after", "30m").strip()
-    try:
-        values["replace_after"] = None if text in ("0", "never") else duration(text)
-    except ValueError:
-        faults.append(
-            "replace_after: must be a duration such as 30m or 2h, or never, not "
-            f"'{text[:64]}'"
-        )
-
-
-def _check_together(values: dict[str, Any], faults: list[str]) -> None:
-    """Add the faults that no single value has."""
-    for key in ("plugin_socket", "control_socket"):
-        length = len(str(values.get(key, "")).encode())
-        if length > _SOCKET_PATH_LENGTH_MAX:
-            faults.append(
-                f"{key}: {length} bytes; a socket's path has at most "
-                f"{_SOCKET_PATH_LENGTH_MAX}"
-            )
-    sockets = [
-        values.get(key, Config.__dataclass_fields__[key].default)
-        for key in ("plugin_socket", "control_socket")
-    ]
-    if sockets[0] == sockets[1]:
-        faults.append(f"plugin_socket and control_socket are both {sockets[0]}")
-    pool, mount_dir = values["pool"], values["mount_dir"]
-    if pool.is_relative_to(mount_dir) or mount_dir.is_relative_to(pool):
-        faults.append(f"pool ({pool}) and mount_dir ({mount_dir}) must lie apart")
-    address = values.get("metrics_address", "")
-    if address:
-        match = _LOOPBACK.fullmatch(address)
-        if match is None or not 1 <= int(match[1]) <= _PORT_MAX:
-            faults.append("metrics_address: must be 127.0.0.1:PORT or [::1]:PORT")
-
-
 def _profiles(section: Any, faults: list[str]) -> dict[str, dict[str, str]]:
     """Return the profiles; their options are checked by the backend that they name."""
     if not isinstance(section, dict):
@@ -375,5 +309,14 @@ def _profiles(section: Any, faults: list[str]) -> dict[str, dict[str, str]]:
 
 def environment_names() -> list[str]:
     """Return the names of the environment variables that are read."""
-    keys = {**_DAEMON_TYPES, **_CLUSTER_TYPES, **_REPLICATION_TYPES}
-    return sorted(f"REMORA_{key.upper()}" for key in keys)
+    sections = {
+        "daemon": _DAEMON_TYPES,
+        "cluster": _CLUSTER_TYPES,
+        "replication": _REPLICATION_TYPES,
+        "swarm": _SWARM_TYPES,
+    }
+    return sorted(
+        f"{_PREFIXES[section]}{key.upper()}"
+        for section, types in sections.items()
+        for key in types
+    )

@@ -23,6 +23,7 @@ from plugin.assembly import (
     ClusterNode,
     lay_foundation,
     own_volumes,
+    swarm_labels,
 )
 from plugin.catalogue import Catalogue
 from plugin.cluster.events import Events
@@ -51,6 +52,7 @@ from plugin.replicas import ReplicaService
 from plugin.server import Server
 from plugin.service import VolumeService
 from plugin.sockets import bind_socket, inherited_socket, remove_socket
+from plugin.swarm.labels import SwarmLabels
 
 if TYPE_CHECKING:
     from plugin.config import Config
@@ -96,6 +98,7 @@ class Daemon:
         self._cluster: ClusterNode | None = None
         self._peers: Peers | None = None
         self._events = Events(config.state_dir)
+        self._labels: SwarmLabels | None = None
         service = self._build_service()
         self._service = service
         self._quarantine = QuarantineService(service, self._rsync.quarantine)
@@ -116,6 +119,8 @@ class Daemon:
                 server.start()
             if self._cluster is not None:
                 self._cluster.start(self._left_mounted())
+            if self._labels is not None:
+                self._labels.start()
         except BaseException:
             self._remove_sockets()
             raise
@@ -185,6 +190,9 @@ class Daemon:
             rsync,
             catalogue,
             self._events,
+        )
+        self._labels = swarm_labels(
+            self._config, foundation.store, ownership, catalogue
         )
         return ownership
 
@@ -273,6 +281,8 @@ class Daemon:
             server.stop_accepting()
         self._remove_sockets()
         self._reconciler.stop()
+        if self._labels is not None:
+            self._labels.stop()
         deadline = Deadline(LONG_DEADLINE_S)
         for server in self._servers:
             if not server.drain(deadline):

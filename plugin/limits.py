@@ -42,3 +42,9 @@ WATCH_HISTORY_MAX: Final = 10_000
 # A copy that somebody waits for at a terminal. Docker's Create waits `LONG_DEADLINE_S`
 # at most; the copy goes on, and the same Create again waits for it.
 COPY_DEADLINE_S: Final = 24 * 3600.0
+
+# Labels of a swarm's nodes: how often they are compared, and how soon again where the
+# engine does not answer. Swarm keeps a node's labels in one record of at most 1.5 MB.
+SWARM_INTERVAL_S: Final = 10.0
+SWARM_RETRY_S: Final = 20.0
+SWARM_VOLUMES_MAX: Final = 1000

@@ -9,17 +9,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
-import requests
-import requests_unixsocket
-
 from backends.system.clock import pause
+from plugin.engine_api import EngineApi
 from plugin.errors import EngineError
 
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
-_TIMEOUT_S: Final = (5.0, 60.0)
+_TIMEOUT_S: Final = 60.0
 _PAUSE_TRIES: Final = 5
 _PAUSE_WAIT_S: Final = 0.2
 
@@ -34,9 +32,7 @@ class Engine:
                 f"DOCKER_HOST is {host}",
                 hint="import reads the volume's files: use the engine of this machine",
             )
-        self._base = f"http+unix://{quote(host.removeprefix('unix://'), safe='')}"
-        self._session = requests_unixsocket.Session()
-        self._session.trust_env = False
+        self._call = EngineApi(host.removeprefix("unix://"), timeout_s=_TIMEOUT_S).call
 
     def local_volume_path(self, name: str) -> Path:
         """
@@ -91,20 +87,6 @@ class Engine:
                 pause(_PAUSE_WAIT_S)
             else:
                 return
-
-    def _call(self, method: str, path: str) -> Any:
-        try:
-            response = self._session.request(
-                method, self._base + path, timeout=_TIMEOUT_S
-            )
-            answer = response.json() if response.content else {}
-        except (requests.RequestException, ValueError) as error:
-            raise EngineError(
-                "the Docker Engine does not answer", hint="is docker running?"
-            ) from error
-        if response.status_code >= 400:
-            raise EngineError(str(answer.get("message", response.status_code)))
-        return answer
 
 
 @contextmanager

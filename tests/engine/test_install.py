@@ -155,7 +155,7 @@ def test_the_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
     path.write_text(daemon)
     assert load(path, {}) == Config()
     for name in environment_names():
-        assert name.removeprefix("REMORA_").lower() in shown
+        assert name.removeprefix("REMORA_").removeprefix("SWARM_").lower() in shown
     assert profiles
 
 

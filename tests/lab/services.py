@@ -248,6 +248,12 @@ class Engine(Service):
         """Return what `docker ARGS...` prints, without the last line's end."""
         return self.docker(*args, timeout_s=timeout_s).stdout.rstrip("\n")
 
+    def get(self, path: str) -> Any:
+        """Return what the engine's API answers; much quicker than its command."""
+        status, answer = self._request(ENGINE_SOCKET, "GET", path, b"", 30)
+        assert status == 200, answer
+        return json.loads(answer)
+
     def shell(self, volume: str, script: str, *options: str) -> str:
         """Return what *script* prints in a new container with *volume* at /v."""
         return self.out(

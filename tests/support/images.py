@@ -167,7 +167,7 @@ def database_root() -> Path:
             with tempfile.TemporaryDirectory(dir=CACHE, prefix="build-") as build:
                 part = Path(build) / "root"
                 part.mkdir()
-                _command("tar", "-C", str(part), "-xpf", str(tar))
+                command("tar", "-C", str(part), "-xpf", str(tar))
                 part.rename(root)
     return root
 
@@ -175,17 +175,17 @@ def database_root() -> Path:
 def _build_database(build: Path, path: Path) -> None:
     root, part = build / "root", build / "part.tar"
     packages = ",".join(DATABASE_PACKAGES)
-    _command(
+    command(
         *("debootstrap", "--variant=minbase", f"--include={packages}"),
         *("bookworm", str(root), MIRROR),
     )
     (root / "start-database").write_text(DATABASE_START)
-    _command("chroot", str(root), "sh", "-c", DATABASE_SETUP)
-    _command("tar", "-C", str(root), "--exclude=./dev/*", "-cf", str(part), ".")
+    command("chroot", str(root), "sh", "-c", DATABASE_SETUP)
+    command("tar", "-C", str(root), "--exclude=./dev/*", "-cf", str(part), ".")
     part.rename(path)
 
 
-def _command(*argv: str) -> None:
+def command(*argv: str) -> None:
     """Run *argv* with mounts of its own, so that it leaves none behind."""
     done = subprocess.run(
         ["unshare", "--mount", "--propagation", "private", "--", *argv],

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from plugin.config import DEFAULT_PATH, ClusterConfig, Config, environment_names, load
 from plugin.daemon import profile_faults
 from plugin.errors import ConfigError
+from tests.support.config_keys import CLUSTER, DAEMON, REPLICATION, SECTIONS, SWARM
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -72,43 +73,15 @@ def test_pool_and_mounts_follow_the_state_directory(tmp_path: Path) -> None:
     assert config.pool == Path("/srv/e/pool")
 
 
-# For each key what the environment says, and the same in the file.
-DAEMON = {
-    "plugin_socket": ("/a/p.sock", '"/a/p.sock"'),
-    "control_socket": ("/a/c.sock", '"/a/c.sock"'),
-    "state_dir": ("/a/s", '"/a/s"'),
-    "pool": ("/a/pool", '"/a/pool"'),
-    "mount_dir": ("/a/m", '"/a/m"'),
-    "log_format": ("console", '"console"'),
-    "metrics_address": ("127.0.0.1:9550", '"127.0.0.1:9550"'),
-    "mount_deadline_s": ("12.5", "12.5"),
-    "disuse_grace_s": ("0", "0"),
-}
-CLUSTER = {
-    "etcd": ("http://a:1, http://b:2", '["http://a:1", "http://b:2"]'),
-    "etcd_prefix": ("/x/", '"/x/"'),
-    "etcd_user": ("u", '"u"'),
-    "etcd_password_file": ("/a/p", '"/a/p"'),
-    "etcd_ca_file": ("/a/ca", '"/a/ca"'),
-    "etcd_certificate_file": ("/a/cert", '"/a/cert"'),
-    "etcd_key_file": ("/a/key", '"/a/key"'),
-    "node_name": ("alpha", '"alpha"'),
-    "peer_address": ("fd00::1", '"fd00::1"'),
-    "peer_port": ("99", "99"),
-    "lease_ttl_s": ("30", "30"),
-    "freeze_max_s": ("5", "5"),
-    "mount_wait_s": ("7", "7"),
-    "failsafe": ("false", "false"),
-    "replace_after": ("2h", '"2h"'),
-}
-REPLICATION = {"bandwidth_limit": ("20M", '"20MiB"'), "nice": ("5", "5")}
-SECTIONS = {"daemon": DAEMON, "cluster": CLUSTER, "replication": REPLICATION}
-
-
 def test_every_key_is_read_from_the_file_and_from_the_environment(
     tmp_path: Path,
 ) -> None:
-    both = {**DAEMON, **CLUSTER, **REPLICATION}
+    both = {
+        **DAEMON,
+        **CLUSTER,
+        **REPLICATION,
+        **{f"swarm_{key}": SWARM[key] for key in SWARM},
+    }
     environment = {f"REMORA_{key.upper()}": both[key][0] for key in both}
     assert environment_names() == sorted(environment)
     text = "".join(

@@ -199,7 +199,8 @@ def test_every_setting_is_documented() -> None:
     text = (REPOSITORY / "packaging/remora.toml").read_text()
     readme = REPOSITORY / "README.md"
     text += readme.read_text() if readme.exists() else ""
-    keys = [name.removeprefix("REMORA_").lower() for name in environment_names()]
+    names = [name.removeprefix("REMORA_") for name in environment_names()]
+    keys = [name.removeprefix("SWARM_").lower() for name in names]
     assert len(keys) >= 9
     assert [key for key in keys if not re.search(rf"\b{key}\b", text)] == []
 

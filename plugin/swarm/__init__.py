@@ -1,0 +1,1 @@
+"""Placing tasks: labels of a Docker Swarm's nodes that tell where volumes are."""

@@ -1,0 +1,133 @@
+"""
+The shipped examples with WordPress, as they are: rows come in through WordPress.
+
+No registry is needed: images of the same names are made from Debian's MariaDB and
+WordPress, see `tests.support.wordpress`. The registry's images are not tried.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import wordpress
+from tests.support.daemon import Machine
+from tests.support.host import REPOSITORY, checked, wait_until
+from tests.support.wordpress import Site
+
+pytestmark = pytest.mark.xdist_group("engine-wordpress")
+EXAMPLES = REPOSITORY / "examples"
+VOLUMES = ("wordpress-rows", "wordpress-site")
+START_DEADLINE_S = 120.0
+INSTALL = "/wp-admin/install.php"
+
+
+class Pair:
+    """WordPress and its database on a machine."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.site = Site(
+            lambda argv: machine.host.run(argv, timeout_s=90, check=False).stdout
+        )
+
+    def compose(self, *args: str, check: bool = True) -> None:
+        file = str(EXAMPLES / "compose-wordpress.yaml")
+        done = subprocess.run(
+            ["docker-compose", "--file", file, "--project-name", "blog", *args],
+            env={
+                **self.machine.engine.cli_environment,
+                "WORDPRESS_DB_PASSWORD": "not-guessed",
+            },
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        if check:
+            checked(done)
+
+    def deploy(self) -> None:
+        """Run the stack in a swarm of this machine."""
+        docker = self.machine.engine.docker
+        docker("swarm", "init", "--advertise-addr", "127.0.0.1")
+        docker("volume", "ls")  # the engine meets the plugin: see the guide
+        docker("secret", "create", "wordpress-db-password", "-", stdin=b"not-guessed")
+        file = str(EXAMPLES / "stack-wordpress.yaml")
+        docker("stack", "deploy", "--resolve-image", "never", "-c", file, "blog")
+
+    def leave(self) -> None:
+        """End the stack and the swarm, if they are there."""
+        docker = self.machine.engine.docker
+        docker("stack", "rm", "blog", check=False)
+        docker("swarm", "leave", "--force", check=False)
+
+    def wait(self, page: str) -> None:
+        """Return when the page at *page* is there."""
+        wait_until(
+            lambda: self.site.page(page) != "",
+            timeout_s=START_DEADLINE_S,
+            what="WordPress answers",
+            evidence=lambda: self.machine.engine.docker("ps", "-a").stdout,
+            interval_s=0.5,
+        )
+
+
+@pytest.fixture
+def pair(machine: Machine) -> Iterator[Pair]:
+    """Yield the examples, ready to be started; afterwards they are gone."""
+    for program in ("docker-compose", "debootstrap", "mmdebstrap", "curl"):
+        if shutil.which(program) is None:
+            pytest.skip(f"needs {program}")
+    # Services find each other by name, for which the engine writes filter rules.
+    machine.engine.stop()
+    machine.engine.start(extra_args=["--iptables=true"])
+    wordpress.load(machine.engine.docker)
+    pair = Pair(machine)
+    yield pair
+    pair.compose("down", "-v", check=False)
+    pair.leave()
+
+
+def test_the_compose_file(machine: Machine, pair: Pair) -> None:
+    """Posts survive a crash of the daemon, and `down` and `up`."""
+    pair.compose("up", "-d")
+    pair.wait(INSTALL)
+    assert machine.volume("wordpress-rows")["options"]["interval"] == "5s"
+    pair.site.install()
+    pair.site.post("before")
+    machine.daemon.crash()
+    pair.site.post("after the crash")
+    wanted = ["Hello world!", "after the crash", "before"]
+    assert pair.site.titles() == wanted
+
+    pair.compose("down")
+    machine.assert_nothing_mounted(within_s=10)
+    assert set(VOLUMES) <= set(machine.engine.out("volume", "ls", "-q").split())
+    pair.compose("up", "-d")
+    pair.wait("/")
+    assert pair.site.titles() == wanted
+    assert "after the crash" in pair.site.page("/")
+
+    pair.compose("down", "-v")
+    machine.assert_nothing_mounted(within_s=10)
+    assert machine.daemon.call("List", {}) == {"Volumes": []}
+
+
+def test_the_stack(machine: Machine, pair: Pair) -> None:
+    """Posts survive a restart of all tasks, on a swarm of one machine."""
+    pair.deploy()
+    pair.wait(INSTALL)
+    assert machine.volume("wordpress-rows")["options"]["interval"] == "5s"
+    pair.site.install()
+    pair.site.post("before")
+    docker = machine.engine.docker
+    for service in ("blog_database", "blog_wordpress"):
+        docker("service", "update", "--force", service, timeout_s=180)
+    pair.wait("/")
+    assert pair.site.titles() == ["Hello world!", "before"]
+    docker("stack", "rm", "blog")
+    machine.assert_nothing_mounted(within_s=60)
