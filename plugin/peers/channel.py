@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.errors import RemoraError
-from backends.system.clock import Deadline, monotonic_s
+from backends.system.clock import Deadline, monotonic_s, pause
 from plugin.errors import PeerUnreachableError
-from plugin.peers.connection import Connection, connect
+from plugin.peers.connection import Connection, StrangerError, connect
 from plugin.peers.peer import Peer
 
 _FIRST_PAUSE_S: Final = 0.2
 # A node that has come back is heard of this late, at most.
 _PAUSE_MAX_S: Final = 3.0
+# One that has just joined is let in when the other has read its record: in moments.
+_STRANGER_TRIES: Final = 6
+_STRANGER_PAUSE_S: Final = 0.3
 
 
 class PeerChannel:
@@ -93,18 +96,38 @@ class PeerChannel:
                     )
                 self._changed.wait(deadline.remaining_s())
 
-    def _connect(self) -> None:
-        """Try each address once, the last one that worked first."""
+    def _try_addresses(self) -> Connection:
+        """
+        Return a connection, to the address that worked last if it still does.
+
+        Raises:
+            StrangerError, PeerUnreachableError: why there is none.
+
+        """
         preferred = self.address
         others = [each for each in self.peer.addresses if each != preferred]
+        fault = PeerUnreachableError("no address is known")
+        for address in (preferred, *others):
+            try:
+                return connect(self.peer, address, node_key=self._node_key)
+            except PeerUnreachableError as error:
+                fault = error
+        raise fault
+
+    def _connect(self) -> None:
+        """Try each address once, and again while the node does not know us yet."""
         connection, fault = None, "a fault of ours"
         try:
-            for address in (preferred, *others):
+            for _ in range(_STRANGER_TRIES):
                 try:
-                    connection = connect(self.peer, address, node_key=self._node_key)
+                    connection = self._try_addresses()
                     break
+                except StrangerError as error:
+                    fault = error.cause
+                    pause(_STRANGER_PAUSE_S)
                 except PeerUnreachableError as error:
                     fault = error.cause
+                    break
         finally:
             with self._changed:
                 self._connecting = False

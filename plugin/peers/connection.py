@@ -161,11 +161,16 @@ class Connection:
         return ""
 
 
+class StrangerError(PeerUnreachableError):
+    """The node does not know this one's key: not yet, or not any more."""
+
+
 def connect(peer: Peer, address: str, *, node_key: Path) -> Connection:
     """
     Return a connection to *peer* at *address*.
 
     Raises:
+        StrangerError: it does not let us in.
         PeerUnreachableError: there is none, or not to that node.
 
     """
@@ -192,6 +197,8 @@ def connect(peer: Peer, address: str, *, node_key: Path) -> Connection:
         for each in (transport, raw):
             if each is not None:
                 each.close()
+        if isinstance(error, paramiko.AuthenticationException):
+            raise StrangerError(f"{where}: {_cause(error)}") from error
         if isinstance(error, paramiko.SSHException | OSError | EOFError):
             raise PeerUnreachableError(f"{where}: {_cause(error)}") from error
         raise

@@ -215,6 +215,7 @@ class Placement:
             StoreError: the cluster did not answer.
 
         """
+        self.look()
         self._bound_for[record.id] = node_id
         standing = self._ownership.heads.read(record.id)
         head = standing.head
