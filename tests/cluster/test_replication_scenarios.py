@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import signal
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from plugin.cluster.state import Commit
+from tests.protocol.command import caller
 from tests.protocol.node import wait_until
 from tests.support.link import Link
 from tests.support.owners import WAIT_S, Owner, Records
@@ -235,3 +238,106 @@ def test_a_mapping_that_is_never_closed(make_owner: Make, records: Records) -> N
             timeout_s=SCAN_WAIT_S,
         )
     mapped.close()
+
+
+LIMIT = '[replication]\nbandwidth_limit = "4MiB"'
+LARGE_SIZE = 120 << 20
+# Engines give an Unmount 30 s at least.
+UNMOUNT_S = 30.0
+
+
+@pytest.mark.timeout(600)
+def test_more_is_left_than_an_unmount_has_time_for(
+    make_owner: Make, records: Records
+) -> None:
+    """[21] It is answered in time; the next Mount gets all of it, if need be later."""
+    alpha, beta = make_owner("alpha", profiles=LIMIT), make_owner("beta")
+    volume_id, _ = begin(records, alpha, beta)
+    content = os.urandom(1 << 20) * (LARGE_SIZE >> 20)
+    (alpha.state_dir / "large").write_bytes(content)
+    (alpha.state_dir / "large").rename(live(alpha, volume_id) / "large")
+    body = {"Name": NAME, "ID": "one"}
+    assert not alpha.call("Unmount", body, timeout_s=UNMOUNT_S).error
+    head = records.head(volume_id)
+    assert (head.phase, head.holders) == ("idle", (alpha.id,))
+    beta.mount_at_last(NAME)
+    assert (live(beta, volume_id) / "large").read_bytes() == content
+
+
+def die_with_a_tail(owner: Owner, volume_id: str) -> None:
+    """Let the node's containers write what its daemon never sends; then both die."""
+    owner.signal(signal.SIGSTOP)
+    (live(owner, volume_id) / f"tail-{owner.name}").write_text("tail")
+    owner.kill()
+
+
+def test_two_failovers_and_both_come_back(
+    make_owner: Make,
+    records: Records,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """[30] Each branch is listed and can be had; all copies are of one lineage."""
+    alpha, beta, gamma = (make_owner(name) for name in ("alpha", "beta", "gamma"))
+    volume_id, _ = begin(records, alpha, beta, gamma)
+    die_with_a_tail(alpha, volume_id)
+    beta.mount_at_last(NAME)
+    (live(beta, volume_id) / "of-beta").write_text("kept")
+    copy = live(gamma, volume_id) / "of-beta"
+    wait_until(copy.exists, "gamma follows beta", timeout_s=WAIT_S)
+    die_with_a_tail(beta, volume_id)
+    gamma.mount_at_last(NAME)
+    (live(gamma, volume_id) / "of-gamma").write_text("kept")
+    for each in (alpha, beta):
+        come_back(each)
+    for each in (alpha, beta):
+        copy = live(each, volume_id) / "of-gamma"
+        wait_until(copy.exists, f"{each.name} follows gamma", timeout_s=WAIT_S)
+        assert names(copy.parent) == ["first", "of-beta", "of-gamma"]
+        ((commit, kept),) = apart(each, volume_id).items()
+        assert f"tail-{each.name}" in kept
+        archive = tmp_path / f"{each.name}.tar"
+        arguments = ("quarantine", "export", NAME, commit, "-o", str(archive))
+        assert caller(each, monkeypatch, capsys)(*arguments).code == 0
+        with tarfile.open(archive) as opened:
+            assert opened.extractfile(f"./tail-{each.name}").read() == b"tail"
+    wait_holders(records, volume_id, alpha, beta, gamma)
+    listed = {row["node"] for row in gamma.control_ok("GET", "/v1/quarantine")}
+    assert listed == {"alpha", "beta"}
+
+
+NAMES = 1_000_000
+SEED_S = 3000.0
+# The specification's bound, for a sync of ten files among them.
+SYNC_MS = 5000.0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(2 * SEED_S)
+def test_a_directory_of_a_million_names(make_owner: Make, records: Records) -> None:
+    """[22] What a sync of ten changed files takes does not follow their number."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
+    beta.wait_known(NAME)
+    directory = live(alpha, volume_id) / "names"
+    directory.mkdir()
+    for number in range(NAMES):
+        (directory / f"{number}").touch()
+    alpha.mount(NAME)
+    last = live(beta, volume_id) / "names" / f"{NAMES - 1}"
+    wait_until(last.exists, "beta has them", timeout_s=SEED_S)
+    wait_until(
+        lambda: len(records.head(volume_id).holders) == 2, "held", timeout_s=SEED_S
+    )
+    before = len(alpha.events("synced", NAME))
+    for number in range(10):
+        (directory / f"{number * 99_991}").write_text("changed")
+    copy = live(beta, volume_id) / "names" / f"{9 * 99_991}"
+    wait_until(lambda: copy.read_text() == "changed", "followed", timeout_s=WAIT_S)
+    wait_until(
+        lambda: len(alpha.events("synced", NAME)) > before, "told", timeout_s=WAIT_S
+    )
+    took_ms = alpha.events("synced", NAME)[before]["duration_ms"]
+    print(f"ten of {NAMES} changed: {took_ms} ms")
+    assert took_ms < SYNC_MS
