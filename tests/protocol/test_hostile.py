@@ -46,6 +46,7 @@ def _unharmed(node: Node) -> Iterator[None]:
     assert left <= {
         *("lock", "pool", "mounts", "store.db", "store.db-wal", "store.db-shm"),
         *("node.db", "node.db-wal", "node.db-shm"),
+        *("events.db", "events.db-wal", "events.db-shm"),
     }
     assert node.call("Capabilities").json() == {"Capabilities": {"Scope": "local"}}
 
