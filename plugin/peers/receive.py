@@ -171,7 +171,8 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     jail.enter(place["directory"], place["basis"])
     # "." is all that it may write to, whatever path the sender asked for.
     flags = SERVER_FLAGS + capabilities
-    basis = f"--compare-dest={jail.BASIS}"
+    within = f"/{jail.TREE}" if place.get("is_tree") else ""
+    basis = f"--compare-dest={jail.BASIS}{within}"
     arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, basis, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.execve("/usr/bin/rsync", arguments, environment)

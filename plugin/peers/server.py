@@ -47,12 +47,14 @@ class Place:
     """
     Where a commit's bytes go, and what the copy, only to be read, has already.
 
-    ``nice`` is rsync's there, from 0 to 19.
+    ``nice`` is rsync's there, from 0 to 19; with ``is_tree`` the names that are sent
+    are those of the volume's tree itself, as they are in ``basis``.
     """
 
     directory: Path
     basis: Path
     nice: int = 0
+    is_tree: bool = False
 
 
 class Receiver(Protocol):
@@ -242,6 +244,7 @@ class PeerServer:
                 "directory": str(place.directory),
                 "basis": str(place.basis),
                 "nice": str(place.nice),
+                "is_tree": "yes" if place.is_tree else "",
             }
             connection.sendall(encode({"result": result}))
             line = lines.next()

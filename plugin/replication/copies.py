@@ -19,7 +19,7 @@ import msgspec
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import Journal
-from backends.rsync.journal.staging import Staging
+from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.system.clock import Deadline
 from plugin.cluster import rules
@@ -61,6 +61,22 @@ class Copies:
         if home is None:
             raise BackendError(f"there is no copy of '{record.name}' here")
         return Staging(home)
+
+    def basis(self, record: VolumeRecord) -> Path:
+        """
+        Return the directory that has most of what another node may send.
+
+        Of a copy that begins anew, that is what was set apart last.
+
+        Raises:
+            BackendError: that cannot be seen.
+
+        """
+        live = self.staging(record).home / LIVE_NAME
+        apart = self._backend.quarantine.of(record.id)
+        if apart and not (live.is_dir() and any(live.iterdir())):
+            return max(apart, key=lambda tree: tree.set_apart_at).path
+        return live
 
     def make(self, record: VolumeRecord, promised: int, deadline: Deadline) -> None:
         """

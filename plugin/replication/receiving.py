@@ -127,15 +127,15 @@ class Receiving:
                 f"stale-epoch: epoch {replica.promised} of volume {volume} was "
                 f"promised, {epoch} is over"
             )
-        home = self._copies.home(record)
-        if home is None:
+        if self._copies.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
         staging = self._copies.staging(record)
-        place = staging.tree() if seq == AHEAD_SEQ else staging.directory()
+        is_tree = seq == AHEAD_SEQ
+        place = staging.tree() if is_tree else staging.directory()
         number = self._progress.begin("receiving", volume, node_id)
         with self._lock:
             self._begun.setdefault((node_id, volume, epoch, seq), []).append(number)
-        return Place(place, home / "live", self._nice)
+        return Place(place, self._copies.basis(record), self._nice, is_tree)
 
     def end(
         self,

@@ -307,6 +307,48 @@ def test_two_failovers_and_both_come_back(
     assert listed == {"alpha", "beta"}
 
 
+COMMON_SIZE = 16 << 20
+
+
+def sent_bytes(owner: Owner) -> float:
+    """Return what the node has sent on the line so far."""
+    text = owner.control("GET", "/metrics").body.decode()
+    (line,) = [
+        each
+        for each in text.splitlines()
+        if each.startswith('remora_replication_bytes_total{direction="sending"}')
+    ]
+    return float(line.split()[-1])
+
+
+def test_what_was_set_apart_is_not_sent_again(
+    make_owner: Make, records: Records
+) -> None:
+    """A node that crashed as the owner gets the difference, not the whole volume."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id, _ = begin(records, alpha, beta)
+    common = os.urandom(COMMON_SIZE)
+    (live(alpha, volume_id) / "common").write_bytes(common)
+    copy = live(beta, volume_id) / "common"
+    wait_until(
+        lambda: copy.exists() and copy.read_bytes() == common,
+        "beta has it",
+        timeout_s=WAIT_S,
+    )
+    wait_holders(records, volume_id, alpha, beta)
+    die_with_a_tail(alpha, volume_id)
+    beta.mount_at_last(NAME)
+    (live(beta, volume_id) / "of-beta").write_text("kept")
+    before = sent_bytes(beta)
+    come_back(alpha)
+    copy = live(alpha, volume_id) / "of-beta"
+    wait_until(copy.exists, "alpha follows beta", timeout_s=WAIT_S)
+    assert (live(alpha, volume_id) / "common").read_bytes() == common
+    assert sent_bytes(beta) - before < COMMON_SIZE / 10
+    ((_, kept),) = apart(alpha, volume_id).items()
+    assert kept == ["common", "first", "tail-alpha"]
+
+
 NAMES = 1_000_000
 SEED_S = 3000.0
 # The specification's bound, for a sync of ten files among them.
