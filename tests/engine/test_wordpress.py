@@ -117,6 +117,7 @@ def test_the_compose_file(machine: Machine, pair: Pair) -> None:
     assert machine.daemon.call("List", {}) == {"Volumes": []}
 
 
+@pytest.mark.long
 def test_the_stack(machine: Machine, pair: Pair) -> None:
     """Posts survive a restart of all tasks, on a swarm of one machine."""
     pair.deploy()

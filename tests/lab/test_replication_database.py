@@ -42,9 +42,11 @@ MOVE_EVERY = 5
 LOST_S_MAX = 60.0
 
 
-@pytest.fixture(
-    scope="module", params=["btrfs", pytest.param("ext4", marks=pytest.mark.long)]
-)
+# What is quick of it is in tests/cluster and tests/journal, on one kernel.
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module", params=["ext4", "btrfs"])
 def filesystem(request: pytest.FixtureRequest) -> str:
     """Return the kind of filesystem that the nodes' pools are on."""
     return str(request.param)

@@ -18,6 +18,9 @@ from tests.support.images import BUSYBOX_IMAGE
 
 __all__ = ["TOPOLOGY"]
 
+# A swarm of three kernels takes many minutes on a machine of two processors.
+pytestmark = pytest.mark.long
+
 SETTINGS = {name: {"swarm_labels": "true"} for name in NAMES}
 VOLUME = "lines"
 LABEL = f"remora.volume.{VOLUME}"
