@@ -88,9 +88,9 @@ class Acquisition(OwnershipViews):
             return epoch
         self._require_may_begin()
         self.require_possible(record)
-        self._wait_unlocked(record, deadline)
+        self._wait_free(record, deadline)
+        self._require_free(record)
         if not self.is_shared(record):
-            self._require_free(record)
             self.replication.ready(record, deadline)
         standing, orderly = self._take(record, deadline)
         head = _known(standing.head)
@@ -143,7 +143,7 @@ class Acquisition(OwnershipViews):
         self.note("regained", record, epoch)
         return True
 
-    def _wait_unlocked(self, record: VolumeRecord, deadline: Deadline) -> None:
+    def _wait_free(self, record: VolumeRecord, deadline: Deadline) -> None:
         """
         Return when no other node has the volume, or when enough was waited.
 
@@ -151,10 +151,16 @@ class Acquisition(OwnershipViews):
         that a node is dead is known when its lease has ended.
         """
         patience = Deadline(min(self._mount_wait_s, deadline.remaining_s() / 2))
-        while not patience.passed():
-            if self.heads.read(record.id).locked_by in ("", self.node_id):
-                return
+        while not self._is_free(record) and not patience.passed():
             clock.pause(_LOOK_AGAIN_S)
+
+    def _is_free(self, record: VolumeRecord) -> bool:
+        if self.heads.read(record.id).locked_by not in ("", self.node_id):
+            return False
+        with suppress(NotOwnerError):
+            self._require_free(record)
+            return True
+        return False
 
     def _take(self, record: VolumeRecord, deadline: Deadline) -> tuple[Standing, bool]:
         """Return how the volume stands, now recovered by us; and if it was idle."""
@@ -327,6 +333,8 @@ class Acquisition(OwnershipViews):
         head = standing.head
         if head is None or head.phase == "idle" or head.owner == self.node_id:
             return
+        if self.is_shared(record):
+            return  # no member is asked to wait
         if standing.locked_by:
             return  # the rules say no
         try:
