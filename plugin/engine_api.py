@@ -22,6 +22,7 @@ class EngineApi:
     """
 
     def __init__(self, socket: str | Path, *, timeout_s: float) -> None:
+        self._socket = Path(socket)
         self._base = f"http+unix://{quote(str(socket), safe='')}"
         self._timeout_s = (_CONNECT_TIMEOUT_S, timeout_s)
 
@@ -33,6 +34,11 @@ class EngineApi:
             EngineError: it refused, with its reason, or did not answer in time.
 
         """
+        # The library would leave what it could not connect open for a while.
+        if not self._socket.is_socket():
+            raise EngineError(
+                f"the Docker Engine is not at {self._socket}", hint="is docker running?"
+            )
         try:
             # A connection of its own: the engine may be another one at the next call.
             with requests_unixsocket.Session() as session:

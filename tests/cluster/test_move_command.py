@@ -48,7 +48,7 @@ def test_ctrl_c_ends_the_waiting_only(
 ) -> None:
     alpha, gamma = pair
     volume_id = mounted(pair)
-    fill(live(alpha, volume_id), 16)
+    fill(live(alpha, volume_id), 32)
     command = subprocess.Popen(
         alpha.inside(*alpha.remora("move", NAME, "gamma")),
         env=alpha.environment(),

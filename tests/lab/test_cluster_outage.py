@@ -106,13 +106,13 @@ def refused_in_time(member: Member, volume: str) -> str:
     return error
 
 
-def answered_in_time(engine: Engine, *args: str) -> str:
+def answered_in_time(engine: Engine, *args: str, besides_s: float = 0.0) -> str:
     """Return what `docker ARGS...` prints; fail if that takes too long."""
     start_s = time.monotonic()
     answer = engine.out(*args)
     took_s = time.monotonic() - start_s
     print(f"docker {' '.join(args[:2])} took {took_s:.2f} s")
-    assert took_s < DOCKER_ANSWER_S
+    assert took_s < DOCKER_ANSWER_S + besides_s
     return answer
 
 
@@ -151,7 +151,8 @@ def test_etcd_is_wholly_down(
     assert refused_in_time(alpha, spare).startswith("store-unavailable:")
     assert {*answered_in_time(docker, "volume", "ls", "-q").split()} == before
     assert spare in answered_in_time(docker, "volume", "inspect", spare)
-    answered_in_time(docker, "stop", "--time", "10", stopped)
+    # The engine itself waits for the container, which does not hear it.
+    answered_in_time(docker, "stop", "--time", "10", stopped, besides_s=10)
     assert state(docker, stopped).startswith("exited")
     alpha.unmount(held)
     assert [*alpha.nodes()] == [*NAMES]
