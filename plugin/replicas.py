@@ -36,6 +36,7 @@ from plugin.errors import (
     VolumeNotFoundError,
 )
 from plugin.model import VolumeRecord, check_name
+from plugin.peers.lines import read_request
 from plugin.replication.placement import Wanted
 
 _REFRESH_DEADLINE_S: Final = 3.0
@@ -136,10 +137,7 @@ class ReplicaService:
 
         """
         del node_id
-        try:
-            request = msgspec.convert(message, ReplicaRequest)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"the request cannot be read: {error}") from None
+        request = read_request(message, ReplicaRequest)
         record = self._existing(request.name).record
         if record.id != request.volume:
             raise PeerRefusedError(f"volume {request.volume} is not known here")

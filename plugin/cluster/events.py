@@ -21,12 +21,13 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 
 from backends.base import Volume
-from backends.errors import InvalidRequestError, one_line
+from backends.errors import one_line
 from backends.system import clock
 from plugin.database import open_database
 from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
 FILE_NAME: Final = "events.db"
@@ -172,10 +173,7 @@ class Events:
     def answer(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer another node's `EventsRequest` with what a line has room for."""
         del node_id
-        try:
-            request = msgspec.convert(message, EventsRequest)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"the request cannot be read: {error}") from None
+        request = read_request(message, EventsRequest)
         found = self.newest(request.volume, request.limit)
         size, fitting = 0, []
         for each in found:

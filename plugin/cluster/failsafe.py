@@ -21,13 +21,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from backends.errors import InvalidRequestError, RemoraError
+from backends.errors import RemoraError
 from backends.system import clock
 from plugin.cluster.ownership import Ownership
 from plugin.cluster.votes import Asks
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
 # How long a member keeps from promising, and how much of it the owner uses.
@@ -143,10 +144,7 @@ class Failsafe:
 
     def agree(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer an owner's request, as a member; raise PeerRefusedError if not."""
-        try:
-            request = msgspec.convert(message, HoldRequest)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"the request cannot be read: {error}") from None
+        request = read_request(message, HoldRequest)
         head = self._ownership.heads.read(request.volume).head
         if head is None or (head.owner, head.epoch) != (node_id, request.epoch):
             raise PeerRefusedError("stale-epoch: the records name another owner")

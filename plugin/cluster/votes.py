@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from backends.errors import InvalidRequestError, RemoraError
+from backends.errors import RemoraError
 from backends.system.clock import Deadline
 from plugin.cluster import rules
 from plugin.cluster.heads import Heads
@@ -25,6 +25,7 @@ from plugin.cluster.state import Commit, Head, RefusedError
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
 # After an orderly release nobody has anything newer: whoever is silent is not missed.
@@ -172,7 +173,7 @@ class Witness:
                 there is no copy here, or a newer promise.
 
         """
-        request = _read(message)
+        request = read_request(message, PromiseRequest)
         record = require_recovering(self._heads, self._find, node_id, request)
         initial = initial_commit(record, self._node_id)
         replica = self._replicas.read(record.id, initial=initial)
@@ -239,10 +240,3 @@ def require_recovering(
         f"stale-epoch: '{request.name}' is not recovered by node {node_id} "
         f"in epoch {request.epoch}"
     )
-
-
-def _read(message: Mapping[str, Any]) -> PromiseRequest:
-    try:
-        return msgspec.convert(message, PromiseRequest)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"the request cannot be read: {error}") from None

@@ -8,12 +8,12 @@ The socket's mode (0600) is the permission; the CLI is its client. Errors are
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g
 
-from backends.errors import InvalidRequestError, RemoraError
+from backends.errors import RemoraError
 from plugin import __version__
 from plugin import metrics as metrics_module
 from plugin.adoption import adopt
@@ -23,6 +23,7 @@ from plugin.control.history import add_history
 from plugin.control.moves import add_moves
 from plugin.control.nodes import add_nodes, node_status
 from plugin.control.quarantine import add_quarantine
+from plugin.control.reading import read_body
 from plugin.control.replicas import add_replicas
 from plugin.history import VolumeHistory
 from plugin.importing import import_directory
@@ -68,16 +69,6 @@ class RepairRequest(msgspec.Struct, frozen=True):
     dry_run: bool = False
 
 
-Request = TypeVar(
-    "Request",
-    CreateRequest,
-    ImportRequest,
-    CloneRequest,
-    SnapshotRequest,
-    RepairRequest,
-)
-
-
 def create_app(
     service: VolumeService,
     reconciler: Reconciler,
@@ -110,7 +101,7 @@ def create_app(
 
     @app.post("/v1/volumes", endpoint="create")
     def create() -> Response:
-        call = _parse(CreateRequest)
+        call = read_body(CreateRequest)
         g.volume = call.name
         service.create(call.name, call.options)
         return _answer(_row(service, call.name))
@@ -124,7 +115,7 @@ def create_app(
 
     @app.post("/v1/repair", endpoint="repair")
     def repair() -> Response:
-        call = _parse(RepairRequest)
+        call = read_body(RepairRequest)
         report = adopt(service, dry_run=call.dry_run)
         report["released"] = [] if call.dry_run else reconciler.release_forgotten()
         return _answer(report)
@@ -150,7 +141,7 @@ def _add_copies(app: Flask, service: VolumeService) -> None:
 
     @app.post("/v1/import", endpoint="import")
     def import_bytes() -> Response:
-        call = _parse(ImportRequest)
+        call = read_body(ImportRequest)
         g.volume = call.name
         import_directory(
             service,
@@ -163,7 +154,7 @@ def _add_copies(app: Flask, service: VolumeService) -> None:
 
     @app.post("/v1/clone", endpoint="clone")
     def clone() -> Response:
-        call = _parse(CloneRequest)
+        call = read_body(CloneRequest)
         g.volume = call.name
         service.clone(call.name, call.source, call.options, caller_gone=caller_gone())
         return _answer(_row(service, call.name))
@@ -180,7 +171,7 @@ def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
     @app.post("/v1/volumes/<name>/snapshots", endpoint="snapshot-create")
     def take(name: str) -> Response:
         g.volume = name
-        call = _parse(SnapshotRequest)
+        call = read_body(SnapshotRequest)
         return _answer(snapshots.take(name, call.snapshot, caller_gone=caller_gone()))
 
     @app.delete("/v1/volumes/<name>/snapshots/<snapshot>", endpoint="snapshot-rm")
@@ -192,7 +183,7 @@ def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
     @app.post("/v1/volumes/<name>/restore", endpoint="snapshot-restore")
     def restore(name: str) -> Response:
         g.volume = name
-        call = _parse(SnapshotRequest)
+        call = read_body(SnapshotRequest)
         kept = snapshots.restore(name, call.snapshot, caller_gone=caller_gone())
         return _answer({"restored": call.snapshot, "kept_as": kept})
 
@@ -244,13 +235,6 @@ def _status(service: VolumeService) -> dict[str, Any]:
         "copies": service.copies.under_way(),
         "storages": storages,
     }
-
-
-def _parse(kind: type[Request]) -> Request:
-    try:
-        return msgspec.json.decode(request.get_data(), type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"the request cannot be read: {error}") from None
 
 
 def _answer(value: object, status: int = 200) -> Response:

@@ -8,6 +8,7 @@ import msgspec
 from flask import Flask, Response, g, request
 
 from backends.errors import InvalidRequestError
+from plugin.control.reading import read_body
 from plugin.replication.moving import Moving
 from plugin.service import VolumeService
 
@@ -24,10 +25,7 @@ def add_moves(app: Flask, service: VolumeService, moving: Moving | None) -> None
     @app.post("/v1/volumes/<name>/move", endpoint="move")
     def start(name: str) -> Response:
         g.volume = name
-        try:
-            call = msgspec.json.decode(request.get_data(), type=MoveRequest)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise InvalidRequestError(f"the request cannot be read: {error}") from None
+        call = read_body(MoveRequest)
         record = service.existing(name).record
         return _answer(_required(moving).start(record, call.node))
 

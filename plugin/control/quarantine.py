@@ -13,6 +13,7 @@ from waitress.channel import ClientDisconnected
 from backends.errors import InvalidRequestError, RemoraError
 from backends.rsync.quarantine import Change, shown
 from plugin.calls import caller_gone
+from plugin.control.reading import read_body
 from plugin.quarantine import QuarantineService
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,7 @@ def add_quarantine(app: Flask, quarantine: QuarantineService) -> None:
     @app.post(f"{_BASE}/clone", endpoint="quarantine-clone")
     def clone(name: str, commit: str) -> Response:
         g.volume = name
-        try:
-            call = msgspec.json.decode(request.get_data(), type=CloneRequest)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise InvalidRequestError(f"the request cannot be read: {error}") from None
+        call = read_body(CloneRequest)
         quarantine.clone(
             name, commit, call.name, call.options, caller_gone=caller_gone()
         )

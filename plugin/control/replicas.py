@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import msgspec
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g
 
-from backends.errors import InvalidRequestError
+from plugin.control.reading import read_body
 from plugin.replicas import ReplicaService
 
 
@@ -26,7 +26,7 @@ def add_replicas(app: Flask, replicas: ReplicaService) -> None:
     @app.post("/v1/volumes/<name>/replicas", endpoint="replica-add")
     def add(name: str) -> Response:
         g.volume = name
-        node = _node(request.get_data())
+        node = read_body(AddRequest).node
         replicas.add(name, node)
         return _answer({"added": node})
 
@@ -35,13 +35,6 @@ def add_replicas(app: Flask, replicas: ReplicaService) -> None:
         g.volume = name
         replicas.remove(name, node)
         return _answer({"removed": node})
-
-
-def _node(body: bytes) -> str:
-    try:
-        return msgspec.json.decode(body, type=AddRequest).node
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"the request cannot be read: {error}") from None
 
 
 def _answer(value: object) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -12,6 +12,7 @@ from plugin.errors import RemoteError
 
 LINE_LENGTH_MAX: Final = 64 * 1024
 _CHUNK: Final = 16 * 1024
+Request = TypeVar("Request")
 
 
 class Lines:
@@ -101,3 +102,17 @@ def error_from_json(fields: object) -> RemoteError:
     error = RemoteError(said.code, said.cause, hint=said.hint, exit_code=said.exit_code)
     error.transient = said.transient
     return error
+
+
+def read_request(message: Mapping[str, Any], kind: type[Request]) -> Request:
+    """
+    Return another node's *message* as what it has to be.
+
+    Raises:
+        InvalidRequestError: it is something else.
+
+    """
+    try:
+        return msgspec.convert(message, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}") from None

@@ -33,6 +33,7 @@ from plugin.errors import (
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
+from plugin.peers.lines import read_request
 from plugin.replication.move import Move, Round
 from plugin.replication.progress import Progress
 from plugin.replication.sending import Report
@@ -77,6 +78,7 @@ class Moving:
     ) -> None:
         self._ownership = ownership
         self._syncing = syncing
+        self._lives = syncing.placement.lives
         self._progress = progress
         self._peers = peers
         self._find = find
@@ -129,7 +131,7 @@ class Moving:
     ) -> Mapping[str, Any]:
         """Begin what another node was asked for."""
         del node_id
-        request = _converted(message, MoveRequest)
+        request = read_request(message, MoveRequest)
         record = self._known(request.volume, request.name)
         head, target = self._checked(record, request.node)
         if head.owner != self._ownership.node_id:
@@ -143,7 +145,7 @@ class Moving:
     ) -> Mapping[str, Any]:
         """Tell another node how far a move is."""
         del node_id
-        request = _converted(message, MoveStateRequest)
+        request = read_request(message, MoveStateRequest)
         return self._view(self._known(request.volume, request.name))
 
     def _known(self, volume_id: str, name: str) -> VolumeRecord:
@@ -202,10 +204,6 @@ class Moving:
                 hint="retry",
                 transient=True,
             )
-
-    def _lives(self, node_id: str) -> bool:
-        nodes = self._ownership.membership.directory.nodes()
-        return any(each.record.id == node_id and each.alive for each in nodes)
 
     def _begin(self, record: VolumeRecord, node_id: str) -> Mapping[str, Any]:
         with self._lock:
@@ -332,10 +330,3 @@ class Moving:
         if self._lives(move.node_id):
             return PeerRefusedError(cause, hint="see the daemon's log there")
         return PeerUnreachableError(cause, hint=f"repeat the move when '{name}' is up")
-
-
-def _converted(message: Mapping[str, Any], kind: type[Any]) -> Any:
-    try:
-        return msgspec.convert(message, kind)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"the request cannot be read: {error}") from None

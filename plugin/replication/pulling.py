@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from backends.errors import InvalidRequestError, RemoraError
+from backends.errors import RemoraError
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.clock import Deadline
 from plugin.cluster import rules
@@ -26,6 +26,7 @@ from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
+from plugin.peers.lines import read_request
 from plugin.replication.copies import Copies
 from plugin.replication.progress import Progress
 from plugin.replication.receiving import Receiving, decoded_paths, pair
@@ -231,10 +232,7 @@ class Handing:
             PeerRefusedError: it may not have it, or this node's copy is another.
 
         """
-        try:
-            request = msgspec.convert(message, SendRequest)
-        except msgspec.ValidationError as error:
-            raise InvalidRequestError(f"the request cannot be read: {error}") from None
+        request = read_request(message, SendRequest)
         heads = self._ownership.heads
         record = require_recovering(heads, self._find, node_id, request)
         head = heads.read(record.id).head

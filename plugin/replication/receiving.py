@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from backends.errors import BackendError, InvalidRequestError
+from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline
@@ -27,6 +27,7 @@ from plugin.cluster.state import EMPTY, Commit, Head, Kept, RefusedError, Replic
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.peers.lines import read_request
 from plugin.peers.server import Place
 from plugin.replication.copies import Copies
 from plugin.replication.progress import Progress
@@ -159,7 +160,7 @@ class Receiving:
     def stand(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer which commit this node's copy is at: zeros if it has none."""
         del node_id
-        request = _converted(message, StandRequest)
+        request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
         replica = self._copies.replicas.read(request.volume, initial=EMPTY)
@@ -177,7 +178,7 @@ class Receiving:
             PeerRefusedError: it may not be; nothing has changed.
 
         """
-        request = _converted(message, CommitRequest)
+        request = read_request(message, CommitRequest)
         wanted = Commit(request.epoch, request.seq)
         self._require_sender(node_id, request.volume, request.epoch)
         record = self._find(request.name)
@@ -352,10 +353,3 @@ def _applied(
         return rule(replica, stopped=stopped)
     except RefusedError as error:
         raise PeerRefusedError(f"{error.reason} (here: {error.epoch})") from None
-
-
-def _converted(message: Mapping[str, Any], kind: type[Any]) -> Any:
-    try:
-        return msgspec.convert(message, kind)
-    except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"the request cannot be read: {error}") from None

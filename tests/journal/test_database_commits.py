@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.journal import Journal
 from tests.lab.database import ATOMIC, SCHEMA, DamagedError
 from tests.support import images
-from tests.support.journal_trees import VOLUME, send
+from tests.support.journal_trees import VOLUME, replicate
 from tests.support.mariadb import DEADLINE_S, Server
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.watching import make_root
@@ -56,24 +56,6 @@ def servers(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
     yield pair
     for each in pair:
         each.end()
-
-
-def replicate(owner: Journal, member: Journal) -> None:
-    """Bring the owner's next commit to the member."""
-    owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
-    missing: list[bytes] = []
-    base = member.commit() if member.commit() != (0, 0) else None
-    while True:
-        package = owner.pack(base, only=missing)
-        names = package.names.rstrip(b"\0").split(b"\0")
-        send(package.directory, member.staging.directory(), names)
-        with member.staged() as delta:
-            missing = member.missing(delta)
-            if not missing:
-                member.mark(delta)
-                break
-    owner.unpack()
-    member.apply()
 
 
 def acknowledged(rows: Path) -> int:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.journal import Journal
 from tests.protocol.node import wait_until
-from tests.support.journal_trees import VOLUME, send
+from tests.support.journal_trees import VOLUME, replicate
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.watching import make_root
 
@@ -67,25 +67,6 @@ def two_copies(
         writer.wait()
         owner.close()
         member.close()
-
-
-def replicate(owner: Journal, member: Journal) -> None:
-    """Bring the owner's next commit to the member."""
-    owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
-    missing: list[bytes] = []
-    base = member.commit() if member.commit() != (0, 0) else None
-    while True:
-        package = owner.pack(base, only=missing)
-        names = package.names.rstrip(b"\0").split(b"\0")
-        send(package.directory, member.staging.directory(), names)
-        with member.staged() as delta:
-            missing = member.missing(delta)
-            if not missing:
-                member.mark(delta)
-                break
-    owner.unpack()
-    member.apply()
-    assert member.commit() == owner.commit()
 
 
 def torn(directory: Path) -> list[int]:

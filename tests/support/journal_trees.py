@@ -14,6 +14,7 @@ import msgspec
 from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.delta import Commit, Header, write_delta
 from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import Filled, fill
 from backends.rsync.journal.staging import Staging
@@ -148,3 +149,22 @@ def full(source: Path, outbox: Path, *, commit: Commit) -> Filled:
     assert filled.gone == []
     make_delta(outbox, filled, base=None, commit=commit)
     return filled
+
+
+def replicate(owner: Journal, member: Journal) -> None:
+    """Bring the owner's next commit to the member."""
+    owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
+    missing: list[bytes] = []
+    base = member.commit() if member.commit() != (0, 0) else None
+    while True:
+        package = owner.pack(base, only=missing)
+        names = package.names.rstrip(b"\0").split(b"\0")
+        send(package.directory, member.staging.directory(), names)
+        with member.staged() as delta:
+            missing = member.missing(delta)
+            if not missing:
+                member.mark(delta)
+                break
+    owner.unpack()
+    member.apply()
+    assert member.commit() == owner.commit()
