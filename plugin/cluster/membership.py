@@ -199,11 +199,12 @@ class Membership:
             self._keep_lease()
         except RemoraError as error:
             lasting = isinstance(error, NodeConflictError)
-            if lasting and self._lease:
-                self._lease.id = 0
             if str(error) != self.fault():
                 log.log(logging.ERROR if lasting else logging.WARNING, "%s", error)
+            # The reason first: whoever finds no lease can read why.
             self._fault = error
+            if lasting and self._lease:
+                self._lease.id = 0
             return False
         except Exception:
             # Whatever it is, the lease ends unless the next beat comes.

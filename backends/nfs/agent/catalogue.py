@@ -4,6 +4,7 @@ The catalogue, on the share itself, so that every node that mounts it sees the s
     .dvol/volumes/<key>.json    a volume's marker; key = uuid5 of its name
     .dvol/claims/<key>.json     which volume a directory belongs to; key = uuid5 of it
     .dvol/leases/<id>/<node>    a node that has the volume mounted, touched every 20 s
+    .dvol/changing/<id>         the node that removes it or swaps its bytes just now
     .dvol/archived/, trash/     what removal leaves; .dvol/new/: files being written
     .dvol/snapshots/, copies/   see snapshots.py
 
@@ -37,7 +38,16 @@ _HANDLE_SIZE_MAX = 128
 # Servers' file systems count time in steps of up to this long.
 _TIMESTAMP_GRAIN_S = 2.0
 _NAMESPACE = uuid.UUID("6f1f4b3a-61d7-5c0e-9a51-0d2f4f5c3a10")
-_PARTS = ("volumes", "claims", "leases", "archived", "trash", "new", "snapshots")
+_PARTS = (
+    "volumes",
+    "claims",
+    "leases",
+    "archived",
+    "trash",
+    "new",
+    "snapshots",
+    "changing",
+)
 
 Json = dict[str, Any]
 
@@ -127,6 +137,21 @@ class Catalogue:
         with suppress(FileNotFoundError):
             os.unlink(self.path(*parts))
 
+    def unlink_if(self, expected: Json, *parts: str) -> None:
+        """
+        Remove the file *parts* if it holds *expected*; another node's newer one stays.
+
+        Between a look and an unlink(2) it could be replaced. So it is moved away first,
+        and put back if it turns out to be another.
+        """
+        aside = uuid.uuid4().hex
+        with suppress(FileNotFoundError):
+            os.rename(self.path(*parts), self.path("new", aside))
+            if self.read("new", aside) != expected:
+                with suppress(FileExistsError):
+                    os.link(self.path("new", aside), self.path(*parts))
+            os.unlink(self.path("new", aside))
+
     def _write_temporary(self, content: Json) -> str:
         self.prepare()
         path = self.path("new", uuid.uuid4().hex)
@@ -152,10 +177,10 @@ class Catalogue:
         """Return the marker of volume *name*."""
         return self.read("volumes", key_of(name))
 
-    def marker_age_s(self, name: str) -> float:
-        """Return how long ago, on the server's clock, the marker was written."""
+    def age_s(self, *parts: str) -> float:
+        """Return how long ago, on the server's clock, the file *parts* was written."""
         try:
-            written_s = os.stat(self.path("volumes", key_of(name))).st_mtime
+            written_s = os.stat(self.path(*parts)).st_mtime
         except FileNotFoundError:
             return 0.0
         return self._server_time_s() - written_s

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backends.nfs.agent.catalogue import (
-    CREATION_FRESH_S,
     Catalogue,
     Json,
     Refused,
     identity,
     key_of,
 )
+from backends.nfs.agent.changing import changing
 
 _DATA = "data"
 _FACTS = "snapshot.json"
@@ -59,7 +60,10 @@ def repair(catalogue: Catalogue, markers: list[Json], under_way: list[str]) -> N
         if intent and intent["node"] == catalogue.node:
             if os.path.basename(intent["copy"]) in under_way:
                 continue
-            finish_swap(catalogue, marker)
+            try:
+                settled(catalogue, marker)
+            except Refused as refusal:  # another node is at it, or a person has to look
+                sys.stderr.write(f"{marker['name']}: {refusal}\n")
     with suppress(FileNotFoundError):
         for token in os.listdir(catalogue.path("copies", catalogue.node)):
             copy = catalogue.path("copies", catalogue.node, token)
@@ -102,7 +106,7 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
     if marker is None or marker["id"] != request["id"] or marker["state"] != "ready":
         raise Refused("STALE", "it was removed on another node")
     if "swap" in marker:
-        marker = finish_swap(catalogue, marker)
+        marker = settled(catalogue, marker)
     directory = os.path.join(catalogue.root, marker["subdir"])
     if not os.path.isdir(directory):
         raise Refused("STALE", f"directory '{marker['subdir']}' is not there any more")
@@ -189,32 +193,42 @@ def swap(catalogue: Catalogue, request: Json) -> None:
     marker: one of the two sees the other.
     """
     with _as_owner_if_squashed(catalogue, request):
-        marker = require_volume(catalogue, request)
-        copy = catalogue.path("copies", catalogue.node, request["token"])
-        _require_free(os.path.join(_directory(catalogue, marker), request["keep_as"]))
-        _write_facts(copy, request["facts"])
-        intent = {
-            "copy": os.path.relpath(copy, catalogue.root),
-            "keep_as": request["keep_as"],
-            "node": catalogue.node,
-        }
-        swapping = {**marker, "swap": intent}
-        catalogue.replace(swapping, "volumes", key_of(marker["name"]))
-        holders = catalogue.holders(marker["id"])
-        if holders:
-            catalogue.replace(marker, "volumes", key_of(marker["name"]))
-            raise Refused("INUSE", f"mounted on {', '.join(sorted(holders)[:5])}")
-        finish_swap(catalogue, swapping)
+        found = require_volume(catalogue, request)
+        with changing(catalogue, found["id"]):
+            marker = catalogue.marker(found["name"])
+            if marker != found:
+                raise Refused("INUSE", "another node has changed it just now: retry")
+            copy = catalogue.path("copies", catalogue.node, request["token"])
+            _require_free(
+                os.path.join(_directory(catalogue, found), request["keep_as"])
+            )
+            _write_facts(copy, request["facts"])
+            intent = {
+                "copy": os.path.relpath(copy, catalogue.root),
+                "keep_as": request["keep_as"],
+                "node": catalogue.node,
+            }
+            swapping = {**found, "swap": intent}
+            catalogue.replace(swapping, "volumes", key_of(found["name"]))
+            holders = catalogue.holders(found["id"])
+            if holders:
+                catalogue.replace(found, "volumes", key_of(found["name"]))
+                raise Refused("INUSE", f"mounted on {', '.join(sorted(holders)[:5])}")
+            finish_swap(catalogue, swapping)
+
+
+def settled(catalogue: Catalogue, marker: Json) -> Json:
+    """Return the volume's marker once its swap, if one was cut short, is finished."""
+    with changing(catalogue, marker["id"]):
+        now = catalogue.marker(marker["name"])
+        if now is None or now["id"] != marker["id"]:
+            raise Refused("STALE", "it was removed on another node")
+        return finish_swap(catalogue, now) if "swap" in now else now
 
 
 def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
-    """Take the steps of a swap that are still to be taken; return the new marker."""
+    """Take the steps of a swap that are left, as `changing`; return the new marker."""
     intent = marker["swap"]
-    if (
-        intent["node"] != catalogue.node
-        and catalogue.marker_age_s(marker["name"]) < CREATION_FRESH_S
-    ):
-        raise Refused("INUSE", f"it is being restored on {intent['node']}")
     copy = os.path.join(catalogue.root, intent["copy"])
     live = os.path.join(catalogue.root, marker["subdir"])
     data, old = os.path.join(copy, _DATA), os.path.join(copy, "old")

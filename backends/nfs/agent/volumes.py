@@ -15,6 +15,7 @@ from backends.nfs.agent.catalogue import (
     identity,
     key_of,
 )
+from backends.nfs.agent.changing import changing
 
 
 def create(catalogue: Catalogue, request: Json) -> Json:
@@ -43,7 +44,7 @@ def create(catalogue: Catalogue, request: Json) -> Json:
         # has left, or another too long ago, nobody makes any more.
         if (
             marker["node"] != catalogue.node
-            and catalogue.marker_age_s(wanted["name"]) < CREATION_FRESH_S
+            and catalogue.age_s("volumes", key) < CREATION_FRESH_S
         ):
             raise Refused("CREATING", f"it is being created on {marker['node']}")
     try:
@@ -84,7 +85,7 @@ def _claim(catalogue: Catalogue, claim_key: str, marker: Json) -> None:
                 f"directory '{marker['subdir']}' belongs to volume '{holder['name']}'",
             )
         # A crash between unlinking a marker and its claim left this one behind.
-        catalogue.unlink("claims", claim_key)
+        catalogue.unlink_if(holder, "claims", claim_key)
     raise Refused("INUSE", f"directory '{marker['subdir']}' is being claimed: retry")
 
 
@@ -185,7 +186,7 @@ def hold(catalogue: Catalogue, request: Json) -> Json:
         )
     if "swap" in marker:
         try:
-            marker = snapshots.finish_swap(catalogue, marker)
+            marker = snapshots.settled(catalogue, marker)
         except Refused:
             catalogue.drop_lease(request["id"])
             raise
@@ -199,43 +200,51 @@ def release(catalogue: Catalogue, request: Json) -> None:
 
 def remove(catalogue: Catalogue, request: Json) -> str:
     """Remove the volume in the way that it was made for; return what was done."""
-    key = key_of(request["name"])
-    marker = catalogue.marker(request["name"])
-    if marker is None:
-        return "gone"
-    if marker["id"] != request["id"]:
-        raise Refused("EXISTS", "another volume has taken its name: nothing was done")
-    if "swap" in marker:
-        marker = snapshots.finish_swap(catalogue, marker)
-    before = marker["state"]
+    catalogue.prepare()
+    with changing(catalogue, request["id"]):
+        marker = catalogue.marker(request["name"])
+        if marker is None:
+            return "gone"
+        if marker["id"] != request["id"]:
+            raise Refused(
+                "EXISTS", "another volume has taken its name: nothing was done"
+            )
+        if "swap" in marker:
+            marker = snapshots.finish_swap(catalogue, marker)
+        _mark_removing(catalogue, marker, request["on_delete"])
+        done = "gone"
+        # A removal that was cut short may have disposed of it already.
+        if os.path.lexists(os.path.join(catalogue.root, marker["subdir"])):
+            done = _dispose(catalogue, marker, request)
+        _unclaim(catalogue, key_of(marker["subdir"]), marker)
+        catalogue.unlink("volumes", key_of(request["name"]))
+        with suppress(OSError):
+            shutil.rmtree(catalogue.path("leases", request["id"]))
+    return done
+
+
+def _mark_removing(catalogue: Catalogue, marker: Json, on_delete: str) -> None:
+    """Mark the volume as one that is being removed, or refuse and leave it as it is."""
+    key = key_of(marker["name"])
     catalogue.replace({**marker, "state": "removing"}, "volumes", key)
-    holders = catalogue.holders(request["id"])
     directory = os.path.join(catalogue.root, marker["subdir"])
-    there = os.path.lexists(directory)
     try:
+        holders = catalogue.holders(marker["id"])
         if holders:
             raise Refused("INUSE", f"mounted on {', '.join(sorted(holders)[:5])}")
-        if request["on_delete"] == "delete":
+        if on_delete == "delete":
             snapshots.require_none(catalogue, marker)
-        if there and marker.get("identity") not in (None, identity(directory)):
+        if os.path.lexists(directory) and marker.get("identity") not in (
+            None,
+            identity(directory),
+        ):
             raise Refused(
                 "REPLACED",
                 f"directory '{marker['subdir']}' is not the one that was created",
             )
     except Refused:
-        catalogue.replace({**marker, "state": before}, "volumes", key)
+        catalogue.replace(marker, "volumes", key)
         raise
-    done = "gone"
-    if there:
-        with suppress(FileNotFoundError):  # another node removes it as well
-            done = _dispose(catalogue, marker, request)
-    _unclaim(catalogue, key_of(marker["subdir"]), marker)
-    now = catalogue.marker(request["name"])
-    if now is not None and now["id"] == marker["id"]:
-        catalogue.unlink("volumes", key)
-    with suppress(OSError):
-        shutil.rmtree(catalogue.path("leases", request["id"]))
-    return done
 
 
 def discard(catalogue: Catalogue, request: Json) -> None:
