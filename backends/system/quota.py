@@ -106,6 +106,14 @@ def limit(
     _xfs_quota(mount, f"limit -p bhard={size_bytes} {project}", deadline_s=deadline_s)
 
 
+def is_limited(directory: Path) -> bool:
+    """Return whether *directory* may have a limit, which another in its place lacks."""
+    mount = entry_covering(directory)
+    if mount.filesystem == "btrfs":
+        return directory.stat().st_ino == btrfs.ROOT_INODE
+    return mount.filesystem == "xfs" and _project_of(directory) != 0
+
+
 def discard(directory: Path, *, deadline_s: float) -> None:
     """
     Give back what `make_data_directory` and `limit` took, before a deletion.

@@ -18,7 +18,7 @@ from backends.rsync.journal.applying import apply
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import fill
 from backends.rsync.journal.staging import Staging
-from backends.system import files
+from backends.system import files, quota
 from tests.support.journal_trees import (
     Replica,
     acl,
@@ -115,6 +115,36 @@ def test_a_full_delta_sends_only_what_differs(tmp_path: Path, source: Path) -> N
     apply(replica.home, replica.manifest)
     assert shape(replica.live) == shape(source)
     replica.check_manifest((2, 1))
+
+
+def test_a_first_copy_takes_its_place_as_a_whole(tmp_path: Path, source: Path) -> None:
+    full(source, tmp_path / "out", commit=(1, 1))
+    replica = Replica(tmp_path / "replica")
+    replica.receive(tmp_path / "out")
+    sent = replica.staging.tree().stat().st_ino
+    apply(replica.home, replica.manifest)
+    assert replica.live.stat().st_ino == sent
+    assert shape(replica.live) == shape(source)
+    replica.check_manifest((1, 1))
+
+
+def test_a_directory_with_a_limit_keeps_it(tmp_path: Path) -> None:
+    enter_private_mounts()
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "deep/file").write_text("content")
+    with loop_filesystem(tmp_path, "xfs") as shared:
+        replica = Replica(shared / "replica")
+        # As `quota.limit` does, on kernels without quotas too.
+        subprocess.run(["chattr", "-p", "70000", "+P", replica.live], check=True)
+        number = replica.live.stat().st_ino
+        full(source, tmp_path / "out", commit=(1, 1))
+        replica.receive(tmp_path / "out")
+        apply(replica.home, replica.manifest)
+        assert replica.live.stat().st_ino == number
+        assert quota.is_limited(replica.live)
+        assert shape(replica.live) == shape(source)
+        replica.manifest.close()
 
 
 def test_an_incremental_delta_makes_the_same_tree(tmp_path: Path, source: Path) -> None:
@@ -289,27 +319,35 @@ def forbid_moving_in() -> None:
     rename = os.rename
 
     def refusing(old: Any, new: Any, **where: Any) -> None:
+        here = old
         if "src_dir_fd" in where:
             here = Path(f"/proc/self/fd/{where['src_dir_fd']}").readlink()
-            if "/staging" in str(here):
-                raise OSError(18, "Invalid cross-device link")
+        if "/staging" in str(here):
+            raise OSError(18, "Invalid cross-device link")
         rename(old, new, **where)
 
     os.rename = refusing
 
 
-@pytest.mark.parametrize("kind", ["full", "incremental"])
+@pytest.mark.parametrize("kind", ["first", "full", "incremental"])
 @pytest.mark.parametrize("renames", [True, False])
 def test_a_kill_at_any_step_changes_nothing(
     kind: str, renames: bool, tmp_path: Path, source: Path
 ) -> None:
-    replica = prepared(tmp_path, source, "first")
+    replica = (
+        Replica(tmp_path / "first")
+        if kind == "first"
+        else prepared(tmp_path, source, "first")
+    )
     deletions = change(source)
-    if kind == "full":
-        full(source, tmp_path / "out2", commit=(1, 2))
-    else:
+    if kind == "incremental":
         changes(replica.live, source, tmp_path / "out2", deletions)
+    else:
+        full(source, tmp_path / "out2", commit=(1, 2))
     replica.receive(tmp_path / "out2")
+    # It was sent ahead, and has gone before the commit was made.
+    (replica.staging.tree() / "deep/sent-ahead").mkdir(parents=True, exist_ok=True)
+    (replica.staging.tree() / "sent-ahead").write_text("old")
     replica.manifest.close()
     wanted = shape(source)
     for step in range(1, STEPS_MAX, 1 if renames else 3):

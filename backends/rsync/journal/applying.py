@@ -6,9 +6,10 @@ get their owners and times. Each step may be repeated: what is in place is no lo
 staging, or is put there once more. At the end the manifest says the new commit, and the
 marker goes.
 
-Renaming is impossible where live/ is a subvolume or has a quota of its own (EXDEV).
-There files are copied into live/, sharing their contents, and stay in staging until the
-end, so that a second run has all of them again.
+A first copy comes as a whole: what was sent takes the place of the empty live/ in one
+step. Renaming is impossible where live/ is a subvolume or has a quota of its own
+(EXDEV). There files are copied into live/, sharing their contents, and stay in staging
+until the end, so that a second run has all of them again.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from backends.rsync.journal.staging import (
     alike,
     require_base,
 )
-from backends.system import files
+from backends.system import files, quota
 from backends.system.copy_file import FileCopier, attribute_names
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -69,7 +70,8 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                         f"{marker.commit}"
                     )
                 require_base(delta, manifest)
-                _Applying(home, manifest, delta, staged, live).run(staging, marker)
+                applying = _Applying(home, manifest, delta, staged, live)
+                applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
         name = os.fsdecode(error.filename or "")
         raise BackendError(
@@ -78,6 +80,25 @@ def apply(home: Path, manifest: Manifest) -> Commit:
     staging.unmark()
     staging.clear()
     return marker.commit
+
+
+def _take_whole(staging: Staging, marker: Marker, delta: Delta) -> bool:
+    """
+    Put what was sent in the place of an empty live/, in one step; return whether.
+
+    What the commit does not have, and was sent earlier, is still in it: that it was
+    deleted may not have been marked before.
+    """
+    live = staging.home / LIVE_NAME
+    if delta.header.base is not None or marker.deleted or quota.is_limited(live):
+        return False
+    try:
+        staging.tree().rename(live)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV, errno.EBUSY):
+            return False
+        raise
+    return True
 
 
 class _Applying:
@@ -102,8 +123,12 @@ class _Applying:
         # Where the first name of each copied file is.
         self._first: dict[int, bytes] = {}
 
-    def run(self, staging: Staging, marker: Marker) -> None:
-        """Do all of it; what an earlier run has done is found done."""
+    def run(self, staging: Staging, marker: Marker, *, whole: bool) -> None:
+        """
+        Do all of it; what an earlier run has done is found done.
+
+        *whole*: live/ is what was sent, and lacks nothing but directories.
+        """
         self._work = self._top / marker.work
         # What is in it is lost work, or was to be removed.
         remove_tree(self._work)
@@ -118,7 +143,8 @@ class _Applying:
                 staging.write_marker(msgspec.structs.replace(marker, deleted=True))
                 self._make_work()
             for entry in self._delta.entries():
-                self._place(entry)
+                if entry.kind == "directory" or not whole:
+                    self._place(entry)
         finally:
             self._remove_work()
         self._live.forget()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import stat
 from typing import Final, Literal
 
@@ -33,6 +34,8 @@ _KINDS: Final[dict[int, Kind]] = {
 _NONE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
 _TIME_MAX_NS: Final = 2**63 - 1
 _PATH_LENGTH_MAX: Final = 4095  # PATH_MAX, limits.h
+_NAME: Final = rb"(?!\.{1,2}(?:/|\Z))[^/\0]{1,255}"
+_PATH: Final = re.compile(rb"(?:%b(?:/%b)*)?" % (_NAME, _NAME))
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
@@ -123,10 +126,7 @@ def _time_ns(time_ns: int) -> int:
 
 def is_path(path: bytes) -> bool:
     """Return whether *path* may name an entry: relative, normal, nothing above it."""
-    return len(path) <= _PATH_LENGTH_MAX and all(
-        part not in (b"", b".", b"..") and b"\0" not in part and len(part) <= 255
-        for part in (path.split(b"/") if path else [])
-    )
+    return len(path) <= _PATH_LENGTH_MAX and _PATH.fullmatch(path) is not None
 
 
 def _attributes(name: bytes, directory: int) -> str:
