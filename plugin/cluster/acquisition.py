@@ -29,7 +29,7 @@ from plugin.cluster.membership import Membership
 from plugin.cluster.refusals import contended, elsewhere, explained
 from plugin.cluster.replicas import Replicas
 from plugin.cluster.replication import Alone, Replication
-from plugin.cluster.standing import OwnershipViews
+from plugin.cluster.standing import OwnershipViews, accepts_loss
 from plugin.cluster.state import (
     EMPTY,
     Choice,
@@ -169,6 +169,7 @@ class Acquisition(OwnershipViews):
             head = standing.head or self.initial_head(record)
             try:
                 self._require_copy(record, head)
+                self.require_somebody(record, head)
                 taken = rules.acquire(
                     head,
                     locked_by=standing.locked_by,
@@ -242,14 +243,14 @@ class Acquisition(OwnershipViews):
         orderly: bool,
     ) -> Choice:
         """Return what to begin with; this node has promised, and has it already."""
-        accept = record.options.get("failover", "accept_loss") == "accept_loss"
         try:
             votes = self._votes.of_others(record, head, deadline, orderly=orderly)
             if self.replica_of(record) is not None:
                 votes[self.node_id] = self._promise(record, head.epoch)
             elif self.node_id not in lineage.owners():
                 votes[self.node_id] = EMPTY  # it has never had anything to lose
-            choice = rules.choose(head, lineage, votes, accept_loss=accept)
+            accept_loss = accepts_loss(record)
+            choice = rules.choose(head, lineage, votes, accept_loss=accept_loss)
         except RefusedError as error:
             raise self._why_not(record, head, error) from None
         self.replicas.make(
