@@ -25,6 +25,8 @@ DEADLINE_S = 7200.0
 LOOK_AGAIN_S = 0.02
 # How long nothing may happen before a copy counts as settled.
 QUIET_S = 4.0
+# The product's own, where tests have shorter ones.
+DEFAULTS = {"lease_ttl_s": 15, "mount_wait_s": 20}
 RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--delete")
 LSYNCD = """\
 settings {{ nodaemon = true, logfile = "{directory}/lsyncd.log" }}
@@ -63,7 +65,7 @@ class Remora:
         stack.callback(subprocess.run, ["umount", memory], check=True, timeout=30)
         server = stack.enter_context(etcd.single(memory))
         self.alpha, self.beta = (
-            stack.enter_context(closing(Owner(name, server, "/bench/", lease_ttl_s=15)))
+            stack.enter_context(closing(Owner(name, server, "/bench/", **DEFAULTS)))
             for name in ("alpha", "beta")
         )
         for owner in (self.alpha, self.beta):
@@ -111,6 +113,17 @@ class Remora:
         self.beta.mount(NAME)
         took_s = time.monotonic() - began_s
         self.beta.unmount(NAME)
+        return took_s
+
+    def take_over(self, owner: Owner, other: Owner) -> float:
+        """Return how long *other*'s Mount takes once *owner*, which has it, is dead."""
+        owner.kill()
+        began_s = time.monotonic()
+        other.mount(NAME)
+        took_s = time.monotonic() - began_s
+        owner.start()
+        owner.wait_member()
+        owner.unmount(NAME)
         return took_s
 
 

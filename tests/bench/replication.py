@@ -3,8 +3,9 @@ What replication takes: `python -m tests.bench.replication [--files N]...`.
 
 For trees of so many files of 1 KiB: the first copy, then a few files are changed, again
 and again. *Remora* syncs each second, *rsync* over ssh is run at once, *lsyncd* waits a
-second; told is when the change is there, and of Remora what its sync alone took. At
-last a bulk of large files, and one block of the largest.
+second; told is when the change is there, and of Remora what its sync alone took. Then a
+bulk of large files, and one block of the largest. At last an owner dies, and another
+node waits for the end of its lease.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from tests.protocol import node
 
 from . import machine
-from .mirrors import Lsyncd, Mirror, PlainRsync, Remora, place, wait_there
+from .mirrors import DEFAULTS, Lsyncd, Mirror, PlainRsync, Remora, place, wait_there
 
 ROUNDS = 5
 CHANGES = (1, 10, 100, 2000)
@@ -43,6 +44,7 @@ def main() -> int:
         measure_tree(count)
     if arguments.bulk_mib:
         measure_bulk(arguments.bulk_mib << 20)
+    measure_takeover()
     print(f"load {machine.load()} after")
     return 0
 
@@ -113,6 +115,24 @@ def measure_bulk(size_bytes: int) -> None:
     print(f"speed {ratio:.2f} x rsync's")
     print(f"one block of {size_bytes // BULK_FILES >> 20} MiB:", end="")
     print(*(f" {name} {each:.2f} s" for name, each in block_s.items()), flush=True)
+
+
+def measure_takeover() -> None:
+    """Print how long a Mount takes whose volume's owner has just died."""
+    took_s = []
+    with place() as (directory, stack, _):
+        remora = Remora(directory, stack)
+        fill(remora.source, FILES_PER_DIRECTORY)
+        remora.seed()
+        owner, other = remora.alpha, remora.beta
+        for _ in range(ROUNDS):
+            remora.settle()
+            time.sleep(random.uniform(0, DEFAULTS["lease_ttl_s"] / 5))
+            took_s.append(remora.take_over(owner, other))
+            owner, other = other, owner
+    ttl_s = DEFAULTS["lease_ttl_s"]
+    print(f"\nan owner dies: Mount elsewhere after {statistics.median(took_s):.1f} s")
+    print(f"(at most {max(took_s):.1f} s, {ttl_s} s of them the lease)", flush=True)
 
 
 def name_of(number: int) -> str:

@@ -8,7 +8,8 @@ What one commit changes, as a file: a header, entries, deletions, a trailer.
                             that is before it
 
 Another node has written it. Nothing in it is believed: what is out of range, out of
-order or cut short is an error before anything has been changed.
+order or cut short is an error before anything has been changed. That is looked at once,
+at the opening: who sends another one later, replaces the file and does not change it.
 """
 
 from __future__ import annotations
@@ -165,12 +166,16 @@ class Delta:
     def entries(self) -> Iterator[Entry]:
         """Yield the entries in order of their paths, parents before their children."""
         records = _Records(self._descriptor, self._header_end, self._size)
-        yield from _checked_entries(records, self.header.entries)
+        decoder = msgspec.msgpack.Decoder(Entry)
+        for _ in range(self.header.entries):
+            yield _decoded(decoder, records.next())
 
     def deletions(self) -> Iterator[bytes]:
         """Yield the paths to remove before anything else is done, with all below."""
         records = _Records(self._descriptor, self._entries_end, self._size)
-        yield from _checked_deletions(records, self.header.deletions)
+        decoder = msgspec.msgpack.Decoder(bytes)
+        for _ in range(self.header.deletions):
+            yield _decoded(decoder, records.next())
 
     def _check(self) -> Header:
         """Return the header after reading all of the file once."""
