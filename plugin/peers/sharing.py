@@ -18,7 +18,7 @@ from backends.system.run import run
 from plugin.errors import ConfigError
 from plugin.peers.authorization import KNOWN_HOSTS, NODE_KEY
 from plugin.peers.peer import Peer
-from plugin.peers.receive import RSYNC_OPTIONS
+from plugin.peers.receive import NAMES_OPTIONS, RSYNC_OPTIONS, TREE_OPTIONS
 
 # A socket's path has 107 bytes (unix(7)); ssh adds a dot and 16 characters at first.
 _SOCKET_PATH_LENGTH_MAX: Final = 107 - 17
@@ -115,12 +115,13 @@ class SharedSsh:
         volume: str,
         commit: tuple[int, int],
         options: Sequence[str] = (),
+        whole: bool = False,
     ) -> list[str]:
         """
-        Return the rsync that sends *source*'s files, named on its input, to *peer*.
+        Return the rsync that sends files of *source*, named on its input, to *peer*.
 
-        *options* are for this side alone. Names end with a zero byte. Where they
-        arrive, the other node decides.
+        With *whole* it sends all of them. *options* are for this side alone. Names end
+        with a zero byte. Where they arrive, the other node decides.
         """
         epoch, seq = commit
         host = f"[{address}]" if ":" in address else address
@@ -133,6 +134,7 @@ class SharedSsh:
             "rsync",
             *options,
             *RSYNC_OPTIONS,
+            *(TREE_OPTIONS if whole else NAMES_OPTIONS),
             *limit,
             f"--rsh={shlex.join(self.command(peer))}",
             f"--rsync-path=remora receive {volume} {epoch} {seq}",

@@ -269,7 +269,6 @@ class Handing:
                 volume_id=record.id,
                 epoch=commit.epoch,
                 source=journal.source(),
-                names=journal.all_names(),
                 total_bytes=journal.manifest.size_bytes(),
             )
         package = journal.pack(base, only=paths)

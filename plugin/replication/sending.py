@@ -183,7 +183,6 @@ class Sending:
             volume_id=step.record.id,
             epoch=step.journal.commit()[0],
             source=step.journal.source(),
-            names=step.journal.all_names(),
             total_bytes=step.journal.manifest.size_bytes(),
         )
 

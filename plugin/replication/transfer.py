@@ -46,13 +46,14 @@ class Transfer:
         volume_id: str,
         commit: Commit,
         source: Path,
-        names: Iterable[bytes],
+        names: Iterable[bytes] | None,
         total_bytes: int = 0,
     ) -> int:
         """
         Bring files *names* of *source*, each ended by a zero byte, to a node.
 
-        They have *total_bytes*, 0 if that is not known. Return the bytes on the line.
+        None are all. They have *total_bytes*, 0 if that is not known. Return the bytes
+        on the line.
 
         Raises:
             PeerUnreachableError: the node is not known, or has no address.
@@ -68,10 +69,11 @@ class Transfer:
                 volume=volume_id,
                 commit=(commit.epoch, commit.seq),
                 options=(*_OPTIONS, f"--log-file={log.name}"),
+                whole=names is None,
             )
             number = self.progress.begin("sending", volume_id, node_id, total_bytes)
             try:
-                file.writelines(names)
+                file.writelines(names or ())
                 file.seek(0)
                 run_with_progress(
                     command,
@@ -96,11 +98,10 @@ class Transfer:
         volume_id: str,
         epoch: int,
         source: Path,
-        names: Iterable[bytes],
         total_bytes: int,
     ) -> int:
         """
-        Bring what can be had of *source* while others write to it; see `send`.
+        Bring what can be had of all *source* while others write to it; see `send`.
 
         Raises:
             PeerUnreachableError, BackendError: as `send`; a part is no error.
@@ -111,7 +112,7 @@ class Transfer:
             volume_id=volume_id,
             commit=Commit(epoch, AHEAD_SEQ),
             source=source,
-            names=names,
+            names=None,
             total_bytes=total_bytes,
         )
 

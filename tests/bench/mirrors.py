@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.support import etcd
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.owners import Owner
 from tests.support.ssh_server import SshServer, ssh_server
 
@@ -25,6 +26,8 @@ DEADLINE_S = 7200.0
 LOOK_AGAIN_S = 0.02
 # How long nothing may happen before a copy counts as settled.
 QUIET_S = 4.0
+# As much as a million files need, five times; only what is used is there.
+DISK_SIZE = "100G"
 # The product's own, where tests have shorter ones.
 DEFAULTS = {"lease_ttl_s": 15, "mount_wait_s": 20}
 RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--delete")
@@ -223,9 +226,18 @@ def _is(path: Path, wanted: bytes) -> bool:
 
 @contextmanager
 def place() -> Iterator[tuple[Path, ExitStack, SshServer]]:
-    """Yield a directory on the disk, what is undone at the end, and an sshd."""
+    """
+    Yield a directory on a new filesystem, what is undone at the end, and an sshd.
+
+    It is mounted at /tmp, where the nodes are, and seen by this process alone. One that
+    is in use is slow in other ways each time: without a journal, ext4 looks long for an
+    inode that was not freed within the last minutes.
+    """
+    enter_private_mounts()
     with ExitStack() as stack:
-        directory = Path(
-            stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp"))
-        )
+        images = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
+        disk = stack.enter_context(loop_filesystem(images, "ext4", size=DISK_SIZE))
+        subprocess.run(["mount", "--bind", disk, "/tmp"], check=True, timeout=30)
+        stack.callback(subprocess.run, ["umount", "-l", "/tmp"], check=True, timeout=60)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))
         yield directory, stack, stack.enter_context(ssh_server(directory / "sshd"))

@@ -17,7 +17,6 @@ from tests.cluster.test_move import (
     refused,
     start,
     wait_done,
-    watch_transfers,
 )
 from tests.cluster.test_replication import live, wait_held
 from tests.protocol.command import caller
@@ -57,7 +56,11 @@ def test_ctrl_c_ends_the_waiting_only(
         text=True,
     )
     try:
-        watch_transfers(alpha, gamma)
+        wait_until(
+            lambda: alpha.get(NAME)["Status"]["transfers"],
+            "the transfer has begun",
+            timeout_s=WAIT_S,
+        )
         command.send_signal(signal.SIGINT)
         out, error = command.communicate(timeout=WAIT_S)
     finally:

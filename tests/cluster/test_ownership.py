@@ -200,10 +200,12 @@ def test_what_was_made_with_bytes_has_a_commit_before_its_first_epoch(
     volume_id = alpha.control_ok("POST", "/v1/import", body)["id"]
     alpha.mount(name)
     head = shared_records.head(volume_id)
-    assert (head.committed, head.holders) == (FILLED, (alpha.id,))
+    assert head.committed == FILLED
+    assert alpha.id in head.holders  # another node may have got it already
     assert shared_records.heads.lineage(volume_id).epochs[1].base == FILLED
     alpha.unmount(name)
-    assert shared_records.head(volume_id).committed == Commit(1, 1)
+    # A round may have been before the unmount.
+    assert shared_records.head(volume_id).committed >= Commit(1, 1)
 
 
 def test_etcd_that_is_away_is_named_within_five_seconds(

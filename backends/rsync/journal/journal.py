@@ -176,12 +176,6 @@ class Journal:
         discard(self._outbox / TREE_NAME)
         remove_tree(self._outbox)
 
-    def all_names(self) -> Iterator[bytes]:
-        """Yield all that is not a directory, as rsync takes it from `source`."""
-        for known in self.manifest.all():
-            if known.entry.kind != "directory":
-                yield known.entry.path + b"\0"
-
     def changed_since(self, commit: Commit) -> set[bytes]:
         """Return the paths of what was written after *commit*, as far as is known."""
         since = self.manifest.since(commit)
