@@ -63,7 +63,9 @@ class Remora:
 
     name = "remora"
 
-    def __init__(self, directory: Path, stack: ExitStack) -> None:
+    def __init__(
+        self, directory: Path, stack: ExitStack, *, interval: str = "1s"
+    ) -> None:
         memory = etcd.memory_directory(directory / "memory")
         stack.callback(subprocess.run, ["umount", memory], check=True, timeout=30)
         server = stack.enter_context(etcd.single(memory))
@@ -74,7 +76,7 @@ class Remora:
         for owner in (self.alpha, self.beta):
             owner.start()
             owner.wait_member()
-        volume_id = self.alpha.create(NAME, interval="1s", members="alpha,beta")
+        volume_id = self.alpha.create(NAME, interval=interval, members="alpha,beta")
         self.source = self.alpha.copy(volume_id) / "live"
         self.copy = self.beta.copy(volume_id) / "live"
 
@@ -122,7 +124,7 @@ class Remora:
         """Return how long *other*'s Mount takes once *owner*, which has it, is dead."""
         owner.kill()
         began_s = time.monotonic()
-        other.mount(NAME)
+        other.mount_at_last(NAME)
         took_s = time.monotonic() - began_s
         owner.start()
         owner.wait_member()
@@ -225,6 +227,17 @@ def _is(path: Path, wanted: bytes) -> bool:
 
 
 @contextmanager
+def new_disk() -> Iterator[Path]:
+    """Yield where a new filesystem is mounted, seen by this process alone."""
+    enter_private_mounts()
+    with (
+        tempfile.TemporaryDirectory(dir="/var/tmp") as images,
+        loop_filesystem(Path(images), "ext4", size=DISK_SIZE) as disk,
+    ):
+        yield disk
+
+
+@contextmanager
 def place() -> Iterator[tuple[Path, ExitStack, SshServer]]:
     """
     Yield a directory on a new filesystem, what is undone at the end, and an sshd.
@@ -233,10 +246,8 @@ def place() -> Iterator[tuple[Path, ExitStack, SshServer]]:
     is in use is slow in other ways each time: without a journal, ext4 looks long for an
     inode that was not freed within the last minutes.
     """
-    enter_private_mounts()
     with ExitStack() as stack:
-        images = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
-        disk = stack.enter_context(loop_filesystem(images, "ext4", size=DISK_SIZE))
+        disk = stack.enter_context(new_disk())
         subprocess.run(["mount", "--bind", disk, "/tmp"], check=True, timeout=30)
         stack.callback(subprocess.run, ["umount", "-l", "/tmp"], check=True, timeout=60)
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/tmp")))

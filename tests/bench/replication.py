@@ -16,9 +16,11 @@ import random
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.protocol import node
+from tests.support.owners import Owner
 
 from . import machine
 from .mirrors import DEFAULTS, Lsyncd, Mirror, PlainRsync, Remora, place, wait_there
@@ -35,13 +37,14 @@ def main() -> int:
     """Return the exit code: 0, whatever the figures are."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.replication")
     parser.add_argument("--files", action="append", type=int)
+    parser.add_argument("--changed", action="append", type=int)
     parser.add_argument("--bulk-mib", type=int, default=1024, help="0: leave it out")
     arguments = parser.parse_args()
     if missing := node.missing() or Lsyncd.missing():
         parser.error(f"needs {missing}")
     print(f"load {machine.load()} before")
     for count in arguments.files or [1000, 100_000]:
-        measure_tree(count)
+        measure_tree(count, arguments.changed or CHANGES)
     if arguments.bulk_mib:
         measure_bulk(arguments.bulk_mib << 20)
     measure_takeover()
@@ -49,9 +52,9 @@ def main() -> int:
     return 0
 
 
-def measure_tree(count: int) -> None:
+def measure_tree(count: int, changes: Sequence[int]) -> None:
     """Print a table of a tree of *count* files."""
-    changes = [each for each in CHANGES if each <= count]
+    changes = [each for each in changes if each <= count]
     with place() as (directory, stack, server):
         remora = Remora(directory, stack)
         fill(remora.source, count)
@@ -67,6 +70,7 @@ def measure_tree(count: int) -> None:
             remora.settle()
             rows["sync"][changed] = statistics.median(remora.syncs_ms()[before:]) / 1000
         move_s = remora.move()
+        peak_mib = [peak_memory_mib(each) for each in (remora.alpha, remora.beta)]
         source = remora.source
         for owner in (remora.alpha, remora.beta):
             owner.stop()
@@ -86,6 +90,10 @@ def measure_tree(count: int) -> None:
             }
     told = ", ".join(f"{name} {took_s:.1f} s" for name, took_s in seeds.items())
     print(f"\n{count} files: first copy {told}; orderly move {move_s:.2f} s")
+    print(
+        f"most memory of the owner's daemon {peak_mib[0]} MiB, of the other's ", end=""
+    )
+    print(f"{peak_mib[1]} MiB")
     print("changed", *(f"{name:>8}" for name in rows))
     for changed in changes:
         print(f"{changed:7}", *(f"{row[changed]:7.2f}s" for row in rows.values()))
@@ -135,6 +143,13 @@ def measure_takeover() -> None:
     ttl_s = DEFAULTS["lease_ttl_s"]
     print(f"\nan owner dies: Mount elsewhere after {statistics.median(took_s):.1f} s")
     print(f"(at most {max(took_s):.1f} s, {ttl_s} s of them the lease)", flush=True)
+
+
+def peak_memory_mib(owner: Owner) -> int:
+    """Return how much memory the daemon has had at most. Source: proc_pid_status(5)."""
+    lines = Path(f"/proc/{owner.process.pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return int(fields["VmHWM"].split()[0]) >> 10
 
 
 def name_of(number: int) -> str:
