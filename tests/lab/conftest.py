@@ -107,4 +107,6 @@ def pytest_runtest_makereport(
                 for title, text in node.new_log_text().items():
                     tail = "\n".join(text.splitlines()[-LINES_MAX:])
                     report.sections.append((f"log of {title}", tail))
+                blocked = node.blocked_tasks()
+                report.sections.append((f"blocked tasks of {node.name}", blocked))
     return report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import socket
+import subprocess
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 BOOT_DEADLINE_S = 120.0
 LOG_TAIL_BYTES = 20_000
+SHOW_BLOCKED = "echo w > /proc/sysrq-trigger; dmesg | tail -n 100"
+SHOW_DEADLINE_S = 10.0
 KERNEL_MODULES = ("ipv6", "loop", "fuse", "tun")
 # What every client of NFS runs: without statd there are no version 3 mounts with locks.
 SERVICES = "rpcbind -w; rpc.statd --no-notify"
@@ -215,6 +218,16 @@ class Node(Commands):
                     text = log.read().decode(errors="replace")
                 texts[f"{self.name}: {path.name}"] = text
         return texts
+
+    def blocked_tasks(self) -> str:
+        """Return where tasks wait that nothing can interrupt, as the kernel tells."""
+        if not self.powered:
+            return ""
+        try:
+            done = self.run(SHOW_BLOCKED, timeout_s=SHOW_DEADLINE_S, check=False)
+        except (AssertionError, subprocess.TimeoutExpired, NodeDownError) as error:
+            return str(error)
+        return done.stdout
 
     def _config(self) -> dict[str, Any]:
         return {
