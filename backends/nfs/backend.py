@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 _MOUNT_BUDGET_S: Final = 90.0
 _CALL_BUDGET_S: Final = 45.0
 _RELEASE_BUDGET_S: Final = 3.0
-_CREATION_POLL_S: Final = 0.2
+_BUSY_POLL_S: Final = 0.2
+# Another node is at it just now.
+_BUSY: Final = ("NFS-CREATING", "NFS-CHANGING")
 
 
 class NfsBackend:
@@ -109,33 +111,28 @@ class NfsBackend:
         self, share: Share, volume: Volume, deadline: Deadline, content: str
     ) -> Any:
         """
-        Return the marker of the volume, made or found; wait for who makes it.
+        Return the marker of the volume, made or found.
 
         *content* is the token of the copy that it shall have, "" for an empty one.
         """
         adopt = volume.options["existing"] == "adopt" and not content
-        while True:
-            try:
-                return share.call(
-                    "create",
-                    deadline=deadline,
-                    marker={
-                        "id": volume.id,
-                        "name": volume.name,
-                        "subdir": subdir_of(volume),
-                        "adopt": adopt,
-                        "requested": dict(volume.requested),
-                        "options": dict(volume.options),
-                        "created_at": volume.created_at,
-                    },
-                    content=content,
-                    **_wishes(volume, adopt=adopt, filled=bool(content)),
-                    **owner_of(volume),
-                )
-            except NfsError as error:
-                if error.code != "NFS-CREATING" or deadline.passed():
-                    raise
-            pause(_CREATION_POLL_S)
+        return _patiently(
+            share,
+            "create",
+            deadline,
+            marker={
+                "id": volume.id,
+                "name": volume.name,
+                "subdir": subdir_of(volume),
+                "adopt": adopt,
+                "requested": dict(volume.requested),
+                "options": dict(volume.options),
+                "created_at": volume.created_at,
+            },
+            content=content,
+            **_wishes(volume, adopt=adopt, filled=bool(content)),
+            **owner_of(volume),
+        )
 
     def discard(self, volume: Volume, *, deadline_s: float) -> None:
         """Take back claims and an empty directory; a finished volume stays."""
@@ -154,9 +151,10 @@ class NfsBackend:
         if is_direct(volume):
             return
         share = self._shares.of(volume)
-        done = share.call(
+        done = _patiently(
+            share,
             "remove",
-            deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
+            Deadline(min(deadline_s, _CALL_BUDGET_S)),
             name=volume.name,
             id=volume.id,
             on_delete=volume.options["onDelete"],
@@ -268,6 +266,17 @@ class NfsBackend:
     def close(self) -> None:
         """Stop watching; mounted volumes stay mounted."""
         self._shares.close()
+
+
+def _patiently(share: Share, operation: str, deadline: Deadline, **request: Any) -> Any:
+    """Return the answer to a request once no other node makes or removes the volume."""
+    while True:
+        try:
+            return share.call(operation, deadline=deadline, **request)
+        except NfsError as error:
+            if error.code not in _BUSY or deadline.passed():
+                raise
+        pause(_BUSY_POLL_S)
 
 
 def _wishes(volume: Volume, *, adopt: bool, filled: bool) -> dict[str, int | None]:

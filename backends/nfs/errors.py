@@ -22,6 +22,7 @@ HINTS: Final = {
     "OPTION": "see docs/guides/nfs.md for the options",
     "EXISTS": "use another name or subDir; existing=adopt takes a directory over",
     "CREATING": "retry",
+    "CHANGING": "retry",
     "INUSE": "stop it there first; a node that died counts for 90 s more",
     "STALE": "docker volume rm forgets it; discovery brings in what is there now",
     "REPLACED": "look at both; move it away to remove the volume",
@@ -32,7 +33,9 @@ HINTS: Final = {
     "CATALOGUE": "see .dvol on the share; restore the file or move it away",
     "IO": "see the server's log",
 }
-_TRANSIENT: Final = frozenset({"UNREACHABLE", "REFUSED", "DNS", "INUSE", "CREATING"})
+_TRANSIENT: Final = frozenset(
+    {"UNREACHABLE", "REFUSED", "DNS", "INUSE", "CREATING", "CHANGING"}
+)
 
 
 class NfsError(BackendError):

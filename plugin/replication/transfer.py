@@ -50,10 +50,9 @@ class Transfer:
         total_bytes: int = 0,
     ) -> int:
         """
-        Bring files *names* of *source*, each ended by a zero byte, to a node.
+        Return the bytes on the line after bringing files of *source* to a node.
 
-        None are all. They have *total_bytes*, 0 if that is not known. Return the bytes
-        on the line.
+        All, or *names*, each ended by a zero byte. *total_bytes* may be 0: not known.
 
         Raises:
             PeerUnreachableError: the node is not known, or has no address.

@@ -28,7 +28,7 @@ def changing(catalogue: Catalogue, volume_id: str) -> Iterator[None]:
     taken over, and whoever comes finishes from what the marker says.
 
     Raises:
-        Refused: INUSE, another node is at it.
+        Refused: CHANGING, another node is at it.
 
     """
     _take(catalogue, volume_id)
@@ -49,6 +49,6 @@ def _take(catalogue: Catalogue, volume_id: str) -> None:
         if holder["node"] == catalogue.node:
             return
         if catalogue.age_s("changing", volume_id) < CHANGE_FRESH_S:
-            raise Refused("INUSE", f"it is being changed on {holder['node']}: retry")
+            raise Refused("CHANGING", f"it is being changed on {holder['node']}")
         catalogue.unlink_if(holder, "changing", volume_id)
-    raise Refused("INUSE", "other nodes are changing it: retry")
+    raise Refused("CHANGING", "other nodes are changing it")
