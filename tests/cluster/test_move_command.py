@@ -48,8 +48,10 @@ def test_ctrl_c_ends_the_waiting_only(
     alpha, gamma = pair
     volume_id = mounted(pair)
     fill(live(alpha, volume_id), 32)
+    # Of whom a shell starts in the background, the children ignore the signal.
+    heeding = ("env", "--default-signal=INT")
     command = subprocess.Popen(
-        alpha.inside(*alpha.remora("move", NAME, "gamma")),
+        alpha.inside(*heeding, *alpha.remora("move", NAME, "gamma")),
         env=alpha.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
