@@ -29,7 +29,7 @@ from plugin.cluster.membership import Membership
 from plugin.cluster.refusals import contended, elsewhere, explained
 from plugin.cluster.replicas import Replicas
 from plugin.cluster.replication import Alone, Replication
-from plugin.cluster.standing import OwnershipViews, accepts_loss
+from plugin.cluster.standing import OwnershipViews
 from plugin.cluster.state import (
     EMPTY,
     Choice,
@@ -169,13 +169,13 @@ class Acquisition(OwnershipViews):
             head = standing.head or self.initial_head(record)
             try:
                 self._require_copy(record, head)
-                self.require_somebody(record, head)
                 taken = rules.acquire(
                     head,
                     locked_by=standing.locked_by,
                     node=self.node_id,
                     boot_id=self.boot_id,
                 )
+                self._foresee(record, taken)
             except RefusedError as error:
                 if attempt:
                     raise explained(record.name, error, self.name_of) from None
@@ -249,7 +249,7 @@ class Acquisition(OwnershipViews):
                 votes[self.node_id] = self._promise(record, head.epoch)
             elif self.node_id not in lineage.owners():
                 votes[self.node_id] = EMPTY  # it has never had anything to lose
-            accept_loss = accepts_loss(record)
+            accept_loss = _accepts_loss(record)
             choice = rules.choose(head, lineage, votes, accept_loss=accept_loss)
         except RefusedError as error:
             raise self._why_not(record, head, error) from None
@@ -314,6 +314,29 @@ class Acquisition(OwnershipViews):
                 hint="restore its directory in the pool, or remove the volume",
             )
 
+    def _foresee(self, record: VolumeRecord, taken: Head) -> None:
+        """
+        See that this node could begin alone, if nobody else could have a vote.
+
+        Raising the epoch ends the writers of an owner that is only cut off: not for
+        nothing.
+
+        Raises:
+            RefusedError: as `rules.choose`.
+
+        """
+        others = {*taken.members, *taken.holders} - {self.node_id}
+        nodes = self.membership.directory.nodes()
+        if self.is_shared(record) or any(
+            each.alive and each.record.id in others for each in nodes
+        ):
+            return
+        replica = self.replica_of(record)
+        own = EMPTY if replica is None else rules.seal(replica).commit
+        lineage = self.heads.lineage(record.id)
+        accept_loss = _accepts_loss(record)
+        rules.choose(taken, lineage, {self.node_id: own}, accept_loss=accept_loss)
+
     def give_up(self, record: VolumeRecord) -> None:
         """Let a volume go that was acquired and not begun, perhaps before a crash."""
         standing = self.heads.read(record.id)
@@ -364,6 +387,10 @@ class Acquisition(OwnershipViews):
 
     def _names(self, node_ids: Iterable[str]) -> list[str]:
         return [self.name_of(each) for each in node_ids]
+
+
+def _accepts_loss(record: VolumeRecord) -> bool:
+    return record.options.get("failover", "accept_loss") == "accept_loss"
 
 
 def _known(head: Head | None) -> Head:

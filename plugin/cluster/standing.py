@@ -8,20 +8,11 @@ from backends.base import Backend
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
 from backends.system import clock
-from plugin.cluster import rules
 from plugin.cluster.events import Fact, Recorder, Unrecorded
 from plugin.cluster.heads import Heads, Lock, Standing, put_lock
 from plugin.cluster.membership import Membership
 from plugin.cluster.replicas import Replicas
-from plugin.cluster.state import (
-    EMPTY,
-    FILLED,
-    Commit,
-    Head,
-    Lineage,
-    RefusedError,
-    Replica,
-)
+from plugin.cluster.state import EMPTY, FILLED, Commit, Head, Lineage, Replica
 from plugin.errors import NotOwnerError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -41,11 +32,6 @@ def initial_commit(record: VolumeRecord, node_id: str) -> Commit:
     """Return what node's copy has that was never owned; only its maker filled it."""
     made_here = record.node in ("", node_id)
     return FILLED if record.filled and made_here else EMPTY
-
-
-def accepts_loss(record: VolumeRecord) -> bool:
-    """Return whether an owner may begin with a commit that is not the newest."""
-    return record.options.get("failover", "accept_loss") == "accept_loss"
 
 
 class OwnershipViews:
@@ -163,30 +149,6 @@ class OwnershipViews:
             f"this node has no lease in the cluster{f': {fault}' if fault else ''}",
             hint="running containers go on; the next mount works when etcd answers",
         )
-
-    def require_somebody(self, record: VolumeRecord, head: Head) -> None:
-        """
-        See that there may be a copy to begin with, before the epoch is raised.
-
-        Raising it ends the writers of an owner that is only cut off: not for nothing.
-
-        Raises:
-            RefusedError: would-begin-empty, newer-elsewhere.
-
-        """
-        if self.is_shared(record) or head.committed == EMPTY:
-            return
-        others = {*head.members, *head.holders} - {self.node_id}
-        nodes = self.membership.directory.nodes()
-        if any(each.alive and each.record.id in others for each in nodes):
-            return
-        node = next(iter(sorted({*head.holders} & others)), "")
-        replica = self.replica_of(record)
-        if replica is None:
-            raise RefusedError("would-begin-empty", node=node, commit=head.committed)
-        older = rules.seal(replica).commit < head.committed
-        if older and not accepts_loss(record):
-            raise RefusedError("newer-elsewhere", node=node, commit=head.committed)
 
     def initial_head(self, record: VolumeRecord) -> Head:
         """Return the head of a volume that nobody has owned yet."""

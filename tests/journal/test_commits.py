@@ -16,7 +16,14 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.journal.journal import EVERYTHING, Hints, Journal
 from backends.rsync.journal.scan import Changes
-from tests.support.journal_trees import VOLUME, all_known, make_everything, send, shape
+from tests.support.journal_trees import (
+    VOLUME,
+    all_known,
+    carry,
+    make_everything,
+    send,
+    shape,
+)
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.watching import make_root
 
@@ -82,12 +89,7 @@ def bring(owner: Journal, member: Journal) -> int:
         package = owner.pack(base, only=missing)
         assert package.unstable == set()
         sent += package.size_bytes
-        names = package.names.rstrip(b"\0").split(b"\0")
-        send(package.directory, member.staging.directory(), names)
-        with member.staged() as delta:
-            missing = member.missing(delta)
-            if not missing:
-                member.mark(delta)
+        missing = carry(package, member)
         if not missing:
             break
     owner.unpack()

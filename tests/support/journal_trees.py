@@ -14,7 +14,7 @@ import msgspec
 from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.delta import Commit, Header, write_delta
 from backends.rsync.journal.entries import Entry, Known
-from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.journal import EVERYTHING, Journal, Package
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import Filled, fill
 from backends.rsync.journal.staging import Staging
@@ -151,20 +151,24 @@ def full(source: Path, outbox: Path, *, commit: Commit) -> Filled:
     return filled
 
 
+def carry(package: Package, member: Journal) -> list[bytes]:
+    """Bring *package* to the member; return what it lacks, or mark the commit."""
+    names = package.names.rstrip(b"\0").split(b"\0")
+    send(package.directory, member.staging.directory(), names)
+    with member.staged() as delta:
+        missing = member.missing(delta)
+        if not missing:
+            member.mark(delta)
+    return missing
+
+
 def replicate(owner: Journal, member: Journal) -> None:
     """Bring the owner's next commit to the member."""
     owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
-    missing: list[bytes] = []
     base = member.commit() if member.commit() != (0, 0) else None
-    while True:
-        package = owner.pack(base, only=missing)
-        names = package.names.rstrip(b"\0").split(b"\0")
-        send(package.directory, member.staging.directory(), names)
-        with member.staged() as delta:
-            missing = member.missing(delta)
-            if not missing:
-                member.mark(delta)
-                break
+    missing: list[bytes] = []
+    while missing := carry(owner.pack(base, only=missing), member):
+        pass
     owner.unpack()
     member.apply()
     assert member.commit() == owner.commit()

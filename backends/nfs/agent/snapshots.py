@@ -195,9 +195,8 @@ def swap(catalogue: Catalogue, request: Json) -> None:
     with _as_owner_if_squashed(catalogue, request):
         found = require_volume(catalogue, request)
         with changing(catalogue, found["id"]):
-            marker = catalogue.marker(found["name"])
-            if marker != found:
-                raise Refused("INUSE", "another node has changed it just now: retry")
+            if catalogue.marker(found["name"]) != found:
+                raise Refused("CHANGING", "another node has changed it just now")
             copy = catalogue.path("copies", catalogue.node, request["token"])
             _require_free(
                 os.path.join(_directory(catalogue, found), request["keep_as"])

@@ -164,17 +164,17 @@ class Delta:
         os.close(self._descriptor)
 
     def entries(self) -> Iterator[Entry]:
-        """Yield the entries in order of their paths, parents before their children."""
-        records = _Records(self._descriptor, self._header_end, self._size)
-        decoder = msgspec.msgpack.Decoder(Entry)
-        for _ in range(self.header.entries):
-            yield _decoded(decoder, records.next())
+        """Return the entries in order of their paths, parents before their children."""
+        return self._read(Entry, self._header_end, self.header.entries)
 
     def deletions(self) -> Iterator[bytes]:
-        """Yield the paths to remove before anything else is done, with all below."""
-        records = _Records(self._descriptor, self._entries_end, self._size)
-        decoder = msgspec.msgpack.Decoder(bytes)
-        for _ in range(self.header.deletions):
+        """Return the paths to remove before anything else is done, with all below."""
+        return self._read(bytes, self._entries_end, self.header.deletions)
+
+    def _read(self, kind: type[_Record], offset: int, count: int) -> Iterator[_Record]:
+        records = _Records(self._descriptor, offset, self._size)
+        decoder = msgspec.msgpack.Decoder(kind)
+        for _ in range(count):
             yield _decoded(decoder, records.next())
 
     def _check(self) -> Header:
