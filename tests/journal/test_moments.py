@@ -25,7 +25,7 @@ from tests.support.watching import make_root
 
 FILES = 40
 COMMITS = 25
-COMMITS_UNTIL_TORN = 200
+COMMITS_UNTIL_TORN = 500
 _WRITE = f"""
 import itertools, os, sys
 os.chdir(sys.argv[1])
