@@ -14,6 +14,7 @@ Started for each session in a bare Python, with the standard library alone.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -52,6 +53,8 @@ _RECEIVE = re.compile(
 COMMAND_LENGTH_MAX = 1000
 LINE_LENGTH_MAX = 64 * 1024
 _ANSWER_WITHIN_S = 60.0
+# For another one to end, which the daemon has hung up by now, or to be applied.
+_TURN_WITHIN_S = 30
 _CHUNK = 65536
 EXIT_UNAVAILABLE = 1
 EXIT_REFUSED = 3
@@ -169,6 +172,7 @@ def _receive(daemon: socket.socket, place: dict[str, str], capabilities: str) ->
 def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     os.setpgid(0, 0)
     os.nice(int(place.get("nice", "0")))
+    _wait_for_turn(place["lock"])
     # Without /proc, rsync can set no mode of a device or socket but in making it.
     os.umask(0)
     jail.enter(place["directory"], place["basis"])
@@ -179,6 +183,20 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, basis, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.execve("/usr/bin/rsync", arguments, environment)
+
+
+def _wait_for_turn(path: str) -> None:
+    """
+    Take the lock of what is received, for as long as one process of rsync lives.
+
+    So the kernel says when nobody writes any more, whatever has become of us and of the
+    daemon. SIGALRM ends this process if it does not get it. Source: flock(2).
+    """
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    os.set_inheritable(lock, True)
+    signal.alarm(_TURN_WITHIN_S)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    signal.alarm(0)
 
 
 def _say(line: str) -> None:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -48,11 +49,13 @@ class Place:
     Where a commit's bytes go, and what the copy, only to be read, has already.
 
     ``nice`` is rsync's there, from 0 to 19; with ``is_tree`` the names that are sent
-    are those of the volume's tree itself, as they are in ``basis``.
+    are those of the volume's tree itself, as they are in ``basis``. rsync holds
+    ``lock``, a file, until the last of its processes has ended.
     """
 
     directory: Path
     basis: Path
+    lock: Path
     nice: int = 0
     is_tree: bool = False
 
@@ -60,9 +63,19 @@ class Place:
 class Receiver(Protocol):
     """Who says where the bytes of a commit may go."""
 
-    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
+    def begin(
+        self,
+        node_id: str,
+        *,
+        volume: str,
+        epoch: int,
+        seq: int,
+        hang_up: Callable[[], None],
+    ) -> Place:
         """
         Return the place for the commit (*epoch*, *seq*) of *volume*.
+
+        *hang_up* ends the session, and soon its rsync; it may be called at any time.
 
         Raises:
             RemoraError: the node may not send it; nothing has changed.
@@ -233,7 +246,9 @@ class PeerServer:
             "seq": first.seq,
         }
         try:
-            place = self._receiver.begin(first.node, **about)
+            place = self._receiver.begin(
+                first.node, **about, hang_up=partial(_hang_up, connection)
+            )
         except RemoraError as error:
             _log_refusal(first.node, error, **about)
             connection.sendall(encode({"error": error_as_json(error)}))
@@ -243,6 +258,7 @@ class PeerServer:
             result = {
                 "directory": str(place.directory),
                 "basis": str(place.basis),
+                "lock": str(place.lock),
                 "nice": str(place.nice),
                 "is_tree": "yes" if place.is_tree else "",
             }

@@ -113,7 +113,9 @@ class Copies:
             try:
                 if not journal.live.is_dir():
                     self._finish_setting_apart(record, journal)
-                journal.apply()
+                if journal.marked() is not None:
+                    with journal.staging.still(deadline):
+                        journal.apply()
                 yield journal
             finally:
                 journal.close()

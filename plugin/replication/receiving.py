@@ -13,6 +13,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -36,6 +37,7 @@ from plugin.replication.transfer import AHEAD_SEQ
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _USE_DEADLINE_S: Final = 30.0
+_STILL_DEADLINE_S: Final = 5.0
 # A line of the control channel has 64 KiB.
 _MISSING_SIZE_MAX: Final = 32 * 1024
 
@@ -55,6 +57,15 @@ class StandRequest(msgspec.Struct, frozen=True):
     """What an owner asks before it sends."""
 
     volume: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """A transfer under way: its node, volume, epoch and sequence; see `begin`."""
+
+    about: tuple[str, str, int, int]
+    number: int
+    hang_up: Callable[[], None]
 
 
 class Receiving:
@@ -83,7 +94,7 @@ class Receiving:
         self._progress = progress
         self._nice = nice
         self._expected: dict[str, str] = {}
-        self._begun: dict[tuple[str, str, int, int], list[int]] = {}
+        self._sessions: list[_Session] = []
         self._lock = threading.Lock()
         self._departing: set[str] = set()
 
@@ -108,9 +119,19 @@ class Receiving:
         finally:
             self._departing.discard(volume_id)
 
-    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
+    def begin(
+        self,
+        node_id: str,
+        *,
+        volume: str,
+        epoch: int,
+        seq: int,
+        hang_up: Callable[[], None],
+    ) -> Place:
         """
         Return where the commit (*epoch*, *seq*) of *volume* from *node_id* goes.
+
+        Transfers of the volume that are under way end: their senders are gone, or over.
 
         Raises:
             PeerRefusedError: it may not send it.
@@ -130,13 +151,18 @@ class Receiving:
             )
         if self._copies.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
-        staging = self._copies.staging(record)
         is_tree = seq == AHEAD_SEQ
-        place = staging.tree() if is_tree else staging.directory()
-        number = self._progress.begin("receiving", volume, node_id)
-        with self._lock:
-            self._begun.setdefault((node_id, volume, epoch, seq), []).append(number)
-        return Place(place, self._copies.basis(record), self._nice, is_tree)
+        # What was marked is not for others to write to: it is applied first.
+        with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+            self._hang_up(volume)
+            staging = journal.staging
+            directory = staging.tree() if is_tree else staging.directory()
+            number = self._progress.begin("receiving", volume, node_id)
+            session = _Session((node_id, volume, epoch, seq), number, hang_up)
+            with self._lock:
+                self._sessions.append(session)
+        basis = self._copies.basis(record)
+        return Place(directory, basis, staging.lock, self._nice, is_tree)
 
     def end(
         self,
@@ -149,13 +175,19 @@ class Receiving:
     ) -> None:
         """Forget it: what has come is looked at when its commit is asked for."""
         del exit_status
-        key = (node_id, volume, epoch, seq)
+        about = (node_id, volume, epoch, seq)
         with self._lock:
-            numbers = self._begun.pop(key, [])
-            if len(numbers) > 1:
-                self._begun[key] = numbers[1:]
-        for number in numbers[:1]:
-            self._progress.end(number)
+            ended = next(each for each in self._sessions if each.about == about)
+            self._sessions.remove(ended)
+        self._progress.end(ended.number)
+
+    def _hang_up(self, volume_id: str) -> None:
+        """End all transfers of a volume; their rsyncs live on for a moment."""
+        with self._lock:
+            sessions = list(self._sessions)
+        for each in sessions:
+            if each.about[1] == volume_id:
+                each.hang_up()
 
     def stand(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer which commit this node's copy is at: zeros if it has none."""
@@ -223,7 +255,12 @@ class Receiving:
             kept = _applied(rule, replica, stopped=stopped)
             if kept is None:
                 return {"commit": list(pair(wanted))}
-            with journal.staged() as delta:
+            # A transfer whose end we have not heard of is nobody's any more.
+            self._hang_up(record.id)
+            with (
+                journal.staging.still(Deadline(_STILL_DEADLINE_S)),
+                journal.staged() as delta,
+            ):
                 if delta.header.commit != pair(wanted):
                     raise PeerRefusedError(f"commit {wanted} has not been sent")
                 apart = kept.keep_live or kept.keep_commit
@@ -235,7 +272,7 @@ class Receiving:
                 if missing := journal.missing(delta):
                     return {"missing": _encoded(missing)}
                 self._mark(record, journal, delta, rule)
-            journal.apply()
+                journal.apply()
         return {"commit": list(pair(wanted))}
 
     def _mark(
@@ -259,7 +296,8 @@ class Receiving:
         if home is None:
             raise BackendError(f"there is no copy of '{record.name}' here")
         with closing(Journal(home, record.id)) as journal:
-            journal.apply()
+            with journal.staging.still(Deadline(_STILL_DEADLINE_S)):
+                journal.apply()
             self._keep_apart(record, journal, self._replica(record))
 
     def _keep_apart(

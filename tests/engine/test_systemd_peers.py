@@ -44,7 +44,7 @@ peer = Peer(id=str(uuid.uuid4()), name="self", addresses=("127.0.0.1",), port=74
 
 class Receiver:
     def begin(self, node_id, **about):
-        return Place(staging, source)
+        return Place(staging, source, state / "receiving")
     def end(self, node_id, **about):
         pass
 

@@ -14,6 +14,9 @@ from typing import Any
 # longer than a command's own deadline and this is a broken one.
 GRACE_S = 30.0
 
+# Files of the exchange are named by them, and those of earlier boots are still there.
+_numbers = itertools.count(1)
+
 
 class NodeDownError(ConnectionError):
     """The node's power failed, or its kernel ended."""
@@ -58,7 +61,6 @@ class Channel:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
-        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open = True
         # Number 0 is the node's own message: that it has booted.
@@ -68,8 +70,8 @@ class Channel:
         self._reader.start()
 
     def number(self) -> int:
-        """Return a number for the next request."""
-        return next(self._numbers)
+        """Return a number for the next request, which no other has had."""
+        return next(_numbers)
 
     def send(self, number: int, **request: Any) -> Answers:
         """Return where the answers to *request* will come in."""

@@ -184,6 +184,21 @@ def test_after_a_power_failure_only_what_was_synced_is_there(lab: Lab) -> None:
     assert reaches(beta, "alpha")
 
 
+def test_what_an_earlier_boot_printed_is_not_printed_again(lab: Lab) -> None:
+    """Its files are still there for who reads them."""
+    alpha = lab["alpha"]
+    before = [alpha.popen(["sh", "-c", "echo before; sleep 100"]) for _ in range(40)]
+    wait_until(
+        lambda: all(each.output() == "before\n" for each in before),
+        timeout_s=30,
+        what="all have printed",
+    )
+    alpha.power_off()
+    alpha.boot()
+    assert {alpha.out(["echo", "after"]) for _ in range(60)} == {"after"}
+    assert before[-1].output() == "before\n"
+
+
 def test_a_kernel_that_panics_is_noticed_and_can_be_booted_again(lab: Lab) -> None:
     gamma = lab["gamma"]
     with pytest.raises(NodeDownError):

@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +55,21 @@ class Staging:
         # What the copy has already.
         self.basis = directory.with_name("basis")
         self.basis.mkdir(parents=True, exist_ok=True)
+        self.lock = directory.with_name("receiving")
         self.epoch = 5
         self.nice = 0
         self.begun: list[tuple[str, int, int]] = []
         self.ended: list[int | None] = []
 
-    def begin(self, node_id: str, *, volume: str, epoch: int, seq: int) -> Place:
+    def begin(
+        self,
+        node_id: str,
+        *,
+        volume: str,
+        epoch: int,
+        seq: int,
+        hang_up: Callable[[], None],
+    ) -> Place:
         if volume != VOLUME:
             raise PeerRefusedError(f"node {node_id} is no member of volume {volume}")
         if epoch < self.epoch:
@@ -68,7 +77,8 @@ class Staging:
             refused.code = "stale-epoch"
             raise refused
         self.begun.append((volume, epoch, seq))
-        return Place(self.directory, self.basis, self.nice)
+        self.hang_up = hang_up
+        return Place(self.directory, self.basis, self.lock, self.nice)
 
     def end(
         self,

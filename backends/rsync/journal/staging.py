@@ -4,17 +4,23 @@ What has come from another node and is not yet part of the volume.
     <home>/staging/delta        what the commit changes
     <home>/staging/tree/        the files, links and the like that it changes
     <home>/applying             the commit point: this commit is ours now
+    <home>/receiving            locked by each rsync that writes, and by who looks
 
 rsync writes into the first two, in a jail. Only when all of it is here and durable the
 marker is written; from then on the commit is applied through any crash (`applying.py`).
+An rsync whose sender has gone may live on for a while, and all that it would write then
+could be in the volume: so nothing is looked at before the last one has ended.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +33,11 @@ from backends.rsync.journal.entries import Commit, Entry, Known, untouched
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, remove_tree
 from backends.system import files
+from backends.system.clock import Deadline
 
 LIVE_NAME: Final = "live"
 _MISSING_MAX: Final = 500
+_LOOK_AGAIN_S: Final = 0.02
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -53,6 +61,7 @@ class Staging:
         self.home = home
         self._directory = home / "staging"
         self._marker = home / "applying"
+        self.lock = home / "receiving"
 
     def directory(self) -> Path:
         """Return the directory for rsync, made if it is missing."""
@@ -64,6 +73,29 @@ class Staging:
         path = self.directory() / TREE_NAME
         path.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    @contextmanager
+    def still(self, deadline: Deadline) -> Iterator[None]:
+        """
+        Let no rsync write here meanwhile; one that comes waits.
+
+        Raises:
+            BackendError: one did not end before *deadline*.
+
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self.lock, flags, 0o600)
+        try:
+            while not _locked(descriptor):
+                if deadline.passed():
+                    raise BackendError(
+                        f"an earlier transfer still writes to {self._directory}",
+                        hint="retry; it ends by itself when its sender is gone",
+                    )
+                time.sleep(_LOOK_AGAIN_S)
+            yield
+        finally:
+            os.close(descriptor)
 
     def delta(self) -> Delta:
         """
@@ -169,6 +201,14 @@ class Staging:
         if (marked := self.marked()) is not None:
             raise BackendError(f"commit {marked} has to be applied, not removed")
         remove_tree(self._directory)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def require_base(delta: Delta, manifest: Manifest) -> None:

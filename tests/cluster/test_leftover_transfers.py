@@ -1,0 +1,113 @@
+"""
+An rsync whose sender has gone writes nothing into what a member has taken since.
+
+It is stopped here where it stands, as a connection that is cut leaves it for a while.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from plugin.cluster.state import EMPTY
+from tests.protocol.node import wait_until
+from tests.support.journal_trees import shape
+from tests.support.owners import WAIT_S, Owner, Records
+
+Make = Callable[..., Owner]
+NAME = "data"
+FILES, FILE_SIZE = 40, 200_000
+# The first copy takes a few seconds.
+LIMIT = '[replication]\nbandwidth_limit = "1MiB"'
+
+
+def holders(lock: Path) -> set[int]:
+    """Return the processes that have *lock* open: each rsync, and who waits for it."""
+    wanted = lock.stat() if lock.exists() else None
+    found = set()
+    for each in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            status = each.stat()
+        except OSError:
+            continue
+        if wanted and os.path.samestat(status, wanted):
+            found.add(int(each.parts[2]))
+    return found
+
+
+def is_waited_for(lock: Path) -> bool:
+    """Return whether somebody waits for *lock*. Source: proc_locks(5)."""
+    inode = str(lock.stat().st_ino)
+    lines = [each.split() for each in Path("/proc/locks").read_text().splitlines()]
+    return any(
+        each[1] == "->" and each[6].rpartition(":")[2] == inode for each in lines
+    )
+
+
+def session(process_id: int) -> set[int]:
+    """
+    Return what has started *process_id*, up to the sshd of its connection.
+
+    Were that one to end, the kernel would let all of them go on: they would be an
+    orphaned process group. Source: proc_pid_stat(5), setpgid(2).
+    """
+    found = set()
+    while process_id > 1:
+        name, _, rest = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")
+        process_id = int(rest.split()[1])
+        if "sshd" in name:
+            break
+        found.add(process_id)
+    return found
+
+
+@contextmanager
+def stopped(processes: set[int]) -> Iterator[None]:
+    """Stop *processes*; afterwards they go on."""
+    for each in processes:
+        os.kill(each, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for each in processes:
+            os.kill(each, signal.SIGCONT)
+
+
+def test_a_leftover_transfer_writes_nothing_into_the_next_one(
+    make_owner: Make, records: Records
+) -> None:
+    """No commit is taken while the first one lives, and both copies are alike."""
+    alpha, beta = make_owner("alpha", profiles=LIMIT), make_owner("beta")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
+    beta.wait_known(NAME)
+    live = alpha.copy(volume_id) / "live"
+    for number in range(FILES):
+        (live / f"{number:02}").write_bytes(os.urandom(FILE_SIZE))
+    alpha.mount(NAME)
+    home = beta.copy(volume_id)
+    lock, tree = home / "receiving", home / "staging/tree"
+    wait_until(
+        lambda: tree.exists() and any(tree.iterdir()), "it comes", timeout_s=WAIT_S
+    )
+    first = holders(lock)
+    assert first
+    with stopped(first.union(*map(session, first))):
+        alpha.kill()
+        for number in range(FILES):
+            (live / f"{number:02}").write_bytes(os.urandom(FILE_SIZE))
+        alpha.start()
+        alpha.wait_member()
+        wait_until(
+            lambda: is_waited_for(lock) or beta.replica(volume_id).commit != EMPTY,
+            "another one waits",
+            timeout_s=WAIT_S,
+        )
+        assert beta.replica(volume_id).commit == EMPTY
+    wait_until(
+        lambda: len(records.head(volume_id).holders) == 2, "held", timeout_s=WAIT_S
+    )
+    assert shape(home / "live") == shape(live)
+    assert not holders(lock)
