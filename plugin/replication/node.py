@@ -18,11 +18,12 @@ from plugin.peers.sharing import SharedSsh
 from plugin.replication import apart
 from plugin.replication.copies import Copies
 from plugin.replication.departing import Departing
+from plugin.replication.handing import Handing
 from plugin.replication.moving import Moving
 from plugin.replication.placement import Placement
 from plugin.replication.progress import Progress
 from plugin.replication.progress import Transfer as Progressing
-from plugin.replication.pulling import Handing, Pulling
+from plugin.replication.pulling import Pulling
 from plugin.replication.receiving import Receiving
 from plugin.replication.reporting import REQUEST, Reporting
 from plugin.replication.sending import Sending
@@ -88,6 +89,7 @@ class ReplicationNode:
             "stand": self.receiving.stand,
             "commit": self.receiving.commit,
             "send": self._handing.send,
+            "ahead": self._handing.send_ahead,
             "move": self.moving.answer_start,
             "move-state": self.moving.answer_state,
             REQUEST: self._reporting.answer,

@@ -2,57 +2,41 @@
 Taking over: a node that comes to own a volume asks a holder for its newest commit.
 
 The transfer goes on when the engine's time for the Mount is over; the next Mount finds
-it further, or done. The holder sends only what its sealed copy is, and only to the node
-that the store says recovers the volume.
+it further, or done. The holder's side is `handing.py`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from backends.errors import RemoraError
-from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.clock import Deadline
 from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
 from plugin.cluster.state import EMPTY, Choice, Commit, Kept, RefusedError, Replica
-from plugin.cluster.votes import require_recovering
 from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
-from plugin.peers.lines import read_request
 from plugin.replication.copies import Copies
+from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest, carried_bytes
 from plugin.replication.progress import Progress
-from plugin.replication.receiving import Receiving, decoded_paths, pair
-from plugin.replication.transfer import Transfer
+from plugin.replication.receiving import Receiving, pair
 
 log = logging.getLogger(__name__)
-_TRANSFER_DEADLINE_S: Final = 6 * 3600.0
 _REFRESH_DEADLINE_S: Final = 2.0
 _ROUNDS_MAX: Final = 20
 # Before the Mount's own deadline, whose error would say less.
 _ANSWER_S: Final = 1.0
 
 
-class SendRequest(msgspec.Struct, frozen=True):
-    """What a recovering owner asks of a holder: *commit*, leading on from *have*."""
-
-    volume: str
-    name: str
-    epoch: int
-    commit: tuple[int, int]
-    have: tuple[int, int]
-    paths: tuple[str, ...] = ()
-
-
 class Pulling:
-    """The taking side."""
+    """The volumes that this node takes over."""
 
     def __init__(
         self,
@@ -164,7 +148,7 @@ class Pulling:
 
         have = self._have(record)
         paths: list[str] = []
-        carried_bytes = 0
+        size_bytes = 0
         for _ in range(_ROUNDS_MAX):
             request = SendRequest(
                 record.id, record.name, epoch, pair(base), have, tuple(paths)
@@ -173,12 +157,12 @@ class Pulling:
                 holder,
                 "send",
                 msgspec.to_builtins(request),
-                deadline_s=_TRANSFER_DEADLINE_S,
+                deadline_s=TRANSFER_DEADLINE_S,
             )
-            carried_bytes += _carried_bytes(sent)
+            size_bytes += carried_bytes(sent)
             answer = self._receiving.take(record, base, taken)
             if "commit" in answer:
-                self._receiving.count(carried_bytes)
+                self._receiving.count(size_bytes)
                 return
             paths = answer.get("missing", [])
             if "full" in answer:
@@ -194,11 +178,6 @@ class Pulling:
         return at
 
 
-def _carried_bytes(answer: Mapping[str, Any]) -> int:
-    told = answer.get("carried_bytes", 0)
-    return told if isinstance(told, int) else 0
-
-
 class _Pull:
     """One transfer under way."""
 
@@ -206,85 +185,3 @@ class _Pull:
         self.choice = choice
         self.thread = threading.Thread()
         self.fault = "no holder answered"
-
-
-class Handing:
-    """The giving side."""
-
-    def __init__(
-        self,
-        ownership: Ownership,
-        copies: Copies,
-        transfer: Transfer,
-        *,
-        find: Callable[[str], VolumeRecord | None],
-    ) -> None:
-        self._ownership = ownership
-        self._copies = copies
-        self._transfer = transfer
-        self._find = find
-
-    def send(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """
-        Answer a recovering owner's request when rsync has sent the commit.
-
-        Raises:
-            PeerRefusedError: it may not have it, or this node's copy is another.
-
-        """
-        request = read_request(message, SendRequest)
-        heads = self._ownership.heads
-        record = require_recovering(heads, self._find, node_id, request)
-        head = heads.read(record.id).head
-        if head is None or head.phase != "recovering":
-            raise PeerRefusedError(f"'{record.name}' is not recovered any more")
-        commit = Commit(*request.commit)
-        with self._copies.using(record, Deadline(_TRANSFER_DEADLINE_S)) as journal:
-            self._require_sealed(record, commit)
-            if journal.commit() != request.commit:
-                journal.record(journal.look(EVERYTHING, ()), request.commit)
-            carried_bytes = self._send(node_id, record, journal, request)
-        if not request.paths:
-            self._transfer.progress.count("sending", commits=1)
-        return {"carried_bytes": carried_bytes}
-
-    def _send(
-        self,
-        node_id: str,
-        record: VolumeRecord,
-        journal: Journal,
-        request: SendRequest,
-    ) -> int:
-        commit, have = Commit(*request.commit), Commit(*request.have)
-        lineage = self._ownership.heads.lineage(record.id)
-        known = journal.manifest.since(request.have) is not None
-        base = None
-        if known and have < commit and lineage.contains(have, at=commit.epoch):
-            base = request.have
-        paths: Collection[bytes] = decoded_paths(list(request.paths))
-        carried_bytes = 0
-        if have == EMPTY and not paths:
-            carried_bytes = self._transfer.send_ahead(
-                node_id,
-                volume_id=record.id,
-                epoch=commit.epoch,
-                source=journal.source(),
-                total_bytes=journal.manifest.size_bytes(),
-            )
-        package = journal.pack(base, only=paths)
-        self._require_sealed(record, commit)
-        carried_bytes += self._transfer.send(
-            node_id,
-            volume_id=record.id,
-            commit=commit,
-            source=package.directory,
-            names=[package.names],
-            total_bytes=package.size_bytes,
-        )
-        journal.unpack()
-        return carried_bytes
-
-    def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:
-        replica = self._ownership.replica_of(record)
-        if replica is None or replica.live_epoch or replica.commit != commit:
-            raise PeerRefusedError(f"this copy is not at commit {commit}")

@@ -137,7 +137,8 @@ class Receiving:
             PeerRefusedError: it may not send it.
 
         """
-        head = self._require_sender(node_id, volume, epoch)
+        is_tree = seq == AHEAD_SEQ
+        head = self._require_sender(node_id, volume, epoch, ahead=is_tree)
         record = self._by_id(volume)
         if record is None:
             raise PeerRefusedError(f"volume {volume} is not known here")
@@ -151,7 +152,6 @@ class Receiving:
             )
         if self._copies.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
-        is_tree = seq == AHEAD_SEQ
         # What was marked is not for others to write to: it is applied first.
         with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             self._hang_up(volume)
@@ -321,15 +321,17 @@ class Receiving:
             raise BackendError(f"there is no copy of '{record.name}' here")
         return replica
 
-    def _require_sender(self, node_id: str, volume: str, epoch: int) -> Head:
-        """Return the head if *node_id* may send commits of *epoch*."""
+    def _require_sender(
+        self, node_id: str, volume: str, epoch: int, *, ahead: bool = False
+    ) -> Head:
+        """Return the head if *node_id* may send commits of *epoch*, or before one."""
         head = self._heads.read(volume).head
-        if not self._may_send(head, node_id, volume, epoch):
+        if not self._may_send(head, node_id, volume, epoch, ahead=ahead):
             self._heads.refresh(_REFRESH_DEADLINE_S)
             head = self._heads.read(volume).head
         if head is None or self._node_id not in (*head.members, head.owner):
             raise PeerRefusedError(f"not-a-member: volume {volume} has no copy here")
-        if not self._may_send(head, node_id, volume, epoch):
+        if not self._may_send(head, node_id, volume, epoch, ahead=ahead):
             raise PeerRefusedError(
                 f"stale-epoch: node {node_id} does not own volume {volume} "
                 f"in epoch {epoch}"
@@ -337,7 +339,7 @@ class Receiving:
         return head
 
     def _may_send(
-        self, head: Head | None, node_id: str, volume: str, epoch: int
+        self, head: Head | None, node_id: str, volume: str, epoch: int, *, ahead: bool
     ) -> bool:
         if head is None:
             return False
@@ -346,9 +348,10 @@ class Receiving:
             return recovering and epoch < head.epoch
         if self._node_id not in head.members or head.epoch != epoch:
             return False
-        # What was released a holder may still have to bring to others.
+        # What was released a holder may still have to bring to others; and the owner
+        # asks one to bring files ahead.
         owns = head.owner == node_id and head.phase == "owned"
-        return owns or (head.released and node_id in head.holders)
+        return owns or ((head.released or ahead) and node_id in head.holders)
 
 
 def pair(commit: Commit) -> tuple[int, int]:

@@ -4,6 +4,9 @@ Bringing a copy's commit to members: plan (where does each stand), step, report.
 Members that stand at a commit that is known get what has changed since. Others get all
 of it: first the files, as they are now and while containers write to them, then one
 commit that names everything, with what was not there yet.
+
+Copies are begun one after the other, so that there is a second one soon. A member that
+has got the newest commit brings the files to the next one, and the owner the rest.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
+
 from backends.errors import BackendError, RemoraError
 from backends.rsync.journal.journal import Journal, Package
 from plugin.cluster.state import EMPTY, Commit, Lineage
@@ -21,6 +26,7 @@ from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
+from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
 from plugin.replication.receiving import decoded_paths, pair
 from plugin.replication.transfer import Transfer
 
@@ -87,21 +93,23 @@ class Sending:
         if faults:
             yield Report(commit, faults=faults)
         sent = False
-        planned = _plan(journal, lineage, stands, commit)
-        # Those who have it first: nobody knows for how long.
-        for base, group in sorted(planned.items(), key=lambda each: each[0] != commit):
+        holder = ""
+        for base, group in _plan(journal, lineage, stands, commit):
             if base == commit:
                 yield Report(commit, set(group))
+                holder = group[0]
                 continue
-            empty = tuple(each for each in group if stands[each] == EMPTY)
-            step = _Step(record, journal, advance, valid, base, empty)
+            empty = all(stands[each] == EMPTY for each in group)
+            step = _Step(record, journal, advance, valid, base, empty, holder)
             try:
                 # What is sent twice could differ: each group gets a commit of its own.
-                yield self._step(step, group, anew=sent)
+                report = self._step(step, group, anew=sent)
             except RemoraError as error:
                 _note(record, ",".join(group), error)
-                yield Report(commit, faults=dict.fromkeys(group, str(error)))
+                report = Report(commit, faults=dict.fromkeys(group, str(error)))
+            yield report
             sent = True
+            holder = min(report.holders, default=holder)
 
     def _stands(
         self, record: VolumeRecord, node_ids: Sequence[str], faults: dict[str, str]
@@ -122,7 +130,7 @@ class Sending:
     def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
         """Bring a commit to members that stand at one base; return who has it."""
         before = step.journal.commit()
-        for node_id in step.empty:
+        for node_id in group if step.empty else ():
             step.carried[node_id] = self._ahead(step, node_id)
         report = Report(step.advance(anew))
         pending = set(group)
@@ -178,6 +186,11 @@ class Sending:
         """
         if not step.journal.manifest.count():
             return 0
+        if step.holder:
+            try:
+                return self._ahead_by(step, node_id)
+            except RemoraError as error:
+                _note(step.record, step.holder, error)
         return self._transfer.send_ahead(
             node_id,
             volume_id=step.record.id,
@@ -185,6 +198,19 @@ class Sending:
             source=step.journal.source(),
             total_bytes=step.journal.manifest.size_bytes(),
         )
+
+    def _ahead_by(self, step: _Step, node_id: str) -> int:
+        """Have a member that has a copy bring its files; return the bytes."""
+        request = AheadRequest(
+            step.record.id, step.record.name, step.journal.commit()[0], node_id
+        )
+        answer = self._peers.call(
+            step.holder,
+            "ahead",
+            msgspec.to_builtins(request),
+            deadline_s=TRANSFER_DEADLINE_S,
+        )
+        return carried_bytes(answer)
 
     def _send_all(
         self,
@@ -239,20 +265,32 @@ class _Step:
     advance: Advance
     valid: Callable[[], bool]
     base: Commit | None
-    empty: tuple[str, ...]
+    # Whether the members have no copy yet; another one that has, "" for nobody.
+    empty: bool
+    holder: str
     # Bytes on the line, by node.
     carried: dict[str, int] = field(default_factory=dict)
 
 
 def _plan(
     journal: Journal, lineage: Lineage, stands: Mapping[str, Commit], commit: Commit
-) -> dict[Commit | None, tuple[str, ...]]:
-    """Return the members by the commit from which they are led on, None for all."""
+) -> list[tuple[Commit | None, tuple[str, ...]]]:
+    """
+    Return groups of members and the commit from which each is led on, None for all.
+
+    Those who have it come first: nobody knows for how long. Each that has no copy is a
+    group of its own, and comes last.
+    """
     groups: dict[Commit | None, tuple[str, ...]] = {}
+    empty: list[tuple[Commit | None, tuple[str, ...]]] = []
     for node_id, stand in stands.items():
         base = stand if _leads_on(journal, lineage, stand, commit) else None
-        groups[base] = (*groups.get(base, ()), node_id)
-    return groups
+        if stand == EMPTY:
+            empty.append((base, (node_id,)))
+        else:
+            groups[base] = (*groups.get(base, ()), node_id)
+    begun = sorted(groups.items(), key=lambda each: each[0] != commit)
+    return [*begun, *empty]
 
 
 def _leads_on(

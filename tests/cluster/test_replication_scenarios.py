@@ -315,17 +315,6 @@ def test_two_failovers_and_both_come_back(
 COMMON_SIZE = 16 << 20
 
 
-def sent_bytes(owner: Owner) -> float:
-    """Return what the node has sent on the line so far."""
-    text = owner.control("GET", "/metrics").body.decode()
-    (line,) = [
-        each
-        for each in text.splitlines()
-        if each.startswith('remora_replication_bytes_total{direction="sending"}')
-    ]
-    return float(line.split()[-1])
-
-
 def test_what_was_set_apart_is_not_sent_again(
     make_owner: Make, records: Records
 ) -> None:
@@ -344,11 +333,11 @@ def test_what_was_set_apart_is_not_sent_again(
     die_with_a_tail(alpha, volume_id)
     beta.mount_at_last(NAME)
     (live(beta, volume_id) / "of-beta").write_text("kept")
-    before = sent_bytes(beta)
+    before = beta.sent_bytes()
     come_back(alpha)
     wait_names(live(alpha, volume_id), "common", "first", "of-beta")
     assert (live(alpha, volume_id) / "common").read_bytes() == common
-    assert sent_bytes(beta) - before < COMMON_SIZE / 10
+    assert beta.sent_bytes() - before < COMMON_SIZE / 10
     ((_, kept),) = apart(alpha, volume_id).items()
     assert kept == ["common", "first", "tail-alpha"]
 

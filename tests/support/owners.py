@@ -168,6 +168,16 @@ class Owner(Node):
     def logged(self, text: str) -> bool:
         return text in self.log.read_text()
 
+    def sent_bytes(self) -> float:
+        """Return what the node has sent on the line so far."""
+        text = self.control("GET", "/metrics").body.decode()
+        (line,) = [
+            each
+            for each in text.splitlines()
+            if each.startswith('remora_replication_bytes_total{direction="sending"}')
+        ]
+        return float(line.split()[-1])
+
     def signal(self, number: int) -> None:
         """Send the daemon a signal."""
         self.process.send_signal(number)

@@ -18,7 +18,6 @@ import fcntl
 import os
 import secrets
 import stat
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +32,7 @@ from backends.rsync.journal.entries import Commit, Entry, Known, untouched
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, remove_tree
 from backends.system import files
-from backends.system.clock import Deadline
+from backends.system.clock import Deadline, pause
 
 LIVE_NAME: Final = "live"
 _MISSING_MAX: Final = 500
@@ -92,7 +91,7 @@ class Staging:
                         f"an earlier transfer still writes to {self._directory}",
                         hint="retry; it ends by itself when its sender is gone",
                     )
-                time.sleep(_LOOK_AGAIN_S)
+                pause(_LOOK_AGAIN_S)
             yield
         finally:
             os.close(descriptor)

@@ -1,0 +1,171 @@
+"""
+Giving this node's copy away on request, to who takes the volume over or has none yet.
+
+A recovering owner asks a holder for its commit: only what the sealed copy is, and only
+if the store says that this node recovers the volume. An owner that fills its members
+asks the one that it has just filled to bring the files to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.system.clock import Deadline
+from plugin.cluster.ownership import Ownership
+from plugin.cluster.state import EMPTY, Commit
+from plugin.cluster.votes import require_recovering
+from plugin.errors import PeerRefusedError
+from plugin.model import VolumeRecord
+from plugin.peers.lines import read_request
+from plugin.replication.copies import Copies
+from plugin.replication.receiving import decoded_paths
+from plugin.replication.transfer import Transfer
+
+# Of a whole volume.
+TRANSFER_DEADLINE_S: Final = 6 * 3600.0
+_USE_DEADLINE_S: Final = 30.0
+
+
+class SendRequest(msgspec.Struct, frozen=True):
+    """What a recovering owner asks of a holder: *commit*, leading on from *have*."""
+
+    volume: str
+    name: str
+    epoch: int
+    commit: tuple[int, int]
+    have: tuple[int, int]
+    paths: tuple[str, ...] = ()
+
+
+class AheadRequest(msgspec.Struct, frozen=True):
+    """What an owner asks of a member: to bring its files ahead to member *node*."""
+
+    volume: str
+    name: str
+    epoch: int
+    node: str
+
+
+def carried_bytes(answer: Mapping[str, Any]) -> int:
+    """Return the bytes that the answer to a request says were on the line."""
+    told = answer.get("carried_bytes", 0)
+    return told if isinstance(told, int) else 0
+
+
+class Handing:
+    """What this node's copy gives away because others ask for it."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        copies: Copies,
+        transfer: Transfer,
+        *,
+        find: Callable[[str], VolumeRecord | None],
+    ) -> None:
+        self._ownership = ownership
+        self._copies = copies
+        self._transfer = transfer
+        self._find = find
+
+    def send(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        Answer a recovering owner's request when rsync has sent the commit.
+
+        Raises:
+            PeerRefusedError: it may not have it, or this node's copy is another.
+
+        """
+        request = read_request(message, SendRequest)
+        heads = self._ownership.heads
+        record = require_recovering(heads, self._find, node_id, request)
+        head = heads.read(record.id).head
+        if head is None or head.phase != "recovering":
+            raise PeerRefusedError(f"'{record.name}' is not recovered any more")
+        commit = Commit(*request.commit)
+        with self._copies.using(record, Deadline(TRANSFER_DEADLINE_S)) as journal:
+            self._require_sealed(record, commit)
+            if journal.commit() != request.commit:
+                journal.record(journal.look(EVERYTHING, ()), request.commit)
+            size_bytes = self._send(node_id, record, journal, request)
+        if not request.paths:
+            self._transfer.progress.count("sending", commits=1)
+        return {"carried_bytes": size_bytes}
+
+    def send_ahead(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        Answer an owner's request when rsync has brought the files to another member.
+
+        This copy may go on meanwhile: what has come counts for nothing before the
+        owner's commit, which names everything.
+
+        Raises:
+            PeerRefusedError: this copy has no commit, or the other node is no member.
+            RemoraError: they could not be brought.
+
+        """
+        request = read_request(message, AheadRequest)
+        heads = self._ownership.heads
+        record = require_recovering(heads, self._find, node_id, request)
+        head = heads.read(record.id).head
+        if head is None or request.node not in head.members:
+            raise PeerRefusedError(f"'{record.name}' is not kept by {request.node}")
+        with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+            replica = self._ownership.replica_of(record)
+            if replica is None or replica.live_epoch or replica.commit == EMPTY:
+                raise PeerRefusedError(f"this copy of '{record.name}' has no commit")
+            source, size_bytes = journal.source(), journal.manifest.size_bytes()
+        return {
+            "carried_bytes": self._transfer.send_ahead(
+                request.node,
+                volume_id=record.id,
+                epoch=request.epoch,
+                source=source,
+                total_bytes=size_bytes,
+            )
+        }
+
+    def _send(
+        self,
+        node_id: str,
+        record: VolumeRecord,
+        journal: Journal,
+        request: SendRequest,
+    ) -> int:
+        commit, have = Commit(*request.commit), Commit(*request.have)
+        lineage = self._ownership.heads.lineage(record.id)
+        known = journal.manifest.since(request.have) is not None
+        base = None
+        if known and have < commit and lineage.contains(have, at=commit.epoch):
+            base = request.have
+        paths: Collection[bytes] = decoded_paths(list(request.paths))
+        size_bytes = 0
+        if have == EMPTY and not paths:
+            size_bytes = self._transfer.send_ahead(
+                node_id,
+                volume_id=record.id,
+                epoch=commit.epoch,
+                source=journal.source(),
+                total_bytes=journal.manifest.size_bytes(),
+            )
+        package = journal.pack(base, only=paths)
+        self._require_sealed(record, commit)
+        size_bytes += self._transfer.send(
+            node_id,
+            volume_id=record.id,
+            commit=commit,
+            source=package.directory,
+            names=[package.names],
+            total_bytes=package.size_bytes,
+        )
+        journal.unpack()
+        return size_bytes
+
+    def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:
+        replica = self._ownership.replica_of(record)
+        if replica is None or replica.live_epoch or replica.commit != commit:
+            raise PeerRefusedError(f"this copy is not at commit {commit}")

@@ -1,0 +1,94 @@
+"""The first copies of a volume: one soon, and the owner's line is used once for all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from tests.protocol.node import wait_until
+from tests.support.journal_trees import shape
+from tests.support.owners import WAIT_S, Owner, Records
+
+Make = Callable[..., Owner]
+NAME = "data"
+FILES, FILE_SIZE = 30, 100_000
+SIZE = FILES * FILE_SIZE
+LIMIT = '[replication]\nbandwidth_limit = "512KiB"'
+
+
+@pytest.fixture
+def owners(make_owner: Make) -> list[Owner]:
+    """Return three nodes; the line of the last two is slow."""
+    first = make_owner("alpha")
+    return [first, *(make_owner(name, profiles=LIMIT) for name in ("beta", "gamma"))]
+
+
+def mount(owners: list[Owner]) -> str:
+    """Return the id of a full volume that is mounted at the first, kept by all."""
+    first = owners[0]
+    volume_id = first.create(NAME, interval="1s", members="alpha,beta,gamma")
+    for each in owners:
+        each.wait_known(NAME)
+    for number in range(FILES):
+        (first.copy(volume_id) / f"live/{number}").write_bytes(os.urandom(FILE_SIZE))
+    first.mount(NAME)
+    return volume_id
+
+
+def wait_holders(records: Records, volume_id: str, count: int) -> list[str]:
+    """Return the nodes that have the newest commit, once they are so many."""
+    wait_until(
+        lambda: len(records.head(volume_id).holders) == count,
+        f"{count} have it",
+        timeout_s=WAIT_S,
+    )
+    return [*records.head(volume_id).holders]
+
+
+def filled(owners: list[Owner], records: Records, volume_id: str) -> Owner:
+    """Return who has the second copy, as soon as there is one."""
+    holders = wait_holders(records, volume_id, 2)
+    (found,) = [each for each in owners[1:] if each.id in holders]
+    return found
+
+
+def assert_alike(owners: list[Owner], volume_id: str) -> None:
+    first, *others = (shape(each.copy(volume_id) / "live") for each in owners)
+    assert len(first) == FILES + 1
+    assert others == [first] * len(others)
+
+
+def test_who_has_a_copy_fills_the_next_one(
+    owners: list[Owner], records: Records
+) -> None:
+    volume_id = mount(owners)
+    second = filled(owners, records, volume_id)
+    # That one's line is slow.
+    (third,) = [each for each in owners[1:] if each is not second]
+    assert not third.events("received", NAME)
+    wait_holders(records, volume_id, 3)
+    assert_alike(owners, volume_id)
+    assert SIZE <= owners[0].sent_bytes() < 1.5 * SIZE
+    assert SIZE <= second.sent_bytes() < 1.5 * SIZE
+    assert third.sent_bytes() == 0
+
+
+def test_who_was_to_fill_the_next_one_dies(
+    owners: list[Owner], records: Records
+) -> None:
+    """The owner goes on from where it was."""
+    volume_id = mount(owners)
+    second = filled(owners, records, volume_id)
+    (third,) = [each for each in owners[1:] if each is not second]
+    staging = third.copy(volume_id) / "staging/tree"
+    wait_until(
+        lambda: staging.exists() and any(staging.iterdir()),
+        "it comes",
+        timeout_s=WAIT_S,
+    )
+    second.kill()
+    wait_until(lambda: bool(third.events("received", NAME)), "third", timeout_s=WAIT_S)
+    assert_alike([owners[0], third], volume_id)
+    assert owners[0].sent_bytes() > 1.2 * SIZE
