@@ -30,7 +30,7 @@ OLDER_FILTER = """
 for name in iptables ip6tables; do
     ln -sf /usr/sbin/$name-legacy /etc/alternatives/$name
 done
-modprobe -a ip_tables iptable_nat iptable_filter iptable_mangle
+modprobe -a ip_tables iptable_nat iptable_filter iptable_mangle ip_vs vxlan
 """
 
 

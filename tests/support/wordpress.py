@@ -52,6 +52,8 @@ START_DATABASE = (
     FROM_FILE
     + """
 password=$(password "${MARIADB_PASSWORD:-}" "${MARIADB_PASSWORD_FILE:-}")
+# By default it reserves more addresses than a process of the lab's kernel has.
+printf '[mariadbd]\ninnodb_buffer_pool_size_max = 64M\n' > /etc/my.cnf
 mkdir -p /run/mysqld
 cat > /run/mysqld/start.sql <<SQL
 CREATE DATABASE IF NOT EXISTS $MARIADB_DATABASE;
