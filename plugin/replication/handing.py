@@ -22,7 +22,7 @@ from plugin.errors import PeerRefusedError
 from plugin.model import VolumeRecord
 from plugin.peers.lines import read_request
 from plugin.replication.copies import Copies
-from plugin.replication.receiving import decoded_paths
+from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.transfer import Transfer
 
 # Of a whole volume.

@@ -8,7 +8,6 @@ moment of the commit: meanwhile another owner may have been promised.
 
 from __future__ import annotations
 
-import base64
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +30,7 @@ from plugin.model import VolumeRecord
 from plugin.peers.lines import read_request
 from plugin.peers.server import Place
 from plugin.replication.copies import Copies
+from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
 from plugin.replication.transfer import AHEAD_SEQ
 
@@ -38,8 +38,6 @@ log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
-# A line of the control channel has 64 KiB.
-_MISSING_SIZE_MAX: Final = 32 * 1024
 
 
 class CommitRequest(msgspec.Struct, frozen=True):
@@ -131,10 +129,11 @@ class Receiving:
         """
         Return where the commit (*epoch*, *seq*) of *volume* from *node_id* goes.
 
-        Transfers of the volume that are under way end: their senders are gone, or over.
+        What is under way from this node ends, and what another one sends if this one is
+        the owner, or was asked by us.
 
         Raises:
-            PeerRefusedError: it may not send it.
+            PeerRefusedError: it may not send it, or another one is sending.
 
         """
         is_tree = seq == AHEAD_SEQ
@@ -154,6 +153,8 @@ class Receiving:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
         # What was marked is not for others to write to: it is applied first.
         with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+            if node_id not in (head.owner, self._expected.get(volume)):
+                self._require_alone(node_id, volume)
             self._hang_up(volume)
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
@@ -181,13 +182,22 @@ class Receiving:
             self._sessions.remove(ended)
         self._progress.end(ended.number)
 
+    def _under_way(self, volume_id: str) -> list[_Session]:
+        with self._lock:
+            return [each for each in self._sessions if each.about[1] == volume_id]
+
+    def _require_alone(self, node_id: str, volume_id: str) -> None:
+        for each in self._under_way(volume_id):
+            if each.about[0] != node_id:
+                raise PeerRefusedError(
+                    f"node {each.about[0]} is sending volume {volume_id}",
+                    hint="retry when that has ended",
+                )
+
     def _hang_up(self, volume_id: str) -> None:
         """End all transfers of a volume; their rsyncs live on for a moment."""
-        with self._lock:
-            sessions = list(self._sessions)
-        for each in sessions:
-            if each.about[1] == volume_id:
-                each.hang_up()
+        for each in self._under_way(volume_id):
+            each.hang_up()
 
     def stand(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer which commit this node's copy is at: zeros if it has none."""
@@ -270,7 +280,7 @@ class Receiving:
                 if apart:
                     self._keep_apart(record, journal, replica)
                 if missing := journal.missing(delta):
-                    return {"missing": _encoded(missing)}
+                    return {"missing": encoded_paths(missing)}
                 self._mark(record, journal, delta, rule)
                 journal.apply()
         return {"commit": list(pair(wanted))}
@@ -357,34 +367,6 @@ class Receiving:
 def pair(commit: Commit) -> tuple[int, int]:
     """Return *commit* as storage knows it."""
     return commit.epoch, commit.seq
-
-
-def decoded_paths(encoded: object) -> set[bytes]:
-    """
-    Return the paths that `take` has found missing.
-
-    Raises:
-        PeerRefusedError: another node has written something else.
-
-    """
-    if not isinstance(encoded, list):
-        raise PeerRefusedError("a list of missing paths is none")
-    try:
-        return {base64.b64decode(each, validate=True) for each in encoded}
-    except (TypeError, ValueError) as error:
-        raise PeerRefusedError("a list of missing paths is none") from error
-
-
-def _encoded(paths: list[bytes]) -> list[str]:
-    encoded: list[str] = []
-    size = 0
-    for path in paths:
-        text = base64.b64encode(path).decode()
-        size += len(text) + 3
-        if size > _MISSING_SIZE_MAX and encoded:
-            break
-        encoded.append(text)
-    return encoded
 
 
 def _applied(

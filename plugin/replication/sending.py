@@ -27,7 +27,8 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
 from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
-from plugin.replication.receiving import decoded_paths, pair
+from plugin.replication.missing_paths import decoded_paths
+from plugin.replication.receiving import pair
 from plugin.replication.transfer import Transfer
 
 log = logging.getLogger(__name__)

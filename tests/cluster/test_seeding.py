@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,3 +94,32 @@ def test_who_was_to_fill_the_next_one_dies(
     wait_until(lambda: bool(third.events("received", NAME)), "third", timeout_s=WAIT_S)
     assert_alike([owners[0], third], volume_id)
     assert owners[0].sent_bytes() > 1.2 * SIZE
+
+
+def test_a_holder_does_not_disturb_what_the_owner_sends(
+    make_owner: Make, records: Records, tmp_path: Path
+) -> None:
+    alpha = make_owner("alpha", profiles=LIMIT)
+    beta, gamma = make_owner("beta"), make_owner("gamma")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta,gamma")
+    for each in (beta, gamma):
+        each.wait_known(NAME)
+    alpha.mount(NAME)
+    wait_holders(records, volume_id, 3)
+    (tmp_path / "file").write_text("worthless")
+    about: dict[str, Any] = {"volume": volume_id, "commit": (1, 0)}
+    # Nothing is sent now: it may, and what has come is no part of any commit.
+    assert beta.send_files(gamma, tmp_path, **about).returncode == 0
+    (alpha.copy(volume_id) / "live/large").write_bytes(os.urandom(SIZE))
+    staging = gamma.copy(volume_id) / "staging"
+    wait_until(
+        lambda: any(each.name.startswith(".large") for each in staging.rglob("*")),
+        "it comes",
+        timeout_s=WAIT_S,
+    )
+    sent = beta.send_files(gamma, tmp_path, **about)
+    assert sent.returncode != 0
+    assert f"is sending volume {volume_id}" in sent.stderr.decode()
+    live = gamma.copy(volume_id) / "live"
+    wait_until((live / "large").exists, "it is there", timeout_s=WAIT_S)
+    assert sorted(each.name for each in live.iterdir()) == ["large"]

@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import socket
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -23,6 +24,8 @@ import msgspec
 
 from plugin.cluster.heads import Heads
 from plugin.cluster.state import Head, Replica
+from plugin.peers.peer import Peer
+from plugin.peers.sharing import SharedSsh
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from tests.protocol import client
@@ -167,6 +170,49 @@ class Owner(Node):
 
     def logged(self, text: str) -> bool:
         return text in self.log.read_text()
+
+    def as_peer(self) -> Peer:
+        """Return the node as the records describe it to others."""
+        row = self.control_ok("GET", f"/v1/nodes/{self.name}")
+        return Peer(
+            id=row["id"],
+            name=row["name"],
+            addresses=tuple(row["addresses"]),
+            port=row["peer_port"],
+            host_key=row["host_key"],
+            public_key=row["public_key"],
+        )
+
+    def send_files(
+        self,
+        other: Owner,
+        source: Path,
+        *,
+        volume: str,
+        commit: tuple[int, int],
+        names: bytes | None = None,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Send what the daemon would not: *names* of *source*, None for all of it."""
+        peer = other.as_peer()
+        ssh = SharedSsh(self.state_dir / "peer", sockets=self.directory / "ssh")
+        command = ssh.rsync_command(
+            peer,
+            peer.addresses[0],
+            source=source,
+            volume=volume,
+            commit=commit,
+            whole=names is None,
+        )
+        try:
+            return subprocess.run(
+                command,
+                input=names or b"",
+                capture_output=True,
+                timeout=WAIT_S,
+                check=False,
+            )
+        finally:
+            ssh.close(peer)
 
     def sent_bytes(self) -> float:
         """Return what the node has sent on the line so far."""
