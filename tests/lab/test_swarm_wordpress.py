@@ -19,7 +19,7 @@ from tests.support import wordpress
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.wordpress import Site
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 TOPOLOGY = Topology.of(
     NodeSpec("alpha", memory="1536M"), NodeSpec("beta", memory="1536M"), "gamma"
 )
