@@ -118,7 +118,8 @@ class Handing:
             replica = self._ownership.replica_of(record)
             if replica is None or replica.live_epoch or replica.commit == EMPTY:
                 raise PeerRefusedError(f"this copy of '{record.name}' has no commit")
-            source, size_bytes = journal.source(), journal.manifest.size_bytes()
+            # The commit as a snapshot, where there is one, goes with the next one.
+            source, size_bytes = journal.live, journal.manifest.size_bytes()
         return {
             "carried_bytes": self._transfer.send_ahead(
                 request.node,

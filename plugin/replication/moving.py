@@ -299,6 +299,10 @@ class Moving:
         else:
             reports = self._syncing.follow(record, only=node_id)
         took_s = clock.monotonic_s() - began_s
+        if any(node_id in each.filling for each in reports):
+            # It ends: a transfer that makes no progress is given up.
+            self._stopping.wait(_PAUSE_S)
+            return ""
         commits = [each.commit for each in reports if node_id in each.holders]
         after = self._ownership.heads.read(record.id).head
         if not commits and after is not None and after.phase == "idle":

@@ -1,12 +1,8 @@
 """
 Bringing a copy's commit to members: plan (where does each stand), step, report.
 
-Members that stand at a commit that is known get what has changed since. Others get all
-of it: first the files, as they are now and while containers write to them, then one
-commit that names everything, with what was not there yet.
-
-Copies are begun one after the other, so that there is a second one soon. A member that
-has got the newest commit brings the files to the next one, and the owner the rest.
+Members that stand at a commit that is known get what has changed since. Others get a
+commit that names everything; who has no copy at all is filled before (`seeding.py`).
 """
 
 from __future__ import annotations
@@ -17,8 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
-
 from backends.errors import BackendError, RemoraError
 from backends.rsync.journal.journal import Journal, Package
 from plugin.cluster.state import EMPTY, Commit, Lineage
@@ -26,9 +20,9 @@ from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
-from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair
+from plugin.replication.seeding import Seeding
 from plugin.replication.transfer import Transfer
 
 log = logging.getLogger(__name__)
@@ -46,7 +40,8 @@ class Report:
     What came of it: who has the commit now, and what has to be sent again.
 
     ``size_bytes`` are those of the files that were sent to each, 0 if nothing was;
-    ``carried_bytes`` went to all of them. ``faults`` says what kept a node from it.
+    ``carried_bytes`` went to all of them. ``faults`` says what kept a node from it;
+    those in ``filling`` get their files first.
     """
 
     commit: Commit
@@ -56,6 +51,7 @@ class Report:
     size_bytes: int = 0
     carried_bytes: int = 0
     faults: dict[str, str] = field(default_factory=dict)
+    filling: set[str] = field(default_factory=set)
 
 
 # Makes a commit of what has changed since the last one, if anything has, and returns
@@ -69,6 +65,7 @@ class Sending:
     def __init__(self, peers: Peers, transfer: Transfer) -> None:
         self._peers = peers
         self._transfer = transfer
+        self.seeding = Seeding(peers, transfer)
         self.progress = transfer.progress
 
     def distribute(
@@ -80,11 +77,13 @@ class Sending:
         *,
         advance: Advance,
         valid: Callable[[], bool],
+        fill_wait_s: float,
     ) -> Iterator[Report]:
         """
         Bring the newest commit to *node_ids*; yield who has which, group by group.
 
-        *valid* says whether what was copied just now is still this commit.
+        *valid* says whether what was copied just now is still this commit. A member
+        that is not filled within *fill_wait_s* gets it another time.
 
         Errors of members are logged: they are tried again in the next round.
         """
@@ -100,17 +99,36 @@ class Sending:
                 yield Report(commit, set(group))
                 holder = group[0]
                 continue
-            empty = all(stands[each] == EMPTY for each in group)
-            step = _Step(record, journal, advance, valid, base, empty, holder)
+            step = _Step(record, journal, advance, valid, base, journal.commit())
             try:
+                if stands[group[0]] == EMPTY and not self._fill(
+                    step, group[0], holder=holder, wait_s=fill_wait_s
+                ):
+                    yield Report(commit, filling=set(group))
+                    continue
                 # What is sent twice could differ: each group gets a commit of its own.
                 report = self._step(step, group, anew=sent)
             except RemoraError as error:
                 _note(record, ",".join(group), error)
                 report = Report(commit, faults=dict.fromkeys(group, str(error)))
+            if stands[group[0]] == EMPTY and report.holders:
+                self.seeding.forget(record.id)
             yield report
             sent = True
             holder = min(report.holders, default=holder)
+
+    def _fill(self, step: _Step, node_id: str, *, holder: str, wait_s: float) -> bool:
+        """Return whether the member is filled, so that the step can be gone."""
+        if not step.journal.manifest.count():
+            return True
+        filling = self.seeding.fill(
+            step.record, step.journal, node_id, holder=holder, wait_s=wait_s
+        )
+        if filling is None:
+            return False
+        step.since = filling.since
+        step.carried[node_id] = filling.carried_bytes
+        return True
 
     def _stands(
         self, record: VolumeRecord, node_ids: Sequence[str], faults: dict[str, str]
@@ -130,13 +148,10 @@ class Sending:
 
     def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
         """Bring a commit to members that stand at one base; return who has it."""
-        before = step.journal.commit()
-        for node_id in group if step.empty else ():
-            step.carried[node_id] = self._ahead(step, node_id)
         report = Report(step.advance(anew))
         pending = set(group)
         # Without a base only these are sent: what was brought ahead is old by now.
-        missing = step.journal.changed_since(before)
+        missing = step.journal.changed_since(step.since)
         for _ in range(_ROUNDS_MAX):
             base = step.base
             package = step.journal.pack(pair(base) if base else None, only=missing)
@@ -178,40 +193,6 @@ class Sending:
                 ),
             )
         return report
-
-    def _ahead(self, step: _Step, node_id: str) -> int:
-        """
-        Bring all files as they are; what changes meanwhile comes with the commit.
-
-        Return the bytes that were carried.
-        """
-        if not step.journal.manifest.count():
-            return 0
-        if step.holder:
-            try:
-                return self._ahead_by(step, node_id)
-            except RemoraError as error:
-                _note(step.record, step.holder, error)
-        return self._transfer.send_ahead(
-            node_id,
-            volume_id=step.record.id,
-            epoch=step.journal.commit()[0],
-            source=step.journal.source(),
-            total_bytes=step.journal.manifest.size_bytes(),
-        )
-
-    def _ahead_by(self, step: _Step, node_id: str) -> int:
-        """Have a member that has a copy bring its files; return the bytes."""
-        request = AheadRequest(
-            step.record.id, step.record.name, step.journal.commit()[0], node_id
-        )
-        answer = self._peers.call(
-            step.holder,
-            "ahead",
-            msgspec.to_builtins(request),
-            deadline_s=TRANSFER_DEADLINE_S,
-        )
-        return carried_bytes(answer)
 
     def _send_all(
         self,
@@ -266,9 +247,8 @@ class _Step:
     advance: Advance
     valid: Callable[[], bool]
     base: Commit | None
-    # Whether the members have no copy yet; another one that has, "" for nobody.
-    empty: bool
-    holder: str
+    # What has changed later is not with the members.
+    since: tuple[int, int]
     # Bytes on the line, by node.
     carried: dict[str, int] = field(default_factory=dict)
 

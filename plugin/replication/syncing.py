@@ -36,6 +36,8 @@ _TICK_S: Final = 1.0
 _ROUND_DEADLINE_S: Final = 3600.0
 # Engines wait 30 or 60 s for an Unmount; what is not done by then follows.
 _FINAL_WAIT_S: Final = 20.0
+# A member of a small volume is filled and has its commit in one round.
+_FILL_WAIT_S: Final = 2.0
 _IDLE_INTERVAL_S: Final = 10.0
 _AT_ONCE_MAX: Final = 4
 _STOP_WAIT_S: Final = 5.0
@@ -100,7 +102,10 @@ class Syncing:
         def bring() -> None:
             try:
                 with self._copies.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
-                    self._spread(record, journal, commit, others, holders)
+                    self._spread(
+                        *(record, journal, commit, others, holders),
+                        fill_wait_s=_FINAL_WAIT_S,
+                    )
             except RemoraError as error:
                 _note(record, error)
 
@@ -138,8 +143,9 @@ class Syncing:
         self, record: VolumeRecord, interval_s: float, work: Callable[[], object]
     ) -> None:
         with self._lock:
-            if record.id in self._running or monotonic_s() < self._due_s.get(
-                record.id, 0
+            due = monotonic_s() >= self._due_s.get(record.id, 0)
+            if record.id in self._running or not (
+                due or self._sending.seeding.is_due(record.id)
             ):
                 return
             if not self._places.acquire(blocking=False):
@@ -198,6 +204,7 @@ class Syncing:
                 others,
                 advance=lambda anew: self._advance(record, epoch, journal, anew=anew),
                 valid=lambda: self._ownership.still_owner(record, epoch),
+                fill_wait_s=_FILL_WAIT_S,
             ):
                 reports.append(report)
                 self._looking.again(record, report.unstable)
@@ -230,6 +237,8 @@ class Syncing:
         commit: Commit,
         others: Sequence[str],
         holders: set[str],
+        *,
+        fill_wait_s: float,
     ) -> list[Report]:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
         reports = []
@@ -243,6 +252,7 @@ class Syncing:
             others,
             advance=lambda _: commit,
             valid=lambda: self._is_sealed(record, commit),
+            fill_wait_s=fill_wait_s,
         ):
             holders |= report.holders
             if report.sent:
@@ -295,7 +305,10 @@ class Syncing:
             if not self._is_sealed(record, head.committed) or not (known or is_owner):
                 return []
             holders: set[str] = set()
-            reports = self._spread(record, journal, head.committed, lacking, holders)
+            reports = self._spread(
+                *(record, journal, head.committed, lacking, holders),
+                fill_wait_s=_FILL_WAIT_S,
+            )
         standing = self._ownership.heads.read(record.id)
         # Who took it may have ceased to be a member meanwhile.
         changed = standing.head_revision != begun.head_revision

@@ -77,6 +77,20 @@ def test_who_has_a_copy_fills_the_next_one(
     assert third.sent_bytes() == 0
 
 
+def test_others_get_their_commits_while_a_member_is_filled(
+    owners: list[Owner], records: Records
+) -> None:
+    volume_id = mount(owners)
+    second = filled(owners, records, volume_id)
+    (third,) = [each for each in owners[1:] if each is not second]
+    (owners[0].copy(volume_id) / "live/later").write_text("later")
+    copy = second.copy(volume_id) / "live/later"
+    wait_until(copy.exists, "the second has it", timeout_s=WAIT_S)
+    assert not third.events("received", NAME)
+    wait_holders(records, volume_id, 3)
+    assert (third.copy(volume_id) / "live/later").read_text() == "later"
+
+
 def test_who_was_to_fill_the_next_one_dies(
     owners: list[Owner], records: Records
 ) -> None:

@@ -1,0 +1,173 @@
+"""
+Filling members that have no copy yet: with the files as they are, beside the rounds.
+
+It may take hours, in which the other members get their commits as ever. What has come
+counts for nothing by itself: the commit that follows names everything, and brings what
+has changed since. One member of a volume is filled at a time, so that there is a second
+copy soon, and by a member that has one, if there is one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.errors import RemoraError
+from backends.rsync.journal.entries import Commit
+from backends.rsync.journal.journal import Journal
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.peers.channel import Peers
+from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
+from plugin.replication.transfer import Transfer
+
+log = logging.getLogger(__name__)
+_AT_ONCE_MAX: Final = 4
+
+
+class Filling:
+    """A member that is filled with what was there at commit *since*, or later."""
+
+    def __init__(self, node_id: str, since: Commit) -> None:
+        self.node_id = node_id
+        self.since = since
+        self.carried_bytes = 0
+        self.error: RemoraError | None = None
+        self.thread = threading.Thread()
+        # Whether `Seeding.fill` has returned it.
+        self.told = False
+
+
+class Seeding:
+    """The members that this node has filled; threads share it."""
+
+    def __init__(self, peers: Peers, transfer: Transfer) -> None:
+        self._peers = peers
+        self._transfer = transfer
+        self._lock = threading.Lock()
+        # By the volume's id; those that have ended wait for their commit.
+        self._fillings: dict[str, Filling] = {}
+
+    def fill(
+        self,
+        record: VolumeRecord,
+        journal: Journal,
+        node_id: str,
+        *,
+        holder: str,
+        wait_s: float,
+    ) -> Filling | None:
+        """
+        Return what has filled *node_id*, None if that is not done within *wait_s*.
+
+        It goes on then, or begins when another one has ended. *holder* is a member with
+        a copy, "" if there is none.
+
+        Raises:
+            RemoraError: what it has ended with; the next call begins anew.
+
+        """
+        filling = self._under_way(record, journal, node_id, holder)
+        if filling is None:
+            return None
+        filling.thread.join(wait_s)
+        if filling.thread.is_alive():
+            return None
+        if filling.error is not None:
+            self.forget(record.id)
+            raise filling.error
+        filling.told = True
+        return filling
+
+    def is_due(self, volume_id: str) -> bool:
+        """Return whether a member was filled, and nobody has asked since."""
+        with self._lock:
+            filling = self._fillings.get(volume_id)
+        return (
+            filling is not None
+            and not filling.thread.is_alive()
+            and not filling.told
+            and filling.error is None
+        )
+
+    def forget(self, volume_id: str) -> None:
+        """Forget who was filled last: it has its commit, or nothing came of it."""
+        with self._lock:
+            self._fillings.pop(volume_id, None)
+
+    def _under_way(
+        self, record: VolumeRecord, journal: Journal, node_id: str, holder: str
+    ) -> Filling | None:
+        """Return the filling of *node_id*, begun now if that may be."""
+        with self._lock:
+            known = self._fillings.get(record.id)
+            if known is not None and known.thread.is_alive():
+                return known if known.node_id == node_id else None
+            # Without the history since, nobody knows what has changed.
+            if (
+                known is not None
+                and known.node_id == node_id
+                and journal.manifest.since(known.since) is not None
+            ):
+                return known
+            alive = sum(each.thread.is_alive() for each in self._fillings.values())
+            if alive >= _AT_ONCE_MAX:
+                return None
+            filling = Filling(node_id, journal.commit())
+            about = filling, record, journal.live, journal.manifest.size_bytes(), holder
+            filling.thread = threading.Thread(
+                target=self._run, args=about, name="seeding", daemon=True
+            )
+            self._fillings[record.id] = filling
+            filling.thread.start()
+            return filling
+
+    def _run(
+        self,
+        filling: Filling,
+        record: VolumeRecord,
+        source: Path,
+        total_bytes: int,
+        holder: str,
+    ) -> None:
+        try:
+            carried = self._by(holder, record, filling) if holder else None
+            if carried is None:
+                carried = self._transfer.send_ahead(
+                    filling.node_id,
+                    volume_id=record.id,
+                    epoch=filling.since[0],
+                    source=source,
+                    total_bytes=total_bytes,
+                )
+            filling.carried_bytes = carried
+        except RemoraError as error:
+            filling.error = error
+        except Exception:
+            log.exception("a member was not filled", extra=fields(volume=record.name))
+            filling.error = RemoraError("a fault in the daemon; see its log")
+
+    def _by(self, holder: str, record: VolumeRecord, filling: Filling) -> int | None:
+        """Return the bytes on the line as *holder* has brought its files, or None."""
+        request = AheadRequest(
+            record.id, record.name, filling.since[0], filling.node_id
+        )
+        try:
+            answer = self._peers.call(
+                holder,
+                "ahead",
+                msgspec.to_builtins(request),
+                deadline_s=TRANSFER_DEADLINE_S,
+            )
+        except RemoraError as error:
+            log.info(
+                "a member brings no files to another: %s",
+                error,
+                extra=fields(volume=record.name, node=holder, target=filling.node_id),
+            )
+            return None
+        return carried_bytes(answer)
