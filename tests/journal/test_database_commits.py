@@ -32,7 +32,7 @@ LONG = (pytest.mark.long, pytest.mark.timeout(3600))
 SEED = int(os.environ.get("REMORA_SEED", "1"))
 # So many rows in a transaction that the server writes its pages and its log's head all
 # the time, also where a commit of its own takes long.
-ROWS_EACH, TRANSACTIONS = 40, 8000
+ROWS_EACH, TRANSACTIONS = 40, 20_000
 TRANSACTION = """
 BEGIN;
 INSERT INTO shop.entries
