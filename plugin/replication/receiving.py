@@ -59,9 +59,11 @@ class StandRequest(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """A transfer under way: its node, volume, epoch and sequence; see `begin`."""
+    """A transfer under way, from *node_id*; *number* is its progress's."""
 
-    about: tuple[str, str, int, int]
+    node_id: str
+    volume_id: str
+    commit: Commit
     number: int
     hang_up: Callable[[], None]
 
@@ -159,9 +161,11 @@ class Receiving:
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
             number = self._progress.begin("receiving", volume, node_id)
-            session = _Session((node_id, volume, epoch, seq), number, hang_up)
+            commit = Commit(epoch, seq)
             with self._lock:
-                self._sessions.append(session)
+                self._sessions.append(
+                    _Session(node_id, volume, commit, number, hang_up)
+                )
         basis = self._copies.basis(record)
         return Place(directory, basis, staging.lock, self._nice, is_tree)
 
@@ -176,21 +180,25 @@ class Receiving:
     ) -> None:
         """Forget it: what has come is looked at when its commit is asked for."""
         del exit_status
-        about = (node_id, volume, epoch, seq)
+        about = node_id, Commit(epoch, seq)
         with self._lock:
-            ended = next(each for each in self._sessions if each.about == about)
+            ended = next(
+                each
+                for each in self._sessions
+                if each.volume_id == volume and (each.node_id, each.commit) == about
+            )
             self._sessions.remove(ended)
         self._progress.end(ended.number)
 
     def _under_way(self, volume_id: str) -> list[_Session]:
         with self._lock:
-            return [each for each in self._sessions if each.about[1] == volume_id]
+            return [each for each in self._sessions if each.volume_id == volume_id]
 
     def _require_alone(self, node_id: str, volume_id: str) -> None:
         for each in self._under_way(volume_id):
-            if each.about[0] != node_id:
+            if each.node_id != node_id:
                 raise PeerRefusedError(
-                    f"node {each.about[0]} is sending volume {volume_id}",
+                    f"node {each.node_id} is sending volume {volume_id}",
                     hint="retry when that has ended",
                 )
 

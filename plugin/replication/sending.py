@@ -100,8 +100,9 @@ class Sending:
                 holder = group[0]
                 continue
             step = _Step(record, journal, advance, valid, base, journal.commit())
+            is_empty = stands[group[0]] == EMPTY  # then it is a group of its own
             try:
-                if stands[group[0]] == EMPTY and not self._fill(
+                if is_empty and not self._fill(
                     step, group[0], holder=holder, wait_s=fill_wait_s
                 ):
                     yield Report(commit, filling=set(group))
@@ -111,14 +112,14 @@ class Sending:
             except RemoraError as error:
                 _note(record, ",".join(group), error)
                 report = Report(commit, faults=dict.fromkeys(group, str(error)))
-            if stands[group[0]] == EMPTY and report.holders:
+            if is_empty and report.holders:
                 self.seeding.forget(record.id)
             yield report
             sent = True
             holder = min(report.holders, default=holder)
 
     def _fill(self, step: _Step, node_id: str, *, holder: str, wait_s: float) -> bool:
-        """Return whether the member is filled, so that the step can be gone."""
+        """Return whether the member is filled; the step then leads on from there."""
         if not step.journal.manifest.count():
             return True
         filling = self.seeding.fill(

@@ -7,15 +7,14 @@ It is stopped here where it stands, as a connection that is cut leaves it for a 
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from plugin.cluster.state import EMPTY
 from tests.protocol.node import wait_until
 from tests.support.journal_trees import shape
 from tests.support.owners import WAIT_S, Owner, Records
+from tests.support.processes import stopped
 
 Make = Callable[..., Owner]
 NAME = "data"
@@ -62,18 +61,6 @@ def session(process_id: int) -> set[int]:
             break
         found.add(process_id)
     return found
-
-
-@contextmanager
-def stopped(processes: set[int]) -> Iterator[None]:
-    """Stop *processes*; afterwards they go on."""
-    for each in processes:
-        os.kill(each, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for each in processes:
-            os.kill(each, signal.SIGCONT)
 
 
 def test_a_leftover_transfer_writes_nothing_into_the_next_one(

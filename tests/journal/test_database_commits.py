@@ -10,11 +10,9 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from tests.support import images
 from tests.support.journal_trees import VOLUME, replicate
 from tests.support.mariadb import DEADLINE_S, Server
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.processes import stopped
 from tests.support.watching import make_root
 
 COMMITS_FEW, COMMITS = 3, int(os.environ.get("REMORA_DATABASE_COMMITS", "20"))
@@ -97,7 +96,8 @@ def test_a_database_starts_from_what_the_member_has(
             replicate(owner, member)
             assert client.poll() is None
             try:
-                with stopped(client):
+                # A trial takes longer than all the rest.
+                with stopped([client.pid]):
                     last = started(trying, other / "live", tmp_path / "trial")
             except DamagedError as error:
                 damages.append(f"commit {number}: {error}")
@@ -111,16 +111,6 @@ def test_a_database_starts_from_what_the_member_has(
     print(f"{disk.name}: started from {commits - len(damages)} of {commits} commits")
     if disk.name in ATOMIC:
         assert not damages, damages[0]
-
-
-@contextmanager
-def stopped(client: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Have *client* write nothing meanwhile: a trial takes longer than all the rest."""
-    client.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        client.send_signal(signal.SIGCONT)
 
 
 def started(server: Server, copy: Path, trial: Path) -> int:

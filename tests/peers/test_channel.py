@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +19,7 @@ from plugin.peers.channel import PeerChannel
 from tests.support.etcd import new_address
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, PORT, PeerNode
-from tests.support.processes import command, descendants, with_argument
+from tests.support.processes import command, descendants, stopped, with_argument
 
 NODES = tuple[PeerNode, PeerNode]
 WITHIN_S = COMMAND_DEADLINE_S
@@ -236,14 +234,11 @@ def test_a_frozen_node_costs_no_more_than_the_deadline(nodes: NODES) -> None:
     ]
     frozen = [listener, *descendants(listener)]
     assert len(frozen) > 2
-    for pid in frozen:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        with pytest.raises(PeerUnreachableError, match="did not answer 'hello'"):
-            first.peers.call(second.id, "hello", {}, deadline_s=1.0)
-    finally:
-        for pid in frozen:
-            os.kill(pid, signal.SIGCONT)
+    with (
+        stopped(frozen),
+        pytest.raises(PeerUnreachableError, match="did not answer 'hello'"),
+    ):
+        first.peers.call(second.id, "hello", {}, deadline_s=1.0)
     wait_until(lambda: succeeds(first, second), timeout_s=30, what="it answers again")
 
 

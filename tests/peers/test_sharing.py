@@ -17,7 +17,7 @@ from plugin.errors import ConfigError
 from plugin.peers.sharing import SharedSsh
 from tests.support.host import wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
-from tests.support.processes import command, descendants, gone, with_argument
+from tests.support.processes import command, descendants, gone, stopped, with_argument
 
 NODES = tuple[PeerNode, PeerNode]
 
@@ -77,14 +77,8 @@ def frozen(node: PeerNode) -> Iterator[None]:
         for pid in with_argument(str(node.peer_directory / "sshd_config"))
         if command(pid) == "sshd"
     ]
-    pids = [listener, *descendants(listener)]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped([listener, *descendants(listener)]):
         yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def test_a_frozen_node_does_not_hold_a_transfer(nodes: NODES, source: Path) -> None:
