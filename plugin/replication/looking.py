@@ -2,7 +2,8 @@
 What has changed in a mounted volume since its last commit: hints, and what they miss.
 
 Events do not tell of everything. What was written to while it was copied is looked at
-again, what changed lately is looked at in every round, and all names once a minute.
+again, what changed lately is looked at in every round, and all names once a minute, in
+large volumes less often.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from plugin.model import VolumeRecord
 from plugin.replication.copies import Copies
 
 # Events do not tell of what is written through a mapping that stays open.
-_SCAN_INTERVAL_S: Final = 60.0
+_SCAN_PAUSE_S: Final = 60.0
+# At a million names a look takes seconds, in which no commit is made.
+_SCAN_PAUSE_PER_LOOK: Final = 20
 # Files that are looked at in every round, because they have changed before.
 _RECENT_MAX: Final = 500
 
@@ -53,12 +56,17 @@ class Looking:
         seen = self._seen.setdefault(record.id, _Seen())
         hints = self._hints(record, journal, seen)
         again, seen.again = seen.again, set()
+        begin_s = monotonic_s()
         try:
             changes = journal.look(hints, again)
         except RemoraError:
             self._copies.give_back(record, hints)
             seen.again |= again
             raise
+        if hints.everything:
+            end_s = monotonic_s()
+            pause_s = max(_SCAN_PAUSE_S, _SCAN_PAUSE_PER_LOOK * (end_s - begin_s))
+            seen.scan_due_s = end_s + pause_s
         seen.again = set(changes.fresh)
         changed = [each.entry.path for each in changes.changed]
         seen.recent = _newest(seen.recent, changed)
@@ -75,11 +83,8 @@ class Looking:
 
     def _hints(self, record: VolumeRecord, journal: Journal, seen: _Seen) -> Hints:
         hints = self._copies.hints(record, journal)
-        if monotonic_s() >= seen.scan_due_s:
-            seen.scan_due_s = monotonic_s() + _SCAN_INTERVAL_S
+        if hints.everything or monotonic_s() >= seen.scan_due_s:
             return EVERYTHING
-        if hints.everything:
-            return hints
         # What a database writes directly to a file that stays open causes no event.
         return dataclasses.replace(hints, paths=hints.paths.union(seen.recent))
 

@@ -37,14 +37,16 @@ def command(pid: int) -> str:
 
 @contextmanager
 def stopped(pids: Collection[int]) -> Iterator[None]:
-    """Have the processes *pids* stand still meanwhile."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+    """Have the processes *pids* stand still meanwhile; some may end before the rest."""
     try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            # One that goes on may be what ends the next.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def gone(pids: list[int]) -> bool:
