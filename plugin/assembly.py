@@ -131,8 +131,14 @@ def _membership(
             capacity=lambda: files.free_bytes(config.pool),
             addresses=addresses.find if keys else lambda _peers: (),
         ),
-        data_only_on=Heads(store).held_only_by,
+        data_only_on=partial(_data_only_on, store),
     )
+
+
+def _data_only_on(store: Store, node_id: str) -> list[str]:
+    """Return names of volumes; a removed one, of which bytes are left, has its id."""
+    names = {each.id: each.name for each in Catalogue(store).heads()}
+    return sorted(names.get(each, each) for each in Heads(store).held_only_by(node_id))
 
 
 def own_volumes(

@@ -249,8 +249,7 @@ class Acquisition(OwnershipViews):
                 votes[self.node_id] = self._promise(record, head.epoch)
             elif self.node_id not in lineage.owners():
                 votes[self.node_id] = EMPTY  # it has never had anything to lose
-            accept_loss = _accepts_loss(record)
-            choice = rules.choose(head, lineage, votes, accept_loss=accept_loss)
+            choice = self.choose(record, head, lineage, votes)
         except RefusedError as error:
             raise self._why_not(record, head, error) from None
         self.replicas.make(
@@ -334,8 +333,7 @@ class Acquisition(OwnershipViews):
         replica = self.replica_of(record)
         own = EMPTY if replica is None else rules.seal(replica).commit
         lineage = self.heads.lineage(record.id)
-        accept_loss = _accepts_loss(record)
-        rules.choose(taken, lineage, {self.node_id: own}, accept_loss=accept_loss)
+        self.choose(record, taken, lineage, {self.node_id: own})
 
     def give_up(self, record: VolumeRecord) -> None:
         """Let a volume go that was acquired and not begun, perhaps before a crash."""
@@ -387,10 +385,6 @@ class Acquisition(OwnershipViews):
 
     def _names(self, node_ids: Iterable[str]) -> list[str]:
         return [self.name_of(each) for each in node_ids]
-
-
-def _accepts_loss(record: VolumeRecord) -> bool:
-    return record.options.get("failover", "accept_loss") == "accept_loss"
 
 
 def _known(head: Head | None) -> Head:

@@ -20,6 +20,7 @@ import msgspec
 
 from backends.system import clock
 from plugin.cluster.conflicts import Conflicts
+from plugin.cluster.nodes import NODES
 from plugin.cluster.state import EMPTY, Choice, Epoch, Head, Lineage
 from plugin.errors import StoreError
 from plugin.store.base import (
@@ -125,6 +126,8 @@ class Heads:
     def held_only_by(self, node: str) -> list[str]:
         """Return the ids of volumes of which *node* alone may have some bytes."""
         records, _ = self._store.prefix(_VOLUMES)
+        nodes, _ = self._store.prefix(NODES)
+        others = {each.key.removeprefix(NODES) for each in nodes} - {node}
         found = [
             each.volume_id for each in self.conflicts.all() if each.node_id == node
         ]
@@ -133,10 +136,9 @@ class Heads:
             if rest != "head":
                 continue
             head = _decode(Head, record)
-            alone = head.holders == (node,) or (
-                head.owner == node and head.phase == "owned"
-            )
-            if alone and head.phase != "removing":
+            last = node in head.holders and not others.intersection(head.holders)
+            wrote = head.owner == node and head.phase == "owned"
+            if (last or wrote) and head.phase != "removing":
                 found.append(volume_id)
         return list(dict.fromkeys(found))
 

@@ -39,7 +39,7 @@ def explained(
         ),
         "newer-elsewhere": (
             f"commit {error.commit} of '{volume}' is on '{node}', which is silent",
-            f"start '{node}'; failover=accept_loss would begin with an older commit",
+            f"start '{node}'; if it is gone for good: remora node rm {node} --force",
         ),
         "last-copy": (
             f"too few others have commit {error.commit} of '{volume}'; '{node}' has it",

@@ -96,7 +96,7 @@ def choose(
         raise RefusedError("would-begin-empty", node=node, commit=head.committed)
     lost = head.committed if base < head.committed else None
     if lost is not None and not accept_loss:
-        node = next(iter(silent), "")
+        node = min({*head.holders} - {*votes}, default="")
         raise RefusedError("newer-elsewhere", node=node, commit=head.committed)
     holders = tuple(sorted(node for node in offered if offered[node] == base))
     return Choice(base, holders, lost)

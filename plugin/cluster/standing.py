@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+
+import msgspec
 
 from backends.base import Backend
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
 from backends.system import clock
+from plugin.cluster import rules
 from plugin.cluster.events import Fact, Recorder, Unrecorded
 from plugin.cluster.heads import Heads, Lock, Standing, put_lock
 from plugin.cluster.membership import Membership
 from plugin.cluster.replicas import Replicas
-from plugin.cluster.state import EMPTY, FILLED, Commit, Head, Lineage, Replica
+from plugin.cluster.state import (
+    EMPTY,
+    FILLED,
+    Choice,
+    Commit,
+    Head,
+    Lineage,
+    Replica,
+)
 from plugin.errors import NotOwnerError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -80,6 +92,27 @@ class OwnershipViews:
     def is_member(self, node_id: str) -> bool:
         """Return whether the cluster has a node of that id, dead or alive."""
         return self.membership.directory.record(node_id) is not None
+
+    def choose(
+        self,
+        record: VolumeRecord,
+        head: Head,
+        lineage: Lineage,
+        votes: Mapping[str, Commit],
+    ) -> Choice:
+        """
+        Return what to begin with; see `rules.choose`.
+
+        Who removed all nodes that have the newest commit from the cluster gave it up.
+        """
+        holders = tuple(filter(self.is_member, head.holders))
+        accepted = record.options.get("failover", "accept_loss") == "accept_loss"
+        return rules.choose(
+            msgspec.structs.replace(head, holders=holders),
+            lineage,
+            votes,
+            accept_loss=accepted or not holders,
+        )
 
     def has_departed(self, record: VolumeRecord) -> bool:
         """

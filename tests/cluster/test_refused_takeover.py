@@ -1,17 +1,18 @@
-"""What a takeover that cannot be does to the owner: nothing."""
+"""What a takeover that cannot be does to the owner, nothing; and what ends its wait."""
 
 from __future__ import annotations
 
 from tests.cluster.test_replication_scenarios import (
     NAME,
     Make,
+    apart,
     begin,
     live,
     names,
     wait_holders,
 )
 from tests.protocol.node import wait_until
-from tests.support.owners import WAIT_S, Records
+from tests.support.owners import WAIT_S, Owner, Records
 
 
 def test_a_takeover_that_cannot_be_leaves_the_owner_be(
@@ -42,3 +43,48 @@ def test_a_takeover_that_cannot_be_leaves_the_owner_be(
     wait_holders(records, volume_id, alpha, beta)
     assert names(live(beta, volume_id)) == ["after", "first", "more"]
     assert records.head(volume_id).epoch == epoch
+
+
+def wait_down(owner: Owner, name: str) -> None:
+    """Return when *owner* knows that the node of that name is dead."""
+    wait_until(
+        lambda: not owner.control_ok("GET", f"/v1/nodes/{name}")["alive"],
+        f"{name} is down",
+        timeout_s=WAIT_S,
+    )
+
+
+def test_who_removes_the_last_holder_gives_its_commit_up(
+    make_owner: Make, records: Records
+) -> None:
+    """Not before, and not unasked; if it comes back, what it had is set apart."""
+    alpha, beta, gamma = (make_owner(name) for name in ("alpha", "beta", "gamma"))
+    volume_id, _ = begin(records, alpha, beta, gamma, failover="refuse")
+    beta.kill()
+    (live(alpha, volume_id) / "more").write_text("more")
+    alpha.unmount(NAME)
+    newest = wait_holders(records, volume_id, alpha, gamma)
+    alpha.kill()
+    gamma.kill()
+    beta.start()
+    beta.wait_member()
+    for each in ("alpha", "gamma"):
+        wait_down(beta, each)
+    beta.control_ok("DELETE", "/v1/nodes/alpha")
+    refused = beta.call("Mount", {"Name": NAME, "ID": "one"}).error
+    assert f"commit {newest} of 'data' is on 'gamma', which is silent" in refused
+    assert "remora node rm gamma --force" in refused
+    refused = beta.control_refused("DELETE", "/v1/nodes/gamma")
+    assert "has data that no other node has, of: data" in refused
+    beta.control_ok("DELETE", "/v1/nodes/gamma?force=1")
+    beta.mount_at_last(NAME)
+    assert names(live(beta, volume_id)) == ["first"]
+    (event,) = beta.events("owned", NAME)
+    assert event["lost"] == str(newest)
+    gamma.start()
+    gamma.wait_member()
+    wait_until(
+        lambda: apart(gamma, volume_id) == {str(newest): ["first", "more"]},
+        "what gamma had is set apart",
+        timeout_s=WAIT_S,
+    )
