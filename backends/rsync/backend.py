@@ -41,6 +41,8 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "fence": parse.one_of("freeze", "kill", "none"),
     "from": parse.source_volume,
 }
+# A pool is renamed by people, and seldom.
+_LOOKS_MAX: Final = 3
 _DEFAULTS: Final = {
     "failover": "accept_loss",
     "fence": "freeze",
@@ -231,18 +233,32 @@ class RsyncBackend:
 
         Our own mount says which directory that is, wherever its path leads by now (a
         disk unmounted lazily, a pool renamed). Without one the path must be trusted.
+
+        Raises:
+            BackendError: it cannot be seen, so that nothing is proven.
+
         """
+        for _ in range(_LOOKS_MAX):
+            device, root = self._place(volume, target)
+            users = mounts.users_of_root(device, root, own_names=(volume.id,))
+            # Renamed meanwhile, it has another name in the tables that were read last.
+            if users or self._place(volume, target) == (device, root):
+                return users
+        raise BackendError(
+            f"the directory of '{volume.name}' is being renamed all the time",
+            hint="retry when that has ended",
+        )
+
+    def _place(self, volume: Volume, target: Path) -> tuple[str, str]:
+        """Return the filesystem that has the volume, and its path in there."""
         own = mounts.mounted_at(target)
         if own is not None:
-            device, root = own.device, own.root
-        else:
-            self.pool.require()
-            live = self.pool.home(volume) / "live"
-            covering = mounts.entry_covering(live)
-            device = covering.device
-            inside = live.relative_to(covering.mount_point)
-            root = str(Path(covering.root) / inside)
-        return mounts.users_of_root(device, root, own_names=(volume.id,))
+            return own.device, own.root
+        self.pool.require()
+        live = self.pool.home(volume) / "live"
+        covering = mounts.entry_covering(live)
+        inside = live.relative_to(covering.mount_point)
+        return covering.device, str(Path(covering.root) / inside)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return where the bytes are and that they are not replicated."""

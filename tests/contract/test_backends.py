@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from backends.base import Volume
+from backends.base import Volume, VolumeUser
 from backends.errors import BackendError, InvalidRequestError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
+from backends.system import mounts
 from tests.contract.conftest import Bench
 from tests.support.namespaces import (
     enter_private_mounts,
@@ -172,6 +174,31 @@ def test_use_is_seen_though_the_disk_has_gone(stored: Bench) -> None:
     with pytest.raises(BackendError, match="not mounted"):
         stored.backend.users(volume, target)
     hidden.rename(pool)
+    assert len(stored.backend.users(volume, target)) == 1
+    subprocess.run(["umount", elsewhere], check=True)
+    assert stored.backend.users(volume, target) == []
+
+
+def test_use_is_seen_while_the_pool_is_renamed(
+    stored: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tables of two namespaces are not read at once: they may have either path."""
+    volume = stored.created()
+    target = stored.mount(volume)
+    elsewhere = stored.targets / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run(["mount", "--bind", target, elsewhere], check=True)
+    pool = Path(str(stored.backend.status(volume)["path"])).parents[2]
+    hidden = pool.with_name("hidden")
+    pool.rename(hidden)
+    look = mounts.users_of_root
+
+    def look_late(*place: str, own_names: Collection[str]) -> list[VolumeUser]:
+        if hidden.exists():
+            hidden.rename(pool)
+        return look(*place, own_names=own_names)
+
+    monkeypatch.setattr(mounts, "users_of_root", look_late)
     assert len(stored.backend.users(volume, target)) == 1
     subprocess.run(["umount", elsewhere], check=True)
     assert stored.backend.users(volume, target) == []
