@@ -25,6 +25,7 @@ from plugin.replication.copies import Copies
 _SCAN_PAUSE_S: Final = 60.0
 # At a million names a look takes seconds, in which no commit is made.
 _SCAN_PAUSE_PER_LOOK: Final = 20
+_SCAN_PAUSE_MAX_S: Final = 600.0
 # Files that are looked at in every round, because they have changed before.
 _RECENT_MAX: Final = 500
 
@@ -66,7 +67,7 @@ class Looking:
         if hints.everything:
             end_s = monotonic_s()
             pause_s = max(_SCAN_PAUSE_S, _SCAN_PAUSE_PER_LOOK * (end_s - begin_s))
-            seen.scan_due_s = end_s + pause_s
+            seen.scan_due_s = end_s + min(pause_s, _SCAN_PAUSE_MAX_S)
         seen.again = set(changes.fresh)
         changed = [each.entry.path for each in changes.changed]
         seen.recent = _newest(seen.recent, changed)
