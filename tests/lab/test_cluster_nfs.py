@@ -122,7 +122,12 @@ def test_a_node_whose_daemon_is_dead_writes_no_more_when_another_has_it(
     wait_until(lambda: writer.poll() is not None, timeout_s=60, what="it is ended")
     assert writer.wait(5) == -signal.SIGKILL
     assert beats(nfs_server, "held") == taken
-    assert "is in use on node 'beta'" in alpha.refusal("Mount", "held", ID="again")
+    # That nobody is left is known a moment after the last has ended.
+    wait_until(
+        lambda: "in use on node 'beta'" in alpha.refusal("Mount", "held", ID="again"),
+        timeout_s=30,
+        what="the mount is refused because of beta",
+    )
     alpha.unmount("held")
     beta.unmount("held", "b")
     target = alpha.mount("held", "later")
