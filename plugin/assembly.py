@@ -137,7 +137,7 @@ def _membership(
 
 def _data_only_on(store: Store, node_id: str) -> list[str]:
     """Return names of volumes; a removed one, of which bytes are left, has its id."""
-    names = {each.id: each.name for each in Catalogue(store).heads()}
+    names = Catalogue(store).names()
     return sorted(names.get(each, each) for each in Heads(store).held_only_by(node_id))
 
 

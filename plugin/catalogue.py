@@ -45,6 +45,10 @@ class Catalogue:
         records, _ = self._store.prefix(_PREFIX)
         return [_decode_head(each) for each in records]
 
+    def names(self) -> dict[str, str]:
+        """Return the name of every volume by its id."""
+        return {each.id: each.name for each in self.heads()}
+
     def insert(self, record: VolumeRecord) -> Stored | None:
         """Return *record* as stored; None if the name has been taken meanwhile."""
         key = _PREFIX + record.name

@@ -86,7 +86,7 @@ class QuarantineService:
 
         """
         wanted = self._find(name).id if name else ""
-        names = {each.id: each.name for each in self._service.catalogue.heads()}
+        names = self._service.catalogue.names()
         tombs = self._ownership.heads.tombs()
         own = self._ownership.node_id
         trees = self._trees()

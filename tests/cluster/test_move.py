@@ -220,22 +220,14 @@ def test_what_cannot_be_moved_is_told(three: Three) -> None:
         timeout_s=WAIT_S,
     )
     gamma.kill()
-    wait_down(beta, "gamma")
+    beta.wait_down("gamma")
     assert "node 'gamma' is down" in refused(beta, "gamma")
     alpha.unmount(NAME)
     alpha.kill()
     gamma.start()
     gamma.wait_member()
-    wait_down(beta, "alpha")
+    beta.wait_down("alpha")
     assert "was last on node 'alpha', which is down" in refused(beta, "gamma")
-
-
-def wait_down(asked: Owner, name: str) -> None:
-    wait_until(
-        lambda: not asked.control_ok("GET", f"/v1/nodes/{name}")["alive"],
-        f"{name} is known to be down",
-        timeout_s=WAIT_S,
-    )
 
 
 LIMIT = '[replication]\nbandwidth_limit = "2MiB"\nnice = 5'

@@ -12,7 +12,7 @@ from tests.cluster.test_replication_scenarios import (
     wait_holders,
 )
 from tests.protocol.node import wait_until
-from tests.support.owners import WAIT_S, Owner, Records
+from tests.support.owners import WAIT_S, Records
 
 
 def test_a_takeover_that_cannot_be_leaves_the_owner_be(
@@ -45,15 +45,6 @@ def test_a_takeover_that_cannot_be_leaves_the_owner_be(
     assert records.head(volume_id).epoch == epoch
 
 
-def wait_down(owner: Owner, name: str) -> None:
-    """Return when *owner* knows that the node of that name is dead."""
-    wait_until(
-        lambda: not owner.control_ok("GET", f"/v1/nodes/{name}")["alive"],
-        f"{name} is down",
-        timeout_s=WAIT_S,
-    )
-
-
 def test_who_removes_the_last_holder_gives_its_commit_up(
     make_owner: Make, records: Records
 ) -> None:
@@ -69,7 +60,7 @@ def test_who_removes_the_last_holder_gives_its_commit_up(
     beta.start()
     beta.wait_member()
     for each in ("alpha", "gamma"):
-        wait_down(beta, each)
+        beta.wait_down(each)
     beta.control_ok("DELETE", "/v1/nodes/alpha")
     refused = beta.call("Mount", {"Name": NAME, "ID": "one"}).error
     assert f"commit {newest} of 'data' is on 'gamma', which is silent" in refused

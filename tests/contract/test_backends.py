@@ -160,12 +160,18 @@ def test_another_namespace_that_mounts_it_is_a_user(stored: Bench) -> None:
     assert stored.backend.users(volume, stored.target(volume)) == []
 
 
+def mounted_elsewhere(bench: Bench, directory: Path) -> Path:
+    """Mount *directory* at another place as well; return where."""
+    elsewhere = bench.targets / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run(["mount", "--bind", directory, elsewhere], check=True)
+    return elsewhere
+
+
 def test_use_is_seen_though_the_disk_has_gone(stored: Bench) -> None:
     volume = stored.created()
     target = stored.mount(volume)
-    elsewhere = stored.targets / "elsewhere"
-    elsewhere.mkdir()
-    subprocess.run(["mount", "--bind", target, elsewhere], check=True)
+    elsewhere = mounted_elsewhere(stored, target)
     pool = Path(str(stored.backend.status(volume)["path"])).parents[2]
     hidden = pool.with_name("hidden")
     pool.rename(hidden)
@@ -185,9 +191,7 @@ def test_use_is_seen_while_the_pool_is_renamed(
     """Tables of two namespaces are not read at once: they may have either path."""
     volume = stored.created()
     target = stored.mount(volume)
-    elsewhere = stored.targets / "elsewhere"
-    elsewhere.mkdir()
-    subprocess.run(["mount", "--bind", target, elsewhere], check=True)
+    elsewhere = mounted_elsewhere(stored, target)
     pool = Path(str(stored.backend.status(volume)["path"])).parents[2]
     hidden = pool.with_name("hidden")
     pool.rename(hidden)
@@ -208,9 +212,7 @@ def test_a_subdirectory_mounted_elsewhere_is_use_too(stored: Bench) -> None:
     volume = stored.created()
     target = stored.mount(volume)
     (target / "sub").mkdir()
-    elsewhere = stored.targets / "elsewhere"
-    elsewhere.mkdir()
-    subprocess.run(["mount", "--bind", target / "sub", elsewhere], check=True)
+    elsewhere = mounted_elsewhere(stored, target / "sub")
     assert [
         each.mount_point for each in stored.backend.users(volume, stored.target(volume))
     ] == [str(elsewhere)]

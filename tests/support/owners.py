@@ -132,6 +132,14 @@ class Owner(Node):
             timeout_s=WAIT_S,
         )
 
+    def wait_down(self, name: str) -> None:
+        """Return when this node knows that the node *name* is dead."""
+        wait_until(
+            lambda: not self.control_ok("GET", f"/v1/nodes/{name}")["alive"],
+            f"{self.name} knows that {name} is down",
+            timeout_s=WAIT_S,
+        )
+
     def mount(self, name: str, mount_id: str = "one") -> Path:
         """Mount the volume; return where."""
         return Path(self.ok("Mount", Name=name, ID=mount_id)["Mountpoint"])
