@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from tests.support.host import REPOSITORY, wait_until
+from tests.support.host import wait_until
 
 from .campaigns import WORKS_AGAIN_S, Campaign, Plan
 from .cluster import NAMES, Cluster
@@ -21,7 +21,7 @@ from .faults import KINDS
 from .history import OWNING, Recorder
 from .lab import Lab
 from .node import Node
-from .services import Service
+from .services import PYTHON, Service
 
 END_S: Final = 60.0
 READY: Final = '"event": "claiming"'
@@ -46,7 +46,7 @@ class Claimant(Service):
         return [sys.executable, "-m", "tests.lab.claimant", *self._arguments]
 
     def _env(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"}
+        return PYTHON
 
     def _ready(self) -> bool:
         return READY in text_of(self.log)[self._mark :]

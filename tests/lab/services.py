@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tests.support import images
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
 
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0
+ABORT_WAIT_S = 5.0
 ENGINE_SOCKET = "/run/docker.sock"
+# The code under test is this tree, whatever is installed.
+PYTHON = {
+    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONFAULTHANDLER": "1",
+}
 # Debian's own, not one that somebody put below /usr/local.
 DOCKERD, DOCKER = "/usr/sbin/dockerd", "/usr/bin/docker"
 
@@ -138,8 +146,16 @@ class Service:
         try:
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
+            # A Python program that has PYTHONFAULTHANDLER says what its threads wait
+            # for.
+            process.send_signal(signal.SIGABRT, group=False)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ABORT_WAIT_S)
             process.kill()
-            raise
+            raise AssertionError(
+                f"{self.name} on {self.node.name} has not ended within {timeout_s} s "
+                f"of signal {number}:\n{self._tail()}"
+            ) from None
 
     def _request(
         self, socket: str, method: str, path: str, body: bytes, timeout_s: float
@@ -216,8 +232,7 @@ class Remora(Service):
 
     def _env(self) -> Mapping[str, str]:
         ours = {f"REMORA_{key.upper()}": text for key, text in self.settings.items()}
-        # The code under test is this tree, whatever is installed.
-        return {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", **ours}
+        return {**PYTHON, **ours}
 
     def _ready(self) -> bool:
         self.call("Capabilities", {}, timeout_s=5)
