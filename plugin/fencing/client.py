@@ -42,6 +42,10 @@ _RETRY_S: Final = 0.5
 _CONNECT_PAUSE_S: Final = 0.02
 
 
+class _EndedError(FencingError):
+    """The guard that was spoken to is no more."""
+
+
 class Guard:
     """The guard of *run_dir*, which outlives this object if volumes are held."""
 
@@ -138,7 +142,7 @@ class Guard:
         self._disconnect()
         deadline = clock.Deadline(_START_S)
         while True:
-            if self._reach() and self._exchange(self._hello())["same"]:
+            if self._greeted():
                 break
             self._disconnect()
             if deadline.passed():
@@ -156,8 +160,13 @@ class Guard:
             self._exchange(_hold_request(self._volumes))
         os.write(self._wake, b"+")
 
-    def _hello(self) -> Mapping[str, Any]:
-        return {"op": "hello", "version": self._version}
+    def _greeted(self) -> bool:
+        """Return whether there is a guard of this version, which is connected then."""
+        hello = {"op": "hello", "version": self._version}
+        try:
+            return self._reach() and bool(self._exchange(hello)["same"])
+        except _EndedError:
+            return False  # nobody had been connected to it, and its time was over
 
     def _reach(self) -> bool:
         """Return whether there is a guard to talk to."""
@@ -187,6 +196,9 @@ class Guard:
                 if not chunk or len(answer) > MESSAGE_SIZE_MAX:
                     raise ConnectionResetError("it has ended")
                 answer += chunk
+        except ConnectionError as error:
+            self._disconnect()
+            raise _EndedError(f"the fencing guard has gone: {error}") from error
         except OSError as error:
             self._disconnect()
             raise FencingError(f"the fencing guard does not answer: {error}") from error

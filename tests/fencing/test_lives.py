@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -112,6 +113,28 @@ def test_a_guard_that_is_killed_is_replaced(daemon: Daemon, volume: Volume) -> N
         wait_stopped(process.pid)
         volume.assert_quiet_since(held.deadline_s + FENCED_WITHIN_S)
         assert the_guard(daemon) != killed
+
+
+def test_a_guard_that_goes_as_a_daemon_comes(directory: Path, start: Start) -> None:
+    """Its socket takes the daemon's connection still, and nobody answers."""
+    run_dir = directory / "run"
+    run_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        with socket_address(str(run_dir)) as address:
+            listener.bind(address)
+        listener.listen()
+        going = threading.Thread(target=go_when_spoken_to, args=(listener,))
+        going.start()
+        assert start().states() == {}
+        going.join(WAIT_S)
+        assert not going.is_alive()
+
+
+def go_when_spoken_to(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    connection.recv(1)
+    listener.close()
+    connection.close()
 
 
 def test_nothing_stays_frozen_when_its_guard_is_killed(
