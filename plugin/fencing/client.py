@@ -139,6 +139,8 @@ class Guard:
 
     def _connect(self) -> None:
         """Connect to a guard of this version that knows what is held."""
+        if self._closing.is_set():  # a thread of the keeper may be late
+            raise FencingError("the daemon has left its guard")
         self._disconnect()
         deadline = clock.Deadline(_START_S)
         while True:

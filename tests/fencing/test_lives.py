@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from plugin.errors import FencingError
 from plugin.fencing import freezer, memory
+from plugin.fencing.client import Guard
 from plugin.fencing.freezer import Target
 from plugin.fencing.held import socket_address
 from tests.fencing.test_guard import bystander, is_frozen, state_of
@@ -128,6 +130,16 @@ def test_a_guard_that_goes_as_a_daemon_comes(directory: Path, start: Start) -> N
         assert start().states() == {}
         going.join(WAIT_S)
         assert not going.is_alive()
+
+
+def test_a_thread_that_comes_too_late_is_told(directory: Path, start: Start) -> None:
+    """Its daemon is about to end: what it would write to is somebody else's by now."""
+    start()  # and the fixture ends the guard
+    guard = Guard(directory / "run")
+    guard.start()
+    guard.close()
+    with pytest.raises(FencingError, match="has left its guard"):
+        guard.hold([])
 
 
 def go_when_spoken_to(listener: socket.socket) -> None:
