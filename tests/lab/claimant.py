@@ -254,8 +254,11 @@ def main() -> None:
     etcd, prefix, name, seed, threads, hold_s, pause_s, *volumes = sys.argv[1:]
     logs.set_up("json")
     settings = EtcdSettings(tuple(etcd.split(",")), prefix=prefix)
+    # A handler runs in the middle of what the main thread does: `Event.set` would wait
+    # for a lock of the `wait` that it interrupts.
+    ends: list[bool] = []
+    signal.signal(signal.SIGTERM, lambda *_: ends.append(True))
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     claimant = Claimant(settings, name, volumes)
     claimant.start()
     workers = [
@@ -271,8 +274,10 @@ def main() -> None:
     log.info("claiming")
     for each in workers:
         each.start()
-    while not stop.wait(RECONCILE_S):
+    while not ends:
         claimant.reconcile()
+        clock.pause(RECONCILE_S)
+    stop.set()
     for each in workers:
         each.join()
     claimant.reconcile()
