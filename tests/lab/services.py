@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 START_DEADLINE_S = 90.0
 STOP_DEADLINE_S = 60.0
 ABORT_WAIT_S = 5.0
+SHOW_PROCESSES = "ps --ppid 2 -p 2 --deselect -Lo pid,ppid,tid,stat,wchan:24,args"
 ENGINE_SOCKET = "/run/docker.sock"
 # The code under test is this tree, whatever is installed.
 PYTHON = {
@@ -105,7 +106,7 @@ class Service:
             self._answers,
             timeout_s=START_DEADLINE_S,
             what=f"{self.name} answers",
-            evidence=self._tail,
+            evidence=lambda: self._stuck(self._process),
         )
 
     def restart(self) -> None:
@@ -136,7 +137,7 @@ class Service:
             return False
 
     def _tail(self) -> str:
-        return text_of(self.log)[-3000:]
+        return text_of(self.log)[-6000:]
 
     def _end(self, number: int, timeout_s: float) -> int:
         process, self._process = self._process, None
@@ -146,16 +147,23 @@ class Service:
         try:
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            # A Python program that has PYTHONFAULTHANDLER says what its threads wait
-            # for.
-            process.send_signal(signal.SIGABRT, group=False)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(ABORT_WAIT_S)
+            stuck = self._stuck(process)
             process.kill()
             raise AssertionError(
-                f"{self.name} on {self.node.name} has not ended within {timeout_s} s "
-                f"of signal {number}:\n{self._tail()}"
+                f"{self.name} has not ended within {timeout_s} s of signal {number}: "
+                f"{stuck}"
             ) from None
+
+    def _stuck(self, process: NodeProcess | None) -> str:
+        """Return what is known of *process*, which does not go on, and abort it."""
+        if process is None:
+            return self._tail()
+        processes = self.node.run(SHOW_PROCESSES, check=False).stdout
+        # Python says what its threads wait for, if PYTHONFAULTHANDLER is set.
+        process.send_signal(signal.SIGABRT, group=False)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(ABORT_WAIT_S)
+        return f"on {self.node.name}\n{processes}\n{self._tail()}"
 
     def _request(
         self, socket: str, method: str, path: str, body: bytes, timeout_s: float
