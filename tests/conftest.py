@@ -1,5 +1,5 @@
 """
-For all tests: on the gate nothing may be skipped.
+For all tests: on the gate nothing may be skipped, and no time is held.
 
 A missing privilege or program is a named skip ("needs ...") on a developer's machine;
 the gate installs and has everything, so there a skip hides a test that was not run.
@@ -10,6 +10,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Hypothesis would fail a test that takes long on busy processors.
+settings.register_profile(
+    "remora", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("remora")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

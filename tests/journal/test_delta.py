@@ -52,7 +52,7 @@ paths = st.lists(
 ).map(b"/".join)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.sets(paths.filter(is_path), max_size=20),
     st.lists(paths.filter(is_path), max_size=5),

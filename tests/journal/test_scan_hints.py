@@ -58,7 +58,7 @@ def replay(state: dict[bytes, Entry], manifest: Manifest, base: tuple) -> dict:
     return kept | {entry.path: entry for entry in entries}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(STEPS, min_size=1, max_size=4))
 def test_walks_and_hints_come_to_the_same(rounds: list) -> None:
     with tempfile.TemporaryDirectory() as home:

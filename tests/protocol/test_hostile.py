@@ -25,10 +25,12 @@ GIGABYTE = 10**9
 MANY = settings(
     max_examples=150,
     database=None,
-    deadline=None,
     print_blob=True,
     # The daemon is meant to be the same for all examples.
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+    ],
 )
 
 

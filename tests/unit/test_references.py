@@ -96,9 +96,7 @@ class ReferencesMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-ReferencesMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None
-)
+ReferencesMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
 TestReferences = ReferencesMachine.TestCase
 
 
