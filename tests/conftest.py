@@ -1,5 +1,5 @@
 """
-For all tests: on the gate nothing may be skipped, and no time is held.
+For all tests: on the gate nothing may be skipped.
 
 A missing privilege or program is a named skip ("needs ...") on a developer's machine;
 the gate installs and has everything, so there a skip hides a test that was not run.
@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 
 # Hypothesis would fail a test that takes long on busy processors.
-settings.register_profile(
-    "remora", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("remora", deadline=None)
 settings.load_profile("remora")
 
 

@@ -1,4 +1,8 @@
-"""`remora cluster`: joining a cluster, its health, its records as a file."""
+"""
+`remora cluster`: joining a cluster, its health, its records as a file.
+
+What one verb alone needs it imports itself, so that every other command starts quickly.
+"""
 
 from __future__ import annotations
 

@@ -143,9 +143,7 @@ class Guard:
             raise FencingError("the daemon has left its guard")
         self._disconnect()
         deadline = clock.Deadline(_START_S)
-        while True:
-            if self._greeted():
-                break
+        while not self._greeted():
             self._disconnect()
             if deadline.passed():
                 raise FencingError(

@@ -198,7 +198,6 @@ def test_a_keepalive_counts_from_when_it_was_sent(
     store: EtcdStore, gateway: Proxy
 ) -> None:
     lease = store.grant_lease(30)
-
     came_s = []
 
     def slow(path: str, body: Body) -> Body | None:

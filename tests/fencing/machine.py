@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from backends.system.mountinfo import parse_mountinfo
 from tests.fencing.world import PROGRAM, Daemon, Volume, new_id
-from tests.support.host import REPOSITORY
+from tests.support.host import PYTHON_ENVIRONMENT
 
 if TYPE_CHECKING:
     from tests.support.host import Host
@@ -39,7 +39,7 @@ def start_daemon(host: Host, run_dir: str, *, freezer: bool = True) -> Daemon:
         command = [*WITHOUT_FREEZER, UNMOUNT_FREEZERS, *command]
     process = host.popen(
         command,
-        env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=PYTHON_ENVIRONMENT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         log=host.log_path("fencing"),

@@ -72,6 +72,13 @@ def say_hello(run_dir: Path, *, version: str) -> dict:
         return json.loads(connection.recv(1 << 16))
 
 
+def go_when_spoken_to(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    connection.recv(1)
+    listener.close()
+    connection.close()
+
+
 def wait_stopped(process_id: int) -> None:
     wait_until(
         lambda: state_of(process_id) == "T", timeout_s=WAIT_S, what="it is stopped"
@@ -132,21 +139,13 @@ def test_a_guard_that_goes_as_a_daemon_comes(directory: Path, start: Start) -> N
         assert not going.is_alive()
 
 
-def test_a_thread_that_comes_too_late_is_told(directory: Path, start: Start) -> None:
+def test_a_thread_that_comes_too_late_is_told(daemon: Daemon) -> None:
     """Its daemon is about to end: what it would write to is somebody else's by now."""
-    start()  # and the fixture ends the guard
-    guard = Guard(directory / "run")
+    guard = Guard(daemon.run_dir)
     guard.start()
     guard.close()
     with pytest.raises(FencingError, match="has left its guard"):
         guard.hold([])
-
-
-def go_when_spoken_to(listener: socket.socket) -> None:
-    connection, _ = listener.accept()
-    connection.recv(1)
-    listener.close()
-    connection.close()
 
 
 def test_nothing_stays_frozen_when_its_guard_is_killed(

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from tests.support.host import wait_until
+from tests.support.host import PYTHON_ENVIRONMENT, wait_until
 
 from .campaigns import WORKS_AGAIN_S, Campaign, Plan
 from .cluster import NAMES, Cluster
@@ -21,7 +21,7 @@ from .faults import KINDS
 from .history import OWNING, Recorder
 from .lab import Lab
 from .node import Node
-from .services import PYTHON, Service
+from .services import Service
 
 END_S: Final = 60.0
 READY: Final = '"event": "claiming"'
@@ -46,7 +46,7 @@ class Claimant(Service):
         return [sys.executable, "-m", "tests.lab.claimant", *self._arguments]
 
     def _env(self) -> dict[str, str]:
-        return PYTHON
+        return PYTHON_ENVIRONMENT
 
     def _ready(self) -> bool:
         return READY in text_of(self.log)[self._mark :]

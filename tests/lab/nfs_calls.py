@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.support.host import REPOSITORY
+from tests.support.host import PYTHON_ENVIRONMENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ def call_inside(
     done = node.run(
         [sys.executable, "-m", "tests.lab.nfs_calls"],
         stdin=asked.encode(),
-        env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=PYTHON_ENVIRONMENT,
         timeout_s=timeout_s,
     )
     return [[Answer(*each) for each in chain] for chain in json.loads(done.stdout)]

@@ -18,7 +18,7 @@ from tests.support.daemon import (
     PROGRAM,
     PROGRAM_WITH_INTERVAL,
 )
-from tests.support.host import REPOSITORY, checked, wait_until
+from tests.support.host import PYTHON_ENVIRONMENT, checked, wait_until
 
 from .commands import text_of
 
@@ -33,12 +33,6 @@ STOP_DEADLINE_S = 60.0
 ABORT_WAIT_S = 5.0
 SHOW_PROCESSES = "ps --ppid 2 -p 2 --deselect -Lo pid,ppid,tid,stat,wchan:24,args"
 ENGINE_SOCKET = "/run/docker.sock"
-# The code under test is this tree, whatever is installed.
-PYTHON = {
-    "PYTHONPATH": str(REPOSITORY),
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONFAULTHANDLER": "1",
-}
 # Debian's own, not one that somebody put below /usr/local.
 DOCKERD, DOCKER = "/usr/sbin/dockerd", "/usr/bin/docker"
 
@@ -159,7 +153,7 @@ class Service:
         if process is None:
             return self._tail()
         processes = self.node.run(SHOW_PROCESSES, check=False).stdout
-        # Python says what its threads wait for, if PYTHONFAULTHANDLER is set.
+        # With PYTHON_ENVIRONMENT it says what its threads wait for.
         process.send_signal(signal.SIGABRT, group=False)
         with suppress(subprocess.TimeoutExpired):
             process.wait(ABORT_WAIT_S)
@@ -240,7 +234,7 @@ class Remora(Service):
 
     def _env(self) -> Mapping[str, str]:
         ours = {f"REMORA_{key.upper()}": text for key, text in self.settings.items()}
-        return {**PYTHON, **ours}
+        return {**PYTHON_ENVIRONMENT, **ours}
 
     def _ready(self) -> bool:
         self.call("Capabilities", {}, timeout_s=5)

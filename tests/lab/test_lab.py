@@ -15,7 +15,7 @@ from tests.lab.channel import NodeDownError
 from tests.lab.disks import Disk
 from tests.lab.lab import WORK_ROOT, Lab, Topology, processes_of, sweep_leftovers
 from tests.lab.node import Node, NodeSpec
-from tests.support.host import REPOSITORY, wait_until
+from tests.support.host import PYTHON_ENVIRONMENT, REPOSITORY, wait_until
 
 DISKS = (
     Disk("xfs", at="/disks/xfs", options="prjquota"),
@@ -228,7 +228,7 @@ def other_lab() -> tuple[subprocess.Popen[str], Path, str]:
         [sys.executable, "-c", OTHER_LAB],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=PYTHON_ENVIRONMENT,
         cwd="/",
         text=True,
     )
@@ -284,7 +284,7 @@ def test_the_interactive_lab_runs_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.lab", "--nodes", "alpha", "--no-server"],
         input="alpha uname -r; hostname\ncut alpha\nheal\nnonsense\nalpha false\n",
-        env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
+        env=PYTHON_ENVIRONMENT,
         cwd=REPOSITORY,
         capture_output=True,
         text=True,

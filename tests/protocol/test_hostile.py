@@ -27,10 +27,7 @@ MANY = settings(
     database=None,
     print_blob=True,
     # The daemon is meant to be the same for all examples.
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.too_slow,
-    ],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .engine import started_engine
-from .host import REPOSITORY, Host, end_process, wait_until
+from .host import PYTHON_ENVIRONMENT, Host, end_process, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,8 +65,7 @@ class Daemon:
 
     def _environment(self) -> dict[str, str]:
         ours = {f"REMORA_{key.upper()}": text for key, text in self.settings.items()}
-        # The code under test is this tree, whatever is installed.
-        return {"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1", **ours}
+        return {**PYTHON_ENVIRONMENT, **ours}
 
     # Life
 

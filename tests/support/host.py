@@ -36,6 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# The code under test is this tree; at SIGABRT it says what its threads wait for.
+PYTHON_ENVIRONMENT = {
+    "PYTHONPATH": str(REPOSITORY),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONFAULTHANDLER": "1",
+}
 WORK_ROOT = Path(os.environ.get("REMORA_TESTS_WORK", "/var/tmp/remora-tests"))
 CGROUP_PREFIX = "remora-tests-"
 DISK_DIRECTORIES = ("/var/lib/docker", "/var/lib/remora")
