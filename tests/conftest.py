@@ -12,9 +12,16 @@ import os
 import pytest
 from hypothesis import settings
 
+from tests.lab import kernels
+
 # Hypothesis would fail a test that takes long on busy processors.
 settings.register_profile("remora", deadline=None)
 settings.load_profile("remora")
+
+
+def pytest_report_header() -> str:
+    """Say which kernel the lab runs, and why not a newer one."""
+    return str(kernels.last_choice() or "lab kernel: none was chosen")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -29,9 +29,10 @@ CHANNEL_PORT: Final = 7424
 # What is judged compares the clocks of two nodes; see `invariants.SKEW_S`.
 CLOCK_READING_S: Final = 0.15
 CLOCK_READINGS_MAX: Final = 40
-# Debian's default writes to nf_tables, which the nodes' kernel has only half of.
-FILTER: Final = "/usr/sbin/iptables-legacy"
-LOAD_FILTER: Final = "modprobe -a ip_tables iptable_filter xt_tcpudp"
+# Packets are dropped by traffic control, tc-flower(8): the nodes' kernels have neither
+# nftables for IP nor, since 6.16, the older tables.
+LOAD_FILTER: Final = "modprobe -a sch_ingress cls_flower act_gact"
+LINKS: Final = ("lo", "vec0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,27 +213,36 @@ class Cluster:
         """Drop what the node *name* asks any member of etcd, its own one included."""
         self._filter(
             name,
-            f"OUTPUT -p tcp --dport {CLIENT_PORT}",
-            f"INPUT -p tcp --sport {CLIENT_PORT}",
+            f"dev lo ingress %s dst_port {CLIENT_PORT}",
+            f"dev vec0 egress %s dst_port {CLIENT_PORT}",
+            f"dev vec0 ingress %s src_port {CLIENT_PORT}",
         )
 
     def cut_from_peers(self, name: str) -> None:
         """Drop what daemons send the one on *name*, and it them; etcd is reached."""
-        port = CHANNEL_PORT
         self._filter(
             name,
-            *(f"{chain} -p tcp --dport {port}" for chain in ("INPUT", "OUTPUT")),
-            *(f"{chain} -p tcp --sport {port}" for chain in ("INPUT", "OUTPUT")),
+            *(
+                f"dev vec0 {way} %s {end} {CHANNEL_PORT}"
+                for way in ("ingress", "egress")
+                for end in ("src_port", "dst_port")
+            ),
         )
 
     def end_filters(self, name: str) -> None:
         """End `cut_from_etcd` and `cut_from_peers`."""
         if self[name].filtered:
-            self[name].node.run([FILTER, "-F"])
+            ends = (f"tc qdisc del dev {link} clsact" for link in LINKS)
+            self[name].node.run("\n".join(ends))
             self[name].filtered = False
 
     def _filter(self, name: str, *rules: str) -> None:
-        lines = [LOAD_FILTER, *(f"{FILTER} -A {rule} -j DROP" for rule in rules)]
+        lines = [LOAD_FILTER]
+        lines += [f"tc qdisc replace dev {link} clsact" for link in LINKS]
+        for rule in rules:
+            for protocol in ("ip", "ipv6"):
+                dropped = f"protocol {protocol} flower ip_proto tcp"
+                lines.append(f"tc filter add {rule % dropped} action drop")
         self[name].filtered = True
         self[name].node.run("\n".join(lines))
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab import cluster as cluster_module
+from tests.lab import kernels
 from tests.lab import lab as lab_module
 from tests.lab.cluster import Cluster
 from tests.lab.lab import Lab, Topology
@@ -30,6 +31,11 @@ LINES_MAX = 60
 def _requirements() -> None:
     if missing := lab_module.missing():
         pytest.skip(f"needs {missing}")
+    # Not a skip: the kernel is the tests' to bring.
+    try:
+        kernels.chosen()
+    except RuntimeError as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,11 @@ def boot(config: dict) -> None:
     if not os.path.lexists(modules):
         os.makedirs(os.path.dirname(modules), exist_ok=True)
         os.symlink(config["modules"], modules)
-    command("modprobe", "-a", *config["load"])
+    # What one kernel has as a module is built into another.
+    load = [
+        each for each in config["load"] if not os.path.exists(f"/sys/module/{each}")
+    ]
+    command("modprobe", "-a", *load)
     write(f"{EXCHANGE}/network", config["network"])
     command("ip", "-batch", f"{EXCHANGE}/network")
 
@@ -89,14 +93,18 @@ def enter_root(config: dict) -> None:
     """Make the overlay the root, and the machine's own filesystem unreachable."""
     mount("tmpfs", "/mnt")
     path = f"{config['modules']}/kernel/fs/overlayfs/overlay.ko"
-    module = os.open(path, os.O_RDONLY)
-    check(_libc.syscall(SYS_FINIT_MODULE, module, b"", 0), path)
-    os.close(module)
+    if os.path.exists(path):  # else it is built in
+        module = os.open(path, os.O_RDONLY)
+        check(_libc.syscall(SYS_FINIT_MODULE, module, b"", 0), path)
+        os.close(module)
     mount("ext4", "/mnt/disk", source="/dev/ubda", flags=MS_NOATIME)
     for directory in ("upper", "work", "data"):
         os.makedirs(f"/mnt/disk/{directory}", exist_ok=True)
     layers = "lowerdir=/,upperdir=/mnt/disk/upper,workdir=/mnt/disk/work"
     mount("overlay", "/mnt/root", options=layers)
+    config["kept"] = [
+        (path, os.open(f"/mnt/root{path}", os.O_PATH)) for path in config["keep"]
+    ]
     for path, inside in config["binds"].items():
         os.makedirs(f"/mnt/disk/data/{inside}", exist_ok=True)
         mount("", f"/mnt/root{path}", source=f"/mnt/disk/data/{inside}", flags=MS_BIND)
@@ -130,6 +138,11 @@ def mount_system(config: dict) -> None:
     for directory in ("lock", "rpcbind", "sshd", "docker/plugins"):
         os.makedirs(f"/run/{directory}", exist_ok=True)
     mount("hostfs", EXCHANGE, options=config["exchange"])
+    # A checkout below /tmp, for example, which is another one now.
+    for path, directory in config["kept"]:
+        if not os.path.exists(path):
+            mount("", path, source=f"/proc/self/fd/{directory}", flags=MS_BIND)
+        os.close(directory)
     for disk in config["disks"]:
         mount(disk["kind"], disk["at"], source=disk["device"], options=disk["options"])
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING
 
 from tests.support.host import SYSTEM_PATH
 
+from .kernels import FIRST_ARGUMENTS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PROGRAM = "linux.uml"
-MODULES = Path("/usr/lib/uml/modules")
-INIT = Path(__file__).resolve().parent / "guest.py"
+GUEST = Path(__file__).resolve().parent / "guest.py"
 END_DEADLINE_S = 30.0
 # A kernel keeps its memory in an unlinked file, sparse; this much has to fit at least.
 MEMORY_FILES_BYTES_MIN = 2 * 2**30
@@ -40,16 +40,12 @@ wait -n
 """
 
 
-def modules() -> Path | None:
-    """Return the directory with the newest kernel's modules, if it is installed."""
-    return max(MODULES.glob("*"), default=None)
-
-
 @dataclass(frozen=True, slots=True)
 class Hardware:
     """What a kernel is started with."""
 
     name: str
+    program: str
     memory: str
     disks: Sequence[Path]
     tap: str
@@ -68,6 +64,8 @@ class Kernel:
         # Its pid file of an earlier boot would name a process of this one.
         shutil.rmtree(hardware.work / "uml", ignore_errors=True)
         (hardware.work / "uml").mkdir()
+        # Started from there: a kernel's command line is no place for a name with spaces.
+        shutil.copy(GUEST, hardware.work / "guest.py")
         with (
             node_line,
             node_terminal,
@@ -118,10 +116,11 @@ class Kernel:
 def _command_line(hardware: Hardware, line: int, terminal: int) -> list[str]:
     network = f"transport=tap,ifname={hardware.tap},mac={hardware.mac}"
     return [
-        PROGRAM,
+        hardware.program,
+        *FIRST_ARGUMENTS,
         f"mem={hardware.memory}",
         *("rootfstype=hostfs", "rootflags=/", "ro", "quiet"),
-        f"init={INIT}",
+        f"init={hardware.work / 'guest.py'}",
         *(f"ubd{'abcdefgh'[n]}={disk}" for n, disk in enumerate(hardware.disks)),
         f"vec0:{network},depth=128,gro=1",
         *("con=null", "con0=null,fd:1"),

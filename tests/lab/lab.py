@@ -21,7 +21,8 @@ from typing import ClassVar, Self
 
 from tests.support.host import SYSTEM_PATH
 
-from .kernel import END_DEADLINE_S, PROGRAM, modules
+from . import kernels
+from .kernel import END_DEADLINE_S
 from .node import Node, NodeSpec
 
 WORK_ROOT = Path(os.environ.get("REMORA_LAB_WORK", "/var/tmp/remora-lab"))
@@ -29,7 +30,7 @@ BRIDGE = "br0"
 GATEWAY_IPV4, GATEWAY_IPV6 = "10.77.0.254", "fd77::fe"
 COMMAND_DEADLINE_S = 30.0
 PROGRAMS = (
-    *(PROGRAM, "unshare", "nsenter", "ip", "bridge", "bash", "modprobe"),
+    *("unshare", "nsenter", "ip", "bridge", "bash", "modprobe"),
     *("mkfs.ext4", "mkfs.xfs", "mkfs.btrfs"),
     *("mount.nfs", "rpcbind", "rpc.statd", "rpc.nfsd", "rpc.mountd", "exportfs"),
 )
@@ -42,8 +43,6 @@ def missing() -> str:
     for program in PROGRAMS:
         if shutil.which(program, path=SYSTEM_PATH) is None:
             return program
-    if modules() is None:
-        return "the modules of user-mode-linux"
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         return "/dev/net/tun"
     allowed = subprocess.run(
@@ -73,6 +72,8 @@ class Lab:
 
     def __init__(self, topology: Topology) -> None:
         sweep_leftovers()
+        # The kernel of every node, also of those that boot again later.
+        self.kernel = kernels.chosen()
         self.work = WORK_ROOT / f"{_identity(os.getpid())}-{next(self._numbers)}"
         self.work.mkdir(parents=True)
         Lab.alive.append(self)

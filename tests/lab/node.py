@@ -6,18 +6,19 @@ import dataclasses
 import json
 import socket
 import subprocess
+import sys
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.host import MountEntry, parse_mountinfo
+from tests.support.host import REPOSITORY, MountEntry, parse_mountinfo
 
 from .channel import Channel, NodeDownError
 from .commands import Commands, text_of
 from .disks import SYSTEM_DISK, Disk
 from .guest import EXCHANGE
-from .kernel import Hardware, Kernel, modules
+from .kernel import Hardware, Kernel
 from .services import Engine, Remora
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Node(Commands):
         self._kernel = Kernel(
             Hardware(
                 name=self.name,
+                program=self.lab.kernel.program,
                 memory=self.spec.memory,
                 disks=self._disks,
                 tap=self.tap,
@@ -234,9 +236,10 @@ class Node(Commands):
             "name": self.name,
             "machine_id": self._machine_id,
             "hosts": self.lab.hosts_file(),
-            "modules": str(modules()),
+            "modules": self.lab.kernel.modules,
             "load": KERNEL_MODULES,
             "binds": BINDS,
+            "keep": [str(REPOSITORY), sys.prefix],
             "exchange": str(self.exchange),
             "disks": [
                 {

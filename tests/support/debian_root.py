@@ -30,7 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .images import CACHE, MIRROR
+from .archive import debian_archive
+from .images import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +77,7 @@ class DebianRoot:
 
     def path(self) -> Path:
         """Return where the root is or will be."""
-        recipe = repr((self.command(), MIRROR))
+        recipe = repr(self.command())
         digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
         return CACHE / f"{self.suite}-{digest}"
 
@@ -187,7 +188,7 @@ def _make(root: DebianRoot, target: Path) -> None:
     done = subprocess.run(
         [
             *("unshare", "--mount", "--propagation", "private", "--"),
-            *(*root.command(), str(target), MIRROR),
+            *(*root.command(), str(target), debian_archive()),
         ],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
         capture_output=True,

@@ -20,10 +20,11 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from .archive import debian_archive
+
 BUSYBOX_IMAGE = "remora-test:1"
 DATABASE_IMAGE = "remora-test-database:1"
 CACHE = Path(os.environ.get("REMORA_TESTS_CACHE", "/var/cache/remora-tests"))
-MIRROR = os.environ.get("REMORA_TESTS_MIRROR", "http://deb.debian.org/debian")
 BUILD_DEADLINE_S = 900.0
 
 BUSYBOX_CONFIG = {
@@ -141,7 +142,7 @@ def _add(
 
 def database_path() -> Path:
     """Return where the database image's tar is or will be."""
-    recipe = repr((DATABASE_PACKAGES, DATABASE_START, DATABASE_SETUP, MIRROR))
+    recipe = repr((DATABASE_PACKAGES, DATABASE_START, DATABASE_SETUP))
     return CACHE / f"database-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.tar"
 
 
@@ -177,7 +178,7 @@ def _build_database(build: Path, path: Path) -> None:
     packages = ",".join(DATABASE_PACKAGES)
     command(
         *("debootstrap", "--variant=minbase", f"--include={packages}"),
-        *("bookworm", str(root), MIRROR),
+        *("bookworm", str(root), debian_archive()),
     )
     (root / "start-database").write_text(DATABASE_START)
     command("chroot", str(root), "sh", "-c", DATABASE_SETUP)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from . import images
+from .archive import debian_archive
 
 DATABASE_IMAGE, SITE_IMAGE = "mariadb:10.11", "wordpress:6"
 BASE_IMAGE = "remora-test-wordpress:1"
@@ -93,7 +94,7 @@ exec apache2ctl -D FOREGROUND
 
 def site_tar() -> Path:
     """Return a Debian root with WordPress as a tar; the first call makes it."""
-    recipe = repr((PACKAGES, OPTIONS, LAY_OUT, images.MIRROR))
+    recipe = repr((PACKAGES, OPTIONS, LAY_OUT))
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     path = images.CACHE / f"wordpress-{digest}.tar"
     images.CACHE.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def site_tar() -> Path:
                     *("mmdebstrap", "--quiet", "--mode=root", "--variant=essential"),
                     *(*OPTIONS, f"--include={','.join(PACKAGES)}"),
                     *(f"--customize-hook=sh -c '{LAY_OUT}' lay-out \"$1\"",),
-                    *("bookworm", str(part), images.MIRROR),
+                    *("bookworm", str(part), debian_archive()),
                 )
                 part.rename(path)
     return path
