@@ -6,8 +6,9 @@ Lay out this project's own packages and its command.
 
 copies the packages that pyproject.toml names into DIRECTORY and writes the command.
 With --link it only writes down there where the checkout is, whose files are then run.
-Both install forms and the checkout's own environment use it. It stands in for building a wheel, which would need a build
-backend that no lock file covers, and would write into the source tree.
+Both install forms and the checkout's own environment use it. It stands in for building
+a wheel, which would need a build backend that no lock file covers, and would write into
+the source tree.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ network; what they print goes to files in a directory that both sides see.
 Runs before anything is mounted, with nothing but the standard library; an import costs
 tens of milliseconds here, so there are few (not pathlib), some only where needed.
 """
-# ruff: noqa: PTH103, PTH120, PTH123, PTH211
+# ruff: noqa: PTH103, PTH110, PTH120, PTH123, PTH211
 
 import _thread
 import ctypes

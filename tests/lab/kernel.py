@@ -64,7 +64,7 @@ class Kernel:
         # Its pid file of an earlier boot would name a process of this one.
         shutil.rmtree(hardware.work / "uml", ignore_errors=True)
         (hardware.work / "uml").mkdir()
-        # Started from there: a kernel's command line is no place for a name with spaces.
+        # Started from there: a kernel's command line is no place for spaces.
         shutil.copy(GUEST, hardware.work / "guest.py")
         with (
             node_line,
