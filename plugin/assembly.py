@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -48,6 +48,7 @@ from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
 from plugin.replicas import ReplicaService
 from plugin.replication.node import ReplicationNode
+from plugin.replication.placement import Placement
 from plugin.sockets import bind_socket, remove_socket
 from plugin.store.base import Store
 from plugin.store.etcd.settings import EtcdSettings
@@ -196,7 +197,7 @@ class ClusterNode:
     ) -> None:
         self._peers = peers
         self.replicas = ReplicaService(catalogue, ownership, peers)
-        holds = Holds()
+        holds = Holds(config.tuning.hold_s)
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = _keeper(config, ownership, failsafe)
         find = partial(_record, catalogue)
@@ -211,7 +212,8 @@ class ClusterNode:
             records=partial(_records, catalogue),
             keeper=self.keeper,
             nice=config.replication.nice,
-            replace_after_s=_replace_after_s(config),
+            placement=_placement(config, ownership, find),
+            look_interval_s=config.tuning.look_interval_s,
         )
         witness = Witness(
             heads=ownership.heads,
@@ -308,9 +310,16 @@ def _shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
     )
 
 
-def _replace_after_s(config: Config) -> float | None:
+def _placement(
+    config: Config, ownership: Ownership, find: Callable[[str], VolumeRecord | None]
+) -> Placement:
     after = config.cluster.replace_after
-    return None if after is None else seconds(after)
+    return Placement(
+        ownership,
+        find=find,
+        replace_after_s=None if after is None else seconds(after),
+        interval_s=config.tuning.follow_interval_s,
+    )
 
 
 def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:

@@ -88,6 +88,24 @@ class SwarmConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """
+    The section [tuning]: how often the daemon does what nobody asks for.
+
+    Only our own tests may set it: what is promised holds for these values alone.
+    All nodes of a cluster need the same ``hold_s``.
+    """
+
+    reconcile_interval_s: float = 10.0
+    # Copies that are behind a volume which nobody uses.
+    follow_interval_s: float = 10.0
+    # All names of a mounted volume.
+    look_interval_s: float = 60.0
+    # How long a member that has agreed to it keeps from promising a volume to others.
+    hold_s: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """The daemon's configuration; every path is absolute."""
 
@@ -104,6 +122,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
     swarm: SwarmConfig = field(default_factory=SwarmConfig)
+    tuning: Tuning = field(default_factory=Tuning)
 
 
 _DAEMON_TYPES: Final[Mapping[str, Any]] = {
@@ -136,13 +155,17 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
 }
 _REPLICATION_TYPES: Final[Mapping[str, Any]] = {"bandwidth_limit": str, "nice": Nice}
 _SWARM_TYPES: Final[Mapping[str, Any]] = {"labels": bool, "engine_socket": str}
+_TUNING_TYPES: Final[Mapping[str, Any]] = dict.fromkeys(Tuning.__slots__, Seconds)
 # What the environment's names begin with, for each section.
 _PREFIXES: Final = {
     "daemon": "REMORA_",
     "cluster": "REMORA_",
     "replication": "REMORA_",
     "swarm": "REMORA_SWARM_",
+    "tuning": "REMORA_TUNING_",
 }
+# Without it [tuning] is refused.
+_TESTS_VARIABLE: Final = "REMORA_TESTS"
 _PATHS: Final = ("plugin_socket", "control_socket", "state_dir", "pool", "mount_dir")
 _CLUSTER_PATHS: Final = (
     "etcd_password_file",
@@ -150,7 +173,7 @@ _CLUSTER_PATHS: Final = (
     "etcd_certificate_file",
     "etcd_key_file",
 )
-_SECTIONS: Final = ("daemon", "cluster", "replication", "swarm", "profiles")
+_SECTIONS: Final = ("daemon", "cluster", "replication", "swarm", "tuning", "profiles")
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -178,6 +201,9 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     check_limit(replication, faults)
     swarm = _values("swarm", _SWARM_TYPES, raw, environment, faults)
     _make_paths(swarm, ("engine_socket",), faults)
+    tuning = _values("tuning", _TUNING_TYPES, raw, environment, faults)
+    if ("tuning" in raw or tuning) and environment.get(_TESTS_VARIABLE) != "1":
+        faults.append("[tuning] is for the tests of Remora itself: leave it out")
     profiles = _profiles(raw.get("profiles", {}), faults)
     _follow_state_dir(values)
     usual = Config()
@@ -197,6 +223,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
         cluster=ClusterConfig(**cluster),
         replication=ReplicationConfig(**replication),
         swarm=SwarmConfig(**swarm),
+        tuning=Tuning(**tuning),
     )
 
 

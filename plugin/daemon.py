@@ -102,7 +102,11 @@ class Daemon:
         service = self._build_service()
         self._service = service
         self._quarantine = QuarantineService(service, self._rsync.quarantine)
-        self._reconciler = Reconciler(service, also=[self._quarantine.mend])
+        self._reconciler = Reconciler(
+            service,
+            interval_s=config.tuning.reconcile_interval_s,
+            also=[self._quarantine.mend],
+        )
         try:
             self._servers = self._build_servers(service)
         except BaseException:

@@ -30,8 +30,7 @@ OPTION_KEY_LENGTH_MAX: Final = 64
 OPTION_VALUE_LENGTH_MAX: Final = 4096
 MOUNT_ID_LENGTH_MAX: Final = 256
 
-# The reconciler: how often it looks, and how long one pass may take.
-RECONCILE_INTERVAL_S: Final = 10.0
+# How long one pass of the reconciler may take to empty the trash.
 GARBAGE_DEADLINE_S: Final = 600.0
 # A volume that only inherited references hold may still be on its way into a
 # container; this long after the epoch began it is not (configuration: disuse_grace_s).

@@ -25,7 +25,7 @@ from backends.system.clock import Deadline
 from backends.system.mounts import mounted_at
 from plugin.catalogue import Stored
 from plugin.cluster.tombs import bury_copies
-from plugin.limits import GARBAGE_DEADLINE_S, RECONCILE_INTERVAL_S, SHORT_DEADLINE_S
+from plugin.limits import GARBAGE_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.service import VolumeService
@@ -40,10 +40,15 @@ class Reconciler:
     """Runs passes in one background thread until it is stopped."""
 
     def __init__(
-        self, service: VolumeService, *, also: Sequence[Callable[[], None]] = ()
+        self,
+        service: VolumeService,
+        *,
+        interval_s: float,
+        also: Sequence[Callable[[], None]] = (),
     ) -> None:
         """Let each pass do *also* what others have to repair."""
         self._service = service
+        self._interval_s = interval_s
         self._also = also
         self._stopping = threading.Event()
         self._thread = threading.Thread(
@@ -109,7 +114,7 @@ class Reconciler:
                 log.warning("reconciliation stopped early: %s", error)
             except Exception:
                 log.exception("reconciliation failed")
-            self._stopping.wait(RECONCILE_INTERVAL_S)
+            self._stopping.wait(self._interval_s)
 
     def _unfinished(self) -> Iterable[VolumeRecord]:
         """Return the volumes whose making or removing this node has begun."""

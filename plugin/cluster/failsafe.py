@@ -31,11 +31,10 @@ from plugin.model import VolumeRecord
 from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
-# How long a member keeps from promising, and how much of it the owner uses.
-HOLD_S: Final = 10.0
-_MARGIN_S: Final = 3.0
+# Of the time for which a member keeps from promising, the owner does not use so much.
+_MARGIN: Final = 0.3
 # Members are asked again when so much of what they have agreed to is left.
-_RENEW_BELOW_S: Final = 5.0
+_RENEW_BELOW: Final = 0.5
 _ASK_DEADLINE_S: Final = 2.0
 
 
@@ -61,18 +60,23 @@ class HoldRequest(msgspec.Struct, frozen=True):
 
 
 class Holds:
-    """What this node has agreed to as a member: no newer promise until then."""
+    """
+    What this node has agreed to as a member: no newer promise for ``hold_s``.
 
-    def __init__(self) -> None:
+    It is the same on all nodes, for owners rely on it.
+    """
+
+    def __init__(self, hold_s: float) -> None:
+        self.hold_s = hold_s
         self._until_s: dict[str, float] = {}
         self._wanted_until_s: dict[str, float] = {}
         self._lock = threading.Lock()
         # An earlier process of this node may have agreed just before it ended.
-        self._quiet_until_s = clock.boottime_s() + HOLD_S
+        self._quiet_until_s = clock.boottime_s() + self.hold_s
 
     def agree(self, volume_id: str) -> None:
         """
-        Keep from promising for `HOLD_S`.
+        Keep from promising for `hold_s`.
 
         Raises:
             PeerRefusedError: another node wants the volume.
@@ -82,7 +86,7 @@ class Holds:
         with self._lock:
             if self._wanted_until_s.get(volume_id, 0) > now_s:
                 raise PeerRefusedError("another node wants the volume")
-            self._until_s[volume_id] = now_s + HOLD_S
+            self._until_s[volume_id] = now_s + self.hold_s
 
     def require_free(self, volume_id: str) -> None:
         """
@@ -93,7 +97,7 @@ class Holds:
         now_s = clock.boottime_s()
         with self._lock:
             until_s = max(self._until_s.get(volume_id, 0), self._quiet_until_s)
-            self._wanted_until_s[volume_id] = now_s + 3 * HOLD_S
+            self._wanted_until_s[volume_id] = now_s + 3 * self.hold_s
         if until_s > now_s:
             raise PeerRefusedError(
                 f"its owner may go on for {until_s - now_s:.0f} s without etcd"
@@ -118,6 +122,11 @@ class Failsafe:
         self._until_s: dict[str, float] = {}
         self._refused: set[str] = set()
 
+    @property
+    def hold_s(self) -> float:
+        """For how long members agree each time."""
+        return self._holds.hold_s
+
     def deadline_s(self, volume_id: str) -> float:
         """Return until when all members have agreed, in `clock.boottime_s`."""
         return self._until_s.get(volume_id, -math.inf)
@@ -137,10 +146,10 @@ class Failsafe:
                 self._until_s.pop(each.record.id, None)
                 continue
             asked_s = clock.boottime_s()
-            if self.deadline_s(each.record.id) - asked_s > _RENEW_BELOW_S:
+            if self.deadline_s(each.record.id) - asked_s > _RENEW_BELOW * self.hold_s:
                 continue
             if self._all_agree(each.record.id, each.epoch):
-                self._until_s[each.record.id] = asked_s + HOLD_S - _MARGIN_S
+                self._until_s[each.record.id] = asked_s + self.hold_s * (1 - _MARGIN)
 
     def agree(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Answer an owner's request, as a member; raise PeerRefusedError if not."""

@@ -31,8 +31,9 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 
 log = logging.getLogger(__name__)
-# Between two looks, if nothing wakes the thread.
-_ROUND_S: Final = 3.0
+# Between two looks, if nothing wakes the thread: a part of the time for which members
+# agree that we go on without etcd, for that has to be renewed before it is over.
+_ROUND: Final = 0.3
 _KILL_DEADLINE_S: Final = 10.0
 _KILL_PAUSE_S: Final = 0.1
 # Between the answer to a Mount and the start of its container.
@@ -195,7 +196,8 @@ class Keeper:
     def _pause_s(self) -> float:
         """Return the time until something may have to be done."""
         left_s = self._ownership.membership.deadline_s() - clock.boottime_s()
-        return min(_ROUND_S, left_s) if left_s > 0 else _ROUND_S / 10
+        round_s = _ROUND * self._failsafe.hold_s
+        return min(round_s, left_s) if left_s > 0 else round_s / 10
 
     def _round(self) -> None:
         self._failsafe.extend(self._holdings())

@@ -21,8 +21,6 @@ from backends.system.clock import monotonic_s
 from plugin.model import VolumeRecord
 from plugin.replication.copies import Copies
 
-# Events do not tell of what is written through a mapping that stays open.
-_SCAN_PAUSE_S: Final = 60.0
 # At a million names a look takes seconds, in which no commit is made.
 _SCAN_PAUSE_PER_LOOK: Final = 20
 _SCAN_PAUSE_MAX_S: Final = 600.0
@@ -40,10 +38,16 @@ class _Seen:
 
 
 class Looking:
-    """See the module's text; a volume is looked at in one thread at a time."""
+    """
+    See the module's text; a volume is looked at in one thread at a time.
 
-    def __init__(self, copies: Copies) -> None:
+    All names are looked at every *interval_s* at most: events do not tell of what is
+    written through a mapping that stays open.
+    """
+
+    def __init__(self, copies: Copies, *, interval_s: float) -> None:
         self._copies = copies
+        self._interval_s = interval_s
         self._seen: dict[str, _Seen] = {}
 
     def look(self, record: VolumeRecord, journal: Journal) -> Changes:
@@ -66,7 +70,7 @@ class Looking:
             raise
         if hints.everything:
             end_s = monotonic_s()
-            pause_s = max(_SCAN_PAUSE_S, _SCAN_PAUSE_PER_LOOK * (end_s - begin_s))
+            pause_s = max(self._interval_s, _SCAN_PAUSE_PER_LOOK * (end_s - begin_s))
             seen.scan_due_s = end_s + min(pause_s, _SCAN_PAUSE_MAX_S)
         seen.again = set(changes.fresh)
         changed = [each.entry.path for each in changes.changed]

@@ -19,6 +19,7 @@ from plugin.replication import apart
 from plugin.replication.copies import Copies
 from plugin.replication.departing import Departing
 from plugin.replication.handing import Handing
+from plugin.replication.looking import Looking
 from plugin.replication.moving import Moving
 from plugin.replication.placement import Placement
 from plugin.replication.progress import Progress
@@ -46,7 +47,8 @@ class ReplicationNode:
         records: Callable[[], Sequence[VolumeRecord]],
         keeper: Keeper,
         nice: int,
-        replace_after_s: float | None,
+        placement: Placement,
+        look_interval_s: float,
     ) -> None:
         """Build the parts, and let *ownership* know of them."""
         ownership.replication = self
@@ -78,7 +80,8 @@ class ReplicationNode:
             Sending(peers, transfer),
             held=keeper.held,
             records=records,
-            placement=Placement(ownership, find=find, replace_after_s=replace_after_s),
+            placement=placement,
+            looking=Looking(self._copies, interval_s=look_interval_s),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
         self._departing = Departing(ownership, self._copies, self.receiving)

@@ -151,7 +151,11 @@ class Absences:
 
 
 class Placement:
-    """Decides for the volumes that this node owns, or is to look after."""
+    """
+    Decides for the volumes that this node owns, or is to look after.
+
+    ``interval_s`` is how often they are looked after.
+    """
 
     def __init__(
         self,
@@ -159,8 +163,10 @@ class Placement:
         *,
         find: Callable[[str], VolumeRecord | None],
         replace_after_s: float | None,
+        interval_s: float,
     ) -> None:
         self._ownership = ownership
+        self.interval_s = interval_s
         self._find = find
         self._absences = Absences(replace_after_s)
         # Where volumes are to move; a daemon that starts anew knows no more of it.
@@ -172,7 +178,7 @@ class Placement:
         """
         Note which nodes there are, and who lives.
 
-        Called every few seconds, so that nobody is taken to be gone too soon.
+        Called every `interval_s`, so that nobody is taken to be gone too soon.
         """
         self._nodes = self._ownership.membership.directory.nodes()
         self._gone = self._absences.gone(self._nodes)

@@ -38,7 +38,6 @@ _ROUND_DEADLINE_S: Final = 3600.0
 _FINAL_WAIT_S: Final = 20.0
 # A member of a small volume is filled and has its commit in one round.
 _FILL_WAIT_S: Final = 2.0
-_IDLE_INTERVAL_S: Final = 10.0
 _AT_ONCE_MAX: Final = 4
 _STOP_WAIT_S: Final = 5.0
 
@@ -55,6 +54,7 @@ class Syncing:
         held: Callable[[], Sequence[tuple[VolumeRecord, int]]],
         records: Callable[[], Sequence[VolumeRecord]],
         placement: Placement,
+        looking: Looking,
     ) -> None:
         self._ownership = ownership
         self.placement = placement
@@ -63,7 +63,7 @@ class Syncing:
         self._held = held
         self._records = records
         self._due_s: dict[str, float] = {}
-        self._looking = Looking(copies)
+        self._looking = looking
         self._running: set[str] = set()
         self._progress = sending.progress
         self._idle_due_s = 0.0
@@ -133,11 +133,12 @@ class Syncing:
                 self._begin(record, interval_s, partial(self.sync, record, epoch))
         if monotonic_s() < self._idle_due_s:
             return
-        self._idle_due_s = monotonic_s() + _IDLE_INTERVAL_S
+        interval_s = self.placement.interval_s
+        self._idle_due_s = monotonic_s() + interval_s
         self.placement.look()
         for record in self._records():
             if self._is_behind(record):
-                self._begin(record, _IDLE_INTERVAL_S, partial(self.follow, record))
+                self._begin(record, interval_s, partial(self.follow, record))
 
     def _begin(
         self, record: VolumeRecord, interval_s: float, work: Callable[[], object]

@@ -78,7 +78,7 @@ class World:
             mount_deadline_s=30,
             disuse_grace_s=0,
         )
-        self.reconciler = Reconciler(self.service)
+        self.reconciler = Reconciler(self.service, interval_s=10.0)
 
     def close(self) -> None:
         self.store.close()

@@ -96,7 +96,7 @@ class World:
             disuse_grace_s=0,
         )
         self.witness = self._witness(catalogue)
-        self.reconciler = Reconciler(self.service)
+        self.reconciler = Reconciler(self.service, interval_s=10.0)
         self.membership.start()
         assert self.membership.fault() is None
 

@@ -108,7 +108,7 @@ class Claimant:
             votes=Votes(None, node_id=own.id),
         )
         peers = Peers(node_key=STATE / "none")
-        failsafe = Failsafe(self.ownership, peers, Holds(), ask_below_s=0.0)
+        failsafe = Failsafe(self.ownership, peers, Holds(10.0), ask_below_s=0.0)
         guard = Guard(STATE)
         self.keeper = Keeper(self.ownership, guard, failsafe, freeze_max_s=FREEZE_MAX_S)
         self.records = [_record(each) for each in volumes]

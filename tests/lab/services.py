@@ -16,9 +16,9 @@ from tests.support.daemon import (
     CONTROL_SOCKET,
     PLUGIN_SOCKET,
     PROGRAM,
-    PROGRAM_WITH_INTERVAL,
 )
 from tests.support.host import PYTHON_ENVIRONMENT, checked, wait_until
+from tests.support.tuning import tuned
 
 from .commands import text_of
 
@@ -200,9 +200,9 @@ class Remora(Service):
         super().__init__(node, "remora")
         self.settings = {"log_format": "json", **settings}
         self._program = PROGRAM
+        self._tuning: dict[str, str] = {}
         if reconcile_interval_s is not None:
-            # A constant and no setting; only its waiting is shortened here.
-            self._program = PROGRAM_WITH_INTERVAL.format(reconcile_interval_s) + PROGRAM
+            self._tuning = tuned(reconcile_interval_s=reconcile_interval_s)
 
     def call(
         self, method: str, body: Mapping[str, Any], *, timeout_s: float = 120.0
@@ -234,7 +234,7 @@ class Remora(Service):
 
     def _env(self) -> Mapping[str, str]:
         ours = {f"REMORA_{key.upper()}": text for key, text in self.settings.items()}
-        return {**PYTHON_ENVIRONMENT, **ours}
+        return {**PYTHON_ENVIRONMENT, **self._tuning, **ours}
 
     def _ready(self) -> bool:
         self.call("Capabilities", {}, timeout_s=5)

@@ -20,6 +20,7 @@ import tempfile
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,6 +66,9 @@ def wait_until(
 
 class Node:
     """See the module's text; `close` ends everything that it started."""
+
+    # The environment with the daemon's own intervals.
+    tuning: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *, disk: bool = False, profiles: str = "", **settings: Any):
         """
@@ -154,6 +158,7 @@ class Node:
             "LANG": "C.UTF-8",
             "PYTHONPATH": str(REPOSITORY),
             "REMORA_CONFIG": str(self.config),
+            **self.tuning,
             **(extra or {}),
         }
 

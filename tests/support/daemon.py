@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .engine import started_engine
 from .host import PYTHON_ENVIRONMENT, Host, end_process, wait_until
+from .tuning import tuned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +28,7 @@ STOP_DEADLINE_S = 30.0
 
 
 # How `remora` is called: this interpreter and, by PYTHONPATH, this repository's code.
-# The reconciler's interval is a constant and no setting; tests shorten only that.
 PROGRAM = "from plugin.cli.main import main; main()"
-PROGRAM_WITH_INTERVAL = "from plugin import limits; limits.RECONCILE_INTERVAL_S = {}; "
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -65,6 +64,8 @@ class Daemon:
 
     def _environment(self) -> dict[str, str]:
         ours = {f"REMORA_{key.upper()}": text for key, text in self.settings.items()}
+        if self.reconcile_interval_s is not None:
+            ours |= tuned(reconcile_interval_s=self.reconcile_interval_s)
         return {**PYTHON_ENVIRONMENT, **ours}
 
     # Life
@@ -73,11 +74,8 @@ class Daemon:
         """Start the daemon without waiting for it."""
         if self._process is not None:
             raise RuntimeError("the daemon is running")
-        program = PROGRAM
-        if self.reconcile_interval_s is not None:
-            program = PROGRAM_WITH_INTERVAL.format(self.reconcile_interval_s) + program
         self._process = self.host.popen(
-            [sys.executable, "-c", program, "serve"],
+            [sys.executable, "-c", PROGRAM, "serve"],
             env=self._environment(),
             log=self.log,
         )

@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from tests.protocol import client
 from tests.protocol.node import Node, wait_until
 from tests.support import etcd
 from tests.support.link import Link
+from tests.support.tuning import SHORT
 
 WAIT_S = 60.0
 # The shortest that the configuration takes: a lease is over 5 s after it was renewed.
@@ -80,6 +82,7 @@ class Owner(Node):
         profiles: str = "",
         daemon: dict[str, Any] | None = None,
         link: Link | None = None,
+        tuning: Mapping[str, str] = SHORT,
         **cluster: Any,
     ) -> None:
         self.name = name
@@ -97,6 +100,7 @@ class Owner(Node):
         lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         section = "\n".join(["[cluster]", *lines, profiles])
         super().__init__(profiles=section, **(daemon or {}))
+        self.tuning = tuning
 
     @property
     def id(self) -> str:

@@ -70,7 +70,7 @@ class World:
             mount_deadline_s=self.deadline_s,
             disuse_grace_s=self.grace_s,
         )
-        self.reconciler = Reconciler(self.service)
+        self.reconciler = Reconciler(self.service, interval_s=10.0)
 
     def count(self, name: str) -> Count:
         record = self.service.catalogue.find(name)
