@@ -2,7 +2,9 @@
 The shipped stack with WordPress moves from node to node with its rows.
 
 The images are Debian's MariaDB and WordPress under the names that the stack has, see
-`tests.support.wordpress`; the file is deployed as it is.
+`tests.support.wordpress`. The file is deployed as it is but for its network, which is
+the nodes' own: their kernel cannot filter packets, so it has no names of services and
+no published ports.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.cluster import NAMES, Cluster
+from tests.lab.cluster import Cluster
 from tests.lab.lab import Topology
 from tests.lab.node import NodeSpec
 from tests.lab.swarm import Swarm
@@ -25,21 +27,29 @@ TOPOLOGY = Topology.of(
 )
 START_DEADLINE_S = 300.0
 SERVICES = ("blog_database", "blog_wordpress")
-# Engines write rules for names and ports, and the nodes' kernel knows the older ones.
-OLDER_FILTER = """
-for name in iptables ip6tables; do
-    ln -sf /usr/sbin/$name-legacy /etc/alternatives/$name
-done
-modprobe -a ip_tables iptable_nat iptable_filter iptable_mangle ip_vs vxlan
-"""
+PORT = 80
+# What the file says of the network, and what it says here.
+ON_THE_NODE = {
+    "    image: mariadb:10.11\n": "    image: mariadb:10.11\n    networks: [node]\n",
+    '    ports: ["8080:80"]\n': "    networks: [node]\n",
+    "WORDPRESS_DB_HOST: database\n": "WORDPRESS_DB_HOST: 127.0.0.1\n",
+    "\nsecrets:\n": "\nnetworks:\n  node: {name: host, external: true}\n\nsecrets:\n",
+}
+
+
+def stack() -> bytes:
+    """Return the shipped file, on the nodes' own network."""
+    text = (REPOSITORY / "examples/stack-wordpress.yaml").read_text()
+    for shipped, here in ON_THE_NODE.items():
+        assert text.count(shipped) == 1, shipped
+        text = text.replace(shipped, here)
+    return text.encode()
 
 
 @pytest.fixture
 def swarm(cluster: Cluster) -> Iterator[Swarm]:
     """Yield a swarm whose nodes alpha and beta have the images."""
-    for name in NAMES:
-        cluster.lab[name].run(OLDER_FILTER)
-    swarm = Swarm(cluster, "--iptables=true")
+    swarm = Swarm(cluster)
     swarm.start()
     swarm.available("gamma", "drain")
     for name in ("alpha", "beta"):
@@ -52,7 +62,9 @@ def swarm(cluster: Cluster) -> Iterator[Swarm]:
 def site(swarm: Swarm, name: str) -> Site:
     """Return the site as it is seen on the node *name*."""
     node = swarm.cluster.lab[name]
-    return Site(lambda argv: node.run(argv, timeout_s=90, check=False).stdout)
+    return Site(
+        lambda argv: node.run(argv, timeout_s=90, check=False).stdout, port=PORT
+    )
 
 
 def wait_page(swarm: Swarm, name: str, page: str) -> None:
@@ -70,8 +82,8 @@ def test_the_pair_is_moved_with_its_rows(swarm: Swarm) -> None:
     swarm.manager.docker(
         "secret", "create", "wordpress-db-password", "-", stdin=b"not-guessed"
     )
-    file = str(REPOSITORY / "examples/stack-wordpress.yaml")
-    swarm.out("stack", "deploy", "--resolve-image", "never", "-c", file, "blog")
+    deploy = ("stack", "deploy", "--resolve-image", "never", "-c", "-", "blog")
+    swarm.manager.docker(*deploy, stdin=stack())
     wait_page(swarm, "alpha", "/wp-admin/install.php")
     site(swarm, "alpha").install()
     site(swarm, "alpha").post("from alpha")

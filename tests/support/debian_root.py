@@ -47,7 +47,7 @@ FOR_REMORA = (
 )
 FOR_TESTS = (
     *("busybox-static", "curl", "docker-registry", "hostname", "iproute2", "mount"),
-    "procps",
+    *("etcd-client", "etcd-server", "procps"),
 )
 OPTIONS = (
     # Indexes of a mirror that stands still are out of date, not wrong.

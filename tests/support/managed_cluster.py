@@ -68,6 +68,7 @@ class PluginNode:
             lambda: not self.host.run(health, check=False).returncode,
             timeout_s=WAIT_S,
             what="etcd answers",
+            evidence=lambda: log.read_text(errors="replace")[-3000:],
         )
 
     def etcdctl(self, *arguments: str) -> str:

@@ -126,18 +126,18 @@ def load(docker: Callable[..., Any]) -> None:
 
 
 class Site:
-    """The site at port 8080 of a machine, used as people and their programs use it."""
+    """The site at a *port* of a machine, used as people and their programs use it."""
 
-    URL = "http://127.0.0.1:8080"
     USER, PASSWORD = "editor", "a-long-password"
 
-    def __init__(self, run: Callable[[list[str]], str]) -> None:
+    def __init__(self, run: Callable[[list[str]], str], *, port: int = 8080) -> None:
         """*run* returns what a command on the machine prints, '' if it fails."""
         self._run = run
+        self._url = f"http://127.0.0.1:{port}"
 
     def page(self, path: str = "/") -> str:
         """Return the page at *path*, '' if there is none."""
-        return self._run([*CURL, f"{self.URL}{path}"])
+        return self._run([*CURL, f"{self._url}{path}"])
 
     def install(self) -> None:
         """Let WordPress make its tables, by its form."""
@@ -150,7 +150,7 @@ class Site:
             "admin_email": "editor@example.net",
             "blog_public": "0",
         }
-        url = f"{self.URL}/wp-admin/install.php?step=2"
+        url = f"{self._url}/wp-admin/install.php?step=2"
         answer = self._run([*CURL, "--data", urllib.parse.urlencode(form), url])
         assert "Success!" in answer, answer[-2000:]
 
@@ -166,7 +166,7 @@ class Site:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         body = xmlrpc.client.dumps((1, self.USER, self.PASSWORD, *arguments), method)
-        url = f"{self.URL}/xmlrpc.php"
+        url = f"{self._url}/xmlrpc.php"
         answer = self._run([*CURL, "-H", "Content-Type: text/xml", "--data", body, url])
         (value,), _ = xmlrpc.client.loads(answer)
         return value
