@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.support.host import wait_until
+
 from .commands import text_of
 from .etcd import CLIENT_PORT, EtcdCluster
 from .history import objects
@@ -22,10 +24,14 @@ from .services import Remora, Service
 
 NAMES: Final = ("alpha", "beta", "gamma")
 TOPOLOGY: Final = Topology.of(*NAMES)
+# For modules that need nothing of a cluster but that it works.
+SHARED: Final = Topology.of(*NAMES, shared_as="cluster")
 # Each volume's bytes lie in a directory `live` below its id.
 POOL: Final = "/var/lib/remora/pool/volumes"
 # The daemon's channel to its peers.
 CHANNEL_PORT: Final = 7424
+# A lease of a node's last boot has to end first, which may take twice its time.
+MEMBERS_DEADLINE_S: Final = 60.0
 # What is judged compares the clocks of two nodes; see `invariants.SKEW_S`.
 CLOCK_READING_S: Final = 0.15
 CLOCK_READINGS_MAX: Final = 40
@@ -92,6 +98,12 @@ class Member:
         assert status == 200, nodes
         return {each["name"]: each["state"] for each in nodes}
 
+    def health(self) -> str:
+        """Return 'ok', or what keeps the node from being a member."""
+        status, answer = self.remora.control("GET", "/v1/status")
+        assert status == 200, answer
+        return str(answer["node"]["health"])
+
     def facts(self, name: str) -> dict[str, Any]:
         """Return what the volume's Status says."""
         return dict(self.call("Get", name)["Volume"]["Status"])
@@ -156,6 +168,16 @@ class Cluster:
         # All of them: one may have been launched by somebody who did not wait.
         for name in NAMES:
             self[name].daemon.wait_ready()
+
+    def wait_members(self) -> None:
+        """Return when every node has its lease: after a power failure that takes it."""
+        for name in NAMES:
+            wait_until(
+                lambda member=self[name]: member.health() == "ok",
+                timeout_s=MEMBERS_DEADLINE_S,
+                what=f"{name} has its lease",
+                evidence=self[name].health,
+            )
 
     def stop(self) -> None:
         """Stop the daemons, then etcd; on nodes that are on."""
@@ -222,6 +244,7 @@ class Cluster:
         """Drop what daemons send the one on *name*, and it them; etcd is reached."""
         self._filter(
             name,
+            f"dev lo ingress %s dst_port {CHANNEL_PORT}",
             *(
                 f"dev vec0 {way} %s {end} {CHANNEL_PORT}"
                 for way in ("ingress", "egress")

@@ -2,9 +2,9 @@
 Fixtures of the tests with kernels of their own.
 
 A module says which nodes it wants with `TOPOLOGY = Topology.of(...)`; they boot once
-for it. Every test gets them as `lab` with the network whole and every node on, and the
-next one again, whatever it cut or switched off. A failure shows the nodes' consoles and
-logs.
+for it, or for all modules that share them. Every test gets them as `lab` with the
+network whole and every node on, and the next one again, whatever it cut or switched
+off. A failure shows the nodes' consoles and logs.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.lab import cluster as cluster_module
-from tests.lab import kernels
+from tests.lab import kernels, nfs_cluster
 from tests.lab import lab as lab_module
 from tests.lab.cluster import Cluster
 from tests.lab.lab import Lab, Topology
-from tests.lab.nfs import SERVER, NfsServer
+from tests.lab.labs import Labs
+from tests.lab.nfs import NfsServer, started_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DEFAULT_TOPOLOGY = Topology.of(SERVER, "alpha", "beta")
 LINES_MAX = 60
 
 
@@ -38,12 +38,18 @@ def _requirements() -> None:
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def labs(_requirements: None) -> Iterator[Labs]:
+    """Yield where labs come from; the last one ends with the session."""
+    labs = Labs()
+    yield labs
+    labs.close()
+
+
 @pytest.fixture(scope="module")
-def shared_lab(_requirements: None, request: pytest.FixtureRequest) -> Iterator[Lab]:
+def shared_lab(labs: Labs, request: pytest.FixtureRequest) -> Lab:
     """Return the module's lab with every node on; tests take it as `lab`."""
-    with Lab(getattr(request.module, "TOPOLOGY", DEFAULT_TOPOLOGY)) as lab:
-        lab.boot()
-        yield lab
+    return labs.lab(topology_of(request.module))
 
 
 @pytest.fixture
@@ -54,12 +60,9 @@ def lab(shared_lab: Lab) -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def shared_nfs_server(shared_lab: Lab) -> NfsServer:
+def shared_nfs_server(labs: Labs, shared_lab: Lab) -> NfsServer:
     """Return the NFS server on the module's node `server`."""
-    server = NfsServer(shared_lab["server"])
-    server.prepare()
-    server.start_nfs()
-    return server
+    return labs.part("server", lambda: started_server(shared_lab["server"]))
 
 
 @pytest.fixture
@@ -72,27 +75,39 @@ def nfs_server(lab: Lab, shared_nfs_server: NfsServer) -> Iterator[NfsServer]:
 
 @pytest.fixture(scope="module")
 def shared_cluster(
-    shared_lab: Lab, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
-    """Yield the daemons on etcd; the module may say `ETCD_NODES` and `SETTINGS`."""
+    labs: Labs, shared_lab: Lab, request: pytest.FixtureRequest
+) -> Cluster:
+    """Return the daemons on etcd; the module may say `ETCD_NODES` and `SETTINGS`."""
     etcd_nodes = getattr(request.module, "ETCD_NODES", cluster_module.NAMES)
     settings = getattr(request.module, "SETTINGS", {})
-    cluster = Cluster(shared_lab, etcd_nodes, settings)
-    cluster.start()
-    yield cluster
-    cluster.stop()
+
+    def started() -> Cluster:
+        cluster = Cluster(shared_lab, etcd_nodes, settings)
+        cluster.start()
+        return cluster
+
+    return labs.part("cluster", started, Cluster.stop)
 
 
 @pytest.fixture
 def cluster(shared_cluster: Cluster) -> Iterator[Cluster]:
     """Yield the daemons on etcd; afterwards all of it works again."""
+    shared_cluster.wait_members()
     yield shared_cluster
     shared_cluster.restore()
 
 
+def topology_of(module: object) -> Topology:
+    """Return the nodes that the tests of *module* want."""
+    topology: Topology = getattr(module, "TOPOLOGY", nfs_cluster.SHARED)
+    return topology
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keep a module's tests on one worker: they share its nodes."""
-    item.add_marker(pytest.mark.xdist_group(f"lab-{item.path.stem}"))
+    """Keep the tests that share nodes on one worker."""
+    assert isinstance(item, pytest.Function)
+    shared_as = topology_of(item.module).shared_as
+    item.add_marker(pytest.mark.xdist_group(f"lab-{shared_as or item.path.stem}"))
 
 
 @pytest.hookimpl(tryfirst=True)

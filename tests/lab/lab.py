@@ -53,15 +53,20 @@ def missing() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """The nodes that a test asks for."""
+    """
+    The nodes that a test asks for.
+
+    Modules whose topologies are equal and have a name (``shared_as``) share one lab.
+    """
 
     nodes: tuple[NodeSpec, ...]
+    shared_as: str = ""
 
     @classmethod
-    def of(cls, *nodes: str | NodeSpec) -> Self:
+    def of(cls, *nodes: str | NodeSpec, shared_as: str = "") -> Self:
         """Return the topology of *nodes*; a mere name gets a node without extras."""
         specs = (NodeSpec(each) if isinstance(each, str) else each for each in nodes)
-        return cls(tuple(specs))
+        return cls(tuple(specs), shared_as)
 
 
 class Lab:

@@ -200,6 +200,14 @@ class NfsServer:
         self.node.put("".join(line + "\n" for line in lines), "/etc/exports")
 
 
+def started_server(node: Node) -> NfsServer:
+    """Return the NFS server on *node*, made and serving."""
+    server = NfsServer(node)
+    server.prepare()
+    server.start_nfs()
+    return server
+
+
 def mount(
     node: Node,
     source: str,

@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from tests.lab.lab import Lab
-from tests.lab.nfs import XFS, NfsServer, unmount_all
+from tests.lab.lab import Lab, Topology
+from tests.lab.nfs import SERVER, XFS, NfsServer, unmount_all
 from tests.lab.services import Remora
 
+# For modules whose daemons are gone, with their volumes, when they end.
+SHARED = Topology.of(SERVER, "alpha", "beta", shared_as="nfs")
 MOUNTS = "/var/lib/remora/mounts"
 
 

@@ -8,15 +8,16 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tests.lab.nfs import SERVER, NfsServer
+from tests.lab.lab import Topology
+from tests.lab.nfs import SERVER
 from tests.support.host import wait_until
 
 if TYPE_CHECKING:
-    from tests.lab.lab import Lab
     from tests.lab.nfs_cluster import NfsNode
     from tests.lab.node import NodeProcess
 
 OTHER = dataclasses.replace(SERVER, name="other")
+TWO_SERVERS = Topology.of(SERVER, OTHER, "alpha", shared_as="two-servers")
 IDS = ("id", "a", "b", "c")
 # The monitor looks every 15 s, and a server that is dead takes it two calls of 3 s.
 NOTICED_S = 40.0
@@ -32,14 +33,6 @@ def measured(what: str, limit_s: float) -> Iterator[None]:
     took_s = time.monotonic() - began_s
     print(f"[measured] {what}: {took_s:.2f} s of {limit_s:g}")
     assert took_s < limit_s, f"{what} took {took_s:.1f} s of {limit_s:g}"
-
-
-def second_server(lab: Lab) -> NfsServer:
-    """Return the NFS server on the module's node `other`, serving."""
-    server = NfsServer(lab["other"])
-    server.prepare()
-    server.start_nfs()
-    return server
 
 
 def remove_all(node: NfsNode) -> None:

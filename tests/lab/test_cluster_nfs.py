@@ -11,12 +11,11 @@ import pytest
 from tests.support.host import wait_until
 
 from .etcd import EtcdCluster
-from .lab import Lab, Topology
-from .nfs import SERVER, XFS, NfsServer, unmount_all
+from .lab import Lab
+from .nfs import XFS, NfsServer, unmount_all
 from .nfs_cluster import NfsNode, empty
 from .services import Remora
 
-TOPOLOGY = Topology.of(SERVER, "alpha", "beta")
 TTL_S = 9.0
 # The deadline comes four seconds before the lease's end.
 DEADLINE_S = TTL_S - 4.0

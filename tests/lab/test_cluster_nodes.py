@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.cluster import NAMES, POOL, TOPOLOGY, Cluster, Member
+from tests.lab.cluster import NAMES, POOL, SHARED, Cluster, Member
 from tests.support.host import wait_until
 
-__all__ = ["TOPOLOGY"]
+TOPOLOGY = SHARED
 
 # The TTL of a lease, which etcd's own elections may make twice as long.
 LEASE_ENDED_S = 60.0

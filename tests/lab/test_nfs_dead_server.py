@@ -10,28 +10,28 @@ from typing import Any
 
 import pytest
 
-from tests.lab.lab import Lab, Topology
-from tests.lab.nfs import EXT4, SERVER, XFS, NfsServer
+from tests.lab.lab import Lab
+from tests.lab.labs import Labs
+from tests.lab.nfs import EXT4, XFS, NfsServer, started_server
 from tests.lab.nfs_cluster import NfsNode, empty, running
 from tests.lab.nfs_faults import (
     HEALED_S,
-    OTHER,
+    TWO_SERVERS,
     container_like,
     measured,
     processes,
     reach,
     remove_all,
-    second_server,
 )
 from tests.support.host import wait_until
 
-TOPOLOGY = Topology.of(SERVER, OTHER, "alpha")
+TOPOLOGY = TWO_SERVERS
 
 
 @pytest.fixture(scope="module")
-def other(shared_lab: Lab) -> NfsServer:
+def other(labs: Labs, shared_lab: Lab) -> NfsServer:
     """Return a second server, which nobody harms."""
-    return second_server(shared_lab)
+    return labs.part("other", lambda: started_server(shared_lab["other"]))
 
 
 @pytest.fixture(scope="module")

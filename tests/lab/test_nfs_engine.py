@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from tests.lab.lab import Lab, Topology
-from tests.lab.nfs import SERVER, XFS, NfsServer
+from tests.lab.lab import Lab
+from tests.lab.labs import Labs
+from tests.lab.nfs import XFS, NfsServer, started_server
 from tests.lab.nfs_cluster import NfsNode, empty, running
 from tests.lab.nfs_faults import (
     HEALED_S,
-    OTHER,
+    TWO_SERVERS,
     measured,
     reach,
     remove_all,
-    second_server,
 )
 from tests.lab.services import Engine
 from tests.support.images import BUSYBOX_IMAGE
 
-TOPOLOGY = Topology.of(SERVER, OTHER, "alpha")
+TOPOLOGY = TWO_SERVERS
 TURNS = 3
 # What a call may take beside a dead server: two seconds, or as much more than before
 # as a busy machine explains.
@@ -32,9 +32,9 @@ FACTOR = 3.0
 
 
 @pytest.fixture(scope="module")
-def other(shared_lab: Lab) -> NfsServer:
+def other(labs: Labs, shared_lab: Lab) -> NfsServer:
     """Return a second server, which nobody harms."""
-    return second_server(shared_lab)
+    return labs.part("other", lambda: started_server(shared_lab["other"]))
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab.lab import Lab, Topology
-from tests.lab.nfs import EXT4, SERVER, SQUASH, SQUASH_OWNER, XFS, NfsServer
+from tests.lab.lab import Lab
+from tests.lab.nfs import EXT4, SQUASH, SQUASH_OWNER, XFS, NfsServer
 from tests.lab.nfs_cluster import MOUNTS, NfsNode, empty, running
 from tests.lab.nfs_faults import (
     HEALED_S,
@@ -19,7 +19,6 @@ from tests.lab.nfs_faults import (
 )
 from tests.support.host import wait_until
 
-TOPOLOGY = Topology.of(SERVER, "alpha")
 # The monitor renews leases when it looks: at once, then every 15 s.
 RENEWED_S = 40.0
 BLOCKS = 160

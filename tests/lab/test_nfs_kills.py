@@ -16,12 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.lab.lab import Lab, Topology
-from tests.lab.nfs import SERVER, XFS, NfsServer
+from tests.lab.lab import Lab
+from tests.lab.nfs import XFS, NfsServer
 from tests.lab.nfs_cluster import MOUNTS, NfsNode, empty, running
 from tests.support.host import wait_until
-
-TOPOLOGY = Topology.of(SERVER, "alpha")
 
 SEED = int(os.environ.get("REMORA_TEST_SEED", "0")) or random.randrange(1, 10**6)
 KILLS = 14

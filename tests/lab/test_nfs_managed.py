@@ -9,16 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.lab import Lab, Topology
-from tests.lab.nfs import SERVER, XFS, NfsServer
+from tests.lab.lab import Lab
+from tests.lab.nfs import XFS, NfsServer
 from tests.lab.nfs_cluster import empty
 from tests.lab.services import Engine
 from tests.support import managed
 from tests.support.images import BUSYBOX_IMAGE
 
 pytestmark = pytest.mark.long
-
-TOPOLOGY = Topology.of(SERVER, "alpha")
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.lab.lab import Lab, Topology
+from tests.lab.lab import Lab
 from tests.lab.nfs import (
     EXT4,
     QUOTA,
     QUOTA_BYTES,
-    SERVER,
     SPACED,
     SQUASH,
     SQUASH_OWNER,
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from tests.lab.node import Node
 
-TOPOLOGY = Topology.of(SERVER, "alpha", "beta")
 # As the backend mounts: for ever patient with I/O, not with the mount itself.
 OPTIONS = "hard,retry=0"
 

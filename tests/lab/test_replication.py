@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.lab.cluster import POOL, TOPOLOGY, Cluster, Member
+from tests.lab.cluster import POOL, SHARED, Cluster, Member
 from tests.support.host import wait_until
 
-__all__ = ["TOPOLOGY"]
+TOPOLOGY = SHARED
 
 WAIT_S = 120.0
 Made = Callable[[str], str]
