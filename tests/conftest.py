@@ -1,5 +1,5 @@
 """
-For all tests: on the gate nothing may be skipped, and each run says where its time went.
+For all tests: on the gate nothing may be skipped, and a run says where its time went.
 
 A missing privilege or program is a named skip ("needs ...") on a developer's machine;
 the gate installs and has everything, so there a skip hides a test that was not run.
