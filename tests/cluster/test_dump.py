@@ -25,7 +25,8 @@ from plugin.store.base import Put
 from plugin.store.memory import MemoryStore
 from tests.protocol.command import Cli, caller
 from tests.support import etcd
-from tests.support.joining import STEPS_MAX, Machine, dies, put_volume, volume
+from tests.support.fuse import STEPS_MAX
+from tests.support.joining import Machine, dies, put_volume, volume
 
 pytestmark = pytest.mark.xdist_group("etcd-members")
 

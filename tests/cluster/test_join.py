@@ -35,7 +35,8 @@ from plugin.node import lock_state
 from plugin.store.base import Put
 from tests.protocol.command import Cli, caller
 from tests.support import etcd
-from tests.support.joining import STEPS_MAX, Machine, dies, put_head, put_volume, volume
+from tests.support.fuse import STEPS_MAX
+from tests.support.joining import Machine, dies, put_head, put_volume, volume
 
 pytestmark = pytest.mark.xdist_group("etcd-members")
 

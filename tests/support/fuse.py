@@ -41,7 +41,10 @@ _NOTIFICATION: Final = struct.Struct("=QII iI Q6Q")
 _ANSWER: Final = struct.Struct("=QqiI")
 _CONTINUE: Final = 1
 # What is written to one of these ends with the processes, or is for people to read.
-_PASSING: Final = ("pipe:", "socket:", "anon_inode:", "/memfd:", "/dev/null")
+_PASSING: Final = ("pipe:", "anon_inode:", "/memfd:", "/dev/null")
+_SOCKET: Final = "socket:"
+# With it Python sends; how our own descriptor comes to the parent is not among them.
+SENDING: Final = frozenset({"sendto"})
 _WRITES: Final = frozenset(
     {"write", "writev", "pwrite64", "pwritev", "pwritev2", "ftruncate", "ioctl"}
 )
@@ -89,14 +92,18 @@ def live(
     act: Callable[[World], object],
     *,
     fatal_step: int = 0,
+    sends: bool = False,
     harmless: Collection[str] = HARMLESS,
 ) -> Life:
     """
     Do *act* on what *start* makes in a process that dies at *fatal_step*, if it can.
 
-    Steps are counted from 1, and those of *start* are none. The process is a fork of
-    this one, which has imported everything already.
+    Steps are counted from 1, and those of *start* are none. With *sends*, what is sent
+    to others, who keep it, is a step as well. The process is a fork of this one, which
+    has imported everything already.
     """
+    if sends:
+        harmless = frozenset(harmless) - SENDING
     ours, theirs = socket.socketpair()
     said = os.memfd_create("said")
     child = os.fork()
@@ -108,7 +115,7 @@ def live(
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
         life = Life(died=False)
         status = (
-            _Watch(child, descriptors[0], life).to_the_end(fatal_step)
+            _Watch(child, descriptors[0], life, sends=sends).to_the_end(fatal_step)
             if descriptors
             else os.waitpid(child, 0)[1]
         )
@@ -148,10 +155,11 @@ def _be_the_child(
 class _Watch:
     """Lets a process and those that it starts take their steps, up to the fatal one."""
 
-    def __init__(self, process: int, listener: int, life: Life) -> None:
+    def __init__(self, process: int, listener: int, life: Life, *, sends: bool) -> None:
         self._process = process
         self._listener = listener
         self._life = life
+        self._passing = _PASSING if sends else (*_PASSING, _SOCKET)
 
     def to_the_end(self, fatal_step: int) -> int:
         """Return the wait status of the process, which has died or come to its end."""
@@ -202,7 +210,7 @@ class _Watch:
         name = call_name(number)
         if name == "mmap":
             return identity, thread, _mapping(thread, arguments)
-        if name in _WRITES and _target(thread, arguments[0]).startswith(_PASSING):
+        if name in _WRITES and _target(thread, arguments[0]).startswith(self._passing):
             return identity, thread, ""
         return identity, thread, name
 
