@@ -36,14 +36,14 @@ Make = Callable[..., tuple[Machine, Cli]]
 @pytest.fixture
 def make(
     server: etcd.Cluster,
-    tmp_path: Path,
+    disk: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Make:
     """Return a function that makes machines, alone or with [cluster] configured."""
 
     def made(name: str, *, clustered: bool = True) -> tuple[Machine, Cli]:
-        machine = Machine(tmp_path / name, server.endpoints)
+        machine = Machine(disk / name, server.endpoints)
         if clustered:
             text = (
                 f'[cluster]\netcd = {json.dumps(machine.endpoints)}\nnode_name = "n"\n'

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import socket
 import sqlite3
 import threading
 from collections import Counter
@@ -40,6 +41,12 @@ def with_file(change: Callable[[int], object]) -> Callable[[Path], None]:
             change(file.fileno())
 
     return act
+
+
+def listen(directory: Path) -> None:
+    os.chdir(directory)  # a socket's path must be short
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("new")
 
 
 def insert(directory: Path) -> None:
@@ -86,6 +93,7 @@ CHANGES: dict[str, tuple[set[str], Callable[[Path], object]]] = {
     "mkdir in": ({"mkdirat"}, lambda at: os.mkdir("n", dir_fd=os.open(at, 0))),
     "mknod": ({"mknodat"}, lambda at: os.mknod(at / "new")),
     "pipe": ({"mknodat"}, lambda at: os.mkfifo(at / "new")),
+    "socket": ({"bind"}, listen),
     "link": ({"link"}, lambda at: os.link(at / "file", at / "new")),
     "symlink": ({"symlink"}, lambda at: (at / "new").symlink_to("file")),
     "rename": ({"rename"}, lambda at: (at / "file").rename(at / "new")),
@@ -146,6 +154,17 @@ def test_what_changes_nothing_is_no_step(disk: Path) -> None:
             os.fsync(file.fileno())
 
     assert live(lambda: begun(disk), look).steps == []
+
+
+@pytest.mark.parametrize("sends", [False, True])
+def test_what_is_sent_is_a_step_where_others_keep_it(sends: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        life = live(
+            lambda: socket.create_connection(server.getsockname()),
+            lambda connection: connection.sendall(b"remember"),
+            sends=sends,
+        )
+    assert life.steps == (["sendto"] if sends else [])
 
 
 @pytest.mark.parametrize("fatal_step", range(1, 5))

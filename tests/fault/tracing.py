@@ -12,7 +12,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -23,13 +23,13 @@ from tests.support.syscalls import HARMLESS
 World = TypeVar("World")
 
 _CHANGING = """
-    chmod chown copy_file_range creat fallocate fchmod fchmodat fchmodat2 fchown
-    fchownat fremovexattr fsetxattr fsmount ftruncate futimesat io_uring_enter
-    io_uring_setup lchown link linkat lremovexattr lsetxattr mkdir mkdirat mknod
-    mknodat mount mount_setattr move_mount open_tree pivot_root pwrite64 pwritev
-    pwritev2 quotactl quotactl_fd removexattr rename renameat renameat2 rmdir
-    sendfile setxattr splice swapon symlink symlinkat tee truncate umount2 unlink
-    unlinkat utime utimensat utimes vmsplice write writev
+    bind chmod chown copy_file_range creat fallocate fchmod fchmodat fchmodat2
+    fchown fchownat fremovexattr fsetxattr fsmount ftruncate futimesat
+    io_uring_enter io_uring_setup lchown link linkat lremovexattr lsetxattr mkdir
+    mkdirat mknod mknodat mount mount_setattr move_mount open_tree pivot_root
+    pwrite64 pwritev pwritev2 quotactl quotactl_fd removexattr rename renameat
+    renameat2 rmdir sendfile setxattr splice swapon symlink symlinkat tee truncate
+    umount2 unlink unlinkat utime utimensat utimes vmsplice write writev
 """
 CHANGING = frozenset(_CHANGING.split())
 _WRITES = ("write", "writev", "pwrite64", "pwritev", "pwritev2", "ftruncate")
@@ -54,7 +54,7 @@ def compared(
     start: Callable[[], World],
     act: Callable[[World], object],
     *,
-    harmless: Collection[str] = HARMLESS,
+    harmless: frozenset[str] = HARMLESS,
 ) -> Compared:
     """Do *act* under strace, which writes *log*; return how it and the fuse differ."""
 

@@ -21,17 +21,18 @@ import struct
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
-from tests.support.syscalls import HARMLESS, call_name, stop_at_steps
+from tests.support.syscalls import HARMLESS, call_name, compiled, stop_at_steps
 
 World = TypeVar("World")
 
 STEPS_MAX: Final = 2000
+NEVER: Final = 0
 _DEADLINE_S: Final = 60.0
 _GONE_WITHIN_S: Final = 10.0
 # Source: include/uapi/linux/seccomp.h
@@ -91,9 +92,9 @@ def live(
     start: Callable[[], World],
     act: Callable[[World], object],
     *,
-    fatal_step: int = 0,
+    fatal_step: int = NEVER,
     sends: bool = False,
-    harmless: Collection[str] = HARMLESS,
+    harmless: frozenset[str] = HARMLESS,
 ) -> Life:
     """
     Do *act* on what *start* makes in a process that dies at *fatal_step*, if it can.
@@ -102,14 +103,13 @@ def live(
     to others, who keep it, is a step as well. The process is a fork of this one, which
     has imported everything already.
     """
-    if sends:
-        harmless = frozenset(harmless) - SENDING
+    program = compiled(harmless - SENDING if sends else harmless)
     ours, theirs = socket.socketpair()
     said = os.memfd_create("said")
     child = os.fork()
     if child == 0:
         ours.close()
-        _be_the_child(start, act, theirs, said, harmless)
+        _be_the_child(start, act, theirs, said, program)
     theirs.close()
     with ours, os.fdopen(said, "r+b") as told:
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
@@ -136,7 +136,7 @@ def _be_the_child(
     act: Callable[[World], object],
     parent: socket.socket,
     said: int,
-    harmless: Collection[str],
+    program: bytes,
 ) -> None:
     try:
         # Kept apart from pytest's files, to which each line would be a step.
@@ -144,7 +144,7 @@ def _be_the_child(
         os.dup2(said, 2)
         sys.stdout = sys.stderr = os.fdopen(os.dup(said), "w")
         world = start()
-        socket.send_fds(parent, [b"!"], [stop_at_steps(harmless)])
+        socket.send_fds(parent, [b"!"], [stop_at_steps(program)])
         act(world)
     except BaseException:  # noqa: BLE001 - told to the parent
         os.write(2, traceback.format_exc().encode())
