@@ -8,13 +8,17 @@ the gate installs and has everything, so there a skip hides a test that was not 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from tests.lab import kernels
+from tests.support.namespaces import enter_private_mounts
 
 # Hypothesis would fail a test that takes long on busy processors.
 settings.register_profile("remora", deadline=None)
@@ -48,3 +52,24 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if skipped := reporter.stats.get("skipped"):
         reporter.write_line(f"{len(skipped)} tests were skipped: none may be here")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """
+    Yield a directory in memory, with mounts of its own.
+
+    A killed process leaves the same on every filesystem; on a real disk, nine tenths of
+    the time would go into flushes, which matter to a power loss alone.
+    """
+    enter_private_mounts()
+    mount_point = tmp_path / "disk"
+    mount_point.mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "mode=0755", "crash-points", mount_point],
+        check=True,
+        timeout=10,
+    )
+    yield mount_point
+    # Volumes that a failed test has left mounted below go along.
+    subprocess.run(["umount", "-l", mount_point], check=True, timeout=10)

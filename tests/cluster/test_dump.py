@@ -25,7 +25,8 @@ from plugin.store.base import Put
 from plugin.store.memory import MemoryStore
 from tests.protocol.command import Cli, caller
 from tests.support import etcd
-from tests.support.joining import STEPS_MAX, Machine, dies, put_volume, volume
+from tests.support.fuse import STEPS_MAX
+from tests.support.joining import Machine, dies, put_volume, volume
 
 pytestmark = pytest.mark.xdist_group("etcd-members")
 
@@ -35,14 +36,14 @@ Make = Callable[..., tuple[Machine, Cli]]
 @pytest.fixture
 def make(
     server: etcd.Cluster,
-    tmp_path: Path,
+    disk: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Make:
     """Return a function that makes machines, alone or with [cluster] configured."""
 
     def made(name: str, *, clustered: bool = True) -> tuple[Machine, Cli]:
-        machine = Machine(tmp_path / name, server.endpoints)
+        machine = Machine(disk / name, server.endpoints)
         if clustered:
             text = (
                 f'[cluster]\netcd = {json.dumps(machine.endpoints)}\nnode_name = "n"\n'

@@ -35,7 +35,8 @@ from plugin.node import lock_state
 from plugin.store.base import Put
 from tests.protocol.command import Cli, caller
 from tests.support import etcd
-from tests.support.joining import STEPS_MAX, Machine, dies, put_head, put_volume, volume
+from tests.support.fuse import STEPS_MAX
+from tests.support.joining import Machine, dies, put_head, put_volume, volume
 
 pytestmark = pytest.mark.xdist_group("etcd-members")
 
@@ -294,13 +295,13 @@ def join(machine: Machine, options: dict[str, str | None]) -> None:
 
 def test_a_kill_at_any_step_is_repaired_by_a_repeat(
     server: etcd.Cluster,
-    tmp_path: Path,
+    disk: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     states = set()
     for step in range(1, STEPS_MAX):
-        machine = Machine(tmp_path / str(step), server.endpoints)
+        machine = Machine(disk / str(step), server.endpoints)
         data, long = volume("data"), volume("long")
         machine.write(put_volume(data), put_volume(long), *many_epochs(machine, long))
         options = dict(zip(("etcd", "prefix"), machine.join[3::2], strict=False))

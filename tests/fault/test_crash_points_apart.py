@@ -7,8 +7,6 @@ that counts as a commit, and makes the cluster's record agree with the disk.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -23,8 +21,8 @@ from plugin.model import VolumeRecord
 from plugin.replication import apart
 from plugin.replication.copies import Copies
 from plugin.store.base import Put
-from tests.fault.test_crash_points import STEPS_MAX, Fuse, World
-from tests.support.namespaces import enter_private_mounts
+from tests.fault.world import World
+from tests.support.fuse import lives
 
 # What the copy was when its bytes were set apart: sealed, or written to in epoch 3.
 SEALED = Replica(promised=4, commit=Commit(3, 7), next_seq=8)
@@ -91,38 +89,20 @@ class Node(World):
         super().close()
 
 
-def dies(directory: Path, act: Callable[[Node], None], fatal_step: int) -> bool:
-    """Do *act* in a child that dies at *fatal_step*; return whether it died."""
-    child = os.fork()
-    if child == 0:
-        try:
-            fuse = Fuse(fatal_step)
-            fuse.wire()
-            node = Node(directory)
-            fuse.lit = True
-            act(node)
-        except BaseException as error:  # noqa: BLE001 - told to the parent
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+def prepare(directory: Path, replica: Replica) -> None:
+    node = Node(directory)
+    node.prepare(replica)
+    node.close()
 
 
 @pytest.mark.parametrize("replica", [SEALED, LIVE])
 def test_bytes_are_in_one_place_whenever_the_daemon_dies(
-    replica: Replica, tmp_path: Path
+    replica: Replica, disk: Path
 ) -> None:
-    enter_private_mounts()
     outcomes = set()
-    for step in range(1, STEPS_MAX):
-        directory = tmp_path / str(step)
-        directory.mkdir()
-        node = Node(directory)
-        node.prepare(replica)
-        node.close()
-        died = dies(directory, Node.set_apart, step)
+    for directory, _ in lives(
+        disk, lambda at: prepare(at, replica), Node, Node.set_apart
+    ):
         node = Node(directory)
         before = (node.home / "live").exists()
         node.recover()
@@ -140,35 +120,26 @@ def test_bytes_are_in_one_place_whenever_the_daemon_dies(
         with node.copies.using(node.record, Deadline(30)) as journal:
             assert journal.commit() == (0, 0)
         node.close()
-        if not died:
-            assert outcomes == {(True, False), (False, True), (True, True)}
-            return
-    pytest.fail(f"still dying at step {STEPS_MAX}")
+    assert outcomes == {(True, False), (False, True), (True, True)}
 
 
-def test_what_is_discarded_is_discarded_and_forgotten_or_neither(
-    tmp_path: Path,
-) -> None:
-    enter_private_mounts()
+def set_apart_already(directory: Path) -> None:
+    node = Node(directory)
+    node.prepare(SEALED)
+    node.set_apart()
+    node.close()
+
+
+def test_what_is_discarded_is_discarded_and_forgotten_or_neither(disk: Path) -> None:
     outcomes = set()
-    for step in range(1, STEPS_MAX):
-        directory = tmp_path / str(step)
-        directory.mkdir()
-        node = Node(directory)
-        node.prepare(SEALED)
-        node.set_apart()
-        node.close()
-        died = dies(directory, Node.discard, step)
+    for directory, _ in lives(disk, set_apart_already, Node, Node.discard):
         node = Node(directory)
         node.recover()
         tree = node.home / "quarantine/3.7/file"
         assert node.recorded() == (["3.7"] if tree.exists() else [])
         outcomes.add(tree.exists())
         node.close()
-        if not died:
-            assert outcomes == {True, False}
-            return
-    pytest.fail(f"still dying at step {STEPS_MAX}")
+    assert outcomes == {True, False}
 
 
 def test_a_live_that_somebody_moved_away_is_no_empty_copy(tmp_path: Path) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import sqlite3
 import uuid
 from collections.abc import Callable
 from contextlib import closing
@@ -15,19 +12,15 @@ from typing import Any
 
 import msgspec
 
-from plugin import database
 from plugin.cluster.state import Head
 from plugin.config import Config, load
 from plugin.model import VolumeRecord
 from plugin.node import Node
 from plugin.store.base import Put, Store
-from plugin.store.etcd.client import Client
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from plugin.store.sqlite import SqliteStore
-
-CHANGING_CALLS = ("mkdir", "rename", "unlink", "fchmod", "fsync", "write")
-STEPS_MAX = 400
+from tests.support.fuse import live
 
 
 def volume(name: str, **changes: Any) -> VolumeRecord:
@@ -124,60 +117,7 @@ def contents(store: Store) -> dict[str, bytes]:
     return {each.key: each.value for each in store.prefix("")[0]}
 
 
-class Fuse:
-    """Kills this process at its n-th step, before or after what changes something."""
-
-    def __init__(self, fatal_step: int) -> None:
-        self.left = fatal_step
-
-    def step(self) -> None:
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def stepping(*args: Any, **kwargs: Any) -> Any:
-            self.step()
-            result = call(*args, **kwargs)
-            self.step()
-            return result
-
-        return stepping
-
-    def wire(self) -> None:
-        for name in CHANGING_CALLS:
-            setattr(os, name, self.around(getattr(os, name)))
-        Client.call = self.around(Client.call)  # type: ignore[method-assign]
-        fuse = self
-
-        class Connection(sqlite3.Connection):
-            def execute(self, query: str, *args: Any) -> sqlite3.Cursor:
-                # Inside a transaction nothing has happened before its end.
-                reads = query.startswith(("SELECT", "PRAGMA"))
-                if query == "COMMIT" or not (reads or self.in_transaction):
-                    return fuse.around(super().execute)(query, *args)
-                return super().execute(query, *args)
-
-        connect = sqlite3.connect
-        database.sqlite3.connect = lambda *args, **kwargs: connect(  # type: ignore[attr-defined]
-            *args, factory=Connection, **kwargs
-        )
-
-
 def dies(act: Callable[[], object], fatal_step: int) -> bool:
     """Do *act* in a child that dies at *fatal_step*; return whether it died."""
-    child = os.fork()
-    if child == 0:
-        try:
-            Fuse(fatal_step).wire()
-            act()
-        except BaseException as error:  # noqa: BLE001 - told to the parent
-            os.write(2, f"{error!r}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0, "the command failed in the child"
-    return False
+    life = live(lambda: None, lambda _: act(), fatal_step=fatal_step, sends=True)
+    return life.died

@@ -1,0 +1,167 @@
+"""The insides of two daemons that share one store, on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from backends.errors import RemoraError
+from backends.registry import Registry
+from backends.rsync.backend import RsyncBackend
+from backends.system import clock
+from plugin.catalogue import Catalogue
+from plugin.cluster.heads import Heads
+from plugin.cluster.membership import Membership
+from plugin.cluster.nodes import Identity
+from plugin.cluster.ownership import Ownership
+from plugin.cluster.registration import Sources
+from plugin.cluster.replicas import Replicas, locate_with
+from plugin.cluster.state import Head
+from plugin.cluster.votes import Votes, Witness
+from plugin.discovery import Discovery
+from plugin.errors import PeerUnreachableError
+from plugin.node import Node
+from plugin.operations import Operations
+from plugin.options import OptionResolver
+from plugin.propagation import Propagation
+from plugin.reconciler import Reconciler
+from plugin.service import VolumeService
+from plugin.store.sqlite import SqliteStore
+
+TTL_S = 3600.0
+
+
+class SharedStore(SqliteStore):
+    """A store with what only etcd's has: leases that nobody needs to watch."""
+
+    def lease_ends_s(self, lease: int) -> float | None:
+        del lease
+        return clock.boottime_s() + TTL_S
+
+
+class World:
+    """One start of the inside of node *name*'s daemon, which has joined the cluster."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.others: dict[str, World] = {}
+        home = directory / name
+        (home / "mounts").mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.node = Node(home)
+        self.store = SharedStore(directory / "store.db")
+        self.pool = RsyncBackend(home / "pool", pool_id=self.node.fact("pool_id"))
+        if self.node.fact("pool_id") is None:
+            self.node.set_fact("pool_id", self.pool.pool.initialise())
+        registry = Registry([self.pool])
+        catalogue = Catalogue(self.store)
+        operations = Operations()
+        self.membership = self._membership(name)
+        self.ownership = Ownership(
+            heads=Heads(self.store),
+            replicas=Replicas(locate_with(self.pool)),
+            membership=self.membership,
+            registry=registry,
+            votes=Votes(self, node_id=self.node.id),
+        )
+        self.service = VolumeService(
+            catalogue=catalogue,
+            registry=registry,
+            resolver=OptionResolver(registry, {}),
+            references=self.node.references,
+            operations=operations,
+            discovery=Discovery(
+                catalogue=catalogue,
+                registry=registry,
+                references=self.node.references,
+                locks=operations.locks,
+            ),
+            ownership=self.ownership,
+            keeper=None,
+            propagation=Propagation(home / "mounts", self.node),
+            mount_dir=home / "mounts",
+            mount_deadline_s=30,
+            disuse_grace_s=0,
+        )
+        self.witness = self._witness(catalogue)
+        self.reconciler = Reconciler(self.service, interval_s=10.0)
+        self.membership.start()
+        assert self.membership.fault() is None
+
+    def _witness(self, catalogue: Catalogue) -> Witness:
+        return Witness(
+            heads=self.ownership.heads,
+            replicas=self.ownership.replicas,
+            find=lambda volume: getattr(catalogue.find(volume), "record", None),
+            stop_writers=lambda _: True,
+            require_free=lambda _: None,
+            node_id=self.ownership.node_id,
+        )
+
+    def _membership(self, name: str) -> Membership:
+        own = Identity(
+            id=self.node.id,
+            name=name,
+            peer_port=7424,
+            host_key="ssh-ed25519 AAAA",
+            public_key=f"ssh-ed25519 {name}",
+            machine_id=name,
+            boot_id=clock.boot_id(),
+            session=self.node.id,
+        )
+        return Membership(
+            self.store,
+            own,
+            facts=self.node,
+            leases=self.store,
+            ttl_s=TTL_S,
+            sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ("::1",)),
+            data_only_on=lambda _: [],
+        )
+
+    def call_all(
+        self,
+        node_ids: Sequence[str],
+        request: str,
+        body: Mapping[str, Any],
+        *,
+        deadline_s: float,
+    ) -> dict[str, Mapping[str, Any] | RemoraError]:
+        """Ask the *others*; those that do not live are silent. See `votes.Asks`."""
+        del request, deadline_s
+        answers: dict[str, Mapping[str, Any] | RemoraError] = {}
+        for node_id in node_ids:
+            try:
+                if node_id not in self.others:
+                    raise PeerUnreachableError("dead")
+                answers[node_id] = self.others[node_id].witness.promise(
+                    self.node.id, body
+                )
+            except RemoraError as error:
+                answers[node_id] = error
+        return answers
+
+    def meet(self, other: World) -> None:
+        """Let the two ask each other."""
+        self.others[other.node.id] = other
+        other.others[self.node.id] = self
+
+    def head(self) -> Head:
+        record = self.service.existing("v").record
+        return self.ownership.heads.read(record.id).head or Head()
+
+    def mount(self) -> Path:
+        return self.service.mount("v", "engine")
+
+    def content(self) -> str | None:
+        """Return what this node's copy holds; None if there is no file in it."""
+        live = (
+            self.home / "pool/volumes" / self.service.existing("v").record.id / "live"
+        )
+        file = live / "file"
+        return file.read_text() if file.exists() else None
+
+    def close(self) -> None:
+        self.membership.stop()
+        self.store.close()
+        self.node.close()
