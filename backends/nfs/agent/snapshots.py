@@ -131,7 +131,10 @@ def listed(catalogue: Catalogue, request: Json) -> list[Json]:
         for name in os.listdir(_directory(catalogue, marker)):
             facts: Json = {}
             path = os.path.join(_directory(catalogue, marker), name, _FACTS)
-            with suppress(FileNotFoundError, ValueError), open(path) as file:
+            with (
+                suppress(FileNotFoundError, ValueError),
+                catalogue.files.open_to_read(path) as file,
+            ):
                 facts = json.load(file)
             found.append({**facts, "name": name})
     return found
@@ -142,7 +145,7 @@ def keep(catalogue: Catalogue, request: Json) -> None:
     with _as_owner_if_squashed(catalogue, request):
         marker = require_volume(catalogue, request)
         copy = catalogue.path("copies", catalogue.node, request["token"])
-        _write_facts(copy, request["facts"])
+        _write_facts(catalogue, copy, request["facts"])
         _place(catalogue, marker, copy, request["snapshot"])
 
 
@@ -201,7 +204,7 @@ def swap(catalogue: Catalogue, request: Json) -> None:
             _require_free(
                 os.path.join(_directory(catalogue, found), request["keep_as"])
             )
-            _write_facts(copy, request["facts"])
+            _write_facts(catalogue, copy, request["facts"])
             intent = {
                 "copy": os.path.relpath(copy, catalogue.root),
                 "keep_as": request["keep_as"],
@@ -266,9 +269,10 @@ def _require_free(path: str) -> None:
         )
 
 
-def _write_facts(copy: str, facts: Json) -> None:
+def _write_facts(catalogue: Catalogue, copy: str, facts: Json) -> None:
     path = os.path.join(copy, _FACTS)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    descriptor = catalogue.files.open(path, flags)
     try:
         os.write(descriptor, json.dumps(facts).encode())
         os.fsync(descriptor)
