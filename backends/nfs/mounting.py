@@ -194,15 +194,24 @@ def bind(source: Path, target: Path, *, where: str) -> None:
         raise BackendError(f"cannot bind {source} to {target}: {said}; {where}")
 
 
+def _never() -> bool:
+    """Say that a server does not answer, whether it does or not."""
+    return False
+
+
 def unmount(
-    target: Path, *, where: str, server_answers: Callable[[], bool] | None = None
-) -> None:
+    target: Path, *, where: str, server_answers: Callable[[], bool] = _never
+) -> bool:
     """
     Unmount *target* and remove it; with a dead server by force, step by step.
 
     Nothing is forced while the server answers: then "busy" means that somebody works
     there. Without *server_answers* that counts for nothing. Each step runs in a process
-    of its own, which may never come back.
+    of its own, which may never come back. The server is asked while the first one runs:
+    a plain unmount of what the server has delegated to us waits for a dead one, and
+    whoever asked for it would wait for one after the other.
+
+    Return whether it was kept waiting, and the server does not answer.
 
     Raises:
         VolumeBusyError: a process of this node works below *target*.
@@ -211,28 +220,46 @@ def unmount(
     """
     entry = mounted_at(target)
     if entry is None:
-        return
+        return False
+    alive = _asked_aside(server_answers)
     said = _in_child(target, _UMOUNT_NOFOLLOW)
     if mounted_at(target) is None:
-        return
+        # What was done at once has waited for nobody, nor do we.
+        return bool(said) and not alive.get()
     log.warning("%s was not unmounted plainly: %s", target, said)
-    if server_answers is None or not server_answers():
+    # Once more: it may have died since.
+    if not (alive.get() and server_answers()):
         for flags, how in _ladder(entry):
             said = _in_child(target, _UMOUNT_NOFOLLOW | flags)
             if mounted_at(target) is None:
                 log.warning("%s was unmounted %s: %s", target, how, where)
-                return
+                return True
             log.warning("%s was not unmounted %s: %s", target, how, said)
     elif "busy" not in said:
         said = _in_child(target, _UMOUNT_NOFOLLOW, deadline_s=_UNMOUNT_PATIENCE_S)
         if mounted_at(target) is None:
-            return
+            return False
     if "busy" in said:
         raise VolumeBusyError(
             f"{target} is in use by a process of this machine; {where}",
             hint=f"fuser -vm {target} names it",
         )
     raise BackendError(f"cannot unmount {target}: {said}; {where}")
+
+
+def _asked_aside(server_answers: Callable[[], bool]) -> queue.SimpleQueue[bool]:
+    """Return where the answer of *server_answers* will be, which is asked meanwhile."""
+    answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def ask() -> None:
+        alive = True  # whatever goes wrong: nothing is forced
+        try:
+            alive = server_answers()
+        finally:
+            answer.put(alive)
+
+    threading.Thread(target=ask, name="nfs:ping", daemon=True).start()
+    return answer
 
 
 def _ladder(entry: MountEntry) -> list[tuple[int, str]]:

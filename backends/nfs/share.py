@@ -248,8 +248,14 @@ class Share:
                 # Not before the lock is ours: a lease given back meanwhile must not
                 # be taken anew.
                 held=lambda: self.held | self._mounted_ids(),
-                copying=self.copying,
             )
+            thrown_away = found["thrown_away"]
+            # Looked at after the share was: what is begun is in this set before it is
+            # on the share, and another mount of the same share begins things too.
+            if cut_short := sorted({*found["begun"]} - self.copying):
+                thrown_away = self.call(
+                    "repair", deadline=Deadline(_SURVEY_DEADLINE_S), tokens=cut_short
+                )
         except RemoraError as error:
             self._note_failure(error)
             return
@@ -261,7 +267,7 @@ class Share:
             total_bytes=found["total_bytes"],
             available_bytes=found["available_bytes"],
             markers=found["markers"],
-            thrown_away=found["thrown_away"],
+            thrown_away=thrown_away,
         )
 
     def _require_life(self) -> None:

@@ -64,9 +64,9 @@ class VolumeMounts:
 
     def unmount(self, volume: Volume, target: Path) -> None:
         """Unmount, by force if the server is dead; then give the lease back."""
-        self._unmount(volume, target)
+        is_dead = self._unmount(volume, target)
         mounting.remove_mount_point(target)
-        self._release(volume)
+        self._release(volume, is_dead=is_dead)
 
     def users(self, volume: Volume) -> list[VolumeUser]:
         """Return who has the volume mounted elsewhere than its mount point."""
@@ -103,12 +103,15 @@ class VolumeMounts:
         share.call("hold", deadline=deadline, name=volume.name, id=volume.id)
         share.held.add(volume.id)
 
-    def _release(self, volume: Volume) -> None:
+    def _release(self, volume: Volume, *, is_dead: bool) -> None:
         """Give the lease back; with a dead server it ends by itself."""
         if is_direct(volume):
             return
         share = self._shares.of(volume)
         share.held.discard(volume.id)
+        if is_dead:
+            log.warning("the lease of '%s' ends by itself", volume.name)
+            return
         try:
             share.call("release", deadline=Deadline(_RELEASE_BUDGET_S), id=volume.id)
         except (NfsError, DeadlineError) as error:
@@ -142,9 +145,10 @@ class VolumeMounts:
                 cause = f"directory '{subdir}' is gone"
                 raise NfsError("STALE", cause, str(share.export)) from error
 
-    def _unmount(self, volume: Volume, target: Path) -> None:
+    def _unmount(self, volume: Volume, target: Path) -> bool:
+        """Unmount; return whether a server that does not answer kept it waiting."""
         export = export_of(volume.options)
-        mounting.unmount(
+        return mounting.unmount(
             target, where=export.source(), server_answers=lambda: answers(export)
         )
 

@@ -3,8 +3,9 @@ Copies one file, link, pipe, socket or device: the part that tree and outbox sha
 
 File contents are shared where the filesystem can (FICLONE), else copied by it or by
 its server (copy_file_range), else by reading and writing; holes stay holes. Names are
-looked up in open directories and never followed. Standard library alone: `tree.py` is
-a program of its own.
+looked up in open directories and never followed. The copies' times are their server's,
+else it would not keep those that are copied. Standard library alone: `tree.py` is a
+program of its own.
 
 Source: ioctl_ficlone(2), copy_file_range(2), lseek(2), openat(2).
 """
@@ -17,6 +18,8 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from backends.system.opening import Opener
 
 _FICLONE = 0x40049409
 _CHUNK_SIZE = 64 * 2**20
@@ -47,6 +50,7 @@ class FileCopier:
     attributes_lost: int = 0
     _share_contents: bool = True
     _copy_in_kernel: bool = True
+    _opener: Opener | None = None
 
     def copy(
         self, name: str | bytes, status: os.stat_result, *, source: int, target: int
@@ -74,7 +78,9 @@ class FileCopier:
             if not stat.S_ISREG(status.st_mode):
                 return False
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-            target = os.open(name, flags, 0o600, dir_fd=target_at)
+            if self._opener is None:
+                self._opener = Opener(target_at)
+            target = self._opener.open(name, flags, dir_fd=target_at)
             try:
                 self._copy_content(source, target, status.st_size)
                 self.copy_attributes(source, target, status)

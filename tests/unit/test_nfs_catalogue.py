@@ -161,7 +161,7 @@ def test_removal_does_what_it_is_asked_to(
     if on_delete == "archive":
         kept = a.root / ".dvol/archived" / a.left("archived")[0] / "file"
         assert kept.read_text() == "bytes"
-    found = volumes.survey(a.catalogue, {"held": [], "copying": []})
+    found = volumes.survey(a.catalogue, {"held": []})
     assert found["thrown_away"] == len(a.left("trash"))
     command = own_program(trash, str(a.root / ".dvol/trash"))
     assert run(command, deadline_s=30).output == str(found["thrown_away"])
@@ -213,7 +213,7 @@ def test_a_node_that_is_gone_holds_nothing_for_ever(nodes: tuple[Node, Node]) ->
     lease = a.root / ".dvol/leases" / marker["id"] / "b"
     old = lease.stat().st_mtime - LEASE_FRESH_S - 1
     os.utime(lease, (old, old))
-    volumes.survey(b.catalogue, {"held": [marker["id"]], "copying": []})
+    volumes.survey(b.catalogue, {"held": [marker["id"]]})
     refused("INUSE", lambda: a.remove(marker))
     os.utime(lease, (old, old))
     assert a.remove(marker) == "delete"
@@ -370,7 +370,7 @@ def test_what_a_crash_left_half_written_goes(nodes: tuple[Node, Node]) -> None:
         path.write_text("{")
         written_s = time.time() - age_s
         os.utime(path, (written_s, written_s))
-    volumes.survey(a.catalogue, {"held": [], "copying": []})
+    volumes.survey(a.catalogue, {"held": []})
     assert a.left("new") == ["new"]
 
 

@@ -100,3 +100,28 @@ def test_one_that_answers_is_enough(
     found = backend.find("v", deadline_s=0.3)
     assert found is not None
     assert found.id == VOLUME.id
+
+
+def test_what_is_begun_while_a_share_is_looked_at_is_not_cut_short(
+    backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another mount of the same share, whose calls do not wait for this one's."""
+    share = backend._shares.of(VOLUME)
+    other = {**VOLUME.options, "nfsvers": "4.1"}
+    beside = backend._shares.of(dataclasses.replace(VOLUME, options=other))
+    assert beside is not share
+    repaired: list[str] = []
+
+    def call(self: Share, operation: str, **request: Any) -> Any:
+        if operation == "repair":
+            repaired.extend(request["tokens"])
+            return 1
+        beside.copying.add("young")
+        sizes = {"total_bytes": 2, "available_bytes": 1}
+        return {"markers": [], "begun": ["old", "young"], "thrown_away": 0, **sizes}
+
+    monkeypatch.setattr(Share, "call", call)
+    monkeypatch.setattr(Share, "_require_life", lambda _: None)
+    share.survey()
+    assert repaired == ["old"]
+    assert share.state.thrown_away == 1

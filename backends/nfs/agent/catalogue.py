@@ -11,6 +11,9 @@ The catalogue, on the share itself, so that every node that mounts it sees the s
 Names and directories are claimed with link(2), which has one winner on NFS, with the
 whole content in place. A marker is `creating` until its directory is ready, then
 `ready`, then `removing`; whoever finds one unfinished can finish it.
+
+Every file is opened with `Catalogue.files`: its time has to be the server's, and the
+other nodes must not wait for one that died with a file delegated to it.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from contextlib import suppress
 from typing import Any
 
 from backends.system.clock import monotonic_s
+from backends.system.opening import Opener
 
 # A lease that nobody touched for this long is that of a node that is gone.
 LEASE_FRESH_S = 90
@@ -72,6 +76,7 @@ class Catalogue:
         self.root = root
         self.node = node
         self.base = os.path.join(root, ".dvol")
+        self.files = Opener(root)
         self._seen: dict[str, tuple[int, int, Json]] = {}
         # When the directory of the markers changed, by its own time stamp; when we saw
         # that first, and when we last read it, by our clock.
@@ -98,7 +103,7 @@ class Catalogue:
     def read(self, *parts: str) -> Json | None:
         """Return the JSON file at *parts*, None if there is none."""
         try:
-            with open(self.path(*parts), "rb") as file:
+            with self.files.open_to_read(self.path(*parts)) as file:
                 content = file.read(MARKER_SIZE_MAX)
             found = json.loads(content)
         except FileNotFoundError:
@@ -155,7 +160,8 @@ class Catalogue:
     def _write_temporary(self, content: Json) -> str:
         self.prepare()
         path = self.path("new", uuid.uuid4().hex)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        descriptor = self.files.open(path, flags, 0o644)
         try:
             os.write(descriptor, json.dumps(content).encode())
             os.fsync(descriptor)
@@ -239,7 +245,7 @@ class Catalogue:
                 os.mkdir(self.path("leases", volume_id), 0o777)
             # Another node that gives its lease back may have removed the directory.
             with suppress(FileNotFoundError):
-                return os.open(path, flags, 0o644)
+                return self.files.open(path, flags, 0o644)
         raise Refused("INUSE", "other nodes give it back all the time: retry")
 
     def drop_lease(self, volume_id: str) -> None:

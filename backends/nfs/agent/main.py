@@ -33,6 +33,7 @@ OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
     "keep_snapshot": snapshots.keep,
     "remove_snapshot": snapshots.remove,
     "swap": snapshots.swap,
+    "repair": snapshots.repair,
 }
 
 

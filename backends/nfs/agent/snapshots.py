@@ -53,24 +53,46 @@ def copy_path(catalogue: Catalogue, token: str) -> str:
     )
 
 
-def repair(catalogue: Catalogue, markers: list[Json], under_way: list[str]) -> None:
-    """Finish what this node has begun and a crash cut short; *under_way* goes on."""
-    for marker in markers:
-        intent = marker.get("swap")
-        if intent and intent["node"] == catalogue.node:
-            if os.path.basename(intent["copy"]) in under_way:
-                continue
+def begun(catalogue: Catalogue, markers: list[Json]) -> list[str]:
+    """
+    Return the tokens of what this node has begun: copies, and swaps of *markers*.
+
+    Which of them a crash cut short only the daemon can say, and only after this look:
+    it may begin one at any moment, by another mount of the same share as well.
+    """
+    tokens = {_swap_token(catalogue, marker) for marker in markers}
+    with suppress(FileNotFoundError):
+        tokens.update(os.listdir(catalogue.path("copies", catalogue.node)))
+    return sorted(tokens - {""})
+
+
+def repair(catalogue: Catalogue, request: Json) -> int:
+    """
+    Finish the swaps and throw away the copies that a crash cut short.
+
+    Return how many things are in the trash then.
+    """
+    for marker in catalogue.scan():
+        if _swap_token(catalogue, marker) in request["tokens"]:
             try:
                 settled(catalogue, marker)
             except Refused as refusal:  # another node is at it, or a person has to look
                 sys.stderr.write(f"{marker['name']}: {refusal}\n")
-    with suppress(FileNotFoundError):
-        for token in os.listdir(catalogue.path("copies", catalogue.node)):
-            copy = catalogue.path("copies", catalogue.node, token)
-            if token not in under_way:
-                shown = os.stat(copy)
-                with as_user(shown.st_uid, shown.st_gid):
-                    throw_away(catalogue, copy, token)
+    for token in request["tokens"]:
+        copy = catalogue.path("copies", catalogue.node, token)
+        with suppress(FileNotFoundError):
+            shown = os.stat(copy)
+            with as_user(shown.st_uid, shown.st_gid):
+                throw_away(catalogue, copy, token)
+    return catalogue.count("trash")
+
+
+def _swap_token(catalogue: Catalogue, marker: Json) -> str:
+    """Return the token of the copy in a swap that this node has begun, or ""."""
+    intent = marker.get("swap")
+    if not intent or intent["node"] != catalogue.node:
+        return ""
+    return os.path.basename(str(intent["copy"]))
 
 
 def throw_away(catalogue: Catalogue, path: str, name: str) -> None:
@@ -131,7 +153,10 @@ def listed(catalogue: Catalogue, request: Json) -> list[Json]:
         for name in os.listdir(_directory(catalogue, marker)):
             facts: Json = {}
             path = os.path.join(_directory(catalogue, marker), name, _FACTS)
-            with suppress(FileNotFoundError, ValueError), open(path) as file:
+            with (
+                suppress(FileNotFoundError, ValueError),
+                catalogue.files.open_to_read(path) as file,
+            ):
                 facts = json.load(file)
             found.append({**facts, "name": name})
     return found
@@ -142,7 +167,7 @@ def keep(catalogue: Catalogue, request: Json) -> None:
     with _as_owner_if_squashed(catalogue, request):
         marker = require_volume(catalogue, request)
         copy = catalogue.path("copies", catalogue.node, request["token"])
-        _write_facts(copy, request["facts"])
+        _write_facts(catalogue, copy, request["facts"])
         _place(catalogue, marker, copy, request["snapshot"])
 
 
@@ -201,7 +226,7 @@ def swap(catalogue: Catalogue, request: Json) -> None:
             _require_free(
                 os.path.join(_directory(catalogue, found), request["keep_as"])
             )
-            _write_facts(copy, request["facts"])
+            _write_facts(catalogue, copy, request["facts"])
             intent = {
                 "copy": os.path.relpath(copy, catalogue.root),
                 "keep_as": request["keep_as"],
@@ -266,9 +291,10 @@ def _require_free(path: str) -> None:
         )
 
 
-def _write_facts(copy: str, facts: Json) -> None:
+def _write_facts(catalogue: Catalogue, copy: str, facts: Json) -> None:
     path = os.path.join(copy, _FACTS)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    descriptor = catalogue.files.open(path, flags)
     try:
         os.write(descriptor, json.dumps(facts).encode())
         os.fsync(descriptor)

@@ -291,10 +291,10 @@ def survey(catalogue: Catalogue, request: Json) -> Json:
         catalogue.touch_lease(volume_id)
     usage = os.statvfs(catalogue.root)
     markers = catalogue.scan()
-    snapshots.repair(catalogue, markers, request["copying"])
     catalogue.sweep_new()
     return {
         "markers": markers,
+        "begun": snapshots.begun(catalogue, markers),
         "thrown_away": catalogue.count("trash"),
         "total_bytes": usage.f_blocks * usage.f_frsize,
         "available_bytes": usage.f_bavail * usage.f_frsize,

@@ -1,0 +1,70 @@
+"""
+Opens files whose times their server keeps, also on NFS.
+
+A server of NFS 4.2 may delegate a file's times to the client that has it open. From
+then on this client's clock says here when the file was written, and what utime(2) sets
+is dropped by the server if it is older than the delegation. A delegation of any kind
+also makes others who want the file wait for a client that is dead. A client asks for
+none for a file that it opens with O_DIRECT; the flag is taken off the descriptor at
+once, so that reads and writes are cached as ever.
+
+Standard library alone and quick to import: the share's agent and `tree.py` use it.
+
+Source: RFC 8881, 18.16.3 (OPEN4_SHARE_ACCESS_WANT_NO_DELEG); RFC 9754, 5; measured:
+docs/adr/0008-nfs.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from backends.system.mountinfo import parse_mountinfo
+
+_MOUNTINFO = Path("/proc/self/mountinfo")
+
+
+class Opener:
+    """Opens files on the filesystem of *directory*, a path or an open one."""
+
+    def __init__(self, directory: str | int) -> None:
+        # Elsewhere the flag means another thing, or the filesystem refuses it.
+        self._extra = os.O_DIRECT if _is_nfs(directory) else 0
+
+    def open(
+        self,
+        path: str | bytes,
+        flags: int,
+        mode: int = 0o600,
+        *,
+        dir_fd: int | None = None,
+    ) -> int:
+        """Open a file, as os.open does, so that it is not delegated."""
+        descriptor = os.open(path, flags | self._extra, mode, dir_fd=dir_fd)
+        if self._extra:
+            try:
+                now = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+                fcntl.fcntl(descriptor, fcntl.F_SETFL, now & ~self._extra)
+            except OSError:
+                os.close(descriptor)
+                raise
+        return descriptor
+
+    def open_to_read(self, path: str) -> BinaryIO:
+        """Return the file at *path*, opened for reading."""
+        return os.fdopen(self.open(path, os.O_RDONLY), "rb")
+
+
+def _is_nfs(directory: str | int) -> bool:
+    # Not statfs(2), which asks the server.
+    if isinstance(directory, int):
+        device = os.fstat(directory).st_dev
+    else:
+        device = Path(directory).stat().st_dev
+    shown = f"{os.major(device)}:{os.minor(device)}"
+    return any(
+        entry.device == shown and entry.filesystem.startswith("nfs")
+        for entry in parse_mountinfo(_MOUNTINFO.read_text(errors="replace"))
+    )

@@ -1,0 +1,52 @@
+"""What a daemon that ended has left half-done on a share, and what goes on there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends.nfs.agent import snapshots, volumes
+from tests.support.nfs_agent import Node
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> tuple[Node, Node]:
+    """Return two nodes of one share."""
+    return Node(tmp_path, "a"), Node(tmp_path, "b")
+
+
+def test_only_copies_that_were_cut_short_are_thrown_away(
+    nodes: tuple[Node, Node],
+) -> None:
+    a, b = nodes
+    for each, token in ((a, "old"), (a, "young"), (b, "foreign")):
+        request = {"token": token, "uid": 0, "gid": 0}
+        path = snapshots.begin_copy(each.catalogue, request)["path"]
+        (a.root / path / "file").write_text(token)
+    assert volumes.survey(a.catalogue, {"held": []})["begun"] == ["old", "young"]
+    # It may be gone when the answer comes.
+    request = {"tokens": ["gone", "old"]}
+    assert snapshots.repair(a.catalogue, request) == 1
+    assert a.left("copies", "a") == ["young"]
+    assert a.left("copies", "b") == ["foreign"]
+    assert a.left("trash") == ["old"]
+
+
+def test_a_swap_is_finished_once_its_daemon_has_ended(
+    nodes: tuple[Node, Node],
+) -> None:
+    a, b = nodes
+    marker = a.create("v")
+    (a.root / "v/file").write_text("before")
+    request = {"token": "token", "uid": 0, "gid": 0}
+    path = snapshots.begin_copy(a.catalogue, request)["path"]
+    (a.root / path / "file").write_text("after")
+    copy = str(Path(path).parent)
+    a.forge(marker, swap={"copy": copy, "keep_as": "kept", "node": "a"})
+    assert volumes.survey(b.catalogue, {"held": []})["begun"] == []
+    assert volumes.survey(a.catalogue, {"held": []})["begun"] == ["token"]
+    assert (a.root / "v/file").read_text() == "before"
+    snapshots.repair(a.catalogue, {"tokens": ["token"]})
+    assert (a.root / "v/file").read_text() == "after"
+    assert volumes.survey(a.catalogue, {"held": []})["begun"] == []

@@ -1,0 +1,100 @@
+"""Files are opened so that an NFS server delegates nothing; here without a server."""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from backends.system import opening
+from backends.system.copy_file import FileCopier
+from backends.system.opening import Opener
+from tests.support.host import REPOSITORY
+
+AGENT = REPOSITORY / "backends/nfs/agent"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return the flags of every open(2), and have all filesystems be NFS."""
+    flags: list[int] = []
+    real = os.open
+
+    def spy(path: str, asked: int, *rest: int, dir_fd: int | None = None) -> int:
+        flags.append(asked)
+        # Not each filesystem that tests run on knows the flag.
+        return real(path, asked & ~os.O_DIRECT, *rest, dir_fd=dir_fd)
+
+    monkeypatch.setattr(opening, "_is_nfs", lambda _: True)
+    monkeypatch.setattr(os, "open", spy)
+    return flags
+
+
+def test_on_nfs_no_delegation_is_asked_for(tmp_path: Path, asked: list[int]) -> None:
+    opener = Opener(str(tmp_path))
+    descriptor = opener.open(str(tmp_path / "file"), os.O_RDWR | os.O_CREAT)
+    assert asked[-1] & os.O_DIRECT
+    # Reads and writes go through the cache.
+    assert not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
+    os.write(descriptor, b"content")
+    os.close(descriptor)
+    with opener.open_to_read(str(tmp_path / "file")) as file:
+        assert file.read() == b"content"
+    assert asked[-1] & os.O_DIRECT
+
+
+def test_elsewhere_the_flag_is_not_used(tmp_path: Path) -> None:
+    opener = Opener(str(tmp_path))
+    assert opener._extra == 0
+    os.close(opener.open(str(tmp_path / "file"), os.O_WRONLY | os.O_CREAT))
+
+
+@pytest.mark.parametrize(("filesystem", "flag"), [("nfs4", os.O_DIRECT), ("ext4", 0)])
+def test_the_kernels_table_says_what_is_nfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filesystem: str, flag: int
+) -> None:
+    device = tmp_path.stat().st_dev
+    line = f"1 0 {os.major(device)}:{os.minor(device)} / /x rw - {filesystem} s:/e rw\n"
+    table = tmp_path / "mountinfo"
+    table.write_text(f"2 0 0:1 / /y rw - nfs4 s:/other rw\n{line}")
+    monkeypatch.setattr(opening, "_MOUNTINFO", table)
+    assert Opener(str(tmp_path))._extra == flag
+    descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    assert Opener(descriptor)._extra == flag
+    os.close(descriptor)
+
+
+def test_a_copied_file_is_made_so(tmp_path: Path, asked: list[int]) -> None:
+    at = []
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+        at.append(os.open(tmp_path / name, os.O_RDONLY | os.O_DIRECTORY))
+    (tmp_path / "source/file").write_text("x")
+    asked.clear()
+    status = (tmp_path / "source/file").stat()
+    assert FileCopier().copy("file", status, source=at[0], target=at[1])
+    (made,) = [flags for flags in asked if flags & os.O_CREAT]
+    assert made & os.O_DIRECT
+    for descriptor in at:
+        os.close(descriptor)
+
+
+def test_the_agent_opens_files_in_no_other_way() -> None:
+    """Each would be delegated, and its time be this node's instead of the server's."""
+    found = []
+    for path in sorted(AGENT.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and is_plain_open(ast.unparse(node.func)):
+                found.append(f"{path.name}:{node.lineno}")
+    assert found == []
+
+
+def is_plain_open(called: str) -> bool:
+    name = called.rpartition(".")[2]
+    return called in {"open", "os.open", "io.open"} or name in {
+        *("write_text", "write_bytes", "read_text", "read_bytes", "touch"),
+        *("mkstemp", "NamedTemporaryFile", "copyfile", "copy", "copy2"),
+    }
