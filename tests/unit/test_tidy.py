@@ -42,7 +42,10 @@ FOREIGN = re.compile(
     + r")/"
     r"|artifact"
     + r"ory|nexus\."
-    + r"[a-z]|pypi\."
+    + r"[a-z]|\bdeb"
+    + r"ian\.org|pythonhost"
+    + r"ed|npm"
+    + r"js\.|pypi\."
     + r"org|\bcla"
     + r"ude\b|anthro"
     + r"pic",
