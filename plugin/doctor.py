@@ -39,6 +39,8 @@ _PROGRAMS: Final = (
     ("chattr", "-V", "e2fsprogs", False),
 )
 _VERSION: Final = re.compile(r"\d+\.\d+")
+# Whether this machine's NFS client has directories delegated to it.
+_DIRECTORIES: Final = Path("/sys/module/nfsv4/parameters/directory_delegations")
 # Capability numbers of capability.h.
 _CAPABILITIES: Final = {"CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19, "CAP_CHOWN": 0}
 
@@ -193,6 +195,26 @@ def _shares(storages: dict[str, dict[str, Any]]) -> Iterator[Finding]:
             low = available < total * _FREE_SHARE_LOW
             hint = "less than 5 % is free" if low else ""
             yield Finding("share", "warning" if low else "ok", evidence, hint)
+    if any(facts["backend"] == "nfs" for facts in storages.values()):
+        yield from _delegations()
+
+
+def _delegations() -> Iterator[Finding]:
+    """Warn of directories that other nodes would wait for if this one died."""
+    try:
+        setting = _DIRECTORIES.read_text("ascii").strip()
+    except FileNotFoundError:
+        return  # an older kernel, or one that has not mounted anything yet
+    if setting == "Y":
+        yield Finding(
+            "NFS directories",
+            "warning",
+            "are delegated to this node: if it dies, others can change nothing in them "
+            "for 90 s",
+            "options nfsv4 directory_delegations=N in /etc/modprobe.d/nfs.conf",
+        )
+    else:
+        yield Finding("NFS directories", "ok", "are not delegated to this node")
 
 
 def _mounts(config: Config, held: set[str]) -> Iterator[Finding]:

@@ -268,3 +268,24 @@ def test_shares(
     assert finding.verdict == verdict
     assert finding.evidence.startswith("nas:/export")
     assert "share" not in examined(node, storages={"/pool": {"backend": "rsync"}})
+
+
+@pytest.mark.parametrize(("setting", "verdict"), [("Y", "warning"), ("N", "ok")])
+def test_delegated_directories(
+    node: Node,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    verdict: str,
+) -> None:
+    """Another node's calls were seen to fail for 90 s after a node's power failed."""
+    parameter = tmp_path / "directory_delegations"
+    parameter.write_text(f"{setting}\n")
+    monkeypatch.setattr("plugin.doctor._DIRECTORIES", parameter)
+    share = {"backend": "nfs", "health": "stale", "total_bytes": 1}
+    storages = {"nas:/export": {**share, "available_bytes": 1}}
+    finding = examined(node, storages=storages)["NFS directories"]
+    assert finding.verdict == verdict
+    assert "NFS directories" not in examined(node)
+    parameter.unlink()
+    assert "NFS directories" not in examined(node, storages=storages)
