@@ -18,9 +18,10 @@ setup-test:
 setup-bench:
 	@tools/setup bench
 
+# A test waits for daemons, kernels and leases more than it computes: more workers than
+# processors.
 PYTEST := $(PYTHON) -m pytest --dist loadgroup
-# They wait more than they compute: more workers than processors.
-WORKERS := 3
+WORKERS := 4
 
 # While writing: what needs no engine, no lab and no cluster of daemons.
 check: setup-test lint
