@@ -12,11 +12,11 @@ frozen, until `freeze_max_s` ends that too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from backends.system import clock
-from plugin.fencing import freezer, memory, writers
+from plugin.fencing import freezer, memory, processes, writers
 from plugin.fencing.freezer import Target
 from plugin.fencing.held import HeldVolume, State
 from plugin.fencing.memory import Fence
@@ -51,8 +51,6 @@ class Fences:
         self._memory = memory.load(run_dir)
         self._scan_at_s = 0.0
         self._files_at_s = 0.0
-        # Stopped, but not yet written down.
-        self._hunted: set[Target] = set()
         # Asked to stop, but still in the kernel: waiting for a disk, or forking.
         self._late: set[Target] = set()
         # The daemon and its helpers, which read volumes: they stop by themselves.
@@ -186,22 +184,27 @@ class Fences:
                     self._late.add(target)
             if number > 0 or not files:
                 hunts += 1
-                hunted = hunts <= _HUNTS_MAX and self._hunt(found.values())
+                hunted = hunts <= _HUNTS_MAX and self._hunt(fences, found)
                 if not new and not hunted:
                     break
             if deadline.passed():
                 break
-        self._hunted = {target for target in self._hunted if target.exists}
 
-    def _hunt(self, found: Iterable[writers.Writers]) -> bool:
+    def _hunt(
+        self, fences: Sequence[Fence], found: Mapping[str, writers.Writers]
+    ) -> bool:
         """
         Stop who is gone before it can be planned for; return whether there may be any.
 
         Processes that fork and end at once run away from every list of them, but not
-        from a signal to their process group, which no child of theirs escapes.
+        from a signal to their process group, which no child of theirs escapes. Who was
+        stopped is noted at once: the volume may be held again before the next scan.
         """
         namespaces = {
-            number for each in found if each.fleeting for number in each.namespaces
+            number
+            for each in found.values()
+            if each.fleeting
+            for number in each.namespaces
         }
         if not namespaces:
             return False
@@ -209,8 +212,25 @@ class Fences:
         for group, members in inside.items():
             # In a frozen control group nobody runs away.
             if not freezer.any_frozen(members, self._stopped()):
-                self._hunted |= freezer.stop_group(group, members)
+                stopped = freezer.stop_group(group, members)
+                if stopped:
+                    self._note(stopped, fences, found)
         return True
+
+    def _note(
+        self,
+        stopped: Iterable[Target],
+        fences: Sequence[Fence],
+        found: Mapping[str, writers.Writers],
+    ) -> None:
+        """Write down who of the fences' writers was *stopped*, for us to thaw."""
+        for target in stopped:
+            namespace = processes.mount_namespace(target.pid)
+            for fence in fences:
+                if namespace in found[fence.volume.id].namespaces:
+                    fence.targets[target] = True
+                    fence.killed = False
+        self.save()
 
     def _find(
         self, fences: Iterable[Fence], *, open_files: bool
@@ -225,14 +245,13 @@ class Fences:
             wanted = freezer.plan(found, self._stopped())
         new = set()
         for target, mine in wanted.items():
-            ours = mine or target in self._hunted
             known = fence.targets.get(target)
             if known is None:
                 self._log(f"{fence.volume.id}: stops {target.path or target.pid}")
             stopped = target in self._late or freezer.is_stopped(target)
-            if known != ours or not stopped:
+            if known != mine or not stopped:
                 new.add(target)
-            fence.targets[target] = ours
+            fence.targets[target] = mine
         if new:
             fence.killed = False
         for target in [each for each in fence.targets if each not in wanted]:

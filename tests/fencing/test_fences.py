@@ -1,0 +1,52 @@
+"""What is fenced and thawed again, without a guard process around it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from plugin.fencing import fences as fences_module
+from plugin.fencing import processes
+from plugin.fencing.fences import Fences
+from tests.fencing.world import FLEE, WAIT_S, Volume, container
+from tests.support.host import wait_until
+
+TURNS = 5
+
+
+def is_stopped(group: int) -> bool:
+    """Return whether a process of *group* is there and stopped."""
+    found = [processes.look(pid) for pid in processes.ids()]
+    return any(each and each.group == group and each.stopped for each in found)
+
+
+def test_who_was_stopped_last_goes_on_as_well(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A scan may end right after it has stopped a process that forks and ends.
+
+    The volume is held again before the next scan: nobody else would let it go on.
+    """
+    # As if the time for a scan were over just then.
+    monkeypatch.setattr(fences_module, "_ROUNDS_MAX", 2)
+    fences = Fences(str(tmp_path), log=lambda _: None)
+    with container(volume, FLEE) as process:
+        volume.wait_writing()
+        # The first of the chain came from this process, which the guard would spare.
+        wait_until(lambda: process.poll() is not None, timeout_s=WAIT_S, what="its end")
+
+        def is_caught() -> bool:
+            """Let the deadline pass and come back; whoever is stopped must go on."""
+            fences.hold([volume.held(-1)])
+            fences.act()
+            time.sleep(0.05)
+            caught = is_stopped(process.pid)
+            fences.hold([volume.held(60)])
+            volume.wait_writing()
+            return caught
+
+        for _ in range(TURNS):
+            wait_until(is_caught, timeout_s=WAIT_S, what="the process is stopped")
