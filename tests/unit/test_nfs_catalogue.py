@@ -362,16 +362,29 @@ def test_one_damaged_marker_hides_no_other(nodes: tuple[Node, Node]) -> None:
     assert b.names() == ["w"]
 
 
-def test_what_a_crash_left_half_written_goes(nodes: tuple[Node, Node]) -> None:
+def test_what_a_crash_left_half_written_goes(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, _ = nodes
     a.create("v")
-    for name, age_s in (("old", 4000), ("new", 0)):
-        path = a.root / ".dvol/new" / name
-        path.write_text("{")
-        written_s = time.time() - age_s
-        os.utime(path, (written_s, written_s))
+    (a.root / ".dvol/new/left").write_text("{")
     volumes.survey(a.catalogue, {"held": []})
-    assert a.left("new") == ["new"]
+    assert a.left("new") == ["left"]
+    later_s = time.time() + 4000
+    monkeypatch.setattr(Catalogue, "_server_time_s", lambda _: later_s)
+    volumes.survey(a.catalogue, {"held": []})
+    assert a.left("new") == []
+
+
+def test_what_another_node_is_just_creating_stays(nodes: tuple[Node, Node]) -> None:
+    """Until that is done, the file's mtime is a number of that node's, and no time."""
+    a, _ = nodes
+    a.create("v")
+    path = a.root / ".dvol/new/another-node-s"
+    path.touch()
+    os.utime(path, (4711, 4711))
+    volumes.survey(a.catalogue, {"held": []})
+    assert a.left("new") == ["another-node-s"]
 
 
 def test_nonsense_in_a_request_or_marker_is_an_answer(nodes: tuple[Node, Node]) -> None:

@@ -170,13 +170,19 @@ class Catalogue:
         return path
 
     def sweep_new(self) -> None:
-        """Remove the files that a crash has left half-written."""
+        """
+        Remove the files that a crash has left half-written.
+
+        A file that another node is just creating has a number of that node's where its
+        mtime will be: the server keeps it there to know a repeated request by. Only its
+        ctime is a time. Source: RFC 1813, 3.3.8 (EXCLUSIVE); RFC 8881, 18.16.3.
+        """
         if not self.count("new"):
             return
         now_s = self._server_time_s()
         for entry in os.scandir(self.path("new")):
             with suppress(FileNotFoundError, PermissionError):
-                if now_s - entry.stat().st_mtime > _WRITING_FRESH_S:
+                if now_s - entry.stat().st_ctime > _WRITING_FRESH_S:
                     os.unlink(entry.path)
 
     def marker(self, name: str) -> Json | None:
