@@ -153,7 +153,7 @@ def test_it_promises_to_another_node(
         return not beta.call("Mount", {"Name": "counted", "ID": "one"}).error
 
     wait_until(taken, timeout_s=WAIT_S, what="the other node has it")
-    # Dead it is by now, or it would have counted on; its engine hears of it a bit later.
+    # It is dead by now, or it would count on; its engine hears of it a bit later.
     wait_until(lambda: not counting.running, timeout_s=WAIT_S, what="its end is known")
     before = counting.count()
     copied = (beta.copy(counting.id) / "live/count").read_text()
