@@ -27,6 +27,11 @@ settings.load_profile("remora")
 
 def pytest_report_header() -> str:
     """Say which kernel the lab runs, and why not a newer one."""
+    if suite := os.environ.get(kernels.VARIABLE):
+        try:
+            return f"lab kernel: {kernels.chosen().version} ({suite}, as was asked for)"
+        except RuntimeError as error:
+            return str(error)
     return str(kernels.last_choice() or "lab kernel: none was chosen")
 
 

@@ -227,8 +227,10 @@ def unmount(
         # What was done at once has waited for nobody, nor do we.
         return bool(said) and not alive.get()
     log.warning("%s was not unmounted plainly: %s", target, said)
-    # Once more: it may have died since.
-    if not (alive.get() and server_answers()):
+    # "Busy" was told at once, and what was asked aside may be old when something is
+    # forced. Whoever is alive is asked once more: it may have died since.
+    answers = server_answers() if "busy" in said else alive.get() and server_answers()
+    if not answers:
         for flags, how in _ladder(entry):
             said = _in_child(target, _UMOUNT_NOFOLLOW | flags)
             if mounted_at(target) is None:

@@ -30,8 +30,9 @@ class Opener:
     """Opens files on the filesystem of *directory*, a path or an open one."""
 
     def __init__(self, directory: str | int) -> None:
-        # Elsewhere the flag means another thing, or the filesystem refuses it.
-        self._extra = os.O_DIRECT if _is_nfs(directory) else 0
+        self._directory = directory
+        # Looked up at the first use, for a dead server may keep it.
+        self._extra: int | None = None
 
     def open(
         self,
@@ -42,6 +43,9 @@ class Opener:
         dir_fd: int | None = None,
     ) -> int:
         """Open a file, as os.open does, so that it is not delegated."""
+        if self._extra is None:
+            # Elsewhere the flag means another thing, or the filesystem refuses it.
+            self._extra = os.O_DIRECT if _is_nfs(self._directory) else 0
         descriptor = os.open(path, flags | self._extra, mode, dir_fd=dir_fd)
         if self._extra:
             try:
@@ -58,7 +62,6 @@ class Opener:
 
 
 def _is_nfs(directory: str | int) -> bool:
-    # Not statfs(2), which asks the server.
     if isinstance(directory, int):
         device = os.fstat(directory).st_dev
     else:

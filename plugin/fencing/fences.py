@@ -212,25 +212,35 @@ class Fences:
         for group, members in inside.items():
             # In a frozen control group nobody runs away.
             if not freezer.any_frozen(members, self._stopped()):
-                stopped = freezer.stop_group(group, members)
-                if stopped:
-                    self._note(stopped, fences, found)
+                known = freezer.running(members)
+                # Before it is done: who comes after a crash knows whom to thaw.
+                self._note(known, fences, found)
+                born = freezer.stop_group(group, members) - known
+                freezer.thaw(self._note(born, fences, found))
         return True
 
     def _note(
         self,
-        stopped: Iterable[Target],
+        targets: Iterable[Target],
         fences: Sequence[Fence],
         found: Mapping[str, writers.Writers],
-    ) -> None:
-        """Write down who of the fences' writers was *stopped*, for us to thaw."""
-        for target in stopped:
+    ) -> set[Target]:
+        """Write *targets* down as ours to thaw; return those that are of no fence."""
+        strangers = set()
+        for target in targets:
             namespace = processes.mount_namespace(target.pid)
-            for fence in fences:
-                if namespace in found[fence.volume.id].namespaces:
-                    fence.targets[target] = True
-                    fence.killed = False
+            theirs = [
+                fence
+                for fence in fences
+                if namespace in found[fence.volume.id].namespaces
+            ]
+            for fence in theirs:
+                fence.targets[target] = True
+                fence.killed = False
+            if not theirs:
+                strangers.add(target)
         self.save()
+        return strangers
 
     def _find(
         self, fences: Iterable[Fence], *, open_files: bool

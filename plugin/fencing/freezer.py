@@ -158,6 +158,15 @@ def any_frozen(members: Iterable[Process], stopped: Stopped) -> bool:
     )
 
 
+def running(members: Iterable[Process]) -> set[Target]:
+    """Return those of *members* that nobody has stopped."""
+    return {
+        Target("process", "", process.pid, process.started)
+        for process in members
+        if not process.stopped
+    }
+
+
 def stop_group(group: int, members: Iterable[Process]) -> set[Target]:
     """Stop a process group; return who was not stopped before, children included."""
     before = {process.pid for process in members if process.stopped}

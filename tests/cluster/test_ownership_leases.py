@@ -157,7 +157,7 @@ def test_a_volume_taken_from_a_living_daemon_is_lost_with_its_tail_kept(
 def test_without_etcd_a_sole_member_goes_on(
     make_owner: Make, server: Cluster, records: Records
 ) -> None:
-    owner = make_owner("alpha", failsafe=True)
+    owner = make_owner("alpha", failsafe=True, tuning={})
     owner.create("idle")
     volume_id, writer = start_writer(owner)
     before = records.head(volume_id)

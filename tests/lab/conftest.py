@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LINES_MAX = 60
+LABS = pytest.StashKey[Labs]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -39,9 +40,9 @@ def _requirements() -> None:
 
 
 @pytest.fixture(scope="session")
-def labs(_requirements: None) -> Iterator[Labs]:
-    """Yield where labs come from; the last one ends with the session."""
-    labs = Labs()
+def labs(_requirements: None, request: pytest.FixtureRequest) -> Iterator[Labs]:
+    """Yield where labs come from."""
+    labs = request.session.stash.setdefault(LABS, Labs())
     yield labs
     labs.close()
 
@@ -80,10 +81,16 @@ def shared_cluster(
     """Return the daemons on etcd; the module may say `ETCD_NODES` and `SETTINGS`."""
     etcd_nodes = getattr(request.module, "ETCD_NODES", cluster_module.NAMES)
     settings = getattr(request.module, "SETTINGS", {})
+    own = (etcd_nodes, settings) != (cluster_module.NAMES, {})
+    assert not (own and topology_of(request.module).shared_as), "it needs its own lab"
 
     def started() -> Cluster:
         cluster = Cluster(shared_lab, etcd_nodes, settings)
-        cluster.start()
+        try:
+            cluster.start()
+        except BaseException:
+            labs.close()  # what of it runs is in nobody's hands
+            raise
         return cluster
 
     return labs.part("cluster", started, Cluster.stop)
@@ -105,9 +112,28 @@ def topology_of(module: object) -> Topology:
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Keep the tests that share nodes on one worker."""
+    item.add_marker(pytest.mark.xdist_group(f"lab-{_sharing(item)}"))
+
+
+def _sharing(item: pytest.Item) -> str:
+    """Return the name that all tests with the same lab have in common."""
     assert isinstance(item, pytest.Function)
-    shared_as = topology_of(item.module).shared_as
-    item.add_marker(pytest.mark.xdist_group(f"lab-{shared_as or item.path.stem}"))
+    return topology_of(item.module).shared_as or item.path.stem
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Iterator[None]:
+    """End the lab with its last test: the kernels take time from what comes next."""
+    yield
+    goes_on = (
+        nextitem is not None
+        and nextitem.path.parent == item.path.parent
+        and _sharing(nextitem) == _sharing(item)
+    )
+    if LABS in item.session.stash and not goes_on:
+        item.session.stash[LABS].close()
 
 
 @pytest.hookimpl(tryfirst=True)

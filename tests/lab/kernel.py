@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING
 
 from tests.support.host import SYSTEM_PATH
 
-from .kernels import FIRST_ARGUMENTS
+from .kernels import FIRST_ARGUMENTS, memory_directory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 GUEST = Path(__file__).resolve().parent / "guest.py"
 END_DEADLINE_S = 30.0
-# A kernel keeps its memory in an unlinked file, sparse; this much has to fit at least.
-MEMORY_FILES_BYTES_MIN = 2 * 2**30
 
 WARDEN = """
 exec {input}<&0
@@ -84,7 +82,10 @@ class Kernel:
                 stdout=log,
                 stderr=log,
                 pass_fds=(node_line.fileno(), node_terminal.fileno()),
-                env={"PATH": SYSTEM_PATH, "TMPDIR": str(_memory_directory(hardware))},
+                env={
+                    "PATH": SYSTEM_PATH,
+                    "TMPDIR": str(memory_directory(hardware.work)),
+                },
             )
 
     @property
@@ -128,11 +129,3 @@ def _command_line(hardware: Hardware, line: int, terminal: int) -> list[str]:
         *(f"uml_dir={hardware.work / 'uml'}", f"umid={hardware.name}"),
         hardware.init_variable,
     ]
-
-
-def _memory_directory(hardware: Hardware) -> Path:
-    """Return where kernels keep their memory: not on disk if there is a choice."""
-    shared = Path("/dev/shm")
-    if shared.is_dir() and shutil.disk_usage(shared).free >= MEMORY_FILES_BYTES_MIN:
-        return shared
-    return hardware.work

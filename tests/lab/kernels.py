@@ -14,7 +14,6 @@ fetched. With --others it prints the suites besides the chosen one whose kernels
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import functools
 import hashlib
@@ -26,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,13 +44,20 @@ INSTALLED: Final = "installed"
 KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
 FETCH_DEADLINE_S: Final = 180.0
 TRIAL_DEADLINE_S: Final = 30.0
-# A suite that was not to be had is asked for again after this.
+# A suite that was refused, for whatever reason, is tried again after this.
 CHOICE_AGE_MAX_S: Final = 86_400.0
+# A kernel keeps its memory in an unlinked file, sparse; this much has to fit at least.
+MEMORY_FILES_BYTES_MIN: Final = 2 * 2**30
 # What a kernel says in the end if it could run its first process, which only ends.
 BOOTED: Final = "Attempted to kill init! exitcode=0x00000000"
 # Before any other argument. Older kernels do not know it; `auto` tries what is faster.
 FIRST_ARGUMENTS: Final = ("seccomp=auto",)
 REASON_LENGTH_MAX: Final = 160
+# Whatever is wrong with an archive, or with what it has, means the next candidate.
+FAULTS: Final = (
+    *(OSError, subprocess.SubprocessError, RuntimeError),
+    *(ValueError, StopIteration),
+)
 # The kernel must not be process 1 of its namespace: that one cannot abort.
 WAIT_FOR: Final = '"$@"; exit $?'
 
@@ -81,8 +88,6 @@ class Choice(msgspec.Struct, frozen=True, omit_defaults=True):
     # None if no kernel boots.
     files: KernelFiles | None
     refused: tuple[tuple[str, str], ...] = ()
-    # Whether a suite was refused only because it was not to be had.
-    incomplete: bool = False
 
     def __str__(self) -> str:
         """Return one line for people."""
@@ -102,9 +107,12 @@ def chosen() -> KernelFiles:
     """
     if suite := os.environ.get(VARIABLE):
         try:
-            return fetched(suite)
+            return cached(suite)
         except UnavailableError as error:
-            raise RuntimeError(f"{VARIABLE}={suite}: {error}") from error
+            raise RuntimeError(
+                f"{VARIABLE}={suite}: {error}: python -m tests.lab.kernels --others "
+                "fetches what there is"
+            ) from error
     choice = last_choice()
     if choice is None:
         raise RuntimeError(
@@ -133,25 +141,33 @@ def make_choice(
     machine: str = "",
 ) -> Choice:
     """Return the first of *suites* whose kernel *fetch* gets and this machine boots."""
-    refused, incomplete, files = [], False, None
+    refused, files = [], None
     for suite in suites:
         try:
             candidate = fetch(suite)
         except UnavailableError as error:
             refused.append((suite, f"not to be had ({error})"))
-            incomplete = True
             continue
         if why := trial(candidate):
             refused.append((suite, f"{candidate.version} does not boot here ({why})"))
             continue
         files = candidate
         break
-    return Choice(machine, time.time(), files, tuple(refused), incomplete)
+    return Choice(machine, time.time(), files, tuple(refused))
+
+
+def memory_directory(otherwise: Path) -> Path:
+    """Return where kernels keep their memory: not on disk if there is a choice."""
+    shared = Path("/dev/shm")
+    if shared.is_dir() and shutil.disk_usage(shared).free >= MEMORY_FILES_BYTES_MIN:
+        return shared
+    return otherwise
 
 
 def trial(files: KernelFiles) -> str:
     """Return why the kernel does not boot on this machine, or '' if it does."""
-    with tempfile.TemporaryDirectory(prefix="remora-kernel-") as work:
+    KERNELS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=KERNELS, prefix="trial-") as work:
         arguments = [
             *(files.program, *FIRST_ARGUMENTS, "mem=256M"),
             *("rootfstype=hostfs", "rootflags=/", "ro", "init=/bin/true"),
@@ -167,7 +183,7 @@ def trial(files: KernelFiles) -> str:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 timeout=TRIAL_DEADLINE_S,
-                env={"PATH": SYSTEM_PATH, "TMPDIR": work},
+                env={"PATH": SYSTEM_PATH, "TMPDIR": str(memory_directory(Path(work)))},
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
@@ -194,20 +210,36 @@ def fetched(suite: str) -> KernelFiles:
     Raises:
         UnavailableError: it could not be fetched.
     """
+    with suppress(UnavailableError):
+        return cached(suite)
+    target = KERNELS / suite
+    with tempfile.TemporaryDirectory(dir=KERNELS, prefix="fetch-") as work:
+        part = Path(work) / "part"
+        try:
+            _unpack(suite, Path(work), part)
+            _link_with_own_libc(part, target)
+        except FAULTS as error:
+            raise UnavailableError(_failure(error)) from error
+        shutil.rmtree(target, ignore_errors=True)
+        part.rename(target)
+    return cached(suite)
+
+
+def cached(suite: str) -> KernelFiles:
+    """
+    Return the kernel of *suite* that was fetched.
+
+    Raises:
+        UnavailableError: it was not.
+    """
     if suite == INSTALLED:
         return _installed()
     target = KERNELS / suite
-    if not (target / "linux.uml").exists():
-        with tempfile.TemporaryDirectory(dir=KERNELS, prefix="fetch-") as work:
-            part = Path(work) / "part"
-            try:
-                _unpack(suite, Path(work), part)
-            except (OSError, subprocess.SubprocessError, RuntimeError) as error:
-                raise UnavailableError(_failure(error)) from error
-            shutil.rmtree(target, ignore_errors=True)
-            part.rename(target)
-            _link_with_own_libc(target)
-    program, modules = target / "linux.uml", _only(target / "modules")
+    program, place = target / "linux.uml", target / "place"
+    # The program names the place of its libc: in a cache that was moved it is lost.
+    if not program.exists() or place.read_text() != str(target):
+        raise UnavailableError("it was not fetched")
+    modules = _only(target / "modules")
     return KernelFiles(suite, str(program), str(modules))
 
 
@@ -240,7 +272,7 @@ def _unpack(suite: str, work: Path, part: Path) -> None:
     part.mkdir()
     libraries = next((work / "libc").glob("**/libc.so.6")).parent
     libraries.rename(part / "libc")
-    (work / "kernel/usr/bin/linux.uml").rename(part / "linux.unlinked")
+    (work / "kernel/usr/bin/linux.uml").rename(part / "linux.uml")
     (work / "kernel/usr/lib/uml/modules").rename(part / "modules")
     version = _only(part / "modules").name
     root = work / "root/lib/modules"
@@ -249,17 +281,15 @@ def _unpack(suite: str, work: Path, part: Path) -> None:
     run("depmod", "-b", str(work / "root"), version)
 
 
-def _link_with_own_libc(target: Path) -> None:
-    """Make the program, which names the place of its libc: the last step."""
+def _link_with_own_libc(part: Path, target: Path) -> None:
+    """Let the program in *part* find its libc once all of it is at *target*."""
     # Started by hand through its ld.so it would measure the wrong address space.
-    part = target / "linux.part"
-    loader = next((target / "libc").glob("ld-linux*.so.*"))
-    shutil.copy2(target / "linux.unlinked", part)
+    loader = next((part / "libc").glob("ld-linux*.so.*"))
     run(
-        *("patchelf", "--set-interpreter", str(loader)),
-        *("--set-rpath", str(target / "libc"), str(part)),
+        *("patchelf", "--set-interpreter", str(target / "libc" / loader.name)),
+        *("--set-rpath", str(target / "libc"), str(part / "linux.uml")),
     )
-    part.rename(target / "linux.uml")
+    (part / "place").write_text(str(target))
 
 
 def run(*argv: str, cwd: Path | None = None) -> None:
@@ -301,7 +331,7 @@ def _choice_path() -> Path:
     return KERNELS / f"choice-{_machine()}.json"
 
 
-@contextlib.contextmanager
+@contextmanager
 def _locked() -> Iterator[None]:
     """Let one process at a time fetch and choose."""
     KERNELS.mkdir(parents=True, exist_ok=True)
@@ -325,7 +355,9 @@ def _chosen_anew(*, fresh: bool) -> Choice:
 def main() -> None:
     """Choose, unless that was done; see the module's text."""
     parser = argparse.ArgumentParser(description="Choose the kernel of the lab's nodes")
-    parser.add_argument("--fresh", action="store_true", help="fetch all of them anew")
+    parser.add_argument(
+        "--fresh", action="store_true", help="fetch all anew; not while a lab runs"
+    )
     parser.add_argument(
         "--others", action="store_true", help="print which others boot here"
     )
@@ -334,7 +366,7 @@ def main() -> None:
         choice = last_choice()
         age_s = time.time() - choice.made_at_s if choice else 0.0
         stale = choice is None or choice.files is None
-        stale = stale or (choice.incomplete and age_s > CHOICE_AGE_MAX_S)
+        stale = stale or bool(choice.refused and age_s > CHOICE_AGE_MAX_S)
         if arguments.fresh or stale:
             choice = _chosen_anew(fresh=arguments.fresh)
             print(choice, file=sys.stderr)
@@ -346,10 +378,10 @@ def main() -> None:
 
 def _print_others(files: KernelFiles) -> None:
     """Print the older kernels that boot, and to the error output why others do not."""
-    rest = (*SUITES, INSTALLED)
-    rest = rest[rest.index(files.suite) + 1 :]
     versions = {files.version}
-    for suite in rest:
+    for suite in (*SUITES, INSTALLED):
+        if suite == files.suite:
+            continue
         with _locked():
             choice = make_choice((suite,), fetched)
         if choice.files is None:

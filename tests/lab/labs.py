@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from subprocess import SubprocessError
 from typing import Any, TypeVar
 
 from .lab import Lab, Topology
@@ -14,8 +16,9 @@ class Labs:
     """
     At most one lab, with every node on.
 
-    It stands as long as the same shared topology is asked for. A module leaves its
-    nodes as it would want to find them: its daemons stopped, and nothing mounted.
+    It stands as long as the same shared topology is asked for; `close` ends it sooner.
+    A module leaves its nodes as it would want to find them: its daemons stopped, and
+    nothing mounted.
     """
 
     def __init__(self) -> None:
@@ -27,12 +30,19 @@ class Labs:
     def lab(self, topology: Topology) -> Lab:
         """Return the lab of *topology*; one of another topology ends."""
         if self._lab is not None and topology.shared_as and topology == self._topology:
-            self._lab.restore()
-            return self._lab
+            # One that cannot be mended is not the next module's fault: it gets another.
+            with suppress(AssertionError, OSError, RuntimeError, SubprocessError):
+                self._lab.restore()
+                return self._lab
         self.close()
-        self._lab, self._topology = Lab(topology), topology
-        self._lab.boot()
-        return self._lab
+        lab = Lab(topology)
+        try:
+            lab.boot()
+        except BaseException:
+            lab.close()
+            raise
+        self._lab, self._topology = lab, topology
+        return lab
 
     def part(
         self,
@@ -53,8 +63,7 @@ class Labs:
         parts, self._parts = self._parts, {}
         if lab is None:
             return
-        try:
-            for _, end in reversed(parts.values()):
-                end()
-        finally:
-            lab.close()
+        with ExitStack() as stack:
+            stack.callback(lab.close)
+            for _, end in parts.values():
+                stack.callback(end)

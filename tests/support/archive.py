@@ -34,7 +34,12 @@ def debian_archive() -> str:
     )
     for line in listed.stdout.splitlines():
         origin, codename, address = line.split(maxsplit=2)
-        if (origin, codename) == ("Debian", release):
+        # A list of mirrors, as cloud images have it, is apt's alone: its first one.
+        if address.startswith("mirror+file:"):
+            lines = Path(address.removeprefix("mirror+file:").rstrip("/")).read_text()
+            address = lines.split(maxsplit=1)[0]
+        usable = address.startswith(("http://", "https://", "file:"))
+        if usable and (origin, codename) == ("Debian", release):
             return address.rstrip("/")
     raise RuntimeError(
         f"apt knows of no archive of Debian {release}: apt-get update, "

@@ -394,3 +394,13 @@ def test_the_intervals_of_tests_are_refused_to_everybody_else(tmp_path: Path) ->
     assert read(tmp_path, "", {**tests, "REMORA_TUNING_HOLD_S": "4"}).tuning.hold_s == 4
     with pytest.raises(ConfigError, match="unknown key"):
         read(tmp_path, "[tuning]\nnothing_s = 4", tests)
+
+
+def test_the_intervals_that_are_promised() -> None:
+    """The guide's figures rest on them, whatever tests run with."""
+    assert Config().tuning == Tuning(
+        reconcile_interval_s=10.0,
+        follow_interval_s=10.0,
+        look_interval_s=60.0,
+        hold_s=10.0,
+    )
