@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.config import (
-    DEFAULT_PATH,
-    ClusterConfig,
-    Config,
-    Tuning,
-    environment_names,
-    load,
-)
+from plugin.config import DEFAULT_PATH, ClusterConfig, Config, environment_names, load
 from plugin.daemon import profile_faults
 from plugin.errors import ConfigError
 from tests.support.config_keys import CLUSTER, DAEMON, REPLICATION, SECTIONS, SWARM
@@ -380,27 +373,3 @@ def test_any_environment_is_a_configuration_or_one_line_of_faults(
     else:
         assert config.pool.is_absolute()
         assert 0 < config.mount_deadline_s <= 100
-
-
-def test_the_intervals_of_tests_are_refused_to_everybody_else(tmp_path: Path) -> None:
-    text = "[tuning]\nhold_s = 4"
-    for environment in ({}, {"REMORA_TESTS": "0"}):
-        with pytest.raises(ConfigError, match=r"\[tuning\] is for the tests"):
-            read(tmp_path, text, environment)
-    with pytest.raises(ConfigError, match=r"\[tuning\] is for the tests"):
-        read(tmp_path, "", {"REMORA_TUNING_HOLD_S": "4"})
-    tests = {"REMORA_TESTS": "1"}
-    assert read(tmp_path, text, tests).tuning == Tuning(hold_s=4)
-    assert read(tmp_path, "", {**tests, "REMORA_TUNING_HOLD_S": "4"}).tuning.hold_s == 4
-    with pytest.raises(ConfigError, match="unknown key"):
-        read(tmp_path, "[tuning]\nnothing_s = 4", tests)
-
-
-def test_the_intervals_that_are_promised() -> None:
-    """The guide's figures rest on them, whatever tests run with."""
-    assert Config().tuning == Tuning(
-        reconcile_interval_s=10.0,
-        follow_interval_s=10.0,
-        look_interval_s=60.0,
-        hold_s=10.0,
-    )

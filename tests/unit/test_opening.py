@@ -52,18 +52,18 @@ def test_elsewhere_the_flag_is_not_used(tmp_path: Path) -> None:
     assert opener._extra == 0
 
 
-@pytest.mark.parametrize(("filesystem", "flag"), [("nfs4", os.O_DIRECT), ("ext4", 0)])
+@pytest.mark.parametrize(("filesystem", "is_nfs"), [("nfs4", True), ("ext4", False)])
 def test_the_kernels_table_says_what_is_nfs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filesystem: str, flag: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filesystem: str, is_nfs: bool
 ) -> None:
     device = tmp_path.stat().st_dev
     line = f"1 0 {os.major(device)}:{os.minor(device)} / /x rw - {filesystem} s:/e rw\n"
     table = tmp_path / "mountinfo"
     table.write_text(f"2 0 0:1 / /y rw - nfs4 s:/other rw\n{line}")
     monkeypatch.setattr(opening, "_MOUNTINFO", table)
-    assert opening._is_nfs(str(tmp_path)) == bool(flag)
+    assert opening._is_nfs(str(tmp_path)) == is_nfs
     descriptor = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
-    assert Opener(descriptor)._extra == flag
+    assert opening._is_nfs(descriptor) == is_nfs
     os.close(descriptor)
 
 
