@@ -1,4 +1,4 @@
-"""The section [tuning]: what the daemon does every so often, and who may change that."""
+"""The section [tuning]: what the daemon does every so often, for tests to change."""
 
 from __future__ import annotations
 
