@@ -250,6 +250,9 @@ class Acquisition(OwnershipViews):
             elif self.node_id not in lineage.owners():
                 votes[self.node_id] = EMPTY  # it has never had anything to lose
             choice = self.choose(record, head, lineage, votes)
+            missing = rules.unheard(head, lineage, votes, choice, orderly=orderly)
+            if living := self._living(missing):  # silent is not dead
+                raise elsewhere(record.name, head.committed, self._names(living))
         except RefusedError as error:
             raise self._why_not(record, head, error) from None
         self.replicas.make(
@@ -268,13 +271,16 @@ class Acquisition(OwnershipViews):
         self, record: VolumeRecord, head: Head, error: RefusedError
     ) -> NotOwnerError:
         """Return the error for a commit that nobody offers; who lives may do later."""
-        nodes = {each.record.id: each for each in self.membership.directory.nodes()}
-        silent = [each for each in head.holders if each != self.node_id]
-        living = [each for each in silent if each in nodes and nodes[each].alive]
+        living = self._living(head.holders)
         # Who holds the volume as it was made has nothing that could be had.
         if living and error.reason != "stale-epoch" and head.committed != EMPTY:
             return elsewhere(record.name, head.committed, self._names(living))
         return explained(record.name, error, self.name_of)
+
+    def _living(self, nodes: Iterable[str]) -> list[str]:
+        """Return the others of *nodes* whose lease has not ended."""
+        known = {each.record.id: each for each in self.membership.directory.nodes()}
+        return [n for n in nodes if n != self.node_id and n in known and known[n].alive]
 
     def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
         """Let this node's copy promise *epoch*; return its commit."""
