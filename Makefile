@@ -20,7 +20,7 @@ setup-bench:
 
 # A test waits for daemons, kernels and leases more than it computes: more workers than
 # processors.
-PYTEST := $(PYTHON) -m pytest --dist loadgroup --no-loadscope-reorder
+PYTEST := $(PYTHON) -m pytest --dist loadgroup
 WORKERS := 3
 
 # While writing: what needs no engine, no lab and no cluster of daemons.
