@@ -8,6 +8,7 @@ so the guard can stop it.
 from __future__ import annotations
 
 import contextlib
+import shlex
 import signal
 import subprocess
 import time
@@ -65,10 +66,10 @@ class Use:
             epoch=int(events[-1]["epoch"]),
         )
         log = member.node.log_path(f"writer-{tag}-{number}")
-        shown = f"/mnt/{volume}"
+        shown, program = f"/mnt/{volume}", shlex.quote(str(WRITER))
         script = (
             f"mkdir -p {shown}; mount --bind {mountpoint} {shown}; "
-            f"exec /usr/bin/python3 -ISE {WRITER} write {shown} {number} "
+            f"exec /usr/bin/python3 -ISE {program} write {shown} {number} "
             f"{WRITER_LOGS}/{tag}-{number}"
         )
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script]
