@@ -244,14 +244,14 @@ class Acquisition(OwnershipViews):
     ) -> Choice:
         """Return what to begin with; this node has promised, and has it already."""
         try:
-            votes = self._votes.of_others(record, head, deadline, orderly=orderly)
+            votes, bare = self._votes.of_others(record, head, deadline, orderly=orderly)
             if self.replica_of(record) is not None:
                 votes[self.node_id] = self._promise(record, head.epoch)
             elif self.node_id not in lineage.owners():
                 votes[self.node_id] = EMPTY  # it has never had anything to lose
             choice = self.choose(record, head, lineage, votes)
             missing = rules.unheard(head, lineage, votes, choice, orderly=orderly)
-            if living := self._living(missing):  # silent is not dead
+            if living := self._living(missing - bare):  # silent is not dead
                 raise elsewhere(record.name, head.committed, self._names(living))
         except RefusedError as error:
             raise self._why_not(record, head, error) from None

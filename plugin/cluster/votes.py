@@ -84,6 +84,15 @@ class NewerPromiseError(PeerRefusedError):
     code = "newer-promise"
 
 
+class NoCopyError(PeerRefusedError):
+    """A node has no copy to promise with: it is not silent, but has no vote."""
+
+    code = "no-copy-here"
+
+    def __init__(self, volume: str) -> None:
+        super().__init__(f"there is no copy of '{volume}' here")
+
+
 class Votes:
     """The asking side."""
 
@@ -93,11 +102,12 @@ class Votes:
 
     def of_others(
         self, record: VolumeRecord, head: Head, deadline: Deadline, *, orderly: bool
-    ) -> dict[str, Commit]:
+    ) -> tuple[dict[str, Commit], set[str]]:
         """
         Return the commits of the other members that have promised ``head.epoch``.
 
-        *orderly* says that the last owner has released the volume.
+        With them, the members that say that they have no copy. *orderly* says that the
+        last owner has released the volume.
 
         Raises:
             RefusedError: stale-epoch: the records are older than a copy.
@@ -105,7 +115,7 @@ class Votes:
         """
         others = [each for each in head.members if each != self._node_id]
         if not others or self._asks is None:
-            return {}
+            return {}, set()
         wait_s = _ORDERLY_WAIT_S if orderly else _FAILOVER_WAIT_S
         answers = self._asks.call_all(
             others,
@@ -118,7 +128,7 @@ class Votes:
             },
             deadline_s=min(wait_s, deadline.remaining_s()),
         )
-        votes = {}
+        votes, without_copy = {}, set()
         for node_id, answer in answers.items():
             if isinstance(answer, RemoraError):
                 level = (
@@ -134,9 +144,11 @@ class Votes:
                 )
                 if answer.code == NewerPromiseError.code:
                     raise RefusedError("stale-epoch", node=node_id)
+                if answer.code == NoCopyError.code:
+                    without_copy.add(node_id)
                 continue
             votes[node_id] = Commit(*answer["commit"])
-        return votes
+        return votes, without_copy
 
 
 class Witness:
@@ -178,7 +190,7 @@ class Witness:
         initial = initial_commit(record, self._node_id)
         replica = self._replicas.read(record.id, initial=initial)
         if replica is None:
-            raise PeerRefusedError(f"there is no copy of '{record.name}' here")
+            raise NoCopyError(record.name)
         if not request.orderly:  # else the last owner has let it go itself
             self._require_free(record.id)
         live = 0 < replica.live_epoch < request.epoch
@@ -186,7 +198,7 @@ class Witness:
         with self._replicas.changing(record.id):
             replica = self._replicas.read(record.id, initial=initial)
             if replica is None:
-                raise PeerRefusedError(f"there is no copy of '{record.name}' here")
+                raise NoCopyError(record.name)
             try:
                 promised = rules.promise(
                     replica, request.epoch, writers_stopped=stopped

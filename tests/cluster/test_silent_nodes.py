@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 
 import pytest
@@ -78,3 +79,18 @@ def test_a_holder_that_lives_is_not_passed_over(
     beta.signal(signal.SIGCONT)
     gamma.mount_at_last(NAME)
     assert names(live(gamma, volume_id)) == ["first", "more"]
+
+
+def test_a_last_owner_without_a_copy_has_been_heard(
+    make_owner: Make, records: Records
+) -> None:
+    """It lives and answers, and nothing can come of waiting for it."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id, _ = begin(records, alpha, beta)
+    alpha.kill()
+    beta.wait_down("alpha")
+    shutil.rmtree(alpha.copy(volume_id))
+    alpha.start()
+    alpha.wait_member()
+    beta.mount_at_last(NAME)
+    assert names(live(beta, volume_id)) == ["first"]
