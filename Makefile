@@ -20,8 +20,8 @@ setup-bench:
 
 # A test waits for daemons, kernels and leases more than it computes: more workers than
 # processors.
-PYTEST := $(PYTHON) -m pytest --dist loadgroup --no-loadscope-reorder
-WORKERS := 4
+PYTEST := $(PYTHON) -m pytest --dist loadgroup
+WORKERS := 3
 
 # While writing: what needs no engine, no lab and no cluster of daemons.
 check: setup-test lint

@@ -20,8 +20,6 @@ from hypothesis import settings
 from tests.lab import kernels
 from tests.support.namespaces import enter_private_mounts
 
-# Workers take groups in this order (--no-loadscope-reorder); the others come after.
-LONGEST_FIRST = ("lab", "engine", "cluster", "journal", "fault", "fencing", "peers")
 # Hypothesis would fail a test that takes long on busy processors.
 settings.register_profile("remora", deadline=None)
 settings.load_profile("remora")
@@ -35,12 +33,6 @@ def pytest_report_header() -> str:
         except RuntimeError as error:
             return str(error)
     return str(kernels.last_choice() or "lab kernel: none was chosen")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the directories whose groups take longest: no worker waits at last."""
-    order = {name: rank for rank, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(item.nodeid.split("/")[1], len(order)))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
