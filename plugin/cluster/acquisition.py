@@ -39,7 +39,7 @@ from plugin.cluster.state import (
     RefusedError,
     Replica,
 )
-from plugin.cluster.votes import Votes
+from plugin.cluster.votes import Votes, unheard
 from plugin.errors import NotOwnerError, PeerRefusedError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -250,7 +250,7 @@ class Acquisition(OwnershipViews):
             elif self.node_id not in lineage.owners():
                 votes[self.node_id] = EMPTY  # it has never had anything to lose
             choice = self.choose(record, head, lineage, votes)
-            missing = rules.unheard(head, lineage, votes, choice, orderly=orderly)
+            missing = unheard(head, lineage, votes, choice, orderly=orderly)
             if living := self._living(missing - bare):  # silent is not dead
                 raise elsewhere(record.name, head.committed, self._names(living))
         except RefusedError as error:

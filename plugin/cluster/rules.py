@@ -102,27 +102,6 @@ def choose(
     return Choice(base, holders, lost)
 
 
-def unheard(
-    head: Head,
-    lineage: Lineage,
-    votes: Mapping[str, Commit],
-    choice: Choice,
-    *,
-    orderly: bool,
-) -> set[str]:
-    """
-    Return the nodes that may have newer bytes than *choice*, and have not voted.
-
-    The last owner has, unless it has let the volume go itself (*orderly*); and each
-    holder of what is committed, if that would be lost.
-    """
-    wanted = {*head.holders} if choice.lost is not None else set()
-    last = lineage.epochs.get(lineage.newest(head.epoch - 1))
-    if last is not None and not orderly:
-        wanted.add(last.owner)
-    return wanted - {*votes}
-
-
 def begin(head: Head, choice: Choice) -> Head:
     """Return the head as its recovering owner begins the epoch with *choice*."""
     owner = () if head.owner in head.members else (head.owner,)

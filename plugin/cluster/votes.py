@@ -21,7 +21,7 @@ from plugin.cluster import rules
 from plugin.cluster.heads import Heads
 from plugin.cluster.replicas import Replicas
 from plugin.cluster.standing import initial_commit
-from plugin.cluster.state import Commit, Head, RefusedError
+from plugin.cluster.state import Choice, Commit, Head, Lineage, RefusedError
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -149,6 +149,27 @@ class Votes:
                 continue
             votes[node_id] = Commit(*answer["commit"])
         return votes, without_copy
+
+
+def unheard(
+    head: Head,
+    lineage: Lineage,
+    votes: Mapping[str, Commit],
+    choice: Choice,
+    *,
+    orderly: bool,
+) -> set[str]:
+    """
+    Return the nodes that may have newer bytes than *choice*, and have not voted.
+
+    The last owner has, unless it has let the volume go itself (*orderly*); and each
+    holder of what is committed, if that would be lost.
+    """
+    wanted = {*head.holders} if choice.lost is not None else set()
+    last = lineage.epochs.get(lineage.newest(head.epoch - 1))
+    if last is not None and not orderly:
+        wanted.add(last.owner)
+    return wanted - {*votes}
 
 
 class Witness:

@@ -9,9 +9,8 @@ import pytest
 
 from backends.errors import RemoraError
 from backends.system.clock import Deadline
-from plugin.cluster import rules
 from plugin.cluster.state import Choice, Commit, Epoch, Head, Lineage
-from plugin.cluster.votes import NoCopyError, Votes
+from plugin.cluster.votes import NoCopyError, Votes, unheard
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.model import VolumeRecord
 
@@ -82,5 +81,5 @@ def test_who_has_no_copy_is_told_from_who_is_silent() -> None:
 def test_who_may_have_newer_bytes_and_was_not_heard(
     votes: dict[str, Commit], choice: Choice, orderly: bool, missing: set[str]
 ) -> None:
-    found = rules.unheard(HEAD, LINEAGE, votes, choice, orderly=orderly)
+    found = unheard(HEAD, LINEAGE, votes, choice, orderly=orderly)
     assert found == missing
