@@ -12,7 +12,7 @@ frozen, until `freeze_max_s` ends that too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from backends.system import clock
@@ -221,7 +221,7 @@ class Fences:
 
     def _note(
         self,
-        targets: Iterable[Target],
+        targets: Collection[Target],
         fences: Sequence[Fence],
         found: Mapping[str, writers.Writers],
     ) -> set[Target]:
@@ -239,7 +239,9 @@ class Fences:
                 fence.killed = False
             if not theirs:
                 strangers.add(target)
-        self.save()
+        # A scan that finds everybody stopped by now has nothing to write.
+        if targets:
+            self.save()
         return strangers
 
     def _find(
