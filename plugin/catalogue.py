@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from plugin.errors import StoreError
+from plugin.errors import ChangedError, StoreError
 from plugin.model import Phase, VolumeHead, VolumeRecord
 from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Record, Store
 
@@ -80,7 +80,7 @@ class Catalogue:
         *also* is done with it, or neither is.
 
         Raises:
-            StoreError: somebody else changed it since it was read.
+            ChangedError: somebody else changed it since it was read.
 
         """
         key = _PREFIX + record.name
@@ -97,7 +97,7 @@ class Catalogue:
         Delete the record, and do *also*, or neither.
 
         Raises:
-            StoreError: somebody else changed it since it was read.
+            ChangedError: somebody else changed it since it was read.
 
         """
         key = _PREFIX + stored.record.name
@@ -122,5 +122,5 @@ def _decode_head(found: Record) -> VolumeHead:
         raise StoreError(f"record {found.key} cannot be read: {error}") from error
 
 
-def _changed(name: str) -> StoreError:
-    return StoreError(f"volume '{name}' was changed by another node", hint="retry")
+def _changed(name: str) -> ChangedError:
+    return ChangedError(f"volume '{name}' was changed by another node", hint="retry")

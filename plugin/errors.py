@@ -4,6 +4,7 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     RemoraError
     ├── VolumeNotFoundError     no record of that name
     ├── StoreError              the records cannot be read or written
+    │   └── ChangedError        somebody else changed one since it was read
     ├── ConfigError             the configuration is wrong (all faults in one error)
     ├── NodeConflictError       a node's record or its name forbids it
     ├── NodeNotFoundError       no node of that name or id
@@ -36,6 +37,10 @@ class StoreError(RemoraError):
     code = "store-unavailable"
     transient = True
     exit_code = 13
+
+
+class ChangedError(StoreError):
+    """Somebody else changed a record since it was read; nothing was changed."""
 
 
 class NotOwnerError(RemoraError):

@@ -38,12 +38,11 @@ from plugin.errors import (
 from plugin.model import VolumeRecord, check_name
 from plugin.peers.lines import read_request
 from plugin.replication.placement import Wanted
+from plugin.store.contention import attempted
 
 _REFRESH_DEADLINE_S: Final = 3.0
 _FORWARD_DEADLINE_S: Final = 20.0
 _STAND_DEADLINE_S: Final = 3.0
-# Somebody else's change comes in between; each time what is known is refreshed.
-_TRIES_MAX: Final = 4
 _REPLICAS_MAX: Final = 16
 _NAMED_MAX: Final = 10
 
@@ -162,30 +161,30 @@ class ReplicaService:
         self, name: str, node_id: str, action: Action, *, hand_on: bool
     ) -> None:
         """Write the members and what they ask for; *hand_on* it if others are to."""
-        for attempt in range(_TRIES_MAX):
-            self._ownership.heads.refresh(_REFRESH_DEADLINE_S)
-            stored = self._existing(name)
-            standing = self._standing(stored.record)
-            head = standing.head or self._ownership.initial_head(stored.record)
-            if head.phase == "owned" and head.owner != self._ownership.node_id:
-                if not hand_on:
-                    raise PeerRefusedError(f"'{name}' is not owned by this node")
-                self._hand_on(stored.record, head.owner, node_id, action)
-                return
-            self._require_steady(stored.record, head)
-            changed = self._changed(stored.record, head, node_id, action)
-            options = self._options(stored.record, head, changed)
-            record = msgspec.structs.replace(
-                stored.record, options={**stored.record.options, **options}
-            )
-            also = standing.change(put_head(record.id, changed))
-            try:
-                self._catalogue.replace(stored, record, also=also)
-            except StoreError:
-                if attempt + 1 == _TRIES_MAX:
-                    raise
-            else:
-                return
+        self._ownership.heads.refresh(_REFRESH_DEADLINE_S)
+        attempted(
+            lambda: self._try_change(name, node_id, action, hand_on=hand_on),
+        )
+
+    def _try_change(
+        self, name: str, node_id: str, action: Action, *, hand_on: bool
+    ) -> None:
+        stored = self._existing(name)
+        standing = self._standing(stored.record)
+        head = standing.head or self._ownership.initial_head(stored.record)
+        if head.phase == "owned" and head.owner != self._ownership.node_id:
+            if not hand_on:
+                raise PeerRefusedError(f"'{name}' is not owned by this node")
+            self._hand_on(stored.record, head.owner, node_id, action)
+            return
+        self._require_steady(stored.record, head)
+        changed = self._changed(stored.record, head, node_id, action)
+        options = self._options(stored.record, head, changed)
+        record = msgspec.structs.replace(
+            stored.record, options={**stored.record.options, **options}
+        )
+        also = standing.change(put_head(record.id, changed))
+        self._catalogue.replace(stored, record, also=also)
 
     def _changed(
         self, record: VolumeRecord, head: Head, node_id: str, action: Action

@@ -34,6 +34,7 @@ from plugin.options import OptionResolver
 from plugin.propagation import Propagation
 from plugin.references import References
 from plugin.store.base import NO_CHANGE
+from plugin.store.contention import attempted
 
 log = logging.getLogger(__name__)
 
@@ -191,10 +192,13 @@ class VolumeService(VolumeCreation):
         self.registry.get(record.backend).remove(
             record.volume(), deadline_s=deadline.remaining_s()
         )
-        exclusive = self.ownership.exclusive(record)
-        gone = self.ownership.removal_done(record) if exclusive else NO_CHANGE
-        self.catalogue.delete(stored, also=gone)
+        attempted(lambda: self._delete(stored))
         self.ownership.events.add(record, "removed")
+
+    def _delete(self, stored: Stored) -> None:
+        exclusive = self.ownership.exclusive(stored.record)
+        gone = self.ownership.removal_done(stored.record) if exclusive else NO_CHANGE
+        self.catalogue.delete(stored, also=gone)
 
     def _discard(self, volume_id: str | None) -> None:
         """Take back a creation whose caller is gone."""
@@ -203,35 +207,41 @@ class VolumeService(VolumeCreation):
                 self._remove(record.name, Deadline(SHORT_DEADLINE_S))
 
     def _remove(self, name: str, deadline: Deadline) -> None:
-        stored = self.catalogue.find(name)
+        stored = attempted(lambda: self._begin_removal(name, deadline))
         if stored is None:
             return
-        if stored.record.phase == "creating":
-            self.roll_back_creation(stored, deadline)
-            return
-        if stored.record.phase == "ready":
-            # Checked before the intent is written: a refused removal changes nothing.
-            self._require_ready(stored.record)
-            self.require_unused(stored.record)
-            exclusive = self.ownership.exclusive(stored.record)
-            stored = self.catalogue.set_phase(
-                stored,
-                "removing",
-                node=self.ownership.node_id,
-                also=self.ownership.removal(stored.record, deadline)
-                if exclusive
-                else NO_CHANGE,
-            )
-        else:
-            self.require_unused(stored.record)
         try:
             self.finish_removal(stored, deadline)
         except (BackendError, VolumeBusyError):
             # Storage said no and changed nothing. Only where the outcome is unknown
             # does the intent stay, for the reconciler to finish.
-            kept = self.ownership.removal_cancelled(stored.record)
-            self.catalogue.set_phase(stored, "ready", also=kept)
+            attempted(lambda: self._cancel_removal(stored))
             raise
+
+    def _begin_removal(self, name: str, deadline: Deadline) -> Stored | None:
+        """Return the record, now `removing`; None if nothing is left to be removed."""
+        stored = self.catalogue.find(name)
+        if stored is None:
+            return None
+        if stored.record.phase == "creating":
+            self.roll_back_creation(stored, deadline)
+            return None
+        if stored.record.phase == "removing":
+            self.require_unused(stored.record)
+            return stored
+        # Checked before the intent is written: a refused removal changes nothing.
+        self._require_ready(stored.record)
+        self.require_unused(stored.record)
+        also = NO_CHANGE
+        if self.ownership.exclusive(stored.record):
+            also = self.ownership.removal(stored.record, deadline)
+        return self.catalogue.set_phase(
+            stored, "removing", node=self.ownership.node_id, also=also
+        )
+
+    def _cancel_removal(self, stored: Stored) -> None:
+        kept = self.ownership.removal_cancelled(stored.record)
+        self.catalogue.set_phase(stored, "ready", also=kept)
 
     def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:
         record = self.existing(name).record

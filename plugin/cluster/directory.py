@@ -19,14 +19,14 @@ from plugin.cluster.nodes import (
     decoded,
     owner_of,
 )
-from plugin.errors import NodeConflictError, NodeNotFoundError, StoreError
+from plugin.errors import ChangedError, NodeConflictError, NodeNotFoundError
 from plugin.logs import fields
 from plugin.store.base import Compare, Delete, Put, Store
+from plugin.store.contention import attempted
 
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 3.5
 # How often a change is tried that other changes of the same record get ahead of.
-_TRIES_MAX: Final = 5
 _NAMED_MAX: Final = 20
 _VOLUMES_NAMED_MAX: Final = 5
 
@@ -99,19 +99,8 @@ class NodeDirectory:
             StoreError: the store did not answer, or others keep changing the record.
 
         """
-        for _ in range(_TRIES_MAX):
-            self._store.refresh(_REFRESH_DEADLINE_S)
-            view = self.find(name_or_id)
-            if view.record.drained == drained:
-                return view
-            if self._mark(view.record.id, drained=drained):
-                log.info(
-                    "node %s",
-                    "drained" if drained else "undrained",
-                    extra=fields(node=view.record.name),
-                )
-                return self.find(view.record.id)
-        raise _contended(name_or_id)
+        self._store.refresh(_REFRESH_DEADLINE_S)
+        return attempted(lambda: self._set_drained(name_or_id, drained=drained))
 
     def remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
         """
@@ -122,10 +111,13 @@ class NodeDirectory:
         Raises:
             NodeConflictError: it lives, or has such data.
             NodeNotFoundError: there is no such node.
-            StoreError: the store did not answer.
+            StoreError: the store did not answer, or others keep changing the record.
 
         """
         self._store.refresh(_REFRESH_DEADLINE_S)
+        return attempted(lambda: self._remove(name_or_id, force=force))
+
+    def _remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
         view = self.find(name_or_id)
         record = view.record
         if view.alive:
@@ -153,7 +145,7 @@ class NodeDirectory:
             + ([Delete(name.key)] if name and ours else []),
         )
         if not outcome.succeeded:
-            raise _contended(name_or_id)
+            raise _changed(name_or_id)
         with self._lock:
             self._offsets_s.pop(record.id, None)
         log.info("node removed", extra=fields(node=record.name, node_id=record.id))
@@ -181,22 +173,32 @@ class NodeDirectory:
         found = [each.clock_warning() for each in self.nodes() if each.alive]
         return [each for each in found if each]
 
-    def _mark(self, node_id: str, *, drained: bool) -> bool:
-        """Return whether the mark is written; fields that we do not know stay."""
-        stored = self._store.get(NODES + node_id)
+    def _set_drained(self, name_or_id: str, *, drained: bool) -> NodeView:
+        """Return the node with, or without, the mark; fields unknown to us stay."""
+        view = self.find(name_or_id)
+        if view.record.drained == drained:
+            return view
+        stored = self._store.get(NODES + view.record.id)
         if stored is None:
-            return False
+            raise _changed(name_or_id)
         values = msgspec.json.decode(stored.value, type=dict[str, Any])
         values["drained"] = drained
-        return self._store.transact(
+        if not self._store.transact(
             [Compare(stored.key, stored.mod_revision)],
             [Put(stored.key, msgspec.json.encode(values))],
-        ).succeeded
+        ).succeeded:
+            raise _changed(name_or_id)
+        log.info(
+            "node %s",
+            "drained" if drained else "undrained",
+            extra=fields(node=view.record.name),
+        )
+        return self.find(view.record.id)
 
     def _revision(self, node_id: str) -> int:
         stored = self._store.get(NODES + node_id)
         return stored.mod_revision if stored else 0
 
 
-def _contended(name: str) -> StoreError:
-    return StoreError(f"node '{name}' was changed meanwhile", hint="retry")
+def _changed(name: str) -> ChangedError:
+    return ChangedError(f"node '{name}' was changed meanwhile", hint="retry")

@@ -23,9 +23,10 @@ from plugin.cluster.acquisition import (
 from plugin.cluster.heads import Tomb, bury, drop_lock, put_head, put_tomb
 from plugin.cluster.refusals import explained, set_apart
 from plugin.cluster.state import Commit, RefusedError
-from plugin.errors import NotOwnerError, StoreError
+from plugin.errors import ChangedError, NotOwnerError
 from plugin.model import VolumeRecord
 from plugin.store.base import NO_CHANGE, Change
+from plugin.store.contention import attempted
 
 
 class Ownership(Acquisition):
@@ -44,6 +45,12 @@ class Ownership(Acquisition):
         """
         commit = self._seal(record)
         holders = self._spread(record, commit) if commit else ()
+        attempted(lambda: self._let_go(record, commit, holders))
+
+    def _let_go(
+        self, record: VolumeRecord, commit: Commit | None, holders: tuple[str, ...]
+    ) -> None:
+        """Give the lock back, and say which commit is the newest and who has it."""
         standing = self.heads.read(record.id)
         head = standing.head
         if head is None or head.owner != self.node_id or head.phase == "idle":
@@ -66,7 +73,7 @@ class Ownership(Acquisition):
             [] if standing.locked_by != self.node_id else [drop_lock(record.id)]
         )
         if self.heads.change(standing, released, *operations) is None:
-            raise StoreError(f"'{record.name}' was changed by another node")
+            raise ChangedError(f"'{record.name}' was changed by another node")
         self.note("released", record, head.epoch, commit=str(released.committed))
 
     def commit_running(self, record: VolumeRecord, epoch: int) -> Commit:

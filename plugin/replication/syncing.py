@@ -22,7 +22,7 @@ from backends.system.clock import Deadline, monotonic_s
 from plugin.cluster import rules
 from plugin.cluster.ownership import Ownership
 from plugin.cluster.state import Commit, Head, Quality, RefusedError
-from plugin.errors import StoreError
+from plugin.errors import ChangedError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.replication.copies import Copies
@@ -30,6 +30,7 @@ from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
 from plugin.replication.receiving import pair
 from plugin.replication.sending import Report, Sending
+from plugin.store.contention import attempted
 
 log = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
@@ -331,6 +332,11 @@ class Syncing:
         self, record: VolumeRecord, epoch: int, report: Report, quality: Quality
     ) -> None:
         """Let the store know which commit is kept, and by whom."""
+        attempted(lambda: self._try_publish(record, epoch, report, quality))
+
+    def _try_publish(
+        self, record: VolumeRecord, epoch: int, report: Report, quality: Quality
+    ) -> None:
         everybody = tuple(sorted({*report.holders, self._ownership.node_id}))
         standing = self._ownership.heads.read(record.id)
         if standing.head is None:
@@ -349,7 +355,7 @@ class Syncing:
         if published == standing.head:
             return
         if self._ownership.heads.change(standing, published) is None:
-            raise StoreError("the volume's head has changed meanwhile")
+            raise ChangedError("the volume's head has changed meanwhile")
 
     def _tell(self, record: VolumeRecord, report: Report, took_s: float) -> None:
         commit, duration_ms = str(report.commit), round(1000 * took_s, 1)

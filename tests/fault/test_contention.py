@@ -1,0 +1,110 @@
+"""Another node's change comes between what a node reads and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from plugin.cluster.state import Commit
+from plugin.errors import ChangedError
+from plugin.store.base import Compare, Operation, Outcome, Put
+from tests.fault.two_nodes import World
+
+
+class Meddler:
+    """Writes what a change depends on, just before it is made, *times* times."""
+
+    def __init__(self, world: World) -> None:
+        self.store = world.store
+        self._transact = world.store.transact
+        self.key, self.times = "", 0
+        self.store.transact = self.transact  # type: ignore[method-assign]
+
+    def meddle(self, key: str, times: int) -> None:
+        self.key, self.times = key, times
+
+    def transact(
+        self, conditions: Sequence[Compare], operations: Sequence[Operation]
+    ) -> Outcome:
+        keys = [each.key for each in conditions if each.key.startswith(self.key)]
+        if self.key and keys and self.times:
+            self.times -= 1
+            for key in keys:
+                if found := self.store.get(key):
+                    self._transact([], [Put(key, found.value, found.lease)])
+        return self._transact(conditions, operations)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path, "alpha")
+    yield made
+    made.close()
+
+
+def released(world: World) -> str:
+    """Return the id of a volume that was written to."""
+    world.service.create("v", {})
+    (world.mount() / "file").write_text("bytes")
+    return world.service.existing("v").record.id
+
+
+@pytest.mark.parametrize("key", ["v/", "volumes/"])
+def test_a_volume_is_removed_although_others_change_it(world: World, key: str) -> None:
+    released(world)
+    world.service.unmount("v", "engine")
+    meddler = Meddler(world)
+    meddler.meddle(key, 2)
+    world.service.remove("v")
+    assert not meddler.times
+    assert world.service.catalogue.find("v") is None
+    assert world.store.prefix("v/")[0] == []
+
+
+def test_a_volume_that_changes_all_the_time_stays_whole(world: World) -> None:
+    released(world)
+    world.service.unmount("v", "engine")
+    meddler = Meddler(world)
+    meddler.meddle("volumes/", 1000)
+    with pytest.raises(ChangedError, match="'v' was changed by another node"):
+        world.service.remove("v")
+    assert 990 < meddler.times < 1000
+    assert world.service.existing("v").record.phase == "ready"
+    assert world.content() == "bytes"
+    meddler.meddle("", 0)
+    world.service.remove("v")
+
+
+def test_a_volume_is_let_go_although_others_change_it(world: World) -> None:
+    volume_id = released(world)
+    meddler = Meddler(world)
+    meddler.meddle("v/", 2)
+    world.service.unmount("v", "engine")
+    assert not meddler.times
+    standing = world.ownership.heads.read(volume_id)
+    assert standing.head is not None
+    assert (standing.head.phase, standing.locked_by) == ("idle", "")
+    assert standing.head.committed == Commit(1, 1)
+
+
+def test_nodes_are_drained_and_removed_although_others_change_them(
+    world: World, tmp_path: Path
+) -> None:
+    beta = World(tmp_path, "beta")
+    beta.close()
+    [alive] = [
+        each
+        for each in world.store.prefix("alive/")[0]
+        if each.key.endswith(beta.node.id)
+    ]
+    world.store.revoke_lease(alive.lease)
+    meddler = Meddler(world)
+    meddler.meddle("nodes/", 3)
+    assert world.membership.drain("beta").record.drained
+    assert not meddler.times
+    meddler.meddle("nodes/", 3)
+    world.membership.remove("beta")
+    assert not meddler.times
+    assert [each.record.name for each in world.membership.nodes()] == ["alpha"]
