@@ -18,11 +18,20 @@ import pytest
 from hypothesis import settings
 
 from tests.lab import kernels
+from tests.support import order
 from tests.support.namespaces import enter_private_mounts
 
 # Hypothesis would fail a test that takes long on busy processors.
 settings.register_profile("remora", deadline=None)
 settings.load_profile("remora")
+
+
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> None:
+    """Sort tests for several workers; on one they stay as they are written."""
+    if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        items.sort(key=order.place)
 
 
 def pytest_report_header() -> str:
