@@ -179,7 +179,8 @@ class Acquisition(OwnershipViews):
             except RefusedError as error:
                 if attempt:
                     raise explained(record.name, error, self.name_of) from None
-                # What is known may be a moment old: the other may have let it go.
+                # What is known may be old: the other may have let it go, or be dead.
+                self.membership.ended(standing.locked_by)
                 self.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
                 continue
             changed = self.heads.change(
@@ -279,8 +280,7 @@ class Acquisition(OwnershipViews):
 
     def _living(self, nodes: Iterable[str]) -> list[str]:
         """Return the others of *nodes* whose lease has not ended."""
-        known = {each.record.id: each for each in self.membership.directory.nodes()}
-        return [n for n in nodes if n != self.node_id and n in known and known[n].alive]
+        return [n for n in nodes if n != self.node_id and not self.membership.ended(n)]
 
     def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
         """Let this node's copy promise *epoch*; return its commit."""

@@ -63,6 +63,11 @@ class NodeDirectory:
                 found.append(NodeView(record, lives, self._offsets_s.get(record.id)))
         return sorted(found, key=lambda each: each.record.name)
 
+    def lease_of(self, node_id: str) -> int:
+        """Return the lease of the node of that id, 0 if it has none."""
+        alive = self._store.get(ALIVE + node_id)
+        return alive.lease if alive else 0
+
     def record(self, node_id: str) -> NodeRecord | None:
         """Return the record of the node of that id, None if there is none."""
         return decoded(NodeRecord, self._store.get(NODES + node_id))

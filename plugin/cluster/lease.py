@@ -7,8 +7,14 @@ that is started again within the time to live goes on with it, and keeps its vol
 
 from __future__ import annotations
 
+import logging
 import math
+from contextlib import suppress
 from typing import Final, Protocol
+
+from plugin.errors import StoreError
+
+log = logging.getLogger(__name__)
 
 # Between the moment after which we change nothing and the lease's end: what was begun
 # before ends in it, and writers are stopped in it.
@@ -29,6 +35,10 @@ class Leases(Protocol):
 
     def lease_ends_s(self, lease: int) -> float | None:
         """Return until when *lease* is surely ours; see `EtcdStore.lease_ends_s`."""
+        ...
+
+    def end_forgotten_lease(self, lease: int) -> bool:
+        """Return whether *lease* was over, and is ended now; see `EtcdStore`."""
         ...
 
 
@@ -86,3 +96,9 @@ class NodeLease:
     def keep_alive(self) -> bool:
         """Renew the lease; see `Store.keep_alive`."""
         return self._leases.keep_alive(self.id)
+
+    def end_forgotten(self, lease: int) -> None:
+        """End another lease if its time is over; without an answer it stays."""
+        with suppress(StoreError):
+            if self._leases.end_forgotten_lease(lease):
+                log.warning("a lease was over, and etcd had not ended it: %d", lease)

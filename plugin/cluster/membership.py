@@ -159,6 +159,12 @@ class Membership:
         """Return one node; see `NodeDirectory.find`."""
         return self.directory.find(name_or_id)
 
+    def ended(self, node_id: str) -> bool:
+        """Return whether a node's lease has ended; the store may have forgotten it."""
+        if self._lease and (lease := self.directory.lease_of(node_id)):
+            self._lease.end_forgotten(lease)
+        return not self.directory.lease_of(node_id)
+
     def note_clock(self, node_id: str, offset_s: float) -> None:
         """Keep how far a node's clock is ahead; see `NodeDirectory.note_clock`."""
         self.directory.note_clock(node_id, offset_s)

@@ -158,9 +158,10 @@ class Registration:
         owner = owner_of(seen.name)
         refuse_name(own, owner, self._directory.record(owner))
         alive = decoded(AliveRecord, seen.alive)
-        if alive is not None and alive.session != own.session:
+        if seen.alive and alive is not None and alive.session != own.session:
             refuse_clone(own, known)
             if alive.boot_id != own.boot_id:
+                self._lease.end_forgotten(seen.alive.lease)
                 self._await_end(self._lease, known)
             elif self._registered_once:
                 raise _succeeded(own)

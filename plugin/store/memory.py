@@ -130,6 +130,11 @@ class MemoryStore:
             _, ends_s = self._memory.leases.get(lease, (0.0, None))
             return ends_s
 
+    def end_forgotten_lease(self, lease: int) -> bool:
+        """Return that *lease* is not forgotten, as `EtcdStore`; none is here."""
+        del lease
+        return False
+
     def watch(self, prefix: str, *, after_revision: int) -> HistoryWatch:
         """Return the changes below *prefix*; see `Store.watch`."""
         return HistoryWatch(self._memory.history, prefix, after_revision, self._prepare)

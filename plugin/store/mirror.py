@@ -165,6 +165,13 @@ class MirrorStore:
         self._etcd.revoke_lease(lease)
         self.refresh(self._etcd.settings.call_deadline_s)
 
+    def end_forgotten_lease(self, lease: int) -> bool:
+        """Return whether *lease* was over, and is ended now; see `EtcdStore`."""
+        ended = self._etcd.end_forgotten_lease(lease)
+        if ended:
+            self.refresh(self._etcd.settings.call_deadline_s)
+        return ended
+
     def lease_ends_s(self, lease: int) -> float | None:
         """Return until when *lease* is surely ours; see `EtcdStore.lease_ends_s`."""
         return self._etcd.lease_ends_s(lease)

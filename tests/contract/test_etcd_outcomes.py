@@ -235,6 +235,38 @@ def test_a_leader_of_another_term_keeps_no_lease(
     assert store.keep_alive(lease)
 
 
+def test_a_lease_that_etcd_has_forgotten_to_end_is_ended(
+    store: EtcdStore, gateway: Proxy
+) -> None:
+    lease = store.grant_lease(30)
+    assert store.transact([], [Put("held", b"", lease)]).succeeded
+    shown = {"TTL": "-2", "raft_term": ""}
+
+    def overdue(path: str, body: Body) -> Body | None:
+        answer = gateway.forward(path, body)
+        if path == "/v3/lease/timetolive":
+            answer["TTL"] = shown["TTL"]
+            answer["header"]["raft_term"] = (
+                shown["raft_term"] or answer["header"]["raft_term"]
+            )
+        return answer
+
+    assert not store.end_forgotten_lease(lease)
+    gateway.rule = overdue
+    assert not store.end_forgotten_lease(lease), "etcd may be about to end it"
+    shown.update(TTL="-3", raft_term="1")
+    assert not store.end_forgotten_lease(lease), "another leader may have renewed it"
+    assert store.get("held") is not None
+    shown["raft_term"] = ""
+    assert store.end_forgotten_lease(lease)
+    assert store.get("held") is None
+    gateway.rule = gateway.forward
+    assert not store.end_forgotten_lease(lease)
+    gateway.rule = lambda path, body: LOST
+    with pytest.raises(StoreError):
+        store.end_forgotten_lease(lease)
+
+
 def test_a_lease_that_etcd_has_lost_is_lost(store: EtcdStore, gateway: Proxy) -> None:
     lease = store.grant_lease(30)
     gateway.forward("/v3/lease/revoke", {"ID": str(lease)})

@@ -20,6 +20,8 @@ class LeasedStore(Store, Protocol):
 
     def lease_ends_s(self, lease: int) -> float | None: ...
 
+    def end_forgotten_lease(self, lease: int) -> bool: ...
+
 
 class FactsInMemory:
     """What `plugin.node.Node` keeps in its file."""

@@ -141,6 +141,38 @@ def test_after_a_reboot_the_old_lease_is_waited_out(members: Members) -> None:
     assert members.store.keep_alive(lease)
 
 
+class Forgetful(MemoryStore):
+    """A store that ends no lease unless it is told that it should have."""
+
+    forgotten = 0
+
+    def end_forgotten_lease(self, lease: int) -> bool:
+        if lease != self.forgotten:
+            return False
+        self.revoke_lease(lease)
+        return True
+
+
+def test_a_boot_whose_lease_the_store_forgets_does_not_hinder_the_next() -> None:
+    store = Forgetful()
+    members = Members(lambda: store, ttl_s=3600)
+    try:
+        alpha, beta = members.started("alpha"), members.started("beta")
+        assert not beta.ended(alpha.own.id)
+        members.crash(alpha)
+        booted = members.copied(alpha, boot_id="the next boot")
+        booted.start()
+        assert "last boot has not ended yet" in str(booted.fault())
+        store.forgotten = alpha.lease
+        wait_until(lambda: booted.fault() is None, "the new boot")
+        members.crash(booted)
+        store.forgotten = booted.lease
+        assert beta.ended(alpha.own.id)
+        assert beta.find("alpha").state == "down"
+    finally:
+        members.close()
+
+
 def test_a_restarted_daemon_goes_on_with_its_lease(members: Members) -> None:
     alpha = members.started("alpha")
     members.store.transact([], [Put("lock", b"alpha's", alpha.lease)])

@@ -28,6 +28,8 @@ _KNOWN_MAX: Final = 1_000
 # Changes of the leader within one keepalive that are waited out.
 _TERMS_MAX: Final = 3
 _LONG_AGO_S: Final = -math.inf
+# etcd ends a lease within a second; one that is so late, it has forgotten.
+_FORGOTTEN_S: Final = 3
 
 
 class Leases:
@@ -95,6 +97,37 @@ class Leases:
             if error.grpc_code != NOT_FOUND:
                 raise
 
+    def end_forgotten(self, lease: int) -> bool:
+        """
+        Return whether *lease*, of another node, was ended: its time is over.
+
+        etcd up to 3.4 compares wall clocks before it ends a lease (its issue 12291): if
+        its leader's clock was set back by an hour, a dead node's lease goes on for an
+        hour more. How much time is left it counts rightly, and renews no such lease.
+
+        Raises:
+            StoreError: there was no answer.
+
+        """
+        deadline = self._client.deadline()
+        answer = self._client.call(
+            "/v3/lease/timetolive", {"ID": str(lease)}, deadline=deadline
+        )
+        # One that it does not know has no granted time.
+        if "grantedTTL" not in answer or int(answer.get("TTL", 0)) > -_FORGOTTEN_S:
+            return False
+        if answer["header"]["raft_term"] != self._term(deadline):
+            return False  # it was asked of a leader that is none any more
+        self.revoke(lease)
+        return True
+
+    def _term(self, deadline: clock.Deadline) -> str:
+        """Return the term of the leader that a majority confirms now."""
+        read = self._client.call(
+            "/v3/kv/range", {"key": self._names.slot("")}, deadline=deadline
+        )
+        return str(read["header"]["raft_term"])
+
     def ends_s(self, lease: int) -> float | None:
         """Return when *lease* ends, in `clock.boottime_s`; None if it is not ours."""
         with self._lock:
@@ -123,10 +156,7 @@ class Leases:
             sent_s = clock.boottime_s()
             answer = self._client.call("/v3/lease/keepalive", body, deadline=deadline)
             result = answer.get("result", {})
-            read = self._client.call(
-                "/v3/kv/range", {"key": self._names.slot("")}, deadline=deadline
-            )
-            if result["header"]["raft_term"] == read["header"]["raft_term"]:
+            if result["header"]["raft_term"] == self._term(deadline):
                 return sent_s, result
         raise NoAnswerError("its leader keeps changing", maybe_done=True)
 

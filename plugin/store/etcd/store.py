@@ -135,6 +135,10 @@ class EtcdStore:
         """End *lease*; see `Store.revoke_lease`."""
         self._leases.revoke(lease)
 
+    def end_forgotten_lease(self, lease: int) -> bool:
+        """Return whether *lease* was over, and is ended now; see `Leases`."""
+        return self._leases.end_forgotten(lease)
+
     def lease_ends_s(self, lease: int) -> float | None:
         """
         Return until when *lease* is surely ours, in `clock.boottime_s`.
