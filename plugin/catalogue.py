@@ -7,13 +7,14 @@ from typing import Final
 
 import msgspec
 
+from backends.system.decoding import json_decoder
 from plugin.errors import ChangedError, StoreError
 from plugin.model import Phase, VolumeHead, VolumeRecord
 from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Record, Store
 
 _PREFIX: Final = "volumes/"
-_DECODER: Final = msgspec.json.Decoder(VolumeRecord)
-_HEAD_DECODER: Final = msgspec.json.Decoder(VolumeHead)
+_DECODER: Final = json_decoder(VolumeRecord)
+_HEAD_DECODER: Final = json_decoder(VolumeHead)
 
 
 @dataclass(frozen=True, slots=True)

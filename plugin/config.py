@@ -23,6 +23,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 
 from backends.registry import KINDS
+from backends.system.decoding import from_objects
 from plugin.config_checks import check_cluster, check_limit, check_together
 from plugin.errors import ConfigError
 from plugin.limits import DISUSE_GRACE_S, LONG_DEADLINE_S
@@ -268,7 +269,7 @@ def _values(
     for key, (name, value) in given.items():
         strict = not name.startswith("REMORA_")
         try:
-            values[key] = msgspec.convert(value, types[key], strict=strict)
+            values[key] = from_objects(value, types[key], strict=strict)
         except msgspec.ValidationError as error:
             wanted = " (auto, console or json)" if key == "log_format" else ""
             faults.append(f"{name}: {error}{wanted}")

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError, one_line
+from backends.system.decoding import from_objects
 from plugin.cluster.events import LIMIT_MAX, Event, Events, EventsAnswer
 from plugin.cluster.heads import Standing
 from plugin.cluster.state import Epoch, Head, Lineage
@@ -230,7 +231,7 @@ def merged(parts: Mapping[str, EventsAnswer], limit: int) -> Rows:
 def _checked(answer: Mapping[str, Any], limit: int) -> EventsAnswer | RemoraError:
     """Return what another node has written as it may be shown, or what is wrong."""
     try:
-        told = msgspec.convert(answer, EventsAnswer)
+        told = from_objects(answer, EventsAnswer)
     except msgspec.ValidationError as error:
         return RemoraError(f"its answer cannot be read: {error}")
     events: Sequence[Event] = [

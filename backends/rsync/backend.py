@@ -27,6 +27,7 @@ from backends.rsync.snapshots import RsyncSnapshots
 from backends.snapshots import require_none
 from backends.system import btrfs, files, mounts, quota
 from backends.system.clock import Deadline
+from backends.system.decoding import from_json
 
 _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "mode": parse.octal_mode,
@@ -301,9 +302,7 @@ class RsyncBackend:
         self.pool.require()
         for home in sorted(self.pool.volumes.iterdir()):
             try:
-                found = msgspec.json.decode(
-                    (home / "volume.json").read_bytes(), type=_VolumeFile
-                )
+                found = from_json((home / "volume.json").read_bytes(), _VolumeFile)
             except (OSError, msgspec.DecodeError):
                 continue  # an unfinished creation, or not ours
             if found.id == home.name:

@@ -27,6 +27,7 @@ from backends.errors import BackendError
 from backends.snapshots import DATA_NAME
 from backends.system import files, mounts, quota
 from backends.system.clock import Deadline
+from backends.system.decoding import from_json
 from backends.system.run import run
 
 
@@ -122,7 +123,7 @@ class Pool:
     def _read_id(self) -> str | None:
         try:
             content = (self.path / "pool.json").read_bytes()
-            return msgspec.json.decode(content, type=_PoolFile).id
+            return from_json(content, _PoolFile).id
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:

@@ -27,6 +27,7 @@ from backends.snapshots import DATA_NAME, FACTS_NAME, Snapshot, not_found
 from backends.system import clock, files
 from backends.system.clock import Deadline
 from backends.system.copying import Copied, Progress, copy_tree
+from backends.system.decoding import from_json
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -70,7 +71,7 @@ class RsyncSnapshots:
         for name in names:
             path = self._directory(volume) / name / FACTS_NAME
             try:
-                facts = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+                facts = from_json(path.read_bytes(), dict[str, Any])
             except (OSError, msgspec.DecodeError):
                 facts = {}  # by whom it was made is lost, not the snapshot
             found.append(Snapshot.of_facts(name, facts))

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from backends.system.decoding import from_json
 from plugin.cluster.nodes import NODES
 from plugin.store.base import Compare, Delete, Put, Record, Store
 
@@ -105,7 +106,7 @@ def _key(volume_id: str, node_id: str, commit: str) -> str:
 def _decoded(record: Record) -> Conflict:
     """Return the record's value; one that cannot be read still tells of bytes."""
     try:
-        return msgspec.json.decode(record.value, type=Conflict)
+        return from_json(record.value, Conflict)
     except msgspec.DecodeError as error:
         log.warning("record %s cannot be read: %s", record.key, error)
         return Conflict(set_apart_at="")

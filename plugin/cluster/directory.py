@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from backends.system.decoding import from_json
 from plugin.cluster.conflicts import Conflicts
 from plugin.cluster.nodes import (
     ALIVE,
@@ -186,7 +187,7 @@ class NodeDirectory:
         stored = self._store.get(NODES + view.record.id)
         if stored is None:
             raise _changed(name_or_id)
-        values = msgspec.json.decode(stored.value, type=dict[str, Any])
+        values = from_json(stored.value, dict[str, Any])
         values["drained"] = drained
         if not self._store.transact(
             [Compare(stored.key, stored.mod_revision)],

@@ -23,6 +23,7 @@ import msgspec
 
 from backends.errors import InvalidRequestError
 from backends.system import clock
+from backends.system.decoding import from_json
 from plugin import __version__
 from plugin.cluster import batches
 from plugin.cluster.batches import Step
@@ -129,7 +130,7 @@ def read(content: bytes) -> Dump:
     """
     first, *rest = content.removesuffix(b"\n").split(b"\n")
     try:
-        header = msgspec.json.decode(first, type=Header)
+        header = from_json(first, Header)
     except msgspec.DecodeError as error:
         raise InvalidRequestError(f"this is no dump of records: {error}") from error
     if header.format != FORMAT:
@@ -140,7 +141,7 @@ def read(content: bytes) -> Dump:
     values = {}
     for number, line in enumerate(rest, start=2):
         try:
-            found = msgspec.json.decode(line, type=Line)
+            found = from_json(line, Line)
             values[found.key] = _value(found)
         except (msgspec.DecodeError, ValueError) as error:
             raise InvalidRequestError(

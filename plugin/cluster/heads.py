@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from backends.system import clock
+from backends.system.decoding import from_json
 from plugin.cluster.conflicts import Conflicts
 from plugin.cluster.nodes import NODES
 from plugin.cluster.state import EMPTY, Choice, Epoch, Head, Lineage
@@ -204,7 +205,7 @@ def _with_lock(standing: Standing, operation: Operation, revision: int) -> Stand
         return dataclasses.replace(standing, lock=None, lock_revision=0, lock_lease=0)
     return dataclasses.replace(
         standing,
-        lock=msgspec.json.decode(operation.value, type=Lock),
+        lock=from_json(operation.value, Lock),
         lock_revision=revision,
         lock_lease=operation.lease,
     )
@@ -269,6 +270,6 @@ def _put(key: str, value: msgspec.Struct) -> Put:
 
 def _decode(kind: type[Kind], record: Record) -> Kind:
     try:
-        return msgspec.json.decode(record.value, type=kind)
+        return from_json(record.value, kind)
     except msgspec.DecodeError as error:
         raise StoreError(f"record {record.key} cannot be read: {error}") from error

@@ -16,6 +16,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from backends.system.decoding import from_json
 from plugin.cluster.batches import Step
 from plugin.cluster.dumping import is_passing
 from plugin.cluster.joined import SHARED, VOLUMES
@@ -174,8 +175,8 @@ class Planner:
         theirs = self._there.get(_head_key(volume_id))
         if ours is None or theirs is None or ours.value == theirs.value:
             return False
-        here = msgspec.json.decode(ours.value, type=Head)
-        there = msgspec.json.decode(theirs.value, type=Head)
+        here = from_json(ours.value, Head)
+        there = from_json(theirs.value, Head)
         epochs = sorted(each for each in records if "/epochs/" in each)
         # Who has begun an epoch that the cluster knows otherwise has gone another way.
         newest = epochs[-1] if epochs else ""
@@ -253,6 +254,6 @@ def _head_key(volume_id: str) -> str:
 
 def _decoded(record: Record) -> VolumeRecord:
     try:
-        return msgspec.json.decode(record.value, type=VolumeRecord)
+        return from_json(record.value, VolumeRecord)
     except msgspec.DecodeError as error:
         raise StoreError(f"record {record.key} cannot be read: {error}") from error

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from backends.system.decoding import from_json
 from plugin.config import Config
 from plugin.errors import StoreError
 from plugin.model import VolumeRecord
@@ -106,9 +107,7 @@ def _own_volumes(config: Config) -> list[str]:
     finally:
         store.close()
     try:
-        volumes = [
-            msgspec.json.decode(each.value, type=VolumeRecord) for each in records
-        ]
+        volumes = [from_json(each.value, VolumeRecord) for each in records]
     except msgspec.DecodeError as error:
         raise StoreError(f"{path} has a record that cannot be read: {error}") from error
     return [each.name for each in volumes if each.backend not in SHARED]

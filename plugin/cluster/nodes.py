@@ -22,6 +22,7 @@ from typing import Final, Literal, TypeVar
 import msgspec
 
 from backends.options import NODE_NAME
+from backends.system.decoding import from_json
 from plugin.errors import ConfigError, NodeConflictError
 from plugin.store.base import Record
 
@@ -152,7 +153,7 @@ def decoded(kind: type[Kind], stored: Record | None) -> Kind | None:
     if stored is None:
         return None
     try:
-        return msgspec.json.decode(stored.value, type=kind)
+        return from_json(stored.value, kind)
     except msgspec.DecodeError as error:
         log.warning("record %s cannot be read: %s", stored.key, error)
         return None

@@ -19,6 +19,7 @@ import msgspec
 from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.system import files
+from backends.system.decoding import from_json
 from plugin.cluster.state import EMPTY, Commit, Replica
 
 _NAME: Final = "replica.json"
@@ -59,7 +60,7 @@ class Replicas:
             return None
         path = directory / _NAME
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Replica)
+            return from_json(path.read_bytes(), Replica)
         except FileNotFoundError:
             return Replica(commit=initial)
         except (OSError, msgspec.DecodeError) as error:

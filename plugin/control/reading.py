@@ -8,6 +8,7 @@ import msgspec
 from flask import request
 
 from backends.errors import InvalidRequestError
+from backends.system.decoding import from_json
 
 Body = TypeVar("Body")
 
@@ -21,6 +22,6 @@ def read_body(kind: type[Body]) -> Body:
 
     """
     try:
-        return msgspec.json.decode(request.get_data(), type=kind)
+        return from_json(request.get_data(), kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequestError(f"the request cannot be read: {error}") from None

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError
+from backends.system.decoding import from_json, from_objects
 from plugin.errors import RemoteError
 
 LINE_LENGTH_MAX: Final = 64 * 1024
@@ -66,7 +67,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
     """
     try:
-        message = msgspec.json.decode(line, type=dict[str, Any])
+        message = from_json(line, dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequestError(f"a line that is no JSON object: {error}") from error
     return message
@@ -96,7 +97,7 @@ class _ErrorFields(msgspec.Struct, frozen=True):
 def error_from_json(fields: object) -> RemoteError:
     """Return the error that *fields* tell of, whatever they are."""
     try:
-        said = msgspec.convert(fields, _ErrorFields)
+        said = from_objects(fields, _ErrorFields)
     except msgspec.ValidationError:
         said = _ErrorFields("internal", f"an error that is none: {fields!r}")
     error = RemoteError(said.code, said.cause, hint=said.hint, exit_code=said.exit_code)
@@ -113,6 +114,6 @@ def read_request(message: Mapping[str, Any], kind: type[Request]) -> Request:
 
     """
     try:
-        return msgspec.convert(message, kind)
+        return from_objects(message, kind)
     except msgspec.ValidationError as error:
         raise InvalidRequestError(f"the request cannot be read: {error}") from None

@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError, one_line
+from backends.system.decoding import from_json
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.peers.lines import Lines, decode, encode, error_as_json
@@ -349,7 +350,7 @@ def _first(lines: Lines) -> _First:
     if line is None:
         raise InvalidRequestError("a session ended before it began")
     try:
-        return msgspec.json.decode(line, type=_First)
+        return from_json(line, _First)
     except (msgspec.DecodeError, RecursionError) as error:
         raise InvalidRequestError(f"a session began wrong: {error}") from error
 

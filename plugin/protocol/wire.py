@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError
+from backends.system.decoding import json_decoder
 from plugin.limits import REQUEST_SIZE_MAX
 
 CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
@@ -57,9 +58,9 @@ class _VolumeAnswer(msgspec.Struct, frozen=True, omit_defaults=True, rename="pas
 
 Call = TypeVar("Call", CreateCall, MountCall, NameCall)
 
-_CREATE: Final = msgspec.json.Decoder(CreateCall)
-_MOUNT: Final = msgspec.json.Decoder(MountCall)
-_NAME: Final = msgspec.json.Decoder(NameCall)
+_CREATE: Final = json_decoder(CreateCall)
+_MOUNT: Final = json_decoder(MountCall)
+_NAME: Final = json_decoder(NameCall)
 
 
 def parse_create(body: bytes) -> CreateCall:

@@ -16,6 +16,7 @@ import msgspec
 
 from backends.errors import RemoraError
 from backends.system.clock import monotonic_s
+from backends.system.decoding import from_objects
 from plugin.peers.channel import Peers
 from plugin.peers.server import SESSIONS_OF_NODE_MAX
 from plugin.replication.progress import Done, Progress
@@ -105,7 +106,7 @@ class Reporting:
             if isinstance(answer, RemoraError):
                 continue  # it is shown without a percentage
             try:
-                told = msgspec.convert(answer, _Answer).transfers
+                told = from_objects(answer, _Answer).transfers
             except msgspec.ValidationError as error:
                 log.info("node %s tells no progress: %s", node_id, error)
                 continue

@@ -187,6 +187,19 @@ def test_the_systems_edge_is_in_one_place(
     assert users <= only | STAND_ALONE
 
 
+def test_types_are_decoded_in_one_place() -> None:
+    """There a lock is held while msgspec learns a type; elsewhere threads crash."""
+    users = {
+        name
+        for name, path in modules().items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("msgspec.")
+        if ast.unparse(node.func).endswith((".convert", ".Decoder"))
+        or any(each.arg == "type" for each in node.keywords)
+    }
+    assert users == {"backends.system.decoding"}
+
+
 def test_nothing_else_starts_a_program() -> None:
     banned = re.compile(r"\bos\.(system|popen|fork|spawn\w*|exec\w*|posix_spawn\w*)\(")
     wrong = [

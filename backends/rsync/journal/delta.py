@@ -29,6 +29,7 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit, Entry, is_path
+from backends.system.decoding import msgpack_decoder
 from backends.system.files import sync_directory
 
 _Record = TypeVar("_Record")
@@ -173,7 +174,7 @@ class Delta:
 
     def _read(self, kind: type[_Record], offset: int, count: int) -> Iterator[_Record]:
         records = _Records(self._descriptor, offset, self._size)
-        decoder = msgspec.msgpack.Decoder(kind)
+        decoder = msgpack_decoder(kind)
         for _ in range(count):
             yield _decoded(decoder, records.next())
 
@@ -235,7 +236,7 @@ class _Records:
 
 
 def _checked_header(records: _Records) -> Header:
-    header = _decoded(msgspec.msgpack.Decoder(Header), records.next())
+    header = _decoded(msgpack_decoder(Header), records.next())
     commits = [header.commit, *([header.base] if header.base else [])]
     if not all(0 <= number <= _NUMBER_MAX for commit in commits for number in commit):
         raise _refused("has a commit that is out of range")
@@ -247,7 +248,7 @@ def _checked_header(records: _Records) -> Header:
 
 
 def _checked_entries(records: _Records, count: int) -> Iterator[Entry]:
-    decoder = msgspec.msgpack.Decoder(Entry)
+    decoder = msgpack_decoder(Entry)
     last: bytes | None = None
     # What cannot have anything below it, as long as that could still come: "a" and
     # "a-b" are both before "a/c".
@@ -290,7 +291,7 @@ def _check_entry(entry: Entry) -> None:
 
 
 def _checked_deletions(records: _Records, count: int) -> Iterator[bytes]:
-    decoder = msgspec.msgpack.Decoder(bytes)
+    decoder = msgpack_decoder(bytes)
     for _ in range(count):
         path = _decoded(decoder, records.next())
         if not path or not is_path(path):

@@ -33,6 +33,7 @@ from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, remove_tree
 from backends.system import files
 from backends.system.clock import Deadline, pause
+from backends.system.decoding import from_json
 
 LIVE_NAME: Final = "live"
 _MISSING_MAX: Final = 500
@@ -169,7 +170,7 @@ class Staging:
 
         """
         try:
-            return msgspec.json.decode(self._marker.read_bytes(), type=Marker)
+            return from_json(self._marker.read_bytes(), Marker)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:

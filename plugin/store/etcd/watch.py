@@ -19,6 +19,7 @@ import urllib3
 from urllib3.exceptions import HTTPError
 
 from backends.system import clock
+from backends.system.decoding import from_json
 from plugin.errors import StoreError
 from plugin.store.base import CompactedError, Event
 from plugin.store.etcd.client import Client
@@ -146,7 +147,7 @@ class Reader:
     def _handle(self, line: bytes) -> None:
         """Take one message of the stream in."""
         try:
-            message: dict[str, Any] = msgspec.json.decode(line, type=dict[str, Any])
+            message: dict[str, Any] = from_json(line, dict[str, Any])
         except msgspec.MsgspecError as error:
             raise StoreError(f"etcd sent no message: {error}") from error
         result = message.get("result")
