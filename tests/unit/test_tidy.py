@@ -13,6 +13,7 @@ from backends.errors import RemoraError
 from plugin import limits
 from plugin.cli import main
 from plugin.config import environment_names
+from tests.support import order
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE_LINES_MAX = 400
@@ -230,6 +231,14 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
         if FOREIGN.search(line)
     ]
     assert wrong == []
+
+
+def test_every_long_group_of_tests_is_there() -> None:
+    tests = "".join(path.read_text() for path in files(".py") if "tests" in path.parts)
+    modules_of_lab = {f"lab-{each.stem}" for each in REPOSITORY.glob("tests/lab/*.py")}
+    shared = {f"lab-{name}" for name in re.findall(r'shared_as="([\w-]+)"', tests)}
+    groups = set(re.findall(r'xdist_group\("([\w-]+)"\)', tests))
+    assert set(order.LONG) <= groups | shared | modules_of_lab
 
 
 def test_every_limit_is_used() -> None:
