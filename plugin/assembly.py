@@ -20,13 +20,13 @@ from backends.rsync.backend import RsyncBackend
 from backends.system import clock, files
 from plugin.catalogue import Catalogue
 from plugin.cluster.addresses import Addresses, AddressWatcher
-from plugin.cluster.dumping import refuse_loading
 from plugin.cluster.events import Events
 from plugin.cluster.failsafe import Failsafe, Holds
 from plugin.cluster.heads import Heads
 from plugin.cluster.joined import joined, note_joined
 from plugin.cluster.keeper import Keeper
 from plugin.cluster.lease import LEASE_MARGIN_S
+from plugin.cluster.loading import refuse_loading
 from plugin.cluster.membership import Membership
 from plugin.cluster.nodes import Identity, machine_id, own_name
 from plugin.cluster.ownership import Ownership

@@ -27,13 +27,13 @@ from backends.system.decoding import from_json
 from plugin import __version__
 from plugin.cluster import batches
 from plugin.cluster.batches import Step
+from plugin.cluster.loading import LOADING, refuse_loading
 from plugin.cluster.nodes import ALIVE, NODES, NodeRecord, decoded
 from plugin.errors import NodeConflictError, StoreError
 from plugin.store.base import Compare, Delete, Put, Record, Store
 
 log = logging.getLogger(__name__)
 FORMAT: Final = 1
-LOADING: Final = "loading"
 # Somebody else may change a record of the first look before the marker is written.
 _TRIES_MAX: Final = 5
 
@@ -81,20 +81,6 @@ def is_passing(record: Record) -> bool:
     # A node that is alone has no lease, so that its locks hang on none.
     lock = record.key.startswith("v/") and record.key.endswith("/lock")
     return bool(record.lease) or lock or record.key.startswith(ALIVE)
-
-
-def refuse_loading(store: Store) -> None:
-    """
-    Raise `StoreError` while a load has not finished.
-
-    A daemon must not work with half of the records: it asks at its start, and a node
-    of a cluster each time that it registers.
-    """
-    if store.get(LOADING) is not None:
-        raise StoreError(
-            "the records are being restored from a dump, or that broke off",
-            hint="wait for its end, or repeat: remora cluster load FILE",
-        )
 
 
 def dump(store: Store, *, cluster: str) -> bytes:

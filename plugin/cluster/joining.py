@@ -18,9 +18,9 @@ from backends.system import clock
 from plugin.cluster import batches
 from plugin.cluster.batches import Step
 from plugin.cluster.directory import NodeDirectory
-from plugin.cluster.dumping import LOADING, refuse_loading
 from plugin.cluster.join_plan import Move, Plan, Planner
 from plugin.cluster.joined import NodeFacts, joined, note_joined
+from plugin.cluster.loading import LOADING, refuse_loading
 from plugin.cluster.nodes import (
     ALIVE,
     NAMES,

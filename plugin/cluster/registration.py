@@ -19,8 +19,8 @@ from backends.errors import RemoraError
 from backends.system import clock
 from plugin import __version__
 from plugin.cluster.directory import NodeDirectory
-from plugin.cluster.dumping import LOADING, refuse_loading
 from plugin.cluster.lease import NodeLease
+from plugin.cluster.loading import LOADING, refuse_loading
 from plugin.cluster.nodes import (
     ALIVE,
     NAMES,

@@ -16,8 +16,9 @@ import pytest
 
 from backends.errors import InvalidRequestError
 from plugin.cluster import dumping
-from plugin.cluster.dumping import LOADING, Loading, refuse_loading
+from plugin.cluster.dumping import Loading
 from plugin.cluster.joined import joined, note_joined, refuse_joined
+from plugin.cluster.loading import LOADING, refuse_loading
 from plugin.cluster.nodes import PROTOCOL, NodeRecord
 from plugin.errors import StoreError
 from plugin.node import lock_state

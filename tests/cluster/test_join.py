@@ -15,9 +15,9 @@ import msgspec
 import pytest
 
 from plugin.cli import cmd_cluster
-from plugin.cluster.dumping import LOADING
 from plugin.cluster.join_plan import Planner
 from plugin.cluster.joined import joined, refuse_joined
+from plugin.cluster.loading import LOADING
 from plugin.cluster.nodes import PROTOCOL, AliveRecord, NodeRecord
 from plugin.cluster.rules import acquire, choose, resume
 from plugin.cluster.state import (
