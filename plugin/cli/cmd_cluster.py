@@ -22,8 +22,8 @@ from plugin.config import DEFAULT_PATH, Config, load
 from plugin.errors import DaemonUnreachableError, StoreError
 
 if TYPE_CHECKING:
-    from plugin.cluster.join_plan import Move
-    from plugin.node import Node
+    from plugin.daemon.node import Node
+    from plugin.joining.plan import Move
     from plugin.store.base import Store
 
 _STOP: Final = "systemctl stop remora.socket remora.service"
@@ -92,7 +92,7 @@ def dump(context: Context, path: Path | None) -> None:
     The store itself is read, whether or not the daemon runs.
     """
     from backends.system import files  # noqa: PLC0415
-    from plugin.cluster import dumping  # noqa: PLC0415
+    from plugin.joining import dumping  # noqa: PLC0415
 
     with _store(context.config, create=False) as (store, identity):
         content = dumping.dump(store, cluster=identity)
@@ -121,8 +121,8 @@ def load_dump(
     Stop all daemons first. One that was broken off is finished by repeating it; until
     then no daemon works with the records.
     """
-    from plugin.cluster import dumping  # noqa: PLC0415
-    from plugin.cluster.joined import note_left  # noqa: PLC0415
+    from plugin.joining import dumping  # noqa: PLC0415
+    from plugin.joining.joined import note_left  # noqa: PLC0415
 
     config = context.config
     try:
@@ -185,9 +185,9 @@ def _show(found: dict[str, Any]) -> None:
 
 def _status_without_daemon(config: Config, fault: str) -> dict[str, Any]:
     """Return what can be seen without the daemon."""
-    from plugin.cluster.directory import NodeDirectory  # noqa: PLC0415
-    from plugin.cluster.endpoints import EtcdHealth, look  # noqa: PLC0415
-    from plugin.cluster.settings import etcd_settings  # noqa: PLC0415
+    from plugin.membership.directory import NodeDirectory  # noqa: PLC0415
+    from plugin.membership.endpoints import EtcdHealth, look  # noqa: PLC0415
+    from plugin.membership.settings import etcd_settings  # noqa: PLC0415
 
     nodes: list[dict[str, str]] = []
     alone = not config.cluster.etcd
@@ -217,9 +217,9 @@ def _join(
     config: Config, path: Path, renames: dict[str, str], *, dry_run: bool
 ) -> list[Move]:
     """Return what becomes of the volumes, after it was done unless *dry_run*."""
-    from plugin.cluster import section  # noqa: PLC0415
-    from plugin.cluster.join_plan import JoinRefusedError  # noqa: PLC0415
-    from plugin.cluster.joining import Joining, joining_identity  # noqa: PLC0415
+    from plugin.joining import section  # noqa: PLC0415
+    from plugin.joining.joining import Joining, joining_identity  # noqa: PLC0415
+    from plugin.joining.plan import JoinRefusedError  # noqa: PLC0415
     from plugin.store.sqlite import SqliteStore  # noqa: PLC0415
 
     before = section.read_file(path)
@@ -252,7 +252,7 @@ def _join(
 @contextmanager
 def _stopped(config: Config, verb: str) -> Iterator[Node]:
     """Yield this node's own file, with the daemon kept away."""
-    from plugin.node import Node, lock_state  # noqa: PLC0415
+    from plugin.daemon.node import Node, lock_state  # noqa: PLC0415
 
     try:
         config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -277,7 +277,7 @@ def _stopped(config: Config, verb: str) -> Iterator[Node]:
 @contextmanager
 def _store(config: Config, *, create: bool = True) -> Iterator[tuple[Store, str]]:
     """Yield the store that the daemon uses, and the identity of its cluster."""
-    from plugin.cluster.settings import etcd_settings  # noqa: PLC0415
+    from plugin.membership.settings import etcd_settings  # noqa: PLC0415
     from plugin.store.etcd.store import EtcdStore  # noqa: PLC0415
     from plugin.store.sqlite import SqliteStore  # noqa: PLC0415
 

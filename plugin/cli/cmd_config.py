@@ -21,7 +21,7 @@ def config() -> None:
 @pass_context
 def check(context: Context, as_json: bool) -> None:
     """Check the configuration file and the environment; tell every fault."""
-    from plugin.daemon import profile_faults  # noqa: PLC0415 - needs the backends
+    from plugin.daemon.daemon import profile_faults  # noqa: PLC0415 - needs the backends
 
     path = context.config_path or DEFAULT_PATH
     try:

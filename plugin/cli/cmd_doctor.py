@@ -21,7 +21,7 @@ def doctor(context: Context, as_json: bool) -> None:
     It also tells of bytes that were set apart. Each line is a check, its verdict and
     the evidence; a hint says what to do. Exits with 1 if a check failed.
     """
-    from plugin.doctor import examine  # noqa: PLC0415 - only this verb needs it
+    from plugin.cli.doctor import examine  # noqa: PLC0415 - only this verb needs it
 
     def held_ids() -> set[str]:
         volumes = context.client.call("GET", "/v1/volumes")

@@ -119,7 +119,7 @@ def new_identity(context: Context, as_json: bool) -> None:
     Its daemon must be stopped; the next start chooses a new id and new keys. The data
     in the pool stays.
     """
-    from plugin.node import forget_identity  # noqa: PLC0415 - only this verb needs it
+    from plugin.daemon.node import forget_identity  # noqa: PLC0415 - only this verb needs it
 
     forgotten = forget_identity(context.config.state_dir)
     if as_json:

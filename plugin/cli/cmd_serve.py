@@ -19,7 +19,7 @@ def serve(context: Context, config: Path | None) -> None:
     It logs to standard output, tells systemd when it is ready and takes its plugin
     socket from it if there is one. Docker finds it as the volume driver `remora`.
     """
-    from plugin.daemon import Daemon  # noqa: PLC0415 - Flask and waitress are slow
+    from plugin.daemon.daemon import Daemon  # noqa: PLC0415 - Flask and waitress are slow
     from plugin.logs import set_up  # noqa: PLC0415
 
     if config is not None:

@@ -13,8 +13,8 @@ from typing import Final
 from urllib.parse import quote
 
 from backends.system.clock import pause
-from plugin.engine_api import EngineApi
 from plugin.errors import EngineError
+from plugin.swarm.engine_api import EngineApi
 
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 _TIMEOUT_S: Final = 60.0

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plugin.cluster.nodes import machine_id
 from plugin.config import Config
 from plugin.enrolment import survey
 from plugin.enrolment.bundle import Bundle
@@ -34,6 +33,7 @@ from plugin.enrolment.steps import (
 )
 from plugin.enrolment.survey import Machine
 from plugin.errors import EnrolmentError
+from plugin.membership.nodes import machine_id
 
 Nodes = Callable[[], Iterable[Mapping[str, Any]]]
 

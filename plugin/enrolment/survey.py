@@ -8,9 +8,9 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from backends.system import clock
-from plugin.cluster.nodes import CLOCK_OFFSET_MAX_S
 from plugin.enrolment.bundle import PYTHON, Bundle, abi
 from plugin.enrolment.remote import RemoteMachine
+from plugin.membership.nodes import CLOCK_OFFSET_MAX_S
 
 PACKAGES: Final = ("rsync", "openssh-server", "openssh-client", "python3", "nfs-common")
 # The library twice while it is swapped, Debian's packages, the store and logs.

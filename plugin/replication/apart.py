@@ -13,9 +13,9 @@ from typing import Final
 
 from backends.errors import RemoraError
 from backends.rsync.quarantine import Quarantine, Tree
-from plugin.cluster.conflicts import Conflict
-from plugin.cluster.ownership import Ownership
 from plugin.logs import fields
+from plugin.membership.conflicts import Conflict
+from plugin.ownership.ownership import Ownership
 
 log = logging.getLogger(__name__)
 # A million names or so; beyond, the record says at least how much there is.

@@ -22,11 +22,11 @@ from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.system.clock import Deadline
-from plugin.cluster import rules
-from plugin.cluster.replicas import Replicas
-from plugin.cluster.state import EMPTY, Commit, Replica
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.replica_files import Replicas
+from plugin.ownership.state import EMPTY, Commit, Replica
 
 log = logging.getLogger(__name__)
 # A commit that is applied at the daemon's start, whatever its size.

@@ -14,10 +14,10 @@ from typing import Final
 
 from backends.errors import BackendError, RemoraError
 from backends.system.clock import Deadline
-from plugin.cluster import rules
-from plugin.cluster.ownership import Ownership
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.ownership import Ownership
 from plugin.replication.copies import Copies
 from plugin.replication.receiving import Receiving
 

@@ -15,11 +15,11 @@ import msgspec
 
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.clock import Deadline
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import EMPTY, Commit
-from plugin.cluster.votes import require_recovering
 from plugin.errors import PeerRefusedError
 from plugin.model import VolumeRecord
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.state import EMPTY, Commit
+from plugin.ownership.votes import require_recovering
 from plugin.peers.lines import read_request
 from plugin.replication.copies import Copies
 from plugin.replication.missing_paths import decoded_paths

@@ -20,10 +20,6 @@ import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError, VolumeBusyError
 from backends.system import clock
-from plugin.cluster.nodes import NodeView
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.refusals import explained
-from plugin.cluster.state import Head, RefusedError
 from plugin.errors import (
     NodeConflictError,
     NotOwnerError,
@@ -31,7 +27,11 @@ from plugin.errors import (
     PeerUnreachableError,
 )
 from plugin.logs import fields
+from plugin.membership.nodes import NodeView
 from plugin.model import VolumeRecord
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.refusals import explained
+from plugin.ownership.state import Head, RefusedError
 from plugin.peers.channel import Peers
 from plugin.peers.lines import read_request
 from plugin.replication.move import Move, Round

@@ -7,11 +7,11 @@ from functools import partial
 
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
-from plugin.cluster.failsafe import Holds
-from plugin.cluster.keeper import Keeper
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import Choice, Commit
 from plugin.model import VolumeRecord
+from plugin.ownership.failsafe import Holds
+from plugin.ownership.keeper import Keeper
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.state import Choice, Commit
 from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
 from plugin.peers.sharing import SharedSsh

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from backends.system import clock
-from plugin.cluster import rules
-from plugin.cluster.nodes import NodeView
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import Head, RefusedError
 from plugin.logs import fields
+from plugin.membership.nodes import NodeView
 from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.state import Head, RefusedError
 
 log = logging.getLogger(__name__)
 DEFAULT_REPLICAS: Final = 2

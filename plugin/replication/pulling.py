@@ -16,12 +16,12 @@ import msgspec
 
 from backends.errors import RemoraError
 from backends.system.clock import Deadline
-from plugin.cluster import rules
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import EMPTY, Choice, Commit, Kept, RefusedError, Replica
 from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.state import EMPTY, Choice, Commit, Kept, RefusedError, Replica
 from plugin.peers.channel import Peers
 from plugin.replication.copies import Copies
 from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest, carried_bytes

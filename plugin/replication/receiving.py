@@ -21,12 +21,12 @@ from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline
-from plugin.cluster import rules
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import EMPTY, Commit, Head, Kept, RefusedError, Replica
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.state import EMPTY, Commit, Head, Kept, RefusedError, Replica
 from plugin.peers.lines import read_request
 from plugin.peers.server import Place
 from plugin.replication.copies import Copies

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 from backends.errors import BackendError, RemoraError
 from backends.rsync.journal.journal import Journal, Package
-from plugin.cluster.state import EMPTY, Commit, Lineage
 from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.ownership.state import EMPTY, Commit, Lineage
 from plugin.peers.channel import Peers
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair

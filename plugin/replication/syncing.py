@@ -19,12 +19,12 @@ from backends.errors import RemoraError
 from backends.options import seconds
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline, monotonic_s
-from plugin.cluster import rules
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.state import Commit, Head, Quality, RefusedError
 from plugin.errors import ChangedError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.state import Commit, Head, Quality, RefusedError
 from plugin.replication.copies import Copies
 from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement

@@ -15,7 +15,7 @@ from typing import Final
 
 from backends.errors import BackendError
 from backends.system.run import run_with_progress
-from plugin.cluster.state import Commit
+from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
 from plugin.peers.sharing import SharedSsh
 from plugin.replication.progress import Progress

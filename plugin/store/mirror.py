@@ -27,7 +27,7 @@ from plugin.store.base import (
 )
 from plugin.store.etcd.store import EtcdStore, Snapshot
 from plugin.store.history import HistoryWatch
-from plugin.store.replica import Replica
+from plugin.store.mirrored import Replica
 
 log = logging.getLogger(__name__)
 _RETRY_PAUSE_S: Final = 0.5

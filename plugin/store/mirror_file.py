@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from plugin.database import open_database
 from plugin.store.base import Record
+from plugin.store.database import open_database
 
 _MIGRATIONS: Final = (
     """

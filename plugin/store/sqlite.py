@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.system import clock
-from plugin.database import connect, open_database
 from plugin.errors import StoreError
 from plugin.limits import WATCH_HISTORY_MAX
 from plugin.store.base import (
@@ -22,6 +21,7 @@ from plugin.store.base import (
     Put,
     Record,
 )
+from plugin.store.database import connect, open_database
 
 _MIGRATIONS: Final = (
     """

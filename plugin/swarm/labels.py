@@ -17,13 +17,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from backends.errors import RemoraError
-from plugin.cluster.directory import NodeDirectory
-from plugin.cluster.heads import Heads
-from plugin.cluster.state import Head
 from plugin.errors import EngineError
 from plugin.limits import SWARM_INTERVAL_S, SWARM_RETRY_S, SWARM_VOLUMES_MAX
 from plugin.logs import fields
+from plugin.membership.directory import NodeDirectory
 from plugin.model import VolumeRecord
+from plugin.ownership.heads import Heads
+from plugin.ownership.state import Head
 from plugin.store.base import Compare, Delete, Put, Store
 
 log = logging.getLogger(__name__)

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from plugin.cluster.addresses import ADDRESSES_MAX, Addresses
+from plugin.membership.addresses import ADDRESSES_MAX, Addresses
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIND = """
 import json, sys
-from plugin.cluster.addresses import Addresses
+from plugin.membership.addresses import Addresses
 endpoints, peers = json.loads(sys.argv[1])
 print(json.dumps(Addresses(endpoints).find(peers)))
 """
 WATCH = """
 import sys
-from plugin.cluster.addresses import Addresses, AddressWatcher
+from plugin.membership.addresses import Addresses, AddressWatcher
 found = Addresses(["http://10.1.0.1:2379"])
 watcher = AddressWatcher(lambda: print(*found.find(), flush=True))
 watcher.start()

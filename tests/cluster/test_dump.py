@@ -15,13 +15,13 @@ import msgspec
 import pytest
 
 from backends.errors import InvalidRequestError
-from plugin.cluster import dumping
-from plugin.cluster.dumping import Loading
-from plugin.cluster.joined import joined, note_joined, refuse_joined
-from plugin.cluster.loading import LOADING, refuse_loading
-from plugin.cluster.nodes import PROTOCOL, NodeRecord
+from plugin.daemon.node import lock_state
 from plugin.errors import StoreError
-from plugin.node import lock_state
+from plugin.joining import dumping
+from plugin.joining.dumping import Loading
+from plugin.joining.joined import joined, note_joined, refuse_joined
+from plugin.membership.loading import LOADING, refuse_loading
+from plugin.membership.nodes import PROTOCOL, NodeRecord
 from plugin.store.base import Put
 from plugin.store.memory import MemoryStore
 from tests.protocol.command import Cli, caller

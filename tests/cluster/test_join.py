@@ -15,12 +15,15 @@ import msgspec
 import pytest
 
 from plugin.cli import cmd_cluster
-from plugin.cluster.join_plan import Planner
-from plugin.cluster.joined import joined, refuse_joined
-from plugin.cluster.loading import LOADING
-from plugin.cluster.nodes import PROTOCOL, AliveRecord, NodeRecord
-from plugin.cluster.rules import acquire, choose, resume
-from plugin.cluster.state import (
+from plugin.daemon.node import lock_state
+from plugin.errors import StoreError
+from plugin.joining.joined import joined, refuse_joined
+from plugin.joining.plan import Planner
+from plugin.membership.loading import LOADING
+from plugin.membership.nodes import PROTOCOL, AliveRecord, NodeRecord
+from plugin.model import VolumeRecord
+from plugin.ownership.rules import acquire, choose, resume
+from plugin.ownership.state import (
     EMPTY,
     FILLED,
     Commit,
@@ -29,9 +32,6 @@ from plugin.cluster.state import (
     Lineage,
     RefusedError,
 )
-from plugin.errors import StoreError
-from plugin.model import VolumeRecord
-from plugin.node import lock_state
 from plugin.store.base import Put
 from tests.protocol.command import Cli, caller
 from tests.support import etcd

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from plugin.cluster.joined import refuse_joined
-from plugin.cluster.section import with_section
 from plugin.config import ClusterConfig
 from plugin.errors import ConfigError, StoreError
+from plugin.joining.joined import refuse_joined
+from plugin.joining.section import with_section
 from tests.contract.test_etcd_security import Certificates
 from tests.protocol.command import Cli, caller
 from tests.support import etcd

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from plugin.cluster.state import EMPTY
+from plugin.ownership.state import EMPTY
 from tests.protocol.node import wait_until
 from tests.support.journal_trees import shape
 from tests.support.owners import WAIT_S, Owner, Records

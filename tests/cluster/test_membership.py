@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from backends.system import clock
-from plugin.cluster.lease import LEASE_MARGIN_S
-from plugin.cluster.membership import Membership
 from plugin.errors import NodeConflictError, StoreError
+from plugin.membership.lease import LEASE_MARGIN_S
+from plugin.membership.membership import Membership
 from plugin.store.base import Put
 from tests.support import etcd
 from tests.support.etcd import wait_until

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import pytest
 
-from plugin.cluster.state import EMPTY, FILLED, Commit
+from plugin.ownership.state import EMPTY, FILLED, Commit
 from tests.protocol.node import wait_until
 from tests.support.etcd import Cluster
 from tests.support.owners import Owner, Records, timed_call

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from plugin.cluster.state import Commit
 from plugin.model import VolumeRecord
+from plugin.ownership.state import Commit
 from plugin.store.base import Compare, Put
 from tests.protocol.node import wait_until
 from tests.support.owners import WAIT_S, Owner, Records

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import pytest
 
-from plugin.cluster.heads import Lock, put_lock
-from plugin.cluster.state import Commit
+from plugin.ownership.heads import Lock, put_lock
+from plugin.ownership.state import Commit
 from tests.protocol.node import wait_until
 from tests.support.etcd import Cluster
 from tests.support.link import Link

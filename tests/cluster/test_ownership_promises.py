@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from backends.errors import RemoraError
-from plugin.cluster.heads import drop_lock
-from plugin.cluster.state import Commit
 from plugin.errors import PeerUnreachableError
+from plugin.ownership.heads import drop_lock
+from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
 from plugin.peers.keys import ensure_keys
 from tests.protocol.node import wait_until

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.cluster import rules
+from plugin.ownership import rules
 from tests.protocol.command import Cli, caller
 from tests.protocol.node import wait_until
 from tests.support.owners import WAIT_S, Owner, Records

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.cluster.state import Head
+from plugin.ownership.state import Head
 from tests.protocol.command import Done, caller
 from tests.protocol.node import wait_until
 from tests.support.journal_trees import shape

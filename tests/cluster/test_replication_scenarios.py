@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.cluster.state import Commit
+from plugin.ownership.state import Commit
 from tests.protocol.command import caller
 from tests.protocol.node import wait_until
 from tests.support.link import Link

@@ -19,7 +19,7 @@ from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore, Snapshot
 from plugin.store.mirror import MirrorStore
 from plugin.store.mirror_file import MirrorFile
-from plugin.store.replica import Replica
+from plugin.store.mirrored import Replica
 from tests.support.etcd import wait_until
 from tests.support.mirrors import WITHIN_S, MirrorBench, facts, keys, put
 
@@ -207,7 +207,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from plugin.store.base import Event, Record
-from plugin.store.replica import Replica
+from plugin.store.mirrored import Replica
 replica = Replica(Path(sys.argv[1]))
 revision = replica.reached
 if not revision:

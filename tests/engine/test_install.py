@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from plugin.config import Config, environment_names, load
-from plugin.daemon import profile_faults
+from plugin.daemon.daemon import profile_faults
 from tests.support.daemon import UnixConnection
 from tests.support.host import REPOSITORY, Host, wait_until
 from tests.support.wheels import offline

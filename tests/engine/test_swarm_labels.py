@@ -9,15 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from plugin.cluster.directory import NodeDirectory
-from plugin.cluster.heads import Heads, put_head
-from plugin.cluster.nodes import NODES, NodeRecord
-from plugin.cluster.state import Head
-from plugin.engine_api import EngineApi
 from plugin.errors import EngineError
+from plugin.membership.directory import NodeDirectory
+from plugin.membership.nodes import NODES, NodeRecord
 from plugin.model import VolumeRecord
+from plugin.ownership.heads import Heads, put_head
+from plugin.ownership.state import Head
 from plugin.store.base import Delete, Put
 from plugin.store.memory import MemoryStore
+from plugin.swarm.engine_api import EngineApi
 from plugin.swarm.labels import SwarmLabels
 from tests.support.daemon import Machine
 from tests.support.engine import SOCKET

@@ -32,7 +32,7 @@ from plugin.peers.peer import Peer
 from plugin.peers.server import PeerServer, Place
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
-from plugin.sockets import bind_socket
+from plugin.daemon.sockets import bind_socket
 
 state, run = pathlib.Path("/var/lib/remora/peers"), pathlib.Path("/run/remora")
 staging, source = state / "staging", state / "source"

@@ -14,7 +14,6 @@ import pytest
 
 from plugin import __version__
 from plugin.cli.output import print_json
-from plugin.cluster.nodes import machine_id
 from plugin.config import ClusterConfig, Config
 from plugin.enrolment import configuration, survey
 from plugin.enrolment.bundle import Bundle
@@ -30,6 +29,7 @@ from plugin.enrolment.login import Login, connect
 from plugin.enrolment.remote import RemoteMachine
 from plugin.enrolment.survey import Machine
 from plugin.errors import EnrolmentError
+from plugin.membership.nodes import machine_id
 from tests.enrolment.conftest import Answers
 from tests.support.etcd import new_address
 from tests.support.ssh_server import SshServer

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from plugin.cluster.state import Commit
 from plugin.errors import ChangedError
+from plugin.ownership.state import Commit
 from plugin.store.base import Compare, Operation, Outcome, Put
 from tests.fault.two_nodes import World
 

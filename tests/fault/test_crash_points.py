@@ -16,9 +16,9 @@ import pytest
 
 from backends.system import mounts
 from plugin.errors import VolumeNotFoundError
-from plugin.importing import import_directory
-from plugin.operations import never
-from plugin.snapshots import SnapshotService
+from plugin.volumes.importing import import_directory
+from plugin.volumes.operations import never
+from plugin.volumes.snapshots import SnapshotService
 from tests.fault.world import World
 from tests.support.fuse import lives
 

@@ -15,9 +15,9 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
-from plugin.cluster.nodes import NODES
-from plugin.cluster.state import EMPTY, Commit, Replica
+from plugin.membership.nodes import NODES
 from plugin.model import VolumeRecord
+from plugin.ownership.state import EMPTY, Commit, Replica
 from plugin.replication import apart
 from plugin.replication.copies import Copies
 from plugin.store.base import Put

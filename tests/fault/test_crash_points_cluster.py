@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from backends.system import mounts
+from plugin.daemon.node import Node
 from plugin.errors import NotOwnerError
-from plugin.node import Node
 from tests.fault.two_nodes import World
 from tests.support.fuse import lives
 

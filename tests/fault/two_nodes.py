@@ -10,24 +10,24 @@ from backends.errors import RemoraError
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import clock
-from plugin.catalogue import Catalogue
-from plugin.cluster.heads import Heads
-from plugin.cluster.membership import Membership
-from plugin.cluster.nodes import Identity
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.registration import Sources
-from plugin.cluster.replicas import Replicas, locate_with
-from plugin.cluster.state import Head
-from plugin.cluster.votes import Votes, Witness
-from plugin.discovery import Discovery
+from plugin.daemon.node import Node
 from plugin.errors import PeerUnreachableError
-from plugin.node import Node
-from plugin.operations import Operations
-from plugin.options import OptionResolver
-from plugin.propagation import Propagation
-from plugin.reconciler import Reconciler
-from plugin.service import VolumeService
+from plugin.membership.membership import Membership
+from plugin.membership.nodes import Identity
+from plugin.membership.registration import Sources
+from plugin.ownership.heads import Heads
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.replica_files import Replicas, locate_with
+from plugin.ownership.state import Head
+from plugin.ownership.votes import Votes, Witness
 from plugin.store.sqlite import SqliteStore
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.discovery import Discovery
+from plugin.volumes.operations import Operations
+from plugin.volumes.options import OptionResolver
+from plugin.volumes.propagation import Propagation
+from plugin.volumes.reconciler import Reconciler
+from plugin.volumes.service import VolumeService
 
 TTL_S = 3600.0
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
-from plugin.catalogue import Catalogue
-from plugin.discovery import Discovery
-from plugin.node import Node
-from plugin.operations import Operations
-from plugin.options import OptionResolver
-from plugin.propagation import Propagation
-from plugin.reconciler import Reconciler
-from plugin.service import VolumeService
+from plugin.daemon.node import Node
 from plugin.store.sqlite import SqliteStore
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.discovery import Discovery
+from plugin.volumes.operations import Operations
+from plugin.volumes.options import OptionResolver
+from plugin.volumes.propagation import Propagation
+from plugin.volumes.reconciler import Reconciler
+from plugin.volumes.service import VolumeService
 from tests.support.world import ownership_alone
 
 

@@ -28,20 +28,20 @@ from backends.errors import RemoraError
 from backends.registry import Registry
 from backends.system import clock
 from plugin import logs
-from plugin.cluster.failsafe import Failsafe, Holds
-from plugin.cluster.heads import Heads
-from plugin.cluster.keeper import Keeper
-from plugin.cluster.membership import Membership
-from plugin.cluster.nodes import Identity, machine_id
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.registration import Sources
-from plugin.cluster.replicas import Replicas
-from plugin.cluster.votes import Votes
+from plugin.daemon.node import Node
 from plugin.errors import StoreError
 from plugin.fencing.client import Guard
 from plugin.logs import fields
+from plugin.membership.membership import Membership
+from plugin.membership.nodes import Identity, machine_id
+from plugin.membership.registration import Sources
 from plugin.model import VolumeRecord
-from plugin.node import Node
+from plugin.ownership.failsafe import Failsafe, Holds
+from plugin.ownership.heads import Heads
+from plugin.ownership.keeper import Keeper
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.replica_files import Replicas
+from plugin.ownership.votes import Votes
 from plugin.peers.channel import Peers
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from plugin.cluster.state import Commit, Epoch, RefusedError, Replica
+from plugin.ownership.state import Commit, Epoch, RefusedError, Replica
 
 from .membership import MEMBERSHIP
 from .world import Bytes, Node, Scope, Steps, World, changed, name

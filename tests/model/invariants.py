@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from plugin.cluster.state import EMPTY, RefusedError
+from plugin.ownership.state import EMPTY, RefusedError
 
 from .world import Scope, World, name
 

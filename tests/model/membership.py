@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from plugin.cluster.state import EMPTY, RefusedError, Replica
+from plugin.ownership.state import EMPTY, RefusedError, Replica
 
 from .world import NOTHING, Node, Scope, Steps, World, changed, name
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from plugin.cluster import rules
-from plugin.cluster.state import (
+from plugin.ownership import rules
+from plugin.ownership.state import (
     EMPTY,
     Choice,
     Commit,

@@ -1,7 +1,7 @@
 """
 A world of nodes, one volume and a network that delays, in which anything may happen.
 
-Every decision is made by the rules that the daemon runs (`plugin/cluster/rules.py`);
+Every decision is made by the rules that the daemon runs (`plugin/ownership/rules.py`);
 here and in `actions.py` is only what surrounds them: which node knows what, what its
 disk holds, what is in flight. What the bytes are is the set of the writes in them, so
 that a lost write is seen as a missing number.
@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from plugin.cluster import rules as real_rules
-from plugin.cluster.state import EMPTY, Commit, Epoch, Head, Lineage, Replica
+from plugin.ownership import rules as real_rules
+from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage, Replica
 
 Bytes = frozenset[int]
 NOTHING: Bytes = frozenset()

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from plugin.daemon.sockets import bind_socket
 from plugin.peers import server as module
 from plugin.peers.server import PeerServer
-from plugin.sockets import bind_socket
 from tests.support.host import wait_until
 from tests.support.peers import VOLUME, Handlers, Staging
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import msgspec
 
-from plugin.cluster.state import Head
 from plugin.config import Config, load
+from plugin.daemon.node import Node
 from plugin.model import VolumeRecord
-from plugin.node import Node
+from plugin.ownership.state import Head
 from plugin.store.base import Put, Store
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore

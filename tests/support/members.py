@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from backends.system import clock
-from plugin.cluster.membership import Membership
-from plugin.cluster.nodes import Identity
-from plugin.cluster.registration import Sources
+from plugin.membership.membership import Membership
+from plugin.membership.nodes import Identity
+from plugin.membership.registration import Sources
 from plugin.store.base import Delete, Store
 
 
@@ -24,7 +24,7 @@ class LeasedStore(Store, Protocol):
 
 
 class FactsInMemory:
-    """What `plugin.node.Node` keeps in its file."""
+    """What `plugin.daemon.node.Node` keeps in its file."""
 
     def __init__(self) -> None:
         self.values: dict[str, str] = {}

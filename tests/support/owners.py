@@ -23,8 +23,8 @@ from typing import Any
 
 import msgspec
 
-from plugin.cluster.heads import Heads
-from plugin.cluster.state import Head, Replica
+from plugin.ownership.heads import Heads
+from plugin.ownership.state import Head, Replica
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
 from plugin.store.etcd.settings import EtcdSettings

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from backends.errors import RemoraError
+from plugin.daemon.sockets import bind_socket
 from plugin.errors import PeerRefusedError
 from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
@@ -28,7 +29,6 @@ from plugin.peers.peer import Peer
 from plugin.peers.server import PeerServer, Place
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
-from plugin.sockets import bind_socket
 from tests.support.etcd import new_address
 from tests.support.host import wait_until
 

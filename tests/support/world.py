@@ -9,24 +9,24 @@ from pathlib import Path
 from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.registry import Registry
-from plugin.catalogue import Catalogue
-from plugin.cluster.heads import Heads
-from plugin.cluster.membership import Membership
-from plugin.cluster.nodes import Identity
-from plugin.cluster.ownership import Ownership
-from plugin.cluster.registration import Sources
-from plugin.cluster.replicas import Replicas, locate_with
-from plugin.cluster.votes import Votes
-from plugin.discovery import Discovery
-from plugin.node import Node
-from plugin.operations import Operations
-from plugin.options import OptionResolver
-from plugin.propagation import Propagation
-from plugin.reconciler import Reconciler
-from plugin.references import Count
-from plugin.service import VolumeService
+from plugin.daemon.node import Node
+from plugin.membership.membership import Membership
+from plugin.membership.nodes import Identity
+from plugin.membership.registration import Sources
+from plugin.ownership.heads import Heads
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.replica_files import Replicas, locate_with
+from plugin.ownership.votes import Votes
 from plugin.store.base import Store
 from plugin.store.sqlite import SqliteStore
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.discovery import Discovery
+from plugin.volumes.operations import Operations
+from plugin.volumes.options import OptionResolver
+from plugin.volumes.propagation import Propagation
+from plugin.volumes.reconciler import Reconciler
+from plugin.volumes.references import Count
+from plugin.volumes.service import VolumeService
 from tests.support.memory_backend import MemoryBackend
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.config import DEFAULT_PATH, ClusterConfig, Config, environment_names, load
-from plugin.daemon import profile_faults
+from plugin.daemon.daemon import profile_faults
 from plugin.errors import ConfigError
 from tests.support.config_keys import CLUSTER, DAEMON, REPLICATION, SECTIONS, SWARM
 

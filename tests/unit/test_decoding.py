@@ -9,14 +9,14 @@ import msgspec
 import pytest
 
 from backends.system.decoding import from_json, from_objects, msgpack_decoder
-from plugin.cluster.state import Commit, Head
+from plugin.ownership.state import Commit, Head
 from tests.support.host import PYTHON_ENVIRONMENT
 
 PROCESSES = 12
 PROGRAM = """
 import json, sys, threading
 from backends.system.decoding import from_json, from_objects
-from plugin.cluster.state import Epoch, Head
+from plugin.ownership.state import Epoch, Head
 sys.setswitchinterval(1e-6)
 barrier = threading.Barrier(8)
 

@@ -11,9 +11,9 @@ import pytest
 
 from backends.base import Volume
 from backends.errors import InvalidRequestError
-from plugin.cluster import events as module
-from plugin.cluster.events import FILE_NAME, LIMIT_MAX, OF_VOLUME_MAX, Events
 from plugin.errors import StoreError
+from plugin.events import log as module
+from plugin.events.log import FILE_NAME, LIMIT_MAX, OF_VOLUME_MAX, Events
 from plugin.peers.lines import LINE_LENGTH_MAX, encode
 
 

@@ -14,7 +14,7 @@ from backends.nfs import options
 from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
-from plugin.options import OptionResolver
+from plugin.volumes.options import OptionResolver
 
 NFS = NfsBackend(Path("/nowhere"), node="n")
 SHARE = {"server": "nas", "share": "/export"}

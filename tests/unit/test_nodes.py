@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from backends.system import clock
-from plugin.cluster.lease import LEASE_MARGIN_S
+from plugin.daemon.node import Node, forget_identity, lock_state
 from plugin.errors import NodeConflictError, NodeNotFoundError, StoreError
-from plugin.node import Node, forget_identity, lock_state
+from plugin.membership.lease import LEASE_MARGIN_S
 from plugin.store.base import Compare, Operation, Outcome, Put
 from plugin.store.memory import Memory, MemoryStore
 from plugin.store.sqlite import SqliteStore
@@ -121,7 +121,7 @@ def test_a_machine_copied_whole_never_gets_in(
     clone = members.copied(alpha, boot_id="another boot")
     clone.start()
     assert "last boot has not ended yet" in str(clone.fault())
-    monkeypatch.setattr("plugin.cluster.registration._DEAD_AFTER_TTLS", 0)
+    monkeypatch.setattr("plugin.membership.registration._DEAD_AFTER_TTLS", 0)
     wait_until(lambda: "another machine" in str(clone.fault()), "the conflict")
     assert clone.lease == 0
     assert alpha.find("alpha").alive
@@ -208,7 +208,7 @@ def test_versions_that_do_not_overlap_are_refused(
     alpha = members.started("alpha")
     for name in ("PROTOCOL", "PROTOCOL_OLDEST"):
         for module in ("nodes", "registration"):
-            monkeypatch.setattr(f"plugin.cluster.{module}.{name}", 2)
+            monkeypatch.setattr(f"plugin.membership.{module}.{name}", 2)
     with pytest.raises(NodeConflictError, match="speaks protocol 1 to 1; this one"):
         members.started("beta")
     members.crash(alpha)
@@ -270,7 +270,7 @@ def test_a_node_starts_while_the_store_is_away(
     store = Refusing()
     members = Members(lambda: store, ttl_s=TTL_S)
     try:
-        with caplog.at_level(logging.INFO, "plugin.cluster"):
+        with caplog.at_level(logging.INFO, "plugin.membership"):
             alpha = members.started("alpha")
             assert str(alpha.fault()).startswith("store-unavailable: etcd did not")
             assert (alpha.lease, alpha.deadline_s()) == (0, -math.inf)
@@ -297,7 +297,7 @@ def test_a_conflict_that_is_found_later_is_told(
     members = Members(lambda: store, ttl_s=TTL_S)
     try:
         alpha = members.started("alpha")
-        with caplog.at_level(logging.ERROR, "plugin.cluster"):
+        with caplog.at_level(logging.ERROR, "plugin.membership"):
             store.down = False
             store.transact([], [Put("node_names/alpha", b"another node")])
             wait_until(lambda: "belongs to" in str(alpha.fault()), "the conflict")

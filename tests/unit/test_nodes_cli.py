@@ -11,13 +11,13 @@ import pytest
 from flask import Flask
 
 from backends.system.clock import Deadline
-from plugin.calls import observe_calls
-from plugin.control.http import _error
-from plugin.control.nodes import add_nodes, node_status
-from plugin.metrics import Metrics
-from plugin.node import Node
-from plugin.server import Server
-from plugin.sockets import bind_socket
+from plugin.api.admin.http import _error
+from plugin.api.admin.nodes import add_nodes, node_status
+from plugin.api.calls import observe_calls
+from plugin.api.metrics import Metrics
+from plugin.daemon.node import Node
+from plugin.daemon.server import Server
+from plugin.daemon.sockets import bind_socket
 from plugin.store.memory import Memory, MemoryStore
 from tests.protocol.command import Cli, Done, caller
 from tests.support.members import Members

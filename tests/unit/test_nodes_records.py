@@ -125,7 +125,7 @@ def test_clocks_far_off_are_told_once(
 ) -> None:
     alpha = members.started("alpha")
     beta = members.started("beta")
-    with caplog.at_level(logging.INFO, "plugin.cluster.directory"):
+    with caplog.at_level(logging.INFO, "plugin.membership.directory"):
         for offset_s in (0.2, -3600.0, -3601.0, 1.0, 7.0):
             alpha.note_clock(beta.own.id, offset_s)
         alpha.note_clock("nobody", 99.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin.notify import notify
+from plugin.daemon.notify import notify
 
 
 @contextmanager

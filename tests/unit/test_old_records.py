@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.cluster.refusals import explained
-from plugin.cluster.rules import choose
-from plugin.cluster.state import EMPTY, Commit, Head, Lineage, RefusedError
+from plugin.ownership.refusals import explained
+from plugin.ownership.rules import choose
+from plugin.ownership.state import EMPTY, Commit, Head, Lineage, RefusedError
 
 HEAD = Head(epoch=4, owner="beta", phase="recovering", members=("alpha", "beta"))
 UNKNOWN = Commit(3, 1)

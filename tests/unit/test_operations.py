@@ -9,7 +9,7 @@ import pytest
 
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.system.clock import Deadline
-from plugin.operations import Operations
+from plugin.volumes.operations import Operations
 
 
 def wait_for(condition: object, *, within_s: float = 10) -> None:

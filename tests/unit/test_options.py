@@ -14,7 +14,7 @@ from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from plugin.limits import OPTION_VALUE_LENGTH_MAX, OPTIONS_MAX
 from plugin.model import NAME_PATTERN, check_name
-from plugin.options import OptionResolver
+from plugin.volumes.options import OptionResolver
 
 BACKEND = RsyncBackend(Path("/nowhere"), pool_id="p")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from plugin.cluster.nodes import NodeRecord, NodeView
-from plugin.cluster.state import Commit, Head
+from plugin.membership.nodes import NodeRecord, NodeView
+from plugin.ownership.state import Commit, Head
 from plugin.replication.placement import Absences, Plan, Wanted, plan
 
 TWO = Wanted(2)

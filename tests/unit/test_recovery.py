@@ -9,9 +9,9 @@ import pytest
 
 from backends.base import Traits, Volume, VolumeUser
 from backends.errors import BackendError, VolumeBusyError
-from plugin.adoption import adopt
 from plugin.errors import StoreError
-from plugin.references import Count
+from plugin.volumes.adoption import adopt
+from plugin.volumes.references import Count
 from tests.support.world import World, failing
 
 

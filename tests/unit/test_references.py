@@ -13,9 +13,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from plugin.database import open_database
 from plugin.errors import StoreError
-from plugin.references import MIGRATION, Count, References
+from plugin.store.database import open_database
+from plugin.volumes.references import MIGRATION, Count, References
 
 VOLUMES = st.sampled_from(["v1", "v2"])
 MOUNT_IDS = st.sampled_from(["a", "b", ""])

@@ -10,7 +10,7 @@ import pytest
 from plugin.store.base import CompactedError, Delete, Event, Operation, Put, Record
 from plugin.store.history import HistoryWatch
 from plugin.store.memory import Memory, MemoryStore
-from plugin.store.replica import Replica
+from plugin.store.mirrored import Replica
 
 KEYS = ("a", "b", "c")
 STEPS = 60

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from plugin.cluster import rules
-from plugin.cluster.state import (
+from plugin.ownership import rules
+from plugin.ownership.state import (
     Commit,
     Epoch,
     Head,

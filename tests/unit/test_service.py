@@ -17,7 +17,7 @@ from backends.errors import (
 )
 from backends.system.clock import Deadline
 from plugin.errors import VolumeNotFoundError
-from plugin.references import Count
+from plugin.volumes.references import Count
 from tests.support.world import World, failing
 
 

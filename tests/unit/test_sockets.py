@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from plugin.daemon.sockets import bind_socket, inherited_socket, remove_socket
 from plugin.errors import ConfigError
-from plugin.sockets import bind_socket, inherited_socket, remove_socket
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plugin.cluster.state import Head
+from plugin.ownership.state import Head
 from plugin.swarm.labels import labels_of, with_labels
 
 DB = ("db", Head(epoch=3, owner="a", phase="owned", members=("a", "b")))

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from backends.errors import InvalidRequestError, RemoraError
-from plugin.cluster.events import Event, Events, EventsAnswer
-from plugin.cluster.state import EMPTY, Commit, Epoch, Head, Lineage
 from plugin.errors import VolumeNotFoundError
-from plugin.history import VolumeHistory, epoch_rows, merged
+from plugin.events.log import Event, Events, EventsAnswer
+from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage
+from plugin.volumes.history import VolumeHistory, epoch_rows, merged
 from tests.support.world import World
 
 BEGAN = "2026-11-20T10:00:00Z"

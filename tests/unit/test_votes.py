@@ -9,10 +9,10 @@ import pytest
 
 from backends.errors import RemoraError
 from backends.system.clock import Deadline
-from plugin.cluster.state import Choice, Commit, Epoch, Head, Lineage
-from plugin.cluster.votes import NoCopyError, Votes, unheard
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.model import VolumeRecord
+from plugin.ownership.state import Choice, Commit, Epoch, Head, Lineage
+from plugin.ownership.votes import NoCopyError, Votes, unheard
 
 NEWEST = Commit(3, 4)
 OLDER = Commit(3, 2)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backends.errors import InvalidRequestError, RemoraError
+from plugin.api.docker import wire
 from plugin.limits import REQUEST_SIZE_MAX
 from plugin.model import check_mount_id, check_name
-from plugin.protocol import wire
 
 PARSERS = (wire.parse_create, wire.parse_mount, wire.parse_name)
 json_values = st.recursive(

@@ -1,0 +1,1 @@
+"""What the daemon answers: Docker's protocol, and the administrator's API."""

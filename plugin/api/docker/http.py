@@ -1,0 +1,114 @@
+"""The routes of Docker's volume protocol: parse, one use case, render."""
+
+from __future__ import annotations
+
+from flask import Flask, Response, g, request
+
+from backends.errors import InvalidRequestError, RemoraError
+from plugin.api.calls import ConnectionDroppedError, caller_gone, observe_calls
+from plugin.api.docker import wire
+from plugin.api.metrics import Metrics
+from plugin.errors import VolumeNotFoundError
+from plugin.volumes.service import VolumeService
+
+
+def create_app(service: VolumeService, metrics: Metrics) -> Flask:  # noqa: C901
+    """Return the WSGI application of the plugin socket; one function a route."""
+    app = Flask("remora.plugin", static_folder=None)
+    observe_calls(
+        app,
+        metrics,
+        socket="plugin",
+        render=_refuse,
+    )
+
+    @app.post("/Plugin.Activate", endpoint="Activate")
+    def activate() -> Response:
+        service.engine_activated()
+        return _answer(wire.render_activation())
+
+    @app.post("/VolumeDriver.Capabilities", endpoint="Capabilities")
+    def capabilities() -> Response:
+        return _answer(wire.render_capabilities(service.scope()))
+
+    @app.post("/VolumeDriver.Create", endpoint="Create")
+    def create() -> Response:
+        call = wire.parse_create(request.get_data())
+        g.volume = call.name
+        service.create(call.name, call.options or {}, caller_gone=caller_gone())
+        return _answer(wire.render_empty())
+
+    @app.post("/VolumeDriver.Remove", endpoint="Remove")
+    def remove() -> Response:
+        call = wire.parse_name(request.get_data())
+        g.volume = call.name
+        service.remove(call.name, caller_gone=caller_gone())
+        return _answer(wire.render_empty())
+
+    @app.post("/VolumeDriver.Mount", endpoint="Mount")
+    def mount() -> Response:
+        call = wire.parse_mount(request.get_data())
+        g.volume, g.mount_id = call.name, call.mount_id
+        mountpoint = service.mount(call.name, call.mount_id, caller_gone=caller_gone())
+        return _answer(wire.render_mountpoint(str(mountpoint)))
+
+    @app.post("/VolumeDriver.Unmount", endpoint="Unmount")
+    def unmount() -> Response:
+        call = wire.parse_mount(request.get_data())
+        g.volume, g.mount_id = call.name, call.mount_id
+        service.unmount(call.name, call.mount_id)
+        return _answer(wire.render_empty())
+
+    @app.post("/VolumeDriver.Path", endpoint="Path")
+    def path() -> Response:
+        call = wire.parse_name(request.get_data())
+        g.volume = call.name
+        return _answer(wire.render_mountpoint(service.path(call.name)))
+
+    @app.post("/VolumeDriver.Get", endpoint="Get")
+    def get() -> Response:
+        # Any answer without a volume tells the engine that it is gone, and makes it
+        # forget the volume's labels and references; silence makes it try again. So
+        # only "there is none", and what no repetition would mend, is said.
+        try:
+            call = wire.parse_name(request.get_data())
+            g.volume = call.name
+            view = service.get(call.name)
+        except (VolumeNotFoundError, InvalidRequestError) as error:
+            if isinstance(error, wire.EmptyBodyError):
+                raise ConnectionDroppedError from error
+            raise
+        except Exception as error:
+            raise ConnectionDroppedError from error
+        return _answer(
+            wire.render_volume(view.name, view.mountpoint, view.created_at, view.status)
+        )
+
+    @app.post("/VolumeDriver.List", endpoint="List")
+    def list_volumes() -> Response:
+        return _answer(
+            wire.render_list(
+                [
+                    (each.name, each.mountpoint, each.created_at)
+                    for each in service.volumes()
+                ]
+            )
+        )
+
+    return app
+
+
+def _refuse(error: RemoraError) -> Response:
+    """
+    Answer with *error* so that the caller takes it for one, in our words.
+
+    Docker puts a prefix before the text of any status but 200; Podman reads ``Err``
+    only if the status is not 200. Podman alone sends a Content-Type.
+    """
+    response = _answer(wire.render_error(error))
+    response.status_code = 500 if request.content_type else 200
+    return response
+
+
+def _answer(body: bytes) -> Response:
+    return Response(body, content_type=wire.CONTENT_TYPE)

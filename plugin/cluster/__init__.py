@@ -1,1 +1,0 @@
-"""Several nodes as one: who they are, and which of them owns a volume."""

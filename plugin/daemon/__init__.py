@@ -1,0 +1,1 @@
+"""The daemon as a process: composition root, servers, sockets, start and end."""

@@ -1,0 +1,112 @@
+"""
+What this node knows of itself, in ``<state_dir>/node.db``.
+
+It is never shared with other nodes: which boot it was, which pool is its own, and the
+mount references of its engine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import uuid
+from pathlib import Path
+from typing import Final
+
+from backends.system import clock
+from plugin.errors import StoreError
+from plugin.store.database import connect, open_database
+from plugin.volumes.references import MIGRATION, References
+
+_MIGRATIONS: Final = (
+    f"CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);\n{MIGRATION}",
+)
+
+
+class Node:
+    """The node's identity, its facts and its mount references."""
+
+    def __init__(self, state_dir: Path) -> None:
+        path = state_dir / "node.db"
+        self._connection = open_database(path, _MIGRATIONS)
+        # Of its own: other threads set facts while the references are in a transaction.
+        self._facts = connect(path)
+        same_boot = self.fact("boot_id") == clock.boot_id()
+        self.references = References(self._connection, same_boot=same_boot)
+        # Only now that an older boot's references are gone: a crash in between must
+        # not make them look like this boot's.
+        self.set_fact("boot_id", clock.boot_id())
+        self.id = self.fact("node_id") or str(uuid.uuid4())
+        self.set_fact("node_id", self.id)
+
+    def fact(self, key: str) -> str | None:
+        """Return the fact *key*, None if it was never set."""
+        row = self._facts.execute(
+            "SELECT value FROM facts WHERE key = ?", (key,)
+        ).fetchone()
+        return str(row[0]) if row else None
+
+    def set_fact(self, key: str, value: str) -> None:
+        """Keep *value* under *key*, durably."""
+        if self.fact(key) != value:
+            self._facts.execute(
+                "INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value)
+            )
+
+    def forget(self, *keys: str) -> None:
+        """Forget facts, durably."""
+        for key in keys:
+            self._facts.execute("DELETE FROM facts WHERE key = ?", (key,))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._facts.close()
+        self._connection.close()
+
+
+def lock_state(state_dir: Path) -> int:
+    """
+    Return a descriptor that keeps every other process off *state_dir*.
+
+    Raises:
+        StoreError: a daemon uses it.
+
+    """
+    descriptor = os.open(
+        state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+    )
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StoreError(
+            f"another remora daemon uses {state_dir}",
+            hint="stop it first, or set another state_dir",
+        ) from None
+    return descriptor
+
+
+def forget_identity(state_dir: Path) -> str:
+    """
+    Return the id that this node had; the next start chooses another, and new keys.
+
+    Mount references and the pool stay as they are.
+
+    Raises:
+        StoreError: the daemon runs, or what it keeps cannot be read or changed.
+
+    """
+    try:
+        lock = lock_state(state_dir)
+        try:
+            node = Node(state_dir)
+            # First the keys: what is left of a crash is the old id, and its conflict.
+            for key in (state_dir / "peer").glob("*_key"):
+                key.unlink()
+            node.forget("node_id", "lease")
+            node.close()
+        finally:
+            os.close(lock)
+    except OSError as error:
+        raise StoreError(f"cannot change {state_dir}: {error}") from error
+    return node.id

@@ -1,0 +1,1 @@
+"""What happened to volumes, for people."""

@@ -1,0 +1,1 @@
+"""From one node to a cluster and back: joining, dumping, loading records."""

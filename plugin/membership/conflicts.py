@@ -1,0 +1,112 @@
+"""
+What nodes have set apart, as the whole cluster knows it.
+
+    v/<id>/conflicts/<node>/<commit>    Conflict: what that node has, and since when
+
+A record follows the bytes on the node's disk, and only that node writes it: when it
+sets bytes apart, when they are discarded, and when the two are found to differ. The
+bytes are the truth. What a node has that was removed from the cluster counts no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from backends.system.decoding import from_json
+from plugin.membership.nodes import NODES
+from plugin.store.base import Compare, Delete, Put, Record, Store
+
+log = logging.getLogger(__name__)
+_KEY: Final = re.compile(r"v/([^/]+)/conflicts/([^/]+)/([0-9]+\.[0-9]+)")
+# A transaction takes 128 operations. What is left over counts no more all the same.
+_DROPPED_MAX: Final = 100
+
+
+class Conflict(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that were set apart; if not counted to their end, *whole* is false."""
+
+    set_apart_at: str
+    files: int = 0
+    size_bytes: int = 0
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KnownConflict:
+    """A record with what its key says."""
+
+    volume_id: str
+    node_id: str
+    commit: str
+    conflict: Conflict
+
+
+class Conflicts:
+    """Reads the records from local knowledge, and writes this node's."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def all(self) -> list[KnownConflict]:
+        """Return what every node of the cluster has set apart."""
+        return self._below("v/")
+
+    def of(self, volume_id: str) -> list[KnownConflict]:
+        """Return what nodes of the cluster have set apart of a volume."""
+        return self._below(f"v/{volume_id}/conflicts/")
+
+    def note(
+        self, volume_id: str, node_id: str, commit: str, conflict: Conflict
+    ) -> None:
+        """
+        Write the record if there is none.
+
+        Raises:
+            StoreError: the cluster did not answer.
+
+        """
+        key = _key(volume_id, node_id, commit)
+        if self._store.get(key) is None:
+            put = Put(key, msgspec.json.encode(conflict))
+            self._store.transact([Compare(key, 0)], [put])
+
+    def drop(self, volume_id: str, node_id: str, commit: str) -> None:
+        """Delete the record, if there is one; raises StoreError as `note`."""
+        key = _key(volume_id, node_id, commit)
+        if self._store.get(key) is not None:
+            self._store.transact([], [Delete(key)])
+
+    def drops(self, node_id: str) -> list[Delete]:
+        """Return the deletion of the records of a node that goes, not too many."""
+        found = [
+            Delete(_key(each.volume_id, node_id, each.commit))
+            for each in self.all()
+            if each.node_id == node_id
+        ]
+        return found[:_DROPPED_MAX]
+
+    def _below(self, prefix: str) -> list[KnownConflict]:
+        found = []
+        for record in self._store.prefix(prefix)[0]:
+            key = _KEY.fullmatch(record.key) if "/conflicts/" in record.key else None
+            if key is not None and self._store.get(NODES + key[2]) is not None:
+                found.append(KnownConflict(key[1], key[2], key[3], _decoded(record)))
+        return found
+
+
+def _key(volume_id: str, node_id: str, commit: str) -> str:
+    return f"v/{volume_id}/conflicts/{node_id}/{commit}"
+
+
+def _decoded(record: Record) -> Conflict:
+    """Return the record's value; one that cannot be read still tells of bytes."""
+    try:
+        return from_json(record.value, Conflict)
+    except msgspec.DecodeError as error:
+        log.warning("record %s cannot be read: %s", record.key, error)
+        return Conflict(set_apart_at="")

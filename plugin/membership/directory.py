@@ -1,0 +1,210 @@
+"""The cluster's nodes as their records show them, and what people do to them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from backends.system.decoding import from_json
+from plugin.errors import ChangedError, NodeConflictError, NodeNotFoundError
+from plugin.logs import fields
+from plugin.membership.conflicts import Conflicts
+from plugin.membership.nodes import (
+    ALIVE,
+    NAMES,
+    NODES,
+    NodeRecord,
+    NodeView,
+    decoded,
+    owner_of,
+)
+from plugin.store.base import Compare, Delete, Put, Store
+from plugin.store.contention import attempted
+
+log = logging.getLogger(__name__)
+_REFRESH_DEADLINE_S: Final = 3.5
+# How often a change is tried that other changes of the same record get ahead of.
+_NAMED_MAX: Final = 20
+_VOLUMES_NAMED_MAX: Final = 5
+
+
+class NodeDirectory:
+    """
+    Reads and changes nodes' records; reads answer from local knowledge.
+
+    *data_only_on* returns the volumes of which only the node of that id has some data.
+    *always_alive* is the id of a node that is alone and needs no lease to be alive.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        data_only_on: Callable[[str], list[str]],
+        always_alive: str = "",
+    ) -> None:
+        self._store = store
+        self._data_only_on = data_only_on
+        self._always_alive = always_alive
+        self._offsets_s: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def nodes(self) -> list[NodeView]:
+        """Return all nodes, sorted by name."""
+        alive = {each.key for each in self._store.prefix(ALIVE)[0]}
+        found = []
+        for stored in self._store.prefix(NODES)[0]:
+            record = decoded(NodeRecord, stored)
+            if record is not None:
+                lives = record.id == self._always_alive or ALIVE + record.id in alive
+                found.append(NodeView(record, lives, self._offsets_s.get(record.id)))
+        return sorted(found, key=lambda each: each.record.name)
+
+    def lease_of(self, node_id: str) -> int:
+        """Return the lease of the node of that id, 0 if it has none."""
+        alive = self._store.get(ALIVE + node_id)
+        return alive.lease if alive else 0
+
+    def record(self, node_id: str) -> NodeRecord | None:
+        """Return the record of the node of that id, None if there is none."""
+        return decoded(NodeRecord, self._store.get(NODES + node_id))
+
+    def find(self, name_or_id: str) -> NodeView:
+        """
+        Return one node.
+
+        Raises:
+            NodeNotFoundError: there is none; the hint lists those there are.
+
+        """
+        nodes = self.nodes()
+        # Ids first: a name may look like an id, but nobody can choose their id.
+        for each in nodes:
+            if each.record.id == name_or_id:
+                return each
+        for each in nodes:
+            if each.record.name == name_or_id:
+                return each
+        names = [each.record.name for each in nodes]
+        more = f" and {len(names) - _NAMED_MAX} more" if len(names) > _NAMED_MAX else ""
+        raise NodeNotFoundError(
+            f"there is no node '{name_or_id}'",
+            hint=f"the nodes are: {', '.join(names[:_NAMED_MAX]) or 'none'}{more}",
+        )
+
+    def set_drained(self, name_or_id: str, *, drained: bool) -> NodeView:
+        """
+        Return the node after it got, or lost, the mark that it takes nothing new.
+
+        Raises:
+            NodeNotFoundError: there is no such node.
+            StoreError: the store did not answer, or others keep changing the record.
+
+        """
+        self._store.refresh(_REFRESH_DEADLINE_S)
+        return attempted(lambda: self._set_drained(name_or_id, drained=drained))
+
+    def remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
+        """
+        Return the record of a node that is no longer one, if it lives no more.
+
+        With *force*, even if it has data that no other node has.
+
+        Raises:
+            NodeConflictError: it lives, or has such data.
+            NodeNotFoundError: there is no such node.
+            StoreError: the store did not answer, or others keep changing the record.
+
+        """
+        self._store.refresh(_REFRESH_DEADLINE_S)
+        return attempted(lambda: self._remove(name_or_id, force=force))
+
+    def _remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
+        view = self.find(name_or_id)
+        record = view.record
+        if view.alive:
+            raise NodeConflictError(
+                f"node '{record.name}' is alive",
+                hint="stop its daemon first (systemctl stop remora, there)",
+            )
+        volumes = [] if force else self._data_only_on(record.id)
+        if volumes:
+            more = len(volumes) - _VOLUMES_NAMED_MAX
+            raise NodeConflictError(
+                f"node '{record.name}' has data that no other node has, of: "
+                + ", ".join(volumes[:_VOLUMES_NAMED_MAX])
+                + (f" and {more} more" if more > 0 else ""),
+                hint="start it, and let others catch up; or, if it is gone for good, "
+                "give that data up with --force",
+            )
+        name = self._store.get(NAMES + record.name)
+        ours = owner_of(name) == record.id
+        outcome = self._store.transact(
+            [Compare(NODES + record.id, self._revision(record.id))]
+            + [Compare(ALIVE + record.id, 0)]
+            + ([Compare(name.key, name.mod_revision)] if name and ours else []),
+            [Delete(NODES + record.id), *Conflicts(self._store).drops(record.id)]
+            + ([Delete(name.key)] if name and ours else []),
+        )
+        if not outcome.succeeded:
+            raise _changed(name_or_id)
+        with self._lock:
+            self._offsets_s.pop(record.id, None)
+        log.info("node removed", extra=fields(node=record.name, node_id=record.id))
+        return record
+
+    def note_clock(self, node_id: str, offset_s: float) -> None:
+        """Keep by how much the wall clock of a node is ahead of ours."""
+        record = self.record(node_id)
+        if record is None:
+            return
+        with self._lock:
+            before_s = self._offsets_s.get(node_id)
+            self._offsets_s[node_id] = offset_s
+        warned = bool(
+            NodeView(record, alive=True, clock_offset_s=before_s).clock_warning()
+        )
+        warning = NodeView(record, alive=True, clock_offset_s=offset_s).clock_warning()
+        if warning and not warned:
+            log.warning("%s", warning)
+        elif warned and not warning:
+            log.info("the clock of node '%s' is right again", record.name)
+
+    def clock_warnings(self) -> list[str]:
+        """Return a line for each node that lives and whose clock is far off."""
+        found = [each.clock_warning() for each in self.nodes() if each.alive]
+        return [each for each in found if each]
+
+    def _set_drained(self, name_or_id: str, *, drained: bool) -> NodeView:
+        """Return the node with, or without, the mark; fields unknown to us stay."""
+        view = self.find(name_or_id)
+        if view.record.drained == drained:
+            return view
+        stored = self._store.get(NODES + view.record.id)
+        if stored is None:
+            raise _changed(name_or_id)
+        values = from_json(stored.value, dict[str, Any])
+        values["drained"] = drained
+        if not self._store.transact(
+            [Compare(stored.key, stored.mod_revision)],
+            [Put(stored.key, msgspec.json.encode(values))],
+        ).succeeded:
+            raise _changed(name_or_id)
+        log.info(
+            "node %s",
+            "drained" if drained else "undrained",
+            extra=fields(node=view.record.name),
+        )
+        return self.find(view.record.id)
+
+    def _revision(self, node_id: str) -> int:
+        stored = self._store.get(NODES + node_id)
+        return stored.mod_revision if stored else 0
+
+
+def _changed(name: str) -> ChangedError:
+    return ChangedError(f"node '{name}' was changed meanwhile", hint="retry")

@@ -1,0 +1,104 @@
+"""
+The node's one lease: all that this node holds in the store hangs on it.
+
+It outlives the daemon's process: which lease it was is kept durably, so that a daemon
+that is started again within the time to live goes on with it, and keeps its volumes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import suppress
+from typing import Final, Protocol
+
+from plugin.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+# Between the moment after which we change nothing and the lease's end: what was begun
+# before ends in it, and writers are stopped in it.
+LEASE_MARGIN_S: Final = 4.0
+_FACT: Final = "lease"
+
+
+class Leases(Protocol):
+    """What a store of a cluster has besides `Store`."""
+
+    def grant_lease(self, ttl_s: float) -> int:
+        """Return a new lease; see `Store.grant_lease`."""
+        ...
+
+    def keep_alive(self, lease: int) -> bool:
+        """Renew *lease*; see `Store.keep_alive`."""
+        ...
+
+    def lease_ends_s(self, lease: int) -> float | None:
+        """Return until when *lease* is surely ours; see `EtcdStore.lease_ends_s`."""
+        ...
+
+    def end_forgotten_lease(self, lease: int) -> bool:
+        """Return whether *lease* was over, and is ended now; see `EtcdStore`."""
+        ...
+
+
+class Facts(Protocol):
+    """What this node remembers; see `plugin.daemon.node.Node`."""
+
+    def fact(self, key: str) -> str | None:
+        """Return the fact *key*."""
+        ...
+
+    def set_fact(self, key: str, value: str) -> None:
+        """Keep *value* under *key*, durably."""
+        ...
+
+
+class NodeLease:
+    """The lease that this node holds, or none."""
+
+    def __init__(
+        self, leases: Leases, facts: Facts, *, ttl_s: float, boot_id: str
+    ) -> None:
+        self._leases = leases
+        self._facts = facts
+        self.ttl_s = ttl_s
+        self._boot_id = boot_id
+        self.id = 0
+
+    def deadline_s(self) -> float:
+        """
+        Return until when this node may act, in `clock.boottime_s`.
+
+        It is past (minus infinity) without a lease.
+        """
+        lease = self.id
+        ends_s = self._leases.lease_ends_s(lease) if lease else None
+        return -math.inf if ends_s is None else ends_s - LEASE_MARGIN_S
+
+    def obtain(self) -> int:
+        """
+        Return a lease that lives: this boot's last one, else a new one.
+
+        It is not held yet. What hangs on a lease of an earlier boot is that boot's.
+
+        Raises:
+            StoreError: the store did not answer.
+
+        """
+        boot_id, _, number = (self._facts.fact(_FACT) or "").partition(" ")
+        if boot_id == self._boot_id and self._leases.keep_alive(int(number)):
+            return int(number)
+        lease = self._leases.grant_lease(self.ttl_s)
+        self._facts.set_fact(_FACT, f"{self._boot_id} {lease}")
+        return lease
+
+    def keep_alive(self) -> bool:
+        """Renew the lease; see `Store.keep_alive`."""
+        return self._leases.keep_alive(self.id)
+
+    def end_forgotten(self, lease: int) -> None:
+        """End another lease if its time is over; without an answer it stays."""
+        with suppress(StoreError):
+            if self._leases.end_forgotten_lease(lease):
+                log.warning("a lease was over, and etcd had not ended it: %d", lease)

@@ -1,0 +1,134 @@
+"""
+Letting the cluster's nodes in, and reaching them: in step with their records.
+
+A node that joins is let in within a second or two, one that is removed is shut out as
+soon. Each one is greeted now and then, which also tells how far its clock is off.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from backends.errors import RemoraError
+from backends.system import clock
+from plugin import __version__
+from plugin.membership.membership import Membership
+from plugin.membership.nodes import NodeRecord
+from plugin.peers.authorization import Authorization
+from plugin.peers.channel import Peers
+from plugin.peers.peer import Peer
+from plugin.peers.server import PeerServer
+
+log = logging.getLogger(__name__)
+_LOOK_S: Final = 1.0
+_GREET_S: Final = 60.0
+_GREET_DEADLINE_S: Final = 5.0
+_STOP_WAIT_S: Final = 6.0
+
+
+def hello(node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Answer another node's greeting."""
+    del node_id, message
+    return {"version": __version__, "wall_s": clock.wall_s()}
+
+
+class Roster:
+    """Keeps the peer channel's halves in step with the nodes' records."""
+
+    def __init__(
+        self,
+        membership: Membership,
+        *,
+        authorization: Authorization,
+        peers: Peers,
+        server: PeerServer,
+    ) -> None:
+        self._membership = membership
+        self._authorization = authorization
+        self._peers = peers
+        self._server = server
+        self._known: list[Peer] | None = None
+        self._greeted_s: dict[str, float] = {}
+        self._refused: set[str] = set()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="roster", daemon=True)
+
+    def start(self) -> None:
+        """Begin; what is known is let in before this returns."""
+        self._look()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self._thread.join(_STOP_WAIT_S)
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_LOOK_S):
+            try:
+                self._look()
+                self._greet()
+            except RemoraError as error:
+                log.debug("the nodes' records cannot be read: %s", error)
+            except Exception:
+                log.exception("the roster failed")
+
+    def _look(self) -> None:
+        """Let in and reach those that have a record now."""
+        try:
+            nodes = self._membership.nodes()
+        except RemoraError:
+            return  # never read yet; those that were known stay so
+        peers = [
+            peer
+            for each in nodes
+            if each.record.id != self._membership.own.id
+            and (peer := self._peer(each.record)) is not None
+        ]
+        if peers == self._known:
+            return
+        self._authorization.write(peers)
+        self._server.set_members([each.id for each in peers])
+        self._peers.update(peers)
+        self._known = peers
+
+    def _peer(self, record: NodeRecord) -> Peer | None:
+        """Return *record* as a peer; None if what it says is not fit for that."""
+        try:
+            return Peer(
+                id=record.id,
+                name=record.name,
+                addresses=record.addresses,
+                port=record.peer_port,
+                host_key=record.host_key,
+                public_key=record.public_key,
+            )
+        except RemoraError as error:
+            if record.id not in self._refused:
+                log.warning("node '%s' is not let in: %s", record.name, error)
+                self._refused.add(record.id)
+            return None
+
+    def _greet(self) -> None:
+        """Greet each node that was not greeted for a while, and note its clock."""
+        now_s = clock.monotonic_s()
+        due = [
+            each.id
+            for each in self._known or ()
+            if now_s - self._greeted_s.get(each.id, -_GREET_S) >= _GREET_S
+        ]
+        if not due:
+            return
+        sent_s = clock.wall_s()
+        answers = self._peers.call_all(due, "hello", {}, deadline_s=_GREET_DEADLINE_S)
+        middle_s = (sent_s + clock.wall_s()) / 2
+        for node_id, answer in answers.items():
+            self._greeted_s[node_id] = clock.monotonic_s()
+            if isinstance(answer, RemoraError):
+                continue
+            theirs_s = answer.get("wall_s")
+            if isinstance(theirs_s, int | float):
+                self._membership.note_clock(node_id, theirs_s - middle_s)

@@ -1,0 +1,1 @@
+"""Which node owns a volume: the rules, and what drives them."""

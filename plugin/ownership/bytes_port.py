@@ -1,0 +1,76 @@
+"""What ownership needs of replication, and a node that has none to offer."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from backends.system.clock import Deadline
+from plugin.model import VolumeRecord
+from plugin.ownership.refusals import elsewhere
+from plugin.ownership.state import Choice, Commit
+
+
+class Replication(Protocol):
+    """How bytes come to other nodes and from them; see `plugin.replication`."""
+
+    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+        """Return the other members that have *commit*, this node's, now."""
+        ...
+
+    def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Return when this node's copy, if there is one, is exactly its commit."""
+        ...
+
+    def pull(
+        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
+    ) -> None:
+        """
+        Return when this node has the commit that *choice* begins with.
+
+        Raises:
+            NotOwnerError: it was not to be had in time.
+
+        """
+        ...
+
+    def require_free(self, record: VolumeRecord) -> None:
+        """Raise PeerRefusedError while another owner relies on our word to wait."""
+        ...
+
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Let this node's copy go, which is no member's, if nothing is lost with it."""
+        ...
+
+    def facts(self, record: VolumeRecord) -> dict[str, object]:
+        """Return what is being carried of the volume, for people."""
+        ...
+
+
+class Alone:
+    """A node without others; see `Replication`."""
+
+    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+        """Return none."""
+        del record, commit
+        return ()
+
+    def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Do nothing: no commit comes from elsewhere."""
+
+    def pull(
+        self, record: VolumeRecord, epoch: int, choice: Choice, deadline: Deadline
+    ) -> None:
+        """Raise NotOwnerError: there is nobody to ask."""
+        del epoch, deadline
+        raise elsewhere(record.name, choice.base, choice.holders)
+
+    def require_free(self, record: VolumeRecord) -> None:
+        """Do nothing: there is no other owner."""
+
+    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """Do nothing: this node is the only member."""
+
+    def facts(self, record: VolumeRecord) -> dict[str, object]:
+        """Return nothing: nothing is carried."""
+        del record
+        return {}

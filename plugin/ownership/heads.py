@@ -1,0 +1,275 @@
+"""
+What the store keeps of who owns a volume; every change is a compare-and-set.
+
+    v/<id>/head          Head: epoch, owner, the newest commit that is kept
+    v/<id>/lock          Lock, on the owner's lease: it goes when the owner is gone
+    v/<id>/epochs/<n>    Epoch: what each epoch began with; never changed
+    v/<id>/conflicts/…   Conflict: bytes that a node has set apart; see `conflicts.py`
+    tomb/<id>            Tomb: the volume was removed; its copies are to go
+
+A volume without a head was never owned; see `Ownership` for what is then taken as it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import msgspec
+
+from backends.system import clock
+from backends.system.decoding import from_json
+from plugin.errors import StoreError
+from plugin.membership.conflicts import Conflicts
+from plugin.membership.nodes import NODES
+from plugin.ownership.state import EMPTY, Choice, Epoch, Head, Lineage
+from plugin.store.base import (
+    Change,
+    Compare,
+    Delete,
+    Operation,
+    Put,
+    Record,
+    Store,
+)
+
+_VOLUMES: Final = "v/"
+_TOMBS: Final = "tomb/"
+# Epochs that are kept. An older copy than the oldest of them counts as diverged, so it
+# is set apart and never overwritten; nobody stays away for so many owners.
+# A removal deletes all of them in one transaction, of at most 128 operations.
+EPOCHS_MAX: Final = 64
+Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+
+class Lock(msgspec.Struct, frozen=True):
+    """Who holds the volume, and in which epoch."""
+
+    node: str
+    epoch: int
+
+
+class Tomb(msgspec.Struct, frozen=True, kw_only=True):
+    """A volume that was removed; *pending* are the nodes that may have a copy."""
+
+    name: str
+    backend: str
+    removed_at: str
+    pending: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Head and lock of a volume as they were read, with their revisions."""
+
+    volume_id: str
+    head: Head | None
+    head_revision: int
+    lock: Lock | None
+    lock_revision: int
+    lock_lease: int
+
+    @property
+    def locked_by(self) -> str:
+        """The node that holds the lock, "" if nobody does."""
+        return self.lock.node if self.lock else ""
+
+    def unchanged(self) -> list[Compare]:
+        """Return the condition that nothing of it has changed since."""
+        return [
+            Compare(f"{_VOLUMES}{self.volume_id}/head", self.head_revision),
+            Compare(f"{_VOLUMES}{self.volume_id}/lock", self.lock_revision),
+        ]
+
+    def change(self, *operations: Operation) -> Change:
+        """Return *operations*, to be done while nothing of it has changed."""
+        return Change(tuple(self.unchanged()), operations)
+
+
+class Heads:
+    """The heads, locks and epochs of all volumes, read from local knowledge."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.conflicts = Conflicts(store)
+
+    def read(self, volume_id: str) -> Standing:
+        """Return how *volume_id* stands."""
+        head = self._store.get(f"{_VOLUMES}{volume_id}/head")
+        lock = self._store.get(f"{_VOLUMES}{volume_id}/lock")
+        return Standing(
+            volume_id,
+            _decode(Head, head) if head else None,
+            head.mod_revision if head else 0,
+            _decode(Lock, lock) if lock else None,
+            lock.mod_revision if lock else 0,
+            lock.lease if lock else 0,
+        )
+
+    def refresh(self, deadline_s: float) -> None:
+        """Return when what is read is as new as this call; see `Store.refresh`."""
+        self._store.refresh(deadline_s)
+
+    def owned_by(self, node: str) -> list[str]:
+        """Return the ids of the volumes whose head says that *node* has them."""
+        records, _ = self._store.prefix(_VOLUMES)
+        found = []
+        for record in records:
+            volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")
+            if rest != "head":
+                continue
+            head = _decode(Head, record)
+            if head.owner == node and head.phase in ("recovering", "owned"):
+                found.append(volume_id)
+        return found
+
+    def held_only_by(self, node: str) -> list[str]:
+        """Return the ids of volumes of which *node* alone may have some bytes."""
+        records, _ = self._store.prefix(_VOLUMES)
+        nodes, _ = self._store.prefix(NODES)
+        others = {each.key.removeprefix(NODES) for each in nodes} - {node}
+        found = [
+            each.volume_id for each in self.conflicts.all() if each.node_id == node
+        ]
+        for record in records:
+            volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")
+            if rest != "head":
+                continue
+            head = _decode(Head, record)
+            last = node in head.holders and not others.intersection(head.holders)
+            wrote = head.owner == node and head.phase == "owned"
+            if (last or wrote) and head.phase != "removing":
+                found.append(volume_id)
+        return list(dict.fromkeys(found))
+
+    def lineage(self, volume_id: str) -> Lineage:
+        """Return the epochs that owners of *volume_id* have begun."""
+        prefix = f"{_VOLUMES}{volume_id}/epochs/"
+        records, _ = self._store.prefix(prefix)
+        return Lineage(
+            {
+                int(each.key.removeprefix(prefix)): _decode(Epoch, each)
+                for each in records
+            }
+        )
+
+    def change(
+        self, standing: Standing, head: Head, *operations: Operation
+    ) -> Standing | None:
+        """
+        Write *head* and *operations*; None if *standing* was not true any more.
+
+        What is returned is what was written, whatever has come after it: who goes on
+        with it must find that out at the next change.
+        """
+        volume_id = standing.volume_id
+        outcome = self._store.transact(
+            standing.unchanged(), [put_head(volume_id, head), *operations]
+        )
+        if not outcome.succeeded:
+            return None
+        written = dataclasses.replace(
+            standing, head=head, head_revision=outcome.revision
+        )
+        for each in operations:
+            if each.key == drop_lock(volume_id).key:
+                written = _with_lock(written, each, outcome.revision)
+        return written
+
+    def tombs(self) -> dict[str, Tomb]:
+        """Return the removed volumes, by id."""
+        records, _ = self._store.prefix(_TOMBS)
+        return {each.key.removeprefix(_TOMBS): _decode(Tomb, each) for each in records}
+
+    def is_removed(self, volume_id: str) -> bool:
+        """Return whether *volume_id* has a tomb."""
+        return self._store.get(_TOMBS + volume_id) is not None
+
+    def acknowledge(self, volume_id: str, node: str) -> None:
+        """Note in the tomb that *node* has no copy any more."""
+        record = self._store.get(_TOMBS + volume_id)
+        if record is None:
+            return
+        tomb = _decode(Tomb, record)
+        rest = tuple(each for each in tomb.pending if each != node)
+        self._store.transact(
+            [Compare(record.key, record.mod_revision)],
+            [_put(record.key, msgspec.structs.replace(tomb, pending=rest))],
+        )
+
+
+def _with_lock(standing: Standing, operation: Operation, revision: int) -> Standing:
+    """Return *standing* after *operation* on its lock."""
+    if isinstance(operation, Delete):
+        return dataclasses.replace(standing, lock=None, lock_revision=0, lock_lease=0)
+    return dataclasses.replace(
+        standing,
+        lock=from_json(operation.value, Lock),
+        lock_revision=revision,
+        lock_lease=operation.lease,
+    )
+
+
+def put_head(volume_id: str, head: Head) -> Put:
+    """Return the write of a volume's head."""
+    return _put(f"{_VOLUMES}{volume_id}/head", head)
+
+
+def put_lock(volume_id: str, lock: Lock, *, lease: int) -> Put:
+    """Return the write of the lock, which goes with *lease*."""
+    return Put(f"{_VOLUMES}{volume_id}/lock", msgspec.json.encode(lock), lease)
+
+
+def drop_lock(volume_id: str) -> Delete:
+    """Return the removal of the lock."""
+    return Delete(f"{_VOLUMES}{volume_id}/lock")
+
+
+def put_epoch(volume_id: str, number: int, epoch: Epoch) -> Put:
+    """Return the write of an epoch that begins."""
+    return _put(f"{_VOLUMES}{volume_id}/epochs/{number:010}", epoch)
+
+
+def begun_epoch(head: Head, choice: Choice, owner: str) -> Epoch:
+    """Return the record of the epoch that *owner*, recovering *head*, begins now."""
+    return Epoch(
+        choice.base,
+        owner,
+        began_at=clock.now_rfc3339(),
+        lost=choice.lost,
+        before_released_at=head.released_at,
+    )
+
+
+def drop_old_epochs(volume_id: str, lineage: Lineage, head: Head) -> list[Delete]:
+    """Return the removals that keep the number of epochs in bounds."""
+    if head.committed == EMPTY:
+        return []  # who may have written to it is still to be asked
+    old = sorted(lineage.epochs)[: -EPOCHS_MAX or None]
+    return [Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}") for number in old]
+
+
+def put_tomb(volume_id: str, tomb: Tomb) -> Put:
+    """Return the write of a removed volume's tomb."""
+    return _put(_TOMBS + volume_id, tomb)
+
+
+def bury(volume_id: str, lineage: Lineage) -> list[Operation]:
+    """Return the removals of all that is known of who owned a volume."""
+    epochs = [
+        Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}")
+        for number in lineage.epochs
+    ]
+    return [*epochs, Delete(f"{_VOLUMES}{volume_id}/head")]
+
+
+def _put(key: str, value: msgspec.Struct) -> Put:
+    return Put(key, msgspec.json.encode(value))
+
+
+def _decode(kind: type[Kind], record: Record) -> Kind:
+    try:
+        return from_json(record.value, kind)
+    except msgspec.DecodeError as error:
+        raise StoreError(f"record {record.key} cannot be read: {error}") from error

@@ -1,0 +1,330 @@
+"""
+Keeping what this node owns: deadlines to the guard, lost leases, lost volumes.
+
+One thread. It runs after each attempt to renew the node's lease and when the deadline
+passes, and tells the guard until when the writers of each mounted volume may write. The
+guard stops them by itself; here is what follows: the lock of a volume that nobody has
+taken meanwhile is taken again, in the same epoch, and its writers run on; if somebody
+has, they are killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from backends.errors import BackendError, RemoraError
+from backends.system import clock, mounts
+from backends.system.mountinfo import MountEntry
+from plugin.errors import FencingError, NotOwnerError
+from plugin.fencing.client import Guard
+from plugin.fencing.held import HeldVolume, State
+from plugin.logs import fields
+from plugin.model import VolumeRecord
+from plugin.ownership.failsafe import Failsafe
+from plugin.ownership.ownership import Ownership
+
+log = logging.getLogger(__name__)
+# Between two looks, if nothing wakes the thread: a part of the time for which members
+# agree that we go on without etcd, for that has to be renewed before it is over.
+_ROUND: Final = 0.3
+_KILL_DEADLINE_S: Final = 10.0
+_KILL_PAUSE_S: Final = 0.1
+# Between the answer to a Mount and the start of its container.
+_LOST_GRACE_S: Final = 30.0
+_STOP_WAIT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A volume that is mounted at *target* in *epoch*."""
+
+    record: VolumeRecord
+    epoch: int
+    target: Path
+
+
+class Keeper:
+    """See the module's text."""
+
+    def __init__(
+        self,
+        ownership: Ownership,
+        guard: Guard,
+        failsafe: Failsafe,
+        *,
+        freeze_max_s: float,
+    ) -> None:
+        self._ownership = ownership
+        self._guard = guard
+        self._failsafe = failsafe
+        self._freeze_max_s = freeze_max_s
+        self._held: dict[str, Holding] = {}
+        # Those whose writers may write, as far as the log says.
+        self._valid: set[str] = set()
+        self._states: Mapping[str, State] = {}
+        self._lost_s: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._turn = threading.Lock()
+        self._due = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+
+    def start(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
+        """
+        Begin with the volumes that an earlier process has left *mounted*, by id.
+
+        Raises:
+            FencingError: there is no guard, so nothing may be mounted.
+
+        """
+        self._guard.start()
+        for volume_id, (record, target) in mounted.items():
+            # Its lock may have gone with the lease; whatever holds an epoch of the
+            # past, or none, finds out in the first round.
+            head = self._ownership.heads.read(volume_id).head
+            self._held[volume_id] = Holding(record, head.epoch if head else 0, target)
+        self._valid = set(self._held)
+        self._ownership.membership.add_listener(self._due.set)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; the guard goes on with what it was told."""
+        self._stopping.set()
+        self._due.set()
+        self._thread.join(_STOP_WAIT_S)
+        self._guard.close()
+
+    def hold(self, record: VolumeRecord, epoch: int, target: Path) -> None:
+        """
+        Have the guard watch over the volume, which was just mounted.
+
+        Raises:
+            NotOwnerError, StoreError: it is not ours any more: unmount it.
+            FencingError: nobody would stop its writers: unmount it.
+
+        """
+        with self._lock:
+            self._held[record.id] = Holding(record, epoch, target)
+            self._valid.add(record.id)
+        self._tell_guard()
+        if self._failsafe.deadline_s(record.id) <= clock.boottime_s():
+            self._ownership.require_valid()
+        self._ownership.require_owned(record, epoch)
+
+    def valid_epoch(self, record: VolumeRecord) -> int:
+        """
+        Return the epoch in which its writers may write at this moment, 0 if none.
+
+        A lock that went with a lease is taken again: a new epoch, which may fail to
+        begin, would end the writers of this one.
+
+        Raises:
+            NotOwnerError: another node has come, and its former writers here still go.
+
+        """
+        with self._lock:
+            holding = self._held.get(record.id)
+        if holding is None:
+            return 0
+        if record.id in self._lost_s:
+            raise NotOwnerError(
+                f"the containers that had '{record.name}' here are being ended: "
+                "another node has taken it",
+                hint="retry when they are gone",
+                transient=True,
+            )
+        if not self._locked(holding):
+            self._resume(holding)
+        return holding.epoch if self._deadline_s(holding) > clock.boottime_s() else 0
+
+    def drop(self, record: VolumeRecord) -> None:
+        """Watch over the volume no more: it is not mounted."""
+        with self._lock:
+            if self._held.pop(record.id, None) is None:
+                return
+            self._valid.discard(record.id)
+            self._lost_s.pop(record.id, None)
+        try:
+            self._guard.forget(record.id)
+        except FencingError as error:
+            log.warning("%s", error)  # the next round tells it again
+
+    def held(self) -> list[tuple[VolumeRecord, int]]:
+        """Return the volumes that are mounted, with their epochs."""
+        return [(each.record, each.epoch) for each in self._holdings()]
+
+    def state(self, volume_id: str) -> State | None:
+        """Return what the guard last said of the volume's writers."""
+        return self._states.get(volume_id)
+
+    def stop_writers(self, record: VolumeRecord) -> bool:
+        """
+        Return whether no process of this node can write to the volume any more.
+
+        They are killed: another node is about to own it.
+        """
+        with self._lock:
+            holding = self._held.get(record.id)
+        if holding is None:
+            return not self._has_users(record)
+        if _policy(record) == "none":
+            return False
+        try:
+            return self._kill(holding)
+        except FencingError as error:
+            log.warning("%s", error)
+            return False
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._due.clear()
+            try:
+                self._round()
+            except RemoraError as error:
+                log.warning("%s", error)
+            except Exception:
+                log.exception("the keeper failed")
+            self._due.wait(self._pause_s())
+
+    def _pause_s(self) -> float:
+        """Return the time until something may have to be done."""
+        left_s = self._ownership.membership.deadline_s() - clock.boottime_s()
+        round_s = _ROUND * self._failsafe.hold_s
+        return min(round_s, left_s) if left_s > 0 else round_s / 10
+
+    def _round(self) -> None:
+        self._failsafe.extend(self._holdings())
+        for holding in self._holdings():
+            if not self._ownership.still_owner(holding.record, holding.epoch):
+                self._lose(holding)
+            elif not self._locked(holding):
+                self._resume(holding)
+        self._tell_guard()
+
+    def _holdings(self) -> list[Holding]:
+        with self._lock:
+            return list(self._held.values())
+
+    def _locked(self, holding: Holding) -> bool:
+        """Return whether the volume's lock hangs on the lease that we have."""
+        standing = self._ownership.heads.read(holding.record.id)
+        membership = self._ownership.membership
+        return standing.lock_lease == membership.lease and (
+            standing.locked_by == self._ownership.node_id
+        )
+
+    def _resume(self, holding: Holding) -> None:
+        """Take the lock again, if there is a lease for it and nobody has come."""
+        if not self._ownership.membership.lease:
+            return
+        try:
+            self._ownership.resume(holding.record, holding.epoch)
+        except RemoraError as error:
+            log.info("'%s' is not regained yet: %s", holding.record.name, error)
+
+    def _lose(self, holding: Holding) -> None:
+        """
+        Another node has the volume: end what still wants to write to it.
+
+        A container that was on its way at that moment is ended as well: the guard looks
+        for it until the mount is taken away, by its own Unmount or in the end by us.
+        """
+        self._mark(holding, valid=False)
+        record = holding.record
+        if _policy(record) == "none" or not self._kill(holding):
+            return
+        now_s = clock.monotonic_s()
+        if record.id not in self._lost_s:
+            self._lost_s[record.id] = now_s
+            log.warning(
+                "another node owns it: its writers are ended",
+                extra=fields(volume=record.name),
+            )
+            self._ownership.events.add(record, "writers-killed", epoch=holding.epoch)
+        if now_s - self._lost_s[record.id] < _LOST_GRACE_S:
+            return
+        with suppress(RemoraError):
+            self._ownership.backend_of(record).unmount(
+                record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
+            )
+        self._lost_s.pop(record.id, None)
+        with self._lock:
+            if self._held.get(record.id) is holding:
+                del self._held[record.id]
+
+    def _kill(self, holding: Holding) -> bool:
+        """Return whether no writer is left; new ones are looked for meanwhile."""
+        deadline = clock.Deadline(_KILL_DEADLINE_S)
+        while not deadline.passed():
+            if self._guard.kill(holding.record.id) in ("killed", None):
+                return True
+            clock.pause(_KILL_PAUSE_S)
+        return False
+
+    def _has_users(self, record: VolumeRecord) -> bool:
+        backend = self._ownership.backend_of(record)
+        try:
+            return bool(backend.users(record.volume(), Path("/nonexistent")))
+        except BackendError:
+            return True  # it cannot be known
+
+    def _tell_guard(self) -> None:
+        """Tell the guard all deadlines; log what has become valid or invalid."""
+        with self._turn:
+            told = []
+            for holding in self._holdings():
+                deadline_s = self._deadline_s(holding)
+                self._mark(holding, valid=deadline_s > clock.boottime_s())
+                entry = mounts.mounted_at(holding.target)
+                if entry is not None:
+                    told.append(self._as_held(holding, entry, deadline_s))
+            self._states = self._guard.hold(told)
+
+    def _deadline_s(self, holding: Holding) -> float:
+        """Return until when writers of the volume may write."""
+        deadline_s = self._failsafe.deadline_s(holding.record.id)
+        if self._locked(holding) and self._ownership.still_owner(
+            holding.record, holding.epoch
+        ):
+            deadline_s = max(deadline_s, self._ownership.membership.deadline_s())
+        return deadline_s
+
+    def _as_held(
+        self, holding: Holding, entry: MountEntry, deadline_s: float
+    ) -> HeldVolume:
+        shared = self._ownership.is_shared(holding.record)
+        return HeldVolume(
+            id=holding.record.id,
+            device=entry.device,
+            root=entry.root,
+            target=str(holding.target),
+            # JSON knows no infinity.
+            deadline_s=0.0 if deadline_s == -math.inf else deadline_s,
+            freeze_max_s=self._freeze_max_s,
+            policy=_policy(holding.record),
+            source=entry.source if shared else "",
+        )
+
+    def _mark(self, holding: Holding, *, valid: bool) -> None:
+        """Log the moment at which a volume's time ends, or goes on."""
+        volume_id = holding.record.id
+        with self._lock:
+            if valid == (volume_id in self._valid):
+                return
+            (self._valid.add if valid else self._valid.discard)(volume_id)
+        event = "regained" if valid else "lost"
+        self._ownership.note(event, holding.record, holding.epoch)
+
+
+Policy = Literal["freeze", "kill", "none"]
+
+
+def _policy(record: VolumeRecord) -> Policy:
+    return cast("Policy", record.options.get("fence", "freeze"))

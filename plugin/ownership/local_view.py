@@ -1,0 +1,264 @@
+"""How this node stands to volumes: what it owns, and what it knows of owners."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import msgspec
+
+from backends.base import Backend
+from backends.errors import InvalidRequestError
+from backends.registry import Registry
+from backends.system import clock
+from plugin.errors import NotOwnerError, StoreError
+from plugin.events.log import Fact, Recorder, Unrecorded
+from plugin.logs import fields
+from plugin.membership.membership import Membership
+from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.heads import Heads, Lock, Standing, put_lock
+from plugin.ownership.replica_files import Replicas
+from plugin.ownership.state import (
+    EMPTY,
+    FILLED,
+    Choice,
+    Commit,
+    Head,
+    Lineage,
+    Replica,
+)
+from plugin.store.base import Put
+
+log = logging.getLogger(__name__)
+
+
+def _in_words(head: Head) -> str:
+    """Return how many of the copies hold the newest commit that is known."""
+    if len(head.members) < 2:
+        return "unreplicated"
+    return f"{len(head.holders)} of {len(head.members)} copies"
+
+
+def initial_commit(record: VolumeRecord, node_id: str) -> Commit:
+    """Return what node's copy has that was never owned; only its maker filled it."""
+    made_here = record.node in ("", node_id)
+    return FILLED if record.filled and made_here else EMPTY
+
+
+class OwnershipViews:
+    """The looking part of `Ownership`."""
+
+    def __init__(
+        self,
+        *,
+        heads: Heads,
+        replicas: Replicas,
+        membership: Membership,
+        registry: Registry,
+    ) -> None:
+        self.heads = heads
+        self.replicas = replicas
+        self.membership = membership
+        self.registry = registry
+        # Set by who assembles the node.
+        self.events: Recorder = Unrecorded()
+        self.node_id = membership.own.id
+        self.boot_id = membership.own.boot_id
+
+    def exclusive(self, record: VolumeRecord) -> bool:
+        """Return whether one node at a time may have the volume mounted."""
+        return self.backend_of(record).exclusive(record.volume())
+
+    def owned_epoch(self, record: VolumeRecord) -> int:
+        """Return the epoch in which containers of this node may write, 0 if none."""
+        standing = self.heads.read(record.id)
+        head = standing.head
+        if head is None or not self.is_ours(standing, head) or head.phase != "owned":
+            return 0
+        replica = self.replica_of(record)
+        if replica is not None and replica.live_epoch != head.epoch:
+            return 0
+        return head.epoch
+
+    def require_possible(self, record: VolumeRecord) -> None:
+        """Raise InvalidRequestError for a volume that nobody could keep exclusive."""
+        if self.membership.alone and self.is_shared(record) and self.exclusive(record):
+            raise InvalidRequestError(
+                "option 'exclusive' needs a cluster",
+                hint="configure etcd in [cluster], or create the volume without it",
+            )
+
+    def is_member(self, node_id: str) -> bool:
+        """Return whether the cluster has a node of that id, dead or alive."""
+        return self.membership.directory.record(node_id) is not None
+
+    def choose(
+        self,
+        record: VolumeRecord,
+        head: Head,
+        lineage: Lineage,
+        votes: Mapping[str, Commit],
+    ) -> Choice:
+        """
+        Return what to begin with; see `rules.choose`.
+
+        Who removed all nodes that have the newest commit from the cluster gave it up.
+        """
+        holders = tuple(filter(self.is_member, head.holders))
+        accepted = record.options.get("failover", "accept_loss") == "accept_loss"
+        return rules.choose(
+            msgspec.structs.replace(head, holders=holders),
+            lineage,
+            votes,
+            accept_loss=accepted or not holders,
+        )
+
+    def has_departed(self, record: VolumeRecord) -> bool:
+        """
+        Return whether this node has a copy although it is no member.
+
+        A node that could not begin yet is to go on from what it has got.
+        """
+        head = self.heads.read(record.id).head
+        if self.membership.alone or head is None or self.is_shared(record):
+            return False
+        if self.node_id in head.members or head.phase not in ("owned", "idle"):
+            return False
+        if head.owner == self.node_id and not head.released:
+            return False
+        return self.backend_of(record).copy_directory(record.volume()) is not None
+
+    def still_owner(self, record: VolumeRecord, epoch: int) -> bool:
+        """Return whether nobody has come after this boot's *epoch*; a lock may lack."""
+        head = self.heads.read(record.id).head
+        if head is None or (head.owner, head.boot_id) != (self.node_id, self.boot_id):
+            return False
+        if head.epoch != epoch or head.phase != "owned":
+            return False
+        replica = self.replica_of(record)
+        return replica is None or replica.live_epoch == epoch
+
+    def require_owned(self, record: VolumeRecord, epoch: int) -> None:
+        """Raise NotOwnerError if somebody has come after this boot's *epoch*."""
+        if not self.still_owner(record, epoch):
+            raise NotOwnerError(
+                f"another node has taken '{record.name}' meanwhile",
+                hint="retry",
+                transient=True,
+            )
+
+    def facts(self, record: VolumeRecord) -> dict[str, object]:
+        """Return who owns the volume and since which epoch, for people."""
+        head = self.heads.read(record.id).head
+        if self.membership.alone or head is None:
+            return {}
+        facts: dict[str, object] = {
+            "owner": self.name_of(head.owner) if head.phase != "idle" else "",
+            "epoch": head.epoch,
+            "ownership": head.phase,
+            "commit": str(head.committed),
+            "holders": [self.name_of(each) for each in head.holders],
+        }
+        if not self.is_shared(record):
+            facts["replication"] = _in_words(head)
+            facts["quality"] = head.quality or "unknown"
+        if apart := self.heads.conflicts.of(record.id):
+            facts["set_apart_on"] = sorted(
+                {self.name_of(each.node_id) for each in apart}
+            )
+        return facts
+
+    def require_valid(self) -> None:
+        """
+        Raise StoreError unless this node may own volumes at this moment.
+
+        To be asked after whatever takes time, for time may be over by then.
+        """
+        if clock.boottime_s() < self.membership.deadline_s():
+            return
+        fault = self.membership.fault()
+        raise StoreError(
+            f"this node has no lease in the cluster{f': {fault}' if fault else ''}",
+            hint="running containers go on; the next mount works when etcd answers",
+        )
+
+    def initial_head(self, record: VolumeRecord) -> Head:
+        """Return the head of a volume that nobody has owned yet."""
+        if self.is_shared(record):
+            return Head()
+        maker = record.node or self.node_id
+        return Head(
+            committed=FILLED if record.filled else EMPTY,
+            holders=(maker,) if record.filled else (),
+            members=(maker,),
+        )
+
+    def backend_of(self, record: VolumeRecord) -> Backend:
+        """Return the backend that carries the volume."""
+        return self.registry.get(record.backend)
+
+    def is_shared(self, record: VolumeRecord) -> bool:
+        """Return whether all nodes have the same bytes, so that none has a copy."""
+        return self.backend_of(record).traits.reachable_from_every_node
+
+    def replica_of(self, record: VolumeRecord) -> Replica | None:
+        """Return what is known of this node's copy; see `Replicas.read`."""
+        return self.replicas.read(
+            record.id, initial=initial_commit(record, self.node_id)
+        )
+
+    def is_ours(self, standing: Standing, head: Head) -> bool:
+        """Return whether this boot of this node has the volume and its lock."""
+        return (
+            standing.locked_by == self.node_id
+            and head.owner == self.node_id
+            and head.boot_id == self.boot_id
+        )
+
+    def put_lock(self, record: VolumeRecord, epoch: int) -> Put:
+        """Return the write of the volume's lock, on this node's lease."""
+        lock = Lock(self.node_id, epoch)
+        return put_lock(record.id, lock, lease=self.membership.lease)
+
+    def name_of(self, node_id: str) -> str:
+        """Return a node's name for people."""
+        record = self.membership.directory.record(node_id)
+        return record.name if record else node_id
+
+    def deadline_or_none(self) -> float | None:
+        """Return the lease's deadline for the log; None if none is needed."""
+        return None if self.membership.alone else self.membership.deadline_s()
+
+    def warn_of_quality(
+        self, record: VolumeRecord, head: Head, lineage: Lineage
+    ) -> None:
+        """Write a log line if containers begin with files of several moments."""
+        made = lineage.epochs.get(head.committed.epoch)
+        if self.is_shared(record) or made is None or made.owner == self.node_id:
+            return  # no copy: it is what was written here
+        if head.quality in ("fuzzy", ""):
+            log.warning(
+                "the volume begins with a commit that is %s: its files may be of "
+                "different moments",
+                head.quality or "of unknown quality",
+                extra=fields(volume=record.name, commit=str(head.committed)),
+            )
+
+    def note(self, event: str, record: VolumeRecord, epoch: int, **more: Fact) -> None:
+        """Record an event, and log it: `tests/lab/history.py` reads the lines."""
+        self.events.add(record, event, epoch=epoch, **more)
+        log.info(
+            event,
+            extra=fields(
+                event=event,
+                volume=record.name,
+                id=record.id,
+                epoch=epoch,
+                node=self.node_id,
+                boot_id=self.boot_id,
+                at_s=clock.boottime_s(),
+                lease_deadline_s=self.deadline_or_none(),
+                **more,
+            ),
+        )

@@ -1,0 +1,111 @@
+"""
+What this node knows of its own copies: one small file for each, changed durably.
+
+The file lies with the copy (`Backend.copy_directory`), so that a pool that moves to
+another machine, or comes back from a backup, brings its promises along. A copy without
+a file is as its volume was made: nobody has owned it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.base import Backend, Volume
+from backends.errors import BackendError
+from backends.system import files
+from backends.system.decoding import from_json
+from plugin.ownership.state import EMPTY, Commit, Replica
+
+_NAME: Final = "replica.json"
+# Where a copy lies, by its volume's id; None if this node has none.
+Locate = Callable[[str], Path | None]
+
+
+def locate_with(backend: Backend) -> Locate:
+    """Return how the copies that *backend* makes are found."""
+
+    def locate(volume_id: str) -> Path | None:
+        volume = Volume(id=volume_id, name=volume_id, options={}, created_at="")
+        return backend.copy_directory(volume)
+
+    return locate
+
+
+class Replicas:
+    """The copies of this node; a change of one waits for another of the same."""
+
+    def __init__(self, locate: Locate) -> None:
+        self._locate = locate
+        self._guard = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}
+
+    def read(self, volume_id: str, *, initial: Commit) -> Replica | None:
+        """
+        Return what is known of the copy; None if there is no copy.
+
+        *initial* is what the volume was made with.
+
+        Raises:
+            BackendError: the file cannot be read, so nothing may be done with the copy.
+
+        """
+        directory = self._locate(volume_id)
+        if directory is None:
+            return None
+        path = directory / _NAME
+        try:
+            return from_json(path.read_bytes(), Replica)
+        except FileNotFoundError:
+            return Replica(commit=initial)
+        except (OSError, msgspec.DecodeError) as error:
+            raise BackendError(
+                f"cannot read {path}: {error}",
+                hint="restore it from a backup of the pool; the bytes are untouched",
+            ) from error
+
+    def make(
+        self, backend: Backend, volume: Volume, *, promised: int, deadline_s: float
+    ) -> None:
+        """
+        Make an empty copy, if there is none, that has promised epoch *promised*.
+
+        Raises:
+            BackendError: the pool refuses.
+
+        """
+        if backend.copy_directory(volume) is not None:
+            return
+        backend.create(volume, deadline_s=deadline_s)
+        with self.changing(volume.id):
+            self.write(volume.id, Replica(promised=promised, commit=EMPTY))
+
+    @contextmanager
+    def changing(self, volume_id: str) -> Iterator[None]:
+        """Keep others from changing the copy; for moments, never over a network."""
+        with self._guard:
+            lock = self._locks.setdefault(volume_id, threading.Lock())
+        with lock:
+            yield
+
+    def write(self, volume_id: str, replica: Replica) -> None:
+        """
+        Keep *replica* durably; the caller is `changing` it.
+
+        Raises:
+            BackendError: there is no copy, or the disk refuses.
+
+        """
+        directory = self._locate(volume_id)
+        if directory is None:
+            raise BackendError(f"this node has no copy of volume {volume_id}")
+        path = directory / _NAME
+        try:
+            files.write_durably(path, msgspec.json.encode(replica))
+        except OSError as error:
+            raise BackendError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,400 @@
+"""
+The rules by which nodes own volumes and copies follow them: pure, without I/O.
+
+A volume has one *head* in the store, and on each node that keeps a copy a *replica*.
+Each function here takes what is written there and returns what is to be written next,
+or refuses. `ownership.py` calls them between a read and a compare-and-set; the model in
+`tests/model` calls the same functions in every order that it can think of. So the rules
+that are checked are those that run.
+
+- An *epoch*, the fencing token, is raised each time a node becomes owner.
+- A *commit* (epoch, seq) names one state of the bytes. Within an epoch a later commit
+  holds all of an earlier one.
+- An epoch begins with a *base*, the commit that its owner took over. The bases make
+  the *lineage*: whatever does not lie on it has diverged, and is kept apart, never
+  overwritten.
+- A replica has *promised* an epoch: it takes nothing from an earlier owner.
+- A *live* tree may have been written to since the last commit. It is *sealed*, made a
+  commit, before anything else happens to it.
+
+Source: docs/adr/0015-ownership.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from plugin.ownership.state import (
+    EMPTY,
+    Choice,
+    Commit,
+    Head,
+    Kept,
+    Lineage,
+    Quality,
+    RefusedError,
+    Replica,
+)
+
+# The head
+
+
+def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
+    """
+    Return the head with *node* recovering the next epoch.
+
+    *locked_by* holds the lock, or ""; a node takes over from its own earlier process.
+    It becomes a member as it begins: until then, its copy may be an old one.
+
+    Raises:
+        RefusedError: locked, removing.
+
+    """
+    if locked_by and locked_by != node:
+        raise RefusedError("locked", node=locked_by)
+    if head.phase == "removing":
+        raise RefusedError("removing")
+    return msgspec.structs.replace(
+        head, epoch=head.epoch + 1, owner=node, boot_id=boot_id, phase="recovering"
+    )
+
+
+def choose(
+    head: Head,
+    lineage: Lineage,
+    votes: Mapping[str, Commit],
+    *,
+    accept_loss: bool,
+) -> Choice:
+    """
+    Return the best commit among *votes*, those who have promised ``head.epoch``.
+
+    A volume that may have been written to never begins empty, whatever is accepted:
+    each former owner must have said that its copy is empty, and nobody have others.
+    The new owner, if it is no member, has a vote only with what is committed: what it
+    kept when it was one may be of long ago.
+
+    Raises:
+        RefusedError: no-copy, would-begin-empty, newer-elsewhere.
+
+    """
+    offered = {
+        node: commit
+        for node, commit in votes.items()
+        if lineage.contains(commit, at=head.epoch - 1)
+        and (node in head.members or commit == EMPTY or commit >= head.committed)
+    }
+    if not offered:
+        raise RefusedError("no-copy", commit=head.committed)
+    base = max(offered.values())
+    silent = sorted({*lineage.owners(), *head.holders} - {*votes})
+    written = [*silent, *sorted(node for node in votes if votes[node] != EMPTY)]
+    if base == EMPTY and (written or head.committed != EMPTY):
+        node = next(iter(written), "")
+        raise RefusedError("would-begin-empty", node=node, commit=head.committed)
+    lost = head.committed if base < head.committed else None
+    if lost is not None and not accept_loss:
+        node = min({*head.holders} - {*votes}, default="")
+        raise RefusedError("newer-elsewhere", node=node, commit=head.committed)
+    holders = tuple(sorted(node for node in offered if offered[node] == base))
+    return Choice(base, holders, lost)
+
+
+def begin(head: Head, choice: Choice) -> Head:
+    """Return the head as its recovering owner begins the epoch with *choice*."""
+    owner = () if head.owner in head.members else (head.owner,)
+    return msgspec.structs.replace(
+        head,
+        phase="owned",
+        committed=choice.base,
+        quality=head.quality if choice.base == head.committed else "",
+        holders=choice.holders,
+        members=(*head.members, *owner),
+        released_at="",
+    )
+
+
+def resume(head: Head, *, locked_by: str, node: str, boot_id: str, epoch: int) -> Head:
+    """
+    Return the head under which *node* may hold *epoch* again after it lost its lock.
+
+    Only within one boot: whatever wrote before a reboot is gone.
+
+    Raises:
+        RefusedError: not-owner: somebody has come in between.
+
+    """
+    if (
+        head.epoch != epoch
+        or head.owner != node
+        or head.boot_id != boot_id
+        or head.phase != "owned"
+        or locked_by not in ("", node)
+    ):
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    return head
+
+
+def publish(
+    head: Head,
+    *,
+    node: str,
+    epoch: int,
+    commit: Commit,
+    holders: tuple[str, ...],
+    quality: Quality = "fuzzy",
+) -> Head:
+    """
+    Return the head after *holders* have *commit* of the present epoch.
+
+    Raises:
+        RefusedError: not-owner.
+
+    """
+    if head.epoch != epoch or head.owner != node or head.phase != "owned":
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    if commit < head.committed:
+        return head
+    quality = head.quality if commit == head.committed else quality
+    known = _members(head, holders)
+    return msgspec.structs.replace(
+        head, committed=commit, quality=quality, holders=known
+    )
+
+
+def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -> Head:
+    """
+    Return the head after *holders*, too, have *commit*, the last owner's last one.
+
+    *node* has sent it: the last owner or, as that one may be gone, another holder.
+
+    Raises:
+        RefusedError: not-owner: somebody has come, or the head names another commit.
+
+    """
+    if not (head.released and node in head.holders) or head.committed != commit:
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    known = tuple(sorted({*head.holders, *holders}))
+    return msgspec.structs.replace(head, holders=_members(head, known))
+
+
+def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head:
+    """
+    Return the head after *members* are to keep copies as well.
+
+    The owner decides; once it has released the volume, any node may. A new member has
+    no more of a say than one that comes by acquiring.
+
+    Raises:
+        RefusedError: not-owner.
+
+    """
+    if head.epoch != epoch or not (_owns(head, node) or head.released):
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    new = tuple(each for each in members if each not in head.members)
+    return msgspec.structs.replace(head, members=(*head.members, *new))
+
+
+def leave(
+    head: Head, *, node: str, epoch: int, members: tuple[str, ...], keep: int = 1
+) -> Head:
+    """
+    Return the head after *members* are to keep no copies any more.
+
+    At least *keep* others must hold what is committed. Who may have something newer
+    is not let go: the owner, and anybody after an owner that has not released it.
+
+    Raises:
+        RefusedError: not-owner; locked: one of them is the owner; last-copy.
+
+    """
+    if head.epoch != epoch or not (_owns(head, node) or head.released):
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    if head.phase == "owned" and head.owner in members:
+        raise RefusedError("locked", node=head.owner)
+    holders = tuple(each for each in head.holders if each not in members)
+    if head.committed == EMPTY or len(holders) < max(1, keep):
+        alone = next(iter(holders or head.holders), head.owner)
+        raise RefusedError("last-copy", node=alone, commit=head.committed)
+    rest = tuple(each for each in head.members if each not in members)
+    return msgspec.structs.replace(head, members=rest, holders=holders)
+
+
+def release(
+    head: Head, *, node: str, epoch: int, commit: Commit, holders: tuple[str, ...]
+) -> Head:
+    """
+    Return the head after the owner has sealed *commit* and lets the volume go.
+
+    The commit counts even if nobody else has it: nobody may pass it over.
+
+    Raises:
+        RefusedError: not-owner.
+
+    """
+    published = publish(
+        head,
+        node=node,
+        epoch=epoch,
+        commit=commit,
+        holders=holders,
+        quality="quiesced",
+    )
+    return msgspec.structs.replace(published, phase="idle")
+
+
+def abandon(head: Head, *, node: str, epoch: int) -> Head:
+    """
+    Return the head after an owner has given up recovering *epoch*.
+
+    Raises:
+        RefusedError: not-owner.
+
+    """
+    if head.epoch != epoch or head.owner != node or head.phase != "recovering":
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    return msgspec.structs.replace(head, phase="idle")
+
+
+def remove(head: Head, *, locked_by: str) -> Head:
+    """
+    Return the head of a volume that is being removed; nobody acquires it any more.
+
+    Raises:
+        RefusedError: locked.
+
+    """
+    if locked_by:
+        raise RefusedError("locked", node=locked_by)
+    if head.phase == "removing":
+        return head
+    return msgspec.structs.replace(head, epoch=head.epoch + 1, phase="removing")
+
+
+def keep(head: Head) -> Head:
+    """Return the head of a volume whose removal was refused: it can be acquired."""
+    return msgspec.structs.replace(head, phase="idle")
+
+
+def _owns(head: Head, node: str) -> bool:
+    return head.owner == node and head.phase == "owned"
+
+
+def _members(head: Head, nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of *nodes* on whose copies may be relied: members keep theirs."""
+    return tuple(each for each in nodes if each in head.members)
+
+
+# The replica
+
+
+def seal(replica: Replica) -> Replica:
+    """Return the replica with its live tree, if it has one, made a commit."""
+    if not replica.live_epoch:
+        return replica
+    return msgspec.structs.replace(commit_live(replica), live_epoch=0)
+
+
+def commit_live(replica: Replica) -> Replica:
+    """Return an owner's replica after one more commit; its tree stays live."""
+    return msgspec.structs.replace(
+        replica,
+        commit=Commit(replica.live_epoch, replica.next_seq),
+        next_seq=replica.next_seq + 1,
+    )
+
+
+def promise(replica: Replica, epoch: int, *, writers_stopped: bool) -> Replica:
+    """
+    Return the replica that has promised *epoch*; its commit is its vote.
+
+    A former owner's live tree is sealed, so that nothing of it is lost.
+
+    Raises:
+        RefusedError: stale-epoch; writers-running: it has no vote.
+
+    """
+    if epoch < replica.promised:
+        raise RefusedError("stale-epoch", epoch=replica.promised)
+    if replica.live_epoch and replica.live_epoch < epoch and not writers_stopped:
+        raise RefusedError("writers-running", epoch=replica.live_epoch)
+    sealed = seal(replica) if replica.live_epoch < epoch else replica
+    return msgspec.structs.replace(sealed, promised=epoch)
+
+
+def take_over(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
+    """
+    Return a recovering owner's replica after it has taken *base* from a holder.
+
+    *lineage* includes the epoch that it recovers, which has promised nothing newer.
+
+    Raises:
+        RefusedError: stale-epoch; writers-running: there is a live tree in the way.
+
+    """
+    if replica.promised != epoch:
+        raise RefusedError("stale-epoch", epoch=replica.promised)
+    if replica.live_epoch:
+        raise RefusedError("writers-running", epoch=replica.live_epoch)
+    grown = replica.commit <= base and lineage.contains(replica.commit, at=epoch)
+    taken = msgspec.structs.replace(replica, commit=base)
+    return Kept(taken, keep_commit=not grown)
+
+
+def go_live(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
+    """
+    Return the owner's replica as *epoch* begins with *base*, which it now holds.
+
+    *lineage* includes the new epoch.
+
+    Raises:
+        RefusedError: stale-epoch: another owner has been promised meanwhile.
+
+    """
+    if replica.promised != epoch:
+        raise RefusedError("stale-epoch", epoch=replica.promised)
+    grown = replica.commit <= base and lineage.contains(replica.commit, at=epoch)
+    live = msgspec.structs.replace(replica, commit=base, live_epoch=epoch, next_seq=1)
+    return Kept(live, keep_commit=not grown)
+
+
+def receive(
+    replica: Replica, commit: Commit, lineage: Lineage, *, writers_stopped: bool
+) -> Kept | None:
+    """
+    Return the replica after it has taken *commit* in; None if it is no news.
+
+    Raises:
+        RefusedError: stale-epoch, writers-running; nothing may change.
+
+    """
+    if commit.epoch < replica.promised or commit.epoch <= replica.live_epoch:
+        raise RefusedError(
+            "stale-epoch", epoch=max(replica.promised, replica.live_epoch)
+        )
+    if replica.live_epoch and not writers_stopped:
+        raise RefusedError("writers-running", epoch=replica.live_epoch)
+    if commit.epoch == replica.commit.epoch and commit <= replica.commit:
+        return None
+    taken = msgspec.structs.replace(
+        replica, promised=commit.epoch, commit=commit, live_epoch=0
+    )
+    return Kept(
+        taken,
+        keep_live=replica.live_epoch > 0,
+        keep_commit=not lineage.contains(replica.commit, at=commit.epoch),
+    )
+
+
+def superseded(replica: Replica, head: Head, lineage: Lineage) -> bool:
+    """Return whether members hold all that the copy of no member has."""
+    known = replica.commit == EMPTY or replica.commit <= head.committed
+    return known and not diverged(replica, head, lineage)
+
+
+def diverged(replica: Replica, head: Head, lineage: Lineage) -> bool:
+    """Return whether a copy of no member has what no owner has gone on from."""
+    grown = lineage.contains(replica.commit, at=head.epoch)
+    return replica.live_epoch > 0 or not (grown or replica.commit == EMPTY)

@@ -1,0 +1,63 @@
+"""Making records again for volumes that storage has and the store has not."""
+
+from __future__ import annotations
+
+from backends.base import Backend, Volume
+from backends.errors import RemoraError, VolumeExistsError
+from backends.system.clock import Deadline
+from plugin.limits import LONG_DEADLINE_S
+from plugin.model import VolumeRecord, check_name
+from plugin.volumes.service import VolumeService
+
+
+def adopt(service: VolumeService, *, dry_run: bool) -> dict[str, list[str]]:
+    """
+    Return the names ``adopted`` and, with the reason, those ``refused``.
+
+    A volume whose name a record has under another id is refused: which of the two is
+    the right one is for a person to say. Nothing on storage is changed.
+    """
+    known = {record.id for record in service.catalogue.all()}
+    report: dict[str, list[str]] = {"adopted": [], "refused": []}
+    for backend in service.registry.all().values():
+        for volume in backend.discover():
+            if volume.id in known:
+                continue
+            try:
+                _adopt(service, backend, volume, dry_run=dry_run)
+            except RemoraError as error:
+                report["refused"].append(f"{volume.name} ({volume.id}): {error}")
+            else:
+                report["adopted"].append(volume.name)
+    return report
+
+
+def _adopt(
+    service: VolumeService, backend: Backend, volume: Volume, *, dry_run: bool
+) -> None:
+    check_name(volume.name)
+    options = backend.parse_options(volume.options)
+    if service.ownership.heads.is_removed(volume.id):
+        raise VolumeExistsError(
+            "it was removed while this node was away", hint="it goes to the trash"
+        )
+    with service.operations.locks.hold(volume.name, Deadline(LONG_DEADLINE_S)):
+        taken = service.catalogue.find(volume.name)
+        if taken is not None:
+            raise VolumeExistsError(
+                f"the name belongs to volume {taken.record.id}",
+                hint="remove or rename one of them",
+            )
+        if not dry_run:
+            service.catalogue.insert(
+                VolumeRecord(
+                    id=volume.id,
+                    name=volume.name,
+                    backend=backend.kind,
+                    requested={**options, "backend": backend.kind},
+                    options={**backend.default_options(), **options},
+                    created_at=volume.created_at,
+                    phase="ready",
+                    node=service.ownership.node_id,
+                )
+            )

@@ -1,0 +1,227 @@
+"""
+How a volume comes to be: from the options of a request to a record that is ready.
+
+The record is written before the backend makes anything, and is `creating` until all of
+it is there, its first bytes included. So a crash between any two steps leaves a note of
+what to undo, and the reconciler does.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+from backends.base import Destination, Fill
+from backends.errors import (
+    BackendError,
+    InvalidRequestError,
+    RemoraError,
+    VolumeBusyError,
+    VolumeExistsError,
+)
+from backends.options import source_volume
+from backends.registry import Registry
+from backends.system import clock
+from backends.system.clock import Deadline
+from backends.system.copying import copy_tree
+from backends.system.mounts import mounted_at
+from plugin.limits import COPY_DEADLINE_S, SHORT_DEADLINE_S
+from plugin.logs import fields
+from plugin.model import VolumeRecord, check_name
+from plugin.ownership.ownership import Ownership
+from plugin.volumes.catalogue import Catalogue, Stored
+from plugin.volumes.copying_under_way import Copies
+from plugin.volumes.discovery import Discovery
+from plugin.volumes.operations import CallerGone, Operations, never
+from plugin.volumes.options import OptionResolver, Resolved, require_same_options
+from plugin.volumes.references import References
+from plugin.volumes.views import VolumeViews
+
+log = logging.getLogger(__name__)
+
+
+class VolumeCreation(VolumeViews):
+    """The creating part of `VolumeService`."""
+
+    def __init__(  # noqa: PLR0913 - see `VolumeService`
+        self,
+        *,
+        catalogue: Catalogue,
+        registry: Registry,
+        resolver: OptionResolver,
+        references: References,
+        operations: Operations,
+        discovery: Discovery,
+        ownership: Ownership,
+        mount_dir: Path,
+    ) -> None:
+        super().__init__(
+            catalogue=catalogue,
+            registry=registry,
+            references=references,
+            discovery=discovery,
+            ownership=ownership,
+            mount_dir=mount_dir,
+        )
+        self.resolver = resolver
+        self.operations = operations
+        self.copies = Copies()
+
+    def clone(
+        self,
+        name: str,
+        source: str,
+        options: Mapping[str, str],
+        *,
+        caller_gone: CallerGone,
+    ) -> None:
+        """
+        Make volume *name* with the bytes of *source*, a volume or `VOLUME@SNAPSHOT`.
+
+        Raises:
+            VolumeNotFoundError, SnapshotNotFoundError: there is no such source.
+            VolumeExistsError: the name is taken.
+            BackendError, DeadlineError, StoreError, VolumeBusyError: as they say; no
+                volume is left.
+
+        """
+        check_name(name)
+        resolved, fill = self.understand(name, {**options, "from": source}, caller_gone)
+        if fill is None:
+            raise VolumeExistsError(f"volume '{name}' exists", hint="use another name")
+        self.create_filled(name, resolved, fill)
+
+    def create_filled(self, name: str, resolved: Resolved, fill: Fill) -> None:
+        """
+        Make the volume with the bytes that *fill* puts into it, however long it takes.
+
+        Raises:
+            VolumeExistsError: there is one of that name.
+            BackendError, DeadlineError, StoreError, VolumeBusyError: as they say; no
+                volume is left.
+
+        """
+        made = self.operations.run(
+            name,
+            lambda deadline: self.make(name, resolved, deadline, fill),
+            deadline_s=COPY_DEADLINE_S,
+        )
+        if made is None:
+            raise VolumeExistsError(f"volume '{name}' exists", hint="use another name")
+
+    def understand(
+        self, name: str, options: Mapping[str, str], caller_gone: CallerGone = never
+    ) -> tuple[Resolved, Fill | None]:
+        """Return what *options* stand for, and what copies the bytes of `from`."""
+        wanted = [value for key, value in options.items() if key.lower() == "from"]
+        if not wanted:
+            return self.resolver.resolve(options), None
+        existing = self.catalogue.find(name)
+        if existing is not None and existing.record.phase != "creating":
+            # Nothing is copied again, and the source may be gone by now.
+            return self.resolver.resolve(options, existing.record), None
+        try:
+            source_name, _, snapshot = source_volume(wanted[0]).partition("@")
+        except ValueError as error:
+            raise InvalidRequestError(f"option 'from': {error}") from None
+        source = self.existing(source_name).record
+        volume = source.volume()
+        backend = self.registry.get(source.backend)
+
+        def fill(destination: Destination) -> None:
+            directory = backend.data_directory(volume, snapshot)
+            mounted = not snapshot and mounted_at(self.target(source))
+            flush = [self.target(source)] if mounted else []
+            with self.copies.track(name, caller_gone) as progress:
+                copy_tree(directory, destination, progress=progress, flush=flush)
+            # What a removal took away meanwhile would look like files that are gone.
+            backend.data_directory(volume, snapshot)
+
+        return self.resolver.resolve(options, source), fill
+
+    def begin_creation(
+        self, name: str, resolved: Resolved, deadline: Deadline, *, filled: bool
+    ) -> Stored | None:
+        """
+        Return a new record in phase `creating`; None if the volume is there already.
+
+        The volume's lock is held.
+        """
+        stored = self.catalogue.find(name)
+        if stored is not None and stored.record.phase == "creating":
+            if not self.is_ours_to_finish(stored.record):
+                raise VolumeBusyError(
+                    f"'{name}' is being made on another node", hint="retry"
+                )
+            self.roll_back_creation(stored, deadline)
+            stored = None
+        if stored is None:
+            record = VolumeRecord(
+                id=str(uuid.uuid4()),
+                name=name,
+                backend=resolved.backend.kind,
+                requested=resolved.requested,
+                options=resolved.options,
+                created_at=clock.now_rfc3339(),
+                phase="creating",
+                node=self.ownership.node_id,
+                filled=filled,
+            )
+            self.ownership.require_possible(record)
+            stored = self.catalogue.insert(record)
+            if stored is not None:
+                return stored
+            stored = self.existing(name)  # another node was quicker
+        require_same_options(resolved, stored.record)
+        return None
+
+    def make(
+        self, name: str, resolved: Resolved, deadline: Deadline, fill: Fill | None
+    ) -> str | None:
+        """Return the id of the volume that was made, None if it was there."""
+        stored = self.begin_creation(name, resolved, deadline, filled=fill is not None)
+        if stored is None:
+            return None
+        try:
+            made = resolved.backend.create(
+                stored.record.volume(), deadline_s=deadline.remaining_s(), fill=fill
+            )
+            self.catalogue.replace(stored, stored.record.made(made))
+        except BaseException as error:
+            # Storage that refused has nothing of it; only an unknown outcome must be
+            # remembered until storage answers again.
+            refused = fill is None and isinstance(error, BackendError)
+            self.abandon_creation(stored, refused=refused)
+            raise
+        return made.id
+
+    def is_ours_to_finish(self, record: VolumeRecord) -> bool:
+        """Return whether what was begun with the volume was begun on this node."""
+        node = record.node
+        return node in ("", self.ownership.node_id) or not self.ownership.is_member(
+            node
+        )
+
+    def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
+        """Undo a creation that nobody was told of; the volume's lock is held."""
+        record = stored.record
+        self.registry.get(record.backend).discard(
+            record.volume(), deadline_s=deadline.remaining_s()
+        )
+        self.catalogue.delete(stored)
+
+    def abandon_creation(self, stored: Stored, *, refused: bool) -> None:
+        """Undo a creation now if storage lets us, else leave it to the reconciler."""
+        try:
+            self.roll_back_creation(stored, Deadline(SHORT_DEADLINE_S))
+        except RemoraError as error:
+            if refused:
+                self.catalogue.delete(stored)
+                return
+            log.warning(
+                "the creation is rolled back later: %s",
+                error,
+                extra=fields(volume=stored.record.name),
+            )

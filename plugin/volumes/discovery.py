@@ -1,0 +1,138 @@
+"""
+Keeping records in step with backends whose catalogue is on storage.
+
+Other nodes create and remove there. What they have made becomes a record here; a
+record whose volume they have removed goes, unless this node holds it. Storage that
+cannot be read changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from backends.base import Backend, Volume
+from backends.errors import RemoraError, VolumeBusyError
+from backends.registry import Registry
+from backends.system.clock import Deadline
+from plugin.logs import fields
+from plugin.model import NAME_PATTERN, VolumeRecord
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.operations import VolumeLocks
+from plugin.volumes.references import References
+
+log = logging.getLogger(__name__)
+# A look for one name that nobody here knows: the engine waits for it.
+_FIND_DEADLINE_S: Final = 1.0
+_LOCK_WAIT_S: Final = 0.05
+
+
+class Discovery:
+    """Mirrors the catalogues of shared storage into the records."""
+
+    def __init__(
+        self,
+        *,
+        catalogue: Catalogue,
+        registry: Registry,
+        references: References,
+        locks: VolumeLocks,
+    ) -> None:
+        self._catalogue = catalogue
+        self._registry = registry
+        self._references = references
+        self._locks = locks
+
+    def look_for(self, name: str) -> None:
+        """Make a record of volume *name* if storage has it and we do not know it."""
+        if not NAME_PATTERN.fullmatch(name):
+            return
+        for backend in self._shared():
+            try:
+                volume = backend.find(name, deadline_s=_FIND_DEADLINE_S)
+            except RemoraError as error:
+                log.warning("'%s' was not looked for: %s", name, error)
+                continue
+            if volume is not None:
+                self._catalogue.insert(_record(backend, volume))
+                return
+
+    def synchronise(self) -> None:
+        """Compare every record of shared storage with what was last seen there."""
+        for backend in self._shared():
+            found = {volume.name: volume for volume in backend.discover()}
+            for record in self._catalogue.all():
+                if record.backend != backend.kind:
+                    found.pop(record.name, None)  # the name is taken here
+                    continue
+                seen = found.pop(record.name, None)
+                if seen is None or seen.id != record.id:
+                    self._check(backend, record)
+            for name in found:
+                self._take_in(backend, name)
+
+    def _shared(self) -> list[Backend]:
+        return [
+            backend
+            for backend in self._registry.all().values()
+            if backend.traits.catalogue_on_storage
+        ]
+
+    def _take_in(self, backend: Backend, name: str) -> None:
+        """
+        Make a record of a volume that storage, when last seen, had.
+
+        It may have been removed since, so storage is asked again, under its lock.
+        """
+        try:
+            with self._locks.hold(name, Deadline(_LOCK_WAIT_S)):
+                if self._catalogue.find(name) is not None:
+                    return
+                volume = backend.find(name, deadline_s=_FIND_DEADLINE_S)
+                if volume and self._catalogue.insert(_record(backend, volume)):
+                    log.info("found", extra=fields(volume=name, id=volume.id))
+        except VolumeBusyError:
+            return
+        except RemoraError as error:
+            log.warning("'%s' was not looked at: %s", name, error)
+
+    def _check(self, backend: Backend, record: VolumeRecord) -> None:
+        """
+        Drop or replace a record that storage, when last seen, did not have.
+
+        It may have been made since, so storage is asked again, under the volume's lock.
+        """
+        if record.phase != "ready" or not backend.knows(record.volume()):
+            return
+        if self._references.total(record.id):
+            return  # it is held here: its mount says what is wrong
+        try:
+            with self._locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
+                stored = self._catalogue.find(record.name)
+                if stored is None or stored.record != record:
+                    return
+                seen = backend.find(record.name, deadline_s=_FIND_DEADLINE_S)
+                if not backend.knows(record.volume()):
+                    return
+                if seen is None:
+                    self._catalogue.delete(stored)
+                    log.info("removed elsewhere", extra=fields(volume=record.name))
+                elif seen.id != record.id:
+                    self._catalogue.replace(stored, _record(backend, seen))
+                    log.info("replaced elsewhere", extra=fields(volume=record.name))
+        except VolumeBusyError:
+            return
+        except RemoraError as error:
+            log.warning("'%s' was not checked: %s", record.name, error)
+
+
+def _record(backend: Backend, volume: Volume) -> VolumeRecord:
+    return VolumeRecord(
+        id=volume.id,
+        name=volume.name,
+        backend=backend.kind,
+        requested=dict(volume.requested),
+        options=dict(volume.options),
+        created_at=volume.created_at,
+        phase="ready",
+    )

@@ -1,0 +1,349 @@
+"""
+The use cases of copies: which nodes keep one of a volume, one more, one less.
+
+What is asked for becomes an option of the volume in the same transaction, so that what
+is decided without people goes by it: `replicas`, or `members` if nodes were named. What
+the volume was asked for at its creation stays: the same creation goes on to find it.
+
+While a node owns the volume it alone changes the members, for it relies on all of them
+(`cluster/failsafe.py`); another node hands the request on to it. Of a volume that was
+released any node changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from backends.errors import InvalidRequestError, RemoraError, VolumeBusyError
+from plugin.errors import (
+    NodeConflictError,
+    NodeNotFoundError,
+    NotOwnerError,
+    PeerRefusedError,
+    PeerUnreachableError,
+    StoreError,
+    VolumeNotFoundError,
+)
+from plugin.membership.nodes import NodeView
+from plugin.model import VolumeRecord, check_name
+from plugin.ownership import rules
+from plugin.ownership.heads import Standing, put_head
+from plugin.ownership.ownership import Ownership
+from plugin.ownership.refusals import explained
+from plugin.ownership.state import EMPTY, Commit, Head, RefusedError
+from plugin.ownership.votes import Asks
+from plugin.peers.lines import read_request
+from plugin.replication.placement import Wanted
+from plugin.store.contention import attempted
+from plugin.volumes.catalogue import Catalogue, Stored
+
+_REFRESH_DEADLINE_S: Final = 3.0
+_FORWARD_DEADLINE_S: Final = 20.0
+_STAND_DEADLINE_S: Final = 3.0
+_REPLICAS_MAX: Final = 16
+_NAMED_MAX: Final = 10
+
+State = Literal["owner", "holder", "behind", "gone"]
+Action = Literal["add", "remove"]
+
+
+class ReplicaRequest(msgspec.Struct, frozen=True):
+    """What a node asks of a volume's owner; *node* is the id of whom it is about."""
+
+    volume: str
+    name: str
+    node: str
+    action: Action
+
+
+class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
+    """One copy; ``commit`` is "" if it is not known, ``gone`` has no record."""
+
+    node: str
+    id: str
+    state: State
+    commit: str
+    alive: bool
+
+
+class ReplicaService:
+    """What can be done with the copies of volumes; alone there are no *peers*."""
+
+    def __init__(
+        self, catalogue: Catalogue, ownership: Ownership, peers: Asks | None
+    ) -> None:
+        self._catalogue = catalogue
+        self._ownership = ownership
+        self._peers = peers
+
+    def all(self, name: str) -> list[ReplicaView]:
+        """
+        Return the copies of volume *name*, that of the owner first.
+
+        Raises:
+            VolumeNotFoundError, InvalidRequestError: it has none of its own.
+
+        """
+        record = self._existing(name).record
+        head = self._standing(record).head or self._ownership.initial_head(record)
+        stands = self._stands(record, head)
+        found = [self._view(each, head, stands) for each in head.members]
+        return sorted(found, key=lambda each: (each.state != "owner", each.node))
+
+    def add(self, name: str, node: str) -> None:
+        """
+        Have *node* keep a copy, which is made in the background.
+
+        Raises:
+            NodeNotFoundError, NodeConflictError: there is no such node, or it is down
+                or drained.
+            RemoraError: as `remove`.
+
+        """
+        self._require_cluster()
+        self._change(name, self._ready(node), "add", hand_on=True)
+
+    def remove(self, name: str, node: str) -> None:
+        """
+        Have *node* keep no copy any more.
+
+        Raises:
+            VolumeNotFoundError, InvalidRequestError: there is no such copy.
+            NotOwnerError: the rules forbid it, or another node has the volume.
+            StoreError, PeerUnreachableError: who has to know of it does not answer.
+
+        """
+        self._require_cluster()
+        try:
+            node_id = self._ownership.membership.find(node).record.id
+        except NodeNotFoundError:
+            # A node that was removed may still be a member, by its id.
+            if node not in self._head(self._existing(name).record).members:
+                raise
+            node_id = node
+        self._change(name, node_id, "remove", hand_on=True)
+
+    def asked(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """
+        Answer another node's request, as the owner.
+
+        Raises:
+            PeerRefusedError: this node does not own the volume.
+            RemoraError: as `add` and `remove`.
+
+        """
+        del node_id
+        request = read_request(message, ReplicaRequest)
+        record = self._existing(request.name).record
+        if record.id != request.volume:
+            raise PeerRefusedError(f"volume {request.volume} is not known here")
+        if request.action == "add":
+            self._ready(request.node)
+        self._change(request.name, request.node, request.action, hand_on=False)
+        return {}
+
+    def _ready(self, node: str) -> str:
+        """Return the id of a node that takes copies, or raise."""
+        view = self._ownership.membership.find(node)
+        name = view.record.name
+        if view.state != "ready":
+            hints = {"drained": f"remora node undrain {name}", "down": "start it"}
+            raise NodeConflictError(
+                f"node '{name}' is {view.state} and takes no copies",
+                hint=hints[view.state],
+            )
+        return view.record.id
+
+    def _change(
+        self, name: str, node_id: str, action: Action, *, hand_on: bool
+    ) -> None:
+        """Write the members and what they ask for; *hand_on* it if others are to."""
+        self._ownership.heads.refresh(_REFRESH_DEADLINE_S)
+        attempted(
+            lambda: self._try_change(name, node_id, action, hand_on=hand_on),
+        )
+
+    def _try_change(
+        self, name: str, node_id: str, action: Action, *, hand_on: bool
+    ) -> None:
+        stored = self._existing(name)
+        standing = self._standing(stored.record)
+        head = standing.head or self._ownership.initial_head(stored.record)
+        if head.phase == "owned" and head.owner != self._ownership.node_id:
+            if not hand_on:
+                raise PeerRefusedError(f"'{name}' is not owned by this node")
+            self._hand_on(stored.record, head.owner, node_id, action)
+            return
+        self._require_steady(stored.record, head)
+        changed = self._changed(stored.record, head, node_id, action)
+        options = self._options(stored.record, head, changed)
+        record = msgspec.structs.replace(
+            stored.record, options={**stored.record.options, **options}
+        )
+        also = standing.change(put_head(record.id, changed))
+        self._catalogue.replace(stored, record, also=also)
+
+    def _changed(
+        self, record: VolumeRecord, head: Head, node_id: str, action: Action
+    ) -> Head:
+        """Return the head with the node as a member more, or less."""
+        own = self._ownership.node_id
+        if action == "remove" and node_id not in head.members:
+            raise InvalidRequestError(
+                f"node '{self._ownership.name_of(node_id)}' keeps no copy of "
+                f"'{record.name}'",
+                hint=f"these do: {self._names(head.members)}",
+            )
+        try:
+            if action == "add":
+                return rules.join(head, node=own, epoch=head.epoch, members=(node_id,))
+            return rules.leave(head, node=own, epoch=head.epoch, members=(node_id,))
+        except RefusedError as error:
+            if error.reason == "last-copy":
+                raise NotOwnerError(
+                    f"the newest commit of '{record.name}' ({head.committed}) is on "
+                    f"{self._names(head.holders or head.members)} only",
+                    hint="wait until another node has it, too: remora replica ls "
+                    f"{record.name}",
+                ) from None
+            raise explained(record.name, error, self._ownership.name_of) from None
+
+    def _options(
+        self, record: VolumeRecord, before: Head, head: Head
+    ) -> dict[str, str]:
+        """Return the volume's options such that *head* is what they ask for."""
+        wanted = Wanted.of(record)
+        added = [each for each in head.members if each not in before.members]
+        left = [each for each in before.members if each not in head.members]
+        if wanted.names:
+            names = wanted.names | {self._ownership.name_of(each) for each in added}
+            names -= {self._ownership.name_of(each) for each in left}
+            if not names:
+                raise InvalidRequestError(
+                    f"'{record.name}' names no other node for its copies",
+                    hint=f"add one first: remora replica add {record.name} NODE",
+                )
+            return {"members": ",".join(sorted(names))}
+        known = [each for each in head.members if self._ownership.is_member(each)]
+        count = max(wanted.count, len(known))
+        if left:
+            count = max(1, min(wanted.count, len(known)))
+        if count > _REPLICAS_MAX:
+            raise InvalidRequestError(
+                f"'{record.name}' has {count - 1} copies; at most {_REPLICAS_MAX} are "
+                "kept"
+            )
+        return {"replicas": str(count)}
+
+    def _hand_on(
+        self, record: VolumeRecord, owner: str, node_id: str, action: Action
+    ) -> None:
+        """Let the owner do it."""
+        if self._peers is None:
+            raise StoreError("the records name another owner, and this node is alone")
+        request = ReplicaRequest(record.id, record.name, node_id, action)
+        answer = self._peers.call_all(
+            [owner],
+            "replica",
+            msgspec.to_builtins(request),
+            deadline_s=_FORWARD_DEADLINE_S,
+        )[owner]
+        if isinstance(answer, PeerUnreachableError):
+            name = self._ownership.name_of(owner)
+            raise NotOwnerError(
+                f"'{record.name}' was in use on node '{name}', which does not answer",
+                hint=f"start '{name}', or a container with the volume elsewhere",
+                transient=True,
+            )
+        if isinstance(answer, RemoraError):
+            raise answer
+
+    def _require_steady(self, record: VolumeRecord, head: Head) -> None:
+        """Raise unless it is known which copies are the newest."""
+        if record.phase != "ready" or head.phase == "removing":
+            raise VolumeBusyError(f"'{record.name}' is being removed")
+        if head.phase == "recovering":
+            raise explained(
+                record.name,
+                RefusedError("not-owner", node=head.owner),
+                self._ownership.name_of,
+            )
+        if head.phase == "owned" or head.released:
+            return
+        raise NotOwnerError(
+            f"'{record.name}' was not let go orderly by its last owner, node "
+            f"'{self._ownership.name_of(head.owner)}'",
+            hint="start a container with it first, which settles who has the newest",
+            transient=True,
+        )
+
+    def _require_cluster(self) -> None:
+        if self._ownership.membership.alone:
+            raise InvalidRequestError(
+                "this node is alone: nobody else could keep a copy",
+                hint="remora cluster join",
+            )
+
+    def _existing(self, name: str) -> Stored:
+        """Return the record of a volume whose copies are its own."""
+        stored = self._catalogue.find(check_name(name))
+        if stored is None or stored.record.phase == "creating":
+            raise VolumeNotFoundError(f"there is no volume '{name}'")
+        if self._ownership.is_shared(stored.record):
+            raise InvalidRequestError(
+                f"'{name}' lies on a share, which all nodes see: it has no copies"
+            )
+        return stored
+
+    def _standing(self, record: VolumeRecord) -> Standing:
+        return self._ownership.heads.read(record.id)
+
+    def _head(self, record: VolumeRecord) -> Head:
+        return self._standing(record).head or self._ownership.initial_head(record)
+
+    def _names(self, node_ids: tuple[str, ...]) -> str:
+        names = [self._ownership.name_of(each) for each in node_ids[:_NAMED_MAX]]
+        return ", ".join(f"'{each}'" for each in names)
+
+    def _stands(self, record: VolumeRecord, head: Head) -> dict[str, Commit]:
+        """Return the commit of each copy that says so, or is known to have one."""
+        stands = dict.fromkeys(head.holders, head.committed)
+        own = self._ownership.replica_of(record)
+        if own is not None:
+            stands[self._ownership.node_id] = own.commit
+        asked = [
+            each.record.id
+            for each in self._ownership.membership.nodes()
+            if each.alive and each.record.id in {*head.members} - stands.keys()
+        ]
+        if asked and self._peers is not None:
+            answers = self._peers.call_all(
+                asked, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
+            )
+            for node_id, answer in answers.items():
+                if not isinstance(answer, RemoraError):
+                    stands[node_id] = Commit(*answer["commit"])
+        return stands
+
+    def _view(
+        self, node_id: str, head: Head, stands: Mapping[str, Commit]
+    ) -> ReplicaView:
+        nodes: dict[str, NodeView] = {
+            each.record.id: each for each in self._ownership.membership.nodes()
+        }
+        state: State = "holder" if node_id in head.holders else "behind"
+        if node_id not in nodes:
+            state = "gone"
+        elif node_id == head.owner and head.phase in ("owned", "recovering"):
+            state = "owner"
+        commit = stands.get(node_id, EMPTY)
+        return ReplicaView(
+            node=self._ownership.name_of(node_id),
+            id=node_id,
+            state=state,
+            commit="" if commit == EMPTY else str(commit),
+            alive=node_id in nodes and nodes[node_id].alive,
+        )

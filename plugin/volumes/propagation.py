@@ -1,0 +1,71 @@
+"""
+Whether the engine sees what the managed plugin mounts.
+
+An engine that starts after a crash ends the plugin of its predecessor, starts it again,
+and meanwhile clears away the mounts of the old one. If it is slow at that, the new
+plugin has begun with copies of those mounts which the engine then no longer has: a
+container would start on the empty directory below. Source: moby, plugin/manager.go
+(HandleExitEvent unmounts while reload already enables).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Final, Protocol
+
+from backends.system.clock import boottime_s
+from backends.system.mounts import mounted_at, shown_elsewhere
+
+log = logging.getLogger(__name__)
+_ENDED: Final = "ended_for_mounts_s"
+_AGAIN_AFTER_S: Final = 60.0
+_ANSWER_S: Final = 0.5
+
+
+class Facts(Protocol):
+    """What a node remembers; see `plugin.daemon.node.Node`."""
+
+    def fact(self, name: str) -> str | None:
+        """Return what was set, None if nothing was."""
+        ...
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Remember it, durably."""
+        ...
+
+
+class Propagation:
+    """The way of mounts below *mount_dir* into the engine's mount namespace."""
+
+    def __init__(self, mount_dir: Path, facts: Facts) -> None:
+        """There is one if *mount_dir* was given by the engine, not made by us."""
+        self._exists = mounted_at(mount_dir) is not None and not _machines_namespace()
+        self._facts = facts
+
+    def reaches(self, target: Path) -> bool:
+        """Return whether the engine sees the mount on *target*."""
+        return not self._exists or shown_elsewhere(target)
+
+    def start_anew(self) -> None:
+        """
+        End the daemon in a moment, unless that was tried a moment ago.
+
+        The engine starts the plugin again, with a new way. It would repeat a call that
+        was not answered, but without its body: the caller answers first.
+        """
+        now_s = boottime_s()
+        passed_s = now_s - float(self._facts.fact(_ENDED) or -_AGAIN_AFTER_S)
+        if self._exists and not 0 <= passed_s < _AGAIN_AFTER_S:
+            self._facts.set_fact(_ENDED, f"{now_s}")
+            log.error("the engine has cut off our mounts: ending, to be started again")
+            end = threading.Timer(_ANSWER_S, os.kill, (os.getpid(), signal.SIGKILL))
+            end.daemon = True
+            end.start()
+
+
+def _machines_namespace() -> bool:
+    return Path("/proc/self/ns/mnt").samefile("/proc/1/ns/mnt")
