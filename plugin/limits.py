@@ -36,8 +36,6 @@ GARBAGE_DEADLINE_S: Final = 600.0
 # container; this long after the epoch began it is not (configuration: disuse_grace_s).
 DISUSE_GRACE_S: Final = 60.0
 
-# Revisions of the store kept for watchers that resume.
-WATCH_HISTORY_MAX: Final = 10_000
 # A copy that somebody waits for at a terminal. Docker's Create waits `LONG_DEADLINE_S`
 # at most; the copy goes on, and the same Create again waits for it.
 COPY_DEADLINE_S: Final = 24 * 3600.0

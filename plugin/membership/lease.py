@@ -26,11 +26,11 @@ class Leases(Protocol):
     """What a store of a cluster has besides `Store`."""
 
     def grant_lease(self, ttl_s: float) -> int:
-        """Return a new lease; see `Store.grant_lease`."""
+        """Return a new lease that ends *ttl_s* after it was last kept alive."""
         ...
 
     def keep_alive(self, lease: int) -> bool:
-        """Renew *lease*; see `Store.keep_alive`."""
+        """Return whether *lease* lives, and if so, renew it; see `EtcdStore`."""
         ...
 
     def lease_ends_s(self, lease: int) -> float | None:
@@ -94,7 +94,7 @@ class NodeLease:
         return lease
 
     def keep_alive(self) -> bool:
-        """Renew the lease; see `Store.keep_alive`."""
+        """Return whether the lease lives, and if so, renew it."""
         return self._leases.keep_alive(self.id)
 
     def end_forgotten(self, lease: int) -> None:

@@ -4,7 +4,7 @@ The store's interface: where records live, shaped like etcd's.
 Keys are text, values bytes. Every successful transaction that writes raises the
 store's revision, and each record knows the revision of its last change, which
 is what transactions compare. So the code above is the same on one node (SQLite) and in
-a cluster (etcd).
+a cluster (etcd). What only etcd has, leases and watches, is not of the interface.
 
 Reads answer from this node's own durable knowledge, at once, whatever else is down;
 `refresh` waits until that knowledge is as new as the call. A transaction is decided by
@@ -88,21 +88,6 @@ class CompactedError(Exception):
     """The history that a watch asked for is gone: read the prefix again."""
 
 
-class Watch(Protocol):
-    """Changes below a prefix, in order, each once."""
-
-    def next(self, timeout_s: float) -> list[Event]:
-        """
-        Return the changes since the last call, waiting for the first at most so long.
-
-        Raises:
-            CompactedError: changes were lost; read the prefix and watch anew.
-            StoreError: the store is closed or gone.
-
-        """
-        ...
-
-
 class Store(Protocol):
     """See the module's text."""
 
@@ -131,25 +116,9 @@ class Store(Protocol):
         Do all *operations* durably if all *conditions* hold, else nothing.
 
         Raises:
-            StoreError: the store did not answer, or a lease is unknown.
+            StoreError: the store did not answer, or a lease has ended.
 
         """
-        ...
-
-    def grant_lease(self, ttl_s: float) -> int:
-        """Return a new lease that ends *ttl_s* after its last `keep_alive`."""
-        ...
-
-    def keep_alive(self, lease: int) -> bool:
-        """Return whether the lease still lives, and if so, renew it."""
-        ...
-
-    def revoke_lease(self, lease: int) -> None:
-        """End a lease now, and its keys with it; an unknown one is no error."""
-        ...
-
-    def watch(self, prefix: str, *, after_revision: int) -> Watch:
-        """Return the changes below *prefix* that came after *after_revision*."""
         ...
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
 """
 The store of a cluster's node: etcd decides, and reads answer whatever is down.
 
-Reads come from a `Replica`, which a thread keeps: it reads everything, follows a watch,
-and reads everything again after each break that the watch could not heal at once, for
-only that tells for sure whether etcd is still the one that we knew.
+Reads come from `MirroredRecords`, which a thread keeps: it reads everything, follows a
+watch, and reads everything again after each break that the watch could not heal at
+once, for only that tells for sure whether etcd is still the one that we knew.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from plugin.store.base import (
     Operation,
     Outcome,
     Record,
-    Watch,
 )
 from plugin.store.etcd.store import EtcdStore, Snapshot
-from plugin.store.history import HistoryWatch
-from plugin.store.mirrored import Replica
+from plugin.store.mirrored import MirroredRecords
 
 log = logging.getLogger(__name__)
 _RETRY_PAUSE_S: Final = 0.5
@@ -50,8 +48,8 @@ class MirrorStore:
 
         """
         self._etcd = etcd
-        self._replica = Replica(path)
-        self._changed = self._replica.changed
+        self._mirrored = MirroredRecords(path)
+        self._changed = self._mirrored.changed
         self._cause = "no answer yet"
         self._heard_s = clock.monotonic_s()
         # Everything was read since the last break.
@@ -63,7 +61,7 @@ class MirrorStore:
     @property
     def filled(self) -> bool:
         """Return whether the records were ever read; until then reads raise."""
-        return self._replica.reached > 0
+        return self._mirrored.reached > 0
 
     def synchronised_age_s(self) -> float | None:
         """Return for how long etcd has told nothing; None while all is well."""
@@ -80,23 +78,23 @@ class MirrorStore:
         age_s = self.synchronised_age_s()
         if age_s is not None:
             return f"not in step with etcd for {age_s:.0f} s: {self._cause}"
-        return self._replica.file_fault or None
+        return self._mirrored.file_fault or None
 
     def get(self, key: str) -> Record | None:
         """Return the record of *key*; see `Store.get`."""
         with self._changed:
             self._require_filled()
-            return self._replica.table.get(key)
+            return self._mirrored.table.get(key)
 
     def prefix(self, prefix: str) -> tuple[list[Record], int]:
         """
         Return the records below *prefix*; see `Store.prefix`.
 
-        Some may be newer than the revision, which is where a watch goes on.
+        Some may be newer than the revision, up to which every change is here.
         """
         with self._changed:
             self._require_filled()
-            return self._replica.table.below(prefix), self._replica.reached
+            return self._mirrored.table.below(prefix), self._mirrored.reached
 
     def refresh(self, deadline_s: float) -> None:
         """
@@ -116,7 +114,7 @@ class MirrorStore:
             )
         for after_revision in (reached, 0):
             with self._changed:
-                if self._replica.era == era and self._replica.reached >= revision:
+                if self._mirrored.era == era and self._mirrored.reached >= revision:
                     return
             found = self._etcd.changed_since(
                 after_revision, deadline_s=deadline.remaining_s()
@@ -126,7 +124,7 @@ class MirrorStore:
             ]
             if not after_revision:
                 events += self._deleted(found)
-            if not self._replica.learn(events, era):
+            if not self._mirrored.learn(events, era):
                 raise StoreError("etcd's records were replaced meanwhile: try again")
             if self._holds(found):
                 return
@@ -141,11 +139,11 @@ class MirrorStore:
             UnknownOutcomeError: as `EtcdStore.transact`; if it was done, a watch tells.
 
         """
-        era = self._replica.era
+        era = self._mirrored.era
         outcome = self._etcd.transact(conditions, operations)
         if outcome.succeeded:
-            self._replica.learn(
-                self._replica.written(operations, outcome.revision), era
+            self._mirrored.learn(
+                self._mirrored.written(operations, outcome.revision), era
             )
         else:
             # The caller will look for what it had not known of.
@@ -160,11 +158,6 @@ class MirrorStore:
         """Renew *lease* in etcd; see `EtcdStore.keep_alive`."""
         return self._etcd.keep_alive(lease)
 
-    def revoke_lease(self, lease: int) -> None:
-        """End *lease* in etcd, and show that; see `Store.revoke_lease`."""
-        self._etcd.revoke_lease(lease)
-        self.refresh(self._etcd.settings.call_deadline_s)
-
     def end_forgotten_lease(self, lease: int) -> bool:
         """Return whether *lease* was over, and is ended now; see `EtcdStore`."""
         ended = self._etcd.end_forgotten_lease(lease)
@@ -176,31 +169,17 @@ class MirrorStore:
         """Return until when *lease* is surely ours; see `EtcdStore.lease_ends_s`."""
         return self._etcd.lease_ends_s(lease)
 
-    def watch(self, prefix: str, *, after_revision: int) -> Watch:
-        """
-        Return the changes below *prefix*; see `Store.watch`.
-
-        Reads show a change before its watch tells it. What is outside of the history
-        that this process has followed is asked of etcd itself.
-        """
-        with self._changed:
-            self._require_filled()
-            history = self._replica.history
-            if history.floor <= after_revision <= self._replica.newest:
-                return HistoryWatch(history, prefix, after_revision, self._look)
-        return self._etcd.watch(prefix, after_revision=after_revision)
-
     def close(self) -> None:
-        """Close etcd's connections and the file; waiting watches end."""
+        """Close etcd's connections and the file."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._etcd.close()
         self._thread.join(_STOP_S)
-        self._replica.close()
+        self._mirrored.close()
 
     def _run(self) -> None:
-        """Keep the replica until the store is closed."""
+        """Keep the records until the store is closed."""
         while not self._closed:
             try:
                 self._follow(self._read_everything())
@@ -216,12 +195,12 @@ class MirrorStore:
                 self._changed.wait_for(lambda: self._closed, _RETRY_PAUSE_S)
 
     def _read_everything(self) -> int:
-        """Replace the replica's content; return the revision that it is of."""
+        """Replace all records; return the revision that it is of."""
         asked_s = clock.monotonic_s()
-        asked_at = self._replica.newest
+        asked_at = self._mirrored.newest
         cluster = self._etcd.identity()
         records, revision = self._etcd.prefix("")
-        self._replica.replace(records, revision, cluster=cluster, asked_at=asked_at)
+        self._mirrored.replace(records, revision, cluster=cluster, asked_at=asked_at)
         with self._changed:
             self._heard_s = asked_s
             self._current = True
@@ -234,7 +213,7 @@ class MirrorStore:
         watch = self._etcd.watch("", after_revision=revision)
         try:
             while not self._closed:
-                self._replica.follow(watch.next(_FOLLOW_S))
+                self._mirrored.follow(watch.next(_FOLLOW_S))
                 self._heard_s = watch.heard_s
         finally:
             watch.stop()
@@ -248,13 +227,13 @@ class MirrorStore:
             self._require_open()
             if not self._current:
                 raise StoreError(f"not in step with etcd: {self._cause}", hint=_HINT)
-            return self._replica.era, self._replica.reached
+            return self._mirrored.era, self._mirrored.reached
 
     def _deleted(self, found: Snapshot) -> list[Event]:
         """Return a deletion for each key of ours that is not in *found*."""
         there = {each.key for each in found.records}
         with self._changed:
-            here = [each.key for each in self._replica.table.below("")]
+            here = [each.key for each in self._mirrored.table.below("")]
         return [Event(key, found.revision, None) for key in here if key not in there]
 
     def _holds(self, found: Snapshot) -> bool:
@@ -265,15 +244,10 @@ class MirrorStore:
         as many here as there were, these are the same keys.
         """
         with self._changed:
-            return self._replica.reached >= found.revision or (
-                self._replica.newest <= found.revision
-                and len(self._replica.table) == found.count
+            return self._mirrored.reached >= found.revision or (
+                self._mirrored.newest <= found.revision
+                and len(self._mirrored.table) == found.count
             )
-
-    def _look(self) -> float:
-        """Return for how long a watch may sleep: until something changes."""
-        self._require_open()
-        return float("inf")
 
     def _require_filled(self) -> None:
         self._require_open()

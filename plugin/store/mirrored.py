@@ -13,8 +13,7 @@ The newest wins, so that order and repetition do not matter. What is learnt at o
 leaves its revision in `_deleted`, so that an older put cannot bring it back; at or
 before `reached` no older put is let in any more.
 
-So our own change may show before older ones of other nodes; a watch from `reached`
-tells it once more, but misses nothing.
+So our own change may show before older ones of other nodes.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from plugin.store.base import Event, Operation, Put, Record
-from plugin.store.history import History
 from plugin.store.mirror_file import MirrorFile
 from plugin.store.table import Table
 
 log = logging.getLogger(__name__)
 
 
-class Replica:
+class MirroredRecords:
     """
     See the module's text.
 
@@ -48,8 +46,9 @@ class Replica:
             records = []
         self._file_whole = reached > 0
         self.file_fault = ""
-        self.history = History(floor=reached)
-        self.changed = self.history.changed
+        # Up to which revision every change is known; 0 if nothing ever was.
+        self.reached = reached
+        self.changed = threading.Condition()
         self.table = Table(records)
         self._deleted: dict[str, int] = {}
         # The newest change in memory; never before `reached`.
@@ -57,11 +56,6 @@ class Replica:
         # Grows when etcd's history turns out to be another one than ours.
         self.era = 0
         self._writing = threading.Lock()
-
-    @property
-    def reached(self) -> int:
-        """Return up to which revision every change is known; 0 if nothing ever was."""
-        return self.history.last
 
     def follow(self, events: Sequence[Event]) -> None:
         """Take in what the watch told: all changes from `reached` to the last one."""
@@ -75,7 +69,6 @@ class Replica:
                     each for each in events if each.revision >= self._known(each.key)
                 )
                 self._reach(last)
-                self.history.add(events, last=last)
             self._save(changes)
 
     def learn(self, events: Iterable[Event], era: int) -> bool:
@@ -105,8 +98,6 @@ class Replica:
         with self._writing:
             other = self._is_other(cluster, revision, asked_at)
             changes = self._differences(records, revision, other=other)
-            # Watches were not told of what was learnt otherwise.
-            told = not changes and self.newest == self.reached
             with self.changed:
                 if other:
                     self.era += 1
@@ -116,10 +107,6 @@ class Replica:
                 for key, record in changes.items():
                     self._set(key, record)
                 self._reach(revision)
-                if told and not other:
-                    self.history.add((), last=revision)
-                else:
-                    self.history.restart(revision)
             self._save(changes)
 
     def written(self, operations: Sequence[Operation], revision: int) -> list[Event]:
@@ -167,7 +154,8 @@ class Replica:
             self.table.put(record)
 
     def _reach(self, revision: int) -> None:
-        """Forget deletions up to *revision*, which is about to be `reached`."""
+        """Let *revision* be what is reached, and forget deletions up to it."""
+        self.reached = revision
         self._deleted = {
             key: deleted for key, deleted in self._deleted.items() if deleted > revision
         }

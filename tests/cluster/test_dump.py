@@ -23,11 +23,11 @@ from plugin.joining.joined import joined, note_joined, refuse_joined
 from plugin.membership.loading import LOADING, refuse_loading
 from plugin.membership.nodes import PROTOCOL, NodeRecord
 from plugin.store.base import Put
-from plugin.store.memory import MemoryStore
 from tests.protocol.command import Cli, caller
 from tests.support import etcd
 from tests.support.fuse import STEPS_MAX
 from tests.support.joining import Machine, dies, put_volume, volume
+from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.xdist_group("etcd-members")
 

@@ -16,11 +16,11 @@ from backends.rsync.backend import RsyncBackend
 from plugin.store.base import Store
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
-from plugin.store.memory import Memory, MemoryStore
 from plugin.store.mirror import MirrorStore
 from plugin.store.sqlite import SqliteStore
 from tests.support import etcd
 from tests.support.memory_backend import MemoryBackend
+from tests.support.memory_store import Memory, MemoryStore
 from tests.support.mirrors import MirrorBench
 from tests.support.namespaces import (
     enter_private_mounts,
@@ -135,12 +135,6 @@ AT_ONCE = ("sqlite", "memory")
 def store_kind(request: pytest.FixtureRequest) -> str:
     """Return which store a test runs on."""
     return str(request.param)
-
-
-@pytest.fixture
-def lease_ttl_s(store_kind: str) -> float:
-    """Return a short time to live; etcd's shortest is two seconds."""
-    return 0.6 if store_kind in AT_ONCE else 3.0
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore, Snapshot
 from plugin.store.mirror import MirrorStore
 from plugin.store.mirror_file import MirrorFile
-from plugin.store.mirrored import Replica
+from plugin.store.mirrored import MirroredRecords
 from tests.support.etcd import wait_until
 from tests.support.mirrors import WITHIN_S, MirrorBench, facts, keys, put
 
@@ -44,13 +44,13 @@ def test_refresh_sees_puts_and_deletions_of_others(mirrors: MirrorBench) -> None
 def late(mirrors: MirrorBench) -> Iterator[MirrorStore]:
     """Yield a mirror that hears nothing of its watch until the test is over."""
     mirror = mirrors.ready()
-    follow, gate = mirror._replica.follow, threading.Event()
+    follow, gate = mirror._mirrored.follow, threading.Event()
 
     def wait_and_follow(events: Sequence[Event]) -> None:
         gate.wait(WITHIN_S)
         follow(events)
 
-    mirror._replica.follow = wait_and_follow  # type: ignore[method-assign]
+    mirror._mirrored.follow = wait_and_follow  # type: ignore[method-assign]
     yield mirror
     gate.set()
     last = put(mirrors.etcd(), "last")
@@ -106,27 +106,6 @@ def test_who_is_refused_sees_why(mirrors: MirrorBench) -> None:
         outcome = mirror.transact([Compare(f"{number}", 0)], [Put(f"{number}", b"x")])
         assert not outcome.succeeded
         assert mirror.get(f"{number}").value == b"theirs"  # type: ignore[union-attr]
-
-
-def test_watches_share_one_stream_and_tell_each_change_once(
-    mirrors: MirrorBench,
-) -> None:
-    mirror, other = mirrors.ready(), mirrors.etcd()
-    start = mirror.prefix("")[1]
-    threads = threading.active_count()
-    watches = [mirror.watch(f"{n % 2}/", after_revision=start) for n in range(10)]
-    assert threading.active_count() == threads
-    wanted: list[list[bytes]] = [[], []]
-    for number in range(40):
-        put((mirror, other)[number % 2], f"{number // 2 % 2}/k", b"%d" % number)
-        wanted[number // 2 % 2].append(b"%d" % number)
-    for number, watch in enumerate(watches):
-        seen: list[bytes] = []
-        deadline = clock.Deadline(WITHIN_S)
-        while len(seen) < 20 and not deadline.passed():
-            seen += [each.record.value for each in watch.next(1) if each.record]
-        assert seen == wanted[number % 2]
-        assert watch.next(0) == []
 
 
 def test_eight_threads_read_what_they_wrote(mirrors: MirrorBench) -> None:
@@ -207,15 +186,15 @@ WRITER = """
 import sys
 from pathlib import Path
 from plugin.store.base import Event, Record
-from plugin.store.mirrored import Replica
-replica = Replica(Path(sys.argv[1]))
-revision = replica.reached
+from plugin.store.mirrored import MirroredRecords
+mirrored = MirroredRecords(Path(sys.argv[1]))
+revision = mirrored.reached
 if not revision:
     revision = 1
-    replica.replace([], revision, cluster="it", asked_at=0)
+    mirrored.replace([], revision, cluster="it", asked_at=0)
 while True:
     revision += 1
-    replica.follow([
+    mirrored.follow([
         Event(f"{number}", revision, Record(f"{number}", b"%d" % revision, 1, revision))
         for number in range(50)
     ])
@@ -238,13 +217,13 @@ def test_a_kill_in_the_middle_of_writing_leaves_whole_batches(tmp_path: Path) ->
             process.send_signal(signal.SIGKILL)
             rest = process.stdout.read().split(b"\n")[:-1]
         told = int(rest[-1]) if rest else told
-        replica = Replica(path)
-        records = replica.table.below("")
-        replica.close()
-        assert replica.reached >= told  # what was told was durable
+        mirrored = MirroredRecords(path)
+        records = mirrored.table.below("")
+        mirrored.close()
+        assert mirrored.reached >= told  # what was told was durable
         assert len(records) == 50
-        assert {each.mod_revision for each in records} == {replica.reached}
-        assert {each.value for each in records} == {b"%d" % replica.reached}
+        assert {each.mod_revision for each in records} == {mirrored.reached}
+        assert {each.value for each in records} == {b"%d" % mirrored.reached}
 
 
 def test_a_file_that_cannot_be_written_is_told_and_made_good(

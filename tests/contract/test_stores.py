@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from plugin.errors import StoreError
-from plugin.limits import WATCH_HISTORY_MAX
-from plugin.store.base import (
-    CompactedError,
-    Compare,
-    Delete,
-    Event,
-    Put,
-    Store,
-    Watch,
-)
-from plugin.store.sqlite import SqliteStore
+from plugin.store.base import Compare, Delete, Put, Store
 from tests.support.etcd import wait_until
 
 Open = Callable[[], Store]
 
 
-def put(store: Store, key: str, value: bytes, *, lease: int = 0) -> int:
-    outcome = store.transact([], [Put(key, value, lease)])
+def put(store: Store, key: str, value: bytes) -> int:
+    outcome = store.transact([], [Put(key, value)])
     assert outcome.succeeded
     return outcome.revision
-
-
-def changes(watch: Watch, count: int) -> list[Event]:
-    """Return the next *count* changes; they may come one by one."""
-    events: list[Event] = []
-    deadline = time.monotonic() + 30
-    while len(events) < count and time.monotonic() < deadline:
-        events += watch.next(5)
-    return events
 
 
 def test_an_absent_key_has_no_record(store: Store) -> None:
@@ -102,7 +80,7 @@ def test_operations_of_one_transaction_share_a_revision(store: Store) -> None:
 def test_deleting_an_absent_key_is_no_change(store: Store) -> None:
     before = put(store, "a", b"")
     assert store.transact([], [Delete("b")]).revision >= before
-    assert store.watch("", after_revision=before).next(0.2) == []
+    assert [each.mod_revision for each in store.prefix("")[0]] == [before]
 
 
 def test_threads_that_compare_and_set_lose_no_increment(store: Store) -> None:
@@ -130,12 +108,10 @@ def test_threads_that_compare_and_set_lose_no_increment(store: Store) -> None:
 def test_what_was_committed_is_there_after_reopening(open_store: Open) -> None:
     first = open_store()
     put(first, "a", b"1")
-    lease = first.grant_lease(60)
-    last = put(first, "b", b"2", lease=lease)
+    last = put(first, "b", b"2")
     first.close()
     second = open_store()
     assert [each.key for each in second.prefix("")[0]] == ["a", "b"]
-    assert second.keep_alive(lease)
     assert put(second, "c", b"3") > last
 
 
@@ -145,90 +121,3 @@ def test_a_closed_store_says_so(store: Store) -> None:
         store.get("a")
     with pytest.raises(StoreError, match="closed"):
         store.transact([], [Put("a", b"")])
-
-
-def test_a_lease_takes_its_keys_with_it(store: Store, lease_ttl_s: float) -> None:
-    lease = store.grant_lease(lease_ttl_s)
-    put(store, "mine", b"", lease=lease)
-    last = put(store, "other", b"")
-    watch = store.watch("", after_revision=last)
-    events = changes(watch, 1)
-    assert [(each.key, each.record) for each in events] == [("mine", None)]
-    assert store.get("mine") is None
-    assert store.get("other") is not None
-    assert not store.keep_alive(lease)
-    with pytest.raises(StoreError, match="lease"):
-        put(store, "mine", b"", lease=lease)
-
-
-def test_a_lease_kept_alive_lives(store: Store, lease_ttl_s: float) -> None:
-    lease = store.grant_lease(lease_ttl_s)
-    put(store, "mine", b"", lease=lease)
-    for _ in range(4):
-        time.sleep(lease_ttl_s / 3)
-        assert store.keep_alive(lease)
-    assert store.get("mine") is not None
-
-
-def test_a_revoked_lease_ends_now(store: Store) -> None:
-    lease = store.grant_lease(60)
-    put(store, "mine", b"", lease=lease)
-    store.revoke_lease(lease)
-    assert store.get("mine") is None
-    store.revoke_lease(lease)
-
-
-def test_a_key_put_again_without_the_lease_outlives_it(store: Store) -> None:
-    lease = store.grant_lease(60)
-    put(store, "a", b"", lease=lease)
-    put(store, "a", b"")
-    store.revoke_lease(lease)
-    assert store.get("a") is not None
-
-
-def test_a_watch_tells_every_change_once_in_order(store: Store) -> None:
-    watch = store.watch("w/", after_revision=put(store, "w/a", b"old"))
-    put(store, "w/a", b"1")
-    put(store, "x", b"elsewhere")
-    put(store, "w/b", b"2")
-    store.transact([], [Delete("w/a")])
-    events = changes(watch, 3)
-    seen = [(each.key, each.record.value if each.record else None) for each in events]
-    assert seen == [("w/a", b"1"), ("w/b", b"2"), ("w/a", None)]
-    assert watch.next(0) == []
-
-
-def test_a_waiting_watch_wakes_at_a_change(store: Store) -> None:
-    watch = store.watch("", after_revision=0)
-    timer = threading.Timer(0.2, lambda: put(store, "a", b""))
-    timer.start()
-    began = time.monotonic()
-    assert [each.key for each in watch.next(30)] == ["a"]
-    assert time.monotonic() - began < 20
-    timer.join()
-
-
-def test_a_watch_resumes_after_reopening(open_store: Open) -> None:
-    first = open_store()
-    revision = put(first, "a", b"")
-    put(first, "b", b"")
-    first.close()
-    watch = open_store().watch("", after_revision=revision)
-    assert [each.key for each in changes(watch, 1)] == ["b"]
-
-
-def test_a_watch_behind_the_kept_history_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "store.db"
-    SqliteStore(path).close()
-    with sqlite3.connect(path) as connection:
-        # As many revisions as it takes, written as the store writes them.
-        connection.execute(f"UPDATE revision SET current = {WATCH_HISTORY_MAX + 2000}")
-    connection.close()
-    store = SqliteStore(path)
-    put(store, "a", b"")
-    with pytest.raises(CompactedError):
-        store.watch("", after_revision=1).next(0)
-    records, revision = store.prefix("")
-    assert len(records) == 1
-    assert store.watch("", after_revision=revision).next(0) == []
-    store.close()

@@ -16,12 +16,12 @@ from plugin.model import VolumeRecord
 from plugin.ownership.heads import Heads, put_head
 from plugin.ownership.state import Head
 from plugin.store.base import Delete, Put
-from plugin.store.memory import MemoryStore
 from plugin.swarm.engine_api import EngineApi
 from plugin.swarm.labels import SwarmLabels
 from tests.support.daemon import Machine
 from tests.support.engine import SOCKET
 from tests.support.host import wait_until
+from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.xdist_group("engine-swarm-labels")
 OURS, OTHER = "node-1", "node-2"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from plugin.ownership.ownership import Ownership
 from plugin.ownership.replica_files import Replicas, locate_with
 from plugin.ownership.state import Head
 from plugin.ownership.votes import Votes, Witness
+from plugin.store.base import Delete, Put
 from plugin.store.sqlite import SqliteStore
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.discovery import Discovery
@@ -32,8 +34,23 @@ from plugin.volumes.service import VolumeService
 TTL_S = 3600.0
 
 
+ENDED = "ended-leases/"
+
+
 class SharedStore(SqliteStore):
-    """A store with what only etcd's has: leases that nobody needs to watch."""
+    """A store with what only etcd's has: leases, which live until they are revoked."""
+
+    def grant_lease(self, ttl_s: float) -> int:
+        del ttl_s
+        return secrets.randbelow(2**31) + 1
+
+    def keep_alive(self, lease: int) -> bool:
+        return self.get(f"{ENDED}{lease}") is None
+
+    def revoke_lease(self, lease: int) -> None:
+        hanging = [each.key for each in self.prefix("")[0] if each.lease == lease]
+        ended = Put(f"{ENDED}{lease}", b"")
+        self.transact([], [ended, *(Delete(key) for key in hanging)])
 
     def lease_ends_s(self, lease: int) -> float | None:
         del lease

@@ -15,10 +15,10 @@ from plugin.daemon.node import Node, forget_identity, lock_state
 from plugin.errors import NodeConflictError, NodeNotFoundError, StoreError
 from plugin.membership.lease import LEASE_MARGIN_S
 from plugin.store.base import Compare, Operation, Outcome, Put
-from plugin.store.memory import Memory, MemoryStore
 from plugin.store.sqlite import SqliteStore
 from tests.support.etcd import wait_until
 from tests.support.members import Members
+from tests.support.memory_store import Memory, MemoryStore
 
 TTL_S = 9.0
 

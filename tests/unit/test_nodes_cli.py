@@ -18,9 +18,9 @@ from plugin.api.metrics import Metrics
 from plugin.daemon.node import Node
 from plugin.daemon.server import Server
 from plugin.daemon.sockets import bind_socket
-from plugin.store.memory import Memory, MemoryStore
 from tests.protocol.command import Cli, Done, caller
 from tests.support.members import Members
+from tests.support.memory_store import Memory, MemoryStore
 from tests.support.world import World
 
 pytestmark = [

@@ -10,9 +10,9 @@ import pytest
 
 from plugin.errors import NodeConflictError, NodeNotFoundError
 from plugin.store.base import Put
-from plugin.store.memory import Memory, MemoryStore
 from tests.support.etcd import wait_until
 from tests.support.members import Members
+from tests.support.memory_store import Memory, MemoryStore
 
 TTL_S = 9.0
 

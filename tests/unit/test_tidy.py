@@ -24,8 +24,6 @@ NOT_OURS = re.compile(
 )
 # Started by name, not imported.
 ENTRY_POINTS = {"plugin.cli.main"}
-# For tests (docs/adr/0011-mirror.md).
-AHEAD = {"plugin.store.memory"}
 # Programs of their own, which the daemon may kill; they import nothing of ours.
 STAND_ALONE = {"backends.nfs.agent", "backends.nfs.unmount"}
 # Programs whose whole work is to become another one, in a place of its own, and one
@@ -152,7 +150,7 @@ def imported(name: str, path: Path) -> Iterator[str]:
 
 def test_no_module_is_dead() -> None:
     found = modules()
-    alive = ENTRY_POINTS | AHEAD
+    alive = set(ENTRY_POINTS)
     for name, path in found.items():
         alive |= {each for each in imported(name, path) if each != name}
     packages = {name for name, path in found.items() if path.name == "__init__.py"}

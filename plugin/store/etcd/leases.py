@@ -43,7 +43,7 @@ class Leases:
         self._lock = threading.Lock()
 
     def grant(self, ttl_s: float) -> int:
-        """Return a new lease; see `Store.grant_lease`."""
+        """Return a new lease; see `EtcdStore.grant_lease`."""
         sent_s = clock.boottime_s()
         lease = self.grant_raw(math.ceil(ttl_s), self._client.deadline())
         self._remember(lease, ttl_s, sent_s + ttl_s)
@@ -63,7 +63,7 @@ class Leases:
 
     def keep_alive(self, lease: int) -> bool:
         """
-        Return whether *lease* lives; see `Store.keep_alive`.
+        Return whether *lease* lives; see `EtcdStore.keep_alive`.
 
         Raises:
             StoreError: there was no answer; `ends_s` still tells how long it is ours.
@@ -86,7 +86,7 @@ class Leases:
         return self._renew(lease, sent_s, answer)
 
     def revoke(self, lease: int) -> None:
-        """End *lease*; see `Store.revoke_lease`."""
+        """End *lease* now, and its keys with it; an unknown one is no error."""
         # Ended for us whatever comes of it: no answer must not leave it in use.
         self._remember(lease, 0.0, _LONG_AGO_S)
         try:

@@ -118,22 +118,18 @@ class EtcdStore:
         return self._transactions.run(conditions, operations)
 
     def grant_lease(self, ttl_s: float) -> int:
-        """Return a new lease; see `Store.grant_lease`."""
+        """Return a new lease that ends *ttl_s* after its last `keep_alive`."""
         return self._leases.grant(ttl_s)
 
     def keep_alive(self, lease: int) -> bool:
         """
-        Renew *lease*; see `Store.keep_alive`.
+        Return whether *lease* lives, and if so, renew it.
 
         Raises:
             StoreError: there was no answer, and `lease_ends_s` has not yet come.
 
         """
         return self._leases.keep_alive(lease)
-
-    def revoke_lease(self, lease: int) -> None:
-        """End *lease*; see `Store.revoke_lease`."""
-        self._leases.revoke(lease)
 
     def end_forgotten_lease(self, lease: int) -> bool:
         """Return whether *lease* was over, and is ended now; see `Leases`."""

@@ -1,5 +1,5 @@
 """
-The store in memory: for tests and models, which open thousands of them.
+The store in memory, with leases as etcd has them: for tests that open thousands of it.
 
 Several stores on one `Memory` are what several nodes on one etcd are, or one node that
 is started again.
@@ -7,32 +7,33 @@ is started again.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 from backends.system import clock
 from plugin.errors import StoreError
 from plugin.store.base import Compare, Delete, Event, Operation, Outcome, Put, Record
-from plugin.store.history import History, HistoryWatch
 from plugin.store.table import Table
 
 
 class Memory:
-    """What stores share; all of it is used under ``history.changed``."""
+    """What stores share; all of it is used under `lock`."""
 
     def __init__(self) -> None:
-        self.history = History()
+        self.lock = threading.Lock()
         self.table = Table()
+        self.revision = 0
+        # Every change that there ever was.
+        self.events: list[Event] = []
         # For each lease its time to live, and when it ends.
         self.leases: dict[int, tuple[float, float]] = {}
         self.leases_made = 0
 
-    def look(self) -> float:
-        """End the leases whose time is over; return the seconds until the next end."""
+    def end_leases(self) -> None:
+        """End the leases whose time is over."""
         now_s = clock.boottime_s()
         for lease in [each for each, (_, end) in self.leases.items() if end <= now_s]:
             self.end(lease)
-        ends_s = min((end for _, end in self.leases.values()), default=float("inf"))
-        return ends_s - now_s
 
     def end(self, lease: int) -> None:
         """End *lease*, and its keys with it."""
@@ -42,7 +43,7 @@ class Memory:
 
     def change(self, operations: Sequence[Operation]) -> None:
         """Do *operations* at the next revision, if there is anything to do."""
-        revision = self.history.last + 1
+        revision = self.revision + 1
         events = []
         # As in etcd, the last operation on a key counts.
         for operation in {each.key: each for each in operations}.values():
@@ -58,7 +59,8 @@ class Memory:
             elif self.table.remove(key):
                 events.append(Event(key, revision, None))
         if events:
-            self.history.add(events, last=revision)
+            self.revision = revision
+            self.events += events
 
 
 class MemoryStore:
@@ -66,20 +68,19 @@ class MemoryStore:
 
     def __init__(self, memory: Memory | None = None) -> None:
         self._memory = memory or Memory()
-        self._changed = self._memory.history.changed
         self._closed = False
 
     def get(self, key: str) -> Record | None:
         """Return the record of *key*; see `Store.get`."""
-        with self._changed:
+        with self._memory.lock:
             self._prepare()
             return self._memory.table.get(key)
 
     def prefix(self, prefix: str) -> tuple[list[Record], int]:
         """Return the records below *prefix*; see `Store.prefix`."""
-        with self._changed:
+        with self._memory.lock:
             self._prepare()
-            return self._memory.table.below(prefix), self._memory.history.last
+            return self._memory.table.below(prefix), self._memory.revision
 
     def refresh(self, deadline_s: float) -> None:
         """Do nothing: there is nothing newer."""
@@ -88,7 +89,7 @@ class MemoryStore:
         self, conditions: Sequence[Compare], operations: Sequence[Operation]
     ) -> Outcome:
         """Do *operations* if *conditions* hold; see `Store.transact`."""
-        with self._changed:
+        with self._memory.lock:
             self._prepare()
             for each in operations:
                 if isinstance(each, Put) and each.lease:
@@ -96,21 +97,20 @@ class MemoryStore:
             holds = all(self._holds(each) for each in conditions)
             if holds:
                 self._memory.change(operations)
-            return Outcome(holds, self._memory.history.last)
+            return Outcome(holds, self._memory.revision)
 
     def grant_lease(self, ttl_s: float) -> int:
-        """Return a new lease; see `Store.grant_lease`."""
-        with self._changed:
+        """Return a new lease, as `EtcdStore`."""
+        with self._memory.lock:
             self._prepare()
             self._memory.leases_made += 1
             lease = self._memory.leases_made
             self._memory.leases[lease] = (ttl_s, clock.boottime_s() + ttl_s)
-            self._changed.notify_all()  # a watch that waits must look in time
             return lease
 
     def keep_alive(self, lease: int) -> bool:
-        """Renew *lease*; see `Store.keep_alive`."""
-        with self._changed:
+        """Renew *lease*, as `EtcdStore`."""
+        with self._memory.lock:
             self._prepare()
             if lease not in self._memory.leases:
                 return False
@@ -119,14 +119,14 @@ class MemoryStore:
             return True
 
     def revoke_lease(self, lease: int) -> None:
-        """End *lease*; see `Store.revoke_lease`."""
-        with self._changed:
+        """End *lease*, as somebody with etcdctl does."""
+        with self._memory.lock:
             self._prepare()
             self._memory.end(lease)
 
     def lease_ends_s(self, lease: int) -> float | None:
         """Return until when *lease* lives, in `clock.boottime_s`, as `EtcdStore`."""
-        with self._changed:
+        with self._memory.lock:
             _, ends_s = self._memory.leases.get(lease, (0.0, None))
             return ends_s
 
@@ -135,21 +135,16 @@ class MemoryStore:
         del lease
         return False
 
-    def watch(self, prefix: str, *, after_revision: int) -> HistoryWatch:
-        """Return the changes below *prefix*; see `Store.watch`."""
-        return HistoryWatch(self._memory.history, prefix, after_revision, self._prepare)
-
     def close(self) -> None:
-        """Refuse further calls; waiting watches end, and the memory stays."""
-        with self._changed:
+        """Refuse further calls; the memory stays."""
+        with self._memory.lock:
             self._closed = True
-            self._changed.notify_all()
 
-    def _prepare(self) -> float:
-        """Let time pass; return the seconds until it must again."""
+    def _prepare(self) -> None:
+        """Let time pass."""
         if self._closed:
             raise StoreError("the store is closed")
-        return self._memory.look()
+        self._memory.end_leases()
 
     def _holds(self, condition: Compare) -> bool:
         record = self._memory.table.get(condition.key)
