@@ -12,6 +12,10 @@ A backend MUST hold to these rules; `tests/contract` checks them for every backe
   (callers do) and raises only errors of `backends.errors`.
 - A method that fails leaves nothing half-made that a repeat would not mend.
 - What backends can and cannot do stands in `traits`; nobody asks for `kind`.
+
+A snapshot is a copy of a volume's tree, complete or not there at all. It is as
+consistent as its source was quiet: each file is taken at one moment, but not all files
+at the same one.
 """
 
 from __future__ import annotations
@@ -19,26 +23,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from backends.snapshots import Snapshots
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """
-    An empty directory to copy into.
-
-    ``fsync`` flushes each file by itself, ``uid`` and ``gid`` are who does it: for
-    servers, which may refuse late, and root.
-    """
-
-    path: Path
-    fsync: bool = False
-    uid: int = 0
-    gid: int = 0
-
+from backends.system.copying import Copied, Destination, Progress
+from backends.system.mounts import VolumeUser
 
 # Puts a new volume's first bytes into the directory that it is given.
 Fill = Callable[[Destination], None]
@@ -76,18 +64,6 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
-class VolumeUser:
-    """One process outside the daemon that has a volume's bytes mounted."""
-
-    pid: int
-    command: str
-    mount_point: str
-
-    def __str__(self) -> str:
-        return f"{self.command} (pid {self.pid}) at {self.mount_point}"
-
-
-@dataclass(frozen=True, slots=True)
 class Storage:
     """A place that volumes live in: a pool, a share; sizes are None if unknown."""
 
@@ -95,6 +71,84 @@ class Storage:
     error: str = ""
     total_bytes: int | None = None
     available_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A copy of a volume at some time; sizes as the files tell them."""
+
+    name: str
+    created_at: str
+    files: int
+    size_bytes: int
+    attributes_lost: int = 0
+
+    @classmethod
+    def of_copy(cls, name: str, created_at: str, copied: Copied) -> Snapshot:
+        """Return the snapshot that a finished copy is."""
+        return cls(
+            name, created_at, copied.files, copied.size_bytes, copied.attributes_lost
+        )
+
+    @classmethod
+    def of_facts(cls, name: str, facts: dict[str, Any]) -> Snapshot:
+        """Return the snapshot *name* that the content of `snapshot.json` tells of."""
+        return cls(
+            name,
+            str(facts.get("created_at", "")),
+            int(facts.get("files", 0)),
+            int(facts.get("size_bytes", 0)),
+            int(facts.get("attributes_lost", 0)),
+        )
+
+
+class Snapshots(Protocol):
+    """What a backend does with the snapshots of its volumes."""
+
+    def take(
+        self,
+        volume: Volume,
+        name: str,
+        *,
+        mounted_at: Path | None,
+        progress: Progress,
+    ) -> Snapshot:
+        """
+        Return a new snapshot of *volume*; durable.
+
+        What was written through the mount *mounted_at* before the call is in it.
+
+        Raises:
+            SnapshotExistsError: the name is taken.
+            BackendError: it was not taken; nothing of it is seen.
+
+        """
+        ...
+
+    def all(self, volume: Volume) -> list[Snapshot]:
+        """Return the snapshots of *volume*, oldest first."""
+        ...
+
+    def remove(self, volume: Volume, name: str) -> None:
+        """Remove one; raises SnapshotNotFoundError."""
+        ...
+
+    def restore(
+        self, volume: Volume, name: str, *, keep_as: str, progress: Progress
+    ) -> None:
+        """
+        Give *volume* the bytes of its snapshot; those it had become a new snapshot.
+
+        The caller has seen that nobody on this node uses the volume. It has the one or
+        the other bytes, whatever happens.
+
+        Raises:
+            SnapshotNotFoundError: there is none.
+            SnapshotExistsError: *keep_as* is taken.
+            BackendError: the volume is as it was.
+
+        """
+        ...
 
 
 class Backend(Protocol):

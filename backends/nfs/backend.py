@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Fill, Storage, Traits, Volume, VolumeUser
+from backends.base import Fill, Storage, Traits, Volume
 from backends.errors import (
     BackendError,
     VolumeExistsError,
@@ -24,6 +24,7 @@ from backends.nfs.volume_mounts import VolumeMounts, source_of
 from backends.options import differences
 from backends.system import mounts
 from backends.system.clock import Deadline, now_rfc3339, pause
+from backends.system.mounts import VolumeUser
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Destination, Fill, Volume
+from backends.base import Fill, Snapshot, Volume
 from backends.errors import InvalidRequestError, SnapshotExistsError
 from backends.nfs.errors import NfsError
 from backends.nfs.options import owner_of
 from backends.nfs.share import Share
 from backends.nfs.shares import Shares
-from backends.snapshots import Snapshot, not_found
+from backends.snapshots import not_found
 from backends.system import clock
 from backends.system.clock import Deadline
-from backends.system.copying import CopyError, Progress, copy_tree
+from backends.system.copying import CopyError, Destination, Progress, copy_tree
 
 _CALL_BUDGET_S: Final = 45.0
 

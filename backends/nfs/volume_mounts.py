@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from backends.base import Volume, VolumeUser
+from backends.base import Volume
 from backends.errors import BackendError, DeadlineError, RemoraError
 from backends.nfs import mounting
 from backends.nfs.errors import NfsError
@@ -28,6 +28,7 @@ from backends.nfs.options import (
 from backends.nfs.shares import Shares
 from backends.system import mounts
 from backends.system.clock import Deadline
+from backends.system.mounts import VolumeUser
 
 log = logging.getLogger(__name__)
 

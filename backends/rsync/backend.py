@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from backends import options as parse
-from backends.base import Destination, Fill, Storage, Traits, Volume, VolumeUser
+from backends.base import Fill, Storage, Traits, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.rsync.quarantine import Quarantine
@@ -27,7 +27,9 @@ from backends.rsync.snapshots import RsyncSnapshots
 from backends.snapshots import require_none
 from backends.system import btrfs, files, mounts, quota
 from backends.system.clock import Deadline
+from backends.system.copying import Destination
 from backends.system.decoding import from_json
+from backends.system.mounts import VolumeUser
 
 _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "mode": parse.octal_mode,

@@ -20,13 +20,13 @@ from typing import Any, Final
 
 import msgspec
 
-from backends.base import Destination, Volume
+from backends.base import Snapshot, Volume
 from backends.errors import BackendError, SnapshotExistsError
 from backends.rsync.pool import Pool, failed, make_live
-from backends.snapshots import DATA_NAME, FACTS_NAME, Snapshot, not_found
+from backends.snapshots import DATA_NAME, FACTS_NAME, not_found
 from backends.system import clock, files
 from backends.system.clock import Deadline
-from backends.system.copying import Copied, Progress, copy_tree
+from backends.system.copying import Copied, Destination, Progress, copy_tree
 from backends.system.decoding import from_json
 
 _AT_FDCWD: Final = -100

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Destination
 from backends.errors import BackendError
 from backends.system import tree
 from backends.system.mounts import entry_covering
@@ -17,6 +16,21 @@ from backends.system.run import own_program, run_with_progress
 
 # A copy that stands still for this long is given up: its storage is away.
 _STALL_S: Final = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """
+    An empty directory to copy into.
+
+    ``fsync`` flushes each file by itself, ``uid`` and ``gid`` are who does it: for
+    servers, which may refuse late, and root.
+    """
+
+    path: Path
+    fsync: bool = False
+    uid: int = 0
+    gid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

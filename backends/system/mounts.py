@@ -13,16 +13,28 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from backends.base import VolumeUser
 from backends.errors import BackendError, VolumeBusyError
 from backends.system.mountinfo import MountEntry, parse_mountinfo
 
 _MS_BIND: Final = 0x1000
 _UMOUNT_NOFOLLOW: Final = 8
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUser:
+    """One process outside the daemon that has a volume's bytes mounted."""
+
+    pid: int
+    command: str
+    mount_point: str
+
+    def __str__(self) -> str:
+        return f"{self.command} (pid {self.pid}) at {self.mount_point}"
 
 
 def mount_table() -> list[MountEntry]:

@@ -16,7 +16,6 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from backends.base import Destination
 from backends.errors import (
     BackendError,
     InvalidRequestError,
@@ -26,7 +25,7 @@ from backends.errors import (
     one_line,
 )
 from backends.rsync.quarantine import Change, Quarantine, Tree, check_commit
-from backends.system.copying import copy_tree
+from backends.system.copying import Destination, copy_tree
 from plugin.errors import NotOwnerError, VolumeNotFoundError
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from backends.base import Destination, Fill
+from backends.base import Fill
 from backends.errors import (
     BackendError,
     InvalidRequestError,
@@ -25,7 +25,7 @@ from backends.options import source_volume
 from backends.registry import Registry
 from backends.system import clock
 from backends.system.clock import Deadline
-from backends.system.copying import copy_tree
+from backends.system.copying import Destination, copy_tree
 from backends.system.mounts import mounted_at
 from plugin.limits import COPY_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields

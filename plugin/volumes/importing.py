@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from backends.base import Destination
 from backends.errors import InvalidRequestError, VolumeBusyError
 from backends.system import mounts
-from backends.system.copying import copy_tree
+from backends.system.copying import Destination, copy_tree
 from plugin.model import check_name
 from plugin.volumes.operations import CallerGone
 from plugin.volumes.service import VolumeService

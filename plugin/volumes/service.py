@@ -12,10 +12,10 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from backends.base import VolumeUser
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.registry import Registry
 from backends.system.clock import Deadline
+from backends.system.mounts import VolumeUser
 from plugin.errors import StoreError
 from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from backends.base import Snapshot, Snapshots
 from backends.errors import VolumeBusyError
-from backends.snapshots import Snapshot, Snapshots
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.mounts import mounted_at

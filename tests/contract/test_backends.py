@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Volume, VolumeUser
+from backends.base import Volume
 from backends.errors import BackendError, InvalidRequestError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
 from backends.system import mounts
+from backends.system.mounts import VolumeUser
 from tests.contract.conftest import Bench
 from tests.support.namespaces import (
     enter_private_mounts,

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Destination, Volume
+from backends.base import Volume
 from backends.errors import (
     BackendError,
     SnapshotExistsError,
     SnapshotNotFoundError,
     VolumeBusyError,
 )
-from backends.system.copying import Copied, copy_tree
+from backends.system.copying import Copied, Destination, copy_tree
 from tests.contract.conftest import Bench
 
 

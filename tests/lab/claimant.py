@@ -23,10 +23,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from backends.base import Traits, Volume, VolumeUser
+from backends.base import Traits, Volume
 from backends.errors import RemoraError
 from backends.registry import Registry
 from backends.system import clock
+from backends.system.mounts import VolumeUser
 from plugin import logs
 from plugin.daemon.node import Node
 from plugin.errors import StoreError

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from backends import options as parse
-from backends.base import Fill, Storage, Traits, Volume, VolumeUser
+from backends.base import Fill, Snapshots, Storage, Traits, Volume
 from backends.errors import BackendError, VolumeBusyError
-from backends.snapshots import Snapshots
+from backends.system.mounts import VolumeUser
 
 
 class MemoryBackend:

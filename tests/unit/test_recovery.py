@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Traits, Volume, VolumeUser
+from backends.base import Traits, Volume
 from backends.errors import BackendError, VolumeBusyError
+from backends.system.mounts import VolumeUser
 from plugin.errors import StoreError
 from plugin.volumes.adoption import adopt
 from plugin.volumes.references import Count

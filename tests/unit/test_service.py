@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Volume, VolumeUser
+from backends.base import Volume
 from backends.errors import (
     BackendError,
     DeadlineError,
@@ -16,6 +16,7 @@ from backends.errors import (
     VolumeExistsError,
 )
 from backends.system.clock import Deadline
+from backends.system.mounts import VolumeUser
 from plugin.errors import VolumeNotFoundError
 from plugin.volumes.references import Count
 from tests.support.world import World, failing

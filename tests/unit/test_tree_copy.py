@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Destination
 from backends.errors import VolumeBusyError
-from backends.system.copying import Copied, CopyError, copy_tree
+from backends.system.copying import Copied, CopyError, Destination, copy_tree
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
 
