@@ -8,7 +8,6 @@ step of the filesystem: whatever happens, both are there.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import secrets
@@ -24,7 +23,7 @@ from backends.base import Snapshot, Volume
 from backends.errors import BackendError, SnapshotExistsError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.snapshots import DATA_NAME, FACTS_NAME, not_found
-from backends.system import clock, files
+from backends.system import clock, files, libc
 from backends.system.clock import Deadline
 from backends.system.copying import Copied, Destination, Progress, copy_tree
 from backends.system.decoding import from_json
@@ -175,12 +174,15 @@ class RsyncSnapshots:
 
 def _exchange(one: Path, other: Path) -> None:
     """Let two directories change places, in one step. Source: renameat2(2)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(
-        _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE
-    ):
-        code = ctypes.get_errno()
-        said = os.strerror(code)
-        if code == errno.EINVAL:
+    try:
+        libc.call(
+            "renameat2",
+            *(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other)),
+            _RENAME_EXCHANGE,
+            about=str(one),
+        )
+    except OSError as error:
+        if error.errno == errno.EINVAL:
             said = "this filesystem cannot exchange two directories"
-        raise OSError(code, said, str(one))
+            raise OSError(error.errno, said, str(one)) from None
+        raise

@@ -17,6 +17,8 @@ import struct
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from backends.system import libc
+
 MODIFY: Final = 0x2
 ATTRIB: Final = 0x4
 CLOSE_WRITE: Final = 0x8
@@ -56,12 +58,6 @@ _BTRFS_TOP_LEVEL: Final = 5
 _BTRFS_HANDLE: Final = struct.Struct("=QQI")  # inode, subvolume, generation
 _BTRFS_HANDLE_TYPE: Final = 0x4D
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fanotify_mark.argtypes = (
-    *(ctypes.c_int, ctypes.c_uint, ctypes.c_uint64),
-    *(ctypes.c_int, ctypes.c_char_p),
-)
-
 
 class Event(NamedTuple):
     """
@@ -88,7 +84,7 @@ def open_queue(*, unlimited: bool = True) -> int:
     flags = _CLOEXEC | _NONBLOCK | _REPORT_DIRECTORY_AND_NAME
     if unlimited:
         flags |= _UNLIMITED_QUEUE
-    return _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC))
+    return libc.call("fanotify_init", flags, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def mark_filesystem(queue: int, directory: int) -> None:
@@ -123,12 +119,12 @@ def ignore_writes(queue: int, directory: int, name: bytes) -> None:
         OSError: it has gone, or there are too many.
 
     """
-    _checked(_libc.fanotify_mark(queue, _MARK_ADD_IGNORED, MODIFY, directory, name))
+    libc.call("fanotify_mark", queue, _MARK_ADD_IGNORED, MODIFY, directory, name)
 
 
 def ignore_nothing(queue: int) -> None:
     """Tell *queue* of all writes again."""
-    _checked(_libc.fanotify_mark(queue, _MARK_FLUSH_FILES, 0, -1, None))
+    libc.call("fanotify_mark", queue, _MARK_FLUSH_FILES, 0, -1, None)
 
 
 def read(queue: int) -> bytes:
@@ -162,10 +158,9 @@ def handle_of(directory: int) -> bytes:
     buffer = ctypes.create_string_buffer(_HANDLE.size + _HANDLE_SIZE_MAX)
     _HANDLE.pack_into(buffer, 0, _HANDLE_SIZE_MAX, 0)
     mount_id = ctypes.c_int()
-    _checked(
-        _libc.name_to_handle_at(
-            directory, b"", buffer, ctypes.byref(mount_id), _AT_EMPTY_PATH
-        )
+    libc.call(
+        "name_to_handle_at",
+        *(directory, b"", buffer, ctypes.byref(mount_id), _AT_EMPTY_PATH),
     )
     length, _ = _HANDLE.unpack_from(buffer)
     return buffer.raw[: _HANDLE.size + length]
@@ -179,7 +174,7 @@ def open_handle(handle: bytes, *, mount: int) -> int:
         OSError: ESTALE: it was deleted; EPERM without CAP_DAC_READ_SEARCH.
 
     """
-    return _checked(_libc.open_by_handle_at(mount, handle, os.O_PATH | os.O_CLOEXEC))
+    return libc.call("open_by_handle_at", mount, handle, os.O_PATH | os.O_CLOEXEC)
 
 
 def path_of(descriptor: int) -> bytes:
@@ -195,7 +190,7 @@ def path_of(descriptor: int) -> bytes:
 
 
 def _mark(queue: int, directory: int) -> None:
-    _checked(_libc.fanotify_mark(queue, _MARK_ADD_FILESYSTEM, _MASK, directory, None))
+    libc.call("fanotify_mark", queue, _MARK_ADD_FILESYSTEM, _MASK, directory, None)
 
 
 def _open_btrfs_top_level(directory: int) -> int:
@@ -203,7 +198,7 @@ def _open_btrfs_top_level(directory: int) -> int:
     content = _BTRFS_HANDLE.pack(_BTRFS_FIRST_INODE, _BTRFS_TOP_LEVEL, 0)
     handle = _HANDLE.pack(len(content), _BTRFS_HANDLE_TYPE) + content
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-    return _checked(_libc.open_by_handle_at(directory, handle, flags))
+    return libc.call("open_by_handle_at", directory, handle, flags)
 
 
 def _directory(content: bytes, at: int, end: int) -> tuple[bytes, bytes]:
@@ -220,10 +215,3 @@ def _directory(content: bytes, at: int, end: int) -> tuple[bytes, bytes]:
             return content[handle_at:name_at], name
         at += length
     return b"", b""
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result

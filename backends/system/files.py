@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 from pathlib import Path
 from typing import Final
 
-_PRIVATE: Final = 0o600
+from backends.system import libc
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_PRIVATE: Final = 0o600
 
 
 def sync_directory(path: Path) -> None:
@@ -23,16 +22,10 @@ def sync_directory(path: Path) -> None:
 
 
 def sync_filesystem(path: Path) -> None:
-    """
-    Make all that was written to the filesystem of *path* durable.
-
-    Source: syncfs(2).
-    """
+    """Make all that was written to the filesystem of *path* durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if _libc.syncfs(descriptor):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(path))
+        libc.sync_filesystem(descriptor)
     finally:
         os.close(descriptor)
 

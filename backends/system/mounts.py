@@ -7,7 +7,6 @@ Source: mount(2), umount2(2), proc_pid_mountinfo(5).
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
@@ -15,14 +14,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from backends.errors import BackendError, VolumeBusyError
+from backends.system import libc
 from backends.system.mountinfo import MountEntry, parse_mountinfo
-
-_MS_BIND: Final = 0x1000
-_UMOUNT_NOFOLLOW: Final = 8
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +80,13 @@ def bind(source: Path, target: Path) -> None:
         BackendError: the kernel refused.
 
     """
-    if _libc.mount(os.fsencode(source), os.fsencode(target), None, _MS_BIND, None):
-        code = ctypes.get_errno()
-        hint = "the daemon needs CAP_SYS_ADMIN" if code == errno.EPERM else ""
+    try:
+        libc.mount(os.fsencode(source), os.fsencode(target), None, libc.MS_BIND)
+    except OSError as error:
+        hint = "the daemon needs CAP_SYS_ADMIN" if error.errno == errno.EPERM else ""
         raise BackendError(
-            f"cannot bind {source} to {target}: {os.strerror(code)}", hint=hint
-        )
+            f"cannot bind {source} to {target}: {error.strerror}", hint=hint
+        ) from error
 
 
 def unmount(target: Path) -> None:
@@ -104,17 +100,17 @@ def unmount(target: Path) -> None:
     """
     # A crashed daemon could have stacked a second bind on the first; not many more.
     for _ in range(8):
-        if _libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW) == 0:
-            continue
-        code = ctypes.get_errno()
-        if code in (errno.EINVAL, errno.ENOENT):
-            return
-        if code == errno.EBUSY:
-            raise VolumeBusyError(
-                f"{target} is in use by a process of this machine",
-                hint=f"fuser -vm {target} names it",
-            )
-        raise BackendError(f"cannot unmount {target}: {os.strerror(code)}")
+        try:
+            libc.umount(os.fsencode(target), libc.UMOUNT_NOFOLLOW)
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.ENOENT):
+                return
+            if error.errno == errno.EBUSY:
+                raise VolumeBusyError(
+                    f"{target} is in use by a process of this machine",
+                    hint=f"fuser -vm {target} names it",
+                ) from None
+            raise BackendError(f"cannot unmount {target}: {error.strerror}") from error
     raise BackendError(f"{target} has more mounts stacked on it than we would make")
 
 

@@ -14,7 +14,6 @@ It takes one JSON argument (`Request`), prints lines of JSON while it works, `fi
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import stat
@@ -23,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from backends.system import libc
 from backends.system.clock import monotonic_s
 from backends.system.copy_file import FileCopier
 
@@ -67,7 +67,7 @@ class TreeCopy:
             if below is not None:
                 levels.append(below)
             self._report()
-        sync_filesystem(self._root_target)
+        libc.sync_filesystem(self._root_target)
         os.close(self._root_target)
 
     def _open_level(self, source: int, target: int, path: str) -> _Level:
@@ -136,14 +136,6 @@ class TreeCopy:
             say({"files": self.files, "bytes": self.copier.size_bytes})
 
 
-def sync_filesystem(descriptor: int) -> None:
-    """Make the whole filesystem durable, or raise. Source: syncfs(2)."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.syncfs(descriptor):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-
-
 def say(line: dict[str, Any]) -> None:
     """Print *line* at once."""
     sys.stdout.write(json.dumps(line) + "\n")
@@ -158,7 +150,7 @@ def main() -> None:
     try:
         for path in request["flush"]:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            sync_filesystem(descriptor)
+            libc.sync_filesystem(descriptor)
             os.close(descriptor)
         # The owner that we become may not pass the way to the two mounts.
         at = [os.open(request[key][0], os.O_PATH) for key in ("source", "target")]

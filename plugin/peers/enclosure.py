@@ -13,7 +13,7 @@ alone: the end of sshd is the end of every session, and of what sessions started
 import os
 import sys
 
-from plugin.peers import kernel
+from backends.system import mount_namespace
 
 # Where sshd confines the half of it that talks to strangers. Source: sshd(8), FILES.
 _EMPTY_DIRECTORY = "/run/sshd"
@@ -40,7 +40,7 @@ def main() -> None:
     """
     program, configuration, kept, *let_go = sys.argv[1:]
     for directory in let_go:
-        kernel.detach_below(os.path.realpath(directory))
+        mount_namespace.detach_below(os.path.realpath(directory))
     _replace_etc()
     _replace_run(kept)
     os.execv(program, [program, "-D", "-e", "-f", configuration])
@@ -51,24 +51,24 @@ def _replace_etc() -> None:
     if os.path.exists(_LIBRARIES):
         with open(_LIBRARIES, "rb") as file:
             libraries = file.read()
-    kernel.mount_memory("/etc", "mode=0755")
+    mount_namespace.mount_memory("/etc", "mode=0755")
     for name, text in _ETC.items():
         with open(f"/etc/{name}", "w", encoding="ascii") as file:
             file.write(text)
     if libraries:
         with open(_LIBRARIES, "wb") as file:
             file.write(libraries)
-    kernel.make_read_only("/etc")
+    mount_namespace.make_read_only("/etc")
 
 
 def _replace_run(kept: str) -> None:
     """Empty /run, but for *kept*, the directory of the daemon's sockets."""
     kept = os.path.realpath(kept)
     descriptor = os.open(kept, os.O_PATH | os.O_DIRECTORY)
-    kernel.mount_memory("/run", "mode=0755")
+    mount_namespace.mount_memory("/run", "mode=0755")
     os.mkdir(_EMPTY_DIRECTORY, 0o755)
     if kept.startswith("/run/"):
         os.makedirs(kept)
-        kernel.bind(descriptor, kept)
-    kernel.make_read_only("/run")
+        mount_namespace.bind(descriptor, kept)
+    mount_namespace.make_read_only("/run")
     os.close(descriptor)

@@ -8,7 +8,7 @@ directory that is exchanged for a link under its hands: all of it ends in here.
 
 import os
 
-from plugin.peers import kernel
+from backends.system import mount_namespace
 
 # Programs and their libraries: directories, or links into /usr.
 _PROGRAM_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -26,9 +26,9 @@ def enter(directory: str, basis: str) -> None:
 
     All else that is in sight, *basis* at `BASIS` among it, cannot be written to.
     """
-    kernel.enter_own_mounts()
+    mount_namespace.enter_own_mounts()
     staging = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
-    kernel.mount_memory(_MOUNT_POINT, "mode=0755")
+    mount_namespace.mount_memory(_MOUNT_POINT, "mode=0755")
     for name in _PROGRAM_DIRECTORIES:
         source, target = f"/{name}", f"{_MOUNT_POINT}/{name}"
         if os.path.islink(source):
@@ -38,10 +38,10 @@ def enter(directory: str, basis: str) -> None:
     os.mkdir(_MOUNT_POINT + BASIS)
     _show(basis, f"{_MOUNT_POINT}{BASIS}/{TREE}")
     os.mkdir(_MOUNT_POINT + STAGING)
-    kernel.bind(staging, _MOUNT_POINT + STAGING)
+    mount_namespace.bind(staging, _MOUNT_POINT + STAGING)
     os.close(staging)
-    kernel.pivot(_MOUNT_POINT)
-    kernel.make_read_only("/")
+    mount_namespace.pivot(_MOUNT_POINT)
+    mount_namespace.make_read_only("/")
     os.chdir(STAGING)
 
 
@@ -49,5 +49,5 @@ def _show(source: str, target: str) -> None:
     os.mkdir(target)
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
     descriptor = os.open(source, flags)
-    kernel.bind(descriptor, target, read_only=True)
+    mount_namespace.bind(descriptor, target, read_only=True)
     os.close(descriptor)

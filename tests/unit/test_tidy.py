@@ -173,6 +173,16 @@ def test_storage_does_not_import_the_daemon() -> None:
     [
         (("subprocess", "pty", "multiprocessing"), {"backends.system.run"}),
         (("time", "datetime"), {"backends.system.clock", "plugin.logs"}),
+        # Structures and buffers for its calls are made where their fields are known.
+        (
+            ("ctypes",),
+            {
+                "backends.system.libc",
+                "backends.system.fanotify",
+                "backends.nfs.agent.catalogue",
+                "plugin.fencing.timer",
+            },
+        ),
     ],
 )
 def test_the_systems_edge_is_in_one_place(

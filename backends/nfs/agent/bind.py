@@ -1,15 +1,15 @@
 """One bind mount of a directory on a share; prints the kernel's word if it refused."""
 
-import ctypes
 import os
 import sys
 
-_MS_BIND = 0x1000
+from backends.system import libc
 
 
 def main() -> None:
     """Make the directory of the first argument appear at the second."""
     source, target = map(os.fsencode, sys.argv[1:3])
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mount(source, target, None, _MS_BIND, None):
-        sys.stdout.write(os.strerror(ctypes.get_errno()))
+    try:
+        libc.mount(source, target, None, libc.MS_BIND)
+    except OSError as error:
+        sys.stdout.write(str(error.strerror))

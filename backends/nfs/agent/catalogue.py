@@ -27,6 +27,7 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
+from backends.system import libc
 from backends.system.clock import monotonic_s
 from backends.system.opening import Opener
 
@@ -297,11 +298,13 @@ def identity(path: str) -> str:
     empty = _HANDLE_SIZE_MAX.to_bytes(4, sys.byteorder) + bytes(4 + _HANDLE_SIZE_MAX)
     buffer = ctypes.create_string_buffer(empty, len(empty))
     mount_id = ctypes.c_int()
-    libc = ctypes.CDLL(None, use_errno=True)
     at_fdcwd = -100
-    if libc.name_to_handle_at(
-        at_fdcwd, os.fsencode(path), buffer, ctypes.byref(mount_id), 0
-    ):
+    try:
+        libc.call(
+            "name_to_handle_at",
+            *(at_fdcwd, os.fsencode(path), buffer, ctypes.byref(mount_id), 0),
+        )
+    except OSError:
         return str(shown.st_ino)
     handle = buffer.raw
     size = int.from_bytes(handle[0:4], sys.byteorder)

@@ -5,9 +5,10 @@ rmdir also drops the mounts that other namespaces have on the directory, and who
 drops the last one waits for its server.
 """
 
-import ctypes
 import os
 import sys
+
+from backends.system import libc
 
 
 def main() -> None:
@@ -17,9 +18,11 @@ def main() -> None:
     Without flags only remove it.
     """
     target, *flags = sys.argv[1:]
-    libc = ctypes.CDLL(None, use_errno=True)
-    if flags and libc.umount2(os.fsencode(target), int(flags[0])):
-        sys.stdout.write(os.strerror(ctypes.get_errno()))
+    try:
+        if flags:
+            libc.umount(os.fsencode(target), int(flags[0]))
+    except OSError as error:
+        sys.stdout.write(str(error.strerror))
         return
     try:
         os.rmdir(target)

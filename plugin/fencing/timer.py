@@ -1,4 +1,4 @@
-"""Calls of the kernel that Python 3.11 does not have."""
+"""A moment to wait for, as a descriptor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import ctypes
 import os
 from typing import Final
 
+from backends.system import libc
+
 _CLOCK_BOOTTIME: Final = 7
 _TIMER_ABSOLUTE: Final = 1
-_LOCK_CURRENT: Final = 1
-_LOCK_FUTURE: Final = 2
-_LOCK_ON_FAULT: Final = 4
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Timespec(ctypes.Structure):
@@ -32,9 +30,7 @@ class Timer:
 
     def __init__(self) -> None:
         flags = os.O_NONBLOCK | os.O_CLOEXEC
-        self.descriptor: int = _libc.timerfd_create(_CLOCK_BOOTTIME, flags)
-        if self.descriptor < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create")
+        self.descriptor = libc.call("timerfd_create", _CLOCK_BOOTTIME, flags)
 
     def set(self, at_s: float | None) -> None:
         """Become readable at *at_s*, never for None."""
@@ -45,18 +41,5 @@ class Timer:
             setting.value.seconds, setting.value.nanoseconds = divmod(
                 nanoseconds, 1_000_000_000
             )
-        if _libc.timerfd_settime(
-            self.descriptor, _TIMER_ABSOLUTE, ctypes.byref(setting), None
-        ):
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
-
-
-def lock_memory() -> bool:
-    """
-    Return whether what this process has used so far, and will use, stays in memory.
-
-    Without the pages that it never touches, which are a third of Python.
-    Source: mlockall(2).
-    """
-    flags = _LOCK_CURRENT | _LOCK_FUTURE | _LOCK_ON_FAULT
-    return int(_libc.mlockall(flags)) == 0
+        pointer = ctypes.byref(setting)
+        libc.call("timerfd_settime", self.descriptor, _TIMER_ABSOLUTE, pointer, None)
