@@ -6,7 +6,7 @@ is decided without people goes by it: `replicas`, or `members` if nodes were nam
 the volume was asked for at its creation stays: the same creation goes on to find it.
 
 While a node owns the volume it alone changes the members, for it relies on all of them
-(`cluster/failsafe.py`); another node hands the request on to it. Of a volume that was
+(`ownership/failsafe.py`); another node hands the request on to it. Of a volume that was
 released any node changes them.
 """
 

@@ -250,6 +250,18 @@ def test_every_long_group_of_tests_is_there() -> None:
     assert set(order.LONG) <= groups | shared | modules_of_lab
 
 
+def test_every_file_that_is_named_is_there() -> None:
+    known = [f"/{shown(path)}" for path in files()]
+    named = re.compile(r"`([\w./-]+\.py)`")
+    missing = {
+        f"{shown(path)}: {name}"
+        for path in files(".py", ".md")
+        for name in named.findall(path.read_text("utf-8"))
+        if not any(each.endswith(f"/{name}") for each in known)
+    }
+    assert missing == set()
+
+
 def test_every_limit_is_used() -> None:
     source = "".join(
         path.read_text() for name, path in modules().items() if name != "plugin.limits"
