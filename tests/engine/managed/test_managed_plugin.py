@@ -173,7 +173,7 @@ def test_a_container_that_stops_while_it_is_disabled_frees_the_volume(
     engine.docker("rm", "-f", "holder")
     plugin.enable()
     wait_until(
-        lambda: plugin.volumes.references("data") == {"live": 0, "inherited": 0},
+        lambda: plugin.references("data") == {"live": 0, "inherited": 0},
         timeout_s=20,
         what="the volume is free",
     )
@@ -191,7 +191,7 @@ def test_after_a_crash_the_mounts_are_still_there_and_known(
     mounted = plugin.mounts()
     plugin.crash()
     assert plugin.mounts() == mounted
-    assert plugin.volumes.references("data") == {"live": 0, "inherited": 1}
+    assert plugin.references("data") == {"live": 0, "inherited": 1}
     assert engine.out("exec", "holder", "cat", "/v/file") == "before"
     assert engine.shell("data", "cat /v/file") == "before"
     assert "in use" in engine.error("volume", "rm", "data")

@@ -81,7 +81,7 @@ def test_it_stops_and_starts_with_the_engine(
         lambda: running(engine, "holder"), timeout_s=20, what="the container is back"
     )
     assert read(engine, "holder") == "kept"
-    assert plugin.volumes.references("data") == {"live": 1, "inherited": 0}
+    assert plugin.references("data") == {"live": 1, "inherited": 0}
     engine.docker("rm", "-f", "holder")
     assert plugin.mounts() == []
 
