@@ -155,8 +155,13 @@ class NfsServer:
         self.node.cut()
 
     def heal(self) -> None:
-        """Let the server's packets through again."""
+        """Let the server's packets through again; it can be reached on return."""
         self.node.heal()
+        # A node that asked in vain where the server is would give up a moment later,
+        # and refuse what it began meanwhile ("No route to host").
+        for node in self.node.lab.nodes.values():
+            if node.powered and node is not self.node:
+                node.run(["ip", "neighbour", "flush", "all"])
 
     # Exports
 
