@@ -29,7 +29,7 @@ settings.load_profile("remora")
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Sort tests for several workers; on one they stay as they are written."""
+    """Sort tests for workers; without them they stay as they are written."""
     if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
         items.sort(key=order.place)
 

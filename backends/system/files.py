@@ -25,7 +25,7 @@ def sync_filesystem(path: Path) -> None:
     """Make all that was written to the filesystem of *path* durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        libc.sync_filesystem(descriptor)
+        libc.sync_filesystem(descriptor, about=str(path))
     finally:
         os.close(descriptor)
 

@@ -62,6 +62,6 @@ def umount(target: bytes, flags: int) -> None:
     call("umount2", target, flags, about=os.fsdecode(target))
 
 
-def sync_filesystem(descriptor: int) -> None:
+def sync_filesystem(descriptor: int, *, about: str | None = None) -> None:
     """Make the whole filesystem of *descriptor* durable. Source: syncfs(2)."""
-    call("syncfs", descriptor)
+    call("syncfs", descriptor, about=about)

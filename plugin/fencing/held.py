@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from backends.system import clock, libc, mountinfo
+
 # What the guard says of a volume. `stopping`: some writer still is in the kernel, where
 # it may finish a write, or cannot be stopped; `frozen`: all are stopped, or are being
 # killed; `killed`: none is left.
@@ -44,11 +46,12 @@ class HeldVolume:
 def code_version() -> str:
     """Return what changes with the code that a guard runs."""
     here = os.path.dirname(__file__)
+    names = [f"{here}/{name}" for name in os.listdir(here) if name.endswith(".py")]
+    names += [str(each.__file__) for each in (clock, libc, mountinfo)]
     checksum = 0
-    for name in sorted(os.listdir(here)):
-        if name.endswith(".py"):
-            with open(f"{here}/{name}", "rb") as module:
-                checksum = zlib.crc32(module.read(), checksum)
+    for name in sorted(names):
+        with open(name, "rb") as module:
+            checksum = zlib.crc32(module.read(), checksum)
     return f"{checksum:08x}"
 
 

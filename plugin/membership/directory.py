@@ -27,7 +27,6 @@ from plugin.store.contention import attempted
 
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 3.5
-# How often a change is tried that other changes of the same record get ahead of.
 _NAMED_MAX: Final = 20
 _VOLUMES_NAMED_MAX: Final = 5
 

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 # before ends in it, and writers are stopped in it.
 LEASE_MARGIN_S: Final = 4.0
 _FACT: Final = "lease"
+# A Mount that is refused asks, and is to say why within 5 s.
+_FORGOTTEN_DEADLINE_S: Final = 1.25
 
 
 class Leases(Protocol):
@@ -37,7 +39,7 @@ class Leases(Protocol):
         """Return until when *lease* is surely ours; see `EtcdStore.lease_ends_s`."""
         ...
 
-    def end_forgotten_lease(self, lease: int) -> bool:
+    def end_forgotten_lease(self, lease: int, deadline_s: float) -> bool:
         """Return whether *lease* was over, and is ended now; see `EtcdStore`."""
         ...
 
@@ -87,8 +89,11 @@ class NodeLease:
 
         """
         boot_id, _, number = (self._facts.fact(_FACT) or "").partition(" ")
-        if boot_id == self._boot_id and self._leases.keep_alive(int(number)):
-            return int(number)
+        if boot_id == self._boot_id:
+            # One that is over would be neither renewed nor refused.
+            self.end_forgotten(int(number))
+            if self._leases.keep_alive(int(number)):
+                return int(number)
         lease = self._leases.grant_lease(self.ttl_s)
         self._facts.set_fact(_FACT, f"{self._boot_id} {lease}")
         return lease
@@ -97,8 +102,10 @@ class NodeLease:
         """Return whether the lease lives, and if so, renew it."""
         return self._leases.keep_alive(self.id)
 
-    def end_forgotten(self, lease: int) -> None:
+    def end_forgotten(
+        self, lease: int, deadline_s: float = _FORGOTTEN_DEADLINE_S
+    ) -> None:
         """End another lease if its time is over; without an answer it stays."""
         with suppress(StoreError):
-            if self._leases.end_forgotten_lease(lease):
+            if self._leases.end_forgotten_lease(lease, deadline_s):
                 log.warning("a lease was over, and etcd had not ended it: %d", lease)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from backends.errors import RemoraError
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _BEATS_PER_TTL: Final = 5
 # After a failed one the next comes sooner.
 _RETRY_S: Final = 1.0
+# For telling dead nodes from living ones, where etcd may have forgotten to.
+_LIVING_S: Final = 1.5
 # How long the daemon's start waits for the first attempt, whatever hangs.
 _START_WAIT_S: Final = 5.0
 # The record is looked at so often, and at once when addresses change.
@@ -159,11 +161,24 @@ class Membership:
         """Return one node; see `NodeDirectory.find`."""
         return self.directory.find(name_or_id)
 
-    def ended(self, node_id: str) -> bool:
-        """Return whether a node's lease has ended; the store may have forgotten it."""
-        if self._lease and (lease := self.directory.lease_of(node_id)):
+    def end_forgotten(self, lease: int) -> None:
+        """End *lease*, another node's, if it is over and the store has not ended it."""
+        if self._lease and lease:
             self._lease.end_forgotten(lease)
-        return not self.directory.lease_of(node_id)
+
+    def living(self, node_ids: Iterable[str]) -> list[str]:
+        """
+        Return which of the nodes have a lease that has not ended.
+
+        All of them are asked for within `_LIVING_S`; who was not counts as living.
+        """
+        deadline = clock.Deadline(_LIVING_S)
+        found = [each for each in node_ids if self.directory.lease_of(each)]
+        for each in found:
+            if self._lease and not deadline.passed():
+                lease = self.directory.lease_of(each)
+                self._lease.end_forgotten(lease, deadline.remaining_s())
+        return [each for each in found if self.directory.lease_of(each)]
 
     def note_clock(self, node_id: str, offset_s: float) -> None:
         """Keep how far a node's clock is ahead; see `NodeDirectory.note_clock`."""
@@ -187,6 +202,7 @@ class Membership:
 
     def remove(self, name_or_id: str, *, force: bool = False) -> NodeRecord:
         """Remove a node that is gone for good; see `NodeDirectory.remove`."""
+        self.end_forgotten(self.directory.lease_of(self.find(name_or_id).record.id))
         return self.directory.remove(name_or_id, force=force)
 
     def _beat(self) -> None:

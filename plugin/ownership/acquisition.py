@@ -180,7 +180,7 @@ class Acquisition(OwnershipViews):
                 if attempt:
                     raise explained(record.name, error, self.name_of) from None
                 # What is known may be old: the other may have let it go, or be dead.
-                self.membership.ended(standing.locked_by)
+                self.membership.end_forgotten(standing.lock_lease)
                 self.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
                 continue
             changed = self.heads.change(
@@ -280,7 +280,7 @@ class Acquisition(OwnershipViews):
 
     def _living(self, nodes: Iterable[str]) -> list[str]:
         """Return the others of *nodes* whose lease has not ended."""
-        return [n for n in nodes if n != self.node_id and not self.membership.ended(n)]
+        return self.membership.living(each for each in nodes if each != self.node_id)
 
     def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
         """Let this node's copy promise *epoch*; return its commit."""

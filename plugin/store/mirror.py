@@ -151,18 +151,19 @@ class MirrorStore:
         return outcome
 
     def grant_lease(self, ttl_s: float) -> int:
-        """Return a new lease of etcd's; see `Store.grant_lease`."""
+        """Return a new lease of etcd's; see `EtcdStore.grant_lease`."""
         return self._etcd.grant_lease(ttl_s)
 
     def keep_alive(self, lease: int) -> bool:
         """Renew *lease* in etcd; see `EtcdStore.keep_alive`."""
         return self._etcd.keep_alive(lease)
 
-    def end_forgotten_lease(self, lease: int) -> bool:
+    def end_forgotten_lease(self, lease: int, deadline_s: float) -> bool:
         """Return whether *lease* was over, and is ended now; see `EtcdStore`."""
-        ended = self._etcd.end_forgotten_lease(lease)
+        deadline = clock.Deadline(deadline_s)
+        ended = self._etcd.end_forgotten_lease(lease, deadline_s)
         if ended:
-            self.refresh(self._etcd.settings.call_deadline_s)
+            self.refresh(deadline.remaining_s())
         return ended
 
     def lease_ends_s(self, lease: int) -> float | None:

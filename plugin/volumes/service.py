@@ -121,7 +121,7 @@ class VolumeService(VolumeCreation):
         """
         self.operations.run(
             check_name(name),
-            lambda deadline: self._remove(name, deadline),
+            lambda deadline: self._remove(self.catalogue.find(name), deadline),
             deadline_s=SHORT_DEADLINE_S,
             caller_gone=caller_gone,
         )
@@ -204,10 +204,14 @@ class VolumeService(VolumeCreation):
         """Take back a creation whose caller is gone."""
         for record in self.catalogue.all():
             if record.id == volume_id:
-                self._remove(record.name, Deadline(SHORT_DEADLINE_S))
+                found = self.catalogue.find(record.name)
+                self._remove(found, Deadline(SHORT_DEADLINE_S))
 
-    def _remove(self, name: str, deadline: Deadline) -> None:
-        stored = attempted(lambda: self._begin_removal(name, deadline))
+    def _remove(self, found: Stored | None, deadline: Deadline) -> None:
+        if found is None:
+            return
+        seen = found.record
+        stored = attempted(lambda: self._begin_removal(seen, deadline))
         if stored is None:
             return
         try:
@@ -218,11 +222,19 @@ class VolumeService(VolumeCreation):
             attempted(lambda: self._cancel_removal(stored))
             raise
 
-    def _begin_removal(self, name: str, deadline: Deadline) -> Stored | None:
-        """Return the record, now `removing`; None if nothing is left to be removed."""
-        stored = self.catalogue.find(name)
-        if stored is None:
+    def _begin_removal(self, seen: VolumeRecord, deadline: Deadline) -> Stored | None:
+        """
+        Return the record, now `removing`; None if nothing is left to be removed.
+
+        Another node may have removed what was *seen*, and made its like anew.
+        """
+        stored = self.catalogue.find(seen.name)
+        if stored is None or stored.record.id != seen.id:
             return None
+        if stored.record.phase == "removing" != seen.phase:
+            raise VolumeBusyError(
+                f"'{seen.name}' is being removed on another node", hint="retry"
+            )
         if stored.record.phase == "creating":
             self.roll_back_creation(stored, deadline)
             return None

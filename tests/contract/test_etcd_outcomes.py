@@ -251,20 +251,31 @@ def test_a_lease_that_etcd_has_forgotten_to_end_is_ended(
             )
         return answer
 
-    assert not store.end_forgotten_lease(lease)
+    assert not store.end_forgotten_lease(lease, 5)
     gateway.rule = overdue
-    assert not store.end_forgotten_lease(lease), "etcd may be about to end it"
+    assert not store.end_forgotten_lease(lease, 5), "etcd may be about to end it"
     shown.update(TTL="-3", raft_term="1")
-    assert not store.end_forgotten_lease(lease), "another leader may have renewed it"
-    assert store.get("held") is not None
+    assert not store.end_forgotten_lease(lease, 5), "another leader may have renewed it"
     shown["raft_term"] = ""
-    assert store.end_forgotten_lease(lease)
+
+    def known_late(path: str, body: Body) -> Body | None:
+        asked = [each for each, _ in gateway.requests].count("/v3/lease/timetolive")
+        return (overdue if asked == 1 else gateway.forward)(path, body)
+
+    gateway.rule = known_late
+    gateway.requests.clear()
+    assert not store.end_forgotten_lease(lease, 5), "an old leader was asked first"
+    assert store.get("held") is not None
+    gateway.rule = overdue
+    assert store.end_forgotten_lease(lease, 5)
     assert store.get("held") is None
     gateway.rule = gateway.forward
-    assert not store.end_forgotten_lease(lease)
+    assert not store.end_forgotten_lease(lease, 5)
     gateway.rule = lambda path, body: LOST
+    began_s = clock.boottime_s()
     with pytest.raises(StoreError):
-        store.end_forgotten_lease(lease)
+        store.end_forgotten_lease(lease, 1)
+    assert clock.boottime_s() - began_s < 10
 
 
 def test_a_lease_that_etcd_has_lost_is_lost(store: EtcdStore, gateway: Proxy) -> None:

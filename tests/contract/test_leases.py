@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -14,33 +15,45 @@ from plugin.store.base import Delete, Event, Put
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from plugin.store.etcd.watch import EtcdWatch
+from plugin.store.mirror import MirrorStore
 from tests.support import etcd
 from tests.support.memory_store import Memory, MemoryStore
 
 from .conftest import ON_ETCD, ON_THREE
 
-Leased = EtcdStore | MemoryStore
+Leased = EtcdStore | MemoryStore | MirrorStore
 ON_EACH_ETCD = (
     pytest.param("etcd_single", marks=ON_ETCD),
     pytest.param("etcd_three", marks=ON_THREE),
 )
 
 
-def opener(request: pytest.FixtureRequest, kind: str) -> Callable[[], Leased]:
-    """Return a function that opens the same store again, as a restart does."""
-    if kind == "memory":
-        memory = Memory()
-        return lambda: MemoryStore(memory)
+def on_etcd(request: pytest.FixtureRequest, kind: str) -> EtcdSettings:
+    """Return how to reach an etcd of *kind*, with keys of the test's own."""
     cluster: etcd.Cluster = request.getfixturevalue(kind)
     cluster.heal()
-    settings = EtcdSettings(cluster.endpoints, prefix=f"/{uuid.uuid4()}/")
-    return lambda: EtcdStore(settings)
+    return EtcdSettings(cluster.endpoints, prefix=f"/{uuid.uuid4()}/")
 
 
-@pytest.fixture(params=["memory", *ON_EACH_ETCD])
-def leased(request: pytest.FixtureRequest) -> Iterator[Leased]:
+@pytest.fixture(
+    params=[
+        "memory",
+        *ON_EACH_ETCD,
+        pytest.param("mirror etcd_single", marks=ON_ETCD),
+        pytest.param("mirror etcd_three", marks=ON_THREE),
+    ]
+)
+def leased(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Leased]:
     """Yield each store that has leases."""
-    store = opener(request, request.param)()
+    mirrored, _, kind = str(request.param).rpartition(" ")
+    store: Leased
+    if kind == "memory":
+        store = MemoryStore(Memory())
+    else:
+        store = EtcdStore(on_etcd(request, kind))
+        if mirrored:
+            store = MirrorStore(store, path=tmp_path / "mirror.db")
+            store.refresh(30)
     yield store
     store.close()
 
@@ -49,13 +62,11 @@ def leased(request: pytest.FixtureRequest) -> Iterator[Leased]:
 def watched(request: pytest.FixtureRequest) -> Iterator[Callable[[], EtcdStore]]:
     """Yield a function that opens the same store, whose changes can be watched."""
     opened: list[EtcdStore] = []
-    open_store = opener(request, request.param)
+    settings = on_etcd(request, request.param)
 
     def open_again() -> EtcdStore:
-        store = open_store()
-        assert isinstance(store, EtcdStore)
-        opened.append(store)
-        return store
+        opened.append(EtcdStore(settings))
+        return opened[-1]
 
     yield open_again
     for store in opened:
@@ -78,8 +89,10 @@ def revoke(store: Leased, lease: int) -> None:
     """End a lease, as somebody with etcdctl does."""
     if isinstance(store, MemoryStore):
         store.revoke_lease(lease)
-    else:
-        store._leases.revoke(lease)
+        return
+    etcd_store = store._etcd if isinstance(store, MirrorStore) else store
+    etcd_store._leases.revoke(lease)
+    store.refresh(30)
 
 
 def changes(watch: EtcdWatch, count: int) -> list[Event]:

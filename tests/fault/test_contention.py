@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from plugin.errors import ChangedError
+from backends.errors import VolumeBusyError
+from backends.system.clock import Deadline
+from plugin.errors import ChangedError, NotOwnerError
 from plugin.ownership.state import Commit
 from plugin.store.base import Compare, Operation, Outcome, Put
 from tests.fault.two_nodes import World
@@ -87,6 +89,44 @@ def test_a_volume_is_let_go_although_others_change_it(world: World) -> None:
     assert standing.head is not None
     assert (standing.head.phase, standing.locked_by) == ("idle", "")
     assert standing.head.committed == Commit(1, 1)
+
+
+def test_a_volume_that_was_made_anew_meanwhile_is_not_removed(world: World) -> None:
+    released(world)
+    world.service.unmount("v", "engine")
+    seen = world.service.catalogue.find("v")
+    world.service.remove("v")
+    world.service.create("v", {})
+    world.service._remove(seen, Deadline(5))
+    assert world.service.existing("v").record.phase == "ready"
+
+
+def test_a_removal_that_another_node_has_begun_is_not_joined(world: World) -> None:
+    released(world)
+    world.service.unmount("v", "engine")
+    seen = world.service.existing("v")
+    world.service.catalogue.set_phase(seen, "removing", node="another")
+    with pytest.raises(VolumeBusyError, match="being removed on another node"):
+        world.service._remove(seen, Deadline(5))
+    assert world.service.existing("v").record.phase == "removing"
+
+
+def test_a_lock_whose_lease_the_store_forgets_hinders_nobody(
+    world: World, tmp_path: Path
+) -> None:
+    volume_id = released(world)
+    lease = world.ownership.heads.read(volume_id).lock_lease
+    beta = World(tmp_path, "beta")
+    try:
+        beta.ownership.heads.refresh(1)
+        with pytest.raises(NotOwnerError, match="is in use on node 'alpha'"):
+            beta.mount()
+        beta.store.forgotten = frozenset({lease})
+        with pytest.raises(NotOwnerError, match="is on node"):
+            beta.mount()
+        assert beta.ownership.heads.read(volume_id).locked_by == ""
+    finally:
+        beta.close()
 
 
 def test_nodes_are_drained_and_removed_although_others_change_them(

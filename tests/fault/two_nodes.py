@@ -12,7 +12,7 @@ from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import clock
 from plugin.daemon.node import Node
-from plugin.errors import PeerUnreachableError
+from plugin.errors import PeerUnreachableError, StoreError
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity
 from plugin.membership.registration import Sources
@@ -21,7 +21,7 @@ from plugin.ownership.ownership import Ownership
 from plugin.ownership.replica_files import Replicas, locate_with
 from plugin.ownership.state import Head
 from plugin.ownership.votes import Votes, Witness
-from plugin.store.base import Delete, Put
+from plugin.store.base import Compare, Delete, Operation, Outcome, Put
 from plugin.store.sqlite import SqliteStore
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.discovery import Discovery
@@ -40,6 +40,17 @@ ENDED = "ended-leases/"
 class SharedStore(SqliteStore):
     """A store with what only etcd's has: leases, which live until they are revoked."""
 
+    # Those that are over, and that the store has not ended.
+    forgotten: frozenset[int] = frozenset()
+
+    def transact(
+        self, conditions: Sequence[Compare], operations: Sequence[Operation]
+    ) -> Outcome:
+        for each in operations:
+            if isinstance(each, Put) and each.lease and not self.keep_alive(each.lease):
+                raise StoreError(f"lease {each.lease} has ended")
+        return super().transact(conditions, operations)
+
     def grant_lease(self, ttl_s: float) -> int:
         del ttl_s
         return secrets.randbelow(2**31) + 1
@@ -56,9 +67,12 @@ class SharedStore(SqliteStore):
         del lease
         return clock.boottime_s() + TTL_S
 
-    def end_forgotten_lease(self, lease: int) -> bool:
-        del lease
-        return False
+    def end_forgotten_lease(self, lease: int, deadline_s: float) -> bool:
+        del deadline_s
+        if lease not in self.forgotten:
+            return False
+        self.revoke_lease(lease)
+        return True
 
 
 class World:

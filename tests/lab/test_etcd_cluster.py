@@ -20,7 +20,7 @@ import sys
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 store = EtcdStore(EtcdSettings(tuple(sys.argv[1].split(","))))
-print(store.end_forgotten_lease(int(sys.argv[2], 16)))
+print(store.end_forgotten_lease(int(sys.argv[2], 16), 5.0))
 """
 
 

@@ -130,9 +130,9 @@ class MemoryStore:
             _, ends_s = self._memory.leases.get(lease, (0.0, None))
             return ends_s
 
-    def end_forgotten_lease(self, lease: int) -> bool:
+    def end_forgotten_lease(self, lease: int, deadline_s: float) -> bool:
         """Return that *lease* is not forgotten, as `EtcdStore`; none is here."""
-        del lease
+        del lease, deadline_s
         return False
 
     def close(self) -> None:

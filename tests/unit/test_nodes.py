@@ -146,7 +146,7 @@ class Forgetful(MemoryStore):
 
     forgotten = 0
 
-    def end_forgotten_lease(self, lease: int) -> bool:
+    def end_forgotten_lease(self, lease: int, deadline_s: float) -> bool:
         if lease != self.forgotten:
             return False
         self.revoke_lease(lease)
@@ -158,7 +158,7 @@ def test_a_boot_whose_lease_the_store_forgets_does_not_hinder_the_next() -> None
     members = Members(lambda: store, ttl_s=3600)
     try:
         alpha, beta = members.started("alpha"), members.started("beta")
-        assert not beta.ended(alpha.own.id)
+        assert beta.living([alpha.own.id, "nobody"]) == [alpha.own.id]
         members.crash(alpha)
         booted = members.copied(alpha, boot_id="the next boot")
         booted.start()
@@ -167,8 +167,18 @@ def test_a_boot_whose_lease_the_store_forgets_does_not_hinder_the_next() -> None
         wait_until(lambda: booted.fault() is None, "the new boot")
         members.crash(booted)
         store.forgotten = booted.lease
-        assert beta.ended(alpha.own.id)
+        assert beta.living([alpha.own.id]) == []
         assert beta.find("alpha").state == "down"
+        again = members.restarted(beta)
+        members.crash(again)
+        store.forgotten = again.lease
+        last = members.restarted(again)
+        wait_until(lambda: last.fault() is None, "the restarted daemon")
+        assert last.lease not in (0, again.lease), "its own lease was over"
+        members.crash(last)
+        store.forgotten = last.lease
+        gamma = members.started("gamma")
+        assert gamma.remove("beta").name == "beta"
     finally:
         members.close()
 

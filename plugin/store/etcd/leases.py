@@ -97,29 +97,48 @@ class Leases:
             if error.grpc_code != NOT_FOUND:
                 raise
 
-    def end_forgotten(self, lease: int) -> bool:
+    def end_forgotten(self, lease: int, deadline_s: float) -> bool:
         """
-        Return whether *lease*, of another node, was ended: its time is over.
+        Return whether *lease*, of another node or boot, was ended: its time is over.
 
         etcd up to 3.4 compares wall clocks before it ends a lease (its issue 12291): if
         its leader's clock was set back by an hour, a dead node's lease goes on for an
         hour more. How much time is left it counts rightly, and renews no such lease.
 
+        A member that does not know yet of another leader may ask the old one, and name
+        the new one's term all the same. So the question is asked again after a read
+        that a majority confirms: in one term, its leader has then answered it.
+
         Raises:
             StoreError: there was no answer.
 
         """
-        deadline = self._client.deadline()
+        deadline = clock.Deadline(deadline_s)
+        first = self._overdue_in(lease, deadline)
+        if not first or first != self._term(deadline):
+            return False
+        if first != self._overdue_in(lease, deadline):
+            return False
+        # Once, and soon: after a change of the leader it would have time again.
+        body = {"ID": str(lease)}
+        try:
+            self._client.call(
+                "/v3/lease/revoke", body, deadline=deadline, repeatable=False
+            )
+        except RefusedError as error:
+            if error.grpc_code != NOT_FOUND:
+                raise
+        return True
+
+    def _overdue_in(self, lease: int, deadline: clock.Deadline) -> str:
+        """Return the leader's term in which *lease* is long over, "" if it is not."""
         answer = self._client.call(
             "/v3/lease/timetolive", {"ID": str(lease)}, deadline=deadline
         )
         # One that it does not know has no granted time.
         if "grantedTTL" not in answer or int(answer.get("TTL", 0)) > -_FORGOTTEN_S:
-            return False
-        if answer["header"]["raft_term"] != self._term(deadline):
-            return False  # it was asked of a leader that is none any more
-        self.revoke(lease)
-        return True
+            return ""
+        return str(answer["header"]["raft_term"])
 
     def _term(self, deadline: clock.Deadline) -> str:
         """Return the term of the leader that a majority confirms now."""

@@ -131,9 +131,9 @@ class EtcdStore:
         """
         return self._leases.keep_alive(lease)
 
-    def end_forgotten_lease(self, lease: int) -> bool:
+    def end_forgotten_lease(self, lease: int, deadline_s: float) -> bool:
         """Return whether *lease* was over, and is ended now; see `Leases`."""
-        return self._leases.end_forgotten(lease)
+        return self._leases.end_forgotten(lease, deadline_s)
 
     def lease_ends_s(self, lease: int) -> float | None:
         """
@@ -144,7 +144,7 @@ class EtcdStore:
         return self._leases.ends_s(lease)
 
     def watch(self, prefix: str, *, after_revision: int) -> EtcdWatch:
-        """Return the changes below *prefix*; see `Store.watch`."""
+        """Return the changes below *prefix* that came after *after_revision*."""
         self._client.require_open()
         watch = EtcdWatch(self._client, self._names, prefix, after_revision)
         with self._lock:

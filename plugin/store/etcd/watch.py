@@ -46,7 +46,7 @@ class EtcdWatch:
 
     def next(self, timeout_s: float) -> list[Event]:
         """
-        Return new changes; see `Watch.next`.
+        Return the changes since the last call, waiting for the first so long.
 
         Raises:
             StoreError: also if no member can be watched now; the next call goes on.
