@@ -86,8 +86,8 @@ class Keeper:
         """
         self._guard.start()
         for volume_id, (record, target) in mounted.items():
-            # Its lock may have gone with the lease; whatever holds an epoch of the
-            # past, or none, finds out in the first round.
+            # Its lock may have gone with the lease. If its epoch is over, the first
+            # round finds that out.
             head = self._ownership.heads.read(volume_id).head
             self._held[volume_id] = Holding(record, head.epoch if head else 0, target)
         self._valid = set(self._held)

@@ -118,7 +118,8 @@ class OwnershipViews:
         """
         Return whether this node has a copy although it is no member.
 
-        A node that could not begin yet is to go on from what it has got.
+        A node that acquired the volume but has not begun keeps its copy: it may
+        continue from it.
         """
         head = self.heads.read(record.id).head
         if self.membership.alone or head is None or self.is_shared(record):

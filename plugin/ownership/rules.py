@@ -73,8 +73,8 @@ def choose(
 
     A volume that may have been written to never begins empty, whatever is accepted:
     each former owner must have said that its copy is empty, and nobody have others.
-    The new owner, if it is no member, has a vote only with what is committed: what it
-    kept when it was one may be of long ago.
+    The new owner, if it is no member, has a vote only with what is committed: its copy
+    may be a leftover from when it was a member.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.

@@ -1,10 +1,11 @@
 """
-The copy of a node that is no member any more: it goes, if nothing is lost with it.
+The copy of a node that is no member any more is removed if nothing is lost with it.
 
-What no member has, because this node was cut off or crashed as the owner, is set apart.
+If this node was cut off or crashed as the owner, its copy may have bytes that no member
+has. They are set apart.
 
-Whoever is asked by an owner where its copy stands counts as a holder from then on. So
-the store is asked anew whether this node is a member while nobody is told.
+As soon as a node has told an owner which commit its copy has, the owner may count it as
+a holder. So while it asks the store whether it is a member, it tells nobody.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def plan(
     """
     Return what brings the members to what is *wanted*; pure.
 
-    *gone* are the nodes that have not lived for long enough to be replaced. A node
-    without a record is gone as well. Who is drained is replaced, too. The node that
-    the volume is *bound_for* keeps its copy, beside as many as are wanted.
+    *gone* are the nodes that have been dead for so long that they are replaced. Nodes
+    without a record count as gone. Drained nodes are replaced, too. The node that the
+    volume is *bound_for* keeps its copy, beside as many as are wanted.
     """
     known = {each.record.id: each for each in nodes}
     if wanted.names:

@@ -109,9 +109,10 @@ class Receiving:
     @contextmanager
     def departing(self, volume_id: str) -> Iterator[None]:
         """
-        Tell nobody meanwhile what this node's copy has, for it may go.
+        Refuse to say meanwhile what this node's copy has: it may be removed.
 
-        Whoever was told before had made this node a member, and the store says so.
+        An owner that asked earlier has already made this node a member in the store,
+        which the caller reads after this.
         """
         self._departing.add(volume_id)
         try:

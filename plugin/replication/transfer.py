@@ -25,7 +25,8 @@ _STALL_S: Final = 60.0
 _OPTIONS: Final = ("--info=progress2", "--no-human-readable", "--log-file-format=")
 # The sequence that no commit has: files for the tree itself, before there is a commit.
 AHEAD_SEQ: Final = 0
-# What goes back and forth: with a log of its own the other side needs no other options.
+# Bytes sent, in rsync's log file. Its --stats would tell them too, but would change the
+# options that the other side is started with.
 _CARRIED: Final = re.compile(rb" sent ([0-9]{1,18}) bytes  received ")
 # Files vanished or could not all be read: the other node finds out what is missing.
 _PARTIAL: Final = (" 23:", " 24:")

@@ -33,7 +33,7 @@ CallerGone = Callable[[], bool]
 
 
 def never() -> bool:
-    """Return False: a caller of whom nothing is known is taken to be there."""
+    """Return False: the caller has not gone. For callers that cannot be watched."""
     return False
 
 

@@ -38,9 +38,9 @@ class Filled:
     """
     What is in the outbox now.
 
-    ``entries`` are what the copies are, with the inode and ctime that the file had
-    before it was copied: whoever changes it later is noticed. ``unstable`` changed
-    while it was copied, ``gone`` has vanished.
+    Each of ``entries`` describes a copy; its inode and ctime are the source's from
+    before copying, so that a later write shows. The files ``unstable`` changed while
+    they were copied, the files ``gone`` have vanished.
     """
 
     entries: list[Known]

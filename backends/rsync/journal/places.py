@@ -89,8 +89,8 @@ class Places:
     """
     Where directories are, by their file handles, as the open *mount* shows them.
 
-    What lies outside of the mount has a path as well, if not one that anybody could
-    use: a directory and its root are always told in the same terms.
+    A directory outside of the mount gets a path too. That path is good only for
+    comparing it with that of a root, which the kernel shows in the same way.
     """
 
     def __init__(self, mount: int) -> None:

@@ -162,11 +162,13 @@ class _Scan:
         if was_directory and not is_directory:
             for below in self._manifest.below(path):
                 self._gone(below)
-        # The same directory has had hints of its own for what is in it.
+        # A directory with the same inode has sent its own hints for its entries; only
+        # a new one has to be walked.
         same = was_directory and _same_inode(row, known) and path not in self._trees
         if is_directory and not same:
             self.look_below(path)
-        # What came and went unseen has left its directory another time, too.
+        # A name that was made and deleted between two looks leaves no row, but it has
+        # moved its directory's mtime.
         return known is None or path in self._changed
 
     def look_below(self, path: bytes) -> None:
