@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any, Final
+
 import msgspec
 
-from plugin.ownership.state import EMPTY, RefusedError
+from plugin.ownership.state import EMPTY, Epoch, Head, Lineage, RefusedError, Replica
 
 from .world import Scope, World, name
+
+# Worlds differ mostly in what these invariants do not look at.
+REMEMBERED_MAX: Final = 50_000
 
 
 def broken(before: World, step: str, after: World, scope: Scope) -> str:
@@ -50,20 +56,20 @@ def _of_state(world: World, scope: Scope) -> str:
         return "I13: somebody who is no member counts as a holder"
     if world.head.quality == "quiesced" and world.head.committed in world.running:
         return "I14: a commit that was made under writes counts as quiesced"
-    return _of_joining(world, scope)
+    return _of_joining(world.head, len(world.nodes), scope.rules)
 
 
-def _of_joining(world: World, scope: Scope) -> str:
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _of_joining(head: Head, nodes: int, rules: Any) -> str:
     """
     Return what is wrong with making another node a member now, "" if nothing.
 
     It is no step of its own: here every node votes and is sent commits, member or not,
     and a join that changes nothing but members leads to no other world.
     """
-    head = world.head
-    for number in range(len(world.nodes)):
+    for number in range(nodes):
         try:
-            joined = scope.rules.join(
+            joined = rules.join(
                 head, node=name(number), epoch=head.epoch, members=("new",)
             )
         except RefusedError:
@@ -114,25 +120,38 @@ def stuck(world: World, scope: Scope) -> str:
     """
     if world.removed:
         return ""
-    head = scope.rules.acquire(world.head, locked_by="", node="a", boot_id="1")
+    replicas = tuple(node.replica for node in world.nodes)
+    return _stuck(
+        world.head, world.epochs, replicas, scope.accept_loss, rules=scope.rules
+    )
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _stuck(
+    last: Head,
+    epochs: tuple[tuple[int, Epoch], ...],
+    copies: tuple[Replica, ...],
+    accept_loss: bool,
+    *,
+    rules: Any,
+) -> str:
+    lineage = Lineage(dict(epochs))
+    head = rules.acquire(last, locked_by="", node="a", boot_id="1")
     try:
         replicas = [
-            scope.rules.promise(node.replica, head.epoch, writers_stopped=True)
-            for node in world.nodes
+            rules.promise(each, head.epoch, writers_stopped=True) for each in copies
         ]
         votes = {
             name(number): each.commit
             for number, each in enumerate(replicas)
             if name(number) in ("a", *head.members)
         }
-        choice = scope.rules.choose(
-            head, world.lineage, votes, accept_loss=scope.accept_loss
-        )
-        scope.rules.go_live(
+        choice = rules.choose(head, lineage, votes, accept_loss=accept_loss)
+        rules.go_live(
             replicas[0],
             epoch=head.epoch,
             base=choice.base,
-            lineage=world.lineage.after(head.epoch, choice.base, "a"),
+            lineage=lineage.after(head.epoch, choice.base, "a"),
         )
     except RefusedError as error:
         return f"I10: nobody can own it: {error.reason}"
