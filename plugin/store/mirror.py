@@ -212,9 +212,16 @@ class MirrorStore:
     def _follow(self, revision: int) -> None:
         """Take in all changes after *revision*, until an error ends it."""
         watch = self._etcd.watch("", after_revision=revision)
+        opened = 0
         try:
             while not self._closed:
-                self._mirrored.follow(watch.next(_FOLLOW_S))
+                events = watch.next(_FOLLOW_S)
+                # What answers a stream that was opened anew may be another etcd.
+                if watch.opened != opened:
+                    opened = watch.opened
+                    if self._etcd.identity() != self._mirrored.cluster:
+                        raise CompactedError("another cluster's records are there now")
+                self._mirrored.follow(events)
                 self._heard_s = watch.heard_s
         finally:
             watch.stop()

@@ -98,9 +98,15 @@ def test_it_goes_on_after_a_compaction(own_mirrors: MirrorBench) -> None:
     wait_until(lambda: keys(mirror) == ["a", "b", "c"], "the records")
 
 
+@pytest.mark.parametrize("heals_at_once", [True, False])
 def test_another_cluster_is_noticed(
-    own_mirrors: MirrorBench, caplog: pytest.LogCaptureFixture
+    own_mirrors: MirrorBench,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    heals_at_once: bool,
 ) -> None:
+    if heals_at_once:  # it is there when the watch is opened again for the first time
+        monkeypatch.setattr("plugin.store.etcd.watch._RETRY_PAUSE_S", 4.0)
     mirror = own_mirrors.ready()
     put(mirror, "old")
     (member,) = own_mirrors.cluster.members

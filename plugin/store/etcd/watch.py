@@ -59,6 +59,11 @@ class EtcdWatch:
         """Return when etcd last said something, in `clock.monotonic_s`."""
         return self._reader.heard_s
 
+    @property
+    def opened(self) -> int:
+        """Return how often a stream was opened; what `next` returned is of these."""
+        return self._reader.opened
+
     def stop(self) -> None:
         """Let go of the connection; `next` raises StoreError from now on."""
         self._reader.stop()
@@ -81,6 +86,7 @@ class Reader:
         self._failures = 0
         self._stopped = False
         self.heard_s = clock.monotonic_s()
+        self.opened = 0
         self._response: urllib3.BaseHTTPResponse | None = None
 
     def take(self, timeout_s: float) -> list[Event]:
@@ -133,6 +139,7 @@ class Reader:
         response = self._client.open_stream("/v3/watch", {"create_request": request})
         with self._changed:
             self._response = response
+            self.opened += 1
             stopped = self._stopped
         try:
             for line in [] if stopped else _lines(response):
