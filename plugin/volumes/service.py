@@ -121,7 +121,7 @@ class VolumeService(VolumeCreation):
         """
         self.operations.run(
             check_name(name),
-            lambda deadline: self._remove(self.catalogue.find(name), deadline),
+            lambda deadline: self._remove_named(name, deadline),
             deadline_s=SHORT_DEADLINE_S,
             caller_gone=caller_gone,
         )
@@ -204,13 +204,14 @@ class VolumeService(VolumeCreation):
         """Take back a creation whose caller is gone."""
         for record in self.catalogue.all():
             if record.id == volume_id:
-                found = self.catalogue.find(record.name)
-                self._remove(found, Deadline(SHORT_DEADLINE_S))
+                self._remove(record, Deadline(SHORT_DEADLINE_S))
 
-    def _remove(self, found: Stored | None, deadline: Deadline) -> None:
-        if found is None:
-            return
-        seen = found.record
+    def _remove_named(self, name: str, deadline: Deadline) -> None:
+        found = self.catalogue.find(name)
+        if found is not None:
+            self._remove(found.record, deadline)
+
+    def _remove(self, seen: VolumeRecord, deadline: Deadline) -> None:
         stored = attempted(lambda: self._begin_removal(seen, deadline))
         if stored is None:
             return
@@ -231,7 +232,7 @@ class VolumeService(VolumeCreation):
         stored = self.catalogue.find(seen.name)
         if stored is None or stored.record.id != seen.id:
             return None
-        if stored.record.phase == "removing" != seen.phase:
+        if stored.record.phase == "removing" and seen.phase != "removing":
             raise VolumeBusyError(
                 f"'{seen.name}' is being removed on another node", hint="retry"
             )

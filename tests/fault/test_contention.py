@@ -94,20 +94,34 @@ def test_a_volume_is_let_go_although_others_change_it(world: World) -> None:
 def test_a_volume_that_was_made_anew_meanwhile_is_not_removed(world: World) -> None:
     released(world)
     world.service.unmount("v", "engine")
-    seen = world.service.catalogue.find("v")
+    seen = world.service.existing("v").record
     world.service.remove("v")
     world.service.create("v", {})
     world.service._remove(seen, Deadline(5))
     assert world.service.existing("v").record.phase == "ready"
 
 
+def test_a_creation_is_not_taken_back_from_its_namesake(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released(world)
+    world.service.unmount("v", "engine")
+    seen = world.service.existing("v").record
+    world.service.remove("v")
+    world.service.create("v", {})
+    # It was made anew after all records were looked through.
+    monkeypatch.setattr(world.service.catalogue, "all", lambda: [seen])
+    world.service._discard(seen.id)
+    assert world.service.existing("v").record.phase == "ready"
+
+
 def test_a_removal_that_another_node_has_begun_is_not_joined(world: World) -> None:
     released(world)
     world.service.unmount("v", "engine")
-    seen = world.service.existing("v")
-    world.service.catalogue.set_phase(seen, "removing", node="another")
+    stored = world.service.existing("v")
+    world.service.catalogue.set_phase(stored, "removing", node="another")
     with pytest.raises(VolumeBusyError, match="being removed on another node"):
-        world.service._remove(seen, Deadline(5))
+        world.service._remove(stored.record, Deadline(5))
     assert world.service.existing("v").record.phase == "removing"
 
 
