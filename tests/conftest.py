@@ -68,6 +68,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_stays_mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail unless what tests mounted in their directories is unmounted at the end."""
+    yield
+    below = f"{tmp_path_factory.getbasetemp()}/"
+    assert below not in Path("/proc/self/mountinfo").read_text(errors="replace")
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """

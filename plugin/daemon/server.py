@@ -32,11 +32,24 @@ _POLL_S: Final = 0.05
 
 class _ClosingTask(waitress.task.WSGITask):  # type: ignore[misc]
     """
-    Ends the connection after each answer.
+    Sends an answer in one piece, and ends the connection after it.
 
     An engine that reuses a connection just as we close it repeats its call with an
-    empty body; a connection that is never reused cannot do that to it.
+    empty body; a connection that is never reused cannot do that to it. An engine that
+    gets a header without its body takes the volume for gone; a daemon that is killed
+    sends the whole answer or nothing.
     """
+
+    wrote_header: bool
+
+    def write(self, data: bytes) -> None:
+        whole = self.has_body and self.content_length == len(data)
+        if self.wrote_header or not whole:
+            super().write(data)
+            return
+        self.channel.write_soon(self.build_response_header() + data)
+        self.wrote_header = True
+        self.content_bytes_written = len(data)
 
     def build_response_header(self) -> bytes:
         self.set_close_on_finish()

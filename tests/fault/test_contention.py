@@ -40,8 +40,8 @@ class Meddler:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path, "alpha")
+def world(disk: Path) -> Iterator[World]:
+    made = World(disk, "alpha")
     yield made
     made.close()
 
@@ -126,11 +126,11 @@ def test_a_removal_that_another_node_has_begun_is_not_joined(world: World) -> No
 
 
 def test_a_lock_whose_lease_the_store_forgets_hinders_nobody(
-    world: World, tmp_path: Path
+    world: World, disk: Path
 ) -> None:
     volume_id = released(world)
     lease = world.ownership.heads.read(volume_id).lock_lease
-    beta = World(tmp_path, "beta")
+    beta = World(disk, "beta")
     try:
         beta.ownership.heads.refresh(1)
         with pytest.raises(NotOwnerError, match="is in use on node 'alpha'"):
@@ -144,9 +144,9 @@ def test_a_lock_whose_lease_the_store_forgets_hinders_nobody(
 
 
 def test_nodes_are_drained_and_removed_although_others_change_them(
-    world: World, tmp_path: Path
+    world: World, disk: Path
 ) -> None:
-    beta = World(tmp_path, "beta")
+    beta = World(disk, "beta")
     beta.close()
     [alive] = [
         each

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.xdist_group("protocol-connections")
 # time-out (15 s) of somebody else's connection.
 PROMPT_S = 8.0
 HEAD = b"POST /VolumeDriver.Create HTTP/1.1\r\nHost: \r\nContent-Length: 15\r\n"
+KEPT = b'{"Name":"kept"}\n'
 
 
 @contextmanager
@@ -34,6 +36,27 @@ def connections(node: Node, count: int, sent: bytes) -> Iterator[list[socket.soc
                 each.sendall(sent)
             held.append(each)
         yield held
+
+
+@contextmanager
+def killed_at(node: Node, send: int) -> Iterator[None]:
+    """Have strace kill the daemon as one of its threads sends for the *send*th time."""
+    injection = f"inject=sendto:signal=KILL:when={send}"
+    daemon = node.process.pid
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-q", "-o", "/dev/null", "-e", injection, "-p", str(daemon)]
+    )
+    try:
+        threads = list(Path(f"/proc/{daemon}/task").iterdir())
+        attached = f"TracerPid:\t{tracer.pid}\n"
+        wait_until(
+            lambda: all(attached in (x / "status").read_text() for x in threads),
+            "strace is attached",
+        )
+        yield
+    finally:
+        tracer.kill()
+        tracer.wait()
 
 
 def descriptors(node: Node) -> int:
@@ -119,6 +142,22 @@ def test_every_connection_is_closed_after_its_answer(node: Node) -> None:
         # read_all returns when the server closes, not when we do.
         answer = client.parse(client.read_all(kept))
     assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("send", [1, 2])
+def test_a_killed_daemon_leaves_no_half_answer(
+    make_node: Callable[..., Node], send: int
+) -> None:
+    """An engine that gets a header alone takes the volume for gone, and forgets it."""
+    node = make_node()
+    node.start()
+    node.create("kept")
+    with killed_at(node, send):
+        answer = node.send(client.engine_request("VolumeDriver.Get", KEPT))
+    if send == 1:
+        assert answer == b""
+    else:
+        assert client.parse(answer).json()["Volume"]["Name"] == "kept"
 
 
 def test_of_pipelined_requests_only_the_first_is_done(node: Node) -> None:
