@@ -83,15 +83,6 @@ class VolumeSummary(msgspec.Struct, frozen=True, kw_only=True):
     created_at: str
 
 
-class VolumeView(msgspec.Struct, frozen=True, kw_only=True):
-    """One volume as Docker and the CLI see it; ``mountpoint`` is "" if unmounted."""
-
-    name: str
-    mountpoint: str
-    created_at: str
-    status: dict[str, object]
-
-
 def check_name(name: str) -> str:
     """
     Return *name* if it is a valid volume name.

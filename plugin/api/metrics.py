@@ -11,10 +11,13 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from backends.errors import RemoraError
+from backends.registry import Registry
 from plugin import __version__
+from plugin.membership.conflicts import Conflicts
 from plugin.replication.metrics import ReplicationCollector
 from plugin.replication.node import ReplicationNode
-from plugin.volumes.service import VolumeService
+from plugin.volumes.references import References
+from plugin.volumes.views import VolumeViews
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 120)
@@ -24,7 +27,12 @@ class Metrics:
     """The daemon's metrics in a registry of their own."""
 
     def __init__(
-        self, service: VolumeService, replication: ReplicationNode | None = None
+        self,
+        views: VolumeViews,
+        registry: Registry,
+        references: References,
+        conflicts: Conflicts,
+        replication: ReplicationNode | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
         self._calls = Counter(
@@ -41,7 +49,9 @@ class Metrics:
             registry=self._registry,
         )
         ProcessCollector(registry=self._registry)
-        self._registry.register(_ServiceCollector(service))
+        self._registry.register(
+            _VolumeCollector(views, registry, references, conflicts)
+        )
         if replication is not None:
             self._registry.register(ReplicationCollector(replication))
 
@@ -57,11 +67,20 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _ServiceCollector(Collector):
-    """Reads the gauges from the service at the moment of a scrape."""
+class _VolumeCollector(Collector):
+    """Reads the gauges at the moment of a scrape."""
 
-    def __init__(self, service: VolumeService) -> None:
-        self._service = service
+    def __init__(
+        self,
+        views: VolumeViews,
+        registry: Registry,
+        references: References,
+        conflicts: Conflicts,
+    ) -> None:
+        self._views = views
+        self._registry = registry
+        self._references = references
+        self._conflicts = conflicts
 
     def collect(self) -> Iterator[Metric]:
         build = GaugeMetricFamily(
@@ -83,14 +102,14 @@ class _ServiceCollector(Collector):
             "remora_mount_references", "Mount references, by kind.", labels=["kind"]
         )
         try:
-            records = self._service.volumes()
+            records = self._views.all()
         except RemoraError:
             return  # the scrape shows the rest; the gap is what there is to see
-        counts = dict.fromkeys(self._service.registry.all(), 0)
+        counts = dict.fromkeys(self._registry.all(), 0)
         live = inherited = held = 0
         for record in records:
             counts[record.backend] = counts.get(record.backend, 0) + 1
-            total = self._service.references.total(record.id)
+            total = self._references.total(record.id)
             live += total.live
             inherited += total.inherited
             held += bool(total)
@@ -108,7 +127,7 @@ class _ServiceCollector(Collector):
             "Commits that nodes of the cluster have set apart, as this node knows.",
         )
         try:
-            found = self._service.ownership.heads.conflicts.all()
+            found = self._conflicts.all()
         except RemoraError:
             return
         quarantined.add_metric([], len(found))
@@ -125,7 +144,7 @@ class _ServiceCollector(Collector):
             "Size of the pool or share.",
             labels=["backend", "storage", "kind"],
         )
-        for kind, backend in self._service.registry.all().items():
+        for kind, backend in self._registry.all().items():
             for storage in backend.storages():
                 healthy.add_metric([kind, storage.name], 0 if storage.error else 1)
                 if storage.total_bytes is not None:

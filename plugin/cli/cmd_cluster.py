@@ -199,7 +199,7 @@ def _status_without_daemon(config: Config, fault: str) -> dict[str, Any]:
             directory = NodeDirectory(store, data_only_on=lambda _: [])
             nodes = [
                 {"name": each.record.name, "id": each.record.id, "state": each.state}
-                for each in directory.nodes()
+                for each in directory.all()
             ]
     return {
         "alone": alone,

@@ -24,35 +24,31 @@ from plugin.api.admin.http import create_app as create_control_app
 from plugin.api.admin.http import create_metrics_app
 from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
-from plugin.daemon.cluster_node import (
-    ClusterNode,
-    lay_foundation,
-    own_volumes,
-    swarm_labels,
-)
+from plugin.daemon.cluster_node import ClusterNode, swarm_labels
+from plugin.daemon.foundation import lay_foundation
 from plugin.daemon.node import Node, lock_state
 from plugin.daemon.notify import notify
 from plugin.daemon.server import Server
 from plugin.daemon.sockets import bind_socket, inherited_socket, remove_socket
+from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
 from plugin.errors import ConfigError, StoreError
 from plugin.events.log import Events
 from plugin.joining.joined import refuse_joined
 from plugin.limits import LONG_DEADLINE_S, OPEN_FILES, SERVER_THREADS
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership.ownership import Ownership
-from plugin.peers.channel import Peers
-from plugin.swarm.labels import SwarmLabels
-from plugin.volumes.apart import QuarantineService
+from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.bytes_port import Alone
+from plugin.ownership.release import Release
+from plugin.ownership.replica_files import Replicas, locate_with
+from plugin.ownership.view import OwnershipView
+from plugin.ownership.votes import Votes
+from plugin.peers.keys import NodeKeys
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.discovery import Discovery
-from plugin.volumes.history import VolumeHistory
 from plugin.volumes.members import ReplicaService
-from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
-from plugin.volumes.reconciler import Reconciler
-from plugin.volumes.service import VolumeService
+from plugin.volumes.use_cases import UseCases
 
 if TYPE_CHECKING:
     from plugin.config import Config
@@ -95,20 +91,22 @@ class Daemon:
         refuse_joined(self._node, config)
         self._own_sockets: list[Path] = []
         self._foundation = lay_foundation(config, self._node)
-        self._cluster: ClusterNode | None = None
-        self._peers: Peers | None = None
         self._events = Events(config.state_dir)
-        self._labels: SwarmLabels | None = None
-        service = self._build_service()
-        self._service = service
-        self._quarantine = QuarantineService(service, self._rsync.quarantine)
-        self._reconciler = Reconciler(
-            service,
-            interval_s=config.tuning.reconcile_interval_s,
-            also=[self._quarantine.mend],
+        self._rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
+        if self._node.fact("pool_id") is None:
+            self._node.set_fact("pool_id", self._rsync.pool.initialise())
+        self._resolver = self._build_backends()
+        self._registry = self._resolver.registry
+        self._catalogue = Catalogue(self._foundation.store)
+        self._ownership = self._build_ownership()
+        keys = self._foundation.keys
+        self._cluster = self._build_cluster(keys) if keys else None
+        self._labels = swarm_labels(
+            config, self._foundation.store, self._ownership, self._catalogue
         )
+        self._volumes = self._build_use_cases()
         try:
-            self._servers = self._build_servers(service)
+            self._servers = self._build_servers()
         except BaseException:
             self._remove_sockets()
             raise
@@ -128,97 +126,106 @@ class Daemon:
         except BaseException:
             self._remove_sockets()
             raise
-        self._reconciler.start()
+        self._volumes.reconciler.start()
         log.info("serving", extra=fields(plugin_socket=str(self._config.plugin_socket)))
         notify("READY=1\nSTATUS=serving")
         self._stop_requested.recv(1)
         self._stop()
 
-    def _build_service(self) -> VolumeService:
-        """Return the use cases on their backends, store and references."""
+    def _build_backends(self) -> OptionResolver:
+        """Return what chooses a backend for a volume, with all backends."""
         config = self._config
-        rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
-        self._rsync = rsync
-        if self._node.fact("pool_id") is None:
-            self._node.set_fact("pool_id", rsync.pool.initialise())
         nfs = NfsBackend(
             config.state_dir, node=f"{os.uname().nodename}.{self._node.id}"
         )
-        registry = self._registry = Registry([rsync, nfs])
-        resolver = OptionResolver(registry, config.profiles)
+        resolver = OptionResolver(Registry([self._rsync, nfs]), config.profiles)
         if faults := resolver.faults():
             raise ConfigError(faults, source="[profiles]")
-        catalogue = Catalogue(self._foundation.store)
-        operations = Operations()
-        ownership = self._build_ownership(registry, rsync, catalogue)
         for options in resolver.profiles_of(nfs.kind):
             nfs.watch(options)
-        return VolumeService(
-            catalogue=catalogue,
-            registry=registry,
-            resolver=resolver,
-            references=self._node.references,
-            operations=operations,
-            discovery=Discovery(
-                catalogue=catalogue,
-                registry=registry,
-                references=self._node.references,
-                locks=operations.locks,
-            ),
-            ownership=ownership,
-            keeper=self._cluster.keeper if self._cluster else None,
-            propagation=Propagation(config.mount_dir, self._node),
-            mount_dir=config.mount_dir,
-            mount_deadline_s=config.mount_deadline_s,
-            disuse_grace_s=config.disuse_grace_s,
+        return resolver
+
+    def _build_ownership(self) -> OwnershipView:
+        foundation = self._foundation
+        return OwnershipView(
+            heads=foundation.heads,
+            conflicts=foundation.conflicts,
+            replicas=Replicas(locate_with(self._rsync)),
+            nodes=foundation.nodes,
+            membership=foundation.membership,
+            registry=self._registry,
+            events=self._events,
         )
 
-    def _build_ownership(
-        self, registry: Registry, rsync: RsyncBackend, catalogue: Catalogue
-    ) -> Ownership:
-        """Return who owns volumes; in a cluster, build what talks to its nodes."""
-        foundation = self._foundation
-        if foundation.keys is None:
-            return own_volumes(
-                self._config, foundation, registry, rsync, None, self._events
-            )
-        peers = self._peers = Peers(node_key=foundation.keys.node_key)
-        ownership = own_volumes(
-            self._config, foundation, registry, rsync, peers, self._events
-        )
-        self._cluster = ClusterNode(
+    def _build_cluster(self, keys: NodeKeys) -> ClusterNode:
+        return ClusterNode(
             self._config,
-            foundation.keys,
-            peers,
-            ownership,
-            rsync,
-            catalogue,
+            keys,
+            self._ownership,
+            self._rsync,
+            self._catalogue,
             self._events,
         )
-        self._labels = swarm_labels(
-            self._config, foundation.store, ownership, catalogue
+
+    def _build_use_cases(self) -> UseCases:
+        config, cluster, ownership = self._config, self._cluster, self._ownership
+        peers = cluster.peers if cluster else None
+        replication = cluster.replication if cluster else None
+        owning = Owning(
+            ownership,
+            Acquisition(
+                ownership,
+                Votes(peers, node_id=ownership.node_id),
+                replication or Alone(),
+                mount_wait_s=config.cluster.mount_wait_s,
+            ),
+            Release(ownership, replication or Alone()),
+            keeper=cluster.keeper if cluster else None,
+            replication=replication,
+            peers=peers,
         )
-        return ownership
+        return build_use_cases(
+            Given(
+                catalogue=self._catalogue,
+                resolver=self._resolver,
+                references=self._node.references,
+                owning=owning,
+                propagation=Propagation(config.mount_dir, self._node),
+                quarantine=self._rsync.quarantine,
+                events=self._events,
+                mount_dir=config.mount_dir,
+                times=Times(
+                    config.mount_deadline_s,
+                    config.disuse_grace_s,
+                    config.tuning.reconcile_interval_s,
+                ),
+            )
+        )
 
     def _left_mounted(self) -> dict[str, tuple[VolumeRecord, Path]]:
         """Return the exclusive volumes that an earlier process has left mounted."""
         points = {entry.mount_point for entry in mount_table()}
+        target = self._volumes.views.target
         try:
-            records = self._service.catalogue.all()
+            records = self._catalogue.all()
         except StoreError:
             return {}  # nothing was ever known of the cluster
         return {
-            each.id: (each, self._service.target(each))
+            each.id: (each, target(each))
             for each in records
-            if str(self._service.target(each)) in points
-            and self._service.ownership.exclusive(each)
+            if str(target(each)) in points and self._ownership.exclusive(each)
         }
 
-    def _build_servers(self, service: VolumeService) -> list[Server]:
+    def _build_servers(self) -> list[Server]:
         """Return the servers; what can fail comes before the engine can find us."""
-        config = self._config
-        replication = self._cluster.replication if self._cluster else None
-        metrics = Metrics(service, replication)
+        config, volumes, cluster = self._config, self._volumes, self._cluster
+        metrics = Metrics(
+            volumes.views,
+            self._registry,
+            self._node.references,
+            self._ownership.conflicts,
+            cluster.replication if cluster else None,
+        )
         servers = []
         if config.metrics_address:
             servers.append(
@@ -232,12 +239,7 @@ class Daemon:
         servers.append(
             Server(
                 create_control_app(
-                    service,
-                    self._reconciler,
-                    metrics,
-                    self._cluster_view(),
-                    self._quarantine,
-                    VolumeHistory(service, self._events, self._peers),
+                    volumes, metrics, self._cluster_view(), self._registry
                 ),
                 self._bind(config.control_socket),
                 name="control",
@@ -246,7 +248,14 @@ class Daemon:
         )
         servers.append(
             Server(
-                create_plugin_app(service, metrics),
+                create_plugin_app(
+                    volumes.views,
+                    volumes.creation,
+                    volumes.mounting,
+                    volumes.unmounting,
+                    volumes.removal,
+                    metrics,
+                ),
                 inherited_socket(os.environ) or self._bind(config.plugin_socket),
                 name="plugin",
                 threads=SERVER_THREADS,
@@ -255,16 +264,17 @@ class Daemon:
         return servers
 
     def _cluster_view(self) -> ClusterView:
-        foundation = self._foundation
+        foundation, cluster = self._foundation, self._cluster
         return ClusterView(
+            nodes=foundation.nodes,
             membership=foundation.membership,
             settings=foundation.settings,
             mirror=foundation.mirror,
-            faults=self._cluster.faults if self._cluster else list,
-            replication=self._cluster.replication if self._cluster else None,
-            replicas=self._cluster.replicas
-            if self._cluster
-            else ReplicaService(self._service.catalogue, self._service.ownership, None),
+            faults=cluster.faults if cluster else list,
+            replication=cluster.replication if cluster else None,
+            replicas=cluster.replicas
+            if cluster
+            else ReplicaService(self._catalogue, self._ownership, None),
         )
 
     def _bind(self, path: Path) -> socket.socket:
@@ -284,7 +294,7 @@ class Daemon:
         for server in self._servers:
             server.stop_accepting()
         self._remove_sockets()
-        self._reconciler.stop()
+        self._volumes.reconciler.stop()
         if self._labels is not None:
             self._labels.stop()
         deadline = Deadline(LONG_DEADLINE_S)

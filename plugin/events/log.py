@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final, Protocol
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -76,21 +76,6 @@ class Event(msgspec.Struct, frozen=True):
     at: Annotated[str, msgspec.Meta(pattern=r"\A[0-9-]{10}T[0-9:]{8}\.[0-9]{3}Z\Z")]
     kind: Annotated[str, msgspec.Meta(pattern=r"\A[a-z-]{1,32}\Z")]
     facts: dict[Annotated[str, msgspec.Meta(pattern=r"\A[a-z_]{1,32}\Z")], Fact]
-
-
-class Recorder(Protocol):
-    """Where events go."""
-
-    def add(self, volume: VolumeRecord | Volume, kind: str, **facts: Fact) -> None:
-        """Keep that *kind* has happened to the volume just now; never fails."""
-        ...
-
-
-class Unrecorded:
-    """Keeps nothing."""
-
-    def add(self, volume: VolumeRecord | Volume, kind: str, **facts: Fact) -> None:
-        """Do nothing."""
 
 
 class EventsRequest(msgspec.Struct, frozen=True):

@@ -146,11 +146,9 @@ class Joining:
 
     def _refuse_node(self) -> None:
         """Raise `NodeConflictError` if the cluster cannot have this node."""
-        directory = NodeDirectory(self.cluster, data_only_on=lambda _: [])
+        nodes = NodeDirectory(self.cluster, data_only_on=lambda _: [])
         owner = owner_of(self.cluster.get(NAMES + self.own.name))
-        refuse_name(self.own, owner, directory.record(owner))
+        refuse_name(self.own, owner, nodes.record(owner))
         if self.cluster.get(ALIVE + self.own.id) is not None:
-            refuse_clone(self.own, directory.record(self.own.id))
-        refuse_protocol(
-            [each for each in directory.nodes() if each.record.id != self.own.id]
-        )
+            refuse_clone(self.own, nodes.record(self.own.id))
+        refuse_protocol([each for each in nodes.all() if each.record.id != self.own.id])

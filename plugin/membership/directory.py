@@ -52,7 +52,7 @@ class NodeDirectory:
         self._offsets_s: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def nodes(self) -> list[NodeView]:
+    def all(self) -> list[NodeView]:
         """Return all nodes, sorted by name."""
         alive = {each.key for each in self._store.prefix(ALIVE)[0]}
         found = []
@@ -80,7 +80,7 @@ class NodeDirectory:
             NodeNotFoundError: there is none; the hint lists those there are.
 
         """
-        nodes = self.nodes()
+        nodes = self.all()
         # Ids first: a name may look like an id, but nobody can choose their id.
         for each in nodes:
             if each.record.id == name_or_id:
@@ -175,7 +175,7 @@ class NodeDirectory:
 
     def clock_warnings(self) -> list[str]:
         """Return a line for each node that lives and whose clock is far off."""
-        found = [each.clock_warning() for each in self.nodes() if each.alive]
+        found = [each.clock_warning() for each in self.all() if each.alive]
         return [each for each in found if each]
 
     def _set_drained(self, name_or_id: str, *, drained: bool) -> NodeView:

@@ -22,7 +22,7 @@ from plugin.errors import NodeConflictError, StoreError
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.lease import Facts, Leases, NodeLease
-from plugin.membership.nodes import Identity, NodeRecord, NodeView
+from plugin.membership.nodes import Identity, NodeRecord
 from plugin.membership.registration import Registration, Sources
 from plugin.store.base import Store
 
@@ -53,14 +53,10 @@ class Membership:
         leases: Leases | None,
         ttl_s: float,
         sources: Sources,
-        data_only_on: Callable[[str], list[str]],
+        nodes: NodeDirectory,
     ) -> None:
         self.own = own
-        self.directory = NodeDirectory(
-            store,
-            data_only_on=data_only_on,
-            always_alive="" if leases else own.id,
-        )
+        self._nodes = nodes
         self._ttl_s = ttl_s
         self._lease = (
             NodeLease(leases, facts, ttl_s=ttl_s, boot_id=own.boot_id)
@@ -68,7 +64,7 @@ class Membership:
             else None
         )
         self._registration = Registration(
-            store, own, lease=self._lease, sources=sources, directory=self.directory
+            store, own, lease=self._lease, sources=sources, nodes=nodes
         )
         self._listeners: list[Callable[[], None]] = []
         self._fault: RemoraError | None = StoreError("not registered yet")
@@ -150,16 +146,8 @@ class Membership:
     @property
     def drained(self) -> bool:
         """Whether this node is to take nothing new."""
-        record = self.directory.record(self.own.id)
+        record = self._nodes.record(self.own.id)
         return record is not None and record.drained
-
-    def nodes(self) -> list[NodeView]:
-        """Return all nodes, sorted by name, from local knowledge."""
-        return self.directory.nodes()
-
-    def find(self, name_or_id: str) -> NodeView:
-        """Return one node; see `NodeDirectory.find`."""
-        return self.directory.find(name_or_id)
 
     def end_forgotten(self, lease: int) -> None:
         """End *lease*, another node's, if it is over and the store has not ended it."""
@@ -173,37 +161,21 @@ class Membership:
         All of them are asked for within `_LIVING_S`; who was not counts as living.
         """
         deadline = clock.Deadline(_LIVING_S)
-        found = [each for each in node_ids if self.directory.lease_of(each)]
+        found = [each for each in node_ids if self._nodes.lease_of(each)]
         for each in found:
             if self._lease and not deadline.passed():
-                lease = self.directory.lease_of(each)
+                lease = self._nodes.lease_of(each)
                 self._lease.end_forgotten(lease, deadline.remaining_s())
-        return [each for each in found if self.directory.lease_of(each)]
-
-    def note_clock(self, node_id: str, offset_s: float) -> None:
-        """Keep how far a node's clock is ahead; see `NodeDirectory.note_clock`."""
-        self.directory.note_clock(node_id, offset_s)
-
-    def clock_warnings(self) -> list[str]:
-        """Return a line for each node whose clock is far off."""
-        return self.directory.clock_warnings()
+        return [each for each in found if self._nodes.lease_of(each)]
 
     def addresses_changed(self) -> None:
         """Look at the addresses again, soon; returns at once."""
         self._upkeep_due.set()
 
-    def drain(self, name_or_id: str) -> NodeView:
-        """Let a node take nothing new; see `NodeDirectory.set_drained`."""
-        return self.directory.set_drained(name_or_id, drained=True)
-
-    def undrain(self, name_or_id: str) -> NodeView:
-        """Let a node take new things again; see `NodeDirectory.set_drained`."""
-        return self.directory.set_drained(name_or_id, drained=False)
-
     def remove(self, name_or_id: str, *, force: bool = False) -> NodeRecord:
         """Remove a node that is gone for good; see `NodeDirectory.remove`."""
-        self.end_forgotten(self.directory.lease_of(self.find(name_or_id).record.id))
-        return self.directory.remove(name_or_id, force=force)
+        self.end_forgotten(self._nodes.lease_of(self._nodes.find(name_or_id).record.id))
+        return self._nodes.remove(name_or_id, force=force)
 
     def _beat(self) -> None:
         """Renew the lease, or get one, until the end; alone, only register."""

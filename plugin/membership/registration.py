@@ -91,13 +91,13 @@ class Registration:
         *,
         lease: NodeLease | None,
         sources: Sources,
-        directory: NodeDirectory,
+        nodes: NodeDirectory,
     ) -> None:
         self._store = store
         self._own = own
         self._lease = lease
         self._sources = sources
-        self._directory = directory
+        self._nodes = nodes
         self._registered_once = False
         self._other_seen_s = math.nan
         self._started_at = clock.now_rfc3339()
@@ -156,7 +156,7 @@ class Registration:
         if self._lease is None:
             return
         owner = owner_of(seen.name)
-        refuse_name(own, owner, self._directory.record(owner))
+        refuse_name(own, owner, self._nodes.record(owner))
         alive = decoded(AliveRecord, seen.alive)
         if seen.alive and alive is not None and alive.session != own.session:
             refuse_clone(own, known)
@@ -166,7 +166,7 @@ class Registration:
             elif self._registered_once:
                 raise _succeeded(own)
         refuse_protocol(
-            [each for each in self._directory.nodes() if each.record.id != own.id],
+            [each for each in self._nodes.all() if each.record.id != own.id],
         )
 
     def _await_end(self, lease: NodeLease, known: NodeRecord | None) -> None:
@@ -196,9 +196,7 @@ class Registration:
             total_bytes = known.pool_total_bytes
             available_bytes = known.pool_available_bytes
             addresses = known.addresses
-        others = [
-            each.record for each in self._directory.nodes() if each.record.id != own.id
-        ]
+        others = [each.record for each in self._nodes.all() if each.record.id != own.id]
         try:
             total_bytes, available_bytes = self._sources.capacity()
             addresses = tuple(

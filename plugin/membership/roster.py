@@ -15,7 +15,7 @@ from typing import Any, Final
 from backends.errors import RemoraError
 from backends.system import clock
 from plugin import __version__
-from plugin.membership.membership import Membership
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.nodes import NodeRecord
 from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
@@ -40,13 +40,15 @@ class Roster:
 
     def __init__(
         self,
-        membership: Membership,
+        own_id: str,
+        nodes: NodeDirectory,
         *,
         authorization: Authorization,
         peers: Peers,
         server: PeerServer,
     ) -> None:
-        self._membership = membership
+        self._own_id = own_id
+        self._nodes = nodes
         self._authorization = authorization
         self._peers = peers
         self._server = server
@@ -79,13 +81,13 @@ class Roster:
     def _look(self) -> None:
         """Let in and reach those that have a record now."""
         try:
-            nodes = self._membership.nodes()
+            nodes = self._nodes.all()
         except RemoraError:
             return  # never read yet; those that were known stay so
         peers = [
             peer
             for each in nodes
-            if each.record.id != self._membership.own.id
+            if each.record.id != self._own_id
             and (peer := self._peer(each.record)) is not None
         ]
         if peers == self._known:
@@ -131,4 +133,4 @@ class Roster:
                 continue
             theirs_s = answer.get("wall_s")
             if isinstance(theirs_s, int | float):
-                self._membership.note_clock(node_id, theirs_s - middle_s)
+                self._nodes.note_clock(node_id, theirs_s - middle_s)

@@ -37,14 +37,6 @@ class Replication(Protocol):
         """Raise PeerRefusedError while another owner relies on our word to wait."""
         ...
 
-    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
-        """Let this node's copy go, which is no member's, if nothing is lost with it."""
-        ...
-
-    def facts(self, record: VolumeRecord) -> dict[str, object]:
-        """Return what is being carried of the volume, for people."""
-        ...
-
 
 class Alone:
     """A node without others; see `Replication`."""
@@ -66,11 +58,3 @@ class Alone:
 
     def require_free(self, record: VolumeRecord) -> None:
         """Do nothing: there is no other owner."""
-
-    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
-        """Do nothing: this node is the only member."""
-
-    def facts(self, record: VolumeRecord) -> dict[str, object]:
-        """Return nothing: nothing is carried."""
-        del record
-        return {}

@@ -26,7 +26,7 @@ from backends.system import clock
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Asks
 from plugin.peers.lines import read_request
 
@@ -113,7 +113,7 @@ class Failsafe:
     """
 
     def __init__(
-        self, ownership: Ownership, asks: Asks, holds: Holds, *, ask_below_s: float
+        self, ownership: OwnershipView, asks: Asks, holds: Holds, *, ask_below_s: float
     ) -> None:
         self._ownership = ownership
         self._asks = asks

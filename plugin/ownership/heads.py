@@ -40,6 +40,8 @@ _TOMBS: Final = "tomb/"
 # is set apart and never overwritten; nobody stays away for so many owners.
 # A removal deletes all of them in one transaction, of at most 128 operations.
 EPOCHS_MAX: Final = 64
+# For what is known to be brought up to date before somebody is refused.
+REFRESH_DEADLINE_S: Final = 3.0
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
@@ -90,9 +92,9 @@ class Standing:
 class Heads:
     """The heads, locks and epochs of all volumes, read from local knowledge."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, conflicts: Conflicts) -> None:
         self._store = store
-        self.conflicts = Conflicts(store)
+        self._conflicts = conflicts
 
     def read(self, volume_id: str) -> Standing:
         """Return how *volume_id* stands."""
@@ -130,7 +132,7 @@ class Heads:
         nodes, _ = self._store.prefix(NODES)
         others = {each.key.removeprefix(NODES) for each in nodes} - {node}
         found = [
-            each.volume_id for each in self.conflicts.all() if each.node_id == node
+            each.volume_id for each in self._conflicts.all() if each.node_id == node
         ]
         for record in records:
             volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")

@@ -28,7 +28,8 @@ from plugin.fencing.held import HeldVolume, State
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.resuming import resume
+from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
 # Between two looks, if nothing wakes the thread: a part of the time for which members
@@ -55,7 +56,7 @@ class Keeper:
 
     def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         guard: Guard,
         failsafe: Failsafe,
         *,
@@ -225,7 +226,7 @@ class Keeper:
         if not self._ownership.membership.lease:
             return
         try:
-            self._ownership.resume(holding.record, holding.epoch)
+            resume(self._ownership, holding.record, holding.epoch)
         except RemoraError as error:
             log.info("'%s' is not regained yet: %s", holding.record.name, error)
 

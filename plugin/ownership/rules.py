@@ -3,9 +3,9 @@ The rules by which nodes own volumes and copies follow them: pure, without I/O.
 
 A volume has one *head* in the store, and on each node that keeps a copy a *replica*.
 Each function here takes what is written there and returns what is to be written next,
-or refuses. `ownership.py` calls them between a read and a compare-and-set; the model in
-`tests/model` calls the same functions in every order that it can think of. So the rules
-that are checked are those that run.
+or refuses. The other modules of this room call them between a read and a
+compare-and-set; the model in `tests/model` calls the same functions in every order that
+it can think of. So the rules that are checked are those that run.
 
 - An *epoch*, the fencing token, is raised each time a node becomes owner.
 - A *commit* (epoch, seq) names one state of the bytes. Within an epoch a later commit

@@ -7,16 +7,15 @@ from typing import Final
 
 from backends.base import Volume
 from backends.errors import RemoraError
-from backends.registry import Registry
 from plugin.logs import fields
 from plugin.ownership.heads import Tomb
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
 _DEADLINE_S: Final = 30.0
 
 
-def bury_copies(ownership: Ownership, registry: Registry) -> None:
+def bury_copies(ownership: OwnershipView) -> None:
     """
     Remove each copy of a volume that has a tomb, and say so in the tomb.
 
@@ -27,7 +26,7 @@ def bury_copies(ownership: Ownership, registry: Registry) -> None:
         pending = ownership.node_id in tomb.pending
         try:
             # A node that was no member any more may have a copy all the same.
-            _remove_copy(ownership, registry, volume_id, tomb)
+            _remove_copy(ownership, volume_id, tomb)
             if pending:
                 ownership.heads.acknowledge(volume_id, ownership.node_id)
         except RemoraError as error:
@@ -38,10 +37,8 @@ def bury_copies(ownership: Ownership, registry: Registry) -> None:
             )
 
 
-def _remove_copy(
-    ownership: Ownership, registry: Registry, volume_id: str, tomb: Tomb
-) -> None:
-    backend = registry.get(tomb.backend)
+def _remove_copy(ownership: OwnershipView, volume_id: str, tomb: Tomb) -> None:
+    backend = ownership.registry.get(tomb.backend)
     if backend.traits.reachable_from_every_node:
         return
     volume = Volume(id=volume_id, name=tomb.name, options={}, created_at="")

@@ -22,9 +22,9 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.heads import Heads
-from plugin.ownership.local_view import initial_commit
 from plugin.ownership.replica_files import Replicas
 from plugin.ownership.state import Choice, Commit, Head, Lineage, RefusedError
+from plugin.ownership.view import initial_commit
 from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from backends.errors import RemoraError
 from backends.rsync.quarantine import Quarantine, Tree
 from plugin.logs import fields
 from plugin.membership.conflicts import Conflict
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
 # A million names or so; beyond, the record says at least how much there is.
@@ -33,7 +33,7 @@ def conflict_of(quarantine: Quarantine, tree: Tree) -> Conflict:
     )
 
 
-def note(ownership: Ownership, quarantine: Quarantine, volume_id: str) -> None:
+def note(ownership: OwnershipView, quarantine: Quarantine, volume_id: str) -> None:
     """Write the records of what was set apart of a volume; at worst, later."""
     try:
         for tree in quarantine.of(volume_id):
@@ -42,17 +42,17 @@ def note(ownership: Ownership, quarantine: Quarantine, volume_id: str) -> None:
         log.warning("others hear of it later: %s", error, extra=fields(id=volume_id))
 
 
-def forget(ownership: Ownership, volume_id: str, commit: str) -> bool:
+def forget(ownership: OwnershipView, volume_id: str, commit: str) -> bool:
     """Delete the record of what was discarded; return whether that was done."""
     try:
-        ownership.heads.conflicts.drop(volume_id, ownership.node_id, commit)
+        ownership.conflicts.drop(volume_id, ownership.node_id, commit)
     except RemoraError as error:
         log.warning("others hear of it later: %s", error, extra=fields(id=volume_id))
         return False
     return True
 
 
-def mend(ownership: Ownership, quarantine: Quarantine) -> None:
+def mend(ownership: OwnershipView, quarantine: Quarantine) -> None:
     """
     Make this node's records agree with what lies on its disk.
 
@@ -60,7 +60,7 @@ def mend(ownership: Ownership, quarantine: Quarantine) -> None:
         BackendError: the pool is not there; StoreError: the cluster did not answer.
 
     """
-    conflicts = ownership.heads.conflicts
+    conflicts = ownership.conflicts
     # Before the disk: bytes are set apart before they are recorded.
     recorded = {
         (each.volume_id, each.commit)
@@ -74,10 +74,8 @@ def mend(ownership: Ownership, quarantine: Quarantine) -> None:
         conflicts.drop(volume_id, ownership.node_id, commit)
 
 
-def _note(ownership: Ownership, quarantine: Quarantine, tree: Tree) -> None:
+def _note(ownership: OwnershipView, quarantine: Quarantine, tree: Tree) -> None:
     if quarantine.find(tree.volume_id, tree.commit) is None:
         return  # it was discarded meanwhile
     conflict = conflict_of(quarantine, tree)
-    ownership.heads.conflicts.note(
-        tree.volume_id, ownership.node_id, tree.commit, conflict
-    )
+    ownership.conflicts.note(tree.volume_id, ownership.node_id, tree.commit, conflict)

@@ -18,7 +18,7 @@ from backends.system.clock import Deadline
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.view import OwnershipView
 from plugin.replication.copies import Copies
 from plugin.replication.receiving import Receiving
 
@@ -32,7 +32,7 @@ class Departing:
     """See the module's text."""
 
     def __init__(
-        self, ownership: Ownership, copies: Copies, receiving: Receiving
+        self, ownership: OwnershipView, copies: Copies, receiving: Receiving
     ) -> None:
         self._ownership = ownership
         self._copies = copies
@@ -82,7 +82,7 @@ class Departing:
             self._receiving.set_apart(record)
         elif not rules.superseded(replica, head, lineage):
             raise BackendError(f"commit {replica.commit} is not known to be kept yet")
-        nodes = self._ownership.membership.nodes()
+        nodes = self._ownership.nodes.all()
         if not any(each.alive and each.record.id in head.holders for each in nodes):
             raise BackendError("no node that has the newest commit is alive")
 

@@ -17,8 +17,8 @@ from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.model import VolumeRecord
-from plugin.ownership.ownership import Ownership
 from plugin.ownership.state import EMPTY, Commit
+from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import require_recovering
 from plugin.peers.lines import read_request
 from plugin.replication.copies import Copies
@@ -61,7 +61,7 @@ class Handing:
 
     def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         copies: Copies,
         transfer: Transfer,
         *,

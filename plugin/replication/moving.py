@@ -29,9 +29,9 @@ from plugin.errors import (
 from plugin.logs import fields
 from plugin.membership.nodes import NodeView
 from plugin.model import VolumeRecord
-from plugin.ownership.ownership import Ownership
 from plugin.ownership.refusals import explained
 from plugin.ownership.state import Head, RefusedError
+from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.lines import read_request
 from plugin.replication.move import Move, Round
@@ -69,7 +69,7 @@ class Moving:
 
     def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         syncing: Syncing,
         progress: Progress,
         peers: Peers,
@@ -116,7 +116,7 @@ class Moving:
             RemoraError: what has ended the move, or *owner* gives no answer.
 
         """
-        node_id = self._ownership.membership.find(owner).record.id
+        node_id = self._ownership.nodes.find(owner).record.id
         if node_id == self._ownership.node_id:
             return self._view(record)
         return self._peers.call(
@@ -163,7 +163,7 @@ class Moving:
                 "nothing to move",
                 hint=f"start its container on '{node}'",
             )
-        target = ownership.membership.find(node)
+        target = ownership.nodes.find(node)
         name = target.record.name
         if not target.alive:
             raise PeerUnreachableError(f"node '{name}' is down", hint="start it first")
@@ -240,14 +240,14 @@ class Moving:
         if move is None:
             raise InvalidRequestError(
                 f"no move of '{record.name}' is under way on node "
-                f"'{self._ownership.membership.own.name}'",
+                f"'{self._ownership.own.name}'",
                 hint="if its daemon was started again meanwhile: repeat the move",
             )
         if move.error is not None:
             raise move.error
         return move.view(
             self._progress.under_way(record.id),
-            owner=self._ownership.membership.own.name,
+            owner=self._ownership.own.name,
             node=self._ownership.name_of(move.node_id),
         )
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import msgspec
+
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Holds
 from plugin.ownership.keeper import Keeper
-from plugin.ownership.ownership import Ownership
 from plugin.ownership.state import Choice, Commit
+from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
 from plugin.peers.sharing import SharedSsh
@@ -22,22 +24,21 @@ from plugin.replication.handing import Handing
 from plugin.replication.looking import Looking
 from plugin.replication.moving import Moving
 from plugin.replication.placement import Placement
-from plugin.replication.progress import Progress
-from plugin.replication.progress import Transfer as Progressing
+from plugin.replication.progress import Progress, Transfer, TransferFacts
 from plugin.replication.pulling import Pulling
 from plugin.replication.receiving import Receiving
 from plugin.replication.reporting import REQUEST, Reporting
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
-from plugin.replication.transfer import Transfer
+from plugin.replication.transfer import Transfer as RsyncTransfer
 
 
 class ReplicationNode:
-    """See `cluster.replication.Replication` for what it is to ownership."""
+    """The parts, built; to ownership it is a `Replication`, see `bytes_port.py`."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names each of them
+    def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         backend: RsyncBackend,
         ssh: SharedSsh,
         peers: Peers,
@@ -50,8 +51,6 @@ class ReplicationNode:
         placement: Placement,
         look_interval_s: float,
     ) -> None:
-        """Build the parts, and let *ownership* know of them."""
-        ownership.replication = self
         self._holds = holds
         self._records = records
         self._copies = Copies(backend, ownership.replicas)
@@ -59,7 +58,7 @@ class ReplicationNode:
         self._ownership = ownership
         self._held = keeper.held
         self._reporting = Reporting(self.progress, peers)
-        transfer = Transfer(peers, ssh, self.progress)
+        transfer = RsyncTransfer(peers, ssh, self.progress)
         self.receiving = Receiving(
             ownership,
             self._copies,
@@ -84,7 +83,7 @@ class ReplicationNode:
             looking=Looking(self._copies, interval_s=look_interval_s),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
-        self._departing = Departing(ownership, self._copies, self.receiving)
+        self.departing = Departing(ownership, self._copies, self.receiving)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what other nodes may ask."""
@@ -136,21 +135,20 @@ class ReplicationNode:
         """Raise PeerRefusedError while an owner may rely on our word to wait."""
         self._holds.require_free(record.id)
 
-    def facts(self, record: VolumeRecord) -> dict[str, object]:
-        """Return how far the volume's transfers are, for people."""
+    def transfers_of(self, record: VolumeRecord) -> list[TransferFacts] | None:
+        """Return how far the volume's transfers are; None where nodes share it."""
         if self._ownership.is_shared(record):
-            return {}
-        return {
-            "transfers": [
-                self._shown(each) for each in self.progress.under_way(record.id)
-            ]
-        }
+            return None
+        return [self._facts(each) for each in self.progress.under_way(record.id)]
 
     def transfers(self) -> list[dict[str, object]]:
         """Return how far all transfers are, for people."""
         names = {each.id: each.name for each in self._records()}
         return [
-            {"volume": names.get(each.volume_id, each.volume_id), **self._shown(each)}
+            {
+                "volume": names.get(each.volume_id, each.volume_id),
+                **msgspec.to_builtins(self._facts(each)),
+            }
             for each in self.progress.under_way()
         ]
 
@@ -162,22 +160,8 @@ class ReplicationNode:
         }
         return {name: age_s for name, age_s in ages.items() if age_s is not None}
 
-    def _shown(self, transfer: Progressing) -> dict[str, object]:
-        done = transfer.done
-        return {
-            "node": self._ownership.name_of(transfer.node_id),
-            "direction": transfer.direction,
-            "began_at": transfer.began_at,
-            "files": done.files,
-            "done_bytes": done.done_bytes,
-            "total_bytes": done.total_bytes,
-            "percent": transfer.percent(),
-            "left_s": transfer.left_s(),
-        }
-
-    def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
-        """Let the copy of no member go; see `Departing.depart`."""
-        self._departing.depart(record, deadline)
+    def _facts(self, transfer: Transfer) -> TransferFacts:
+        return transfer.facts(self._ownership.name_of(transfer.node_id))
 
     def _by_id(self, volume_id: str) -> VolumeRecord | None:
         for record in self._records():

@@ -20,8 +20,8 @@ from plugin.logs import fields
 from plugin.membership.nodes import NodeView
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.ownership import Ownership
 from plugin.ownership.state import Head, RefusedError
+from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
 DEFAULT_REPLICAS: Final = 2
@@ -159,7 +159,7 @@ class Placement:
 
     def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         *,
         find: Callable[[str], VolumeRecord | None],
         replace_after_s: float | None,
@@ -180,7 +180,7 @@ class Placement:
 
         Called every `interval_s`, so that nobody is taken to be gone too soon.
         """
-        self._nodes = self._ownership.membership.directory.nodes()
+        self._nodes = self._ownership.nodes.all()
         self._gone = self._absences.gone(self._nodes)
 
     def members(self, record: VolumeRecord, epoch: int) -> Head | None:
@@ -252,11 +252,11 @@ class Placement:
 
     def lives(self, node_id: str) -> bool:
         """Return whether the node's daemon runs, as far as is known."""
-        nodes = self._ownership.membership.directory.nodes()
+        nodes = self._ownership.nodes.all()
         return any(each.record.id == node_id and each.alive for each in nodes)
 
     def _plan(self, record: VolumeRecord, head: Head) -> Plan:
-        nodes = self._ownership.membership.directory.nodes()
+        nodes = self._ownership.nodes.all()
         # What is mounted has the record of the time of its Mount.
         newest = self._find(record.name)
         if newest is None or newest.id != record.id:

@@ -13,6 +13,8 @@ import threading
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+import msgspec
+
 from backends.system.clock import monotonic_s, now_rfc3339
 
 Direction = Literal["sending", "receiving"]
@@ -33,6 +35,19 @@ class Done:
     total_bytes: int = 0
     files: int = 0
     rate_bytes_s: float = 0.0
+
+
+class TransferFacts(msgspec.Struct, frozen=True):
+    """A transfer as people are shown it; *node* is the other node's name."""
+
+    node: str
+    direction: Direction
+    began_at: str
+    files: int
+    done_bytes: int
+    total_bytes: int
+    percent: int | None
+    left_s: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,20 @@ class Transfer:
             return None
         left_bytes = max(0, done.total_bytes - done.done_bytes)
         return round(left_bytes / done.rate_bytes_s)
+
+    def facts(self, node: str) -> TransferFacts:
+        """Return it for people; *node* is the other node's name."""
+        done = self.done
+        return TransferFacts(
+            node,
+            self.direction,
+            self.began_at,
+            done.files,
+            done.done_bytes,
+            done.total_bytes,
+            self.percent(),
+            self.left_s(),
+        )
 
 
 @dataclass(frozen=True, slots=True)

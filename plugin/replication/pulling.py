@@ -20,8 +20,8 @@ from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.ownership import Ownership
 from plugin.ownership.state import EMPTY, Choice, Commit, Kept, RefusedError, Replica
+from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.replication.copies import Copies
 from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest, carried_bytes
@@ -40,7 +40,7 @@ class Pulling:
 
     def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         copies: Copies,
         receiving: Receiving,
         peers: Peers,

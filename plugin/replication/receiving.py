@@ -25,8 +25,8 @@ from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.ownership import Ownership
 from plugin.ownership.state import EMPTY, Commit, Head, Kept, RefusedError, Replica
+from plugin.ownership.view import OwnershipView
 from plugin.peers.lines import read_request
 from plugin.peers.server import Place
 from plugin.replication.copies import Copies
@@ -71,9 +71,9 @@ class _Session:
 class Receiving:
     """The daemon's word on each transfer; see `peers.server.Receiver`."""
 
-    def __init__(  # noqa: PLR0913 - the composition root names each of them
+    def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         copies: Copies,
         *,
         find: Callable[[str], VolumeRecord | None],

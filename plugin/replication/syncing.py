@@ -23,8 +23,9 @@ from plugin.errors import ChangedError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.sealing import commit_running
 from plugin.ownership.state import Commit, Head, Quality, RefusedError
+from plugin.ownership.view import OwnershipView
 from plugin.replication.copies import Copies
 from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
@@ -48,7 +49,7 @@ class Syncing:
 
     def __init__(
         self,
-        ownership: Ownership,
+        ownership: OwnershipView,
         copies: Copies,
         sending: Sending,
         *,
@@ -228,7 +229,7 @@ class Syncing:
             journal.manifest.touch(changes.touched)
             return current
         # The number is used up durably before anybody can have seen it.
-        commit = self._ownership.commit_running(record, epoch)
+        commit = commit_running(self._ownership, record, epoch)
         journal.record(changes, pair(commit))
         return commit
 

@@ -74,7 +74,7 @@ class SwarmLabels:
         *,
         store: Store,
         heads: Heads,
-        directory: NodeDirectory,
+        nodes: NodeDirectory,
         own_id: str,
         records: Callable[[], Sequence[VolumeRecord]],
         driver: str,
@@ -82,7 +82,7 @@ class SwarmLabels:
         self._engine = engine
         self._store = store
         self._heads = heads
-        self._directory = directory
+        self._nodes = nodes
         self._own_id = own_id
         self._records = records
         self._driver = driver
@@ -163,9 +163,7 @@ class SwarmLabels:
         key = _NODES + self._own_id
         stored = self._store.get(key)
         value = swarm_id.encode()
-        if (stored and stored.value == value) or not self._directory.record(
-            self._own_id
-        ):
+        if (stored and stored.value == value) or not self._nodes.record(self._own_id):
             return
         revision = stored.mod_revision if stored else 0
         self._store.transact([Compare(key, revision)], [Put(key, value)])
@@ -193,7 +191,7 @@ class SwarmLabels:
 
     def _members(self) -> dict[str, str]:
         """Return the cluster's node ids by their ids in the swarm."""
-        there = {each.record.id for each in self._directory.nodes()}
+        there = {each.record.id for each in self._nodes.all()}
         found = {}
         for stored in self._store.prefix(_NODES)[0]:
             node_id = stored.key.removeprefix(_NODES)

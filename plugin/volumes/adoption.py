@@ -2,62 +2,71 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from backends.base import Backend, Volume
 from backends.errors import RemoraError, VolumeExistsError
 from backends.system.clock import Deadline
 from plugin.limits import LONG_DEADLINE_S
 from plugin.model import VolumeRecord, check_name
-from plugin.volumes.service import VolumeService
+from plugin.ownership.view import OwnershipView
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.operations import VolumeLocks
 
 
-def adopt(service: VolumeService, *, dry_run: bool) -> dict[str, list[str]]:
-    """
-    Return the names ``adopted`` and, with the reason, those ``refused``.
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """What `remora repair` does for volumes without a record."""
 
-    A volume whose name a record has under another id is refused: which of the two is
-    the right one is for a person to say. Nothing on storage is changed.
-    """
-    known = {record.id for record in service.catalogue.all()}
-    report: dict[str, list[str]] = {"adopted": [], "refused": []}
-    for backend in service.registry.all().values():
-        for volume in backend.discover():
-            if volume.id in known:
-                continue
-            try:
-                _adopt(service, backend, volume, dry_run=dry_run)
-            except RemoraError as error:
-                report["refused"].append(f"{volume.name} ({volume.id}): {error}")
-            else:
-                report["adopted"].append(volume.name)
-    return report
+    catalogue: Catalogue
+    locks: VolumeLocks
+    ownership: OwnershipView
 
+    def adopt(self, *, dry_run: bool) -> dict[str, list[str]]:
+        """
+        Return the names ``adopted`` and, with the reason, those ``refused``.
 
-def _adopt(
-    service: VolumeService, backend: Backend, volume: Volume, *, dry_run: bool
-) -> None:
-    check_name(volume.name)
-    options = backend.parse_options(volume.options)
-    if service.ownership.heads.is_removed(volume.id):
-        raise VolumeExistsError(
-            "it was removed while this node was away", hint="it goes to the trash"
-        )
-    with service.operations.locks.hold(volume.name, Deadline(LONG_DEADLINE_S)):
-        taken = service.catalogue.find(volume.name)
-        if taken is not None:
+        A volume whose name a record has under another id is refused: which of the two
+        is the right one is for a person to say. Nothing on storage is changed.
+        """
+        known = {record.id for record in self.catalogue.all()}
+        report: dict[str, list[str]] = {"adopted": [], "refused": []}
+        for backend in self.ownership.registry.all().values():
+            for volume in backend.discover():
+                if volume.id in known:
+                    continue
+                try:
+                    self._adopt(backend, volume, dry_run=dry_run)
+                except RemoraError as error:
+                    report["refused"].append(f"{volume.name} ({volume.id}): {error}")
+                else:
+                    report["adopted"].append(volume.name)
+        return report
+
+    def _adopt(self, backend: Backend, volume: Volume, *, dry_run: bool) -> None:
+        check_name(volume.name)
+        options = backend.parse_options(volume.options)
+        if self.ownership.heads.is_removed(volume.id):
             raise VolumeExistsError(
-                f"the name belongs to volume {taken.record.id}",
-                hint="remove or rename one of them",
+                "it was removed while this node was away", hint="it goes to the trash"
             )
-        if not dry_run:
-            service.catalogue.insert(
-                VolumeRecord(
-                    id=volume.id,
-                    name=volume.name,
-                    backend=backend.kind,
-                    requested={**options, "backend": backend.kind},
-                    options={**backend.default_options(), **options},
-                    created_at=volume.created_at,
-                    phase="ready",
-                    node=service.ownership.node_id,
+        with self.locks.hold(volume.name, Deadline(LONG_DEADLINE_S)):
+            taken = self.catalogue.find(volume.name)
+            if taken is not None:
+                raise VolumeExistsError(
+                    f"the name belongs to volume {taken.record.id}",
+                    hint="remove or rename one of them",
                 )
-            )
+            if not dry_run:
+                self.catalogue.insert(
+                    VolumeRecord(
+                        id=volume.id,
+                        name=volume.name,
+                        backend=backend.kind,
+                        requested={**options, "backend": backend.kind},
+                        options={**backend.default_options(), **options},
+                        created_at=volume.created_at,
+                        phase="ready",
+                        node=self.ownership.node_id,
+                    )
+                )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
@@ -31,9 +32,13 @@ from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.membership.conflicts import Conflict
 from plugin.model import VolumeRecord, check_name
+from plugin.ownership.view import OwnershipView
 from plugin.replication import apart
-from plugin.volumes.operations import CallerGone
-from plugin.volumes.service import VolumeService
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.copying_under_way import CopyingUnderWay
+from plugin.volumes.creation import Creation
+from plugin.volumes.operations import CallerGone, Operations
+from plugin.volumes.options import OptionResolver
 
 log = logging.getLogger(__name__)
 # Each holds a thread of the control socket for as long as its reader takes.
@@ -67,14 +72,20 @@ class SetApart(msgspec.Struct, frozen=True, kw_only=True):
     path: str
 
 
+@dataclass(frozen=True, slots=True)
 class QuarantineService:
-    """What can be done with what nodes have set apart of the volumes of *service*."""
+    """What can be done with what nodes have set apart of volumes."""
 
-    def __init__(self, service: VolumeService, quarantine: Quarantine) -> None:
-        self._service = service
-        self._ownership = service.ownership
-        self._quarantine = quarantine
-        self._readers = threading.BoundedSemaphore(_READERS_MAX)
+    catalogue: Catalogue
+    resolver: OptionResolver
+    operations: Operations
+    copying: CopyingUnderWay
+    creation: Creation
+    ownership: OwnershipView
+    quarantine: Quarantine
+    readers: threading.BoundedSemaphore = field(
+        default_factory=partial(threading.BoundedSemaphore, _READERS_MAX)
+    )
 
     def all(self, name: str = "") -> list[SetApart]:
         """
@@ -85,16 +96,16 @@ class QuarantineService:
 
         """
         wanted = self._find(name).id if name else ""
-        names = self._service.catalogue.names()
-        tombs = self._ownership.heads.tombs()
-        own = self._ownership.node_id
+        names = self.catalogue.names()
+        tombs = self.ownership.heads.tombs()
+        own = self.ownership.node_id
         trees = self._trees()
         paths = {
             (each.volume_id, own, each.commit): str(each.path) for each in trees or ()
         }
         found = {
             (each.volume_id, each.node_id, each.commit): each.conflict
-            for each in self._ownership.heads.conflicts.all()
+            for each in self.ownership.conflicts.all()
         }
         if trees is not None:
             # The disk knows better; the next pass of the reconciler mends the records.
@@ -102,7 +113,7 @@ class QuarantineService:
             for tree in trees:
                 key = (tree.volume_id, own, tree.commit)
                 if key not in found and wanted in ("", tree.volume_id):
-                    found[key] = apart.conflict_of(self._quarantine, tree)
+                    found[key] = apart.conflict_of(self.quarantine, tree)
         rows = [
             _row(
                 key,
@@ -110,7 +121,7 @@ class QuarantineService:
                 volume=names.get(key[0], "")
                 or (tombs[key[0]].name if key[0] in tombs else key[0]),
                 removed=key[0] not in names,
-                node=self._ownership.name_of(key[1]),
+                node=self.ownership.name_of(key[1]),
                 own=own,
                 path=paths.get(key, ""),
             )
@@ -135,7 +146,7 @@ class QuarantineService:
         """
         _, tree = self._here(name, commit, verb="diff")
         return self._reading(
-            lambda: self._quarantine.differences(tree, contents=contents), caller_gone
+            lambda: self.quarantine.differences(tree, contents=contents), caller_gone
         )
 
     def archive(
@@ -143,7 +154,7 @@ class QuarantineService:
     ) -> Iterator[bytes]:
         """Return the bytes of *commit* as a tar archive; raises as `differences`."""
         _, tree = self._here(name, commit, verb="export")
-        return self._reading(lambda: self._quarantine.archive(tree), caller_gone)
+        return self._reading(lambda: self.quarantine.archive(tree), caller_gone)
 
     def clone(
         self,
@@ -155,7 +166,7 @@ class QuarantineService:
         caller_gone: CallerGone,
     ) -> None:
         """
-        Make volume *new* with the bytes of *commit*; see `VolumeCreation.clone`.
+        Make volume *new* with the bytes of *commit*; see `Creation.clone`.
 
         Raises:
             NotOwnerError, InvalidRequestError: as `differences`.
@@ -166,17 +177,17 @@ class QuarantineService:
         """
         check_name(new)
         known, tree = self._here(name, commit, verb="clone")
-        if self._service.catalogue.find(new) is not None:
+        if self.catalogue.find(new) is not None:
             raise VolumeExistsError(f"volume '{new}' exists", hint="use another name")
-        resolved = self._service.resolver.resolve(options, known.record)
+        resolved = self.resolver.resolve(options, known.record)
 
         def fill(destination: Destination) -> None:
-            with self._service.copies.track(new, caller_gone) as progress:
+            with self.copying.track(new, caller_gone) as progress:
                 copy_tree(tree.path, destination, progress=progress)
-            if self._quarantine.find(tree.volume_id, commit) is None:
+            if self.quarantine.find(tree.volume_id, commit) is None:
                 raise BackendError(f"commit {commit} was discarded meanwhile")
 
-        self._service.create_filled(new, resolved, fill)
+        self.creation.create_filled(new, resolved, fill)
 
     def discard(self, name: str, commit: str) -> bool:
         """
@@ -188,40 +199,40 @@ class QuarantineService:
 
         """
         known, tree = self._here(name, commit, verb="discard")
-        self._service.operations.run(
+        self.operations.run(
             known.name,
-            lambda _: self._quarantine.discard(tree),
+            lambda _: self.quarantine.discard(tree),
             deadline_s=SHORT_DEADLINE_S,
         )
         log.info("discarded", extra=fields(volume=known.name, commit=commit))
-        return apart.forget(self._ownership, known.id, commit)
+        return apart.forget(self.ownership, known.id, commit)
 
     def mend(self) -> None:
         """Make the cluster's records of this node agree with its disk, or log why."""
         try:
-            apart.mend(self._ownership, self._quarantine)
+            apart.mend(self.ownership, self.quarantine)
         except RemoraError as error:
             log.info("what is set apart is recorded later: %s", error)
 
     def _trees(self) -> list[Tree] | None:
         """Return what is on the disk; None without the pool: the records have to do."""
         try:
-            return self._quarantine.everything()
+            return self.quarantine.everything()
         except BackendError:
             return None
 
     def _find(self, name: str) -> _Known:
         """Return the volume of that name, or else of that id, or else removed."""
         check_name(name)
-        stored = self._service.catalogue.find(name)
+        stored = self.catalogue.find(name)
         if stored is not None:
             return _Known(stored.record.id, name, stored.record)
-        for record in self._service.catalogue.all():
+        for record in self.catalogue.all():
             if record.id == name:
                 return _Known(record.id, record.name, record)
         held = {each.volume_id for each in self._trees() or ()}
-        held |= {each.volume_id for each in self._ownership.heads.conflicts.all()}
-        tombs = self._ownership.heads.tombs()
+        held |= {each.volume_id for each in self.ownership.conflicts.all()}
+        tombs = self.ownership.heads.tombs()
         found = [
             each
             for each in sorted(held)
@@ -241,12 +252,12 @@ class QuarantineService:
         """Return the volume, and the tree of *commit* on this node."""
         check_commit(commit)
         known = self._find(name)
-        tree = self._quarantine.find(known.id, commit)
+        tree = self.quarantine.find(known.id, commit)
         if tree is not None:
             return known, tree
-        for each in self._ownership.heads.conflicts.of(known.id):
-            if each.commit == commit and each.node_id != self._ownership.node_id:
-                node = self._ownership.name_of(each.node_id)
+        for each in self.ownership.conflicts.of(known.id):
+            if each.commit == commit and each.node_id != self.ownership.node_id:
+                node = self.ownership.name_of(each.node_id)
                 raise NotOwnerError(
                     f"commit {commit} of '{known.name}' was set apart on node '{node}'",
                     hint=f"there: remora quarantine {verb} {name} {commit}",
@@ -262,7 +273,7 @@ class QuarantineService:
         """Return what *begin* yields, once its first item is there."""
 
         def items() -> Iterator[Item]:
-            if not self._readers.acquire(blocking=False):
+            if not self.readers.acquire(blocking=False):
                 raise VolumeBusyError(
                     f"{_READERS_MAX} readers of what was set apart are at work",
                     hint="retry when one of them has ended",
@@ -273,7 +284,7 @@ class QuarantineService:
                         raise VolumeBusyError("the caller has gone")
                     yield item
             finally:
-                self._readers.release()
+                self.readers.release()
 
         # What fails at once is an answer, and not one that breaks off.
         rest = items()

@@ -11,7 +11,7 @@ from backends.system.copying import Copied, Progress
 from plugin.volumes.operations import CallerGone
 
 
-class Copies:
+class CopyingUnderWay:
     """Known to all who copy; read by `remora status`."""
 
     def __init__(self) -> None:

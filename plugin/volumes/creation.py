@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 
 from backends.base import Fill
 from backends.errors import (
@@ -22,52 +22,67 @@ from backends.errors import (
     VolumeExistsError,
 )
 from backends.options import source_volume
-from backends.registry import Registry
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.copying import Destination, copy_tree
 from backends.system.mounts import mounted_at
-from plugin.limits import COPY_DEADLINE_S, SHORT_DEADLINE_S
+from plugin.limits import COPY_DEADLINE_S, LONG_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord, check_name
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.view import OwnershipView
 from plugin.volumes.catalogue import Catalogue, Stored
-from plugin.volumes.copying_under_way import Copies
-from plugin.volumes.discovery import Discovery
+from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.operations import CallerGone, Operations, never
 from plugin.volumes.options import OptionResolver, Resolved, require_same_options
-from plugin.volumes.references import References
+from plugin.volumes.removal import Removal
 from plugin.volumes.views import VolumeViews
 
 log = logging.getLogger(__name__)
 
 
-class VolumeCreation(VolumeViews):
-    """The creating part of `VolumeService`."""
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """Answers Create, and makes volumes with the bytes of others."""
 
-    def __init__(  # noqa: PLR0913 - see `VolumeService`
+    views: VolumeViews
+    catalogue: Catalogue
+    resolver: OptionResolver
+    operations: Operations
+    copying: CopyingUnderWay
+    ownership: OwnershipView
+    removal: Removal
+
+    def scope(self) -> str:
+        """Return "global" if a volume without options is usable on every node."""
+        backend = self.resolver.resolve({}).backend
+        return "global" if backend.traits.reachable_from_every_node else "local"
+
+    def create(
         self,
+        name: str,
+        options: Mapping[str, str],
         *,
-        catalogue: Catalogue,
-        registry: Registry,
-        resolver: OptionResolver,
-        references: References,
-        operations: Operations,
-        discovery: Discovery,
-        ownership: Ownership,
-        mount_dir: Path,
+        caller_gone: CallerGone = never,
     ) -> None:
-        super().__init__(
-            catalogue=catalogue,
-            registry=registry,
-            references=references,
-            discovery=discovery,
-            ownership=ownership,
-            mount_dir=mount_dir,
+        """
+        Make the volume, or find that it exists with the same options.
+
+        Raises:
+            InvalidRequestError: the name or an option is not valid; nothing is made.
+            VolumeExistsError: it exists with other options, which are named.
+            BackendError, DeadlineError, StoreError, VolumeBusyError: as they say.
+
+        """
+        check_name(name)
+        resolved, fill = self._understand(name, options)
+        self.operations.run(
+            name,
+            lambda deadline: self._make(name, resolved, deadline, fill),
+            deadline_s=LONG_DEADLINE_S,
+            # A copy that takes longer than the engine waits goes on; see `Operations`.
+            undo=self.removal.discard if fill is None else None,
+            caller_gone=caller_gone,
         )
-        self.resolver = resolver
-        self.operations = operations
-        self.copies = Copies()
 
     def clone(
         self,
@@ -88,7 +103,9 @@ class VolumeCreation(VolumeViews):
 
         """
         check_name(name)
-        resolved, fill = self.understand(name, {**options, "from": source}, caller_gone)
+        resolved, fill = self._understand(
+            name, {**options, "from": source}, caller_gone
+        )
         if fill is None:
             raise VolumeExistsError(f"volume '{name}' exists", hint="use another name")
         self.create_filled(name, resolved, fill)
@@ -105,13 +122,13 @@ class VolumeCreation(VolumeViews):
         """
         made = self.operations.run(
             name,
-            lambda deadline: self.make(name, resolved, deadline, fill),
+            lambda deadline: self._make(name, resolved, deadline, fill),
             deadline_s=COPY_DEADLINE_S,
         )
         if made is None:
             raise VolumeExistsError(f"volume '{name}' exists", hint="use another name")
 
-    def understand(
+    def _understand(
         self, name: str, options: Mapping[str, str], caller_gone: CallerGone = never
     ) -> tuple[Resolved, Fill | None]:
         """Return what *options* stand for, and what copies the bytes of `from`."""
@@ -126,22 +143,22 @@ class VolumeCreation(VolumeViews):
             source_name, _, snapshot = source_volume(wanted[0]).partition("@")
         except ValueError as error:
             raise InvalidRequestError(f"option 'from': {error}") from None
-        source = self.existing(source_name).record
+        source = self.views.existing(source_name).record
         volume = source.volume()
-        backend = self.registry.get(source.backend)
+        backend = self.ownership.backend_of(source)
 
         def fill(destination: Destination) -> None:
             directory = backend.data_directory(volume, snapshot)
-            mounted = not snapshot and mounted_at(self.target(source))
-            flush = [self.target(source)] if mounted else []
-            with self.copies.track(name, caller_gone) as progress:
+            mounted = not snapshot and mounted_at(self.views.target(source))
+            flush = [self.views.target(source)] if mounted else []
+            with self.copying.track(name, caller_gone) as progress:
                 copy_tree(directory, destination, progress=progress, flush=flush)
             # What a removal took away meanwhile would look like files that are gone.
             backend.data_directory(volume, snapshot)
 
         return self.resolver.resolve(options, source), fill
 
-    def begin_creation(
+    def _begin(
         self, name: str, resolved: Resolved, deadline: Deadline, *, filled: bool
     ) -> Stored | None:
         """
@@ -151,11 +168,11 @@ class VolumeCreation(VolumeViews):
         """
         stored = self.catalogue.find(name)
         if stored is not None and stored.record.phase == "creating":
-            if not self.is_ours_to_finish(stored.record):
+            if not self.ownership.is_ours_to_finish(stored.record):
                 raise VolumeBusyError(
                     f"'{name}' is being made on another node", hint="retry"
                 )
-            self.roll_back_creation(stored, deadline)
+            self.removal.roll_back_creation(stored, deadline)
             stored = None
         if stored is None:
             record = VolumeRecord(
@@ -173,15 +190,15 @@ class VolumeCreation(VolumeViews):
             stored = self.catalogue.insert(record)
             if stored is not None:
                 return stored
-            stored = self.existing(name)  # another node was quicker
+            stored = self.views.existing(name)  # another node was quicker
         require_same_options(resolved, stored.record)
         return None
 
-    def make(
+    def _make(
         self, name: str, resolved: Resolved, deadline: Deadline, fill: Fill | None
     ) -> str | None:
         """Return the id of the volume that was made, None if it was there."""
-        stored = self.begin_creation(name, resolved, deadline, filled=fill is not None)
+        stored = self._begin(name, resolved, deadline, filled=fill is not None)
         if stored is None:
             return None
         try:
@@ -193,29 +210,14 @@ class VolumeCreation(VolumeViews):
             # Storage that refused has nothing of it; only an unknown outcome must be
             # remembered until storage answers again.
             refused = fill is None and isinstance(error, BackendError)
-            self.abandon_creation(stored, refused=refused)
+            self._abandon(stored, refused=refused)
             raise
         return made.id
 
-    def is_ours_to_finish(self, record: VolumeRecord) -> bool:
-        """Return whether what was begun with the volume was begun on this node."""
-        node = record.node
-        return node in ("", self.ownership.node_id) or not self.ownership.is_member(
-            node
-        )
-
-    def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
-        """Undo a creation that nobody was told of; the volume's lock is held."""
-        record = stored.record
-        self.registry.get(record.backend).discard(
-            record.volume(), deadline_s=deadline.remaining_s()
-        )
-        self.catalogue.delete(stored)
-
-    def abandon_creation(self, stored: Stored, *, refused: bool) -> None:
+    def _abandon(self, stored: Stored, *, refused: bool) -> None:
         """Undo a creation now if storage lets us, else leave it to the reconciler."""
         try:
-            self.roll_back_creation(stored, Deadline(SHORT_DEADLINE_S))
+            self.removal.roll_back_creation(stored, Deadline(SHORT_DEADLINE_S))
         except RemoraError as error:
             if refused:
                 self.catalogue.delete(stored)

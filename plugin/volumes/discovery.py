@@ -9,6 +9,7 @@ cannot be read changes nothing.
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Final
 
 from backends.base import Backend, Volume
@@ -27,21 +28,14 @@ _FIND_DEADLINE_S: Final = 1.0
 _LOCK_WAIT_S: Final = 0.05
 
 
+@dataclass(frozen=True, slots=True)
 class Discovery:
     """Mirrors the catalogues of shared storage into the records."""
 
-    def __init__(
-        self,
-        *,
-        catalogue: Catalogue,
-        registry: Registry,
-        references: References,
-        locks: VolumeLocks,
-    ) -> None:
-        self._catalogue = catalogue
-        self._registry = registry
-        self._references = references
-        self._locks = locks
+    catalogue: Catalogue
+    registry: Registry
+    references: References
+    locks: VolumeLocks
 
     def look_for(self, name: str) -> None:
         """Make a record of volume *name* if storage has it and we do not know it."""
@@ -54,14 +48,14 @@ class Discovery:
                 log.warning("'%s' was not looked for: %s", name, error)
                 continue
             if volume is not None:
-                self._catalogue.insert(_record(backend, volume))
+                self.catalogue.insert(_record(backend, volume))
                 return
 
     def synchronise(self) -> None:
         """Compare every record of shared storage with what was last seen there."""
         for backend in self._shared():
             found = {volume.name: volume for volume in backend.discover()}
-            for record in self._catalogue.all():
+            for record in self.catalogue.all():
                 if record.backend != backend.kind:
                     found.pop(record.name, None)  # the name is taken here
                     continue
@@ -74,7 +68,7 @@ class Discovery:
     def _shared(self) -> list[Backend]:
         return [
             backend
-            for backend in self._registry.all().values()
+            for backend in self.registry.all().values()
             if backend.traits.catalogue_on_storage
         ]
 
@@ -85,11 +79,11 @@ class Discovery:
         It may have been removed since, so storage is asked again, under its lock.
         """
         try:
-            with self._locks.hold(name, Deadline(_LOCK_WAIT_S)):
-                if self._catalogue.find(name) is not None:
+            with self.locks.hold(name, Deadline(_LOCK_WAIT_S)):
+                if self.catalogue.find(name) is not None:
                     return
                 volume = backend.find(name, deadline_s=_FIND_DEADLINE_S)
-                if volume and self._catalogue.insert(_record(backend, volume)):
+                if volume and self.catalogue.insert(_record(backend, volume)):
                     log.info("found", extra=fields(volume=name, id=volume.id))
         except VolumeBusyError:
             return
@@ -104,21 +98,21 @@ class Discovery:
         """
         if record.phase != "ready" or not backend.knows(record.volume()):
             return
-        if self._references.total(record.id):
+        if self.references.total(record.id):
             return  # it is held here: its mount says what is wrong
         try:
-            with self._locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
-                stored = self._catalogue.find(record.name)
+            with self.locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
+                stored = self.catalogue.find(record.name)
                 if stored is None or stored.record != record:
                     return
                 seen = backend.find(record.name, deadline_s=_FIND_DEADLINE_S)
                 if not backend.knows(record.volume()):
                     return
                 if seen is None:
-                    self._catalogue.delete(stored)
+                    self.catalogue.delete(stored)
                     log.info("removed elsewhere", extra=fields(volume=record.name))
                 elif seen.id != record.id:
-                    self._catalogue.replace(stored, _record(backend, seen))
+                    self.catalogue.replace(stored, _record(backend, seen))
                     log.info("replaced elsewhere", extra=fields(volume=record.name))
         except VolumeBusyError:
             return

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
@@ -21,23 +22,22 @@ from plugin.errors import VolumeNotFoundError
 from plugin.events.log import LIMIT_MAX, Event, Events, EventsAnswer
 from plugin.ownership.heads import Standing
 from plugin.ownership.state import Epoch, Head, Lineage
+from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Asks
-from plugin.volumes.service import VolumeService
+from plugin.volumes.views import VolumeViews
 
 _ASK_DEADLINE_S: Final = 3.0
 Rows = list[dict[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
 class VolumeHistory:
     """The use cases; without *asks* the node is alone."""
 
-    def __init__(
-        self, service: VolumeService, events: Events, asks: Asks | None
-    ) -> None:
-        self._service = service
-        self._ownership = service.ownership
-        self._events = events
-        self._asks = asks
+    views: VolumeViews
+    ownership: OwnershipView
+    event_log: Events
+    asks: Asks | None
 
     def epochs(self, name: str) -> dict[str, Any]:
         """
@@ -47,17 +47,17 @@ class VolumeHistory:
             VolumeNotFoundError: there is none.
 
         """
-        record = self._service.existing(name).record
-        heads = self._ownership.heads
+        record = self.views.existing(name).record
+        heads = self.ownership.heads
         standing = heads.read(record.id)
         return {
             "volume": record.name,
             "id": record.id,
-            **_present(standing, self._ownership.name_of),
+            **_present(standing, self.ownership.name_of),
             "epochs": epoch_rows(
                 standing.head or Head(),
                 heads.lineage(record.id),
-                self._ownership.name_of,
+                self.ownership.name_of,
             ),
         }
 
@@ -77,13 +77,13 @@ class VolumeHistory:
                 f"{limit} is no number of events", hint=f"1 to {LIMIT_MAX}"
             )
         volume_id = self._id_of(name)
-        own = self._ownership.membership.own
+        own = self.ownership.own
         parts = {
-            own.name: EventsAnswer(self._events.newest(volume_id, limit)),
+            own.name: EventsAnswer(self.event_log.newest(volume_id, limit)),
         }
         silent: list[dict[str, str]] = []
         for node_id, answer in self._ask(volume_id, limit).items():
-            node = self._ownership.name_of(node_id)
+            node = self.ownership.name_of(node_id)
             if isinstance(answer, RemoraError):
                 silent.append({"node": node, "cause": answer.cause})
             else:
@@ -98,18 +98,18 @@ class VolumeHistory:
 
     def _id_of(self, name: str) -> str:
         try:
-            return self._service.existing(name).record.id
+            return self.views.existing(name).record.id
         except VolumeNotFoundError:
-            volume_id = self._events.id_of(name)
+            volume_id = self.event_log.id_of(name)
             if volume_id is None:
                 raise
             return volume_id
 
     def _ask(self, volume_id: str, limit: int) -> dict[str, EventsAnswer | RemoraError]:
         """Return what each other node that had a part in the volume tells, by id."""
-        if self._asks is None:
+        if self.asks is None:
             return {}
-        views = {each.record.id: each for each in self._ownership.membership.nodes()}
+        views = {each.record.id: each for each in self.ownership.nodes.all()}
         others = self._others(volume_id, views)
         living = [each for each in others if each in views and views[each].alive]
         answers: dict[str, EventsAnswer | RemoraError] = {
@@ -122,9 +122,7 @@ class VolumeHistory:
             if each not in living
         }
         request = {"volume": volume_id, "limit": limit}
-        told = self._asks.call_all(
-            living, "events", request, deadline_s=_ASK_DEADLINE_S
-        )
+        told = self.asks.call_all(living, "events", request, deadline_s=_ASK_DEADLINE_S)
         for node_id, answer in told.items():
             answers[node_id] = (
                 answer if isinstance(answer, RemoraError) else _checked(answer, limit)
@@ -133,17 +131,17 @@ class VolumeHistory:
 
     def _others(self, volume_id: str, known: Collection[str]) -> list[str]:
         """Return the nodes that may know of the volume; all, if it was removed."""
-        heads = self._ownership.heads
+        heads = self.ownership.heads
         head = heads.read(volume_id).head
         found = (
             {*head.members, *heads.lineage(volume_id).owners()} if head else {*known}
         )
-        return sorted(found - {self._ownership.node_id})
+        return sorted(found - {self.ownership.node_id})
 
     def _named(self, row: dict[str, Any]) -> dict[str, Any]:
         """Return *row* with the names of nodes in place of their ids."""
         facts = {
-            key: ", ".join(map(self._ownership.name_of, value.split(",")))
+            key: ", ".join(map(self.ownership.name_of, value.split(",")))
             if key in ("holders", "sender")
             else value
             for key, value in row["facts"].items()

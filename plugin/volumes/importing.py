@@ -9,43 +9,54 @@ only read.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from backends.errors import InvalidRequestError, VolumeBusyError
 from backends.system import mounts
 from backends.system.copying import Destination, copy_tree
 from plugin.model import check_name
+from plugin.volumes.copying_under_way import CopyingUnderWay
+from plugin.volumes.creation import Creation
 from plugin.volumes.operations import CallerGone
-from plugin.volumes.service import VolumeService
+from plugin.volumes.options import OptionResolver
 
 
-def import_directory(
-    service: VolumeService,
-    name: str,
-    options: Mapping[str, str],
-    source: Path,
-    *,
-    caller_gone: CallerGone,
-) -> None:
-    """
-    Make volume *name* with the bytes of directory *source*.
+@dataclass(frozen=True, slots=True)
+class Importing:
+    """Makes volumes of directories."""
 
-    Raises:
-        InvalidRequestError: the name, an option or the source is not usable.
-        VolumeExistsError: the name is taken.
-        VolumeBusyError: a container has *source* mounted, or the caller left.
-        BackendError, DeadlineError: the copy failed or stood still.
+    creation: Creation
+    resolver: OptionResolver
+    copying: CopyingUnderWay
 
-    """
-    check_name(name)
-    resolved = service.resolver.resolve(options)
-    _check_source(source)
+    def import_directory(
+        self,
+        name: str,
+        options: Mapping[str, str],
+        source: Path,
+        *,
+        caller_gone: CallerGone,
+    ) -> None:
+        """
+        Make volume *name* with the bytes of directory *source*.
 
-    def fill(destination: Destination) -> None:
-        with service.copies.track(name, caller_gone) as progress:
-            copy_tree(source, destination, progress=progress)
+        Raises:
+            InvalidRequestError: the name, an option or the source is not usable.
+            VolumeExistsError: the name is taken.
+            VolumeBusyError: a container has *source* mounted, or the caller left.
+            BackendError, DeadlineError: the copy failed or stood still.
 
-    service.create_filled(name, resolved, fill)
+        """
+        check_name(name)
+        resolved = self.resolver.resolve(options)
+        _check_source(source)
+
+        def fill(destination: Destination) -> None:
+            with self.copying.track(name, caller_gone) as progress:
+                copy_tree(source, destination, progress=progress)
+
+        self.creation.create_filled(name, resolved, fill)
 
 
 def _check_source(source: Path) -> None:

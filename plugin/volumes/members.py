@@ -13,6 +13,7 @@ released any node changes them.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import msgspec
@@ -31,9 +32,9 @@ from plugin.membership.nodes import NodeView
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership import rules
 from plugin.ownership.heads import Standing, put_head
-from plugin.ownership.ownership import Ownership
 from plugin.ownership.refusals import explained
 from plugin.ownership.state import EMPTY, Commit, Head, RefusedError
+from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Asks
 from plugin.peers.lines import read_request
 from plugin.replication.placement import Wanted
@@ -69,15 +70,13 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
     alive: bool
 
 
+@dataclass(frozen=True, slots=True)
 class ReplicaService:
     """What can be done with the copies of volumes; alone there are no *peers*."""
 
-    def __init__(
-        self, catalogue: Catalogue, ownership: Ownership, peers: Asks | None
-    ) -> None:
-        self._catalogue = catalogue
-        self._ownership = ownership
-        self._peers = peers
+    catalogue: Catalogue
+    ownership: OwnershipView
+    peers: Asks | None
 
     def all(self, name: str) -> list[ReplicaView]:
         """
@@ -88,7 +87,7 @@ class ReplicaService:
 
         """
         record = self._existing(name).record
-        head = self._standing(record).head or self._ownership.initial_head(record)
+        head = self._standing(record).head or self.ownership.initial_head(record)
         stands = self._stands(record, head)
         found = [self._view(each, head, stands) for each in head.members]
         return sorted(found, key=lambda each: (each.state != "owner", each.node))
@@ -118,7 +117,7 @@ class ReplicaService:
         """
         self._require_cluster()
         try:
-            node_id = self._ownership.membership.find(node).record.id
+            node_id = self.ownership.nodes.find(node).record.id
         except NodeNotFoundError:
             # A node that was removed may still be a member, by its id.
             if node not in self._head(self._existing(name).record).members:
@@ -147,7 +146,7 @@ class ReplicaService:
 
     def _ready(self, node: str) -> str:
         """Return the id of a node that takes copies, or raise."""
-        view = self._ownership.membership.find(node)
+        view = self.ownership.nodes.find(node)
         name = view.record.name
         if view.state != "ready":
             hints = {"drained": f"remora node undrain {name}", "down": "start it"}
@@ -161,7 +160,7 @@ class ReplicaService:
         self, name: str, node_id: str, action: Action, *, hand_on: bool
     ) -> None:
         """Write the members and what they ask for; *hand_on* it if others are to."""
-        self._ownership.heads.refresh(_REFRESH_DEADLINE_S)
+        self.ownership.heads.refresh(_REFRESH_DEADLINE_S)
         attempted(
             lambda: self._try_change(name, node_id, action, hand_on=hand_on),
         )
@@ -171,8 +170,8 @@ class ReplicaService:
     ) -> None:
         stored = self._existing(name)
         standing = self._standing(stored.record)
-        head = standing.head or self._ownership.initial_head(stored.record)
-        if head.phase == "owned" and head.owner != self._ownership.node_id:
+        head = standing.head or self.ownership.initial_head(stored.record)
+        if head.phase == "owned" and head.owner != self.ownership.node_id:
             if not hand_on:
                 raise PeerRefusedError(f"'{name}' is not owned by this node")
             self._hand_on(stored.record, head.owner, node_id, action)
@@ -184,16 +183,16 @@ class ReplicaService:
             stored.record, options={**stored.record.options, **options}
         )
         also = standing.change(put_head(record.id, changed))
-        self._catalogue.replace(stored, record, also=also)
+        self.catalogue.replace(stored, record, also=also)
 
     def _changed(
         self, record: VolumeRecord, head: Head, node_id: str, action: Action
     ) -> Head:
         """Return the head with the node as a member more, or less."""
-        own = self._ownership.node_id
+        own = self.ownership.node_id
         if action == "remove" and node_id not in head.members:
             raise InvalidRequestError(
-                f"node '{self._ownership.name_of(node_id)}' keeps no copy of "
+                f"node '{self.ownership.name_of(node_id)}' keeps no copy of "
                 f"'{record.name}'",
                 hint=f"these do: {self._names(head.members)}",
             )
@@ -209,7 +208,7 @@ class ReplicaService:
                     hint="wait until another node has it, too: remora replica ls "
                     f"{record.name}",
                 ) from None
-            raise explained(record.name, error, self._ownership.name_of) from None
+            raise explained(record.name, error, self.ownership.name_of) from None
 
     def _options(
         self, record: VolumeRecord, before: Head, head: Head
@@ -219,15 +218,15 @@ class ReplicaService:
         added = [each for each in head.members if each not in before.members]
         left = [each for each in before.members if each not in head.members]
         if wanted.names:
-            names = wanted.names | {self._ownership.name_of(each) for each in added}
-            names -= {self._ownership.name_of(each) for each in left}
+            names = wanted.names | {self.ownership.name_of(each) for each in added}
+            names -= {self.ownership.name_of(each) for each in left}
             if not names:
                 raise InvalidRequestError(
                     f"'{record.name}' names no other node for its copies",
                     hint=f"add one first: remora replica add {record.name} NODE",
                 )
             return {"members": ",".join(sorted(names))}
-        known = [each for each in head.members if self._ownership.is_member(each)]
+        known = [each for each in head.members if self.ownership.is_member(each)]
         count = max(wanted.count, len(known))
         if left:
             count = max(1, min(wanted.count, len(known)))
@@ -242,17 +241,17 @@ class ReplicaService:
         self, record: VolumeRecord, owner: str, node_id: str, action: Action
     ) -> None:
         """Let the owner do it."""
-        if self._peers is None:
+        if self.peers is None:
             raise StoreError("the records name another owner, and this node is alone")
         request = ReplicaRequest(record.id, record.name, node_id, action)
-        answer = self._peers.call_all(
+        answer = self.peers.call_all(
             [owner],
             "replica",
             msgspec.to_builtins(request),
             deadline_s=_FORWARD_DEADLINE_S,
         )[owner]
         if isinstance(answer, PeerUnreachableError):
-            name = self._ownership.name_of(owner)
+            name = self.ownership.name_of(owner)
             raise NotOwnerError(
                 f"'{record.name}' was in use on node '{name}', which does not answer",
                 hint=f"start '{name}', or a container with the volume elsewhere",
@@ -269,19 +268,19 @@ class ReplicaService:
             raise explained(
                 record.name,
                 RefusedError("not-owner", node=head.owner),
-                self._ownership.name_of,
+                self.ownership.name_of,
             )
         if head.phase == "owned" or head.released:
             return
         raise NotOwnerError(
             f"'{record.name}' was not let go orderly by its last owner, node "
-            f"'{self._ownership.name_of(head.owner)}'",
+            f"'{self.ownership.name_of(head.owner)}'",
             hint="start a container with it first, which settles who has the newest",
             transient=True,
         )
 
     def _require_cluster(self) -> None:
-        if self._ownership.membership.alone:
+        if self.ownership.membership.alone:
             raise InvalidRequestError(
                 "this node is alone: nobody else could keep a copy",
                 hint="remora cluster join",
@@ -289,38 +288,38 @@ class ReplicaService:
 
     def _existing(self, name: str) -> Stored:
         """Return the record of a volume whose copies are its own."""
-        stored = self._catalogue.find(check_name(name))
+        stored = self.catalogue.find(check_name(name))
         if stored is None or stored.record.phase == "creating":
             raise VolumeNotFoundError(f"there is no volume '{name}'")
-        if self._ownership.is_shared(stored.record):
+        if self.ownership.is_shared(stored.record):
             raise InvalidRequestError(
                 f"'{name}' lies on a share, which all nodes see: it has no copies"
             )
         return stored
 
     def _standing(self, record: VolumeRecord) -> Standing:
-        return self._ownership.heads.read(record.id)
+        return self.ownership.heads.read(record.id)
 
     def _head(self, record: VolumeRecord) -> Head:
-        return self._standing(record).head or self._ownership.initial_head(record)
+        return self._standing(record).head or self.ownership.initial_head(record)
 
     def _names(self, node_ids: tuple[str, ...]) -> str:
-        names = [self._ownership.name_of(each) for each in node_ids[:_NAMED_MAX]]
+        names = [self.ownership.name_of(each) for each in node_ids[:_NAMED_MAX]]
         return ", ".join(f"'{each}'" for each in names)
 
     def _stands(self, record: VolumeRecord, head: Head) -> dict[str, Commit]:
         """Return the commit of each copy that says so, or is known to have one."""
         stands = dict.fromkeys(head.holders, head.committed)
-        own = self._ownership.replica_of(record)
+        own = self.ownership.replica_of(record)
         if own is not None:
-            stands[self._ownership.node_id] = own.commit
+            stands[self.ownership.node_id] = own.commit
         asked = [
             each.record.id
-            for each in self._ownership.membership.nodes()
+            for each in self.ownership.nodes.all()
             if each.alive and each.record.id in {*head.members} - stands.keys()
         ]
-        if asked and self._peers is not None:
-            answers = self._peers.call_all(
+        if asked and self.peers is not None:
+            answers = self.peers.call_all(
                 asked, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
             )
             for node_id, answer in answers.items():
@@ -332,7 +331,7 @@ class ReplicaService:
         self, node_id: str, head: Head, stands: Mapping[str, Commit]
     ) -> ReplicaView:
         nodes: dict[str, NodeView] = {
-            each.record.id: each for each in self._ownership.membership.nodes()
+            each.record.id: each for each in self.ownership.nodes.all()
         }
         state: State = "holder" if node_id in head.holders else "behind"
         if node_id not in nodes:
@@ -341,7 +340,7 @@ class ReplicaService:
             state = "owner"
         commit = stands.get(node_id, EMPTY)
         return ReplicaView(
-            node=self._ownership.name_of(node_id),
+            node=self.ownership.name_of(node_id),
             id=node_id,
             state=state,
             commit="" if commit == EMPTY else str(commit),

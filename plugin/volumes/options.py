@@ -35,7 +35,7 @@ class OptionResolver:
     def __init__(
         self, registry: Registry, profiles: Mapping[str, Mapping[str, str]]
     ) -> None:
-        self._registry = registry
+        self.registry = registry
         self._profiles = profiles
 
     def resolve(
@@ -59,7 +59,7 @@ class OptionResolver:
         profile = self._profile(profile_name)
         profile_kind = self._kind_of(profile) or DEFAULT_KIND
         kind = self._kind_of(asked) or profile_kind
-        backend = self._registry.get(kind)
+        backend = self.registry.get(kind)
         if kind != profile_kind:
             if profile_name is not None:
                 raise InvalidRequestError(
@@ -81,7 +81,7 @@ class OptionResolver:
         return kind == source.backend and not {"profile", "server", "share"} & {*asked}
 
     def _like(self, source: VolumeRecord, asked: dict[str, str]) -> Resolved:
-        backend = self._registry.get(source.backend)
+        backend = self.registry.get(source.backend)
         asked.pop("backend", None)
         requested = backend.parse_options(asked)
         options = backend.merge_options(source.options, requested)
@@ -89,7 +89,7 @@ class OptionResolver:
 
     def profiles_of(self, kind: str) -> list[dict[str, str]]:
         """Return the canonical options of each profile for backend *kind*."""
-        backend = self._registry.get(kind)
+        backend = self.registry.get(kind)
         found = []
         for name in self._profiles:
             profile = self._profile(name)
@@ -112,7 +112,7 @@ class OptionResolver:
         named = options.pop("backend", None)
         if named is not None:
             return named
-        for kind, backend in self._registry.all().items():
+        for kind, backend in self.registry.all().items():
             if backend.claims(options):
                 return kind
         return None

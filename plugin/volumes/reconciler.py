@@ -22,13 +22,16 @@ from typing import Final
 
 from backends.errors import RemoraError, VolumeBusyError
 from backends.system.clock import Deadline
-from backends.system.mounts import mounted_at
 from plugin.limits import GARBAGE_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.tombs import bury_copies
-from plugin.volumes.catalogue import Stored
-from plugin.volumes.service import VolumeService
+from plugin.replication.departing import Departing
+from plugin.volumes.catalogue import Catalogue, Stored
+from plugin.volumes.discovery import Discovery
+from plugin.volumes.removal import Removal
+from plugin.volumes.unmounting import Unmounting
+from plugin.volumes.views import VolumeViews
 
 log = logging.getLogger(__name__)
 # A volume whose lock is not free at once has somebody working on it.
@@ -41,13 +44,25 @@ class Reconciler:
 
     def __init__(
         self,
-        service: VolumeService,
+        catalogue: Catalogue,
+        discovery: Discovery,
+        views: VolumeViews,
+        unmounting: Unmounting,
+        removal: Removal,
+        departing: Departing | None,
         *,
         interval_s: float,
         also: Sequence[Callable[[], None]] = (),
     ) -> None:
         """Let each pass do *also* what others have to repair."""
-        self._service = service
+        self._catalogue = catalogue
+        self._discovery = discovery
+        self._views = views
+        self._unmounting = unmounting
+        self._removal = removal
+        self._departing = departing
+        self._ownership = unmounting.ownership
+        self._locks = unmounting.operations.locks
         self._interval_s = interval_s
         self._also = also
         self._stopping = threading.Event()
@@ -66,11 +81,10 @@ class Reconciler:
 
     def run_once(self) -> None:
         """Do one pass."""
-        service = self._service
-        service.discovery.synchronise()
+        self._discovery.synchronise()
         for records, action in (
             (self._unfinished, self._finish),
-            (self._held_or_mounted, self._settle),
+            (self._views.held_or_mounted, self._unmount_if_unused),
             (self._owned, self._let_go),
             (self._departed, self._depart),
         ):
@@ -78,13 +92,13 @@ class Reconciler:
                 if self._stopping.is_set():
                     return
                 self._attempt(record, action)
-        bury_copies(service.ownership, service.registry)
+        bury_copies(self._ownership)
         for mend in self._also:
             mend()
         self._collect_garbage()
 
     def _collect_garbage(self) -> None:
-        for backend in self._service.registry.all().values():
+        for backend in self._ownership.registry.all().values():
             try:
                 freed = backend.collect_garbage(deadline_s=GARBAGE_DEADLINE_S)
             except RemoraError as error:
@@ -102,7 +116,7 @@ class Reconciler:
         """
         return [
             record.name
-            for record in self._held_or_mounted()
+            for record in self._views.held_or_mounted()
             if self._attempt(record, self._release)
         ]
 
@@ -120,41 +134,31 @@ class Reconciler:
         """Return the volumes whose making or removing this node has begun."""
         return [
             each
-            for each in self._service.catalogue.all()
-            if each.phase != "ready" and self._service.is_ours_to_finish(each)
+            for each in self._catalogue.all()
+            if each.phase != "ready" and self._ownership.is_ours_to_finish(each)
         ]
-
-    def _held_or_mounted(self) -> Iterable[VolumeRecord]:
-        """Return the volumes with references or with a mount point's directory."""
-        ids = set(self._service.references.volumes())
-        ids.update(each.name for each in self._service.mount_dir.iterdir())
-        if not ids:
-            return []
-        return [each for each in self._service.catalogue.all() if each.id in ids]
 
     def _owned(self) -> Iterable[VolumeRecord]:
         """Return the volumes that this node owns, as the cluster knows."""
-        ownership = self._service.ownership
-        ids = {*ownership.heads.owned_by(ownership.node_id)}
+        ids = {*self._ownership.heads.owned_by(self._ownership.node_id)}
         if not ids:
             return []
-        return [each for each in self._service.catalogue.all() if each.id in ids]
+        return [each for each in self._catalogue.all() if each.id in ids]
 
     def _departed(self) -> Iterable[VolumeRecord]:
         """Return the volumes of which this node has a copy and is no member."""
-        if self._service.ownership.membership.fault():
+        if self._ownership.membership.fault():
             return []  # what the cluster says now would have to be waited for
-        has_departed = self._service.ownership.has_departed
-        return [each for each in self._service.catalogue.all() if has_departed(each)]
+        has_departed = self._ownership.has_departed
+        return [each for each in self._catalogue.all() if has_departed(each)]
 
     def _attempt(
         self, record: VolumeRecord, action: Callable[[Stored, Deadline], None]
     ) -> bool:
         """Do *action* on the volume if it is free; return whether it was done."""
-        locks = self._service.operations.locks
         try:
-            with locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
-                stored = self._service.catalogue.find(record.name)
+            with self._locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
+                stored = self._catalogue.find(record.name)
                 if stored is None or stored.record.id != record.id:
                     return False
                 action(stored, Deadline(SHORT_DEADLINE_S))
@@ -171,10 +175,10 @@ class Reconciler:
 
     def _finish(self, stored: Stored, deadline: Deadline) -> None:
         if stored.record.phase == "creating":
-            self._service.roll_back_creation(stored, deadline)
+            self._removal.roll_back_creation(stored, deadline)
         elif stored.record.phase == "removing":
-            self._service.require_unused(stored.record)
-            self._service.finish_removal(stored, deadline)
+            self._unmounting.require_unused(stored.record)
+            self._removal.finish(stored, deadline)
         log.info(
             "finished what a crash left",
             extra=fields(volume=stored.record.name, phase=stored.record.phase),
@@ -183,22 +187,17 @@ class Reconciler:
     def _let_go(self, stored: Stored, deadline: Deadline) -> None:
         """Release a volume that nothing of this node uses: a crash has left it ours."""
         del deadline
-        if self._is_idle(stored.record):
-            self._service.let_go(stored.record)
+        if self._unmounting.is_idle(stored.record):
+            self._unmounting.let_go(stored.record)
 
     def _depart(self, stored: Stored, deadline: Deadline) -> None:
         """Let the copy of a volume go that other nodes keep the copies of now."""
-        if self._is_idle(stored.record):
-            self._service.ownership.replication.depart(stored.record, deadline)
+        if self._departing is not None and self._unmounting.is_idle(stored.record):
+            self._departing.depart(stored.record, deadline)
 
-    def _is_idle(self, record: VolumeRecord) -> bool:
-        return mounted_at(self._service.target(record)) is None and not (
-            self._service.references.total(record.id)
-        )
-
-    def _settle(self, stored: Stored, deadline: Deadline) -> None:
-        self._service.settle(stored.record, deadline)
+    def _unmount_if_unused(self, stored: Stored, deadline: Deadline) -> None:
+        self._unmounting.unmount_if_unused(stored.record, deadline)
 
     def _release(self, stored: Stored, deadline: Deadline) -> None:
-        self._service.require_unheld(stored.record)
-        self._service.drop_mount(stored.record, deadline)
+        self._unmounting.require_unheld(stored.record)
+        self._unmounting.drop_mount(stored.record, deadline)

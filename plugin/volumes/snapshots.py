@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from backends.base import Snapshot, Snapshots
 from backends.errors import VolumeBusyError
@@ -12,15 +13,24 @@ from backends.system.clock import Deadline
 from backends.system.mounts import mounted_at
 from plugin.limits import COPY_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.model import VolumeRecord, check_snapshot_name
-from plugin.volumes.operations import CallerGone
-from plugin.volumes.service import VolumeService
+from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.view import OwnershipView
+from plugin.volumes.copying_under_way import CopyingUnderWay
+from plugin.volumes.operations import CallerGone, Operations
+from plugin.volumes.unmounting import Unmounting
+from plugin.volumes.views import VolumeViews
 
 
+@dataclass(frozen=True, slots=True)
 class SnapshotService:
-    """What can be done with the snapshots of the volumes of *service*."""
+    """What can be done with the snapshots of volumes."""
 
-    def __init__(self, service: VolumeService) -> None:
-        self._service = service
+    views: VolumeViews
+    operations: Operations
+    copying: CopyingUnderWay
+    ownership: OwnershipView
+    acquisition: Acquisition
+    unmounting: Unmounting
 
     def take(self, name: str, snapshot: str, *, caller_gone: CallerGone) -> Snapshot:
         """
@@ -35,8 +45,8 @@ class SnapshotService:
         """
         snapshot = check_snapshot_name(snapshot)
         record = self._ready(name)
-        target = self._service.target(record)
-        with self._service.copies.track(f"{name}@{snapshot}", caller_gone) as progress:
+        target = self.views.target(record)
+        with self.copying.track(f"{name}@{snapshot}", caller_gone) as progress:
             return self._of(record).take(
                 record.volume(),
                 snapshot,
@@ -57,7 +67,7 @@ class SnapshotService:
             record = self._ready(name)
             self._of(record).remove(record.volume(), snapshot)
 
-        self._service.operations.run(name, work, deadline_s=SHORT_DEADLINE_S)
+        self.operations.run(name, work, deadline_s=SHORT_DEADLINE_S)
 
     def restore(self, name: str, snapshot: str, *, caller_gone: CallerGone) -> str:
         """
@@ -75,37 +85,36 @@ class SnapshotService:
 
         def work(deadline: Deadline) -> None:
             record = self._ready(name)
-            self._service.require_unused(record)
-            self._service.drop_mount(record, deadline)
+            self.unmounting.require_unused(record)
+            self.unmounting.drop_mount(record, deadline)
             with (
                 self._owned(record, deadline),
-                self._service.copies.track(name, caller_gone) as progress,
+                self.copying.track(name, caller_gone) as progress,
             ):
                 self._of(record).restore(
                     record.volume(), snapshot, keep_as=keep_as, progress=progress
                 )
 
-        self._service.operations.run(name, work, deadline_s=COPY_DEADLINE_S)
+        self.operations.run(name, work, deadline_s=COPY_DEADLINE_S)
         return keep_as
 
     @contextmanager
     def _owned(self, record: VolumeRecord, deadline: Deadline) -> Iterator[None]:
         """Own the volume, as a container that writes to it does; then release it."""
-        ownership = self._service.ownership
-        if not ownership.exclusive(record):
+        if not self.ownership.exclusive(record):
             yield
             return
-        ownership.acquire(record, deadline)
+        self.acquisition.acquire(record, deadline)
         try:
             yield
         finally:
-            self._service.let_go(record)
+            self.unmounting.let_go(record)
 
     def _ready(self, name: str) -> VolumeRecord:
-        record = self._service.existing(name).record
+        record = self.views.existing(name).record
         if record.phase != "ready":
             raise VolumeBusyError(f"'{name}' is being removed")
         return record
 
     def _of(self, record: VolumeRecord) -> Snapshots:
-        return self._service.registry.get(record.backend).snapshots
+        return self.ownership.backend_of(record).snapshots

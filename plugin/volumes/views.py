@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from backends.registry import Registry
+import msgspec
+
 from plugin.errors import VolumeNotFoundError
-from plugin.model import VolumeRecord, VolumeSummary, VolumeView
-from plugin.ownership.ownership import Ownership
+from plugin.model import VolumeRecord, VolumeSummary
+from plugin.ownership.view import OwnershipFacts, OwnershipView
+from plugin.replication.progress import TransferFacts
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.discovery import Discovery
-from plugin.volumes.references import References
+from plugin.volumes.references import Count, References
 
 
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    """
+    One volume as Docker and the CLI see it.
+
+    ``mountpoint`` is "" if it is not mounted; ``storage`` are the backend's own facts.
+    Without a cluster there is no ``ownership``, without copies there are no
+    ``transfers``.
+    """
+
+    record: VolumeRecord
+    mountpoint: str
+    healthy: bool
+    references: Count
+    storage: Mapping[str, object]
+    ownership: OwnershipFacts | None
+    transfers: Sequence[TransferFacts] | None
+
+    def status(self) -> dict[str, object]:
+        """Return all but name and mount point, as it is shown in one object."""
+        record = self.record
+        status: dict[str, object] = {
+            "id": record.id,
+            "backend": record.backend,
+            "phase": record.phase,
+            "options": record.options,
+            "references": {
+                "live": self.references.live,
+                "inherited": self.references.inherited,
+            },
+            **self.storage,
+        }
+        if self.ownership is not None:
+            status |= msgspec.to_builtins(self.ownership)
+        if self.transfers is not None:
+            status["transfers"] = msgspec.to_builtins(self.transfers)
+        return status
+
+
+@dataclass(frozen=True, slots=True)
 class VolumeViews:
-    """The reading half of `VolumeService`."""
+    """Answers Get, Path and List."""
 
-    def __init__(
-        self,
-        *,
-        catalogue: Catalogue,
-        registry: Registry,
-        references: References,
-        discovery: Discovery,
-        ownership: Ownership,
-        mount_dir: Path,
-    ) -> None:
-        self.catalogue = catalogue
-        self.registry = registry
-        self.references = references
-        self.discovery = discovery
-        self.ownership = ownership
-        self.mount_dir = mount_dir
+    catalogue: Catalogue
+    references: References
+    discovery: Discovery
+    ownership: OwnershipView
+    transfers: Callable[[VolumeRecord], Sequence[TransferFacts] | None]
+    mount_dir: Path
 
     def get(self, name: str) -> VolumeView:
         """
@@ -42,25 +76,19 @@ class VolumeViews:
 
         """
         record = self.existing(name).record
-        backend = self.registry.get(record.backend)
-        count = self.references.total(record.id)
+        backend = self.ownership.backend_of(record)
         return VolumeView(
-            name=record.name,
-            mountpoint=self.mountpoint(record),
-            created_at=record.created_at,
-            status={
-                "id": record.id,
-                "backend": record.backend,
-                "phase": record.phase,
-                "options": record.options,
-                "references": {"live": count.live, "inherited": count.inherited},
-                **backend.status(record.volume()),
-                **self.ownership.facts(record),
-                **self.ownership.replication.facts(record),
-            },
+            record=record,
+            mountpoint=self._mountpoint(record),
+            # A volume that knows its own storage says more.
+            healthy=not any(each.error for each in backend.storages()),
+            references=self.references.total(record.id),
+            storage=backend.status(record.volume()),
+            ownership=self.ownership.facts(record),
+            transfers=self.transfers(record),
         )
 
-    def volumes(self) -> list[VolumeSummary]:
+    def all(self) -> list[VolumeSummary]:
         """Return what a list shows of all volumes, from local knowledge."""
         mounted = set(self.references.volumes())
         return [
@@ -75,15 +103,15 @@ class VolumeViews:
             if head.phase != "creating"
         ]
 
+    def held_or_mounted(self) -> list[VolumeRecord]:
+        """Return the volumes with references, or with a mount point's directory."""
+        ids = set(self.references.volumes())
+        ids.update(each.name for each in self.mount_dir.iterdir())
+        return [each for each in self.catalogue.all() if each.id in ids] if ids else []
+
     def path(self, name: str) -> str:
         """Return the volume's mount point, "" while it is not mounted."""
-        return self.mountpoint(self.existing(name).record)
-
-    def mountpoint(self, record: VolumeRecord) -> str:
-        """Return where *record* is mounted, "" if nobody asked for it."""
-        if not self.references.total(record.id):
-            return ""
-        return str(self.target(record))
+        return self._mountpoint(self.existing(name).record)
 
     def target(self, record: VolumeRecord) -> Path:
         """Return the mount point that belongs to *record*."""
@@ -98,3 +126,8 @@ class VolumeViews:
         if stored is None or stored.record.phase == "creating":
             raise VolumeNotFoundError(f"there is no volume '{name[:255]}'")
         return stored
+
+    def _mountpoint(self, record: VolumeRecord) -> str:
+        """Return where *record* is mounted, "" if nobody asked for it."""
+        held = self.references.total(record.id)
+        return str(self.target(record)) if held else ""

@@ -32,7 +32,7 @@ def may_act(member: Membership) -> bool:
 
 
 def states(member: Membership) -> dict[str, str]:
-    return {each.record.name: each.state for each in member.nodes()}
+    return {each.record.name: each.state for each in member.directory.all()}
 
 
 def test_nodes_see_each_other_come_and_go(members: Members) -> None:
@@ -40,7 +40,7 @@ def test_nodes_see_each_other_come_and_go(members: Members) -> None:
     beta = members.started("beta")
     both = {"alpha": "ready", "beta": "ready"}
     wait_until(lambda: states(alpha) == states(beta) == both, "both nodes")
-    alpha.drain("beta")
+    alpha.directory.set_drained("beta", drained=True)
     wait_until(lambda: beta.drained, "the mark")
     members.crash(beta)
     # Nobody renews its lease: it is down when that ends, not before.
@@ -147,7 +147,7 @@ def test_while_etcd_is_frozen_nobody_may_act(
         wait_until(lambda: "etcd did not answer" in str(alpha.fault()), "the fault")
         assert states(alpha) == {"alpha": "ready"}  # as far as anybody here knows
         with pytest.raises(StoreError):
-            alpha.drain("alpha")
+            alpha.directory.set_drained("alpha", drained=True)
         late = members.started("late")  # starts all the same
         assert late.fault() is not None
         assert (late.lease, may_act(late)) == (0, False)

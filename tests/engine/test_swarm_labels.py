@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from plugin.errors import EngineError
+from plugin.membership.conflicts import Conflicts
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.nodes import NODES, NodeRecord
 from plugin.model import VolumeRecord
@@ -35,12 +36,12 @@ class World:
         self.store = MemoryStore()
         self.records: list[VolumeRecord] = []
         self.engine = EngineApi(machine.host.path(SOCKET), timeout_s=20)
-        heads = Heads(self.store)
+        heads = Heads(self.store, Conflicts(self.store))
         self.labels = SwarmLabels(
             self.engine,
             store=self.store,
             heads=heads,
-            directory=NodeDirectory(self.store, data_only_on=lambda _: []),
+            nodes=NodeDirectory(self.store, data_only_on=lambda _: []),
             own_id=OURS,
             records=lambda: self.records,
             driver="remora",

@@ -48,42 +48,42 @@ def world(disk: Path) -> Iterator[World]:
 
 def released(world: World) -> str:
     """Return the id of a volume that was written to."""
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     (world.mount() / "file").write_text("bytes")
-    return world.service.existing("v").record.id
+    return world.volumes.views.existing("v").record.id
 
 
 @pytest.mark.parametrize("key", ["v/", "volumes/"])
 def test_a_volume_is_removed_although_others_change_it(world: World, key: str) -> None:
     released(world)
-    world.service.unmount("v", "engine")
+    world.volumes.unmounting.unmount("v", "engine")
     meddler = Meddler(world)
     meddler.meddle(key, 2)
-    world.service.remove("v")
+    world.volumes.removal.remove("v")
     assert not meddler.times
-    assert world.service.catalogue.find("v") is None
+    assert world.catalogue.find("v") is None
     assert world.store.prefix("v/")[0] == []
 
 
 def test_a_volume_that_changes_all_the_time_stays_whole(world: World) -> None:
     released(world)
-    world.service.unmount("v", "engine")
+    world.volumes.unmounting.unmount("v", "engine")
     meddler = Meddler(world)
     meddler.meddle("volumes/", 1000)
     with pytest.raises(ChangedError, match="'v' was changed by another node"):
-        world.service.remove("v")
+        world.volumes.removal.remove("v")
     assert 990 < meddler.times < 1000
-    assert world.service.existing("v").record.phase == "ready"
+    assert world.volumes.views.existing("v").record.phase == "ready"
     assert world.content() == "bytes"
     meddler.meddle("", 0)
-    world.service.remove("v")
+    world.volumes.removal.remove("v")
 
 
 def test_a_volume_is_let_go_although_others_change_it(world: World) -> None:
     volume_id = released(world)
     meddler = Meddler(world)
     meddler.meddle("v/", 2)
-    world.service.unmount("v", "engine")
+    world.volumes.unmounting.unmount("v", "engine")
     assert not meddler.times
     standing = world.ownership.heads.read(volume_id)
     assert standing.head is not None
@@ -93,36 +93,36 @@ def test_a_volume_is_let_go_although_others_change_it(world: World) -> None:
 
 def test_a_volume_that_was_made_anew_meanwhile_is_not_removed(world: World) -> None:
     released(world)
-    world.service.unmount("v", "engine")
-    seen = world.service.existing("v").record
-    world.service.remove("v")
-    world.service.create("v", {})
-    world.service._remove(seen, Deadline(5))
-    assert world.service.existing("v").record.phase == "ready"
+    world.volumes.unmounting.unmount("v", "engine")
+    seen = world.volumes.views.existing("v").record
+    world.volumes.removal.remove("v")
+    world.volumes.creation.create("v", {})
+    world.volumes.removal.remove_seen(seen, Deadline(5))
+    assert world.volumes.views.existing("v").record.phase == "ready"
 
 
 def test_a_creation_is_not_taken_back_from_its_namesake(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released(world)
-    world.service.unmount("v", "engine")
-    seen = world.service.existing("v").record
-    world.service.remove("v")
-    world.service.create("v", {})
+    world.volumes.unmounting.unmount("v", "engine")
+    seen = world.volumes.views.existing("v").record
+    world.volumes.removal.remove("v")
+    world.volumes.creation.create("v", {})
     # It was made anew after all records were looked through.
-    monkeypatch.setattr(world.service.catalogue, "all", lambda: [seen])
-    world.service._discard(seen.id)
-    assert world.service.existing("v").record.phase == "ready"
+    monkeypatch.setattr(world.catalogue, "all", lambda: [seen])
+    world.volumes.removal.discard(seen.id)
+    assert world.volumes.views.existing("v").record.phase == "ready"
 
 
 def test_a_removal_that_another_node_has_begun_is_not_joined(world: World) -> None:
     released(world)
-    world.service.unmount("v", "engine")
-    stored = world.service.existing("v")
-    world.service.catalogue.set_phase(stored, "removing", node="another")
+    world.volumes.unmounting.unmount("v", "engine")
+    stored = world.volumes.views.existing("v")
+    world.catalogue.set_phase(stored, "removing", node="another")
     with pytest.raises(VolumeBusyError, match="being removed on another node"):
-        world.service._remove(stored.record, Deadline(5))
-    assert world.service.existing("v").record.phase == "removing"
+        world.volumes.removal.remove_seen(stored.record, Deadline(5))
+    assert world.volumes.views.existing("v").record.phase == "removing"
 
 
 def test_a_lock_whose_lease_the_store_forgets_hinders_nobody(
@@ -156,9 +156,9 @@ def test_nodes_are_drained_and_removed_although_others_change_them(
     world.store.revoke_lease(alive.lease)
     meddler = Meddler(world)
     meddler.meddle("nodes/", 3)
-    assert world.membership.drain("beta").record.drained
+    assert world.nodes.set_drained("beta", drained=True).record.drained
     assert not meddler.times
     meddler.meddle("nodes/", 3)
     world.membership.remove("beta")
     assert not meddler.times
-    assert [each.record.name for each in world.membership.nodes()] == ["alpha"]
+    assert [each.record.name for each in world.nodes.all()] == ["alpha"]

@@ -16,9 +16,7 @@ import pytest
 
 from backends.system import mounts
 from plugin.errors import VolumeNotFoundError
-from plugin.volumes.importing import import_directory
 from plugin.volumes.operations import never
-from plugin.volumes.snapshots import SnapshotService
 from tests.fault.world import World
 from tests.support.fuse import lives
 
@@ -26,19 +24,19 @@ from tests.support.fuse import lives
 def prepare(directory: Path, *, mounted: bool) -> None:
     """Make volume `v` with a file in it."""
     world = World(directory)
-    world.service.create("v", {"mode": "0750"})
-    target = world.service.mount("v", "engine")
+    world.volumes.creation.create("v", {"mode": "0750"})
+    target = world.volumes.mounting.mount("v", "engine")
     (target / "file").write_text("precious")
     if not mounted:
-        world.service.unmount("v", "engine")
+        world.volumes.unmounting.unmount("v", "engine")
     world.close()
 
 
 def recovered(directory: Path) -> World:
     """Start anew and let the reconciler do its work, twice: repairs may repeat."""
     world = World(directory)
-    world.reconciler.run_once()
-    world.reconciler.run_once()
+    world.volumes.reconciler.run_once()
+    world.volumes.reconciler.run_once()
     return world
 
 
@@ -46,9 +44,9 @@ def check_clean(world: World, directory: Path) -> None:
     """Assert that nothing is mounted, held, half-made or waiting to be deleted."""
     assert mounts.mount_points_below(directory) == []
     assert list((directory / "mounts").iterdir()) == []
-    assert world.service.references.volumes() == []
-    assert all(each.phase == "ready" for each in world.service.catalogue.all())
-    ids = {each.id for each in world.service.catalogue.all()}
+    assert world.node.references.volumes() == []
+    assert all(each.phase == "ready" for each in world.catalogue.all())
+    ids = {each.id for each in world.catalogue.all()}
     assert {each.name for each in (directory / "pool/volumes").iterdir()} == ids
     trash = directory / "pool/trash"
     assert not trash.exists() or list(trash.iterdir()) == []
@@ -56,52 +54,55 @@ def check_clean(world: World, directory: Path) -> None:
 
 def check_usable(world: World, *, content: str | None) -> None:
     """Assert that `v` works, and holds *content* if it was there before."""
-    if not world.service.volumes():
-        world.service.create("v", {"mode": "0750"})
-    target = world.service.mount("v", "check")
+    if not world.volumes.views.all():
+        world.volumes.creation.create("v", {"mode": "0750"})
+    target = world.volumes.mounting.mount("v", "check")
     assert target.stat().st_mode & 0o7777 == 0o750
     if content is not None:
         assert (target / "file").read_text() == content
-    world.service.unmount("v", "check")
-    world.service.remove("v")
-    world.reconciler.run_once()
+    world.volumes.unmounting.unmount("v", "check")
+    world.volumes.removal.remove("v")
+    world.volumes.reconciler.run_once()
 
 
 def mount_and_unmount(world: World) -> None:
-    world.service.mount("v", "engine")
-    world.service.unmount("v", "engine")
+    world.volumes.mounting.mount("v", "engine")
+    world.volumes.unmounting.unmount("v", "engine")
 
 
 def import_source(world: World) -> None:
     source = world.directory / "source"
-    import_directory(world.service, "v", {}, source, caller_gone=never)
+    world.volumes.importing.import_directory("v", {}, source, caller_gone=never)
 
 
 def clone(world: World) -> None:
-    world.service.clone("w", "v", {}, caller_gone=never)
+    world.volumes.creation.clone("w", "v", {}, caller_gone=never)
 
 
 def take_snapshot(world: World) -> None:
-    SnapshotService(world.service).take("v", "s", caller_gone=never)
+    world.volumes.snapshots.take("v", "s", caller_gone=never)
 
 
 def restore(world: World) -> None:
-    SnapshotService(world.service).restore("v", "s", caller_gone=never)
+    world.volumes.snapshots.restore("v", "s", caller_gone=never)
 
 
 def remove_snapshot(world: World) -> None:
-    SnapshotService(world.service).remove("v", "s")
+    world.volumes.snapshots.remove("v", "s")
 
 
 def remove_and_empty(world: World) -> None:
-    world.service.remove("v")
-    world.reconciler.run_once()
+    world.volumes.removal.remove("v")
+    world.volumes.reconciler.run_once()
 
 
 SCENARIOS = {
-    "create": (None, lambda world: world.service.create("v", {"mode": "0750"})),
+    "create": (
+        None,
+        lambda world: world.volumes.creation.create("v", {"mode": "0750"}),
+    ),
     "mount and unmount": (False, mount_and_unmount),
-    "unmount": (True, lambda world: world.service.unmount("v", "engine")),
+    "unmount": (True, lambda world: world.volumes.unmounting.unmount("v", "engine")),
     "remove": (False, remove_and_empty),
     "import": (None, import_source),
 }
@@ -123,7 +124,7 @@ def test_a_kill_at_any_step_is_repaired(name: str, disk: Path) -> None:
     for directory, life in lives(disk, lambda at: begin(at, name), World, act):
         world = recovered(directory)
         check_clean(world, directory)
-        existing = [each.name for each in world.service.volumes()]
+        existing = [each.name for each in world.volumes.views.all()]
         if name in ("mount and unmount", "unmount"):
             assert existing == ["v"]
         if not life.died:
@@ -132,7 +133,7 @@ def test_a_kill_at_any_step_is_repaired(name: str, disk: Path) -> None:
         check_usable(world, content="precious" if has_content else None)
         check_clean(world, directory)
         with pytest.raises(VolumeNotFoundError):
-            world.service.get("v")
+            world.volumes.views.get("v")
         world.close()
     assert life.steps
 
@@ -143,7 +144,7 @@ def test_a_kill_at_any_step_of_the_first_start_is_repaired(disk: Path) -> None:
     for directory, life in lives(disk, lambda _: None, lambda at: at, World):
         world = recovered(directory)
         check_clean(world, directory)
-        assert world.service.volumes() == []
+        assert world.volumes.views.all() == []
         check_usable(world, content=None)
         check_clean(world, directory)
         world.close()
@@ -156,8 +157,8 @@ def changed_since_its_snapshot(directory: Path) -> None:
     prepare(directory, mounted=False)
     world = World(directory)
     take_snapshot(world)
-    (world.service.mount("v", "engine") / "file").write_text("later")
-    world.service.unmount("v", "engine")
+    (world.volumes.mounting.mount("v", "engine") / "file").write_text("later")
+    world.volumes.unmounting.unmount("v", "engine")
     world.close()
 
 
@@ -201,12 +202,12 @@ def test_a_kill_during_a_copy_loses_nothing(
 def all_contents(world: World) -> dict[str, str]:
     """Return what `file` holds in every volume and every snapshot; each has one."""
     contents = {}
-    for volume in world.service.volumes():
-        target = world.service.mount(volume.name, "check")
+    for volume in world.volumes.views.all():
+        target = world.volumes.mounting.mount(volume.name, "check")
         contents[volume.name] = (target / "file").read_text()
-        world.service.unmount(volume.name, "check")
-        record = world.service.existing(volume.name).record
-        backend = world.service.registry.get("rsync")
+        world.volumes.unmounting.unmount(volume.name, "check")
+        record = world.volumes.views.existing(volume.name).record
+        backend = world.ownership.registry.get("rsync")
         for each in backend.snapshots.all(record.volume()):
             data = backend.data_directory(record.volume(), each.name)
             contents[f"{volume.name}@{each.name}"] = (data / "file").read_text()

@@ -34,8 +34,7 @@ class Node(World):
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory)
-        self.ownership = self.service.ownership
-        self.backend = self.service.registry.get("rsync")
+        self.backend = self.ownership.registry.get("rsync")
         assert isinstance(self.backend, RsyncBackend)
         self.quarantine = self.backend.quarantine
         self.copies = Copies(self.backend, self.ownership.replicas)
@@ -44,7 +43,7 @@ class Node(World):
 
     @property
     def record(self) -> VolumeRecord:
-        return self.service.existing("v").record
+        return self.volumes.views.existing("v").record
 
     @property
     def replica(self) -> Replica:
@@ -53,7 +52,7 @@ class Node(World):
         return found
 
     def prepare(self, replica: Replica) -> None:
-        self.service.create("v", {"mode": "0750"})
+        self.volumes.creation.create("v", {"mode": "0750"})
         (self.home / "live/file").write_text("precious")
         with self.ownership.replicas.changing(self.record.id):
             self.ownership.replicas.write(self.record.id, replica)
@@ -220,7 +219,7 @@ def test_a_node_that_is_removed_takes_its_records_along(tmp_path: Path) -> None:
     heads.conflicts.note(node.record.id, "stranger", "8.8", known.conflict)
     assert heads.held_only_by("other") == [node.record.id]
     assert sorted(node.recorded()) == ["3.7", "9.9"]  # a stranger's count no more
-    directory = node.membership.directory
+    directory = node.ownership.nodes
     directory.remove("other", force=True)
     assert node.recorded() == ["3.7"]
     assert store.get(f"v/{node.record.id}/conflicts/other/9.9") is None

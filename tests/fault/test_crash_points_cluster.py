@@ -23,13 +23,13 @@ from tests.support.fuse import lives
 def first_mount(world: World) -> None:
     """Begin a volume that another node has made, write to it, and let it go."""
     (world.mount() / "file").write_text("precious")
-    world.service.unmount("v", "engine")
+    world.volumes.unmounting.unmount("v", "engine")
 
 
 def next_mount(world: World) -> None:
     """Go on with a volume that this node has."""
     (world.mount() / "more").write_text("precious too")
-    world.service.unmount("v", "engine")
+    world.volumes.unmounting.unmount("v", "engine")
 
 
 def start(directory: Path) -> World:
@@ -50,7 +50,7 @@ def beta_id(directory: Path) -> str:
 def prepare(directory: Path, *, written: bool) -> None:
     """Make volume `v` on beta; with *written*, mount it on alpha once."""
     beta = World(directory, "beta")
-    beta.service.create("v", {})
+    beta.volumes.creation.create("v", {})
     if written:
         alpha = World(directory, "alpha")
         alpha.meet(beta)
@@ -71,7 +71,7 @@ def check_other(beta: World, *, written: str | None) -> None:
         return
     assert written is None
     assert beta.head().epoch > before.epoch
-    beta.service.unmount("v", "engine")
+    beta.volumes.unmounting.unmount("v", "engine")
     assert beta.head().phase == "idle"
 
 
@@ -106,7 +106,7 @@ def test_a_kill_at_any_step_leaves_what_the_next_owner_understands(
         if owner is not None:
             owner.mount()
             assert owner.content() == written
-            owner.service.unmount("v", "engine")
+            owner.volumes.unmounting.unmount("v", "engine")
         check_lineage(alpha)
         alpha.close()
         beta.close()
@@ -117,7 +117,7 @@ def test_a_kill_at_any_step_leaves_what_the_next_owner_understands(
 
 def check_lineage(world: World) -> None:
     """Assert that each epoch is based on an older one."""
-    lineage = world.ownership.heads.lineage(world.service.existing("v").record.id)
+    lineage = world.ownership.heads.lineage(world.volumes.views.existing("v").record.id)
     assert max(lineage.epochs, default=0) <= world.head().epoch
     for number, epoch in lineage.epochs.items():
         assert epoch.base.epoch < number
@@ -125,13 +125,13 @@ def check_lineage(world: World) -> None:
 
 def alpha_content(directory: Path, beta: World) -> str | None:
     """Return what alpha has written, as its disk has it."""
-    volume_id = beta.service.existing("v").record.id
+    volume_id = beta.volumes.views.existing("v").record.id
     file = directory / "alpha/pool/volumes" / volume_id / "live/file"
     return file.read_text() if file.exists() else None
 
 
 def end_lease(world: World) -> None:
     """End the lease that the volume's lock hangs on, if it has one."""
-    standing = world.ownership.heads.read(world.service.existing("v").record.id)
+    standing = world.ownership.heads.read(world.volumes.views.existing("v").record.id)
     if standing.lock is not None:
         world.store.revoke_lease(standing.lock_lease)

@@ -12,24 +12,27 @@ from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import clock
 from plugin.daemon.node import Node
+from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
 from plugin.errors import PeerUnreachableError, StoreError
+from plugin.events.log import Events
+from plugin.membership.conflicts import Conflicts
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity
 from plugin.membership.registration import Sources
+from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.bytes_port import Alone
 from plugin.ownership.heads import Heads
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.release import Release
 from plugin.ownership.replica_files import Replicas, locate_with
 from plugin.ownership.state import Head
+from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes, Witness
 from plugin.store.base import Compare, Delete, Operation, Outcome, Put
 from plugin.store.sqlite import SqliteStore
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.discovery import Discovery
-from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
-from plugin.volumes.reconciler import Reconciler
-from plugin.volumes.service import VolumeService
 
 TTL_S = 3600.0
 
@@ -89,37 +92,39 @@ class World:
         if self.node.fact("pool_id") is None:
             self.node.set_fact("pool_id", self.pool.pool.initialise())
         registry = Registry([self.pool])
-        catalogue = Catalogue(self.store)
-        operations = Operations()
+        self.catalogue = Catalogue(self.store)
+        self.nodes = NodeDirectory(self.store, data_only_on=lambda _: [])
         self.membership = self._membership(name)
-        self.ownership = Ownership(
-            heads=Heads(self.store),
+        self.events = Events(home)
+        conflicts = Conflicts(self.store)
+        self.ownership = OwnershipView(
+            heads=Heads(self.store, conflicts),
+            conflicts=conflicts,
             replicas=Replicas(locate_with(self.pool)),
+            nodes=self.nodes,
             membership=self.membership,
             registry=registry,
-            votes=Votes(self, node_id=self.node.id),
+            events=self.events,
         )
-        self.service = VolumeService(
-            catalogue=catalogue,
-            registry=registry,
-            resolver=OptionResolver(registry, {}),
-            references=self.node.references,
-            operations=operations,
-            discovery=Discovery(
-                catalogue=catalogue,
-                registry=registry,
+        votes = Votes(self, node_id=self.node.id)
+        self.volumes = build_use_cases(
+            Given(
+                catalogue=self.catalogue,
+                resolver=OptionResolver(registry, {}),
                 references=self.node.references,
-                locks=operations.locks,
-            ),
-            ownership=self.ownership,
-            keeper=None,
-            propagation=Propagation(home / "mounts", self.node),
-            mount_dir=home / "mounts",
-            mount_deadline_s=30,
-            disuse_grace_s=0,
+                owning=Owning(
+                    self.ownership,
+                    Acquisition(self.ownership, votes, Alone()),
+                    Release(self.ownership, Alone()),
+                ),
+                propagation=Propagation(home / "mounts", self.node),
+                quarantine=self.pool.quarantine,
+                events=self.events,
+                mount_dir=home / "mounts",
+                times=Times(30, 0, 10.0),
+            )
         )
-        self.witness = self._witness(catalogue)
-        self.reconciler = Reconciler(self.service, interval_s=10.0)
+        self.witness = self._witness(self.catalogue)
         self.membership.start()
         assert self.membership.fault() is None
 
@@ -151,7 +156,7 @@ class World:
             leases=self.store,
             ttl_s=TTL_S,
             sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ("::1",)),
-            data_only_on=lambda _: [],
+            nodes=self.nodes,
         )
 
     def call_all(
@@ -182,21 +187,25 @@ class World:
         other.others[self.node.id] = self
 
     def head(self) -> Head:
-        record = self.service.existing("v").record
+        record = self.volumes.views.existing("v").record
         return self.ownership.heads.read(record.id).head or Head()
 
     def mount(self) -> Path:
-        return self.service.mount("v", "engine")
+        return self.volumes.mounting.mount("v", "engine")
 
     def content(self) -> str | None:
         """Return what this node's copy holds; None if there is no file in it."""
         live = (
-            self.home / "pool/volumes" / self.service.existing("v").record.id / "live"
+            self.home
+            / "pool/volumes"
+            / self.volumes.views.existing("v").record.id
+            / "live"
         )
         file = live / "file"
         return file.read_text() if file.exists() else None
 
     def close(self) -> None:
         self.membership.stop()
+        self.events.close()
         self.store.close()
         self.node.close()

@@ -7,15 +7,13 @@ from pathlib import Path
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from plugin.daemon.node import Node
+from plugin.daemon.use_cases import Given, Times, build_use_cases
+from plugin.events.log import Events
 from plugin.store.sqlite import SqliteStore
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.discovery import Discovery
-from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
-from plugin.volumes.reconciler import Reconciler
-from plugin.volumes.service import VolumeService
-from tests.support.world import ownership_alone
+from tests.support.world import owning_alone
 
 
 class World:
@@ -30,29 +28,25 @@ class World:
             self.node.set_fact("pool_id", backend.pool.initialise())
         registry = Registry([backend])
         (directory / "mounts").mkdir(exist_ok=True)
-        catalogue = Catalogue(self.store)
-        operations = Operations()
-        self.service = VolumeService(
-            catalogue=catalogue,
-            registry=registry,
-            resolver=OptionResolver(registry, {}),
-            references=self.node.references,
-            operations=operations,
-            discovery=Discovery(
-                catalogue=catalogue,
-                registry=registry,
+        self.events = Events(directory)
+        owning = owning_alone(self.store, self.node, registry, backend, self.events)
+        self.ownership = owning.view
+        self.catalogue = Catalogue(self.store)
+        self.volumes = build_use_cases(
+            Given(
+                catalogue=self.catalogue,
+                resolver=OptionResolver(registry, {}),
                 references=self.node.references,
-                locks=operations.locks,
-            ),
-            ownership=ownership_alone(self.store, self.node, registry, backend),
-            keeper=None,
-            propagation=Propagation(directory / "mounts", self.node),
-            mount_dir=directory / "mounts",
-            mount_deadline_s=30,
-            disuse_grace_s=0,
+                owning=owning,
+                propagation=Propagation(directory / "mounts", self.node),
+                quarantine=backend.quarantine,
+                events=self.events,
+                mount_dir=directory / "mounts",
+                times=Times(30, 0, 10.0),
+            )
         )
-        self.reconciler = Reconciler(self.service, interval_s=10.0)
 
     def close(self) -> None:
+        self.events.close()
         self.store.close()
         self.node.close()

@@ -31,17 +31,23 @@ from backends.system.mounts import VolumeUser
 from plugin import logs
 from plugin.daemon.node import Node
 from plugin.errors import StoreError
+from plugin.events.log import Events
 from plugin.fencing.client import Guard
 from plugin.logs import fields
+from plugin.membership.conflicts import Conflicts
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity, machine_id
 from plugin.membership.registration import Sources
 from plugin.model import VolumeRecord
+from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.bytes_port import Alone
 from plugin.ownership.failsafe import Failsafe, Holds
 from plugin.ownership.heads import Heads
 from plugin.ownership.keeper import Keeper
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.release import Release
 from plugin.ownership.replica_files import Replicas
+from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.peers.channel import Peers
 from plugin.store.etcd.settings import EtcdSettings
@@ -92,6 +98,7 @@ class Claimant:
             boot_id=clock.boot_id(),
             session=str(uuid.uuid4()),
         )
+        nodes = NodeDirectory(self.store, data_only_on=lambda _: [])
         self.membership = Membership(
             self.store,
             own,
@@ -99,15 +106,22 @@ class Claimant:
             leases=self.store,
             ttl_s=TTL_S,
             sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ()),
-            data_only_on=lambda _: [],
+            nodes=nodes,
         )
-        self.ownership = Ownership(
-            heads=Heads(self.store),
+        conflicts = Conflicts(self.store)
+        self.events = Events(STATE)
+        self.ownership = OwnershipView(
+            heads=Heads(self.store, conflicts),
+            conflicts=conflicts,
             replicas=Replicas(lambda _: None),
+            nodes=nodes,
             membership=self.membership,
             registry=Registry([SharedBackend()]),
-            votes=Votes(None, node_id=own.id),
+            events=self.events,
         )
+        votes = Votes(None, node_id=own.id)
+        self.acquisition = Acquisition(self.ownership, votes, Alone())
+        self.release = Release(self.ownership, Alone())
         peers = Peers(node_key=STATE / "none")
         failsafe = Failsafe(self.ownership, peers, Holds(10.0), ask_below_s=0.0)
         guard = Guard(STATE)
@@ -122,13 +136,14 @@ class Claimant:
     def stop(self) -> None:
         self.keeper.stop()
         self.membership.stop()
+        self.events.close()
         self.store.close()
         self.node.close()
 
     def acquire(self, record: VolumeRecord) -> None:
         """Do what a Mount does about ownership."""
         try:
-            epoch = self.ownership.acquire(record, clock.Deadline(ACQUIRE_DEADLINE_S))
+            epoch = self.acquisition.acquire(record, clock.Deadline(ACQUIRE_DEADLINE_S))
             self.keeper.hold(record, epoch, STATE / record.id)
         except BaseException:
             self.let_go(record)
@@ -138,7 +153,7 @@ class Claimant:
         """Do what an Unmount does; without an answer `reconcile` repeats it."""
         self.keeper.drop(record)
         try:
-            self.ownership.release(record)
+            self.release.release(record)
         except RemoraError as error:
             log.warning("%s", error)
 

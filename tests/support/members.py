@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from backends.system import clock
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity
 from plugin.membership.registration import Sources
@@ -55,6 +56,12 @@ class FakeMachine:
         return self.addresses
 
 
+class Member(Membership):
+    """A member, with the directory of nodes that it was given."""
+
+    directory: NodeDirectory
+
+
 class Members:
     """Makes members, and ends them all at the end."""
 
@@ -72,9 +79,9 @@ class Members:
         self.only_on: dict[str, list[str]] = {}
         self.machines: dict[str, FakeMachine] = {}
         self._facts: dict[str, FactsInMemory] = {}
-        self._running: list[tuple[Membership, LeasedStore]] = []
+        self._running: list[tuple[Member, LeasedStore]] = []
 
-    def started(self, name: str, *, addresses: tuple[str, ...] = ()) -> Membership:
+    def started(self, name: str, *, addresses: tuple[str, ...] = ()) -> Member:
         """Return a new node that was started."""
         own = Identity(
             id=str(uuid.uuid4()),
@@ -96,14 +103,14 @@ class Members:
         """End a daemon; its lease goes on for a while."""
         member.stop()
 
-    def restarted(self, member: Membership, *, name: str = "") -> Membership:
+    def restarted(self, member: Member, *, name: str = "") -> Member:
         """Return the same node, started again on the same boot."""
         member.stop()
         made = self.copied(member, name=name or member.own.name)
         made.start()
         return made
 
-    def copied(self, member: Membership, **changes: str) -> Membership:
+    def copied(self, member: Member, **changes: str) -> Member:
         """Return a daemon on a copy of that node's disk, not yet started."""
         own = replace(member.own, session=str(uuid.uuid4()), **changes)
         self.machines.setdefault(own.name, self.machines[member.own.name])
@@ -115,7 +122,7 @@ class Members:
         member.add_listener(heard.set)
         return heard
 
-    def all_members(self) -> list[Membership]:
+    def all_members(self) -> list[Member]:
         """Return every daemon that was made, in this order."""
         return [member for member, _ in self._running]
 
@@ -135,17 +142,23 @@ class Members:
                 store.close()
         self.store.close()
 
-    def _made(self, own: Identity) -> Membership:
+    def _made(self, own: Identity) -> Member:
         store = self.open_store()
         machine = self.machines[own.name]
-        made = Membership(
+        directory = NodeDirectory(
+            store,
+            data_only_on=lambda node_id: self.only_on.get(node_id, []),
+            always_alive=own.id if self.alone else "",
+        )
+        made = Member(
             store,
             own,
             facts=self._facts[own.id],
             leases=None if self.alone else store,
             ttl_s=self.ttl_s,
             sources=Sources(machine.capacity, machine.find),
-            data_only_on=lambda node_id: self.only_on.get(node_id, []),
+            nodes=directory,
         )
+        made.directory = directory
         self._running.append((made, store))
         return made

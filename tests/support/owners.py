@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from plugin.membership.conflicts import Conflicts
 from plugin.ownership.heads import Heads
 from plugin.ownership.state import Head, Replica
 from plugin.peers.peer import Peer
@@ -318,7 +319,7 @@ class Records:
 
     def __init__(self, server: etcd.Cluster, prefix: str) -> None:
         self.store = EtcdStore(EtcdSettings(server.endpoints, prefix=prefix))
-        self.heads = Heads(self.store)
+        self.heads = Heads(self.store, Conflicts(self.store))
 
     def head(self, volume_id: str) -> Head:
         head = self.heads.read(volume_id).head

@@ -9,24 +9,29 @@ from pathlib import Path
 from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.registry import Registry
+from backends.rsync.backend import RsyncBackend
+from backends.rsync.quarantine import Quarantine
 from plugin.daemon.node import Node
+from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
+from plugin.events.log import Events
+from plugin.membership.conflicts import Conflicts
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity
 from plugin.membership.registration import Sources
+from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.bytes_port import Alone
 from plugin.ownership.heads import Heads
-from plugin.ownership.ownership import Ownership
+from plugin.ownership.release import Release
 from plugin.ownership.replica_files import Replicas, locate_with
+from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.store.base import Store
 from plugin.store.sqlite import SqliteStore
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.discovery import Discovery
-from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
-from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.references import Count
-from plugin.volumes.service import VolumeService
 from tests.support.memory_backend import MemoryBackend
 
 
@@ -49,49 +54,47 @@ class World:
         (self.directory / "copies").mkdir(exist_ok=True)
         self.backend = MemoryBackend(self.disk, self.directory / "copies")
         registry = Registry([self.backend])
-        catalogue = Catalogue(self.store)
-        operations = Operations()
-        self.service = VolumeService(
-            catalogue=catalogue,
-            registry=registry,
-            resolver=OptionResolver(registry, {"default": {"backend": "memory"}}),
-            references=self.node.references,
-            operations=operations,
-            discovery=Discovery(
-                catalogue=catalogue,
-                registry=registry,
-                references=self.node.references,
-                locks=operations.locks,
-            ),
-            ownership=ownership_alone(self.store, self.node, registry, self.backend),
-            keeper=None,
-            propagation=Propagation(self.directory / "mounts", self.node),
-            mount_dir=self.directory / "mounts",
-            mount_deadline_s=self.deadline_s,
-            disuse_grace_s=self.grace_s,
+        self.events = Events(self.directory)
+        owning = owning_alone(
+            self.store, self.node, registry, self.backend, self.events
         )
-        self.reconciler = Reconciler(self.service, interval_s=10.0)
+        self.ownership = owning.view
+        self.catalogue = Catalogue(self.store)
+        self.volumes = build_use_cases(
+            Given(
+                catalogue=self.catalogue,
+                resolver=OptionResolver(registry, {"default": {"backend": "memory"}}),
+                references=self.node.references,
+                owning=owning,
+                propagation=Propagation(self.directory / "mounts", self.node),
+                quarantine=no_quarantine(self.directory),
+                events=self.events,
+                mount_dir=self.directory / "mounts",
+                times=Times(self.deadline_s, self.grace_s, 10.0),
+            )
+        )
 
     def count(self, name: str) -> Count:
-        record = self.service.catalogue.find(name)
+        record = self.catalogue.find(name)
         assert record is not None
-        return self.service.references.total(record.record.id)
+        return self.node.references.total(record.record.id)
 
     def is_mounted(self) -> bool:
         return bool(self.backend.mounted)
 
     def volume_id(self, name: str) -> str:
-        return str(self.service.get(name).status["id"])
+        return self.volumes.views.get(name).record.id
 
     def close(self) -> None:
+        self.events.close()
         self.store.close()
         self.node.close()
 
 
-def ownership_alone(
-    store: Store, node: Node, registry: Registry, backend: Backend
-) -> Ownership:
-    """Return the ownership of a node without a cluster."""
+def owning_alone(
+    store: Store, node: Node, registry: Registry, backend: Backend, events: Events
+) -> Owning:
+    """Return how a node without a cluster owns volumes."""
     own = Identity(
         id=node.id,
         name="alone",
@@ -102,6 +105,7 @@ def ownership_alone(
         boot_id="boot",
         session="session",
     )
+    nodes = NodeDirectory(store, data_only_on=lambda _: [], always_alive=own.id)
     membership = Membership(
         store,
         own,
@@ -109,15 +113,25 @@ def ownership_alone(
         leases=None,
         ttl_s=15.0,
         sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ()),
-        data_only_on=lambda _: [],
+        nodes=nodes,
     )
-    return Ownership(
-        heads=Heads(store),
+    conflicts = Conflicts(store)
+    view = OwnershipView(
+        heads=Heads(store, conflicts),
+        conflicts=conflicts,
         replicas=Replicas(locate_with(backend)),
+        nodes=nodes,
         membership=membership,
         registry=registry,
-        votes=Votes(None, node_id=node.id),
+        events=events,
     )
+    votes = Votes(None, node_id=node.id)
+    return Owning(view, Acquisition(view, votes, Alone()), Release(view, Alone()))
+
+
+def no_quarantine(directory: Path) -> Quarantine:
+    """Return the quarantine of a pool that has nothing in it."""
+    return RsyncBackend(directory / "no-pool", pool_id=None).quarantine
 
 
 def failing(operation: str) -> Callable[[str, Volume], None]:

@@ -35,12 +35,12 @@ def test_a_node_is_known_to_the_others(members: Members) -> None:
     alpha = members.started("alpha")
     beta = members.started("beta", addresses=("10.0.0.2", "fd00::2"))
     for each in (alpha, beta):
-        assert [view.record.name for view in each.nodes()] == ["alpha", "beta"]
-        assert [view.state for view in each.nodes()] == ["ready", "ready"]
+        assert [view.record.name for view in each.directory.all()] == ["alpha", "beta"]
+        assert [view.state for view in each.directory.all()] == ["ready", "ready"]
         assert each.fault() is None
         assert each.lease
-    record = alpha.find("beta").record
-    assert record.id == alpha.find(record.id).record.id == beta.own.id
+    record = alpha.directory.find("beta").record
+    assert record.id == alpha.directory.find(record.id).record.id == beta.own.id
     assert record.addresses == ("10.0.0.2", "fd00::2")
     assert (record.pool_total_bytes, record.pool_available_bytes) == (1000, 600)
 
@@ -61,7 +61,7 @@ def test_a_name_belongs_to_one_node(members: Members) -> None:
         "('alpha' at 10.0.0.1) (hint: set node_name in [cluster] to another one; or, "
         "if that node is gone for good: remora node rm alpha)"
     )
-    assert len(alpha.nodes()) == 1
+    assert len(alpha.directory.all()) == 1
     # Even while its owner does not run.
     members.crash(alpha)
     with pytest.raises(NodeConflictError):
@@ -70,10 +70,10 @@ def test_a_name_belongs_to_one_node(members: Members) -> None:
 
 def test_a_node_may_change_its_name(members: Members) -> None:
     alpha = members.started("alpha")
-    alpha.drain("alpha")
-    joined_at = alpha.find("alpha").record.joined_at
+    alpha.directory.set_drained("alpha", drained=True)
+    joined_at = alpha.directory.find("alpha").record.joined_at
     renamed = members.restarted(alpha, name="omega")
-    [view] = renamed.nodes()
+    [view] = renamed.directory.all()
     assert (view.record.name, view.record.joined_at) == ("omega", joined_at)
     assert view.record.drained  # a restart does not take it back
     assert members.started("alpha").fault() is None
@@ -89,7 +89,7 @@ def test_a_copied_disk_is_refused(members: Members) -> None:
     assert clone.lease == 0
     assert clone.deadline_s() == -math.inf
     # The one that was there first has lost nothing.
-    assert alpha.find("alpha").alive
+    assert alpha.directory.find("alpha").alive
     assert members.store.keep_alive(lease)
 
 
@@ -124,7 +124,7 @@ def test_a_machine_copied_whole_never_gets_in(
     monkeypatch.setattr("plugin.membership.registration._DEAD_AFTER_TTLS", 0)
     wait_until(lambda: "another machine" in str(clone.fault()), "the conflict")
     assert clone.lease == 0
-    assert alpha.find("alpha").alive
+    assert alpha.directory.find("alpha").alive
 
 
 def test_after_a_reboot_the_old_lease_is_waited_out(members: Members) -> None:
@@ -168,7 +168,7 @@ def test_a_boot_whose_lease_the_store_forgets_does_not_hinder_the_next() -> None
         members.crash(booted)
         store.forgotten = booted.lease
         assert beta.living([alpha.own.id]) == []
-        assert beta.find("alpha").state == "down"
+        assert beta.directory.find("alpha").state == "down"
         again = members.restarted(beta)
         members.crash(again)
         store.forgotten = again.lease
@@ -252,7 +252,7 @@ def test_who_is_beaten_between_reading_and_writing_changes_nothing() -> None:
         beta = members.started("beta")
         store.quicker = [Put(f"nodes/{beta.own.id}", b"{}")]
         with pytest.raises(NodeNotFoundError):  # not what it was written for
-            beta.drain("beta")
+            beta.directory.set_drained("beta", drained=True)
         assert store.get(f"nodes/{beta.own.id}").value == b"{}"
     finally:
         members.close()
@@ -326,11 +326,11 @@ def test_a_lost_lease_is_told_and_replaced(members: Members) -> None:
     alpha.add_listener(lambda: 1 / 0)  # hurts nobody else
     members.store.revoke_lease(lease)
     assert alpha.deadline_s() == -math.inf
-    assert not alpha.nodes()[0].alive
+    assert not alpha.directory.all()[0].alive
     wait_until(lambda: alpha.lease not in (0, lease), "a new lease")
     wait_until(lambda: alpha.fault() is None, "the registration")
     assert (0, -math.inf) in seen
-    assert alpha.nodes()[0].alive
+    assert alpha.directory.all()[0].alive
 
 
 def test_a_node_alone_needs_no_lease(tmp_path: Path) -> None:
@@ -340,17 +340,17 @@ def test_a_node_alone_needs_no_lease(tmp_path: Path) -> None:
         alpha = members.started("alpha")
         assert (alpha.alone, alpha.lease, alpha.deadline_s()) == (True, 0, math.inf)
         assert alpha.fault() is None
-        [view] = alpha.nodes()
+        [view] = alpha.directory.all()
         assert (view.record.name, view.state) == ("alpha", "ready")
-        assert alpha.drain("alpha").state == "drained"
+        assert alpha.directory.set_drained("alpha", drained=True).state == "drained"
         assert alpha.drained
         with pytest.raises(NodeConflictError, match="is alive"):
             alpha.remove("alpha")
         # Its node.db was lost: nobody else can have the name.
         members.crash(alpha)
         other = members.started("alpha")
-        assert [each.record.id for each in other.nodes()] == [other.own.id]
-        assert other.find("alpha").alive
+        assert [each.record.id for each in other.directory.all()] == [other.own.id]
+        assert other.directory.find("alpha").alive
         assert store.prefix("alive/")[0] == []
     finally:
         members.close()

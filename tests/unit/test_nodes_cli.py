@@ -49,8 +49,12 @@ def cli(
     """Return the command; the daemon that answers it is node alpha."""
     alpha = members.started("alpha", addresses=("10.0.0.1", "fd00::1"))
     app = Flask("control")
-    observe_calls(app, Metrics(world.service), socket="control", render=_error)
-    add_nodes(app, alpha)
+    volumes, owning = world.volumes, world.ownership
+    metrics = Metrics(
+        volumes.views, owning.registry, world.node.references, owning.conflicts
+    )
+    observe_calls(app, metrics, socket="control", render=_error)
+    add_nodes(app, alpha, alpha.directory)
     path = tmp_path / "control.sock"
     config = tmp_path / "remora.toml"
     state_dir = tmp_path / "state"
@@ -127,14 +131,14 @@ def test_removing_nodes(cli: Cli, members: Members) -> None:
 def test_a_clock_far_off_is_told(cli: Cli, members: Members) -> None:
     beta = members.started("beta")
     [alpha] = [each for each in members.all_members() if each.own.name == "alpha"]
-    alpha.note_clock(beta.own.id, 0.25)
+    alpha.directory.note_clock(beta.own.id, 0.25)
     assert cli("node", "ls").out.splitlines()[2].endswith("+0.2 s")
-    alpha.note_clock(beta.own.id, -90.0)
+    alpha.directory.note_clock(beta.own.id, -90.0)
     listed = cli("node", "ls")
     assert listed.out.splitlines()[2].endswith("-90.0 s")
     warning = "the clock of node 'beta' is 90 s behind this node's"
     assert listed.err == f"warning: {warning}\n"
-    assert node_status(alpha) == {
+    assert node_status(alpha, alpha.directory) == {
         "name": "alpha",
         "id": alpha.own.id,
         "cluster": True,

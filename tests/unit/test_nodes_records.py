@@ -33,18 +33,18 @@ def test_fields_of_a_newer_version_stay(members: Members) -> None:
     assert stored is not None
     newer = {**msgspec.json.decode(stored.value), "colour": "blue"}
     members.store.transact([], [Put(key, msgspec.json.encode(newer))])
-    assert alpha.drain("beta").record.drained
+    assert alpha.directory.set_drained("beta", drained=True).record.drained
     assert beta.drained
     changed = members.store.get(key)
     assert changed is not None
     assert msgspec.json.decode(changed.value)["colour"] == "blue"
-    assert not alpha.undrain(beta.own.id).record.drained
+    assert not alpha.directory.set_drained(beta.own.id, drained=False).record.drained
 
 
 def test_a_spoilt_record_hides_no_other(members: Members) -> None:
     alpha = members.started("alpha")
     members.store.transact([], [Put("nodes/x", b"{"), Put("node_names/x", b"\xff")])
-    assert [each.record.name for each in alpha.nodes()] == ["alpha"]
+    assert [each.record.name for each in alpha.directory.all()] == ["alpha"]
     assert members.started("beta").fault() is None
     with pytest.raises(NodeConflictError, match="the node name 'x' belongs"):
         members.started("x")
@@ -54,13 +54,14 @@ def test_an_unknown_node_is_told_with_those_there_are(members: Members) -> None:
     members.started("beta")
     alpha = members.started("alpha")
     with pytest.raises(NodeNotFoundError) as missing:
-        alpha.find("gamma")
+        alpha.directory.find("gamma")
     assert str(missing.value) == (
         "node-not-found: there is no node 'gamma' (hint: the nodes are: alpha, beta)"
     )
-    for act in (alpha.drain, alpha.undrain, alpha.remove):
-        with pytest.raises(NodeNotFoundError):
-            act("gamma")
+    with pytest.raises(NodeNotFoundError):
+        alpha.directory.set_drained("gamma", drained=True)
+    with pytest.raises(NodeNotFoundError):
+        alpha.remove("gamma")
 
 
 def test_removing_a_node(members: Members) -> None:
@@ -71,14 +72,14 @@ def test_removing_a_node(members: Members) -> None:
             alpha.remove("beta", force=force)
     members.crash(beta)
     members.store.revoke_lease(beta.lease)
-    assert alpha.find("beta").state == "down"
+    assert alpha.directory.find("beta").state == "down"
     members.only_on[beta.own.id] = [f"volume-{number}" for number in range(7)]
     with pytest.raises(NodeConflictError) as refused:
         alpha.remove("beta")
     assert "volume-0, volume-1" in refused.value.cause
     assert refused.value.cause.endswith("and 2 more")
     alpha.remove("beta", force=True)
-    assert [each.record.name for each in alpha.nodes()] == ["alpha"]
+    assert [each.record.name for each in alpha.directory.all()] == ["alpha"]
     assert not [
         key for key in members.all_keys() if beta.own.id in key or "beta" in key
     ]
@@ -101,23 +102,25 @@ def test_changes_worth_telling_are_written(members: Members) -> None:
     alpha.addresses_changed()
     sources.asked.clear()
     assert sources.asked.wait(60)
-    assert alpha.find("alpha").record.pool_available_bytes == 600
+    assert alpha.directory.find("alpha").record.pool_available_bytes == 600
     sources.addresses = ("10.9.9.9",)
     alpha.addresses_changed()
     wait_until(
-        lambda: alpha.find("alpha").record.addresses == ("10.9.9.9",), "the address"
+        lambda: alpha.directory.find("alpha").record.addresses == ("10.9.9.9",),
+        "the address",
     )
     sources.available_bytes -= 100
     alpha.addresses_changed()
     wait_until(
-        lambda: alpha.find("alpha").record.pool_available_bytes == 495, "the capacity"
+        lambda: alpha.directory.find("alpha").record.pool_available_bytes == 495,
+        "the capacity",
     )
     # What cannot be found out leaves what was known.
     sources.broken = True
     sources.asked.clear()
     alpha.addresses_changed()
     assert sources.asked.wait(60)
-    assert alpha.find("alpha").record.addresses == ("10.9.9.9",)
+    assert alpha.directory.find("alpha").record.addresses == ("10.9.9.9",)
 
 
 def test_clocks_far_off_are_told_once(
@@ -127,15 +130,15 @@ def test_clocks_far_off_are_told_once(
     beta = members.started("beta")
     with caplog.at_level(logging.INFO, "plugin.membership.directory"):
         for offset_s in (0.2, -3600.0, -3601.0, 1.0, 7.0):
-            alpha.note_clock(beta.own.id, offset_s)
-        alpha.note_clock("nobody", 99.0)
+            alpha.directory.note_clock(beta.own.id, offset_s)
+        alpha.directory.note_clock("nobody", 99.0)
     assert [record.getMessage() for record in caplog.records] == [
         "the clock of node 'beta' is 3600 s behind this node's",
         "the clock of node 'beta' is right again",
         "the clock of node 'beta' is 7 s ahead of this node's",
     ]
-    assert alpha.find("beta").clock_offset_s == 7.0
-    assert alpha.clock_warnings() == [
+    assert alpha.directory.find("beta").clock_offset_s == 7.0
+    assert alpha.directory.clock_warnings() == [
         "the clock of node 'beta' is 7 s ahead of this node's"
     ]
-    assert alpha.find("alpha").clock_offset_s is None
+    assert alpha.directory.find("alpha").clock_offset_s is None

@@ -11,124 +11,124 @@ from backends.base import Traits, Volume
 from backends.errors import BackendError, VolumeBusyError
 from backends.system.mounts import VolumeUser
 from plugin.errors import StoreError
-from plugin.volumes.adoption import adopt
 from plugin.volumes.references import Count
 from tests.support.world import World, failing
 
 
 def test_inherited_references_go_on_proof_of_disuse_only(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     volume_id = world.volume_id("v")
-    world.service.mount("v", "a")
+    world.volumes.mounting.mount("v", "a")
     world.restart()
-    world.backend.mounted[world.service.mount_dir / volume_id] = volume_id
+    world.backend.mounted[(world.directory / "mounts") / volume_id] = volume_id
     world.backend.used_by[volume_id] = [VolumeUser(1, "sh", "/d")]
-    world.reconciler.run_once()
+    world.volumes.reconciler.run_once()
     assert world.count("v") == Count(inherited=1)
     world.backend.before = failing("users")
-    world.reconciler.run_once()
+    world.volumes.reconciler.run_once()
     assert world.count("v") == Count(inherited=1)
     world.backend.before = lambda _operation, _volume: None
     world.backend.used_by.clear()
-    world.reconciler.run_once()
+    world.volumes.reconciler.run_once()
     assert not world.count("v")
     assert not world.is_mounted()
 
 
 def test_nothing_inherited_is_dropped_within_the_grace(tmp_path: Path) -> None:
     world = World(tmp_path, grace_s=3600)
-    world.service.create("v", {})
-    world.service.mount("v", "a")
-    world.service.engine_activated()
-    world.reconciler.run_once()
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "a")
+    world.volumes.mounting.engine_activated()
+    world.volumes.reconciler.run_once()
     assert world.count("v") == Count(inherited=1)
     assert world.is_mounted()
     # Its own Unmount needs no proof.
-    world.service.unmount("v", "a")
+    world.volumes.unmounting.unmount("v", "a")
     assert not world.is_mounted()
 
 
 def test_an_unmount_of_what_a_container_uses_waits_for_its_end(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     volume_id = world.volume_id("v")
-    world.service.mount("v", "container")
+    world.volumes.mounting.mount("v", "container")
     world.backend.used_by[volume_id] = [VolumeUser(1, "sh", "/d")]
     # After a docker cp that failed, the engine unmounts with the container's own id.
-    world.service.unmount("v", "container")
+    world.volumes.unmounting.unmount("v", "container")
     assert world.is_mounted()
     assert world.count("v") == Count(inherited=1)
-    world.reconciler.run_once()
+    world.volumes.reconciler.run_once()
     assert world.is_mounted()
     world.backend.used_by.clear()
-    world.reconciler.run_once()
+    world.volumes.reconciler.run_once()
     assert not world.is_mounted()
     assert not world.count("v")
 
 
 def test_live_references_are_never_dropped_but_by_order(world: World) -> None:
-    world.service.create("v", {})
-    world.service.mount("v", "a")
-    world.reconciler.run_once()
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "a")
+    world.volumes.reconciler.run_once()
     assert world.count("v") == Count(live=1)
-    assert world.reconciler.release_forgotten() == ["v"]
+    assert world.volumes.reconciler.release_forgotten() == ["v"]
     assert not world.is_mounted()
 
 
 def test_an_order_to_release_spares_what_is_used(world: World) -> None:
-    world.service.create("v", {})
-    world.service.mount("v", "a")
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "a")
     world.backend.used_by[world.volume_id("v")] = [VolumeUser(1, "sh", "/d")]
-    assert world.reconciler.release_forgotten() == []
+    assert world.volumes.reconciler.release_forgotten() == []
     assert world.count("v") == Count(live=1)
 
 
 def test_an_unmount_that_storage_refuses_is_tried_again(world: World) -> None:
-    world.service.create("v", {})
-    target = world.service.mount("v", "a")
+    world.volumes.creation.create("v", {})
+    target = world.volumes.mounting.mount("v", "a")
     world.backend.working.add(target)
     with pytest.raises(VolumeBusyError):
-        world.service.unmount("v", "a")
+        world.volumes.unmounting.unmount("v", "a")
     assert world.is_mounted()
     world.backend.working.clear()
-    world.service.mount("v", "b")
-    world.service.unmount("v", "b")
+    world.volumes.mounting.mount("v", "b")
+    world.volumes.unmounting.unmount("v", "b")
     assert not world.is_mounted()
 
 
 def test_a_reboot_ends_every_reference(world: World) -> None:
-    world.service.create("v", {})
-    world.service.mount("v", "a")
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "a")
     world.node.set_fact("boot_id", "another boot")
     world.restart()
     assert not world.count("v")
-    assert world.service.path("v") == ""
+    assert world.volumes.views.path("v") == ""
 
 
 def test_get_and_list_answer_while_storage_is_broken(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
 
     def broken(_name: str, _volume: Volume) -> None:
         raise BackendError("storage is gone")
 
     world.backend.before = broken
-    assert world.service.get("v").name == "v"
-    assert [each.name for each in world.service.volumes()] == ["v"]
-    assert world.service.path("v") == ""
+    assert world.volumes.views.get("v").record.name == "v"
+    assert [each.name for each in world.volumes.views.all()] == ["v"]
+    assert world.volumes.views.path("v") == ""
     with pytest.raises(BackendError):
-        world.service.remove("v")
-    assert world.service.get("v").status["phase"] == "ready"
+        world.volumes.removal.remove("v")
+    assert world.volumes.views.get("v").status()["phase"] == "ready"
 
 
 def test_a_broken_store_is_no_absent_volume(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     world.store.close()
     with pytest.raises(StoreError):
-        world.service.get("v")
+        world.volumes.views.get("v")
 
 
 def test_eight_creations_of_one_name_make_one_volume(world: World) -> None:
     threads = [
-        threading.Thread(target=world.service.create, args=("v", {})) for _ in range(8)
+        threading.Thread(target=world.volumes.creation.create, args=("v", {}))
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()
@@ -142,34 +142,34 @@ def test_scope_is_global_only_if_every_node_reaches_every_volume(
     world: World, everywhere: bool
 ) -> None:
     world.backend.traits = Traits(reachable_from_every_node=everywhere)
-    assert world.service.scope() == ("global" if everywhere else "local")
+    assert world.volumes.creation.scope() == ("global" if everywhere else "local")
 
 
 def test_volumes_of_a_lost_store_are_adopted(world: World, tmp_path: Path) -> None:
-    world.service.create("v", {"mode": "0700"})
-    world.service.create("w", {})
+    world.volumes.creation.create("v", {"mode": "0700"})
+    world.volumes.creation.create("w", {})
     lost_id = world.volume_id("v")
     world.store.close()
     for file in tmp_path.glob("store.db*"):
         file.unlink()
     world.restart()
-    assert world.service.volumes() == []
-    world.service.create("w", {"mode": "0700"})
-    planned = adopt(world.service, dry_run=True)
+    assert world.volumes.views.all() == []
+    world.volumes.creation.create("w", {"mode": "0700"})
+    planned = world.volumes.adoption.adopt(dry_run=True)
     assert planned["adopted"] == ["v"]
-    assert [each.name for each in world.service.volumes()] == ["w"]
-    report = adopt(world.service, dry_run=False)
+    assert [each.name for each in world.volumes.views.all()] == ["w"]
+    report = world.volumes.adoption.adopt(dry_run=False)
     assert report["adopted"] == ["v"]
     assert "the name belongs to volume" in report["refused"][0]
     assert world.volume_id("v") == lost_id
-    assert world.service.get("v").status["options"] == {"mode": "0700"}
-    world.service.create("v", {"mode": "0700"})
-    assert adopt(world.service, dry_run=False)["adopted"] == []
+    assert world.volumes.views.get("v").status()["options"] == {"mode": "0700"}
+    world.volumes.creation.create("v", {"mode": "0700"})
+    assert world.volumes.adoption.adopt(dry_run=False)["adopted"] == []
 
 
 def test_the_trash_is_emptied_in_the_background(world: World) -> None:
-    world.service.create("v", {})
-    world.service.remove("v")
+    world.volumes.creation.create("v", {})
+    world.volumes.removal.remove("v")
     assert world.backend.trash
-    world.reconciler.run_once()
+    world.volumes.reconciler.run_once()
     assert not world.backend.trash

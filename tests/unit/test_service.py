@@ -23,44 +23,44 @@ from tests.support.world import World, failing
 
 
 def test_create_is_seen_and_its_repetition_succeeds(world: World) -> None:
-    world.service.create("v", {"mode": "700"})
+    world.volumes.creation.create("v", {"mode": "700"})
     first = world.volume_id("v")
-    world.service.create("v", {"mode": "0700"})
+    world.volumes.creation.create("v", {"mode": "0700"})
     assert world.volume_id("v") == first
-    assert [each.name for each in world.service.volumes()] == ["v"]
+    assert [each.name for each in world.volumes.views.all()] == ["v"]
     assert list(world.disk) == [first]
 
 
 def test_create_with_other_options_names_the_difference(world: World) -> None:
-    world.service.create("v", {"mode": "0700"})
+    world.volumes.creation.create("v", {"mode": "0700"})
     with pytest.raises(VolumeExistsError, match="mode is 0700, asked for not set"):
-        world.service.create("v", {})
+        world.volumes.creation.create("v", {})
     with pytest.raises(VolumeExistsError, match="size is not set, asked for 1024"):
-        world.service.create("v", {"mode": "0700", "size": "1k"})
+        world.volumes.creation.create("v", {"mode": "0700", "size": "1k"})
 
 
 @pytest.mark.parametrize("name", ["../../x", "a/b", "", ".", "-a", "a b", "a\nb", "é"])
 def test_bad_names_make_nothing(world: World, name: str) -> None:
     for act in (
-        lambda: world.service.create(name, {}),
-        lambda: world.service.mount(name, "id"),
-        lambda: world.service.unmount(name, "id"),
-        lambda: world.service.remove(name),
+        lambda: world.volumes.creation.create(name, {}),
+        lambda: world.volumes.mounting.mount(name, "id"),
+        lambda: world.volumes.unmounting.unmount(name, "id"),
+        lambda: world.volumes.removal.remove(name),
     ):
         with pytest.raises(InvalidRequestError, match="is not a volume name"):
             act()
     with pytest.raises(VolumeNotFoundError):
-        world.service.get(name)
+        world.volumes.views.get(name)
     assert world.disk == {}
 
 
 def test_a_failed_creation_leaves_nothing(world: World) -> None:
     world.backend.before = failing("create")
     with pytest.raises(BackendError, match="create failed"):
-        world.service.create("v", {})
-    assert world.service.catalogue.all() == []
+        world.volumes.creation.create("v", {})
+    assert world.catalogue.all() == []
     world.backend.before = lambda _operation, _volume: None
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
 
 
 def test_a_creation_that_cannot_be_rolled_back_is_invisible_until_it_is(
@@ -72,15 +72,15 @@ def test_a_creation_that_cannot_be_rolled_back_is_invisible_until_it_is(
 
     world.backend.before = silent
     with pytest.raises(DeadlineError):
-        world.service.create("v", {})
-    assert world.service.volumes() == []
+        world.volumes.creation.create("v", {})
+    assert world.volumes.views.all() == []
     with pytest.raises(VolumeNotFoundError):
-        world.service.get("v")
+        world.volumes.views.get("v")
     with pytest.raises(VolumeNotFoundError):
-        world.service.mount("v", "id")
+        world.volumes.mounting.mount("v", "id")
     world.backend.before = lambda _operation, _volume: None
-    world.reconciler.run_once()
-    assert world.service.catalogue.all() == []
+    world.volumes.reconciler.run_once()
+    assert world.catalogue.all() == []
 
 
 def test_a_refused_creation_is_forgotten_though_storage_is_gone(world: World) -> None:
@@ -90,8 +90,8 @@ def test_a_refused_creation_is_forgotten_though_storage_is_gone(world: World) ->
 
     world.backend.before = broken
     with pytest.raises(BackendError):
-        world.service.create("v", {})
-    assert world.service.catalogue.all() == []
+        world.volumes.creation.create("v", {})
+    assert world.catalogue.all() == []
 
 
 def test_create_makes_a_new_volume_of_one_that_a_crash_left(world: World) -> None:
@@ -99,67 +99,67 @@ def test_create_makes_a_new_volume_of_one_that_a_crash_left(world: World) -> Non
         (_ for _ in ()).throw(SystemExit) if (name in ("create", "remove")) else None
     )
     with pytest.raises(SystemExit):
-        world.service.create("v", {"mode": "0700"})
+        world.volumes.creation.create("v", {"mode": "0700"})
     world.restart()
-    assert world.service.catalogue.all()[0].phase == "creating"
-    world.service.create("v", {"mode": "0750"})
-    assert world.service.get("v").status["options"] == {"mode": "0750"}
+    assert world.catalogue.all()[0].phase == "creating"
+    world.volumes.creation.create("v", {"mode": "0750"})
+    assert world.volumes.views.get("v").status()["options"] == {"mode": "0750"}
 
 
 def test_mounts_are_counted_and_the_last_unmount_unmounts(world: World) -> None:
-    world.service.create("v", {})
-    first = world.service.mount("v", "a")
-    assert world.service.mount("v", "b") == first
-    assert world.service.path("v") == str(first)
-    world.service.unmount("v", "a")
+    world.volumes.creation.create("v", {})
+    first = world.volumes.mounting.mount("v", "a")
+    assert world.volumes.mounting.mount("v", "b") == first
+    assert world.volumes.views.path("v") == str(first)
+    world.volumes.unmounting.unmount("v", "a")
     assert world.is_mounted()
-    world.service.unmount("v", "b")
+    world.volumes.unmounting.unmount("v", "b")
     assert not world.is_mounted()
-    assert world.service.path("v") == ""
+    assert world.volumes.views.path("v") == ""
 
 
 def test_unmount_of_what_is_unknown_succeeds(world: World) -> None:
-    world.service.unmount("nothing", "id")
-    world.service.create("v", {})
-    world.service.mount("v", "a")
-    world.service.unmount("v", "other")
+    world.volumes.unmounting.unmount("nothing", "id")
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "a")
+    world.volumes.unmounting.unmount("v", "other")
     assert world.is_mounted()
 
 
 def test_mount_of_an_unknown_volume_fails(world: World) -> None:
     with pytest.raises(VolumeNotFoundError, match="there is no volume 'v'"):
-        world.service.mount("v", "id")
+        world.volumes.mounting.mount("v", "id")
 
 
 def test_a_failed_mount_leaves_no_reference(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     world.backend.before = failing("mount")
     with pytest.raises(BackendError):
-        world.service.mount("v", "a")
+        world.volumes.mounting.mount("v", "a")
     assert not world.count("v")
     world.backend.before = lambda _operation, _volume: None
-    world.service.mount("v", "a")
+    world.volumes.mounting.mount("v", "a")
     world.backend.before = failing("mount")
     with pytest.raises(BackendError):
-        world.service.mount("v", "b")
+        world.volumes.mounting.mount("v", "b")
     assert world.count("v") == Count(live=1)
 
 
 def test_a_mount_past_its_deadline_leaves_nothing(tmp_path: Path) -> None:
     world = World(tmp_path, deadline_s=0.3)
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     release = threading.Event()
     world.backend.before = lambda name, _: (
         release.wait(20) and None if name == "mount" else None
     )
     with pytest.raises(DeadlineError):
-        world.service.mount("v", "a")
+        world.volumes.mounting.mount("v", "a")
     # Whatever is asked of other volumes, and reads of this one, go on meanwhile.
-    world.service.create("w", {})
-    assert world.service.get("v").name == "v"
+    world.volumes.creation.create("w", {})
+    assert world.volumes.views.get("v").record.name == "v"
     release.set()
     deadline = Deadline(10)
-    while world.service.operations.locks.names() and not deadline.passed():
+    while world.volumes.locks.names() and not deadline.passed():
         pass
     assert not world.is_mounted()
     assert not world.count("v")
@@ -171,75 +171,75 @@ def test_a_creation_whose_caller_is_gone_is_taken_back(world: World) -> None:
         release.wait(20) and None if name == "create" else None
     )
     with pytest.raises(DeadlineError):
-        world.service.create("v", {}, caller_gone=lambda: True)
+        world.volumes.creation.create("v", {}, caller_gone=lambda: True)
     release.set()
     deadline = Deadline(10)
-    while world.service.operations.locks.names() and not deadline.passed():
+    while world.volumes.locks.names() and not deadline.passed():
         pass
-    assert world.service.catalogue.all() == []
+    assert world.catalogue.all() == []
     assert world.disk == {}
 
 
 def test_remove_refuses_what_the_engine_holds(world: World) -> None:
-    world.service.create("v", {})
-    world.service.mount("v", "a")
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "a")
     with pytest.raises(VolumeBusyError, match="holds 1 mount of"):
-        world.service.remove("v")
-    assert world.service.get("v").status["phase"] == "ready"
-    world.service.unmount("v", "a")
-    world.service.remove("v")
+        world.volumes.removal.remove("v")
+    assert world.volumes.views.get("v").status()["phase"] == "ready"
+    world.volumes.unmounting.unmount("v", "a")
+    world.volumes.removal.remove("v")
     assert world.disk == {}
 
 
 def test_remove_refuses_what_a_process_uses_though_no_reference_is_left(
     world: World,
 ) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     volume_id = world.volume_id("v")
     world.backend.used_by[volume_id] = [VolumeUser(7, "mysqld", "/var/lib/mysql")]
     with pytest.raises(VolumeBusyError, match=r"mysqld \(pid 7\) at /var/lib/mysql"):
-        world.service.remove("v")
-    assert world.service.get("v").status["phase"] == "ready"
+        world.volumes.removal.remove("v")
+    assert world.volumes.views.get("v").status()["phase"] == "ready"
     assert list(world.disk) == [volume_id]
 
 
 def test_remove_of_what_is_unknown_succeeds(world: World) -> None:
-    world.service.remove("v")
-    world.service.create("v", {})
-    world.service.remove("v")
-    world.service.remove("v")
+    world.volumes.removal.remove("v")
+    world.volumes.creation.create("v", {})
+    world.volumes.removal.remove("v")
+    world.volumes.removal.remove("v")
 
 
 def test_remove_drops_inherited_references_that_nobody_uses(world: World) -> None:
-    world.service.create("v", {})
-    world.service.mount("v", "lost")
-    world.service.engine_activated()
-    world.service.remove("v")
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "lost")
+    world.volumes.mounting.engine_activated()
+    world.volumes.removal.remove("v")
     assert not world.is_mounted()
-    assert world.service.references.volumes() == []
+    assert world.node.references.volumes() == []
 
 
 def test_a_removal_that_storage_refuses_changes_nothing(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     world.backend.before = failing("remove")
     with pytest.raises(BackendError):
-        world.service.remove("v")
+        world.volumes.removal.remove("v")
     world.backend.before = lambda _operation, _volume: None
-    world.reconciler.run_once()
-    assert world.service.get("v").status["phase"] == "ready"
-    world.service.mount("v", "a")
+    world.volumes.reconciler.run_once()
+    assert world.volumes.views.get("v").status()["phase"] == "ready"
+    world.volumes.mounting.mount("v", "a")
 
 
 def test_a_removal_is_not_begun_while_storage_is_not_ready(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
     world.backend.fault = "the disk is not mounted"
     with pytest.raises(BackendError, match="the disk is not mounted"):
-        world.service.remove("v")
-    assert world.service.get("v").status["phase"] == "ready"
+        world.volumes.removal.remove("v")
+    assert world.volumes.views.get("v").status()["phase"] == "ready"
 
 
 def test_a_removal_with_unknown_outcome_is_finished_later(world: World) -> None:
-    world.service.create("v", {})
+    world.volumes.creation.create("v", {})
 
     def late(name: str, _volume: Volume) -> None:
         if name == "remove":
@@ -247,11 +247,11 @@ def test_a_removal_with_unknown_outcome_is_finished_later(world: World) -> None:
 
     world.backend.before = late
     with pytest.raises(DeadlineError):
-        world.service.remove("v")
-    assert world.service.get("v").status["phase"] == "removing"
+        world.volumes.removal.remove("v")
+    assert world.volumes.views.get("v").status()["phase"] == "removing"
     with pytest.raises(VolumeBusyError, match="being removed"):
-        world.service.mount("v", "a")
+        world.volumes.mounting.mount("v", "a")
     world.backend.before = lambda _operation, _volume: None
-    world.reconciler.run_once()
-    assert world.service.volumes() == []
+    world.volumes.reconciler.run_once()
+    assert world.volumes.views.all() == []
     assert world.disk == {}

@@ -10,7 +10,7 @@ import pytest
 
 from backends.errors import InvalidRequestError, RemoraError
 from plugin.errors import VolumeNotFoundError
-from plugin.events.log import Event, Events, EventsAnswer
+from plugin.events.log import Event, EventsAnswer
 from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage
 from plugin.volumes.history import VolumeHistory, epoch_rows, merged
 from tests.support.world import World
@@ -164,17 +164,14 @@ def test_what_another_node_writes_is_shown_harmlessly(
 
 def asked(world: World, monkeypatch: pytest.MonkeyPatch, answer: Any) -> Any:
     """Return the events of a volume of which node `beta` tells *answer*."""
-    world.service.create("data", {})
-    events = Events(world.directory)
-    history = VolumeHistory(world.service, events, Others(beta=answer))
-    monkeypatch.setattr(history, "_others", lambda *_: ["beta"])
-    monkeypatch.setattr(
-        world.service.ownership.membership, "nodes", lambda: [living("beta")]
+    world.volumes.creation.create("data", {})
+    events = world.events
+    history = VolumeHistory(
+        world.volumes.views, world.ownership, events, Others(beta=answer)
     )
-    try:
-        return history.events("data", 50)
-    finally:
-        events.close()
+    monkeypatch.setattr(VolumeHistory, "_others", lambda *_: ["beta"])
+    monkeypatch.setattr(world.ownership.nodes, "all", lambda: [living("beta")])
+    return history.events("data", 50)
 
 
 def living(name: str) -> Any:
@@ -185,22 +182,19 @@ def living(name: str) -> Any:
 
 def test_alone(world: World) -> None:
     """A removed volume is known until its events are pushed out."""
-    events = Events(world.directory)
-    world.service.ownership.events = events
-    history = VolumeHistory(world.service, events, None)
+    history = world.volumes.history
     with pytest.raises(VolumeNotFoundError):
         history.events("data", 50)
-    world.service.create("data", {})
+    world.volumes.creation.create("data", {})
     assert history.epochs("data")["epochs"] == []
     with pytest.raises(InvalidRequestError, match="0 is no number of events"):
         history.events("data", 0)
-    world.service.remove("data")
+    world.volumes.removal.remove("data")
     found = history.events("data", 50)
     assert [each["kind"] for each in found["events"]] == ["removed"]
     assert (found["silent"], found["cut"]) == ([], [])
     with pytest.raises(VolumeNotFoundError):
         history.epochs("data")
-    events.close()
 
 
 def test_an_error_of_a_node_is_told(

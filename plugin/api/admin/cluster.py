@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import msgspec
 from flask import Flask, Response
 
+from plugin.api.admin.bodies import answer
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.endpoints import look
 from plugin.membership.membership import Membership
 from plugin.replication.node import ReplicationNode
@@ -25,6 +26,7 @@ class ClusterView:
     services for other nodes. *replication* is None where the node is alone.
     """
 
+    nodes: NodeDirectory
     membership: Membership
     settings: EtcdSettings | None
     mirror: MirrorStore | None
@@ -39,7 +41,7 @@ class ClusterView:
             self.membership.fault(),
             *self.faults(),
         ]
-        return [each for each in found if each] + self.membership.clock_warnings()
+        return [each for each in found if each] + self.nodes.clock_warnings()
 
 
 def add_cluster(app: Flask, view: ClusterView) -> None:
@@ -49,7 +51,7 @@ def add_cluster(app: Flask, view: ClusterView) -> None:
     @app.get("/v1/cluster", endpoint="cluster-status")
     def status() -> Response:
         health = look(settings) if settings is not None else None
-        answer = {
+        found = {
             "alone": health is None,
             "etcd": health.endpoints if health else [],
             "answers": health.answers if health else True,
@@ -61,8 +63,8 @@ def add_cluster(app: Flask, view: ClusterView) -> None:
             "this_node": membership.own.name,
             "nodes": [
                 {"name": each.record.name, "id": each.record.id, "state": each.state}
-                for each in membership.nodes()
+                for each in view.nodes.all()
             ],
             "faults": view.all_faults(),
         }
-        return Response(msgspec.json.encode(answer), content_type="application/json")
+        return answer(found)

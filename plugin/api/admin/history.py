@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import msgspec
 from flask import Flask, Response, g, request
 
 from backends.errors import InvalidRequestError
+from plugin.api.admin.bodies import answer
 from plugin.volumes.history import VolumeHistory
 
 
@@ -15,12 +15,12 @@ def add_history(app: Flask, history: VolumeHistory) -> None:
     @app.get("/v1/volumes/<name>/history", endpoint="volume-history")
     def epochs(name: str) -> Response:
         g.volume = name
-        return _answer(history.epochs(name))
+        return answer(history.epochs(name))
 
     @app.get("/v1/volumes/<name>/events", endpoint="volume-events")
     def events(name: str) -> Response:
         g.volume = name
-        return _answer(history.events(name, _limit(request.args.get("limit", "50"))))
+        return answer(history.events(name, _limit(request.args.get("limit", "50"))))
 
 
 def _limit(text: str) -> int:
@@ -28,7 +28,3 @@ def _limit(text: str) -> int:
         return int(text)
     except ValueError:
         raise InvalidRequestError(f"{text[:20]!r} is no number of events") from None
-
-
-def _answer(value: object) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json")

@@ -14,24 +14,24 @@ import msgspec
 from flask import Flask, Response, g
 
 from backends.errors import RemoraError
+from backends.registry import Registry
 from plugin import __version__
 from plugin.api import metrics as metrics_module
+from plugin.api.admin.bodies import answer, read_body
 from plugin.api.admin.cluster import ClusterView, add_cluster
 from plugin.api.admin.history import add_history
 from plugin.api.admin.moves import add_moves
 from plugin.api.admin.nodes import add_nodes, node_status
 from plugin.api.admin.quarantine import add_quarantine
-from plugin.api.admin.reading import read_body
 from plugin.api.admin.replicas import add_replicas
 from plugin.api.calls import caller_gone, observe_calls
 from plugin.api.metrics import Metrics
-from plugin.volumes.adoption import adopt
-from plugin.volumes.apart import QuarantineService
-from plugin.volumes.history import VolumeHistory
-from plugin.volumes.importing import import_directory
-from plugin.volumes.reconciler import Reconciler
-from plugin.volumes.service import VolumeService
+from plugin.volumes.creation import Creation
+from plugin.volumes.importing import Importing
+from plugin.volumes.removal import Removal
 from plugin.volumes.snapshots import SnapshotService
+from plugin.volumes.use_cases import UseCases
+from plugin.volumes.views import VolumeView, VolumeViews
 
 
 class CreateRequest(msgspec.Struct, frozen=True):
@@ -70,94 +70,98 @@ class RepairRequest(msgspec.Struct, frozen=True):
 
 
 def create_app(
-    service: VolumeService,
-    reconciler: Reconciler,
+    volumes: UseCases,
     metrics: Metrics,
     cluster: ClusterView,
-    quarantine: QuarantineService,
-    history: VolumeHistory,
+    registry: Registry,
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
     observe_calls(app, metrics, socket="control", render=_error)
+    replication = cluster.replication
 
     @app.get("/v1/status", endpoint="status")
     def status() -> Response:
-        replication = cluster.replication
         more = {
             "transfers": replication.transfers() if replication else [],
-            "node": node_status(cluster.membership),
+            "node": node_status(cluster.membership, cluster.nodes),
         }
-        return _answer({**_status(service), **more})
-
-    @app.get("/v1/volumes", endpoint="ls")
-    def list_volumes() -> Response:
-        return _answer([_row(service, each.name) for each in service.volumes()])
-
-    @app.get("/v1/volumes/<name>", endpoint="inspect")
-    def inspect(name: str) -> Response:
-        g.volume = name
-        return _answer(_row(service, name))
-
-    @app.post("/v1/volumes", endpoint="create")
-    def create() -> Response:
-        call = read_body(CreateRequest)
-        g.volume = call.name
-        service.create(call.name, call.options)
-        return _answer(_row(service, call.name))
-
-    @app.delete("/v1/volumes/<name>", endpoint="rm")
-    def remove(name: str) -> Response:
-        g.volume = name
-        service.get(name)  # a person who mistypes a name wants to know
-        service.remove(name)
-        return _answer({"removed": name})
+        return answer({**_status(volumes, registry), **more})
 
     @app.post("/v1/repair", endpoint="repair")
     def repair() -> Response:
         call = read_body(RepairRequest)
-        report = adopt(service, dry_run=call.dry_run)
-        report["released"] = [] if call.dry_run else reconciler.release_forgotten()
-        return _answer(report)
+        report = volumes.adoption.adopt(dry_run=call.dry_run)
+        report["released"] = []
+        if not call.dry_run:
+            report["released"] = volumes.reconciler.release_forgotten()
+        return answer(report)
 
     @app.get("/metrics", endpoint="metrics")
     def show_metrics() -> Response:
         return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
 
-    replication = cluster.replication
-    add_moves(app, service, replication.moving if replication else None)
-    _add_copies(app, service)
-    _add_snapshots(app, SnapshotService(service))
-    add_nodes(app, cluster.membership)
+    _add_volumes(app, volumes.views, volumes.creation, volumes.removal)
+    _add_copies(app, volumes.views, volumes.creation, volumes.importing)
+    _add_snapshots(app, volumes.snapshots)
+    add_moves(app, volumes.views, replication.moving if replication else None)
+    add_nodes(app, cluster.membership, cluster.nodes)
     add_cluster(app, cluster)
-    add_quarantine(app, quarantine)
-    add_history(app, history)
+    add_quarantine(app, volumes.quarantine)
+    add_history(app, volumes.history)
     add_replicas(app, cluster.replicas)
     return app
 
 
-def _add_copies(app: Flask, service: VolumeService) -> None:
+def _add_volumes(
+    app: Flask, views: VolumeViews, creation: Creation, removal: Removal
+) -> None:
+    """Add the routes on volumes themselves."""
+
+    @app.get("/v1/volumes", endpoint="ls")
+    def list_volumes() -> Response:
+        return answer([_row(views.get(each.name)) for each in views.all()])
+
+    @app.get("/v1/volumes/<name>", endpoint="inspect")
+    def inspect(name: str) -> Response:
+        g.volume = name
+        return answer(_row(views.get(name)))
+
+    @app.post("/v1/volumes", endpoint="create")
+    def create() -> Response:
+        call = read_body(CreateRequest)
+        g.volume = call.name
+        creation.create(call.name, call.options)
+        return answer(_row(views.get(call.name)))
+
+    @app.delete("/v1/volumes/<name>", endpoint="rm")
+    def remove(name: str) -> Response:
+        g.volume = name
+        views.existing(name)  # a person who mistypes a name wants to know
+        removal.remove(name)
+        return answer({"removed": name})
+
+
+def _add_copies(
+    app: Flask, views: VolumeViews, creation: Creation, importing: Importing
+) -> None:
     """Add the routes that make a volume with bytes in it."""
 
     @app.post("/v1/import", endpoint="import")
     def import_bytes() -> Response:
         call = read_body(ImportRequest)
         g.volume = call.name
-        import_directory(
-            service,
-            call.name,
-            call.options,
-            Path(call.source),
-            caller_gone=caller_gone(),
+        importing.import_directory(
+            call.name, call.options, Path(call.source), caller_gone=caller_gone()
         )
-        return _answer(_row(service, call.name))
+        return answer(_row(views.get(call.name)))
 
     @app.post("/v1/clone", endpoint="clone")
     def clone() -> Response:
         call = read_body(CloneRequest)
         g.volume = call.name
-        service.clone(call.name, call.source, call.options, caller_gone=caller_gone())
-        return _answer(_row(service, call.name))
+        creation.clone(call.name, call.source, call.options, caller_gone=caller_gone())
+        return answer(_row(views.get(call.name)))
 
 
 def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
@@ -166,26 +170,26 @@ def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
     @app.get("/v1/volumes/<name>/snapshots", endpoint="snapshot-ls")
     def list_snapshots(name: str) -> Response:
         g.volume = name
-        return _answer(snapshots.all(name))
+        return answer(snapshots.all(name))
 
     @app.post("/v1/volumes/<name>/snapshots", endpoint="snapshot-create")
     def take(name: str) -> Response:
         g.volume = name
         call = read_body(SnapshotRequest)
-        return _answer(snapshots.take(name, call.snapshot, caller_gone=caller_gone()))
+        return answer(snapshots.take(name, call.snapshot, caller_gone=caller_gone()))
 
     @app.delete("/v1/volumes/<name>/snapshots/<snapshot>", endpoint="snapshot-rm")
     def remove_snapshot(name: str, snapshot: str) -> Response:
         g.volume = name
         snapshots.remove(name, snapshot)
-        return _answer({"removed": snapshot})
+        return answer({"removed": snapshot})
 
     @app.post("/v1/volumes/<name>/restore", endpoint="snapshot-restore")
     def restore(name: str) -> Response:
         g.volume = name
         call = read_body(SnapshotRequest)
         kept = snapshots.restore(name, call.snapshot, caller_gone=caller_gone())
-        return _answer({"restored": call.snapshot, "kept_as": kept})
+        return answer({"restored": call.snapshot, "kept_as": kept})
 
 
 def create_metrics_app(metrics: Metrics) -> Flask:
@@ -199,23 +203,19 @@ def create_metrics_app(metrics: Metrics) -> Flask:
     return app
 
 
-def _row(service: VolumeService, name: str) -> dict[str, Any]:
-    view = service.get(name)
-    backend = service.registry.get(str(view.status["backend"]))
-    # A volume that knows its own storage says more.
-    faults = [each.error for each in backend.storages() if each.error]
+def _row(view: VolumeView) -> dict[str, Any]:
     return {
-        "name": view.name,
-        "created_at": view.created_at,
+        "name": view.record.name,
+        "created_at": view.record.created_at,
         "mountpoint": view.mountpoint,
-        "health": "error" if faults else "ok",
-        **view.status,
+        "health": "ok" if view.healthy else "error",
+        **view.status(),
     }
 
 
-def _status(service: VolumeService) -> dict[str, Any]:
+def _status(volumes: UseCases, registry: Registry) -> dict[str, Any]:
     """Return the daemon's state: version, storage, counts, what is under way."""
-    volumes = service.volumes()
+    found = volumes.views.all()
     storages = {
         storage.name: {
             "backend": kind,
@@ -223,22 +223,18 @@ def _status(service: VolumeService) -> dict[str, Any]:
             "total_bytes": storage.total_bytes,
             "available_bytes": storage.available_bytes,
         }
-        for kind, backend in service.registry.all().items()
+        for kind, backend in registry.all().items()
         for storage in backend.storages()
     }
     return {
         "version": __version__,
-        "scope": service.scope(),
-        "volumes": len(volumes),
-        "mounted": sum(bool(each.mountpoint) for each in volumes),
-        "operations": service.operations.locks.names(),
-        "copies": service.copies.under_way(),
+        "scope": volumes.creation.scope(),
+        "volumes": len(found),
+        "mounted": sum(bool(each.mountpoint) for each in found),
+        "operations": volumes.locks.names(),
+        "copies": volumes.copying.under_way(),
         "storages": storages,
     }
-
-
-def _answer(value: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, content_type="application/json")
 
 
 def _error(error: RemoraError) -> Response:
@@ -248,4 +244,4 @@ def _error(error: RemoraError) -> Response:
         "hint": error.hint,
         "exit_code": error.exit_code,
     }
-    return _answer({"error": detail}, 503 if error.transient else 400)
+    return answer({"error": detail}, 503 if error.transient else 400)

@@ -4,46 +4,47 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from flask import Flask, Response, request
 
+from plugin.api.admin.bodies import answer
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import NodeView
 
 
-def add_nodes(app: Flask, membership: Membership) -> None:
+def add_nodes(app: Flask, membership: Membership, nodes: NodeDirectory) -> None:
     """Add the routes below `/v1/nodes` to *app*; one function a route."""
 
     @app.get("/v1/nodes", endpoint="node-ls")
     def list_nodes() -> Response:
-        return _answer([_row(membership, each) for each in membership.nodes()])
+        return answer([_row(membership, each) for each in nodes.all()])
 
     @app.get("/v1/nodes/<name>", endpoint="node-inspect")
     def inspect(name: str) -> Response:
-        return _answer(_row(membership, membership.find(name)))
+        return answer(_row(membership, nodes.find(name)))
 
     @app.post("/v1/nodes/<name>/drain", endpoint="node-drain")
     def drain(name: str) -> Response:
-        return _answer(_row(membership, membership.drain(name)))
+        return answer(_row(membership, nodes.set_drained(name, drained=True)))
 
     @app.post("/v1/nodes/<name>/undrain", endpoint="node-undrain")
     def undrain(name: str) -> Response:
-        return _answer(_row(membership, membership.undrain(name)))
+        return answer(_row(membership, nodes.set_drained(name, drained=False)))
 
     @app.delete("/v1/nodes/<name>", endpoint="node-rm")
     def remove(name: str) -> Response:
         force = request.args.get("force") == "1"
-        return _answer({"removed": membership.remove(name, force=force).name})
+        return answer({"removed": membership.remove(name, force=force).name})
 
 
-def node_status(membership: Membership) -> dict[str, Any]:
+def node_status(membership: Membership, nodes: NodeDirectory) -> dict[str, Any]:
     """Return what `GET /v1/status` tells of this node's membership."""
     return {
         "name": membership.own.name,
         "id": membership.own.id,
         "cluster": not membership.alone,
         "health": membership.fault() or "ok",
-        "warnings": membership.clock_warnings(),
+        "warnings": nodes.clock_warnings(),
     }
 
 
@@ -73,7 +74,3 @@ def _row(membership: Membership, view: NodeView) -> dict[str, Any]:
         "public_key": record.public_key,
         "joined_at": record.joined_at,
     }
-
-
-def _answer(value: object) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json")

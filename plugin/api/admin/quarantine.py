@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from flask import Flask, Response, g, request
@@ -12,7 +12,7 @@ from waitress.channel import ClientDisconnected
 
 from backends.errors import InvalidRequestError, RemoraError
 from backends.rsync.quarantine import Change, shown
-from plugin.api.admin.reading import read_body
+from plugin.api.admin.bodies import answer, read_body
 from plugin.api.calls import caller_gone
 from plugin.volumes.apart import QuarantineService
 
@@ -33,7 +33,7 @@ def add_quarantine(app: Flask, quarantine: QuarantineService) -> None:
 
     @app.get("/v1/quarantine", endpoint="quarantine-ls")
     def list_all() -> Response:
-        return _answer(quarantine.all(request.args.get("volume", "")))
+        return answer(quarantine.all(request.args.get("volume", "")))
 
     @app.get(f"{_BASE}/diff", endpoint="quarantine-diff")
     def differences(name: str, commit: str) -> Response:
@@ -60,13 +60,13 @@ def add_quarantine(app: Flask, quarantine: QuarantineService) -> None:
         quarantine.clone(
             name, commit, call.name, call.options, caller_gone=caller_gone()
         )
-        return _answer({"name": call.name})
+        return answer({"name": call.name})
 
     @app.delete(_BASE, endpoint="quarantine-discard")
     def discard(name: str, commit: str) -> Response:
         g.volume = name
         known = quarantine.discard(name, commit)
-        return _answer({"discarded": commit, "cluster_knows": known})
+        return answer({"discarded": commit, "cluster_knows": known})
 
 
 def _limit(text: str) -> int:
@@ -112,7 +112,3 @@ def _whole(found: Iterator[bytes]) -> Iterator[bytes]:
 
 def _line(value: object) -> bytes:
     return msgspec.json.encode(value) + b"\n"
-
-
-def _answer(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from flask import Flask, Response, g
 
-from plugin.api.admin.reading import read_body
+from plugin.api.admin.bodies import answer, read_body
 from plugin.volumes.members import ReplicaService
 
 
@@ -21,21 +21,17 @@ def add_replicas(app: Flask, replicas: ReplicaService) -> None:
     @app.get("/v1/volumes/<name>/replicas", endpoint="replica-ls")
     def list_replicas(name: str) -> Response:
         g.volume = name
-        return _answer(replicas.all(name))
+        return answer(replicas.all(name))
 
     @app.post("/v1/volumes/<name>/replicas", endpoint="replica-add")
     def add(name: str) -> Response:
         g.volume = name
         node = read_body(AddRequest).node
         replicas.add(name, node)
-        return _answer({"added": node})
+        return answer({"added": node})
 
     @app.delete("/v1/volumes/<name>/replicas/<node>", endpoint="replica-rm")
     def remove(name: str, node: str) -> Response:
         g.volume = name
         replicas.remove(name, node)
-        return _answer({"removed": node})
-
-
-def _answer(value: object) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json")
+        return answer({"removed": node})

@@ -9,10 +9,21 @@ from plugin.api.calls import ConnectionDroppedError, caller_gone, observe_calls
 from plugin.api.docker import wire
 from plugin.api.metrics import Metrics
 from plugin.errors import VolumeNotFoundError
-from plugin.volumes.service import VolumeService
+from plugin.volumes.creation import Creation
+from plugin.volumes.mounting import Mounting
+from plugin.volumes.removal import Removal
+from plugin.volumes.unmounting import Unmounting
+from plugin.volumes.views import VolumeViews
 
 
-def create_app(service: VolumeService, metrics: Metrics) -> Flask:  # noqa: C901
+def create_app(  # noqa: C901
+    views: VolumeViews,
+    creation: Creation,
+    mounting: Mounting,
+    unmounting: Unmounting,
+    removal: Removal,
+    metrics: Metrics,
+) -> Flask:
     """Return the WSGI application of the plugin socket; one function a route."""
     app = Flask("remora.plugin", static_folder=None)
     observe_calls(
@@ -24,46 +35,46 @@ def create_app(service: VolumeService, metrics: Metrics) -> Flask:  # noqa: C901
 
     @app.post("/Plugin.Activate", endpoint="Activate")
     def activate() -> Response:
-        service.engine_activated()
+        mounting.engine_activated()
         return _answer(wire.render_activation())
 
     @app.post("/VolumeDriver.Capabilities", endpoint="Capabilities")
     def capabilities() -> Response:
-        return _answer(wire.render_capabilities(service.scope()))
+        return _answer(wire.render_capabilities(creation.scope()))
 
     @app.post("/VolumeDriver.Create", endpoint="Create")
     def create() -> Response:
         call = wire.parse_create(request.get_data())
         g.volume = call.name
-        service.create(call.name, call.options or {}, caller_gone=caller_gone())
+        creation.create(call.name, call.options or {}, caller_gone=caller_gone())
         return _answer(wire.render_empty())
 
     @app.post("/VolumeDriver.Remove", endpoint="Remove")
     def remove() -> Response:
         call = wire.parse_name(request.get_data())
         g.volume = call.name
-        service.remove(call.name, caller_gone=caller_gone())
+        removal.remove(call.name, caller_gone=caller_gone())
         return _answer(wire.render_empty())
 
     @app.post("/VolumeDriver.Mount", endpoint="Mount")
     def mount() -> Response:
         call = wire.parse_mount(request.get_data())
         g.volume, g.mount_id = call.name, call.mount_id
-        mountpoint = service.mount(call.name, call.mount_id, caller_gone=caller_gone())
+        mountpoint = mounting.mount(call.name, call.mount_id, caller_gone=caller_gone())
         return _answer(wire.render_mountpoint(str(mountpoint)))
 
     @app.post("/VolumeDriver.Unmount", endpoint="Unmount")
     def unmount() -> Response:
         call = wire.parse_mount(request.get_data())
         g.volume, g.mount_id = call.name, call.mount_id
-        service.unmount(call.name, call.mount_id)
+        unmounting.unmount(call.name, call.mount_id)
         return _answer(wire.render_empty())
 
     @app.post("/VolumeDriver.Path", endpoint="Path")
     def path() -> Response:
         call = wire.parse_name(request.get_data())
         g.volume = call.name
-        return _answer(wire.render_mountpoint(service.path(call.name)))
+        return _answer(wire.render_mountpoint(views.path(call.name)))
 
     @app.post("/VolumeDriver.Get", endpoint="Get")
     def get() -> Response:
@@ -73,7 +84,7 @@ def create_app(service: VolumeService, metrics: Metrics) -> Flask:  # noqa: C901
         try:
             call = wire.parse_name(request.get_data())
             g.volume = call.name
-            view = service.get(call.name)
+            view = views.get(call.name)
         except (VolumeNotFoundError, InvalidRequestError) as error:
             if isinstance(error, wire.EmptyBodyError):
                 raise ConnectionDroppedError from error
@@ -81,17 +92,16 @@ def create_app(service: VolumeService, metrics: Metrics) -> Flask:  # noqa: C901
         except Exception as error:
             raise ConnectionDroppedError from error
         return _answer(
-            wire.render_volume(view.name, view.mountpoint, view.created_at, view.status)
+            wire.render_volume(
+                view.record.name, view.mountpoint, view.record.created_at, view.status()
+            )
         )
 
     @app.post("/VolumeDriver.List", endpoint="List")
     def list_volumes() -> Response:
         return _answer(
             wire.render_list(
-                [
-                    (each.name, each.mountpoint, each.created_at)
-                    for each in service.volumes()
-                ]
+                [(each.name, each.mountpoint, each.created_at) for each in views.all()]
             )
         )
 

@@ -6,14 +6,17 @@ import logging
 from collections.abc import Mapping
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from backends.base import Backend
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
 from backends.system import clock
 from plugin.errors import NotOwnerError, StoreError
-from plugin.events.log import Fact, Recorder, Unrecorded
+from plugin.events.log import Events, Fact
 from plugin.logs import fields
+from plugin.membership.conflicts import Conflicts
+from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
@@ -46,23 +49,50 @@ def initial_commit(record: VolumeRecord, node_id: str) -> Commit:
     return FILLED if record.filled and made_here else EMPTY
 
 
-class OwnershipViews:
-    """The looking part of `Ownership`."""
+class OwnershipFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Who owns a volume, and which nodes hold its newest commit; nodes by their names.
+
+    A volume whose bytes all nodes share has no ``replication`` and no ``quality``.
+    """
+
+    owner: str
+    epoch: int
+    ownership: str
+    commit: str
+    holders: list[str]
+    replication: str | UnsetType = UNSET
+    quality: str | UnsetType = UNSET
+    set_apart_on: list[str] | UnsetType = UNSET
+
+
+class OwnershipView:
+    """
+    What every part that deals with owned volumes is given.
+
+    It only looks: what changes who owns a volume is in `acquisition.py`, `release.py`,
+    `removal.py` and `keeper.py`.
+    """
 
     def __init__(
         self,
         *,
         heads: Heads,
+        conflicts: Conflicts,
         replicas: Replicas,
+        nodes: NodeDirectory,
         membership: Membership,
         registry: Registry,
+        events: Events,
     ) -> None:
         self.heads = heads
+        self.conflicts = conflicts
         self.replicas = replicas
+        self.nodes = nodes
         self.membership = membership
         self.registry = registry
-        # Set by who assembles the node.
-        self.events: Recorder = Unrecorded()
+        self.events = events
+        self.own = membership.own
         self.node_id = membership.own.id
         self.boot_id = membership.own.boot_id
 
@@ -91,7 +121,11 @@ class OwnershipViews:
 
     def is_member(self, node_id: str) -> bool:
         """Return whether the cluster has a node of that id, dead or alive."""
-        return self.membership.directory.record(node_id) is not None
+        return self.nodes.record(node_id) is not None
+
+    def is_ours_to_finish(self, record: VolumeRecord) -> bool:
+        """Return whether what was begun with the volume was begun on this node."""
+        return record.node in ("", self.node_id) or not self.is_member(record.node)
 
     def choose(
         self,
@@ -149,26 +183,24 @@ class OwnershipViews:
                 transient=True,
             )
 
-    def facts(self, record: VolumeRecord) -> dict[str, object]:
-        """Return who owns the volume and since which epoch, for people."""
+    def facts(self, record: VolumeRecord) -> OwnershipFacts | None:
+        """Return who owns the volume, for people; None where there is one node."""
         head = self.heads.read(record.id).head
         if self.membership.alone or head is None:
-            return {}
-        facts: dict[str, object] = {
-            "owner": self.name_of(head.owner) if head.phase != "idle" else "",
-            "epoch": head.epoch,
-            "ownership": head.phase,
-            "commit": str(head.committed),
-            "holders": [self.name_of(each) for each in head.holders],
-        }
-        if not self.is_shared(record):
-            facts["replication"] = _in_words(head)
-            facts["quality"] = head.quality or "unknown"
-        if apart := self.heads.conflicts.of(record.id):
-            facts["set_apart_on"] = sorted(
-                {self.name_of(each.node_id) for each in apart}
-            )
-        return facts
+            return None
+        shared = self.is_shared(record)
+        apart = self.conflicts.of(record.id)
+        names = {self.name_of(each.node_id) for each in apart}
+        return OwnershipFacts(
+            owner=self.name_of(head.owner) if head.phase != "idle" else "",
+            epoch=head.epoch,
+            ownership=head.phase,
+            commit=str(head.committed),
+            holders=[self.name_of(each) for each in head.holders],
+            replication=UNSET if shared else _in_words(head),
+            quality=UNSET if shared else head.quality or "unknown",
+            set_apart_on=sorted(names) or UNSET,
+        )
 
     def require_valid(self) -> None:
         """
@@ -224,7 +256,7 @@ class OwnershipViews:
 
     def name_of(self, node_id: str) -> str:
         """Return a node's name for people."""
-        record = self.membership.directory.record(node_id)
+        record = self.nodes.record(node_id)
         return record.name if record else node_id
 
     def deadline_or_none(self) -> float | None:

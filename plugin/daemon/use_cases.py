@@ -1,0 +1,168 @@
+"""The use cases of volumes, put together from their parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.rsync.quarantine import Quarantine
+from plugin.events.log import Events
+from plugin.model import VolumeRecord
+from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.keeper import Keeper
+from plugin.ownership.release import Release
+from plugin.ownership.view import OwnershipView
+from plugin.ownership.votes import Asks
+from plugin.replication.node import ReplicationNode
+from plugin.replication.progress import TransferFacts
+from plugin.volumes.adoption import Adoption
+from plugin.volumes.apart import QuarantineService
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.copying_under_way import CopyingUnderWay
+from plugin.volumes.creation import Creation
+from plugin.volumes.discovery import Discovery
+from plugin.volumes.history import VolumeHistory
+from plugin.volumes.importing import Importing
+from plugin.volumes.mounting import Mounting
+from plugin.volumes.operations import Operations
+from plugin.volumes.options import OptionResolver
+from plugin.volumes.propagation import Propagation
+from plugin.volumes.reconciler import Reconciler
+from plugin.volumes.references import References
+from plugin.volumes.removal import Removal
+from plugin.volumes.snapshots import SnapshotService
+from plugin.volumes.unmounting import Unmounting
+from plugin.volumes.use_cases import UseCases
+from plugin.volumes.views import VolumeViews
+
+
+@dataclass(frozen=True, slots=True)
+class Owning:
+    """How this node owns volumes; alone it has no *keeper* and no *replication*."""
+
+    view: OwnershipView
+    acquisition: Acquisition
+    release: Release
+    keeper: Keeper | None = None
+    replication: ReplicationNode | None = None
+    peers: Asks | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """How long a Mount may take, a forgotten mount stays, and a pass comes again."""
+
+    mount_deadline_s: float
+    disuse_grace_s: float
+    reconcile_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the use cases of one node are made of."""
+
+    catalogue: Catalogue
+    resolver: OptionResolver
+    references: References
+    owning: Owning
+    propagation: Propagation
+    quarantine: Quarantine
+    events: Events
+    mount_dir: Path
+    times: Times
+
+
+def build_use_cases(given: Given) -> UseCases:
+    """Return all that can be done with volumes; nothing runs yet."""
+    owning, ownership = given.owning, given.owning.view
+    catalogue, references = given.catalogue, given.references
+    operations, copying = Operations(), CopyingUnderWay()
+    discovery = Discovery(catalogue, ownership.registry, references, operations.locks)
+    views = VolumeViews(
+        catalogue,
+        references,
+        discovery,
+        ownership,
+        owning.replication.transfers_of if owning.replication else _no_transfers,
+        given.mount_dir,
+    )
+    unmounting = Unmounting(
+        views,
+        catalogue,
+        references,
+        operations,
+        ownership,
+        owning.release,
+        owning.keeper,
+        given.times.mount_deadline_s,
+        given.times.disuse_grace_s,
+    )
+    removal = Removal(catalogue, operations, ownership, unmounting)
+    creation = Creation(
+        views, catalogue, given.resolver, operations, copying, ownership, removal
+    )
+    return _with_the_rest(given, discovery, creation, copying)
+
+
+def _no_transfers(record: VolumeRecord) -> Sequence[TransferFacts] | None:
+    del record
+    return None
+
+
+def _with_the_rest(
+    given: Given, discovery: Discovery, creation: Creation, copying: CopyingUnderWay
+) -> UseCases:
+    """Return what *creation* is made of, and all that is made of it."""
+    owning, ownership, catalogue = given.owning, given.owning.view, given.catalogue
+    views, operations, removal = creation.views, creation.operations, creation.removal
+    unmounting, acquisition = removal.unmounting, owning.acquisition
+    quarantine = QuarantineService(
+        catalogue,
+        given.resolver,
+        operations,
+        copying,
+        creation,
+        ownership,
+        given.quarantine,
+    )
+    return UseCases(
+        views=views,
+        creation=creation,
+        mounting=_mounting(given, unmounting),
+        unmounting=unmounting,
+        removal=removal,
+        snapshots=SnapshotService(
+            views, operations, copying, ownership, acquisition, unmounting
+        ),
+        importing=Importing(creation, given.resolver, copying),
+        adoption=Adoption(catalogue, operations.locks, ownership),
+        quarantine=quarantine,
+        history=VolumeHistory(views, ownership, given.events, owning.peers),
+        reconciler=Reconciler(
+            catalogue,
+            discovery,
+            views,
+            unmounting,
+            removal,
+            owning.replication.departing if owning.replication else None,
+            interval_s=given.times.reconcile_interval_s,
+            also=[quarantine.mend],
+        ),
+        locks=operations.locks,
+        copying=copying,
+    )
+
+
+def _mounting(given: Given, unmounting: Unmounting) -> Mounting:
+    return Mounting(
+        unmounting.views,
+        given.references,
+        unmounting.operations,
+        given.owning.view,
+        given.owning.acquisition,
+        given.owning.keeper,
+        given.propagation,
+        unmounting,
+        given.times.mount_deadline_s,
+    )

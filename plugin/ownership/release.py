@@ -1,0 +1,103 @@
+"""
+Letting an owned volume go: its bytes are sealed, spread, and the lock is given back.
+
+After a crash in between, the release is repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from backends.system import clock
+from plugin.errors import ChangedError
+from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.bytes_port import Replication
+from plugin.ownership.heads import drop_lock
+from plugin.ownership.sealing import seal
+from plugin.ownership.state import Commit, RefusedError
+from plugin.ownership.view import OwnershipView
+from plugin.store.contention import attempted
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Lets volumes of this node go."""
+
+    ownership: OwnershipView
+    replication: Replication
+
+    def release(self, record: VolumeRecord) -> None:
+        """
+        Seal what this node's containers have written, and let the volume go.
+
+        Without an answer of the cluster the bytes are sealed all the same, and the
+        volume is let go by `release` again, later.
+
+        Raises:
+            StoreError: the cluster did not answer; BackendError: the disk did not.
+
+        """
+        commit = seal(self.ownership, record)
+        holders = self._spread(record, commit) if commit else ()
+        attempted(lambda: self._let_go(record, commit, holders))
+
+    def _let_go(
+        self, record: VolumeRecord, commit: Commit | None, holders: tuple[str, ...]
+    ) -> None:
+        """Give the lock back, and say which commit is the newest and who has it."""
+        standing = self.ownership.heads.read(record.id)
+        head = standing.head
+        if head is None or head.owner != self.ownership.node_id or head.phase == "idle":
+            return
+        if head.phase == "recovering":
+            give_up(self.ownership, record)
+            return
+        try:
+            released = rules.release(
+                head,
+                node=self.ownership.node_id,
+                epoch=head.epoch,
+                commit=max(commit or head.committed, head.committed),
+                holders=holders,
+            )
+        except RefusedError:
+            return
+        released = msgspec.structs.replace(released, released_at=clock.now_rfc3339())
+        ours = standing.locked_by == self.ownership.node_id
+        operations = [drop_lock(record.id)] if ours else []
+        if self.ownership.heads.change(standing, released, *operations) is None:
+            raise ChangedError(f"'{record.name}' was changed by another node")
+        self.ownership.note(
+            "released", record, head.epoch, commit=str(released.committed)
+        )
+
+    def _spread(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+        """Return the nodes that have *commit* when no more time is to be spent."""
+        head = self.ownership.heads.read(record.id).head
+        if (
+            head is None
+            or head.owner != self.ownership.node_id
+            or head.phase != "owned"
+        ):
+            return (self.ownership.node_id,)
+        return tuple(
+            sorted({self.ownership.node_id, *self.replication.settle(record, commit)})
+        )
+
+
+def give_up(ownership: OwnershipView, record: VolumeRecord) -> None:
+    """Let a volume go that was acquired and not begun, perhaps before a crash."""
+    standing = ownership.heads.read(record.id)
+    if standing.head is None or standing.locked_by not in ("", ownership.node_id):
+        return
+    try:
+        idle = rules.abandon(
+            standing.head, node=ownership.node_id, epoch=standing.head.epoch
+        )
+    except RefusedError:
+        return
+    operations = [drop_lock(record.id)] if standing.locked_by else []
+    ownership.heads.change(standing, idle, *operations)

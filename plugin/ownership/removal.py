@@ -1,0 +1,82 @@
+"""Removing a volume: what the store is to know of it before and after its bytes go."""
+
+from __future__ import annotations
+
+from backends.system import clock
+from backends.system.clock import Deadline
+from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.heads import (
+    REFRESH_DEADLINE_S,
+    Tomb,
+    bury,
+    drop_lock,
+    put_head,
+    put_tomb,
+)
+from plugin.ownership.refusals import explained, set_apart
+from plugin.ownership.state import RefusedError
+from plugin.ownership.view import OwnershipView
+from plugin.store.base import NO_CHANGE, Change
+
+
+def removal(
+    ownership: OwnershipView, record: VolumeRecord, deadline: Deadline
+) -> Change:
+    """
+    Return what keeps every node from acquiring the volume, which is to be removed.
+
+    Raises:
+        NotOwnerError: another node has it mounted.
+        BackendError: a node has set bytes of it apart, which only people delete.
+
+    """
+    for each in ownership.conflicts.of(record.id):
+        if each.node_id != ownership.node_id:  # our own disk tells the backend more
+            raise set_apart(record.name, each, ownership.name_of)
+    for fresh in (False, True):
+        if fresh:
+            # What is known may be a moment old: the other may have let it go.
+            ownership.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
+        standing = ownership.heads.read(record.id)
+        if ownership.membership.alone and standing.head is None:
+            return NO_CHANGE  # nobody else could acquire it
+        head = standing.head or ownership.initial_head(record)
+        # Our own lock without a mount is what a crash has left.
+        other = standing.locked_by if standing.locked_by != ownership.node_id else ""
+        try:
+            removing = rules.remove(head, locked_by=other)
+        except RefusedError as error:
+            refused = error
+            continue
+        operations = [drop_lock(record.id)] if standing.locked_by else []
+        return standing.change(put_head(record.id, removing), *operations)
+    raise explained(record.name, refused, ownership.name_of)
+
+
+def removal_cancelled(ownership: OwnershipView, record: VolumeRecord) -> Change:
+    """Return what lets the volume be acquired again: storage has kept it."""
+    standing = ownership.heads.read(record.id)
+    if standing.head is None or standing.head.phase != "removing":
+        return NO_CHANGE
+    return standing.change(put_head(record.id, rules.keep(standing.head)))
+
+
+def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
+    """Return what leaves nothing of the volume in the store but its tomb."""
+    standing = ownership.heads.read(record.id)
+    head = standing.head or ownership.initial_head(record)
+    if ownership.membership.alone:
+        if standing.head is None:
+            return NO_CHANGE
+        return standing.change(*bury(record.id, ownership.heads.lineage(record.id)))
+    others = [each for each in head.members if each != ownership.node_id]
+    tomb = Tomb(
+        name=record.name,
+        backend=record.backend,
+        removed_at=clock.now_rfc3339(),
+        pending=() if ownership.is_shared(record) else tuple(others),
+    )
+    return standing.change(
+        *bury(record.id, ownership.heads.lineage(record.id)), put_tomb(record.id, tomb)
+    )

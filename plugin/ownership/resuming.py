@@ -1,0 +1,34 @@
+"""Taking the lock of a volume again, in the same epoch, after it went with a lease."""
+
+from __future__ import annotations
+
+from plugin.model import VolumeRecord
+from plugin.ownership import rules
+from plugin.ownership.state import Head, RefusedError
+from plugin.ownership.view import OwnershipView
+
+
+def resume(ownership: OwnershipView, record: VolumeRecord, epoch: int) -> bool:
+    """
+    Return whether the volume is still ours, taking its lock again if it is free.
+
+    Raises:
+        StoreError: the cluster did not answer.
+
+    """
+    standing = ownership.heads.read(record.id)
+    head = standing.head or Head()
+    try:
+        resumed = rules.resume(
+            head,
+            locked_by=standing.locked_by,
+            node=ownership.node_id,
+            boot_id=ownership.boot_id,
+            epoch=epoch,
+        )
+    except RefusedError:
+        return False
+    changed = ownership.heads.change(
+        standing, resumed, ownership.put_lock(record, epoch)
+    )
+    return changed is not None  # what was known was old; the next round knows more

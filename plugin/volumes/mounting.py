@@ -1,0 +1,131 @@
+"""
+How a volume is mounted for the engine.
+
+The reference is written down before the mount, and the mount is made only of what this
+node owns. So a crash between any two steps leaves a note of what to take back, and the
+reconciler does.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from backends.errors import BackendError, RemoraError, VolumeBusyError
+from backends.system.clock import Deadline
+from plugin.limits import SHORT_DEADLINE_S
+from plugin.logs import fields
+from plugin.model import VolumeRecord, check_mount_id, check_name
+from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.keeper import Keeper
+from plugin.ownership.view import OwnershipView
+from plugin.volumes.operations import CallerGone, Operations, never
+from plugin.volumes.propagation import Propagation
+from plugin.volumes.references import References
+from plugin.volumes.unmounting import Unmounting
+from plugin.volumes.views import VolumeViews
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Mounting:
+    """Answers Mount; alone there is no *keeper*, for there is nobody to keep from."""
+
+    views: VolumeViews
+    references: References
+    operations: Operations
+    ownership: OwnershipView
+    acquisition: Acquisition
+    keeper: Keeper | None
+    propagation: Propagation
+    unmounting: Unmounting
+    deadline_s: float
+
+    def engine_activated(self) -> None:
+        """Note that an engine has (re)started: it may have forgotten its mounts."""
+        self.references.begin_epoch()
+
+    def mount(
+        self, name: str, mount_id: str, *, caller_gone: CallerGone = never
+    ) -> Path:
+        """
+        Return where the volume's bytes are mounted, counted for *mount_id*.
+
+        Raises:
+            VolumeNotFoundError: there is no such volume.
+            BackendError, DeadlineError, StoreError, VolumeBusyError: as they say;
+                nothing is mounted that was not before.
+
+        """
+        check_name(name)
+        check_mount_id(mount_id)
+        return self.operations.run(
+            name,
+            lambda deadline: self._mount(name, mount_id, deadline),
+            deadline_s=self.deadline_s,
+            undo=lambda _: self.unmounting.unmount_now(
+                name, mount_id, Deadline(SHORT_DEADLINE_S)
+            ),
+            caller_gone=caller_gone,
+        )
+
+    def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:
+        record = self.views.existing(name).record
+        if record.phase != "ready":
+            raise VolumeBusyError(
+                f"'{name}' is being removed", hint=f"repeat: docker volume rm {name}"
+            )
+        target = self.views.target(record)
+        exclusive = self.ownership.exclusive(record)
+        self.references.add(record.id, mount_id)
+        epoch = 0
+        try:
+            if exclusive:
+                epoch = self._acquire(record, deadline)
+            self._mount_visibly(record, target, deadline)
+            if epoch and self.keeper is not None:
+                self.keeper.hold(record, epoch, target)
+        except BaseException:
+            self.references.drop(record.id, mount_id)
+            # What was not acquired is not mounted; the store, which may be away, is
+            # not to be waited for again.
+            if epoch and not self.references.total(record.id):
+                self._roll_back(record)
+            raise
+        return target
+
+    def _acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
+        """Return the epoch in which this node owns the volume now."""
+        held = self.keeper.valid_epoch(record) if self.keeper else 0
+        return held or self.acquisition.acquire(record, deadline)
+
+    def _mount_visibly(
+        self, record: VolumeRecord, target: Path, deadline: Deadline
+    ) -> None:
+        """Mount the volume so that the engine sees it; anew if it does not."""
+        backend, volume = self.ownership.backend_of(record), record.volume()
+        for _ in range(2):
+            backend.mount(volume, target, deadline_s=deadline.remaining_s())
+            if self.propagation.reaches(target):
+                return
+            log.warning("the engine does not see %s: mounting it anew", target)
+            backend.unmount(volume, target, deadline_s=deadline.remaining_s())
+        self.propagation.start_anew()
+        raise BackendError(
+            "the engine does not see what this plugin mounts, since it started anew;"
+            " the plugin is started again",
+            hint="retry; if it goes on: docker plugin disable --force, then enable",
+        )
+
+    def _roll_back(self, record: VolumeRecord) -> None:
+        """Leave nothing of a Mount that failed; what remains the reconciler takes."""
+        try:
+            self.unmounting.drop_mount(record, Deadline(SHORT_DEADLINE_S))
+        except RemoraError as error:
+            log.warning(
+                "a mount is rolled back later: %s",
+                error,
+                extra=fields(volume=record.name),
+            )

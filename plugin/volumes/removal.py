@@ -1,0 +1,130 @@
+"""
+How a volume goes: its bytes, then its record; also one that never came to be.
+
+The record is `removing` before the backend drops anything. So a crash between any two
+steps leaves a note of what to finish, and the reconciler does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backends.errors import BackendError, VolumeBusyError
+from backends.system.clock import Deadline
+from plugin.limits import SHORT_DEADLINE_S
+from plugin.model import VolumeRecord, check_name
+from plugin.ownership.removal import removal, removal_cancelled, removal_done
+from plugin.ownership.view import OwnershipView
+from plugin.store.base import NO_CHANGE
+from plugin.store.contention import attempted
+from plugin.volumes.catalogue import Catalogue, Stored
+from plugin.volumes.operations import CallerGone, Operations, never
+from plugin.volumes.unmounting import Unmounting
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Answers Remove."""
+
+    catalogue: Catalogue
+    operations: Operations
+    ownership: OwnershipView
+    unmounting: Unmounting
+
+    def remove(self, name: str, *, caller_gone: CallerGone = never) -> None:
+        """
+        Remove the volume and its bytes; one that does not exist is removed already.
+
+        Raises:
+            VolumeBusyError: something of this node uses it; nothing was changed.
+            BackendError, DeadlineError, StoreError: as they say; repeat it.
+
+        """
+        self.operations.run(
+            check_name(name),
+            lambda deadline: self._remove_named(name, deadline),
+            deadline_s=SHORT_DEADLINE_S,
+            caller_gone=caller_gone,
+        )
+
+    def remove_seen(self, seen: VolumeRecord, deadline: Deadline) -> None:
+        """Remove what was *seen*, and nothing that has its name by now; lock held."""
+        stored = attempted(lambda: self._begin(seen, deadline))
+        if stored is None:
+            return
+        try:
+            self.finish(stored, deadline)
+        except (BackendError, VolumeBusyError):
+            # Storage said no and changed nothing. Only where the outcome is unknown
+            # does the intent stay, for the reconciler to finish.
+            attempted(lambda: self._cancel(stored))
+            raise
+
+    def discard(self, volume_id: str | None) -> None:
+        """Take back a creation whose caller is gone."""
+        for record in self.catalogue.all():
+            if record.id == volume_id:
+                self.remove_seen(record, Deadline(SHORT_DEADLINE_S))
+
+    def finish(self, stored: Stored, deadline: Deadline) -> None:
+        """Remove a volume that is in phase `removing` and proven unused; lock held."""
+        record = stored.record
+        self.unmounting.drop_mount(record, deadline)
+        self.ownership.backend_of(record).remove(
+            record.volume(), deadline_s=deadline.remaining_s()
+        )
+        attempted(lambda: self._delete(stored))
+        self.ownership.events.add(record, "removed")
+
+    def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
+        """Undo a creation that nobody was told of; the volume's lock is held."""
+        record = stored.record
+        self.ownership.backend_of(record).discard(
+            record.volume(), deadline_s=deadline.remaining_s()
+        )
+        self.catalogue.delete(stored)
+
+    def _remove_named(self, name: str, deadline: Deadline) -> None:
+        found = self.catalogue.find(name)
+        if found is not None:
+            self.remove_seen(found.record, deadline)
+
+    def _begin(self, seen: VolumeRecord, deadline: Deadline) -> Stored | None:
+        """
+        Return the record, now `removing`; None if nothing is left to be removed.
+
+        Another node may have removed what was *seen*, and made its like anew.
+        """
+        stored = self.catalogue.find(seen.name)
+        if stored is None or stored.record.id != seen.id:
+            return None
+        if stored.record.phase == "removing" and seen.phase != "removing":
+            raise VolumeBusyError(
+                f"'{seen.name}' is being removed on another node", hint="retry"
+            )
+        if stored.record.phase == "creating":
+            self.roll_back_creation(stored, deadline)
+            return None
+        if stored.record.phase == "removing":
+            self.unmounting.require_unused(stored.record)
+            return stored
+        # Checked before the intent is written: a refused removal changes nothing.
+        record = stored.record
+        self.ownership.backend_of(record).require_ready(record.volume())
+        self.unmounting.require_unused(record)
+        also = NO_CHANGE
+        if self.ownership.exclusive(record):
+            also = removal(self.ownership, record, deadline)
+        return self.catalogue.set_phase(
+            stored, "removing", node=self.ownership.node_id, also=also
+        )
+
+    def _cancel(self, stored: Stored) -> None:
+        kept = removal_cancelled(self.ownership, stored.record)
+        self.catalogue.set_phase(stored, "ready", also=kept)
+
+    def _delete(self, stored: Stored) -> None:
+        record, gone = stored.record, NO_CHANGE
+        if self.ownership.exclusive(record):
+            gone = removal_done(self.ownership, record)
+        self.catalogue.delete(stored, also=gone)

@@ -1,0 +1,160 @@
+"""
+How a volume's mount goes: by the engine's last Unmount, or once nobody uses it.
+
+A mount that a process of this node uses is never taken away.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from backends.errors import VolumeBusyError
+from backends.system.clock import Deadline
+from backends.system.mounts import VolumeUser, mounted_at
+from plugin.errors import StoreError
+from plugin.limits import SHORT_DEADLINE_S
+from plugin.logs import fields
+from plugin.model import VolumeRecord, check_mount_id, check_name
+from plugin.ownership.keeper import Keeper
+from plugin.ownership.release import Release
+from plugin.ownership.view import OwnershipView
+from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.operations import Operations
+from plugin.volumes.references import References
+from plugin.volumes.views import VolumeViews
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Unmounting:
+    """Answers Unmount, and lets volumes go that nothing of this node uses."""
+
+    views: VolumeViews
+    catalogue: Catalogue
+    references: References
+    operations: Operations
+    ownership: OwnershipView
+    release: Release
+    keeper: Keeper | None
+    deadline_s: float
+    disuse_grace_s: float
+
+    def unmount(self, name: str, mount_id: str) -> None:
+        """
+        Count one Unmount; the last one unmounts. What is unknown is unmounted already.
+
+        Raises:
+            VolumeBusyError: a process of this node still works in it.
+            BackendError, DeadlineError, StoreError: as they say.
+
+        """
+        check_name(name)
+        check_mount_id(mount_id)
+        self.operations.run(
+            name,
+            lambda deadline: self.unmount_now(name, mount_id, deadline),
+            deadline_s=min(SHORT_DEADLINE_S, self.deadline_s),
+        )
+
+    def unmount_now(self, name: str, mount_id: str, deadline: Deadline) -> None:
+        """Do what `unmount` says; the volume's lock is held."""
+        stored = self.catalogue.find(name)
+        if stored is None:
+            return
+        record = stored.record
+        self.references.drop(record.id, mount_id)
+        unmounted = self.unmount_if_unused(record, deadline)
+        if not unmounted and not self.references.total(record.id):
+            # The engine says that nobody has it, the kernel says who does: after a
+            # `docker cp` that failed it unmounts what a running container still uses.
+            self.references.inherit(record.id, mount_id)
+
+    def unmount_if_unused(self, record: VolumeRecord, deadline: Deadline) -> bool:
+        """
+        Unmount the volume if nobody holds it; return whether that was done.
+
+        Inherited references alone do not hold it for ever, but it goes on proof of
+        disuse only. The lock is held.
+
+        Raises:
+            VolumeBusyError: a process still works below the mount point.
+            BackendError: storage, or the proof of disuse, failed.
+
+        """
+        count = self.references.total(record.id)
+        if count.live or (count.inherited and not self._grace_is_over()):
+            return False
+        if self._users(record):
+            return False
+        self.drop_mount(record, deadline)
+        return True
+
+    def drop_mount(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """
+        Unmount, forget the references, and let other nodes have the volume.
+
+        A crash in between repeats what is left.
+        """
+        self.ownership.backend_of(record).unmount(
+            record.volume(),
+            self.views.target(record),
+            deadline_s=deadline.remaining_s(),
+        )
+        self.references.forget(record.id)
+        if self.ownership.exclusive(record):
+            self.let_go(record)
+
+    def let_go(self, record: VolumeRecord) -> None:
+        """Release the volume, which is not mounted; without the cluster, later."""
+        if self.keeper is not None:
+            self.keeper.drop(record)
+        try:
+            self.release.release(record)
+        except StoreError as error:
+            # Docker must be able to stop its containers whatever is down.
+            log.warning(
+                "it is released when the cluster answers: %s",
+                error,
+                extra=fields(volume=record.name),
+            )
+
+    def is_idle(self, record: VolumeRecord) -> bool:
+        """Return whether the volume is neither mounted nor referred to."""
+        return mounted_at(self.views.target(record)) is None and not (
+            self.references.total(record.id)
+        )
+
+    def require_unheld(self, record: VolumeRecord) -> None:
+        """Raise VolumeBusyError if any process of this node has the volume mounted."""
+        users = self._users(record)
+        if users:
+            raise VolumeBusyError(
+                f"'{record.name}' is used by {', '.join(map(str, users[:3]))}",
+                hint="stop what uses it, then remove it",
+            )
+
+    def require_unused(self, record: VolumeRecord) -> None:
+        """Raise VolumeBusyError if the engine or any process uses the volume."""
+        self.require_unheld(record)
+        count = self.references.total(record.id)
+        if count.live:
+            mounts = "1 mount" if count.live == 1 else f"{count.live} mounts"
+            raise VolumeBusyError(
+                f"the engine holds {mounts} of '{record.name}'",
+                hint="stop its containers; if there are none: remora repair",
+            )
+
+    def _grace_is_over(self) -> bool:
+        """
+        Return whether inherited references may be looked into.
+
+        A mount that was answered just before this epoch may still be on its way into
+        its container, where no namespace shows it yet.
+        """
+        return self.references.epoch_age_s() >= self.disuse_grace_s
+
+    def _users(self, record: VolumeRecord) -> list[VolumeUser]:
+        backend = self.ownership.backend_of(record)
+        return backend.users(record.volume(), self.views.target(record))

@@ -1,0 +1,38 @@
+"""All that can be done with the volumes of a node, each in its own part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from plugin.volumes.adoption import Adoption
+from plugin.volumes.apart import QuarantineService
+from plugin.volumes.copying_under_way import CopyingUnderWay
+from plugin.volumes.creation import Creation
+from plugin.volumes.history import VolumeHistory
+from plugin.volumes.importing import Importing
+from plugin.volumes.mounting import Mounting
+from plugin.volumes.operations import VolumeLocks
+from plugin.volumes.reconciler import Reconciler
+from plugin.volumes.removal import Removal
+from plugin.volumes.snapshots import SnapshotService
+from plugin.volumes.unmounting import Unmounting
+from plugin.volumes.views import VolumeViews
+
+
+@dataclass(frozen=True, slots=True)
+class UseCases:
+    """The parts, which share *locks* and what is known of *copying*."""
+
+    views: VolumeViews
+    creation: Creation
+    mounting: Mounting
+    unmounting: Unmounting
+    removal: Removal
+    snapshots: SnapshotService
+    importing: Importing
+    adoption: Adoption
+    quarantine: QuarantineService
+    history: VolumeHistory
+    reconciler: Reconciler
+    locks: VolumeLocks
+    copying: CopyingUnderWay
