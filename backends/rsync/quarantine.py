@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from backends.errors import BackendError, InvalidRequestError
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.pool import Pool, failed
 from backends.system import files
+from backends.system.beneath import Beneath, opened
 from backends.system.clock import Deadline, rfc3339
 from backends.system.run import stream
+from backends.system.walk import walk
 
 _NAME: Final = "quarantine"
 _COMMIT: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})\.(?:0|[1-9][0-9]{0,18})")
@@ -34,7 +35,6 @@ _SCAN_STALL_S: Final = 600.0
 _READ_STALL_S: Final = 6 * 3600.0
 _TAR_STALL_S: Final = 300.0
 _LINE_SIZE_MAX: Final = 64 * 1024
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # What a line of `rsync --itemize-changes` is. Source: rsync(1).
 _ITEM: Final = re.compile(rb"@(\*deleting  |[<>ch.][fdLDS][^ ]{9}) (.+)", re.DOTALL)
 _ESCAPED: Final = re.compile(rb"\\#([0-7]{3})")
@@ -291,28 +291,11 @@ def _kind(mode: int) -> str:
 
 def _measured(top: Path, deadline: Deadline) -> Size:
     count = size_bytes = 0
-    root = os.open(top, _DIRECTORY)
-    levels = [(root, os.scandir(root))]
-    device = os.fstat(root).st_dev
-    try:
-        while levels:
-            directory, entries = levels[-1]
-            entry = next(entries, None)
-            if entry is None:
-                levels.pop()
-                os.close(directory)
-                continue
+    with opened(top) as directory:
+        for _, _, _, status in walk(directory):
             if deadline.passed():
                 return Size(count, size_bytes, whole=False)
-            status = entry.stat(follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 count += 1
                 size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
-            elif status.st_dev == device:
-                below = os.open(entry.name, _DIRECTORY, dir_fd=directory)
-                levels.append((below, os.scandir(below)))
-        return Size(count, size_bytes, whole=True)
-    finally:
-        for directory, entries in levels:
-            entries.close()
-            os.close(directory)
+    return Size(count, size_bytes, whole=True)

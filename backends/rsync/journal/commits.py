@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.manifest import Manifest
 from backends.system import btrfs
+from backends.system.beneath import Beneath
 
 DIRECTORY_NAME: Final = "commits"
 _NEW_NAME: Final = "new"
@@ -169,14 +169,10 @@ def _differing(then: Beneath, now: Beneath, path: bytes) -> Iterator[bytes]:
 def _names(tree: Beneath, path: bytes) -> dict[bytes, int]:
     """Return the inodes in directory *path* by name; if it has gone, its own does."""
     try:
-        descriptor = tree.open(path)
+        with tree.opened(path) as directory, os.scandir(directory) as entries:
+            return {os.fsencode(each.name): each.inode() for each in entries}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    try:
-        with os.scandir(descriptor) as entries:
-            return {os.fsencode(each.name): each.inode() for each in entries}
-    finally:
-        os.close(descriptor)
 
 
 def _failed(what: str, error: OSError) -> BackendError:

@@ -19,9 +19,9 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
-from backends.rsync.journal.entries import Known
+from backends.rsync.journal.entries import Known, look_at
 from backends.system import btrfs
+from backends.system.beneath import Beneath
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes
@@ -213,15 +213,7 @@ class _Filling:
 
     def _link(self, path: bytes, status: os.stat_result) -> None:
         first = self.first[status.st_ino]
-        directory, name = self.target.at(first)
-        directory = os.dup(directory)
-        try:
-            at, new = self.target.at(path, make=True)
-            os.link(
-                name, new, src_dir_fd=directory, dst_dir_fd=at, follow_symlinks=False
-            )
-        finally:
-            os.close(directory)
+        self.target.link(first, path)
         # The copy is what the first one was then: a change since is a change.
         self.before[path] = self.before[first]
         if not _same(self.before[first], status):
@@ -230,16 +222,13 @@ class _Filling:
     def _copy_directory(self, path: bytes) -> bool:
         """Make the directory; it gets its owner and times when it has its entries."""
         try:
-            descriptor = self.source.open(path)
+            with self.source.opened(path) as directory:
+                attributes = self.copier.read_attributes(directory)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        try:
-            attributes = self.copier.read_attributes(descriptor)
-        finally:
-            os.close(descriptor)
         if path:
-            directory, name = self.target.at(path, make=True)
-            os.mkdir(name, 0o700, dir_fd=directory)
+            above, name = self.target.at(path, make=True)
+            os.mkdir(name, 0o700, dir_fd=above)
         if attributes:
             self.attributes[path] = attributes
         return True
@@ -248,17 +237,14 @@ class _Filling:
         """Give directories what they have to have, and look at what has been made."""
         for path, status in sorted(self.before.items(), reverse=True):
             if stat.S_ISDIR(status.st_mode):
-                descriptor = self.target.open(path)
-                try:
+                with self.target.opened(path) as directory:
                     attributes = self.attributes.get(path, {})
-                    self.copier.put_attributes(descriptor, status, attributes)
-                finally:
-                    os.close(descriptor)
+                    self.copier.put_attributes(directory, status, attributes)
         entries = [self._made(path, self.before[path]) for path in sorted(self.before)]
         return Filled(entries, sorted(self.gone), self.unstable, self.size_bytes)
 
     def _made(self, path: bytes, before: os.stat_result) -> Known:
-        made = self.target.look(path)
+        made = look_at(self.target, path)
         status = self.target.status(path)
         if made is None or status is None:
             raise BackendError(f"{path!r} has vanished from the outbox")

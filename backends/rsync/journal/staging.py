@@ -26,12 +26,12 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Commit, Entry, Known, untouched
+from backends.rsync.journal.entries import Commit, Entry, Known, look_at, untouched
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, remove_tree
 from backends.system import files
+from backends.system.beneath import Beneath
 from backends.system.clock import Deadline, pause
 from backends.system.decoding import from_json
 
@@ -269,7 +269,7 @@ class _Check:
             remove_tree(refused)
 
     def _is_staged(self, group: list[Entry]) -> bool:
-        known = [self._staged.look(entry.path) for entry in group]
+        known = [look_at(self._staged, entry.path) for entry in group]
         if not _all_alike(group, known):
             return False
         if not group[0].links:
