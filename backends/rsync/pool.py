@@ -132,7 +132,7 @@ class Pool:
 
 def make_live(directory: Path, volume: Volume, deadline: Deadline) -> None:
     """Make *directory* for the bytes of *volume*, limited if it has a `size`."""
-    quota.make_data_directory(directory, deadline_s=deadline.remaining_s())
+    quota.make_data_directory(directory)
     if "size" in volume.options:
         quota.limit(
             directory,

@@ -78,14 +78,14 @@ class Commits:
 
     def drop(self) -> None:
         """Delete what `take` has taken and `keep` has not kept."""
-        discard(self._new)
+        btrfs.delete(self._new)
 
     def keep(self, commit: Commit) -> None:
         """Give what `take` has taken, if it has, its name as *commit*."""
         try:
             if btrfs.subvolume(self._new):
                 # Of the same name is only what a crash has left.
-                discard(self._path(commit))
+                btrfs.delete(self._path(commit))
                 self._new.rename(self._path(commit))
         except OSError as error:
             raise _failed(f"cannot keep {self._new}", error) from error
@@ -95,7 +95,7 @@ class Commits:
         with suppress(FileNotFoundError):
             for each in self._directory.iterdir():
                 if each != self._path(commit):
-                    discard(each)
+                    btrfs.delete(each)
 
     def differences(self, manifest: Manifest) -> Differences | None:
         """
@@ -122,21 +122,6 @@ class Commits:
 
     def _path(self, commit: Commit) -> Path:
         return self._directory / f"{commit[0]}.{commit[1]}"
-
-
-def discard(snapshot: Path) -> None:
-    """
-    Delete *snapshot* if it is one.
-
-    Raises:
-        BackendError: it cannot be deleted.
-
-    """
-    try:
-        if btrfs.subvolume(snapshot):
-            btrfs.delete(snapshot)
-    except OSError as error:
-        raise _failed(f"cannot delete {snapshot}", error) from error
 
 
 def _compared(

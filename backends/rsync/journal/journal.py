@@ -26,7 +26,7 @@ from typing import Final, Literal
 
 from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
-from backends.rsync.journal.commits import Commits, discard
+from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known
 from backends.rsync.journal.manifest import Manifest
@@ -40,7 +40,7 @@ from backends.rsync.journal.outbox import (
 from backends.rsync.journal.scan import Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
-from backends.system import files
+from backends.system import btrfs, files
 
 DELTA_NAME: Final = "delta"
 EVERYTHING: Final = Hints(everything=True)
@@ -173,7 +173,7 @@ class Journal:
 
     def unpack(self) -> None:
         """Remove what `pack` has made."""
-        discard(self._outbox / TREE_NAME)
+        btrfs.delete(self._outbox / TREE_NAME)
         remove_tree(self._outbox)
 
     def changed_since(self, commit: Commit) -> set[bytes]:
