@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Fill, Storage, Traits, Volume
+from backends.base import Fill, Storage, Volume
 from backends.errors import (
     BackendError,
     VolumeExistsError,
@@ -20,6 +20,7 @@ from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
 from backends.nfs.share import Share
 from backends.nfs.shares import Shares
 from backends.nfs.snapshots import NfsSnapshots, filled
+from backends.nfs.traits import TRAITS
 from backends.nfs.volume_mounts import VolumeMounts, source_of
 from backends.options import differences
 from backends.system import mounts
@@ -46,7 +47,7 @@ class NfsBackend:
     """
 
     kind = "nfs"
-    traits = Traits(reachable_from_every_node=True, catalogue_on_storage=True)
+    traits = TRAITS
 
     def __init__(self, state_dir: Path, *, node: str) -> None:
         self._shares = Shares(state_dir / "nfs", node=node)

@@ -20,11 +20,12 @@ import msgspec
 
 from backends import options as parse
 from backends import replication_options
-from backends.base import Fill, Storage, Traits, Volume
+from backends.base import Fill, Storage, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.rsync.quarantine import Quarantine
 from backends.rsync.snapshots import RsyncSnapshots
+from backends.rsync.traits import TRAITS
 from backends.snapshots import require_none
 from backends.system import btrfs, files, mounts, quota
 from backends.system.clock import Deadline
@@ -68,7 +69,7 @@ class RsyncBackend:
     """
 
     kind = "rsync"
-    traits = Traits(reachable_from_every_node=False)
+    traits = TRAITS
 
     def __init__(self, pool: Path, *, pool_id: str | None) -> None:
         self.pool = Pool(pool, pool_id=pool_id)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from backends.options import seconds
-from backends.registry import Registry
+from backends.registry import Registry, has_catalogue_on_storage
 from backends.rsync.backend import RsyncBackend
 from backends.system import clock, files
 from plugin.config import Config
@@ -177,7 +177,11 @@ def swarm_labels(
         heads=ownership.heads,
         directory=ownership.membership.directory,
         own_id=ownership.node_id,
-        records=partial(_records, catalogue),
+        records=lambda: [
+            each
+            for each in _records(catalogue)
+            if not has_catalogue_on_storage(each.backend)
+        ],
         driver=config.plugin_socket.stem,
     )
 
