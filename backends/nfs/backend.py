@@ -17,7 +17,7 @@ from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
 from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
-from backends.nfs.share import Share
+from backends.nfs.share import CALL_BUDGET_S, Share
 from backends.nfs.shares import Shares
 from backends.nfs.snapshots import NfsSnapshots, filled
 from backends.nfs.traits import TRAITS
@@ -29,10 +29,7 @@ from backends.system.mounts import VolumeUser
 
 log = logging.getLogger(__name__)
 
-# The engine gives Create and Mount 120 s; a shorter call leaves it time for a second.
 _MOUNT_BUDGET_S: Final = 90.0
-_CALL_BUDGET_S: Final = 45.0
-_RELEASE_BUDGET_S: Final = 3.0
 _BUSY_POLL_S: Final = 0.2
 # Another node is at it just now.
 _BUSY: Final = ("NFS-CREATING", "NFS-CHANGING")
@@ -85,7 +82,7 @@ class NfsBackend:
     ) -> Volume:
         """Claim name and directory on the share; both have one winner."""
         nfs_options.require_complete(volume.options)
-        budget_s = min(deadline_s, _CALL_BUDGET_S)
+        budget_s = min(deadline_s, CALL_BUDGET_S)
         if is_direct(volume):
             mounting.ping(export_of(volume.options))
             return volume
@@ -142,7 +139,7 @@ class NfsBackend:
             return
         self._shares.of(volume).call(
             "discard",
-            deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
+            deadline=Deadline(min(deadline_s, CALL_BUDGET_S)),
             name=volume.name,
             id=volume.id,
             **owner_of(volume),
@@ -156,7 +153,7 @@ class NfsBackend:
         done = _patiently(
             share,
             "remove",
-            Deadline(min(deadline_s, _CALL_BUDGET_S)),
+            Deadline(min(deadline_s, CALL_BUDGET_S)),
             name=volume.name,
             id=volume.id,
             on_delete=volume.options["onDelete"],
@@ -219,7 +216,7 @@ class NfsBackend:
     def require_ready(self, volume: Volume) -> None:
         """Raise NfsError unless the volume's server answers."""
         if not is_direct(volume):
-            self._shares.of(volume).require_server(Deadline(_CALL_BUDGET_S))
+            self._shares.of(volume).require_server(Deadline(CALL_BUDGET_S))
 
     def storages(self) -> list[Storage]:
         """Return every share that is watched."""

@@ -31,6 +31,8 @@ from backends.system.run import Helper, own_program, run
 
 log = logging.getLogger(__name__)
 
+# The engine gives Create and Mount 120 s; a shorter call leaves it time for a second.
+CALL_BUDGET_S: Final = 45.0
 _SURVEY_INTERVAL_S: Final = 15.0
 # While the server is away, or a call waits for it.
 _UNEASY_INTERVAL_S: Final = 5.0
@@ -54,21 +56,6 @@ class ShareState:
     thrown_away: int = 0
 
 
-class _Agent(Helper):
-    """A helper that another thread may end while one waits for its answer."""
-
-    _killed = False
-
-    def kill(self) -> None:
-        """End it; who waits hears that it has ended."""
-        self._killed = True
-        self._process.kill()
-
-    def lives(self) -> bool:
-        """Return whether it can be asked."""
-        return not self._killed and self._process.poll() is None
-
-
 class Share:
     """The daemon's side of one share; methods may be called from any thread."""
 
@@ -85,7 +72,7 @@ class Share:
         # Whether it could be mounted once: then its name is no typing error.
         self.proven = False
         self._node = node
-        self._agent: _Agent | None = None
+        self._agent: Helper | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._asking_since_s: float | None = None
@@ -191,7 +178,7 @@ class Share:
             self._asking_since_s = None
         return answer
 
-    def _start_agent(self, deadline: Deadline) -> _Agent:
+    def _start_agent(self, deadline: Deadline) -> Helper:
         """Return a new agent on a control mount that works; the lock is held."""
         if mounted_at(self.control_mount) is None:
             self.control_mount.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -202,7 +189,7 @@ class Share:
                 entries=_with_control_entries(self.export.entries),
                 deadline=deadline,
             )
-        self._agent = _Agent(
+        self._agent = Helper(
             own_program(agent_main, str(self.control_mount), self._node)
         )
         self.proven = True

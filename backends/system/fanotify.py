@@ -26,7 +26,6 @@ MOVED_FROM: Final = 0x40
 MOVED_TO: Final = 0x80
 CREATE: Final = 0x100
 DELETE: Final = 0x200
-QUEUE_OVERFLOW: Final = 0x4000
 ON_DIRECTORY: Final = 0x4000_0000
 
 MOVED: Final = MOVED_FROM | MOVED_TO
@@ -50,6 +49,7 @@ _INFO: Final = struct.Struct("=BBH8s")  # type, padding, length, filesystem id
 _INFO_NAMED: Final = 2
 _INFO_UNNAMED: Final = 3
 _HANDLE: Final = struct.Struct("=Ii")  # length of what follows, type
+HANDLE_HEADER_SIZE: Final = _HANDLE.size
 _HANDLE_SIZE_MAX: Final = 128
 _AT_EMPTY_PATH: Final = 0x1000
 

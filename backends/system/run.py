@@ -167,6 +167,16 @@ class Helper:
             command, stdin=subprocess.PIPE, stderr=None, dies_with_caller=False
         )
         self._pending = b""
+        self._killed = False
+
+    def lives(self) -> bool:
+        """Return whether it can be asked."""
+        return not self._killed and self._process.poll() is None
+
+    def kill(self) -> None:
+        """Kill it from another thread: one that waits for an answer hears of it."""
+        self._killed = True
+        self._process.kill()
 
     def ask(self, line: str, *, deadline: Deadline) -> str:
         """
@@ -197,7 +207,7 @@ class Helper:
         return answer.decode()
 
     def end(self) -> None:
-        """Kill the helper."""
+        """Kill it and let go of it; no other thread may be using it."""
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()

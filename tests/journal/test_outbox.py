@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from backends.errors import BackendError
 from backends.rsync.journal import outbox
 from backends.rsync.journal.entries import Known, look_at, untouched
 from backends.rsync.journal.outbox import fill, require_space
@@ -202,12 +201,6 @@ def test_swapping_directories_for_links_leads_nowhere(
     finally:
         stop.set()
         swapping.join()
-
-
-def test_it_stops_when_told(tmp_path: Path, source: Path) -> None:
-    make_everything(source)
-    with pytest.raises(BackendError, match="broken off"):
-        fill(source, all_known(source), tmp_path / "out", stop=lambda: True)
 
 
 def test_room_is_asked_for_before(tmp_path: Path) -> None:

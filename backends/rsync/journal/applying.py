@@ -29,7 +29,6 @@ from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import Commit, Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.outbox import remove_tree
 from backends.rsync.journal.staging import (
     LIVE_NAME,
     Marker,
@@ -128,7 +127,7 @@ class _Applying:
         """
         self._work = self._top / marker.work
         # What is in it is lost work, or was to be removed.
-        remove_tree(self._work)
+        files.remove_tree(self._work)
         self._make_work()
         try:
             deletes = self._full or self._delta.header.deletions
@@ -165,7 +164,7 @@ class _Applying:
         if self._work_at >= 0:
             os.close(self._work_at)
             self._work_at = -1
-        remove_tree(self._work)
+        files.remove_tree(self._work)
 
     def _delete(self) -> None:
         if not self._full:

@@ -33,7 +33,6 @@ from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import (
     TREE_NAME,
     fill,
-    remove_tree,
     require_space,
     take_from,
 )
@@ -174,7 +173,7 @@ class Journal:
     def unpack(self) -> None:
         """Remove what `pack` has made."""
         btrfs.delete(self._outbox / TREE_NAME)
-        remove_tree(self._outbox)
+        files.remove_tree(self._outbox)
 
     def changed_since(self, commit: Commit) -> set[bytes]:
         """Return the paths of what was written after *commit*, as far as is known."""

@@ -109,10 +109,6 @@ class Manifest:
         """Return the commit that this describes, (0, 0) for none yet."""
         return self._commit
 
-    def horizon(self) -> Commit:
-        """Return the oldest commit that `since` knows all changes after."""
-        return self._horizon
-
     def get(self, path: bytes) -> Known | None:
         """Return what *path* is, None if there is nothing."""
         query = f"SELECT {_COLUMNS} FROM entries WHERE path = ?"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,13 +24,11 @@ from backends.system import btrfs
 from backends.system.beneath import Beneath
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
-from backends.system.files import free_bytes
-from backends.system.run import run
+from backends.system.files import free_bytes, remove_tree
 
 TREE_NAME: Final = "tree"
 _TRIES_MAX: Final = 4
 _RESERVE: Final = 20  # a part of the filesystem that stays free
-_REMOVE_WITHIN_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +64,7 @@ def require_space(path: Path, size_bytes: int) -> None:
         )
 
 
-def _never() -> bool:
-    return False
-
-
-def fill(
-    root: Path,
-    entries: Iterable[Known],
-    outbox: Path,
-    *,
-    stop: Callable[[], bool] = _never,
-) -> Filled:
+def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
     """
     Copy *entries*, in order of their paths, from *root* into *outbox*/tree, made anew.
 
@@ -84,7 +72,6 @@ def fill(
     unstable. Directories that are on the way to an entry only are made plain.
 
     Raises:
-        BackendError: *stop* said so.
         CopyError: a file could not be read or written.
 
     """
@@ -95,8 +82,6 @@ def fill(
         filling = _Filling(source, target, FileCopier())
         try:
             for known in entries:
-                if stop():
-                    raise BackendError(f"the copy of {root} was broken off")
                 filling.take(known.entry.path)
             return filling.finish()
         except OSError as error:
@@ -125,20 +110,6 @@ def take_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
         ) from error
     sizes = {known.inode: known.entry.size for known in entries}
     return Filled(entries, [], set(), sum(sizes.values()))
-
-
-def remove_tree(path: Path) -> None:
-    """Remove the directory *path*, whose parent is ours alone, with all below."""
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError:
-        # rm never leaves the filesystem nor follows a link, however deep it is.
-        run(
-            ["rm", "-rf", "--one-file-system", "--", str(path)],
-            deadline_s=_REMOVE_WITHIN_S,
-        )
 
 
 @dataclass(slots=True)

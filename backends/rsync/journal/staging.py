@@ -29,7 +29,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import Commit, Entry, Known, look_at, untouched
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.outbox import TREE_NAME, remove_tree
+from backends.rsync.journal.outbox import TREE_NAME
 from backends.system import files
 from backends.system.beneath import Beneath
 from backends.system.clock import Deadline, pause
@@ -107,11 +107,9 @@ class Staging:
         """
         return Delta.open(self._directory / "delta")
 
-    def missing(
-        self, delta: Delta, manifest: Manifest, *, limit: int = _MISSING_MAX
-    ) -> list[bytes]:
+    def missing(self, delta: Delta, manifest: Manifest) -> list[bytes]:
         """
-        Return paths that have yet to be sent, *limit* and a few more at most, sorted.
+        Return paths that have yet to be sent, some 500 of them at most, sorted.
 
         Of a file with several names all are sent together, in one run of rsync.
 
@@ -130,10 +128,10 @@ class Staging:
             for entry in delta.entries():
                 if entry.links:
                     groups.setdefault(entry.links, []).append(entry)
-                elif len(found) < limit and not check.has([entry]):
+                elif len(found) < _MISSING_MAX and not check.has([entry]):
                     found.append(entry.path)
             for group in groups.values():
-                if len(found) < limit and not check.has(group):
+                if len(found) < _MISSING_MAX and not check.has(group):
                     found += [entry.path for entry in group]
         return sorted(found)
 
@@ -200,7 +198,7 @@ class Staging:
         """
         if (marked := self.marked()) is not None:
             raise BackendError(f"commit {marked} has to be applied, not removed")
-        remove_tree(self._directory)
+        files.remove_tree(self._directory)
 
 
 def _locked(descriptor: int) -> bool:
@@ -266,7 +264,7 @@ class _Check:
             refused = self._staging / f"refused.{secrets.token_hex(8)}"
             os.rename(name, refused, src_dir_fd=directory)
             self._staged.forget()
-            remove_tree(refused)
+            files.remove_tree(refused)
 
     def _is_staged(self, group: list[Entry]) -> bool:
         known = [look_at(self._staged, entry.path) for entry in group]
