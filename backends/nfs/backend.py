@@ -39,8 +39,7 @@ class NfsBackend:
     """
     Volumes as directories of NFS exports.
 
-    *state_dir* holds control mounts, *node* names this node in leases, *profiles* are
-    the canonical options of shares to watch from the start.
+    *state_dir* holds control mounts, *node* names this node in leases.
     """
 
     kind = "nfs"

@@ -204,10 +204,10 @@ def unmount(
     Unmount *target* and remove it; with a dead server by force, step by step.
 
     Nothing is forced while the server answers: then "busy" means that somebody works
-    there. Without *server_answers* that counts for nothing. Each step runs in a process
-    of its own, which may never come back. The server is asked while the first one runs:
-    a plain unmount of what the server has delegated to us waits for a dead one, and
-    whoever asked for it would wait for one after the other.
+    there. Without *server_answers* the server counts as dead. Each step runs in a
+    process of its own, which may never come back. The server is asked while the first
+    one runs: a plain unmount of what a dead server has delegated to us waits for it, and
+    the caller would wait for one after the other.
 
     Return whether it was kept waiting, and the server does not answer.
 
@@ -222,11 +222,11 @@ def unmount(
     alive = _asked_aside(server_answers)
     said = _in_child(target, libc.UMOUNT_NOFOLLOW)
     if mounted_at(target) is None:
-        # What was done at once has waited for nobody, nor do we.
+        # If it was done at once, no server has kept it waiting: we need no answer.
         return bool(said) and not alive.get()
     log.warning("%s was not unmounted plainly: %s", target, said)
-    # "Busy" was told at once, and what was asked aside may be old when something is
-    # forced. Whoever is alive is asked once more: it may have died since.
+    # Before anything is forced, a server that was alive is asked again, for it may have
+    # died since. "Busy" came at once, before there could be an answer.
     answers = server_answers() if "busy" in said else alive.get() and server_answers()
     if not answers:
         for flags, how in _ladder(entry):
@@ -277,7 +277,7 @@ def _ladder(entry: MountEntry) -> list[tuple[int, str]]:
 
 def remove_mount_point(target: Path) -> None:
     """
-    Remove the directory *target*, on which nothing is mounted; gone is well.
+    Remove the directory *target*, on which nothing is mounted, if it is there.
 
     Raises:
         BackendError: it is there still.

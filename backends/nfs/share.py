@@ -65,8 +65,8 @@ class Share:
         self.export = export
         self.state = ShareState()
         self.held: set[str] = set()
-        # Tokens of the copies that this daemon makes just now, by whatever share: one
-        # and the same may be mounted in several ways.
+        # Tokens of the copies that this daemon is making, for all its shares together:
+        # two of them may be one directory of a server, mounted in two ways.
         self.copying = copying
         self.control_mount = control_mount
         # Whether it could be mounted once: then its name is no typing error.
@@ -134,7 +134,7 @@ class Share:
         if not self._lock.acquire(timeout=deadline.remaining_s()):
             raise NfsTimeoutError("another call waits for this server", where)
         try:
-            # Sets change until we have the lock; JSON has none.
+            # Only now, for sets may change until the lock is ours. JSON has no sets.
             line = json.dumps({"op": operation, **request}, default=_listed)
             answer = self._ask(line, operation, deadline)
             if operation != "check" and _is_stale(answer):
@@ -153,7 +153,7 @@ class Share:
         try:
             self.call("check", deadline=deadline, target=str(path), **owner)
         except NfsError as error:
-            # Who may not look into it has met it.
+            # A server that refuses a look into the directory has found it.
             if error.code not in ("NFS-SQUASH", "NFS-DENIED"):
                 raise
 
@@ -232,13 +232,13 @@ class Share:
             found = self.call(
                 "survey",
                 deadline=Deadline(_SURVEY_DEADLINE_S),
-                # Not before the lock is ours: a lease given back meanwhile must not
-                # be taken anew.
+                # A function, called when the lock is ours: a lease that is given back
+                # before must not be taken anew.
                 held=lambda: self.held | self._mounted_ids(),
             )
             thrown_away = found["thrown_away"]
-            # Looked at after the share was: what is begun is in this set before it is
-            # on the share, and another mount of the same share begins things too.
+            # `copying` is read after the share was: each copy is in there before it is
+            # on the share, so that what is found and not in there was cut short.
             if cut_short := sorted({*found["begun"]} - self.copying):
                 thrown_away = self.call(
                     "repair", deadline=Deadline(_SURVEY_DEADLINE_S), tokens=cut_short

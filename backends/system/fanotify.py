@@ -1,9 +1,9 @@
 """
 The kernel's news of a whole filesystem: fanotify(7), and what it needs of file handles.
 
-An event names the directory that it happened in by a file handle, which holds wherever
-the directory is moved, and the name in it. The C library
-has the four calls; this is what ctypes has to know of them.
+An event names a directory by its file handle, which stays the same wherever the
+directory is moved, and the name in the directory. The C library has the four calls;
+this module is what ctypes has to know of them.
 
 Source: fanotify_init(2), fanotify_mark(2), fanotify(7), open_by_handle_at(2).
 """
@@ -38,7 +38,7 @@ _NONBLOCK: Final = 0x2
 _UNLIMITED_QUEUE: Final = 0x10
 _REPORT_DIRECTORY_AND_NAME: Final = 0x400 | 0x800
 _MARK_ADD_FILESYSTEM: Final = 0x1 | 0x100
-# One file, not a link's target; what is ignored stays so when it happens.
+# Ignore one file, not what a link leads to, and go on after it was written to.
 _MARK_ADD_IGNORED: Final = 0x1 | 0x4 | 0x20 | 0x40
 _MARK_FLUSH_FILES: Final = 0x80
 _READ_SIZE: Final = 64 * 1024

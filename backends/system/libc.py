@@ -15,7 +15,7 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# What is wider than an int has to be told.
+# ctypes passes an int unless it knows of a wider type.
 _libc.mount.argtypes = (
     *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p),
     *(ctypes.c_ulong, ctypes.c_char_p),

@@ -99,7 +99,7 @@ def limit(
 
 
 def is_limited(directory: Path) -> bool:
-    """Return whether *directory* may have a limit, which another in its place lacks."""
+    """Return whether *directory* may have a limit, which goes with its inode."""
     mount = entry_covering(directory)
     if mount.filesystem == "btrfs":
         return btrfs.subvolume(directory) is not None

@@ -95,7 +95,7 @@ class Catalogue:
         for directory in (self.base, *map(self.path, _PARTS)):
             with suppress(FileExistsError):
                 os.mkdir(directory, mode)
-                # Who we are on the server decides, not who we are here.
+                # The server decides who we are: it may make nobody of root.
                 if os.stat(directory).st_uid != 0:
                     os.chmod(directory, 0o1777)
 

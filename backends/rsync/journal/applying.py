@@ -82,8 +82,8 @@ def _take_whole(staging: Staging, marker: Marker, delta: Delta) -> bool:
     """
     Put what was sent in the place of an empty live/, in one step; return whether.
 
-    What the commit does not have, and was sent earlier, is still in it: that it was
-    deleted may not have been marked before.
+    What was sent earlier, and the commit does not have, is still in there, and is to be
+    deleted afterwards. So it must not have been marked that all deletions are done.
     """
     live = staging.home / LIVE_NAME
     if delta.header.base is not None or marker.deleted or quota.is_limited(live):

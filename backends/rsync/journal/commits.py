@@ -4,12 +4,12 @@ Commits as read-only snapshots, where a copy's live directory is a btrfs subvolu
     <home>/commits/new/             what may become the next commit
     <home>/commits/<epoch>.<seq>/   the commit that the manifest describes
 
-What is in one was there at one moment. It stands still, so that it is looked at and
-sent from as it is. Two of them, and the kernel's word on which inodes have changed in
-between, tell all that differs: with stores through mappings, which no event tells of.
+A snapshot has what was there at one moment, and stands still while it is compared and
+sent. Two of them, and the kernel's list of the inodes that changed in between, show all
+that differs: also stores through mappings, which no event tells of.
 
-A snapshot gets its name before the manifest says so, and the older ones go afterwards:
-after a crash the one that the manifest needs is there, and the others are of no use.
+A snapshot gets its name before the manifest says so, and the older ones go afterwards.
+So the one that the manifest needs is there after a crash, whatever else is.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Commits:
         """Give what `take` has taken, if it has, its name as *commit*."""
         try:
             if btrfs.subvolume(self._new):
-                # Of the same name is only what a crash has left.
+                # Another one of that name is what a crash has left.
                 btrfs.delete(self._path(commit))
                 self._new.rename(self._path(commit))
         except OSError as error:
@@ -152,7 +152,7 @@ def _differing(then: Beneath, now: Beneath, path: bytes) -> Iterator[bytes]:
 
 
 def _names(tree: Beneath, path: bytes) -> dict[bytes, int]:
-    """Return the inodes in directory *path* by name; if it has gone, its own does."""
+    """Return the inodes in directory *path* by name, none if it has gone."""
     try:
         with tree.opened(path) as directory, os.scandir(directory) as entries:
             return {os.fsencode(each.name): each.inode() for each in entries}

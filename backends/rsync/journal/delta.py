@@ -8,8 +8,8 @@ What one commit changes, as a file: a header, entries, deletions, a trailer.
                             that is before it
 
 Another node has written it. Nothing in it is believed: what is out of range, out of
-order or cut short is an error before anything has been changed. That is looked at once,
-at the opening: who sends another one later, replaces the file and does not change it.
+order or cut short is an error before anything has been changed. It is checked once, when
+it is opened: a delta that comes later replaces the file and does not change it.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def write_delta(
     """
     Write a delta to *path*, durably.
 
-    *entries* come in order of their paths. All names of a file with several are in, or
-    none: their number says nothing to another node's older ones.
+    *entries* come in order of their paths. Of a file with several names all are in, or
+    none: ``links`` are this node's numbers, and another node has none to compare.
     """
     encoder = msgspec.msgpack.Encoder()
     pending = bytearray(_MAGIC)
@@ -232,8 +232,8 @@ def _checked_header(records: _Records) -> Header:
 def _checked_entries(records: _Records, count: int) -> Iterator[Entry]:
     decoder = msgpack_decoder(Entry)
     last: bytes | None = None
-    # What cannot have anything below it, as long as that could still come: "a" and
-    # "a-b" are both before "a/c".
+    # Those entries that are no directories and below which a path could still come: in
+    # order, "a-b" is between "a" and "a/c".
     leaves: list[bytes] = []
     for _ in range(count):
         entry = _decoded(decoder, records.next())

@@ -242,7 +242,7 @@ class Journal:
         return self.staging.marked()
 
     def apply(self) -> None:
-        """Bring the marked commit, if there is one, into ``live``; see `still`."""
+        """Bring the marked commit, if there is one, into ``live``."""
         if self.staging.marked() is None:
             return
         commit = apply(self.home, self.manifest)

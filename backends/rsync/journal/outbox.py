@@ -1,9 +1,9 @@
 """
 Copies what has changed once, so that all members get the same bytes.
 
-Containers write to the source meanwhile. What was copied is looked at again, so that
-the entries say what the copy holds; what did not hold still is named, for the next
-round.
+Containers write to the source meanwhile. So each copy is looked at when it is made, and
+its entry says what the copy holds. Files that changed while they were copied are named,
+and sent again in the next round.
 """
 
 from __future__ import annotations
@@ -68,8 +68,9 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
     """
     Copy *entries*, in order of their paths, from *root* into *outbox*/tree, made anew.
 
-    Names of one file are linked with each other; give all of them, or the rest is
-    unstable. Directories that are on the way to an entry only are made plain.
+    Names of one file are linked with each other. If *entries* lack one of them, the
+    others count as unstable. Directories that they lack, with entries below, are made
+    for root alone.
 
     Raises:
         CopyError: a file could not be read or written.

@@ -4,12 +4,12 @@ What has come from another node and is not yet part of the volume.
     <home>/staging/delta        what the commit changes
     <home>/staging/tree/        the files, links and the like that it changes
     <home>/applying             the commit point: this commit is ours now
-    <home>/receiving            locked by each rsync that writes, and by who looks
+    <home>/receiving            locked by each rsync that writes, and by us to look
 
 rsync writes into the first two, in a jail. Only when all of it is here and durable the
 marker is written; from then on the commit is applied through any crash (`applying.py`).
-An rsync whose sender has gone may live on for a while, and all that it would write then
-could be in the volume: so nothing is looked at before the last one has ended.
+An rsync may live on for a while after its sender has gone. What it writes then must not
+get into the volume unseen: so we wait for the last one to end before we look.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Staging:
 
     def clear(self) -> None:
         """
-        Remove what has come, of which the next transfer could not make use.
+        Remove what has come; a later transfer cannot make use of it.
 
         Raises:
             BackendError: it is a commit that has to be applied.
