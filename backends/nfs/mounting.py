@@ -206,8 +206,8 @@ def unmount(
     Nothing is forced while the server answers: then "busy" means that somebody works
     there. Without *server_answers* the server counts as dead. Each step runs in a
     process of its own, which may never come back. The server is asked while the first
-    one runs: a plain unmount of what a dead server has delegated to us waits for it, and
-    the caller would wait for one after the other.
+    one runs: a plain unmount of what a dead server has delegated to us waits for it,
+    and the caller would wait for one after the other.
 
     Return whether it was kept waiting, and the server does not answer.
 

@@ -5,8 +5,8 @@ What was set apart: trees of bytes that a node wrote and that the cluster never 
 
 `Journal.keep_apart` puts them there. Only people delete them: `discard` renames one
 into the trash. They are read by rsync and tar, which can be killed, and by `walk`,
-which follows no link. Nobody writes to them any more. They are compared with `live`, and containers may
-write to that.
+which follows no link. Nobody writes to them any more. They are compared with `live`,
+and containers may write to that.
 """
 
 from __future__ import annotations

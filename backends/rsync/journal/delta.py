@@ -8,8 +8,8 @@ What one commit changes, as a file: a header, entries, deletions, a trailer.
                             that is before it
 
 Another node has written it. Nothing in it is believed: what is out of range, out of
-order or cut short is an error before anything has been changed. It is checked once, when
-it is opened: a delta that comes later replaces the file and does not change it.
+order or cut short is an error before anything has been changed. It is checked once,
+when it is opened: a delta that comes later replaces the file and does not change it.
 """
 
 from __future__ import annotations
