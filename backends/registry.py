@@ -1,15 +1,22 @@
-"""Which backends there are: one line each."""
+"""Which backends there are: one line each, without their code."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from backends.base import Backend
+from backends.base import Backend, Traits
 from backends.errors import InvalidRequestError
+from backends.nfs import traits as nfs
+from backends.rsync import traits as rsync
 
-KINDS: Final = ("nfs", "rsync")
+TRAITS: Final[Mapping[str, Traits]] = {"nfs": nfs.TRAITS, "rsync": rsync.TRAITS}
 DEFAULT_KIND: Final = "rsync"
+
+
+def has_catalogue_on_storage(kind: str) -> bool:
+    """Return whether nodes find volumes of *kind* by themselves, on their storage."""
+    return kind in TRAITS and TRAITS[kind].catalogue_on_storage
 
 
 class Registry:

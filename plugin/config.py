@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from backends.registry import KINDS
+from backends.registry import TRAITS
 from backends.system.decoding import from_objects
 from plugin.config_checks import check_cluster, check_limit, check_together
 from plugin.errors import ConfigError
@@ -328,9 +328,9 @@ def _profiles(section: Any, faults: list[str]) -> dict[str, dict[str, str]]:
             faults.append(f"[profiles.{name}] profile: a profile cannot name a profile")
             del profiles[name]["profile"]
         backend = profiles[name].get("backend")
-        if backend is not None and backend not in KINDS:
+        if backend is not None and backend not in TRAITS:
             faults.append(
-                f"[profiles.{name}] backend: '{backend}' is none of {', '.join(KINDS)}"
+                f"[profiles.{name}] backend: '{backend}' is none of {', '.join(TRAITS)}"
             )
     return profiles
 

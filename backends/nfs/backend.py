@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Fill, Storage, Traits, Volume
+from backends.base import Fill, Storage, Volume
 from backends.errors import (
     BackendError,
     VolumeExistsError,
@@ -17,9 +17,10 @@ from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
 from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
-from backends.nfs.share import Share
+from backends.nfs.share import CALL_BUDGET_S, Share
 from backends.nfs.shares import Shares
 from backends.nfs.snapshots import NfsSnapshots, filled
+from backends.nfs.traits import TRAITS
 from backends.nfs.volume_mounts import VolumeMounts, source_of
 from backends.options import differences
 from backends.system import mounts
@@ -28,10 +29,7 @@ from backends.system.mounts import VolumeUser
 
 log = logging.getLogger(__name__)
 
-# The engine gives Create and Mount 120 s; a shorter call leaves it time for a second.
 _MOUNT_BUDGET_S: Final = 90.0
-_CALL_BUDGET_S: Final = 45.0
-_RELEASE_BUDGET_S: Final = 3.0
 _BUSY_POLL_S: Final = 0.2
 # Another node is at it just now.
 _BUSY: Final = ("NFS-CREATING", "NFS-CHANGING")
@@ -41,12 +39,11 @@ class NfsBackend:
     """
     Volumes as directories of NFS exports.
 
-    *state_dir* holds control mounts, *node* names this node in leases, *profiles* are
-    the canonical options of shares to watch from the start.
+    *state_dir* holds control mounts, *node* names this node in leases.
     """
 
     kind = "nfs"
-    traits = Traits(reachable_from_every_node=True, catalogue_on_storage=True)
+    traits = TRAITS
 
     def __init__(self, state_dir: Path, *, node: str) -> None:
         self._shares = Shares(state_dir / "nfs", node=node)
@@ -84,7 +81,7 @@ class NfsBackend:
     ) -> Volume:
         """Claim name and directory on the share; both have one winner."""
         nfs_options.require_complete(volume.options)
-        budget_s = min(deadline_s, _CALL_BUDGET_S)
+        budget_s = min(deadline_s, CALL_BUDGET_S)
         if is_direct(volume):
             mounting.ping(export_of(volume.options))
             return volume
@@ -141,7 +138,7 @@ class NfsBackend:
             return
         self._shares.of(volume).call(
             "discard",
-            deadline=Deadline(min(deadline_s, _CALL_BUDGET_S)),
+            deadline=Deadline(min(deadline_s, CALL_BUDGET_S)),
             name=volume.name,
             id=volume.id,
             **owner_of(volume),
@@ -155,7 +152,7 @@ class NfsBackend:
         done = _patiently(
             share,
             "remove",
-            Deadline(min(deadline_s, _CALL_BUDGET_S)),
+            Deadline(min(deadline_s, CALL_BUDGET_S)),
             name=volume.name,
             id=volume.id,
             on_delete=volume.options["onDelete"],
@@ -218,7 +215,7 @@ class NfsBackend:
     def require_ready(self, volume: Volume) -> None:
         """Raise NfsError unless the volume's server answers."""
         if not is_direct(volume):
-            self._shares.of(volume).require_server(Deadline(_CALL_BUDGET_S))
+            self._shares.of(volume).require_server(Deadline(CALL_BUDGET_S))
 
     def storages(self) -> list[Storage]:
         """Return every share that is watched."""

@@ -24,6 +24,7 @@ from backends.nfs.agent import bind as bind_once
 from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
+from backends.system import libc
 from backends.system.clock import Deadline
 from backends.system.mountinfo import MountEntry
 from backends.system.mounts import mount_table, mounted_at
@@ -41,9 +42,6 @@ _NFS_PROGRAM: Final = 100003
 _UNMOUNT_STEP_S: Final = 3.0
 # With a live server nothing hangs; a machine under load is slow to start programs.
 _UNMOUNT_PATIENCE_S: Final = 20.0
-_MNT_FORCE: Final = 1
-_MNT_DETACH: Final = 2
-_UMOUNT_NOFOLLOW: Final = 8
 
 
 def ping(export: Export, *, timeout_s: float = _PING_TIMEOUT_S) -> None:
@@ -206,10 +204,10 @@ def unmount(
     Unmount *target* and remove it; with a dead server by force, step by step.
 
     Nothing is forced while the server answers: then "busy" means that somebody works
-    there. Without *server_answers* that counts for nothing. Each step runs in a process
-    of its own, which may never come back. The server is asked while the first one runs:
-    a plain unmount of what the server has delegated to us waits for a dead one, and
-    whoever asked for it would wait for one after the other.
+    there. Without *server_answers* the server counts as dead. Each step runs in a
+    process of its own, which may never come back. The server is asked while the first
+    one runs: a plain unmount of what a dead server has delegated to us waits for it,
+    and the caller would wait for one after the other.
 
     Return whether it was kept waiting, and the server does not answer.
 
@@ -222,23 +220,23 @@ def unmount(
     if entry is None:
         return False
     alive = _asked_aside(server_answers)
-    said = _in_child(target, _UMOUNT_NOFOLLOW)
+    said = _in_child(target, libc.UMOUNT_NOFOLLOW)
     if mounted_at(target) is None:
-        # What was done at once has waited for nobody, nor do we.
+        # If it was done at once, no server has kept it waiting: we need no answer.
         return bool(said) and not alive.get()
     log.warning("%s was not unmounted plainly: %s", target, said)
-    # "Busy" was told at once, and what was asked aside may be old when something is
-    # forced. Whoever is alive is asked once more: it may have died since.
+    # Before anything is forced, a server that was alive is asked again, for it may have
+    # died since. "Busy" came at once, before there could be an answer.
     answers = server_answers() if "busy" in said else alive.get() and server_answers()
     if not answers:
         for flags, how in _ladder(entry):
-            said = _in_child(target, _UMOUNT_NOFOLLOW | flags)
+            said = _in_child(target, libc.UMOUNT_NOFOLLOW | flags)
             if mounted_at(target) is None:
                 log.warning("%s was unmounted %s: %s", target, how, where)
                 return True
             log.warning("%s was not unmounted %s: %s", target, how, said)
     elif "busy" not in said:
-        said = _in_child(target, _UMOUNT_NOFOLLOW, deadline_s=_UNMOUNT_PATIENCE_S)
+        said = _in_child(target, libc.UMOUNT_NOFOLLOW, deadline_s=_UNMOUNT_PATIENCE_S)
         if mounted_at(target) is None:
             return False
     if "busy" in said:
@@ -271,15 +269,15 @@ def _ladder(entry: MountEntry) -> list[tuple[int, str]]:
     Force ends whatever the kernel waits for on that filesystem, and volumes of one
     share are one filesystem: the others' writes would be lost.
     """
-    lazily = [(_MNT_DETACH, "lazily")]
+    lazily = [(libc.MNT_DETACH, "lazily")]
     if [each.device for each in mount_table()].count(entry.device) > 1:
         return lazily
-    return [(_MNT_FORCE, "by force"), (0, "plainly again"), *lazily]
+    return [(libc.MNT_FORCE, "by force"), (0, "plainly again"), *lazily]
 
 
 def remove_mount_point(target: Path) -> None:
     """
-    Remove the directory *target*, on which nothing is mounted; gone is well.
+    Remove the directory *target*, on which nothing is mounted, if it is there.
 
     Raises:
         BackendError: it is there still.

@@ -16,6 +16,7 @@ from typing import Final
 from backends import options as parse
 from backends.base import Volume
 from backends.errors import InvalidRequestError
+from backends.replication_options import PARSERS
 
 _PATH_LENGTH_MAX: Final = 1024
 _ENTRY: Final = re.compile(r"[a-z0-9_]+(=[A-Za-z0-9_.:/\[\]@+-]*)?")
@@ -285,7 +286,7 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "existing": parse.one_of("error", "adopt"),
     "mountMode": parse.one_of("subdir", "share", "direct"),
     "exclusive": parse.boolean,
-    "fence": parse.one_of("freeze", "kill", "none"),
+    "fence": PARSERS["fence"],
     "from": parse.source_volume,
     "size": parse.refused(
         "cannot be enforced by an NFS client: set a quota on the server"

@@ -31,6 +31,8 @@ from backends.system.run import Helper, own_program, run
 
 log = logging.getLogger(__name__)
 
+# The engine gives Create and Mount 120 s; a shorter call leaves it time for a second.
+CALL_BUDGET_S: Final = 45.0
 _SURVEY_INTERVAL_S: Final = 15.0
 # While the server is away, or a call waits for it.
 _UNEASY_INTERVAL_S: Final = 5.0
@@ -54,21 +56,6 @@ class ShareState:
     thrown_away: int = 0
 
 
-class _Agent(Helper):
-    """A helper that another thread may end while one waits for its answer."""
-
-    _killed = False
-
-    def kill(self) -> None:
-        """End it; who waits hears that it has ended."""
-        self._killed = True
-        self._process.kill()
-
-    def lives(self) -> bool:
-        """Return whether it can be asked."""
-        return not self._killed and self._process.poll() is None
-
-
 class Share:
     """The daemon's side of one share; methods may be called from any thread."""
 
@@ -78,14 +65,14 @@ class Share:
         self.export = export
         self.state = ShareState()
         self.held: set[str] = set()
-        # Tokens of the copies that this daemon makes just now, by whatever share: one
-        # and the same may be mounted in several ways.
+        # Tokens of the copies that this daemon is making, for all its shares together:
+        # two of them may be one directory of a server, mounted in two ways.
         self.copying = copying
         self.control_mount = control_mount
         # Whether it could be mounted once: then its name is no typing error.
         self.proven = False
         self._node = node
-        self._agent: _Agent | None = None
+        self._agent: Helper | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._asking_since_s: float | None = None
@@ -147,7 +134,7 @@ class Share:
         if not self._lock.acquire(timeout=deadline.remaining_s()):
             raise NfsTimeoutError("another call waits for this server", where)
         try:
-            # Sets change until we have the lock; JSON has none.
+            # Only now, for sets may change until the lock is ours. JSON has no sets.
             line = json.dumps({"op": operation, **request}, default=_listed)
             answer = self._ask(line, operation, deadline)
             if operation != "check" and _is_stale(answer):
@@ -166,7 +153,7 @@ class Share:
         try:
             self.call("check", deadline=deadline, target=str(path), **owner)
         except NfsError as error:
-            # Who may not look into it has met it.
+            # A server that refuses a look into the directory has found it.
             if error.code not in ("NFS-SQUASH", "NFS-DENIED"):
                 raise
 
@@ -191,7 +178,7 @@ class Share:
             self._asking_since_s = None
         return answer
 
-    def _start_agent(self, deadline: Deadline) -> _Agent:
+    def _start_agent(self, deadline: Deadline) -> Helper:
         """Return a new agent on a control mount that works; the lock is held."""
         if mounted_at(self.control_mount) is None:
             self.control_mount.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -202,7 +189,7 @@ class Share:
                 entries=_with_control_entries(self.export.entries),
                 deadline=deadline,
             )
-        self._agent = _Agent(
+        self._agent = Helper(
             own_program(agent_main, str(self.control_mount), self._node)
         )
         self.proven = True
@@ -245,13 +232,13 @@ class Share:
             found = self.call(
                 "survey",
                 deadline=Deadline(_SURVEY_DEADLINE_S),
-                # Not before the lock is ours: a lease given back meanwhile must not
-                # be taken anew.
+                # A function, called when the lock is ours: a lease that is given back
+                # before must not be taken anew.
                 held=lambda: self.held | self._mounted_ids(),
             )
             thrown_away = found["thrown_away"]
-            # Looked at after the share was: what is begun is in this set before it is
-            # on the share, and another mount of the same share begins things too.
+            # `copying` is read after the share was: each copy is in there before it is
+            # on the share, so that what is found and not in there was cut short.
             if cut_short := sorted({*found["begun"]} - self.copying):
                 thrown_away = self.call(
                     "repair", deadline=Deadline(_SURVEY_DEADLINE_S), tokens=cut_short

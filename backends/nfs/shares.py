@@ -91,7 +91,7 @@ class Shares:
         return None
 
     def forget(self, share: Share) -> None:
-        """Watch a share no longer that was never there: its name may be an error."""
+        """Stop watching *share* if it was never there: its name may be misspelt."""
         if not share.proven and share.export not in self._configured:
             with self._guard:
                 self._shares.pop(share.export, None)

@@ -12,20 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from backends.base import Fill, Snapshot, Volume
 from backends.errors import InvalidRequestError, SnapshotExistsError
 from backends.nfs.errors import NfsError
 from backends.nfs.options import owner_of
-from backends.nfs.share import Share
+from backends.nfs.share import CALL_BUDGET_S, Share
 from backends.nfs.shares import Shares
 from backends.snapshots import not_found
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.copying import CopyError, Destination, Progress, copy_tree
-
-_CALL_BUDGET_S: Final = 45.0
 
 
 class NfsSnapshots:
@@ -100,7 +98,7 @@ class NfsSnapshots:
         try:
             return share.call(
                 operation,
-                deadline=Deadline(_CALL_BUDGET_S),
+                deadline=Deadline(CALL_BUDGET_S),
                 name=volume.name,
                 id=volume.id,
                 **owner_of(volume),
@@ -128,7 +126,7 @@ def copy_on(share: Share, volume: Volume) -> Iterator[tuple[str, Destination]]:
     try:
         begun = share.call(
             "begin_copy",
-            deadline=Deadline(_CALL_BUDGET_S),
+            deadline=Deadline(CALL_BUDGET_S),
             token=token,
             **owner_of(volume),
         )

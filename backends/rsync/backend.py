@@ -19,11 +19,13 @@ from typing import Final
 import msgspec
 
 from backends import options as parse
-from backends.base import Fill, Storage, Traits, Volume
+from backends import replication_options
+from backends.base import Fill, Storage, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.rsync.quarantine import Quarantine
 from backends.rsync.snapshots import RsyncSnapshots
+from backends.rsync.traits import TRAITS
 from backends.snapshots import require_none
 from backends.system import btrfs, files, mounts, quota
 from backends.system.clock import Deadline
@@ -36,24 +38,16 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "uid": parse.numeric_id,
     "gid": parse.numeric_id,
     "size": parse.size_bytes,
-    "replicas": parse.whole_number(1, 16),
-    "members": parse.node_names,
-    "interval": parse.duration,
-    "min_acks": parse.whole_number(0, 15),
-    "failover": parse.one_of("accept_loss", "refuse"),
-    "fence": parse.one_of("freeze", "kill", "none"),
     "from": parse.source_volume,
+    **replication_options.PARSERS,
 }
 # A pool is renamed by people, and seldom.
 _LOOKS_MAX: Final = 3
 _DEFAULTS: Final = {
-    "failover": "accept_loss",
-    "fence": "freeze",
     "gid": "0",
-    "interval": "10s",
-    "min_acks": "0",
     "mode": "0755",
     "uid": "0",
+    **replication_options.DEFAULTS,
 }
 
 
@@ -75,7 +69,7 @@ class RsyncBackend:
     """
 
     kind = "rsync"
-    traits = Traits(reachable_from_every_node=False)
+    traits = TRAITS
 
     def __init__(self, pool: Path, *, pool_id: str | None) -> None:
         self.pool = Pool(pool, pool_id=pool_id)

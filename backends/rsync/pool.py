@@ -28,7 +28,6 @@ from backends.snapshots import DATA_NAME
 from backends.system import files, mounts, quota
 from backends.system.clock import Deadline
 from backends.system.decoding import from_json
-from backends.system.run import run
 
 
 class _PoolFile(msgspec.Struct, frozen=True):
@@ -112,11 +111,7 @@ class Pool:
                 continue
             for data in _data_directories(thrown):
                 quota.discard(data, deadline_s=deadline.remaining_s())
-            # rm never leaves the filesystem, whatever is mounted in there.
-            run(
-                ["rm", "-rf", "--one-file-system", "--", str(thrown)],
-                deadline_s=deadline.remaining_s(),
-            )
+            files.remove_tree(thrown, deadline_s=deadline.remaining_s())
             count += 1
         return count
 
@@ -132,7 +127,7 @@ class Pool:
 
 def make_live(directory: Path, volume: Volume, deadline: Deadline) -> None:
     """Make *directory* for the bytes of *volume*, limited if it has a `size`."""
-    quota.make_data_directory(directory, deadline_s=deadline.remaining_s())
+    quota.make_data_directory(directory)
     if "size" in volume.options:
         quota.limit(
             directory,

@@ -4,8 +4,9 @@ What was set apart: trees of bytes that a node wrote and that the cluster never 
     <pool>/volumes/<id>/quarantine/<epoch.seq>/    one tree, under its commit's number
 
 `Journal.keep_apart` puts them there. Only people delete them: `discard` renames one
-into the trash. Trees are read by rsync and tar, which can be killed, or step by step
-without following a link; nobody writes to them any more, but to `live` everybody does.
+into the trash. They are read by rsync and tar, which can be killed, and by `walk`,
+which follows no link. Nobody writes to them any more. They are compared with `live`,
+and containers may write to that.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from backends.errors import BackendError, InvalidRequestError
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.pool import Pool, failed
 from backends.system import files
+from backends.system.beneath import Beneath, opened
 from backends.system.clock import Deadline, rfc3339
-from backends.system.run import stream
+from backends.system.run import lines_of, stream
+from backends.system.walk import walk
 
 _NAME: Final = "quarantine"
 _COMMIT: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})\.(?:0|[1-9][0-9]{0,18})")
@@ -33,10 +35,9 @@ _VOLUME_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SCAN_STALL_S: Final = 600.0
 _READ_STALL_S: Final = 6 * 3600.0
 _TAR_STALL_S: Final = 300.0
-_LINE_SIZE_MAX: Final = 64 * 1024
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # What a line of `rsync --itemize-changes` is. Source: rsync(1).
 _ITEM: Final = re.compile(rb"@(\*deleting  |[<>ch.][fdLDS][^ ]{9}) (.+)", re.DOTALL)
+_LINE_END: Final = re.compile(rb"\n")
 _ESCAPED: Final = re.compile(rb"\\#([0-7]{3})")
 _KINDS: Final = {"f": "file", "d": "directory", "L": "link", "D": "device", "S": "pipe"}
 _WHAT: Final = {
@@ -120,7 +121,7 @@ class Quarantine:
 
     def of(self, volume_id: str) -> list[Tree]:
         """
-        Return the trees of a volume, the oldest commit first; none of what is no id.
+        Return the trees of a volume, the oldest commit first; [] if it is no id.
 
         Raises:
             BackendError: they cannot be seen.
@@ -191,7 +192,7 @@ class Quarantine:
         ]
         stall_s = _READ_STALL_S if contents else _SCAN_STALL_S
         with Beneath(live) as beneath:
-            for line in _lines(stream(command, stall_s=stall_s)):
+            for line in lines_of(stream(command, stall_s=stall_s), _LINE_END):
                 item = _ITEM.fullmatch(line) if line else None
                 if not line:
                     yield None
@@ -247,19 +248,6 @@ def _printable(character: str) -> str:
     return character if character.isprintable() else repr(character)[1:-1]
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield each line without its end, and b"" for an empty chunk."""
-    pending = b""
-    for chunk in chunks:
-        if not chunk:
-            yield b""
-            continue
-        *lines, pending = (pending + chunk).split(b"\n")
-        yield from filter(None, lines)
-        if len(pending) > _LINE_SIZE_MAX:
-            raise BackendError("rsync prints what is no line")
-
-
 def _plain(name: bytes) -> bytes:
     r"""Return the path that rsync prints as *name*, `\#012` being a line feed."""
     path = _ESCAPED.sub(lambda found: bytes([int(found[1], 8) & 0xFF]), name)
@@ -291,28 +279,11 @@ def _kind(mode: int) -> str:
 
 def _measured(top: Path, deadline: Deadline) -> Size:
     count = size_bytes = 0
-    root = os.open(top, _DIRECTORY)
-    levels = [(root, os.scandir(root))]
-    device = os.fstat(root).st_dev
-    try:
-        while levels:
-            directory, entries = levels[-1]
-            entry = next(entries, None)
-            if entry is None:
-                levels.pop()
-                os.close(directory)
-                continue
+    with opened(top) as directory:
+        for _, _, _, status in walk(directory):
             if deadline.passed():
                 return Size(count, size_bytes, whole=False)
-            status = entry.stat(follow_symlinks=False)
             if not stat.S_ISDIR(status.st_mode):
                 count += 1
                 size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
-            elif status.st_dev == device:
-                below = os.open(entry.name, _DIRECTORY, dir_fd=directory)
-                levels.append((below, os.scandir(below)))
-        return Size(count, size_bytes, whole=True)
-    finally:
-        for directory, entries in levels:
-            entries.close()
-            os.close(directory)
+    return Size(count, size_bytes, whole=True)

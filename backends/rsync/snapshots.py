@@ -49,7 +49,7 @@ class RsyncSnapshots:
         mounted_at: Path | None,
         progress: Progress,
     ) -> Snapshot:
-        """Copy the live directory; the kernel's cache is one, so nothing is flushed."""
+        """Copy the live directory; its writers and we share the kernel's cache."""
         del mounted_at
         self._pool.require()
         self._require_free(volume, name)
@@ -72,7 +72,7 @@ class RsyncSnapshots:
             try:
                 facts = from_json(path.read_bytes(), dict[str, Any])
             except (OSError, msgspec.DecodeError):
-                facts = {}  # by whom it was made is lost, not the snapshot
+                facts = {}  # when it was made is lost, not the snapshot
             found.append(Snapshot.of_facts(name, facts))
         return sorted(found, key=lambda each: each.created_at)
 

@@ -1,5 +1,5 @@
 """
-What btrfs alone can: read-only snapshots, and which inodes have changed since one.
+What btrfs alone can: subvolumes, snapshots, and which inodes have changed since one.
 
 The kernel stamps each inode's item with the transaction that wrote it last, and a
 snapshot with the one that made it. Blocks that are older are not even read, so that
@@ -16,25 +16,27 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from backends.errors import BackendError
+from backends.system.beneath import opened
+
 # The root of every subvolume has it. Source: btrfs-subvolume(8).
 ROOT_INODE: Final = 256
 _INODE_LAST: Final = 2**64 - 256
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
-_SNAPSHOT_CREATE: Final = 0x5000_9417
-_SNAPSHOT_DESTROY: Final = 0x5000_940F
+_SUBVOLUME_CREATE: Final = 0x5000_940E
+_SNAPSHOT_CREATE: Final = 0x5000_9417  # version 2
+_DESTROY: Final = 0x5000_940F
 _SUBVOLUME_INFO: Final = 0x81F8_943C
 _TREE_SEARCH: Final = 0xC070_9411  # version 2
 
 # Descriptor, transaction, flags, nothing, name.
-_CREATE: Final = struct.Struct("=qQQ32s4040s")
+_SNAPSHOT: Final = struct.Struct("=qQQ32s4040s")
 _READ_ONLY: Final = 2
-_DESTROY: Final = struct.Struct("=q4088s")
+_NAME: Final = struct.Struct("=8x4088s")
 # Identities of itself and of what it was taken of; the transaction.
 _INFO: Final = struct.Struct("=296x16s16s24xQ144x")
 # Tree; objects, offsets, transactions and types from and to; items, sizes.
@@ -85,7 +87,7 @@ def subvolume(directory: Path) -> Subvolume | None:
     try:
         if directory.lstat().st_ino != ROOT_INODE:
             return None  # the cheapest no
-        with _opened(directory) as descriptor:
+        with opened(directory) as descriptor:
             content = bytearray(_INFO.size)
             fcntl.ioctl(descriptor, _SUBVOLUME_INFO, content)
     except (FileNotFoundError, NotADirectoryError):
@@ -97,6 +99,17 @@ def subvolume(directory: Path) -> Subvolume | None:
     return Subvolume(*_INFO.unpack(content))
 
 
+def create(directory: Path) -> None:
+    """
+    Make *directory* an empty subvolume.
+
+    Raises:
+        OSError: EEXIST, ENOSPC and others.
+
+    """
+    _call_by_name(_SUBVOLUME_CREATE, directory)
+
+
 def snapshot(source: Path, target: Path) -> None:
     """
     Make *target* a read-only snapshot of the subvolume *source*, durably.
@@ -105,23 +118,31 @@ def snapshot(source: Path, target: Path) -> None:
         OSError: EEXIST, ENOSPC and others.
 
     """
-    with _opened(source) as origin, _opened(target.parent) as parent:
+    with opened(source) as origin, opened(target.parent) as parent:
         name = os.fsencode(target.name)
-        content = _CREATE.pack(origin, 0, _READ_ONLY, b"", name)
+        content = _SNAPSHOT.pack(origin, 0, _READ_ONLY, b"", name)
         fcntl.ioctl(parent, _SNAPSHOT_CREATE, bytearray(content))
 
 
 def delete(directory: Path) -> None:
     """
-    Delete the subvolume *directory*; its blocks become free in the background.
+    Delete *directory* if it is a subvolume; its blocks become free in the background.
 
     Raises:
-        OSError: it is none (EINVAL), holds another one (ENOTEMPTY), is mounted (EBUSY).
+        BackendError: it holds another one, or is mounted, for instance.
 
     """
-    with _opened(directory.parent) as parent:
-        name = os.fsencode(directory.name)
-        fcntl.ioctl(parent, _SNAPSHOT_DESTROY, bytearray(_DESTROY.pack(0, name)))
+    try:
+        if subvolume(directory):
+            _call_by_name(_DESTROY, directory)
+    except OSError as error:
+        raise BackendError(f"cannot delete {directory}: {error.strerror}") from error
+
+
+def _call_by_name(request: int, directory: Path) -> None:
+    with opened(directory.parent) as parent:
+        content = _NAME.pack(os.fsencode(directory.name))
+        fcntl.ioctl(parent, request, bytearray(content))
 
 
 def changed(directory: Path, *, since: int) -> Changed:
@@ -148,7 +169,7 @@ def changed(directory: Path, *, since: int) -> Changed:
 
 def _items(directory: Path, *, since: int) -> Iterator[tuple[int, int, memoryview]]:
     """Yield type, object and content of all items in blocks newer than *since*."""
-    with _opened(directory) as descriptor:
+    with opened(directory) as descriptor:
         first = ROOT_INODE, 0, 0
         while True:
             content = bytearray(_SEARCH.size + _SEARCH_SIZE)
@@ -177,12 +198,3 @@ def _after(number: int, kind: int, offset: int) -> tuple[int, int, int]:
     if offset < 2**64 - 1:
         return number, kind, offset + 1
     return (number, kind + 1, 0) if kind < _TYPE_LAST else (number + 1, 0, 0)
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[int]:
-    descriptor = os.open(directory, _DIRECTORY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ def rfc3339(since_epoch_s: float) -> str:
 
 
 def now_rfc3339_ms() -> str:
-    """Return the same with milliseconds."""
+    """Return what `now_rfc3339` does, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -3,9 +3,9 @@ Copies one file, link, pipe, socket or device: the part that tree and outbox sha
 
 File contents are shared where the filesystem can (FICLONE), else copied by it or by
 its server (copy_file_range), else by reading and writing; holes stay holes. Names are
-looked up in open directories and never followed. The copies' times are their server's,
-else it would not keep those that are copied. Standard library alone: `tree.py` is a
-program of its own.
+looked up in open directories and never followed. `opening.py` opens the copies, or an
+NFS server would not keep their times. Standard library alone: `tree.py` is a program of
+its own.
 
 Source: ioctl_ficlone(2), copy_file_range(2), lseek(2), openat(2).
 """

@@ -1,9 +1,9 @@
 """
 The kernel's news of a whole filesystem: fanotify(7), and what it needs of file handles.
 
-An event names the directory that it happened in by a file handle, which holds wherever
-the directory is moved, and the name in it. The C library
-has the four calls; this is what ctypes has to know of them.
+An event names a directory by its file handle, which stays the same wherever the
+directory is moved, and the name in the directory. The C library has the four calls;
+this module is what ctypes has to know of them.
 
 Source: fanotify_init(2), fanotify_mark(2), fanotify(7), open_by_handle_at(2).
 """
@@ -26,7 +26,6 @@ MOVED_FROM: Final = 0x40
 MOVED_TO: Final = 0x80
 CREATE: Final = 0x100
 DELETE: Final = 0x200
-QUEUE_OVERFLOW: Final = 0x4000
 ON_DIRECTORY: Final = 0x4000_0000
 
 MOVED: Final = MOVED_FROM | MOVED_TO
@@ -39,7 +38,7 @@ _NONBLOCK: Final = 0x2
 _UNLIMITED_QUEUE: Final = 0x10
 _REPORT_DIRECTORY_AND_NAME: Final = 0x400 | 0x800
 _MARK_ADD_FILESYSTEM: Final = 0x1 | 0x100
-# One file, not a link's target; what is ignored stays so when it happens.
+# Ignore one file, not what a link leads to, and go on after it was written to.
 _MARK_ADD_IGNORED: Final = 0x1 | 0x4 | 0x20 | 0x40
 _MARK_FLUSH_FILES: Final = 0x80
 _READ_SIZE: Final = 64 * 1024
@@ -50,6 +49,7 @@ _INFO: Final = struct.Struct("=BBH8s")  # type, padding, length, filesystem id
 _INFO_NAMED: Final = 2
 _INFO_UNNAMED: Final = 3
 _HANDLE: Final = struct.Struct("=Ii")  # length of what follows, type
+HANDLE_HEADER_SIZE: Final = _HANDLE.size
 _HANDLE_SIZE_MAX: Final = 128
 _AT_EMPTY_PATH: Final = 0x1000
 

@@ -12,10 +12,10 @@ from typing import Any
 MS_NOSUID, MS_NODEV = 0x2, 0x4
 MS_RDONLY, MS_REMOUNT, MS_BIND = 0x1, 0x20, 0x1000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 _libc = ctypes.CDLL(None, use_errno=True)
-# What is wider than an int has to be told.
+# ctypes passes an int unless it knows of a wider type.
 _libc.mount.argtypes = (
     *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p),
     *(ctypes.c_ulong, ctypes.c_char_p),

@@ -6,9 +6,9 @@ run. Source: mount(2), unshare(2), pivot_root(2).
 """
 
 import os
-import re
 
 from backends.system import libc
+from backends.system.mountinfo import parse_mountinfo
 
 READ_ONLY = libc.MS_RDONLY | libc.MS_NOSUID | libc.MS_NODEV
 _NEW_MOUNTS = 0x00020000
@@ -43,11 +43,11 @@ def make_read_only(target: str) -> None:
 def detach_below(directory: str) -> None:
     """Take every mount at and below *directory* out of sight, whoever uses it."""
     with open("/proc/self/mountinfo", "rb") as file:
-        points = [_unescaped(line.split(b" ")[4]) for line in file]
+        entries = list(parse_mountinfo(os.fsdecode(file.read())))
     # The last ones first: they may lie on the others.
-    for point in reversed(points):
-        if f"{point}/".startswith(f"{directory}/"):
-            libc.umount(os.fsencode(point), libc.MNT_DETACH)
+    for entry in reversed(entries):
+        if f"{entry.mount_point}/".startswith(f"{directory}/"):
+            libc.umount(os.fsencode(entry.mount_point), libc.MNT_DETACH)
 
 
 def pivot(new_root: str) -> None:
@@ -57,9 +57,3 @@ def pivot(new_root: str) -> None:
     libc.call("pivot_root", b".", b".", about=new_root)
     libc.umount(b".", libc.MNT_DETACH)
     os.chdir("/")
-
-
-def _unescaped(field: bytes) -> str:
-    """Return a path of mountinfo as it is. Source: proc_pid_mountinfo(5)."""
-    plain = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), field)
-    return os.fsdecode(plain)

@@ -208,7 +208,7 @@ def _mount_namespaces() -> Iterator[tuple[int, int, bytes]]:
         # uses nothing, but one may be seen again through another process.
         try:
             namespace = 0
-            # Whoever may not be told which namespace it is, is read like a new one.
+            # Where the kernel does not tell us the namespace, it counts as a new one.
             with suppress(PermissionError):
                 namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
             if namespace in seen:

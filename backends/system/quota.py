@@ -2,7 +2,7 @@
 Size limits on a directory, where the filesystem can hold one.
 
 XFS does it with project quotas, btrfs with qgroups on subvolumes; the programs that
-their authors ship do the work. Source: xfs_quota(8), chattr(1), btrfs-qgroup(8).
+their authors ship set the limits. Source: xfs_quota(8), chattr(1), btrfs-qgroup(8).
 """
 
 from __future__ import annotations
@@ -22,23 +22,15 @@ _PROJECT_TRIES: Final = 100
 _PROJECT_FIRST: Final = 0x10000
 
 
-def filesystem_of(directory: Path) -> str:
-    """Return the type of the filesystem that *directory* lives on ("xfs", "ext4")."""
-    return entry_covering(directory).filesystem
-
-
-def make_data_directory(directory: Path, *, deadline_s: float) -> None:
+def make_data_directory(directory: Path) -> None:
     """
     Create *directory*: a subvolume on btrfs, else a plain directory.
 
     Only a subvolume can have a qgroup, and only at its creation is a directory
     cheaply made one.
     """
-    if filesystem_of(directory.parent) == "btrfs":
-        run(
-            ["btrfs", "subvolume", "create", str(directory)],
-            deadline_s=deadline_s,
-        )
+    if entry_covering(directory.parent).filesystem == "btrfs":
+        btrfs.create(directory)
     else:
         directory.mkdir(mode=0o755)
 
@@ -107,10 +99,10 @@ def limit(
 
 
 def is_limited(directory: Path) -> bool:
-    """Return whether *directory* may have a limit, which another in its place lacks."""
+    """Return whether *directory* may have a limit, which goes with its inode."""
     mount = entry_covering(directory)
     if mount.filesystem == "btrfs":
-        return directory.stat().st_ino == btrfs.ROOT_INODE
+        return btrfs.subvolume(directory) is not None
     return mount.filesystem == "xfs" and _project_of(directory) != 0
 
 
@@ -123,8 +115,7 @@ def discard(directory: Path, *, deadline_s: float) -> None:
     """
     mount = entry_covering(directory)
     if mount.filesystem == "btrfs":
-        if directory.stat().st_ino == btrfs.ROOT_INODE:
-            run(["btrfs", "subvolume", "delete", str(directory)], deadline_s=deadline_s)
+        btrfs.delete(directory)
     elif mount.filesystem == "xfs" and (project := _project_of(directory)):
         _xfs_quota(mount, f"limit -p bhard=0 {project}", deadline_s=deadline_s)
 

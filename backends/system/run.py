@@ -8,17 +8,18 @@ it; output is bounded; nothing goes through a shell.
 from __future__ import annotations
 
 import os
+import re
 import select
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Final
+from typing import Final
 
 from backends.errors import BackendError, DeadlineError
 from backends.system.clock import Deadline
@@ -26,6 +27,8 @@ from backends.system.clock import Deadline
 _OUTPUT_SIZE_MAX: Final = 64 * 1024
 _LINE_SIZE_MAX: Final = 8 * 1024
 _KILL_WAIT_S: Final = 5.0
+# rsync ends lines that replace each other with a carriage return.
+_LINE_ENDS: Final = re.compile(rb"[\r\n]")
 # What a command may see of our environment; the locale keeps messages parseable.
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -100,33 +103,27 @@ def run_with_progress(
         DeadlineError: nothing was printed for *stall_s*; it has been killed.
 
     """
-    # One pipe for both streams: nobody reads a second one while we read the first.
-    process = _start(command, stdin=stdin, stderr=subprocess.STDOUT)
-    try:
-        output = process.stdout
-        if output is None:
-            raise BackendError(f"'{command[0]}' has no output to read")
-        last = _read_lines(output, stall_s=stall_s, on_line=on_line)
-        status = process.wait(timeout=_KILL_WAIT_S)
-    except subprocess.TimeoutExpired:
-        raise DeadlineError(f"'{command[0]}' did not end") from None
-    finally:
-        _kill(process)
-    _checked(command, Completed(status, last, ""), (0,))
+    with closing(stream(command, stall_s=stall_s, stdin=stdin)) as pieces:
+        for line in lines_of(pieces, _LINE_ENDS):
+            if line.strip():
+                on_line(line.decode(errors="replace"))
 
 
-def stream(command: Sequence[str], *, stall_s: float) -> Iterator[bytes]:
+def stream(
+    command: Sequence[str], *, stall_s: float, stdin: int = subprocess.DEVNULL
+) -> Generator[bytes, None, None]:
     """
     Yield the output of *command* piece by piece, and b"" in each second of silence.
 
-    Who stops reading ends it. What it says on standard error is part of its error.
+    The command is killed when the reader stops. If it fails, the last line of its
+    standard error is part of the error.
 
     Raises:
         BackendError: the program is missing or failed; what was yielded is not all.
         DeadlineError: nothing was printed for *stall_s*; it has been killed.
 
     """
-    process = _start(command)
+    process = _start(command, stdin=stdin)
     try:
         errors = yield from _pieces(process, stall_s)
         status = process.wait(timeout=_KILL_WAIT_S)
@@ -135,6 +132,27 @@ def stream(command: Sequence[str], *, stall_s: float) -> Iterator[bytes]:
     finally:
         _kill(process)
     _checked(command, Completed(status, "", errors.decode(errors="replace")), (0,))
+
+
+def lines_of(pieces: Iterator[bytes], ends: re.Pattern[bytes]) -> Iterator[bytes]:
+    """
+    Yield the lines of *pieces*, as *ends* separates them, and b"" for an empty piece.
+
+    What follows the last end is left out, and so are lines without anything in them.
+
+    Raises:
+        BackendError: one is longer than any line should be.
+
+    """
+    pending = b""
+    for piece in pieces:
+        if not piece:
+            yield b""
+            continue
+        *lines, pending = ends.split(pending + piece)
+        yield from filter(None, lines)
+        if len(pending) > _OUTPUT_SIZE_MAX:
+            raise BackendError("a program prints what is no line")
 
 
 def own_program(module: ModuleType, *arguments: str) -> list[str]:
@@ -162,11 +180,21 @@ class Helper:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._name = command[-1]
-        # It outlives the thread that starts it, and ends with its input.
+        # It is to outlive the thread that starts it; it ends when its input does.
         self._process = _start(
             command, stdin=subprocess.PIPE, stderr=None, dies_with_caller=False
         )
         self._pending = b""
+        self._killed = False
+
+    def lives(self) -> bool:
+        """Return whether it can be asked."""
+        return not self._killed and self._process.poll() is None
+
+    def kill(self) -> None:
+        """Kill it from another thread: one that waits for an answer hears of it."""
+        self._killed = True
+        self._process.kill()
 
     def ask(self, line: str, *, deadline: Deadline) -> str:
         """
@@ -197,7 +225,7 @@ class Helper:
         return answer.decode()
 
     def end(self) -> None:
-        """Kill the helper."""
+        """Kill it and let go of it; no other thread may be using it."""
         if self._process.stdin is not None:
             with suppress(OSError):
                 self._process.stdin.close()
@@ -241,27 +269,6 @@ class Service:
             self._process.wait(timeout=_KILL_WAIT_S)
         _kill(self._process)
         return self._process.returncode if self._process.poll() is not None else -1
-
-
-def _read_lines(
-    output: IO[bytes], *, stall_s: float, on_line: Callable[[str], None]
-) -> str:
-    """Return the last line after passing each on; a silent pipe is an error."""
-    descriptor = output.fileno()
-    pending = b""
-    last = ""
-    while True:
-        if not _readable(descriptor, stall_s):
-            raise DeadlineError(f"no progress for {stall_s:.0f} s")
-        chunk = os.read(descriptor, 65536)
-        if not chunk:
-            return last
-        *lines, pending = (pending + chunk).replace(b"\r", b"\n").split(b"\n")
-        pending = pending[-_OUTPUT_SIZE_MAX:]
-        for line in lines:
-            if line.strip():
-                last = line.decode(errors="replace")
-                on_line(last)
 
 
 def _pieces(

@@ -18,26 +18,26 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from backends.system import libc
+from backends.system.beneath import Beneath, open_directory, opened
 from backends.system.clock import monotonic_s
 from backends.system.copy_file import FileCopier
+from backends.system.walk import walk
 
 _REPORT_INTERVAL_S = 0.5
+_AFTER_SLASH = b"0"  # the byte after "/": so all that begins with "a/" is before "a0"
 
 
-@dataclass
-class _Level:
-    """A directory that is being copied, and what of it is still to come."""
+@dataclass(frozen=True)
+class _Directory:
+    """A directory of the copy, and what it gets when all that is in it is there."""
 
-    source: int
-    target: int
-    path: str
-    names: Iterator[str]
+    path: bytes
     status: os.stat_result
+    attributes: dict[str, bytes]
 
 
 @dataclass
@@ -46,88 +46,75 @@ class TreeCopy:
 
     copier: FileCopier
     files: int = 0
-    _root_target: int = -1
-    _device: int = 0
-    _linked: dict[int, str] = field(default_factory=dict)
+    # Directories that may still get an entry, each after the one that it is in.
+    _unfinished: list[_Directory] = field(default_factory=list)
+    _first_names: dict[int, bytes] = field(default_factory=dict)
     _reported_at: float = 0.0
 
     def run(self, source: int, target: int) -> None:
         """Copy directory *source* into the empty directory *target*; durably."""
         self.copier.on_progress = self._report
-        levels = [self._open_level(source, target, "")]
-        self._root_target = os.dup(levels[0].target)
-        self._device = levels[0].status.st_dev
-        while levels:
-            level = levels[-1]
-            name = next(level.names, None)
-            if name is None:
-                self._finish_level(levels.pop())
-                continue
-            below = self._copy_entry(level, name)
-            if below is not None:
-                levels.append(below)
-            self._report()
-        libc.sync_filesystem(self._root_target)
-        os.close(self._root_target)
+        device = os.fstat(source).st_dev
+        with Beneath(target) as made:
+            self._begin(b"", source, b".")
+            for path, name, directory, status in walk(
+                source, enter=lambda path: self._is_begun(path, made)
+            ):
+                self._finish_before(path, made)
+                if not stat.S_ISDIR(status.st_mode):
+                    self._copy_file(path, name, status, directory, made)
+                elif status.st_dev != device or self._begin(path, directory, name):
+                    above, _ = made.at(path)
+                    os.mkdir(name, 0o700, dir_fd=above)
+                self._report()
+            while self._unfinished:
+                self._finish_last(made)
+        libc.sync_filesystem(target)
 
-    def _open_level(self, source: int, target: int, path: str) -> _Level:
-        names = iter(os.listdir(source))
-        return _Level(source, target, path, names, os.fstat(source))
-
-    def _finish_level(self, level: _Level) -> None:
-        """Give the directory its owner and times, which its entries have changed."""
-        self.copier.copy_attributes(level.source, level.target, level.status)
-        os.close(level.source)
-        os.close(level.target)
-
-    def _copy_entry(self, level: _Level, name: str) -> _Level | None:
-        """
-        Copy one entry; return the level below if it is a directory.
-
-        What vanishes from the source while we look was not there.
-        """
+    def _begin(self, path: bytes, above: int, name: bytes) -> bool:
+        """Return whether directory *name*, to be copied as *path*, is still there."""
         try:
-            status = os.stat(name, dir_fd=level.source, follow_symlinks=False)
-        except FileNotFoundError:
-            return None
-        path = f"{level.path}/{name}" if level.path else name
-        kind = stat.S_IFMT(status.st_mode)
-        if kind == stat.S_IFDIR:
-            return self._enter(level, name, path, status)
-        self.files += 1
-        linked = self._linked.get(status.st_ino) if status.st_nlink > 1 else None
-        if linked is not None:
-            os.link(
-                linked,
-                name,
-                src_dir_fd=self._root_target,
-                dst_dir_fd=level.target,
-                follow_symlinks=False,
-            )
-            return None
-        copied = self.copier.copy(
-            name, status, source=level.source, target=level.target
-        )
-        if copied and status.st_nlink > 1:
-            self._linked[status.st_ino] = path
-        return None
-
-    def _enter(
-        self, level: _Level, name: str, path: str, status: os.stat_result
-    ) -> _Level | None:
-        os.mkdir(name, 0o700, dir_fd=level.target)
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-        target = os.open(name, flags, dir_fd=level.target)
-        if status.st_dev != self._device:
-            os.close(target)
-            return None
-        try:
-            source = os.open(name, flags, dir_fd=level.source)
+            with opened(name, dir_fd=above) as directory:
+                attributes = self.copier.read_attributes(directory)
+                status = os.fstat(directory)
         except (FileNotFoundError, NotADirectoryError):
-            os.close(target)
-            os.rmdir(name, dir_fd=level.target)
-            return None
-        return self._open_level(source, target, path)
+            return False
+        self._unfinished.append(_Directory(path, status, attributes))
+        return True
+
+    def _is_begun(self, path: bytes, made: Beneath) -> bool:
+        """Return whether there is a copy of the directory *path* to copy into."""
+        self._finish_before(path + b"/", made)
+        return self._unfinished[-1].path == path
+
+    def _finish_before(self, path: bytes, made: Beneath) -> None:
+        """Finish the directories that nothing can come into from *path* on."""
+        while (last := self._unfinished[-1].path) and path >= last + _AFTER_SLASH:
+            self._finish_last(made)
+
+    def _finish_last(self, made: Beneath) -> None:
+        """Give the last directory its owner and times, which its entries change."""
+        done = self._unfinished.pop()
+        with made.opened(done.path) as directory:
+            self.copier.put_attributes(directory, done.status, done.attributes)
+
+    def _copy_file(
+        self,
+        path: bytes,
+        name: bytes,
+        status: os.stat_result,
+        directory: int,
+        made: Beneath,
+    ) -> None:
+        """Copy what is no directory; what vanishes while we look was not there."""
+        self.files += 1
+        linked = status.st_nlink > 1
+        if linked and (first := self._first_names.get(status.st_ino)) is not None:
+            made.link(first, path)
+            return
+        target, _ = made.at(path)
+        if self.copier.copy(name, status, source=directory, target=target) and linked:
+            self._first_names[status.st_ino] = path
 
     def _report(self) -> None:
         now_s = monotonic_s()
@@ -149,18 +136,16 @@ def main() -> None:
     copy = TreeCopy(FileCopier(fsync=request["fsync"]))
     try:
         for path in request["flush"]:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-            libc.sync_filesystem(descriptor)
-            os.close(descriptor)
+            with opened(path) as directory:
+                libc.sync_filesystem(directory)
         # The owner that we become may not pass the way to the two mounts.
         at = [os.open(request[key][0], os.O_PATH) for key in ("source", "target")]
         if request["uid"]:
             os.setegid(request["gid"])
             os.seteuid(request["uid"])
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
         copy.run(
-            os.open(request["source"][1], flags, dir_fd=at[0]),
-            os.open(request["target"][1], flags, dir_fd=at[1]),
+            open_directory(request["source"][1], dir_fd=at[0]),
+            open_directory(request["target"][1], dir_fd=at[1]),
         )
     except OSError as error:
         name = f" ({os.fsdecode(error.filename)})" if error.filename else ""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from backends.errors import RemoraError
+from backends.registry import has_catalogue_on_storage
 from backends.system import files, mounts
 from backends.system.run import find_program, run
 from plugin.config import Config
@@ -182,9 +183,12 @@ def _pool(config: Config) -> Iterator[Finding]:
 
 def _shares(storages: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     """Tell what the daemon has seen of each share; a dead one is not asked again."""
-    for name, facts in storages.items():
-        if facts["backend"] != "nfs":
-            continue
+    shares = {
+        name: facts
+        for name, facts in storages.items()
+        if has_catalogue_on_storage(facts["backend"])
+    }
+    for name, facts in shares.items():
         total, available = facts["total_bytes"], facts["available_bytes"]
         if facts["health"] != "ok":
             yield Finding("share", "failed", f"{name}: {facts['health']}")
@@ -195,7 +199,7 @@ def _shares(storages: dict[str, dict[str, Any]]) -> Iterator[Finding]:
             low = available < total * _FREE_SHARE_LOW
             hint = "less than 5 % is free" if low else ""
             yield Finding("share", "warning" if low else "ok", evidence, hint)
-    if any(facts["backend"] == "nfs" for facts in storages.values()):
+    if shares:
         yield from _delegations()
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from backends.options import seconds
+from backends.registry import has_catalogue_on_storage
 from backends.rsync.backend import RsyncBackend
 from plugin.config import Config
 from plugin.daemon.sockets import bind_socket, remove_socket
@@ -56,7 +57,11 @@ def swarm_labels(
         heads=ownership.heads,
         nodes=ownership.nodes,
         own_id=ownership.node_id,
-        records=partial(_records, catalogue),
+        records=lambda: [
+            each
+            for each in _records(catalogue)
+            if not has_catalogue_on_storage(each.backend)
+        ],
         driver=config.plugin_socket.stem,
     )
 

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from backends.registry import has_catalogue_on_storage
 from backends.system.decoding import from_json
 from plugin.config import Config
 from plugin.errors import StoreError
@@ -21,8 +22,6 @@ from plugin.store.sqlite import SqliteStore
 
 _FACT: Final = "joined_cluster"
 VOLUMES: Final = "volumes/"
-# Backends whose volumes all nodes find by themselves, on storage that they share.
-SHARED: Final = frozenset({"nfs"})
 _NAMED_MAX: Final = 5
 
 
@@ -110,4 +109,4 @@ def _own_volumes(config: Config) -> list[str]:
         volumes = [from_json(each.value, VolumeRecord) for each in records]
     except msgspec.DecodeError as error:
         raise StoreError(f"{path} has a record that cannot be read: {error}") from error
-    return [each.name for each in volumes if each.backend not in SHARED]
+    return [each.name for each in volumes if not has_catalogue_on_storage(each.backend)]

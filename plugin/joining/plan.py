@@ -16,11 +16,12 @@ from typing import Final, Literal
 
 import msgspec
 
+from backends.registry import has_catalogue_on_storage
 from backends.system.decoding import from_json
 from plugin.errors import NodeConflictError, StoreError
 from plugin.joining.batches import Step
 from plugin.joining.dumping import is_passing
-from plugin.joining.joined import SHARED, VOLUMES
+from plugin.joining.joined import VOLUMES
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.state import FILLED, Head
 from plugin.store.base import Compare, Put, Record
@@ -126,7 +127,7 @@ class Planner:
             volume = by_name.get(old)
             if volume is None:
                 found.append(f"--rename {old}={new}: this node has no volume '{old}'")
-            elif volume.backend in SHARED:
+            elif has_catalogue_on_storage(volume.backend):
                 found.append(
                     f"--rename {old}={new}: it is named on its share, for all nodes"
                 )
@@ -194,7 +195,7 @@ class Planner:
         early = {key: each for key, each in records.items() if "/epochs/" in key}
         late = self._absent({k: v for k, v in records.items() if k not in early})
         changes = {"name": new_name}
-        if volume.backend not in SHARED or volume.phase != "ready":
+        if not has_catalogue_on_storage(volume.backend) or volume.phase != "ready":
             changes["node"] = self._own_id
         record = msgspec.structs.replace(volume, **changes)
         operations = [each for step in late for each in step.operations]
@@ -202,7 +203,7 @@ class Planner:
         head = _head_key(volume.id)
         if (
             head not in records
-            and volume.backend not in SHARED
+            and not has_catalogue_on_storage(volume.backend)
             and volume.phase == "ready"
         ):
             record = msgspec.structs.replace(record, filled=True)

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, cast
+from typing import Final
 
 from backends.errors import BackendError, RemoraError
+from backends.replication_options import ReplicationOptions
 from backends.system import clock, mounts
 from backends.system.mountinfo import MountEntry
 from plugin.errors import FencingError, NotOwnerError
@@ -175,7 +176,7 @@ class Keeper:
             holding = self._held.get(record.id)
         if holding is None:
             return not self._has_users(record)
-        if _policy(record) == "none":
+        if ReplicationOptions.of(record.options).fence == "none":
             return False
         try:
             return self._kill(holding)
@@ -239,7 +240,9 @@ class Keeper:
         """
         self._mark(holding, valid=False)
         record = holding.record
-        if _policy(record) == "none" or not self._kill(holding):
+        if ReplicationOptions.of(record.options).fence == "none" or not self._kill(
+            holding
+        ):
             return
         now_s = clock.monotonic_s()
         if record.id not in self._lost_s:
@@ -309,7 +312,7 @@ class Keeper:
             # JSON knows no infinity.
             deadline_s=0.0 if deadline_s == -math.inf else deadline_s,
             freeze_max_s=self._freeze_max_s,
-            policy=_policy(holding.record),
+            policy=ReplicationOptions.of(holding.record.options).fence,
             source=entry.source if shared else "",
         )
 
@@ -322,10 +325,3 @@ class Keeper:
             (self._valid.add if valid else self._valid.discard)(volume_id)
         event = "regained" if valid else "lost"
         self._ownership.note(event, holding.record, holding.epoch)
-
-
-Policy = Literal["freeze", "kill", "none"]
-
-
-def _policy(record: VolumeRecord) -> Policy:
-    return cast("Policy", record.options.get("fence", "freeze"))

@@ -11,6 +11,7 @@ from msgspec import UNSET, UnsetType
 from backends.base import Backend
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
+from backends.replication_options import ReplicationOptions
 from backends.system import clock
 from plugin.errors import NotOwnerError, StoreError
 from plugin.events.log import Events, Fact
@@ -140,7 +141,7 @@ class OwnershipView:
         Who removed all nodes that have the newest commit from the cluster gave it up.
         """
         holders = tuple(filter(self.is_member, head.holders))
-        accepted = record.options.get("failover", "accept_loss") == "accept_loss"
+        accepted = ReplicationOptions.of(record.options).accept_loss
         return rules.choose(
             msgspec.structs.replace(head, holders=holders),
             lineage,

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
 
+from backends.replication_options import ReplicationOptions
 from backends.system import clock
 from plugin.logs import fields
 from plugin.membership.nodes import NodeView
@@ -24,23 +24,6 @@ from plugin.ownership.state import Head, RefusedError
 from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
-DEFAULT_REPLICAS: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """How many copies a volume is to have, or the *names* of the nodes with one."""
-
-    count: int
-    names: frozenset[str] = frozenset()
-
-    @classmethod
-    def of(cls, record: VolumeRecord) -> Wanted:
-        """Return what the options of *record* say."""
-        if named := record.options.get("members", ""):
-            names = frozenset(named.split(","))
-            return cls(len(names), names)
-        return cls(int(record.options.get("replicas", DEFAULT_REPLICAS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +39,7 @@ class Plan:
 def plan(
     nodes: Sequence[NodeView],
     head: Head,
-    wanted: Wanted,
+    wanted: ReplicationOptions,
     gone: Collection[str],
     *,
     bound_for: str = "",
@@ -69,8 +52,8 @@ def plan(
     volume is *bound_for* keeps its copy, beside as many as are wanted.
     """
     known = {each.record.id: each for each in nodes}
-    if wanted.names:
-        counted = {each for each in known if known[each].record.name in wanted.names}
+    if wanted.members:
+        counted = {each for each in known if known[each].record.name in wanted.members}
         joining = tuple(each for each in known if each in counted - {*head.members})
     else:
         counted = {
@@ -78,14 +61,14 @@ def plan(
             for each in head.members
             if each in known and each not in gone and not known[each].record.drained
         }
-        lacking = max(0, wanted.count - len(counted - {bound_for}))
+        lacking = max(0, wanted.copies - len(counted - {bound_for}))
         joining = _free(nodes, head)[:lacking]
     counted.discard(bound_for)
     steady = {each for each in head.holders if each in counted and known[each].alive}
     spare = [
         each
         for each in head.members
-        if not (wanted.names and each in counted)
+        if not (wanted.members and each in counted)
         and not (each == head.owner and head.phase != "idle")
         and each != bound_for
         # One that has just crashed may come back with what nobody else has.
@@ -93,10 +76,10 @@ def plan(
     ]
     leaving: list[str] = []
     for each in sorted(spare, key=lambda node: _rank(known.get(node), head, gone)):
-        if len(steady - {each}) >= wanted.count:
+        if len(steady - {each}) >= wanted.copies:
             steady.discard(each)
             leaving.append(each)
-    return Plan(joining, tuple(leaving), wanted.count)
+    return Plan(joining, tuple(leaving), wanted.copies)
 
 
 def _free(nodes: Sequence[NodeView], head: Head) -> tuple[str, ...]:
@@ -273,7 +256,8 @@ class Placement:
         if self._bound_for.get(record.id) == head.owner:
             del self._bound_for[record.id]  # it has arrived
         bound_for = self._bound_for.get(record.id, "")
-        return plan(nodes, head, Wanted.of(record), gone, bound_for=bound_for)
+        wanted = ReplicationOptions.of(record.options)
+        return plan(nodes, head, wanted, gone, bound_for=bound_for)
 
     def _step(self, head: Head, planned: Plan, epoch: int) -> Head:
         """Return the head after as much of the plan as the rules allow."""

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Final
 
 from backends.errors import RemoraError
-from backends.options import seconds
+from backends.replication_options import ReplicationOptions
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline, monotonic_s
 from plugin.errors import ChangedError, StoreError
@@ -131,7 +131,7 @@ class Syncing:
         """Begin a round for each volume that is due and has none under way."""
         for record, epoch in self._held():
             if self._copies.home(record) is not None:
-                interval_s = seconds(record.options.get("interval", "10s"))
+                interval_s = ReplicationOptions.of(record.options).interval_s
                 self._begin(record, interval_s, partial(self.sync, record, epoch))
         if monotonic_s() < self._idle_due_s:
             return
@@ -193,7 +193,7 @@ class Syncing:
             RemoraError: it could not be done as a whole.
 
         """
-        enough = int(record.options.get("min_acks", "0"))
+        enough = ReplicationOptions.of(record.options).min_acks
         reports = []
         with self._copies.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
             if not self._ownership.still_owner(record, epoch):

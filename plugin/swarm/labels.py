@@ -66,7 +66,12 @@ def with_labels(spec: Mapping[str, Any], ours: Mapping[str, str]) -> dict[str, A
 
 
 class SwarmLabels:
-    """See the module's text; *driver* is the plugin's name for the engine."""
+    """
+    See the module's text.
+
+    *records* are the volumes that nodes have copies of; *driver* is the plugin's name
+    for the engine.
+    """
 
     def __init__(
         self,
@@ -208,6 +213,6 @@ class SwarmLabels:
         found = []
         for record in self._records()[:SWARM_VOLUMES_MAX]:
             head = self._heads.read(record.id).head
-            if record.backend == "rsync" and head is not None and head.members:
+            if head is not None and head.members:
                 found.append((record.name, head))
         return found

@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError, VolumeBusyError
+from backends.replication_options import REPLICAS_MAX, ReplicationOptions
 from plugin.errors import (
     NodeConflictError,
     NodeNotFoundError,
@@ -37,14 +38,12 @@ from plugin.ownership.state import EMPTY, Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Asks
 from plugin.peers.lines import read_request
-from plugin.replication.placement import Wanted
 from plugin.store.contention import attempted
 from plugin.volumes.catalogue import Catalogue, Stored
 
 _REFRESH_DEADLINE_S: Final = 3.0
 _FORWARD_DEADLINE_S: Final = 20.0
 _STAND_DEADLINE_S: Final = 3.0
-_REPLICAS_MAX: Final = 16
 _NAMED_MAX: Final = 10
 
 State = Literal["owner", "holder", "behind", "gone"]
@@ -214,11 +213,11 @@ class ReplicaService:
         self, record: VolumeRecord, before: Head, head: Head
     ) -> dict[str, str]:
         """Return the volume's options such that *head* is what they ask for."""
-        wanted = Wanted.of(record)
+        wanted = ReplicationOptions.of(record.options)
         added = [each for each in head.members if each not in before.members]
         left = [each for each in before.members if each not in head.members]
-        if wanted.names:
-            names = wanted.names | {self.ownership.name_of(each) for each in added}
+        if wanted.members:
+            names = wanted.members | {self.ownership.name_of(each) for each in added}
             names -= {self.ownership.name_of(each) for each in left}
             if not names:
                 raise InvalidRequestError(
@@ -227,12 +226,12 @@ class ReplicaService:
                 )
             return {"members": ",".join(sorted(names))}
         known = [each for each in head.members if self.ownership.is_member(each)]
-        count = max(wanted.count, len(known))
+        count = max(wanted.copies, len(known))
         if left:
-            count = max(1, min(wanted.count, len(known)))
-        if count > _REPLICAS_MAX:
+            count = max(1, min(wanted.copies, len(known)))
+        if count > REPLICAS_MAX:
             raise InvalidRequestError(
-                f"'{record.name}' has {count - 1} copies; at most {_REPLICAS_MAX} are "
+                f"'{record.name}' has {count - 1} copies; at most {REPLICAS_MAX} are "
                 "kept"
             )
         return {"replicas": str(count)}

@@ -314,7 +314,7 @@ from backends.rsync.journal import journal
 _write_delta = journal.write_delta
 def write_delta(path, header, entries, deletions):
     kept = (each for each in entries if each.path != b"log-1")
-    return _write_delta(path, header, kept, deletions)
+    _write_delta(path, header, kept, deletions)
 journal.write_delta = write_delta
 """
 

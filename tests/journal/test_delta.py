@@ -64,11 +64,11 @@ def test_what_is_written_is_read(found: set[bytes], deletions: list[bytes]) -> N
     ]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "delta"
-        header = write_delta(path, HEADER, iter(entries), iter(deletions))
+        write_delta(path, HEADER, iter(entries), iter(deletions))
         assert list(Path(directory).iterdir()) == [path]
         with Delta.open(path) as delta:
-            assert delta.header == header
-            assert (header.entries, header.deletions) == (len(entries), len(deletions))
+            counts = {"entries": len(entries), "deletions": len(deletions)}
+            assert delta.header == msgspec.structs.replace(HEADER, **counts)
             for _ in range(2):
                 assert list(delta.deletions()) == deletions
                 assert list(delta.entries()) == entries

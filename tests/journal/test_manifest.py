@@ -44,7 +44,7 @@ def manifest(tmp_path: Path) -> Iterator[Manifest]:
 
 
 def test_a_new_one_is_empty(manifest: Manifest) -> None:
-    assert manifest.commit() == manifest.horizon() == (0, 0)
+    assert manifest.commit() == manifest._horizon == (0, 0)
     assert (manifest.get(b""), list(manifest.all())) == (None, [])
     assert (manifest.count(), manifest.size_bytes()) == (0, 0)
     assert manifest.with_inode(1) == []
@@ -66,7 +66,7 @@ def test_every_field_comes_back_after_a_restart(tmp_path: Path) -> None:
     again = Manifest(tmp_path / "manifest")
     assert list(again.all()) == rows
     assert [again.get(row.entry.path) for row in rows] == rows
-    assert (again.commit(), again.horizon()) == ((3, 4), (3, 4))
+    assert (again.commit(), again._horizon) == ((3, 4), (3, 4))
     assert again.with_inode(2**63) == [rows[2]]
     assert again.size_bytes() == pytest.approx(2**64)
     assert (tmp_path / "manifest").stat().st_mode & 0o777 == 0o600
@@ -185,9 +185,9 @@ def test_old_tombstones_are_forgotten_by_whole_commits(
     manifest.record(tree(b"", *names), [], commit=(1, 1))
     manifest.record([], names[0:2], commit=(1, 2))
     manifest.record([], names[2:4], commit=(1, 3))
-    assert manifest.horizon() == (1, 1)
+    assert manifest._horizon == (1, 1)
     manifest.record([], names[4:5], commit=(1, 4))
-    assert manifest.horizon() == (1, 2)
+    assert manifest._horizon == (1, 2)
     assert happened(manifest, (1, 1)) is None
     assert happened(manifest, (1, 2)) == ([], names[2:5])
 
@@ -207,7 +207,7 @@ def test_the_newest_commits_tombstones_stay(
     assert happened(manifest, (1, 2)) == ([], [b"a"])
     assert happened(manifest, (1, 1)) is None
     manifest.record(tree(b"c"), [], commit=(1, 4))
-    assert manifest.horizon() == (1, 3)
+    assert manifest._horizon == (1, 3)
 
 
 @pytest.mark.parametrize("content", [b"not a database" * 99, b"\0" * 4096])

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import msgspec
 
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.delta import Commit, Header, write_delta
-from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.entries import Entry, Known, look_at
 from backends.rsync.journal.journal import EVERYTHING, Journal, Package
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import Filled, fill
 from backends.rsync.journal.staging import Staging
+from backends.system.beneath import Beneath
 
 VOLUME = "4f6f2c1e-0000-4000-8000-000000000001"
 RSYNC = (
@@ -72,7 +72,7 @@ def all_known(root: Path) -> Iterator[Known]:
     paths = [os.fsencode(each.relative_to(root)) for each in root.rglob("*")]
     with Beneath(root) as tree:
         for path in sorted([b"", *paths]):
-            known = tree.look(path)
+            known = look_at(tree, path)
             assert known is not None
             yield known
 

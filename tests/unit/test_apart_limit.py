@@ -61,7 +61,7 @@ def test_the_new_directory_is_limited_as_the_first_was(tmp_path: Path) -> None:
         journal = Journal(home, VOLUME.id)
         journal.keep_apart("3.7")
         journal.close()
-        quota.make_data_directory(home / "live.new", deadline_s=30)  # left by a crash
+        quota.make_data_directory(home / "live.new")  # left by a crash
         backend.make_live(VOLUME, deadline_s=30)
         assert 10 <= fill(home / "live") < 30
         assert subvolumes(top) == 2

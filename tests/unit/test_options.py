@@ -11,6 +11,7 @@ from hypothesis import given
 from backends import options as parse
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
+from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
 from plugin.limits import OPTION_VALUE_LENGTH_MAX, OPTIONS_MAX
 from plugin.model import NAME_PATTERN, check_name
@@ -88,6 +89,25 @@ def test_any_options_are_parsed_or_refused_in_one_line(raw: dict[str, str]) -> N
         assert len(str(error)) < 2500
     else:
         assert BACKEND.parse_options(parsed) == parsed
+
+
+def test_replication_options_have_one_reading() -> None:
+    default = ReplicationOptions.of(BACKEND.default_options())
+    assert default == ReplicationOptions.of({})
+    assert (default.copies, default.interval_s, default.min_acks) == (2, 10.0, 0)
+    assert (default.accept_loss, default.fence) == (True, "freeze")
+    given = {"replicas": "3", "interval": "500ms", "min_acks": "1"}
+    said = ReplicationOptions.of({**given, "failover": "refuse", "fence": "kill"})
+    assert (said.copies, said.interval_s, said.min_acks) == (3, 0.5, 1)
+    assert (said.accept_loss, said.fence) == (False, "kill")
+    named = ReplicationOptions.of({"replicas": "3", "members": "a,b,c,d"})
+    assert (named.copies, named.members) == (4, frozenset("abcd"))
+
+
+def test_a_damaged_record_is_read_as_far_as_it_can_be() -> None:
+    damaged = {"interval": "soon", "replicas": "", "min_acks": "-1", "fence": "kill"}
+    read = ReplicationOptions.of({**damaged, "failover": "x", "members": ", ,"})
+    assert read == ReplicationOptions.of({"fence": "kill"})
 
 
 @given(st.text(max_size=300))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from backends.replication_options import ReplicationOptions
 from plugin.membership.nodes import NodeRecord, NodeView
 from plugin.ownership.state import Commit, Head
-from plugin.replication.placement import Absences, Plan, Wanted, plan
+from plugin.replication.placement import Absences, Plan, plan
 
-TWO = Wanted(2)
-NAMED = Wanted(2, frozenset({"node-a", "node-b"}))
+TWO = ReplicationOptions.of({"replicas": "2"})
+THREE = ReplicationOptions.of({"replicas": "3"})
+NAMED = ReplicationOptions.of({"members": "node-a,node-b"})
 
 
 def node(
@@ -55,7 +57,7 @@ DEAD_A, DRAINED_A = node("a", alive=False), node("a", drained=True)
     [
         # The first copies go where space is, and nowhere if there is nobody.
         ((A, B, C), head("a", "a"), TWO, "", "c", ""),
-        ((A, B, C, D), head("a", "a"), Wanted(3), "", "dc", ""),
+        ((A, B, C, D), head("a", "a"), THREE, "", "dc", ""),
         ((A,), head("a", "a"), TWO, "", "", ""),
         ((A, B), head("ab", "a"), TWO, "", "", ""),
         ((A, DEAD_B, node("c", 9, drained=True)), head("a", "a"), TWO, "", "", ""),
@@ -79,7 +81,7 @@ DEAD_A, DRAINED_A = node("a", alive=False), node("a", drained=True)
         ((A, B, node("c", 1), D), head("abcd", "abcd"), TWO, "", "", "cb"),
         # Nobody leaves while too few that live have the newest commit.
         ((A, B, node("c", alive=False)), head("abc", "ac"), TWO, "", "", ""),
-        ((A, B, C), head("abc", "bc"), Wanted(3), "", "", ""),
+        ((A, B, C), head("abc", "bc"), THREE, "", "", ""),
         # Who is drained is replaced, the owner only when it has let go.
         ((A, DRAINED_B, C), head("ab", "ab"), TWO, "", "c", ""),
         ((A, DRAINED_B, C), head("abc", "abc"), TWO, "", "", "b"),
@@ -101,13 +103,13 @@ DEAD_A, DRAINED_A = node("a", alive=False), node("a", drained=True)
 def test_the_plan(
     nodes: tuple[NodeView, ...],
     state: Head,
-    wanted: Wanted,
+    wanted: ReplicationOptions,
     gone: str,
     join: str,
     leave: str,
 ) -> None:
     planned = plan(nodes, state, wanted, set(gone))
-    assert planned == Plan(tuple(join), tuple(leave), wanted.count)
+    assert planned == Plan(tuple(join), tuple(leave), wanted.copies)
 
 
 def test_a_plan_that_is_done_is_the_last_one() -> None:

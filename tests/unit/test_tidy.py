@@ -179,7 +179,6 @@ def test_storage_does_not_import_the_daemon() -> None:
             {
                 "backends.system.libc",
                 "backends.system.fanotify",
-                "backends.nfs.agent.catalogue",
                 "plugin.fencing.timer",
             },
         ),

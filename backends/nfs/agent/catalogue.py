@@ -18,7 +18,6 @@ other nodes must not wait for one that died with a file delegated to it.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -27,8 +26,8 @@ import uuid
 from contextlib import suppress
 from typing import Any
 
-from backends.system import libc
 from backends.system.clock import monotonic_s
+from backends.system.fanotify import HANDLE_HEADER_SIZE, handle_of
 from backends.system.opening import Opener
 
 # A lease that nobody touched for this long is that of a node that is gone.
@@ -39,7 +38,6 @@ CREATION_FRESH_S = 30
 _WRITING_FRESH_S = 3600
 _LEASE_TRIES = 100
 MARKER_SIZE_MAX = 64 * 1024
-_HANDLE_SIZE_MAX = 128
 # Servers' file systems count time in steps of up to this long.
 _TIMESTAMP_GRAIN_S = 2.0
 _NAMESPACE = uuid.UUID("6f1f4b3a-61d7-5c0e-9a51-0d2f4f5c3a10")
@@ -97,7 +95,7 @@ class Catalogue:
         for directory in (self.base, *map(self.path, _PARTS)):
             with suppress(FileExistsError):
                 os.mkdir(directory, mode)
-                # Who we are on the server decides, not who we are here.
+                # The server decides who we are: it may make nobody of root.
                 if os.stat(directory).st_uid != 0:
                     os.chmod(directory, 0o1777)
 
@@ -293,20 +291,12 @@ def identity(path: str) -> str:
     The inode number alone is used again at once; the file handle has its generation.
     Source: name_to_handle_at(2).
     """
-    shown = os.stat(path)
-    # struct file_handle: the room (in and out), the type, then the handle itself.
-    empty = _HANDLE_SIZE_MAX.to_bytes(4, sys.byteorder) + bytes(4 + _HANDLE_SIZE_MAX)
-    buffer = ctypes.create_string_buffer(empty, len(empty))
-    mount_id = ctypes.c_int()
-    at_fdcwd = -100
+    directory = os.open(path, os.O_PATH)
     try:
-        libc.call(
-            "name_to_handle_at",
-            *(at_fdcwd, os.fsencode(path), buffer, ctypes.byref(mount_id), 0),
-        )
-    except OSError:
-        return str(shown.st_ino)
-    handle = buffer.raw
-    size = int.from_bytes(handle[0:4], sys.byteorder)
-    digest = hashlib.sha256(handle[8 : 8 + size]).hexdigest()[:16]
-    return f"{shown.st_ino}-{digest}"
+        inode = os.fstat(directory).st_ino
+        with suppress(OSError):  # a filesystem without handles
+            content = handle_of(directory)[HANDLE_HEADER_SIZE:]
+            return f"{inode}-{hashlib.sha256(content).hexdigest()[:16]}"
+        return str(inode)
+    finally:
+        os.close(directory)

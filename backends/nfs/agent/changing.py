@@ -24,8 +24,8 @@ def changing(catalogue: Catalogue, volume_id: str) -> Iterator[None]:
     """
     Be the one node that changes the volume.
 
-    What this node itself has left, or another too long ago, a crash cut short: it is
-    taken over, and whoever comes finishes from what the marker says.
+    A file that this node itself has left, or that is too old, is of a change that was
+    cut short by a crash. It is taken over: the marker says what is left to be done.
 
     Raises:
         Refused: CHANGING, another node is at it.

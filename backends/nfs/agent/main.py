@@ -47,13 +47,8 @@ def _answer(catalogue: Catalogue, request: Json) -> Json:
             uid, gid = request.get("uid", 0), request.get("gid", 0)
             if not uid:
                 raise
-            os.setegid(gid)
-            os.seteuid(uid)
-            try:
+            with snapshots.as_user(uid, gid):
                 return {"result": act(catalogue, request)}
-            finally:
-                os.seteuid(0)
-                os.setegid(0)
     except Refused as refusal:
         return {"code": refusal.code, "text": str(refusal)}
     except PermissionError as error:

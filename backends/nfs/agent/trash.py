@@ -7,6 +7,8 @@ import shutil
 import sys
 from contextlib import suppress
 
+from backends.nfs.agent.snapshots import as_user
+
 
 def main() -> None:
     """Delete what is in the directory of the first argument; print how many things."""
@@ -28,8 +30,5 @@ def _delete(path: str) -> None:
         return
     shutil.rmtree(path, ignore_errors=True)
     if owner.st_uid and os.path.lexists(path):
-        os.setegid(owner.st_gid)
-        os.seteuid(owner.st_uid)
-        shutil.rmtree(path, ignore_errors=True)
-        os.seteuid(0)
-        os.setegid(0)
+        with as_user(owner.st_uid, owner.st_gid):
+            shutil.rmtree(path, ignore_errors=True)

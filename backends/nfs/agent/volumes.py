@@ -40,8 +40,8 @@ def create(catalogue: Catalogue, request: Json) -> Json:
             return marker
         if marker["state"] == "removing":
             raise Refused("INUSE", "it is being removed on another node: retry")
-        # Two that make it at once would undo each other's steps; what this node itself
-        # has left, or another too long ago, nobody makes any more.
+        # Two nodes that make it at once would undo each other's steps. A creation that
+        # this node has begun, or that is too old, was cut short by a crash.
         if (
             marker["node"] != catalogue.node
             and catalogue.age_s("volumes", key) < CREATION_FRESH_S

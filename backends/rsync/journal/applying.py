@@ -21,17 +21,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Commit, Entry, Known
+from backends.rsync.journal.entries import Commit, Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.outbox import remove_tree
 from backends.rsync.journal.staging import (
     LIVE_NAME,
     Marker,
@@ -40,9 +37,8 @@ from backends.rsync.journal.staging import (
     require_base,
 )
 from backends.system import files, quota
+from backends.system.beneath import Beneath, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
-
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def apply(home: Path, manifest: Manifest) -> Commit:
@@ -86,8 +82,8 @@ def _take_whole(staging: Staging, marker: Marker, delta: Delta) -> bool:
     """
     Put what was sent in the place of an empty live/, in one step; return whether.
 
-    What the commit does not have, and was sent earlier, is still in it: that it was
-    deleted may not have been marked before.
+    What was sent earlier, and the commit does not have, is still in there, and is to be
+    deleted afterwards. So it must not have been marked that all deletions are done.
     """
     live = staging.home / LIVE_NAME
     if delta.header.base is not None or marker.deleted or quota.is_limited(live):
@@ -131,7 +127,7 @@ class _Applying:
         """
         self._work = self._top / marker.work
         # What is in it is lost work, or was to be removed.
-        remove_tree(self._work)
+        files.remove_tree(self._work)
         self._make_work()
         try:
             deletes = self._full or self._delta.header.deletions
@@ -158,7 +154,7 @@ class _Applying:
 
     def _make_work(self) -> None:
         self._work.mkdir(mode=0o700)
-        self._work_at = os.open(self._work, _DIRECTORY)
+        self._work_at = open_directory(self._work)
         # Neither an ACL nor a group is to be inherited by what is copied into it.
         for key in attribute_names(self._work_at):
             os.removexattr(self._work_at, key)
@@ -168,7 +164,7 @@ class _Applying:
         if self._work_at >= 0:
             os.close(self._work_at)
             self._work_at = -1
-        remove_tree(self._work)
+        files.remove_tree(self._work)
 
     def _delete(self) -> None:
         if not self._full:
@@ -206,7 +202,7 @@ class _Applying:
                 directory, name = self._live.at(entry.path)
                 os.mkdir(name, 0o700, dir_fd=directory)
             return
-        staged = self._staged.look(entry.path)
+        staged = look_at(self._staged, entry.path)
         if staged is None or not alike(entry, staged.entry):
             return  # it is there already; the last look will tell
         if is_directory:
@@ -255,29 +251,23 @@ class _Applying:
 
     def _finish_directory(self, entry: Entry) -> None:
         """Give the directory its owner, mode, ACLs and times."""
-        known = self._live.look(entry.path)
-        descriptor = self._live.open(entry.path)
-        try:
-            os.fchown(descriptor, entry.uid, entry.gid)
+        known = look_at(self._live, entry.path)
+        with self._live.opened(entry.path) as directory:
+            os.fchown(directory, entry.uid, entry.gid)
             if known is None or known.entry.attributes != entry.attributes:
-                for key in attribute_names(descriptor):
-                    os.removexattr(descriptor, key)
+                for key in attribute_names(directory):
+                    os.removexattr(directory, key)
                 for key, value in self._staged_attributes(entry).items():
-                    os.setxattr(descriptor, key, value)
-            os.fchmod(descriptor, entry.mode)
-            times = os.fstat(descriptor).st_atime_ns, entry.mtime_ns
-            os.utime(descriptor, ns=times)
-        finally:
-            os.close(descriptor)
+                    os.setxattr(directory, key, value)
+            os.fchmod(directory, entry.mode)
+            times = os.fstat(directory).st_atime_ns, entry.mtime_ns
+            os.utime(directory, ns=times)
 
     def _staged_attributes(self, entry: Entry) -> dict[str, bytes]:
         if not entry.attributes:
             return {}
-        descriptor = self._staged.open(entry.path)
-        try:
-            return self._copier.read_attributes(descriptor)
-        finally:
-            os.close(descriptor)
+        with self._staged.opened(entry.path) as directory:
+            return self._copier.read_attributes(directory)
 
     def _restore_times(self) -> list[Known]:
         """
@@ -305,7 +295,7 @@ class _Applying:
             directory, name = self._live.at(path)
             times = status.st_atime_ns, row.entry.mtime_ns
             os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
-            known = self._live.look(path)
+            known = look_at(self._live, path)
             if known is not None:
                 restored.append(known)
         return restored
@@ -323,7 +313,7 @@ class _Applying:
         # Which number stands for which: that of the sender for one of ours.
         inodes: dict[int, int] = {}
         for entry in self._delta.entries():
-            known = self._live.look(entry.path)
+            known = look_at(self._live, entry.path)
             if known is None or not alike(entry, known.entry):
                 raise BackendError(
                     f"{entry.path!r} did not become what commit "

@@ -4,12 +4,12 @@ Commits as read-only snapshots, where a copy's live directory is a btrfs subvolu
     <home>/commits/new/             what may become the next commit
     <home>/commits/<epoch>.<seq>/   the commit that the manifest describes
 
-What is in one was there at one moment. It stands still, so that it is looked at and
-sent from as it is. Two of them, and the kernel's word on which inodes have changed in
-between, tell all that differs: with stores through mappings, which no event tells of.
+A snapshot has what was there at one moment, and stands still while it is compared and
+sent. Two of them, and the kernel's list of the inodes that changed in between, show all
+that differs: also stores through mappings, which no event tells of.
 
-A snapshot gets its name before the manifest says so, and the older ones go afterwards:
-after a crash the one that the manifest needs is there, and the others are of no use.
+A snapshot gets its name before the manifest says so, and the older ones go afterwards.
+So the one that the manifest needs is there after a crash, whatever else is.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.manifest import Manifest
 from backends.system import btrfs
+from backends.system.beneath import Beneath
 
 DIRECTORY_NAME: Final = "commits"
 _NEW_NAME: Final = "new"
@@ -78,14 +78,14 @@ class Commits:
 
     def drop(self) -> None:
         """Delete what `take` has taken and `keep` has not kept."""
-        discard(self._new)
+        btrfs.delete(self._new)
 
     def keep(self, commit: Commit) -> None:
         """Give what `take` has taken, if it has, its name as *commit*."""
         try:
             if btrfs.subvolume(self._new):
-                # Of the same name is only what a crash has left.
-                discard(self._path(commit))
+                # Another one of that name is what a crash has left.
+                btrfs.delete(self._path(commit))
                 self._new.rename(self._path(commit))
         except OSError as error:
             raise _failed(f"cannot keep {self._new}", error) from error
@@ -95,7 +95,7 @@ class Commits:
         with suppress(FileNotFoundError):
             for each in self._directory.iterdir():
                 if each != self._path(commit):
-                    discard(each)
+                    btrfs.delete(each)
 
     def differences(self, manifest: Manifest) -> Differences | None:
         """
@@ -122,21 +122,6 @@ class Commits:
 
     def _path(self, commit: Commit) -> Path:
         return self._directory / f"{commit[0]}.{commit[1]}"
-
-
-def discard(snapshot: Path) -> None:
-    """
-    Delete *snapshot* if it is one.
-
-    Raises:
-        BackendError: it cannot be deleted.
-
-    """
-    try:
-        if btrfs.subvolume(snapshot):
-            btrfs.delete(snapshot)
-    except OSError as error:
-        raise _failed(f"cannot delete {snapshot}", error) from error
 
 
 def _compared(
@@ -167,16 +152,12 @@ def _differing(then: Beneath, now: Beneath, path: bytes) -> Iterator[bytes]:
 
 
 def _names(tree: Beneath, path: bytes) -> dict[bytes, int]:
-    """Return the inodes in directory *path* by name; if it has gone, its own does."""
+    """Return the inodes in directory *path* by name, none if it has gone."""
     try:
-        descriptor = tree.open(path)
+        with tree.opened(path) as directory, os.scandir(directory) as entries:
+            return {os.fsencode(each.name): each.inode() for each in entries}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    try:
-        with os.scandir(descriptor) as entries:
-            return {os.fsencode(each.name): each.inode() for each in entries}
-    finally:
-        os.close(descriptor)
 
 
 def _failed(what: str, error: OSError) -> BackendError:

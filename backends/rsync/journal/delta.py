@@ -8,29 +8,28 @@ What one commit changes, as a file: a header, entries, deletions, a trailer.
                             that is before it
 
 Another node has written it. Nothing in it is believed: what is out of range, out of
-order or cut short is an error before anything has been changed. That is looked at once,
-at the opening: who sends another one later, replaces the file and does not change it.
+order or cut short is an error before anything has been changed. It is checked once,
+when it is opened: a delta that comes later replaces the file and does not change it.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import secrets
 import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final, Self, TypeVar
+from typing import Final, Self, TypeVar
 
 import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit, Entry, is_path
 from backends.system.decoding import msgpack_decoder
-from backends.system.files import sync_directory
+from backends.system.files import replacing
 
 _Record = TypeVar("_Record")
 
@@ -63,55 +62,38 @@ class Header(msgspec.Struct, frozen=True):
 
 def write_delta(
     path: Path, header: Header, entries: Iterable[Entry], deletions: Iterable[bytes]
-) -> Header:
+) -> None:
     """
-    Write a delta to *path*, durably; return *header* with the counts that it has now.
+    Write a delta to *path*, durably.
 
-    *entries* come in order of their paths. All names of a file with several are in, or
-    none: their number says nothing to another node's older ones.
+    *entries* come in order of their paths. Of a file with several names all are in, or
+    none: ``links`` are this node's numbers, and another node has none to compare.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            counts = _write(file, header, entries, deletions)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-    return msgspec.structs.replace(header, entries=counts[0], deletions=counts[1])
-
-
-def _write(
-    file: IO[bytes],
-    header: Header,
-    entries: Iterable[Entry],
-    deletions: Iterable[bytes],
-) -> tuple[int, int]:
     encoder = msgspec.msgpack.Encoder()
     pending = bytearray(_MAGIC)
     checksum = 0
     counts = [0, 0]
+    with replacing(path) as file:
 
-    def add(record: object) -> None:
-        nonlocal checksum
-        content = encoder.encode(record)
-        pending.extend(_LENGTH.pack(len(content)) + content)
-        if len(pending) >= _WRITE_SIZE:
+        def write() -> None:
+            nonlocal checksum
             checksum = zlib.crc32(pending, checksum)
             file.write(pending)
             pending.clear()
 
-    add(header)
-    for index, records in enumerate((entries, deletions)):
-        for record in records:
-            add(record)
-            counts[index] += 1
-    checksum = zlib.crc32(pending, checksum)
-    file.write(pending + _TRAILER.pack(*counts, checksum))
-    return counts[0], counts[1]
+        def add(record: object) -> None:
+            content = encoder.encode(record)
+            pending.extend(_LENGTH.pack(len(content)) + content)
+            if len(pending) >= _WRITE_SIZE:
+                write()
+
+        add(header)
+        for index, records in enumerate((entries, deletions)):
+            for record in records:
+                add(record)
+                counts[index] += 1
+        write()
+        file.write(_TRAILER.pack(*counts, checksum))
 
 
 class Delta:
@@ -250,8 +232,8 @@ def _checked_header(records: _Records) -> Header:
 def _checked_entries(records: _Records, count: int) -> Iterator[Entry]:
     decoder = msgpack_decoder(Entry)
     last: bytes | None = None
-    # What cannot have anything below it, as long as that could still come: "a" and
-    # "a-b" are both before "a/c".
+    # Those entries that are no directories and below which a path could still come: in
+    # order, "a-b" is between "a" and "a/c".
     leaves: list[bytes] = []
     for _ in range(count):
         entry = _decoded(decoder, records.next())

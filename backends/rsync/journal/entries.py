@@ -17,6 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from backends.system.beneath import Beneath
 from backends.system.copy_file import NOT_COPIED
 
 # The epoch and the sequence within it; the newer one is the greater.
@@ -102,6 +103,12 @@ def look(name: bytes, *, directory: int, path: bytes) -> Known | None:
         attributes=digest,
     )
     return Known(entry, status.st_ino, status.st_ctime_ns)
+
+
+def look_at(tree: Beneath, path: bytes) -> Known | None:
+    """Return what *path* in *tree* is now, None if it is not there."""
+    found = tree.find(path)
+    return look(found[1], directory=found[0], path=path) if found else None
 
 
 def untouched(known: Known, status: os.stat_result) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
-import os
+import stat
 from collections.abc import Iterator
 
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.entries import Entry
 from backends.rsync.journal.manifest import Manifest, topmost
+from backends.system.beneath import Beneath
+from backends.system.walk import walk
 
 
 def paths_beyond(
@@ -21,35 +21,23 @@ def paths_beyond(
     Only the name *leave_out* at the top is passed over. The caller may remove each path
     as it comes.
     """
-    # Popped, paths come in the order of their bytes: what is below one comes after it.
-    pending = [each for each in _below(tree, b"") if each[0] != leave_out]
-    heapq.heapify(pending)
+    beyond = {leave_out}
     entry = next(entries, None)
-    while pending:
-        path, is_directory = heapq.heappop(pending)
-        while entry is not None and entry.path < path:
-            entry = next(entries, None)
-        if (
-            entry is None
-            or entry.path != path
-            or (entry.kind == "directory") != is_directory
-        ):
-            yield path
-        elif is_directory:
-            for each in _below(tree, path):
-                heapq.heappush(pending, each)
-
-
-def _below(tree: Beneath, path: bytes) -> Iterator[tuple[bytes, bool]]:
-    descriptor = tree.open(path)
-    try:
-        with os.scandir(descriptor) as found:
-            for each in found:
-                name = os.fsencode(each.name)
-                full = path + b"/" + name if path else name
-                yield full, each.is_dir(follow_symlinks=False)
-    finally:
-        os.close(descriptor)
+    with tree.opened(b"") as top:
+        for path, _, _, status in walk(top, enter=lambda path: path not in beyond):
+            if path == leave_out:
+                continue
+            while entry is not None and entry.path < path:
+                entry = next(entries, None)
+            is_directory = stat.S_ISDIR(status.st_mode)
+            if (
+                entry is None
+                or entry.path != path
+                or (entry.kind == "directory") != is_directory
+            ):
+                if is_directory:
+                    beyond.add(path)
+                yield path
 
 
 def rows_beyond(manifest: Manifest, entries: Iterator[Entry]) -> list[bytes]:

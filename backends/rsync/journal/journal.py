@@ -26,21 +26,20 @@ from typing import Final, Literal
 
 from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
-from backends.rsync.journal.commits import Commits, discard
+from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import (
     TREE_NAME,
     fill,
-    remove_tree,
     require_space,
     take_from,
 )
 from backends.rsync.journal.scan import Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
-from backends.system import files
+from backends.system import btrfs, files
 
 DELTA_NAME: Final = "delta"
 EVERYTHING: Final = Hints(everything=True)
@@ -173,8 +172,8 @@ class Journal:
 
     def unpack(self) -> None:
         """Remove what `pack` has made."""
-        discard(self._outbox / TREE_NAME)
-        remove_tree(self._outbox)
+        btrfs.delete(self._outbox / TREE_NAME)
+        files.remove_tree(self._outbox)
 
     def changed_since(self, commit: Commit) -> set[bytes]:
         """Return the paths of what was written after *commit*, as far as is known."""
@@ -243,7 +242,7 @@ class Journal:
         return self.staging.marked()
 
     def apply(self) -> None:
-        """Bring the marked commit, if there is one, into ``live``; see `still`."""
+        """Bring the marked commit, if there is one, into ``live``."""
         if self.staging.marked() is None:
             return
         commit = apply(self.home, self.manifest)

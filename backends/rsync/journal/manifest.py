@@ -39,8 +39,8 @@ _COLUMNS: Final = (
     "path, kind, mode, uid, gid, mtime_ns, size, device, target, links, attributes,"
     " inode, ctime_ns"
 )
-# All inodes are indexed, not only those with links: whoever links a file with one name
-# tells us the new name only, and the old one's row has changed as well.
+# All inodes are indexed, not only those with links: when a file gets a second name, the
+# event tells of the new name alone, and the row of the old one has to change as well.
 _SCHEMA: Final = f"""
     BEGIN IMMEDIATE;
     CREATE TABLE entries (
@@ -108,10 +108,6 @@ class Manifest:
     def commit(self) -> Commit:
         """Return the commit that this describes, (0, 0) for none yet."""
         return self._commit
-
-    def horizon(self) -> Commit:
-        """Return the oldest commit that `since` knows all changes after."""
-        return self._horizon
 
     def get(self, path: bytes) -> Known | None:
         """Return what *path* is, None if there is nothing."""

@@ -1,9 +1,9 @@
 """
 Copies what has changed once, so that all members get the same bytes.
 
-Containers write to the source meanwhile. What was copied is looked at again, so that
-the entries say what the copy holds; what did not hold still is named, for the next
-round.
+Containers write to the source meanwhile. So each copy is looked at when it is made, and
+its entry says what the copy holds. Files that changed while they were copied are named,
+and sent again in the next round.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -19,18 +19,16 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
-from backends.rsync.journal.entries import Known
+from backends.rsync.journal.entries import Known, look_at
 from backends.system import btrfs
+from backends.system.beneath import Beneath
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
-from backends.system.files import free_bytes
-from backends.system.run import run
+from backends.system.files import free_bytes, remove_tree
 
 TREE_NAME: Final = "tree"
 _TRIES_MAX: Final = 4
 _RESERVE: Final = 20  # a part of the filesystem that stays free
-_REMOVE_WITHIN_S: Final = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +64,15 @@ def require_space(path: Path, size_bytes: int) -> None:
         )
 
 
-def _never() -> bool:
-    return False
-
-
-def fill(
-    root: Path,
-    entries: Iterable[Known],
-    outbox: Path,
-    *,
-    stop: Callable[[], bool] = _never,
-) -> Filled:
+def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
     """
     Copy *entries*, in order of their paths, from *root* into *outbox*/tree, made anew.
 
-    Names of one file are linked with each other; give all of them, or the rest is
-    unstable. Directories that are on the way to an entry only are made plain.
+    Names of one file are linked with each other. If *entries* lack one of them, the
+    others count as unstable. Directories that they lack, with entries below, are made
+    for root alone.
 
     Raises:
-        BackendError: *stop* said so.
         CopyError: a file could not be read or written.
 
     """
@@ -95,8 +83,6 @@ def fill(
         filling = _Filling(source, target, FileCopier())
         try:
             for known in entries:
-                if stop():
-                    raise BackendError(f"the copy of {root} was broken off")
                 filling.take(known.entry.path)
             return filling.finish()
         except OSError as error:
@@ -125,20 +111,6 @@ def take_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
         ) from error
     sizes = {known.inode: known.entry.size for known in entries}
     return Filled(entries, [], set(), sum(sizes.values()))
-
-
-def remove_tree(path: Path) -> None:
-    """Remove the directory *path*, whose parent is ours alone, with all below."""
-    try:
-        path.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError:
-        # rm never leaves the filesystem nor follows a link, however deep it is.
-        run(
-            ["rm", "-rf", "--one-file-system", "--", str(path)],
-            deadline_s=_REMOVE_WITHIN_S,
-        )
 
 
 @dataclass(slots=True)
@@ -213,15 +185,7 @@ class _Filling:
 
     def _link(self, path: bytes, status: os.stat_result) -> None:
         first = self.first[status.st_ino]
-        directory, name = self.target.at(first)
-        directory = os.dup(directory)
-        try:
-            at, new = self.target.at(path, make=True)
-            os.link(
-                name, new, src_dir_fd=directory, dst_dir_fd=at, follow_symlinks=False
-            )
-        finally:
-            os.close(directory)
+        self.target.link(first, path)
         # The copy is what the first one was then: a change since is a change.
         self.before[path] = self.before[first]
         if not _same(self.before[first], status):
@@ -230,16 +194,13 @@ class _Filling:
     def _copy_directory(self, path: bytes) -> bool:
         """Make the directory; it gets its owner and times when it has its entries."""
         try:
-            descriptor = self.source.open(path)
+            with self.source.opened(path) as directory:
+                attributes = self.copier.read_attributes(directory)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        try:
-            attributes = self.copier.read_attributes(descriptor)
-        finally:
-            os.close(descriptor)
         if path:
-            directory, name = self.target.at(path, make=True)
-            os.mkdir(name, 0o700, dir_fd=directory)
+            above, name = self.target.at(path, make=True)
+            os.mkdir(name, 0o700, dir_fd=above)
         if attributes:
             self.attributes[path] = attributes
         return True
@@ -248,17 +209,14 @@ class _Filling:
         """Give directories what they have to have, and look at what has been made."""
         for path, status in sorted(self.before.items(), reverse=True):
             if stat.S_ISDIR(status.st_mode):
-                descriptor = self.target.open(path)
-                try:
+                with self.target.opened(path) as directory:
                     attributes = self.attributes.get(path, {})
-                    self.copier.put_attributes(descriptor, status, attributes)
-                finally:
-                    os.close(descriptor)
+                    self.copier.put_attributes(directory, status, attributes)
         entries = [self._made(path, self.before[path]) for path in sorted(self.before)]
         return Filled(entries, sorted(self.gone), self.unstable, self.size_bytes)
 
     def _made(self, path: bytes, before: os.stat_result) -> Known:
-        made = self.target.look(path)
+        made = look_at(self.target, path)
         status = self.target.status(path)
         if made is None or status is None:
             raise BackendError(f"{path!r} has vanished from the outbox")

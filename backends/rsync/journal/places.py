@@ -26,9 +26,9 @@ class Hints:
     """
     Where something may have changed, as paths below the root; b"" is the root itself.
 
-    ``trees``, each also one of ``paths``, are names from which directories were
-    removed: what was known below is gone, even if there is a directory again, be it
-    with the same inode number. With ``everything`` the two others are empty.
+    ``trees`` are those of ``paths`` at which a directory was removed. Everything that
+    was below it is gone, even if a directory is there again, which may have the same
+    inode number. With ``everything`` the two others are empty.
     """
 
     paths: frozenset[bytes] = frozenset()

@@ -13,22 +13,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
-from backends.rsync.journal.entries import Known, is_path, look, untouched
+from backends.rsync.journal.entries import Known, is_path, look, look_at, untouched
 from backends.rsync.journal.manifest import Manifest, is_below, parent, topmost
+from backends.system.beneath import Beneath
 from backends.system.clock import wall_s
+from backends.system.walk import Found, walk
 
 # Clocks of filesystems stand still for up to 2 s; a write in the same tick as the one
 # before our look leaves no trace but this.
 _FRESH_NS: Final = 2 * 10**9
-_LEVELS_KEPT_MAX: Final = 64
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +108,8 @@ class _Scan:
         self._again = again
         self._trees: Collection[bytes] = ()
         # A root that is missing is an error, and not an empty volume.
-        descriptor = beneath.open(b"")
-        self._device = os.fstat(descriptor).st_dev
-        os.close(descriptor)
+        with beneath.opened(b"") as directory:
+            self._device = os.fstat(directory).st_dev
         self._fresh_from_ns = int(wall_s() * 1e9) - _FRESH_NS
         self._changed: dict[bytes, Known] = {}
         self._touched: dict[bytes, Known] = {}
@@ -145,12 +143,11 @@ class _Scan:
         found = self._beneath.find(path)
         if found is None:
             return True  # where its directory should be tells what has happened
-        directory, name = found
-        if path and os.fstat(directory).st_dev != self._device:
+        if path and os.fstat(found[0]).st_dev != self._device:
             self._hidden.add(parent(path))
             return False
         row = self._manifest.get(path)
-        status = _status(name, directory)
+        status = self._beneath.status(path)
         if status is not None and status.st_dev != self._device:
             self._hidden.add(path)
             return False
@@ -177,10 +174,7 @@ class _Scan:
             return
         rows = self._manifest.below(path)
         row = next(rows, None)
-        for at, name, directory in self._walk(path):
-            status = _status(name, directory)
-            if status is None:
-                continue
+        for at, name, directory, status in self._walk(path):
             if status.st_dev != self._device:
                 self._hidden.add(at)
                 continue
@@ -279,100 +273,19 @@ class _Scan:
                 status = self._beneath.status(path)
                 if status is None or status.st_dev != self._device:
                     continue
-                known = self._beneath.look(path)
+                known = look_at(self._beneath, path)
                 if known is not None and known.inode == inode:
                     self._changed[path] = known
                     self._touched.pop(path, None)
 
-    def _walk(self, path: bytes) -> Iterator[tuple[bytes, bytes, int]]:
-        """
-        Yield path, name and open directory of each name below *path*.
-
-        In the order of the paths' bytes, as the manifest has them: "a", "a!", "a/b".
-        """
-        levels: list[_Level] = []
-        try:
-            self._enter(levels, path, None)
-            while levels:
-                level = levels[-1]
-                if not level.names or not self._is_open(level):
-                    levels.pop().close()
-                    continue
-                name = level.names.pop()
-                if name.endswith(b"/"):
-                    self._enter(levels, level.before + name[:-1], level)
-                else:
-                    yield level.before + name, name, level.descriptor
-        finally:
-            for level in levels:
-                level.close()
-
-    def _enter(self, levels: list[_Level], path: bytes, above: _Level | None) -> None:
-        """Add the directory *path* to *levels*, if it is there and of the volume."""
-        try:
-            if above is None:
-                descriptor = self._beneath.open(path)
-            else:
-                name = path[len(above.before) :]
-                descriptor = os.open(name, _DIRECTORY, dir_fd=above.descriptor)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        level = _Level(descriptor, path, [])
-        levels.append(level)
-        if os.fstat(descriptor).st_dev == self._device:
-            level.names = _names(descriptor)
-        if above is not None and len(levels) > _LEVELS_KEPT_MAX:
-            above.close()
-
-    def _is_open(self, level: _Level) -> bool:
-        """Return whether *level* is open, perhaps again; it may have gone meanwhile."""
-        if level.descriptor < 0:
-            try:
-                level.descriptor = self._beneath.open(level.path)
-            except (FileNotFoundError, NotADirectoryError):
-                return False
-        return True
-
-
-@dataclass(slots=True)
-class _Level:
-    """A directory that is being walked, and the names still to come, last first."""
-
-    descriptor: int
-    path: bytes
-    names: list[bytes]
-
-    @property
-    def before(self) -> bytes:
-        """What stands before its names in paths."""
-        return self.path + b"/" if self.path else b""
-
-    def close(self) -> None:
-        """Close it; there is no more than a number of open files."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+    def _walk(self, path: bytes) -> Iterator[Found]:
+        """Yield what is below the directory *path*, nothing if that has gone."""
+        with (
+            suppress(FileNotFoundError, NotADirectoryError),
+            self._beneath.opened(path) as directory,
+        ):
+            yield from walk(directory, path=path)
 
 
 def _same_inode(one: Known | None, other: Known | None) -> bool:
     return one is not None and other is not None and one.inode == other.inode
-
-
-def _names(descriptor: int) -> list[bytes]:
-    """Return a directory's names; those of directories once more, with a slash."""
-    names = []
-    with os.scandir(descriptor) as entries:
-        for entry in entries:
-            name = os.fsencode(entry.name)
-            names.append(name)
-            if entry.is_dir(follow_symlinks=False):
-                names.append(name + b"/")
-    names.sort(reverse=True)
-    return names
-
-
-def _status(name: bytes, directory: int) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None

@@ -4,12 +4,12 @@ What has come from another node and is not yet part of the volume.
     <home>/staging/delta        what the commit changes
     <home>/staging/tree/        the files, links and the like that it changes
     <home>/applying             the commit point: this commit is ours now
-    <home>/receiving            locked by each rsync that writes, and by who looks
+    <home>/receiving            locked by each rsync that writes, and by us to look
 
 rsync writes into the first two, in a jail. Only when all of it is here and durable the
 marker is written; from then on the commit is applied through any crash (`applying.py`).
-An rsync whose sender has gone may live on for a while, and all that it would write then
-could be in the volume: so nothing is looked at before the last one has ended.
+An rsync may live on for a while after its sender has gone. What it writes then must not
+get into the volume unseen: so we wait for the last one to end before we look.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.beneath import Beneath
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Commit, Entry, Known, untouched
+from backends.rsync.journal.entries import Commit, Entry, Known, look_at, untouched
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.outbox import TREE_NAME, remove_tree
+from backends.rsync.journal.outbox import TREE_NAME
 from backends.system import files
+from backends.system.beneath import Beneath
 from backends.system.clock import Deadline, pause
 from backends.system.decoding import from_json
 
@@ -107,11 +107,9 @@ class Staging:
         """
         return Delta.open(self._directory / "delta")
 
-    def missing(
-        self, delta: Delta, manifest: Manifest, *, limit: int = _MISSING_MAX
-    ) -> list[bytes]:
+    def missing(self, delta: Delta, manifest: Manifest) -> list[bytes]:
         """
-        Return paths that have yet to be sent, *limit* and a few more at most, sorted.
+        Return paths that have yet to be sent, some 500 of them at most, sorted.
 
         Of a file with several names all are sent together, in one run of rsync.
 
@@ -130,10 +128,10 @@ class Staging:
             for entry in delta.entries():
                 if entry.links:
                     groups.setdefault(entry.links, []).append(entry)
-                elif len(found) < limit and not check.has([entry]):
+                elif len(found) < _MISSING_MAX and not check.has([entry]):
                     found.append(entry.path)
             for group in groups.values():
-                if len(found) < limit and not check.has(group):
+                if len(found) < _MISSING_MAX and not check.has(group):
                     found += [entry.path for entry in group]
         return sorted(found)
 
@@ -192,7 +190,7 @@ class Staging:
 
     def clear(self) -> None:
         """
-        Remove what has come, of which the next transfer could not make use.
+        Remove what has come; a later transfer cannot make use of it.
 
         Raises:
             BackendError: it is a commit that has to be applied.
@@ -200,7 +198,7 @@ class Staging:
         """
         if (marked := self.marked()) is not None:
             raise BackendError(f"commit {marked} has to be applied, not removed")
-        remove_tree(self._directory)
+        files.remove_tree(self._directory)
 
 
 def _locked(descriptor: int) -> bool:
@@ -266,10 +264,10 @@ class _Check:
             refused = self._staging / f"refused.{secrets.token_hex(8)}"
             os.rename(name, refused, src_dir_fd=directory)
             self._staged.forget()
-            remove_tree(refused)
+            files.remove_tree(refused)
 
     def _is_staged(self, group: list[Entry]) -> bool:
-        known = [self._staged.look(entry.path) for entry in group]
+        known = [look_at(self._staged, entry.path) for entry in group]
         if not _all_alike(group, known):
             return False
         if not group[0].links:

@@ -14,8 +14,8 @@ What no event tells, so that the caller scans everything now and then:
 - the content of a btrfs snapshot that somebody makes inside a volume.
 
 Where fanotify cannot be used, every `take` says that everything may have changed:
-right, but slow. It is the same for a directory that was moved: who watches a name adds
-it again.
+right, but slow. So it does for a directory that was moved; what is at its old path now
+has to be added again.
 
 A watcher keeps its filesystem busy: close it before an unmount.
 """

@@ -1,0 +1,78 @@
+"""
+The options of replication: how they are spelled, what holds without them, their values.
+
+Records keep them as text. A backend parses them with `PARSERS` and fills in `DEFAULTS`;
+whoever acts on them reads them with `ReplicationOptions.of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from backends import options as parse
+
+REPLICAS_MAX: Final = 16
+PARSERS: Final[Mapping[str, parse.Parser]] = {
+    "replicas": parse.whole_number(1, REPLICAS_MAX),
+    "members": parse.node_names,
+    "interval": parse.duration,
+    "min_acks": parse.whole_number(0, REPLICAS_MAX - 1),
+    "failover": parse.one_of("accept_loss", "refuse"),
+    "fence": parse.one_of("freeze", "kill", "none"),
+}
+DEFAULTS: Final = {
+    "failover": "accept_loss",
+    "fence": "freeze",
+    "interval": "10s",
+    "min_acks": "0",
+}
+# A record does not keep these two: a node that is alone has no other copies.
+_IN_A_CLUSTER: Final = {"replicas": "2", "members": ""}
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicationOptions:
+    """
+    How a volume is replicated.
+
+    ``members`` are the names of the nodes that keep its copies; if there are none,
+    ``replicas`` is how many do. A commit counts once ``min_acks`` other nodes have it.
+    ``accept_loss``: go on with an older commit if no node with the newest can be asked.
+    ``fence``: what is done with writers on a node that has lost the volume.
+    """
+
+    replicas: int
+    members: frozenset[str]
+    interval_s: float
+    min_acks: int
+    accept_loss: bool
+    fence: Literal["freeze", "kill", "none"]
+
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> ReplicationOptions:
+        """
+        Return what the *options* of a record say; pure.
+
+        A value that cannot be read counts as not given: a damaged record must not
+        keep its volume from being fenced, nor others from being looked at.
+        """
+        said = {**_IN_A_CLUSTER, **DEFAULTS}
+        for key, parser in PARSERS.items():
+            with suppress(KeyError, ValueError):
+                said[key] = parser(options[key])
+        return cls(
+            replicas=int(said["replicas"]),
+            members=frozenset(filter(None, said["members"].split(","))),
+            interval_s=parse.seconds(said["interval"]),
+            min_acks=int(said["min_acks"]),
+            accept_loss=said["failover"] == "accept_loss",
+            fence=cast('Literal["freeze", "kill", "none"]', said["fence"]),
+        )
+
+    @property
+    def copies(self) -> int:
+        """How many nodes keep a copy."""
+        return len(self.members) or self.replicas

@@ -1,0 +1,108 @@
+"""
+Walks a tree: without following a link, on one filesystem, however deep the tree is.
+
+Others may write to the tree meanwhile. What vanishes is left out, and a directory that
+has become a link is not gone into. Standard library alone, as `beneath.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from backends.system.beneath import Way
+
+_SLASH: Final = ord("/")
+# Path, name, the open directory that the name is in, and what stat(2) says of it.
+Found = tuple[bytes, bytes, int, os.stat_result]
+
+
+def _any(path: bytes) -> bool:
+    """Return that every directory is gone into."""
+    del path
+    return True
+
+
+def walk(
+    top: int, *, path: bytes = b"", enter: Callable[[bytes], bool] = _any
+) -> Iterator[Found]:
+    """
+    Yield all that is below the open directory *top*, whose own path is *path*.
+
+    In the order of the paths' bytes: "a", "a!", "a/b". Directories are open until the
+    next step alone. Those of another filesystem are yielded and not gone into, nor are
+    those whose path *enter* returns False for; it is asked after they were yielded.
+
+    Raises:
+        OSError: something is there and cannot be read.
+
+    """
+    device = os.fstat(top).st_dev
+    way = Way(top)
+    above = [path] if path else []
+    # Of each directory on the way, the names still to come. The paths of all of them
+    # would take gigabytes in a tree that somebody has made for that.
+    levels = [_names(top)]
+    try:
+        while levels:
+            names = levels[-1]
+            directory = _last(way) if names else None
+            before = b"/".join([*above, *way.names, b""])
+            while directory is not None and names:
+                name = names.pop()
+                if name[-1] == _SLASH:
+                    name = name[:-1]
+                    if enter(before + name) and _go_down(way, name, device):
+                        levels.append(_names(way.last()))
+                        break
+                    continue
+                try:
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                except FileNotFoundError:
+                    continue
+                yield before + name, name, directory, status
+            else:
+                levels.pop()
+                if levels:
+                    way.up()
+    finally:
+        way.close()
+
+
+def _names(directory: int) -> list[bytes]:
+    """
+    Return the names in an open directory, the last one first.
+
+    Those of directories come once more, with a slash: in the place that what is below
+    them has in the order of the paths' bytes.
+    """
+    names = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            name = os.fsencode(entry.name)
+            names.append(name)
+            if entry.is_dir(follow_symlinks=False):
+                names.append(name + b"/")
+    names.sort(reverse=True)
+    return names
+
+
+def _last(way: Way) -> int | None:
+    """Return where *way* leads, None if that has gone meanwhile."""
+    try:
+        return way.last()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _go_down(way: Way, name: bytes, device: int) -> bool:
+    """Return whether *way* now leads to *name*, a directory of that filesystem."""
+    try:
+        below = way.down(name)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if os.fstat(below).st_dev == device:
+        return True
+    way.up()
+    return False
