@@ -205,7 +205,6 @@ class ClusterNode:
         self.replication = ReplicationNode(
             ownership,
             rsync,
-            _shared_ssh(config, keys),
             peers,
             holds=holds,
             find=find,
@@ -301,7 +300,8 @@ def _keeper(config: Config, ownership: Ownership, failsafe: Failsafe) -> Keeper:
     )
 
 
-def _shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
+def shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
+    """Return the ssh that reaches other nodes."""
     return SharedSsh(
         keys.host_key.parent,
         sockets=config.control_socket.parent / "ssh",

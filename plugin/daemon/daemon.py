@@ -28,6 +28,7 @@ from plugin.daemon.cluster_node import (
     ClusterNode,
     lay_foundation,
     own_volumes,
+    shared_ssh,
     swarm_labels,
 )
 from plugin.daemon.node import Node, lock_state
@@ -182,7 +183,7 @@ class Daemon:
             return own_volumes(
                 self._config, foundation, registry, rsync, None, self._events
             )
-        peers = self._peers = Peers(node_key=foundation.keys.node_key)
+        peers = self._peers = Peers(shared_ssh(self._config, foundation.keys))
         ownership = own_volumes(
             self._config, foundation, registry, rsync, peers, self._events
         )

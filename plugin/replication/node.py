@@ -14,7 +14,6 @@ from plugin.ownership.ownership import Ownership
 from plugin.ownership.state import Choice, Commit
 from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
-from plugin.peers.sharing import SharedSsh
 from plugin.replication import apart
 from plugin.replication.copies import Copies
 from plugin.replication.departing import Departing
@@ -39,7 +38,6 @@ class ReplicationNode:
         self,
         ownership: Ownership,
         backend: RsyncBackend,
-        ssh: SharedSsh,
         peers: Peers,
         *,
         holds: Holds,
@@ -59,7 +57,7 @@ class ReplicationNode:
         self._ownership = ownership
         self._held = keeper.held
         self._reporting = Reporting(self.progress, peers)
-        transfer = Transfer(peers, ssh, self.progress)
+        transfer = Transfer(peers, self.progress)
         self.receiving = Receiving(
             ownership,
             self._copies,
