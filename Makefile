@@ -61,6 +61,7 @@ bench: setup-bench
 	$(PYTHON) -m tests.bench
 	$(PYTHON) -m tests.bench.nfs
 	$(PYTHON) -m tests.bench.cluster
+	$(PYTHON) -m tests.bench.peers
 	$(PYTHON) -m tests.bench.replication
 	$(PYTHON) -m tests.bench.watched
 

@@ -12,6 +12,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -29,6 +30,7 @@ _LINE_SIZE_MAX: Final = 8 * 1024
 _KILL_WAIT_S: Final = 5.0
 # rsync ends lines that replace each other with a carriage return.
 _LINE_ENDS: Final = re.compile(rb"[\r\n]")
+_LAST_WORDS_WAIT_S: Final = 1.0
 # What a command may see of our environment; the locale keeps messages parseable.
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -215,7 +217,7 @@ class Helper:
             raise BackendError(f"helper '{self._name}' has ended") from error
         descriptor = process.stdout.fileno()
         while b"\n" not in self._pending:
-            if not _readable(descriptor, deadline.remaining_s()):
+            if not _ready(descriptor, select.POLLIN, deadline.remaining_s()):
                 raise DeadlineError(f"helper '{self._name}' did not answer in time")
             chunk = os.read(descriptor, 1 << 20)
             if not chunk:
@@ -230,6 +232,45 @@ class Helper:
             with suppress(OSError):
                 self._process.stdin.close()
         _kill(self._process)
+
+
+class Dialogue:
+    """
+    A program whose input and output are one socket, which its user closes.
+
+    It ends with the thread that started it, if not before.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """
+        Start *command*.
+
+        Raises:
+            BackendError: the program is missing.
+
+        """
+        self.socket, its = socket.socketpair()
+        try:
+            with its:
+                self._process = _start(command, stdin=its.fileno(), stdout=its.fileno())
+        except BaseException:
+            self.socket.close()
+            raise
+
+    def takes_more(self, *, within_s: float) -> bool:
+        """Return whether the socket can be written, or the program has ended."""
+        return _ready(self.socket.fileno(), select.POLLOUT, within_s)
+
+    def end(self) -> str:
+        """Return what it said on standard error; it has a second to end by itself."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_LAST_WORDS_WAIT_S)
+        said = b""
+        if self._process.stderr is not None:
+            os.set_blocking(self._process.stderr.fileno(), False)
+            said = self._process.stderr.read(_OUTPUT_SIZE_MAX) or b""
+        _kill(self._process)
+        return said.decode(errors="replace").strip()
 
 
 class Service:
@@ -305,10 +346,10 @@ def _pieces(
     return errors
 
 
-def _readable(descriptor: int, timeout_s: float) -> bool:
-    """Return whether *descriptor* can be read before *timeout_s* is over."""
+def _ready(descriptor: int, for_what: int, timeout_s: float) -> bool:
+    """Return whether *descriptor* is ready, or at its end, within *timeout_s*."""
     poll = select.poll()  # select(2) ends at descriptor 1024
-    poll.register(descriptor, select.POLLIN)
+    poll.register(descriptor, for_what)
     return bool(poll.poll(timeout_s * 1000))
 
 
@@ -316,6 +357,7 @@ def _start(
     command: Sequence[str],
     *,
     stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.PIPE,
     stderr: int | None = subprocess.PIPE,
     dies_with_caller: bool = True,
 ) -> subprocess.Popen[bytes]:
@@ -329,7 +371,7 @@ def _start(
     return subprocess.Popen(
         full,
         stdin=stdin,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=stderr,
         env=_ENVIRONMENT,
         start_new_session=True,

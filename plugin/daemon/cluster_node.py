@@ -78,7 +78,7 @@ class ClusterNode:
         catalogue: Catalogue,
         events: Events,
     ) -> None:
-        peers = self.peers = Peers(node_key=keys.node_key)
+        peers = self.peers = Peers(_shared_ssh(config, keys))
         self.replicas = ReplicaService(catalogue, ownership, peers)
         holds = Holds(config.tuning.hold_s)
         failsafe = _failsafe(config, ownership, peers, holds)
@@ -88,7 +88,6 @@ class ClusterNode:
         self.replication = ReplicationNode(
             ownership,
             rsync,
-            _shared_ssh(config, keys),
             peers,
             holds=holds,
             find=find,

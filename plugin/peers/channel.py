@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from backends.errors import RemoraError
@@ -17,6 +16,7 @@ from backends.system.clock import Deadline, monotonic_s, pause
 from plugin.errors import PeerUnreachableError
 from plugin.peers.connection import Connection, StrangerError, connect
 from plugin.peers.peer import Peer
+from plugin.peers.sharing import SharedSsh
 
 _FIRST_PAUSE_S: Final = 0.2
 # A node that has come back is heard of this late, at most.
@@ -29,9 +29,9 @@ _STRANGER_PAUSE_S: Final = 0.3
 class PeerChannel:
     """Requests to *peer*; threads may share it."""
 
-    def __init__(self, peer: Peer, *, node_key: Path) -> None:
+    def __init__(self, peer: Peer, ssh: SharedSsh) -> None:
         self.peer = peer
-        self._node_key = node_key
+        self._ssh = ssh
         self._changed = threading.Condition()
         self._connection: Connection | None = None
         self._connecting = False
@@ -88,7 +88,7 @@ class PeerChannel:
                         raise PeerUnreachableError(self._fault)
                     self._connecting = True
                     threading.Thread(
-                        target=self._connect, name="peers:connect", daemon=True
+                        target=self._connect, name="peers:channel", daemon=True
                     ).start()
                 if deadline.passed():
                     raise PeerUnreachableError(
@@ -96,38 +96,35 @@ class PeerChannel:
                     )
                 self._changed.wait(deadline.remaining_s())
 
-    def _try_addresses(self) -> Connection:
+    def _open(self) -> Connection:
         """
         Return a connection, to the address that worked last if it still does.
 
         Raises:
-            StrangerError, PeerUnreachableError: why there is none.
+            PeerUnreachableError: why there is none.
 
         """
-        preferred = self.address
-        others = [each for each in self.peer.addresses if each != preferred]
+        others = [each for each in self.peer.addresses if each != self.address]
+        addresses = (self.address, *others)
         fault = PeerUnreachableError("no address is known")
-        for address in (preferred, *others):
-            try:
-                return connect(self.peer, address, node_key=self._node_key)
-            except PeerUnreachableError as error:
-                fault = error
+        for _ in range(_STRANGER_TRIES):
+            for address in addresses:
+                try:
+                    return connect(self.peer, address, self._ssh)
+                except PeerUnreachableError as error:
+                    fault = error
+            if not isinstance(fault, StrangerError):
+                break
+            pause(_STRANGER_PAUSE_S)
         raise fault
 
     def _connect(self) -> None:
-        """Try each address once, and again while the node does not know us yet."""
+        """Open a connection and serve it to its end: ssh ends with this thread."""
         connection, fault = None, "a fault of ours"
         try:
-            for _ in range(_STRANGER_TRIES):
-                try:
-                    connection = self._try_addresses()
-                    break
-                except StrangerError as error:
-                    fault = error.cause
-                    pause(_STRANGER_PAUSE_S)
-                except PeerUnreachableError as error:
-                    fault = error.cause
-                    break
+            connection = self._open()
+        except PeerUnreachableError as error:
+            fault = error.cause
         finally:
             with self._changed:
                 self._connecting = False
@@ -142,15 +139,17 @@ class PeerChannel:
                     self._pause_s = _FIRST_PAUSE_S
                 closed = self._closed
                 self._changed.notify_all()
-            if closed and connection is not None:
+        if connection is not None:
+            if closed:
                 connection.close("closed while it was opened")
+            connection.serve()
 
 
 class Peers:
     """The channels to all other nodes, in step with their records."""
 
-    def __init__(self, *, node_key: Path) -> None:
-        self._node_key = node_key
+    def __init__(self, ssh: SharedSsh) -> None:
+        self.ssh = ssh
         self._lock = threading.Lock()
         self._channels: dict[str, PeerChannel] = {}
 
@@ -161,7 +160,7 @@ class Peers:
             self._channels = {
                 peer.id: before[peer.id]
                 if peer.id in before and before[peer.id].peer == peer
-                else PeerChannel(peer, node_key=self._node_key)
+                else PeerChannel(peer, self.ssh)
                 for peer in peers
             }
             kept = set(self._channels.values())
@@ -224,5 +223,9 @@ class Peers:
         }
 
     def close(self) -> None:
-        """Close every channel."""
+        """Close every channel, and the connections of transfers."""
+        with self._lock:
+            peers = [each.peer for each in self._channels.values()]
         self.update(())
+        for peer in peers:
+            self.ssh.close(peer)

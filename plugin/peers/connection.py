@@ -1,74 +1,50 @@
 """
-One connection to another node: SSH with our key and its key, then requests as lines.
+One connection to another node: an ssh of its own, then requests and answers as lines.
 
-paramiko costs 20 MB and a tenth of a second to import, so a node without peers does
-not: it is imported here, at the first connection.
+The thread that opens it also reads it to its end. Only that thread waits without a
+bound, for answers: ssh ends six seconds after the other side has become silent.
 """
 
 from __future__ import annotations
 
-import logging
+import re
 import socket
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from backends.errors import RemoraError, one_line
+from backends.errors import BackendError, RemoraError, one_line
 from backends.system.clock import Deadline
+from backends.system.run import Dialogue
 from plugin.errors import PeerUnreachableError
 from plugin.peers.lines import Lines, decode, encode, error_from_json
-from plugin.peers.peer import KEY_TYPE, Peer
-from plugin.peers.receive import CONTROL
+from plugin.peers.peer import Peer
+from plugin.peers.sharing import SharedSsh
 
-if TYPE_CHECKING:
-    import paramiko
-
-# Each step of a connection: reaching the address, the keys, the login.
-STEP_TIMEOUT_S: Final = 5.0
-# The kernel gives a connection up when a machine is silent for this long.
-_SILENCE_MAX_MS: Final = 10_000
-_PROBE_IDLE_S: Final = 5
-_PROBE_INTERVAL_S: Final = 2
-_PROBES: Final = 3
-# How long one wait for bytes lasts; it ends earlier when some come or the other side
-# hangs up. A write to a side that takes nothing ends after it as well.
-_WAIT_S: Final = 5.0
-_SAID_LENGTH_MAX: Final = 1000
-
-
-class _Pending:
-    """A request that waits for its answer."""
-
-    __slots__ = ("answer", "done", "fault")
-
-    def __init__(self) -> None:
-        self.done = threading.Event()
-        self.answer: dict[str, Any] | None = None
-        self.fault = ""
+# For all of it: the name, the address, the keys, the login.
+_OPEN_WITHIN_S: Final = 10.0
+# ssh has one exit status for all its errors, so its words tell them apart. Our sshd
+# ("MaxAuthTries 1") hangs up on a stranger before ssh can say the first ones.
+_STRANGER: Final = re.compile(r"Permission denied \(|Too many authentication failures")
+_OTHER_KEY: Final = "REMOTE HOST IDENTIFICATION HAS CHANGED"
+_BEGINS: Final = re.compile(r"^ssh: (connect to host \S+ port \d+: )?")
 
 
 class Connection:
-    """A control session with *peer*, over *transport*; threads may share it."""
+    """A control session with *peer* at *address*; threads may share it."""
 
-    def __init__(
-        self,
-        peer: Peer,
-        address: str,
-        transport: paramiko.Transport,
-        session: paramiko.Channel,
-    ) -> None:
+    def __init__(self, peer: Peer, address: str, ssh: Dialogue, lines: Lines) -> None:
         self.address = address
         self._peer = peer
-        self._transport = transport
-        self._session = session
+        self._ssh = ssh
+        self._lines = lines
         self._lock = threading.Lock()
         self._sending = threading.Lock()
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Future[dict[str, Any]]] = {}
         self._count = 0
         self._fault = ""
-        threading.Thread(target=self._read, name="peers:read", daemon=True).start()
 
     @property
     def fault(self) -> str:
@@ -86,26 +62,25 @@ class Connection:
             RemoteError: it said no.
 
         """
-        pending = _Pending()
+        pending: Future[dict[str, Any]] = Future()
         with self._lock:
             if self._fault:
                 raise PeerUnreachableError(self._fault)
             number = self._count = self._count + 1
             self._pending[number] = pending
         try:
-            self._send(encode({**body, "id": number, "request": request}))
-            if not pending.done.wait(deadline.remaining_s()):
-                raise PeerUnreachableError(
-                    f"node '{self._peer.name}' did not answer '{request}' in time"
-                )
+            self._send(encode({**body, "id": number, "request": request}), deadline)
+            answer = pending.result(deadline.remaining_s())
+        except TimeoutError:
+            raise PeerUnreachableError(
+                f"node '{self._peer.name}' did not answer '{request}' in time"
+            ) from None
         finally:
             with self._lock:
                 self._pending.pop(number, None)
-        if pending.answer is None:
-            raise PeerUnreachableError(pending.fault)
-        if "error" in pending.answer:
-            raise error_from_json(pending.answer["error"])
-        result = pending.answer.get("result")
+        if "error" in answer:
+            raise error_from_json(answer["error"])
+        result = answer.get("result")
         return result if isinstance(result, dict) else {}
 
     def close(self, why: str) -> None:
@@ -114,133 +89,87 @@ class Connection:
             self._fault = self._fault or one_line(why)
             waiting = list(self._pending.values())
             self._pending.clear()
+            with suppress(OSError):  # it has ended already
+                self._ssh.socket.shutdown(socket.SHUT_RDWR)
         for each in waiting:
-            each.fault = self._fault
-            each.done.set()
-        with suppress(Exception):  # it may be in any state; all we want is its end
-            self._transport.close()
+            each.set_exception(PeerUnreachableError(self._fault))
 
-    def _send(self, line: bytes) -> None:
-        try:
-            with self._sending:
-                self._session.sendall(line)
-        except OSError as error:
-            self.close(f"node '{self._peer.name}' takes no more requests: {error}")
-            raise PeerUnreachableError(self._fault) from error
-
-    def _read(self) -> None:
+    def serve(self) -> None:
         """Hand out answers until the connection ends."""
-        lines = Lines(self._receive)
         why = f"the connection to node '{self._peer.name}' has ended"
         try:
-            while (line := lines.next()) is not None:
+            while (line := self._lines.next()) is not None:
                 answer = decode(line)
                 with self._lock:
                     pending = self._pending.pop(answer.get("id", 0), None)
                 if pending is not None:
-                    pending.answer = answer
-                    pending.done.set()
-            why += self._last_words()
+                    pending.set_result(answer)
         except (RemoraError, OSError, TypeError) as error:
-            why += f": {error}"
-        self.close(why)
+            self.close(f"{why}: {error}")
+        said = self._ssh.end()
+        self.close(f"{why}: {said}" if said else why)
+        # Nobody may be about to use the socket's number when it is closed.
+        with self._sending, self._lock:
+            self._ssh.socket.close()
 
-    def _receive(self, size: int) -> bytes:
-        while True:
-            with suppress(TimeoutError):
-                return self._session.recv(size)
-            if self._fault or not self._transport.is_active():
-                return b""
+    def _send(self, line: bytes, deadline: Deadline) -> None:
+        if not self._sending.acquire(timeout=deadline.remaining_s()):
+            raise self._full()
+        try:
+            if self._fault:
+                raise PeerUnreachableError(self._fault)
+            if not self._ssh.takes_more(within_s=deadline.remaining_s()):
+                raise self._full()
+            # The kernel takes a line as a whole or not at all: it is far shorter than
+            # the socket's buffer.
+            self._ssh.socket.sendall(line, socket.MSG_DONTWAIT)
+        except OSError as error:
+            self.close(f"node '{self._peer.name}' takes no more requests: {error}")
+            raise PeerUnreachableError(self._fault) from error
+        finally:
+            self._sending.release()
 
-    def _last_words(self) -> str:
-        """Return what the node's `remora-receive` had to say about its end."""
-        with suppress(OSError):
-            said = self._session.recv_stderr(_SAID_LENGTH_MAX)
-            if said:
-                return f": {said.decode(errors='replace').strip()}"
-        return ""
+    def _full(self) -> PeerUnreachableError:
+        return PeerUnreachableError(f"node '{self._peer.name}' took no request in time")
 
 
 class StrangerError(PeerUnreachableError):
     """The node does not know this one's key: not yet, or not any more."""
 
 
-def connect(peer: Peer, address: str, *, node_key: Path) -> Connection:
+def connect(peer: Peer, address: str, ssh: SharedSsh) -> Connection:
     """
-    Return a connection to *peer* at *address*.
+    Return a connection to *peer* at *address*; this thread has to serve it.
 
     Raises:
         StrangerError: it does not let us in.
         PeerUnreachableError: there is none, or not to that node.
 
     """
-    import paramiko  # noqa: PLC0415 - see the module's text
-
-    # Its lines about broken connections are ours, told once and with the node's name.
-    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     where = f"node '{peer.name}' at {address} port {peer.port}"
-    transport: paramiko.Transport | None = None
-    raw: socket.socket | None = None
     try:
-        raw = socket.create_connection((address, peer.port), STEP_TIMEOUT_S)
-        _watch(raw)
-        transport = paramiko.Transport(raw)
-        _restrict(transport)
-        transport.start_client(timeout=STEP_TIMEOUT_S)
-        _require_host_key(transport, peer, where)
-        # Nothing else is tried: no agent, no keys or files of the user.
-        transport.auth_publickey("root", paramiko.Ed25519Key(filename=str(node_key)))
-        session = transport.open_session(timeout=STEP_TIMEOUT_S)
-        session.settimeout(_WAIT_S)
-        session.exec_command(CONTROL)
-    except BaseException as error:
-        for each in (transport, raw):
-            if each is not None:
-                each.close()
-        if isinstance(error, paramiko.AuthenticationException):
-            raise StrangerError(f"{where}: {_cause(error)}") from error
-        if isinstance(error, paramiko.SSHException | OSError | EOFError):
-            raise PeerUnreachableError(f"{where}: {_cause(error)}") from error
-        raise
-    return Connection(peer, address, transport, session)
+        process = Dialogue(ssh.control_command(peer, address))
+    except (BackendError, OSError) as error:
+        raise PeerUnreachableError(f"{where}: {error}") from error
+    process.socket.settimeout(_OPEN_WITHIN_S)
+    lines = Lines(process.socket.recv)
+    with suppress(OSError):  # TimeoutError
+        if lines.next() is not None:
+            process.socket.settimeout(None)
+            return Connection(peer, address, process, lines)
+    said = process.end()
+    process.socket.close()
+    raise _fault(where, said)
 
 
-def _require_host_key(transport: paramiko.Transport, peer: Peer, where: str) -> None:
-    key = transport.get_remote_server_key()
-    if f"{KEY_TYPE} {key.get_base64()}" != peer.host_key:
-        raise PeerUnreachableError(
+def _fault(where: str, said: str) -> PeerUnreachableError:
+    """Return the error that ssh's words *said* stand for."""
+    if _STRANGER.search(said):
+        return StrangerError(f"{where}: Authentication failed")
+    if _OTHER_KEY in said:
+        return PeerUnreachableError(
             f"{where} has another host key than its record: somebody else has the "
             "address, or the node's keys were made anew"
         )
-
-
-def _restrict(transport: paramiko.Transport) -> None:
-    """Offer what our sshd offers, and no more."""
-    options = transport.get_security_options()
-    options.key_types = (KEY_TYPE,)
-    options.kex = ("curve25519-sha256@libssh.org",)
-    options.ciphers = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-    transport.banner_timeout = STEP_TIMEOUT_S
-    transport.handshake_timeout = STEP_TIMEOUT_S
-    transport.auth_timeout = STEP_TIMEOUT_S
-
-
-def _watch(raw: socket.socket) -> None:
-    """Have the kernel end the connection when the other machine is gone. tcp(7)."""
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        (socket.TCP_KEEPIDLE, _PROBE_IDLE_S),
-        (socket.TCP_KEEPINTVL, _PROBE_INTERVAL_S),
-        (socket.TCP_KEEPCNT, _PROBES),
-        (socket.TCP_USER_TIMEOUT, _SILENCE_MAX_MS),
-        (socket.TCP_NODELAY, 1),
-    ):
-        raw.setsockopt(socket.IPPROTO_TCP, option, value)
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    words = "; ".join(_BEGINS.sub("", said).splitlines())
+    return PeerUnreachableError(f"{where}: {words or 'it hung up or fell silent'}")

@@ -1,8 +1,8 @@
 """
-The ssh that carries rsync's bytes: one connection for each node, shared by transfers.
+The ssh that reaches other nodes: one program with one set of options, two connections.
 
-A transfer over a connection that is there takes a quarter of the time of a small sync
-with a new one. Source: ssh_config(5).
+Transfers share one of them: over a connection that is there, a small sync takes a
+quarter of its time with a new one. Requests have their own. Source: ssh_config(5).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from backends.system.run import run
 from plugin.errors import ConfigError
 from plugin.peers.authorization import KNOWN_HOSTS, NODE_KEY
 from plugin.peers.peer import Peer
-from plugin.peers.receive import NAMES_OPTIONS, RSYNC_OPTIONS, TREE_OPTIONS
+from plugin.peers.receive import CONTROL, NAMES_OPTIONS, RSYNC_OPTIONS, TREE_OPTIONS
 
 # A socket's path has 107 bytes (unix(7)); ssh adds a dot and 16 characters at first.
 _SOCKET_PATH_LENGTH_MAX: Final = 107 - 17
@@ -105,6 +105,17 @@ class SharedSsh:
         for option in (*files_options, *_OPTIONS):
             command += ["-o", option]
         return command
+
+    def control_command(self, peer: Peer, address: str) -> list[str]:
+        """
+        Return the ssh that carries requests to *peer*: an empty line, then answers.
+
+        ssh prints the line when the node has let us in. It does not share: on a slow
+        line a request would wait behind all that a transfer has put into the socket,
+        and the shared connection has the niceness of the rsync that opened it.
+        """
+        own = ("-S", "none", "-o", "PermitLocalCommand=yes", "-o", "LocalCommand=echo")
+        return [*self.command(peer), *own, address, CONTROL]
 
     def rsync_command(
         self,

@@ -16,7 +16,6 @@ from plugin.ownership.state import Choice, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
-from plugin.peers.sharing import SharedSsh
 from plugin.replication import apart
 from plugin.replication.copies import Copies
 from plugin.replication.departing import Departing
@@ -40,7 +39,6 @@ class ReplicationNode:
         self,
         ownership: OwnershipView,
         backend: RsyncBackend,
-        ssh: SharedSsh,
         peers: Peers,
         *,
         holds: Holds,
@@ -58,7 +56,7 @@ class ReplicationNode:
         self._ownership = ownership
         self._held = keeper.held
         self._reporting = Reporting(self.progress, peers)
-        transfer = RsyncTransfer(peers, ssh, self.progress)
+        transfer = RsyncTransfer(peers, self.progress)
         self.receiving = Receiving(
             ownership,
             self._copies,

@@ -17,7 +17,6 @@ from backends.errors import BackendError
 from backends.system.run import run_with_progress
 from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
-from plugin.peers.sharing import SharedSsh
 from plugin.replication.progress import Progress
 
 # rsync tells its progress every second; ssh gives a silent node up after six.
@@ -35,9 +34,8 @@ _PARTIAL: Final = (" 23:", " 24:")
 class Transfer:
     """Sends to the nodes that *peers* knows, and tells *progress*."""
 
-    def __init__(self, peers: Peers, ssh: SharedSsh, progress: Progress) -> None:
+    def __init__(self, peers: Peers, progress: Progress) -> None:
         self._peers = peers
-        self._ssh = ssh
         self.progress = progress
 
     def send(
@@ -62,7 +60,7 @@ class Transfer:
         """
         channel = self._peers.channel(node_id)
         with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
-            command = self._ssh.rsync_command(
+            command = self._peers.ssh.rsync_command(
                 channel.peer,
                 channel.address,
                 source=source,

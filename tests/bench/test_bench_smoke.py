@@ -113,6 +113,28 @@ def test_a_quick_run_in_a_cluster_gives_every_row() -> None:
     assert begins == ["mount", "second mount", "second unmount", "unmount"]
 
 
+def test_a_quick_run_between_nodes_gives_every_row() -> None:
+    if missing := node.missing() or ("" if shutil.which("etcd") else "etcd"):
+        pytest.skip(f"needs {missing}")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.peers", "--quick"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    begins = [each.split("|")[1].strip() for each in rows]
+    assert [each for each in begins if each.startswith("a call")] == [
+        "a call, one after the other",
+        "a call beside a transfer that fills the line",
+    ]
+    assert "sshd" in begins
+    assert "together" in begins
+
+
 @pytest.mark.long
 def test_a_quick_run_on_nfs_gives_every_row() -> None:
     done = subprocess.run(

@@ -19,7 +19,7 @@ from plugin.errors import PeerUnreachableError
 from plugin.ownership.heads import drop_lock
 from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
-from plugin.peers.keys import ensure_keys
+from plugin.peers.sharing import SharedSsh
 from tests.protocol.node import wait_until
 from tests.support.link import Link
 from tests.support.owners import WAIT_S, Owner, Records, Writer
@@ -31,7 +31,7 @@ NAME = "db"
 @contextmanager
 def key_of(thief: Owner, victim: Owner) -> Iterator[Callable[..., Any]]:
     """Yield what asks *victim* with the key of *thief*."""
-    peers = Peers(node_key=ensure_keys(thief.state_dir / "peer").node_key)
+    peers = Peers(SharedSsh(thief.state_dir / "peer", sockets=thief.directory / "ssh"))
     peer = victim.as_peer()
     peers.update([peer])
 

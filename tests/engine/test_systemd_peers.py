@@ -55,7 +55,8 @@ server.set_members([peer.id])
 server.start()
 sshd = PeerSshd(state / "peer", run_directory=run)
 sshd.start()
-peers = Peers(node_key=keys.node_key)
+ssh = SharedSsh(state / "peer", sockets=run / "ssh")
+peers = Peers(ssh)
 peers.update([peer])
 for _ in range(300):
     if not sshd.fault():
@@ -69,7 +70,6 @@ os.chown(source / "file", 7, 8)
 os.setxattr(source / "file", "trusted.x", b"y")
 os.mknod(source / "device", 0o020600, os.makedev(1, 3))
 os.link(source / "file", source / "hard")
-ssh = SharedSsh(state / "peer", sockets=run / "ssh")
 volume = str(uuid.uuid4())
 command = ssh.rsync_command(
     peer, "127.0.0.1", source=source, volume=volume, commit=(1, 1))

@@ -50,6 +50,7 @@ from plugin.ownership.replica_files import Replicas
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.peers.channel import Peers
+from plugin.peers.sharing import SharedSsh
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirror import MirrorStore
@@ -122,7 +123,7 @@ class Claimant:
         votes = Votes(None, node_id=own.id)
         self.acquisition = Acquisition(self.ownership, votes, Alone())
         self.release = Release(self.ownership, Alone())
-        peers = Peers(node_key=STATE / "none")
+        peers = Peers(SharedSsh(STATE, sockets=STATE / "ssh"))
         failsafe = Failsafe(self.ownership, peers, Holds(10.0), ask_below_s=0.0)
         guard = Guard(STATE)
         self.keeper = Keeper(self.ownership, guard, failsafe, freeze_max_s=FREEZE_MAX_S)

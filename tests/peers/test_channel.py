@@ -167,9 +167,7 @@ def test_a_node_that_is_silent_costs_no_more_than_the_deadline(nodes: NODES) -> 
     first, second = nodes
     address = new_address()
     with silent(address):
-        channel = PeerChannel(
-            second.record(addresses=(address,)), node_key=first.keys.node_key
-        )
+        channel = PeerChannel(second.record(addresses=(address,)), first.ssh)
         with pytest.raises(PeerUnreachableError, match="no connection to node 'beta'"):
             channel.call("hello", {}, deadline_s=0.5)
         channel.close()
@@ -179,9 +177,7 @@ def test_addresses_are_tried_in_turn(nodes: NODES) -> None:
     first, second = nodes
     # Nobody listens at the first one; at the next one there is another node.
     addresses = (new_address(), first.address, second.address)
-    channel = PeerChannel(
-        second.record(addresses=addresses), node_key=first.keys.node_key
-    )
+    channel = PeerChannel(second.record(addresses=addresses), first.ssh)
     try:
         channel.call("hello", {}, deadline_s=WITHIN_S)
         assert channel.address == second.address
@@ -193,7 +189,7 @@ def test_another_node_at_its_address_is_not_asked(nodes: NODES) -> None:
     first, second = nodes
     wrong = second.record(addresses=(first.address,))
     first.knows(second.record(), first.record())
-    channel = PeerChannel(wrong, node_key=first.keys.node_key)
+    channel = PeerChannel(wrong, first.ssh)
     try:
         with pytest.raises(PeerUnreachableError, match="has another host key"):
             channel.call("hello", {}, deadline_s=WITHIN_S)
@@ -276,11 +272,10 @@ def test_a_record_that_has_not_changed_keeps_its_channel(nodes: NODES) -> None:
     hello(first, second)
 
 
-def test_what_a_node_without_peers_does_not_pay_for() -> None:
-    """paramiko is imported with the first connection, not before."""
+def test_what_a_daemon_does_not_pay_for() -> None:
+    """paramiko takes 20 MB; only who enrols another machine imports it."""
     script = (
-        "import sys; import plugin.peers.channel, plugin.peers.server,"
-        " plugin.peers.sshd, plugin.peers.sharing, plugin.peers.keys;"
+        "import sys, plugin.daemon.daemon, plugin.cli.main;"
         "print('paramiko' in sys.modules)"
     )
     shown = subprocess.run(

@@ -31,6 +31,7 @@ from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
 from tests.support.etcd import new_address
 from tests.support.host import wait_until
+from tests.support.processes import command, descendants, with_argument
 
 PORT = 7424
 VOLUME = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
@@ -45,6 +46,13 @@ def require_programs() -> None:
             pytest.skip(f"needs {program}")
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+def control_sshs(pid: int | None = None) -> list[int]:
+    """Return the ssh processes of control sessions below *pid*, or this process."""
+    ours = set(descendants(pid or os.getpid()))
+    asked = with_argument("remora control")
+    return [each for each in asked if each in ours and command(each) == "ssh"]
 
 
 class Staging:
@@ -146,8 +154,8 @@ class PeerNode:
             receiver=self.staging,
         )
         self.sshd = self.new_sshd()
-        self.peers = Peers(node_key=self.keys.node_key)
         self.ssh = SharedSsh(self.peer_directory, sockets=self.run_directory / "ssh")
+        self.peers = Peers(self.ssh)
 
     def new_sshd(self) -> PeerSshd:
         return PeerSshd(
