@@ -81,7 +81,7 @@ class Node(World):
         apart.mend(self.ownership, self.quarantine)
 
     def recorded(self) -> list[str]:
-        return [each.commit for each in self.ownership.heads.conflicts.all()]
+        return [each.commit for each in self.ownership.conflicts.all()]
 
     def close(self) -> None:
         self.membership.stop()
@@ -169,7 +169,7 @@ def test_records_follow_the_disk(tmp_path: Path) -> None:
     node.prepare(SEALED)
     node.set_apart()
     own, volume_id = node.ownership.node_id, node.record.id
-    conflicts = node.ownership.heads.conflicts
+    conflicts = node.ownership.conflicts
     [known] = conflicts.of(volume_id)
     assert (known.node_id, known.commit) == (own, "3.7")
     assert (known.conflict.files, known.conflict.size_bytes) == (1, 8)
@@ -214,9 +214,9 @@ def test_a_node_that_is_removed_takes_its_records_along(tmp_path: Path) -> None:
     other |= {"id": "other", "name": "other"}
     store.transact([], [Put(f"{NODES}other", msgspec.json.encode(other))])
     node.set_apart()
-    [known] = heads.conflicts.all()
-    heads.conflicts.note(node.record.id, "other", "9.9", known.conflict)
-    heads.conflicts.note(node.record.id, "stranger", "8.8", known.conflict)
+    [known] = node.ownership.conflicts.all()
+    node.ownership.conflicts.note(node.record.id, "other", "9.9", known.conflict)
+    node.ownership.conflicts.note(node.record.id, "stranger", "8.8", known.conflict)
     assert heads.held_only_by("other") == [node.record.id]
     assert sorted(node.recorded()) == ["3.7", "9.9"]  # a stranger's count no more
     directory = node.ownership.nodes
