@@ -105,7 +105,7 @@ class Snapshot:
 class Snapshots(Protocol):
     """What a backend does with the snapshots of its volumes."""
 
-    def take(
+    def create(
         self,
         volume: Volume,
         name: str,

@@ -32,7 +32,7 @@ class NfsSnapshots:
     def __init__(self, shares: Shares) -> None:
         self._shares = shares
 
-    def take(
+    def create(
         self,
         volume: Volume,
         name: str,

@@ -41,7 +41,7 @@ class RsyncSnapshots:
         self._guard = threading.Lock()
         self._under_way: set[str] = set()
 
-    def take(
+    def create(
         self,
         volume: Volume,
         name: str,

@@ -235,11 +235,7 @@ class Helper:
 
 
 class Dialogue:
-    """
-    A program whose input and output are one socket, which its user closes.
-
-    It ends with the thread that started it, if not before.
-    """
+    """A program whose input and output are one socket, which its user closes."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """

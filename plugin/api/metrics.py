@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from backends.errors import RemoraError
 from backends.registry import Registry
 from plugin import __version__
-from plugin.membership.conflicts import Conflicts
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.replication.metrics import ReplicationCollector
 from plugin.replication.node import ReplicationNode
 from plugin.volumes.references import References
@@ -31,7 +31,7 @@ class Metrics:
         views: VolumeViews,
         registry: Registry,
         references: References,
-        conflicts: Conflicts,
+        quarantine_records: QuarantineRecords,
         replication: ReplicationNode | None = None,
     ) -> None:
         self._registry = CollectorRegistry()
@@ -50,7 +50,7 @@ class Metrics:
         )
         ProcessCollector(registry=self._registry)
         self._registry.register(
-            _VolumeCollector(views, registry, references, conflicts)
+            _VolumeCollector(views, registry, references, quarantine_records)
         )
         if replication is not None:
             self._registry.register(ReplicationCollector(replication))
@@ -75,12 +75,12 @@ class _VolumeCollector(Collector):
         views: VolumeViews,
         registry: Registry,
         references: References,
-        conflicts: Conflicts,
+        quarantine_records: QuarantineRecords,
     ) -> None:
         self._views = views
         self._registry = registry
         self._references = references
-        self._conflicts = conflicts
+        self._quarantine_records = quarantine_records
 
     def collect(self) -> Iterator[Metric]:
         build = GaugeMetricFamily(
@@ -127,7 +127,7 @@ class _VolumeCollector(Collector):
             "Commits that nodes of the cluster have set apart, as this node knows.",
         )
         try:
-            found = self._conflicts.all()
+            found = self._quarantine_records.all()
         except RemoraError:
             return
         quarantined.add_metric([], len(found))

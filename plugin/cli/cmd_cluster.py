@@ -23,7 +23,7 @@ from plugin.errors import DaemonUnreachableError, StoreError
 
 if TYPE_CHECKING:
     from plugin.daemon.node import Node
-    from plugin.joining.plan import Move
+    from plugin.joining.plan import JoinedVolume
     from plugin.store.base import Store
 
 _STOP: Final = "systemctl stop remora.socket remora.service"
@@ -215,7 +215,7 @@ def _status_without_daemon(config: Config, fault: str) -> dict[str, Any]:
 
 def _join(
     config: Config, path: Path, renames: dict[str, str], *, dry_run: bool
-) -> list[Move]:
+) -> list[JoinedVolume]:
     """Return what becomes of the volumes, after it was done unless *dry_run*."""
     from plugin.joining import section  # noqa: PLC0415
     from plugin.joining.joining import Joining, joining_identity  # noqa: PLC0415

@@ -38,7 +38,7 @@ from plugin.replication.placement import Placement
 from plugin.store.base import Store
 from plugin.swarm.labels import ENGINE_CALL_S, SwarmLabels
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.members import ReplicaService
+from plugin.volumes.members import VolumeMembers
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class ClusterNode:
         events: Events,
     ) -> None:
         peers = self.peers = Peers(_shared_ssh(config, keys))
-        self.replicas = ReplicaService(catalogue, ownership, peers)
+        self.members = VolumeMembers(catalogue, ownership, peers)
         holds = Holds(config.tuning.hold_s)
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = _keeper(config, ownership, failsafe)
@@ -99,7 +99,7 @@ class ClusterNode:
         )
         witness = Witness(
             heads=ownership.heads,
-            replicas=ownership.replicas,
+            copy_states=ownership.copy_states,
             find=find,
             stop_writers=self.keeper.stop_writers,
             require_free=holds.require_free,
@@ -155,7 +155,7 @@ class ClusterNode:
                 "hold": failsafe.agree,
                 "events": events.answer,
                 **self.replication.handlers(),
-                "replica": self.replicas.asked,
+                "replica": self.members.asked,
             },
             receiver=self.replication.receiving,
         )

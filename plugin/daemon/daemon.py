@@ -39,13 +39,13 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.bytes_port import Alone
+from plugin.ownership.copy_states import CopyStates, locate_with
 from plugin.ownership.release import Release
-from plugin.ownership.replica_files import Replicas, locate_with
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.peers.keys import NodeKeys
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.members import ReplicaService
+from plugin.volumes.members import VolumeMembers
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.use_cases import UseCases
@@ -149,8 +149,8 @@ class Daemon:
         foundation = self._foundation
         return OwnershipView(
             heads=foundation.heads,
-            conflicts=foundation.conflicts,
-            replicas=Replicas(locate_with(self._rsync)),
+            quarantine_records=foundation.quarantine_records,
+            copy_states=CopyStates(locate_with(self._rsync)),
             nodes=foundation.nodes,
             membership=foundation.membership,
             registry=self._registry,
@@ -223,7 +223,7 @@ class Daemon:
             volumes.views,
             self._registry,
             self._node.references,
-            self._ownership.conflicts,
+            self._ownership.quarantine_records,
             cluster.replication if cluster else None,
         )
         servers = []
@@ -272,9 +272,9 @@ class Daemon:
             mirror=foundation.mirror,
             faults=cluster.faults if cluster else list,
             replication=cluster.replication if cluster else None,
-            replicas=cluster.replicas
+            members=cluster.members
             if cluster
-            else ReplicaService(self._catalogue, self._ownership, None),
+            else VolumeMembers(self._catalogue, self._ownership, None),
         )
 
     def _bind(self, path: Path) -> socket.socket:

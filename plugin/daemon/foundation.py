@@ -13,11 +13,11 @@ from plugin.daemon.node import Node
 from plugin.errors import StoreError
 from plugin.joining.joined import joined, note_joined
 from plugin.membership.addresses import Addresses
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.loading import refuse_loading
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity, machine_id, own_name
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.registration import Sources
 from plugin.membership.settings import etcd_settings
 from plugin.ownership.heads import Heads
@@ -42,7 +42,7 @@ class Foundation:
     nodes: NodeDirectory
     membership: Membership
     heads: Heads
-    conflicts: Conflicts
+    quarantine_records: QuarantineRecords
     keys: NodeKeys | None
     etcd: EtcdStore | None = None
 
@@ -100,8 +100,8 @@ def _founded(
         session=str(uuid.uuid4()),
     )
     addresses = Addresses(config.cluster.etcd, fixed=config.cluster.peer_address)
-    conflicts = Conflicts(store)
-    heads = Heads(store, conflicts)
+    quarantine_records = QuarantineRecords(store)
+    heads = Heads(store, quarantine_records)
     nodes = NodeDirectory(
         store,
         data_only_on=partial(_data_only_on, Catalogue(store), heads),
@@ -126,7 +126,7 @@ def _founded(
         nodes=nodes,
         membership=membership,
         heads=heads,
-        conflicts=conflicts,
+        quarantine_records=quarantine_records,
         keys=keys,
     )
 

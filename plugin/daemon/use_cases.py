@@ -17,7 +17,6 @@ from plugin.ownership.votes import Asks
 from plugin.replication.node import ReplicationNode
 from plugin.replication.progress import TransferFacts
 from plugin.volumes.adoption import Adoption
-from plugin.volumes.apart import QuarantineService
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
@@ -28,6 +27,7 @@ from plugin.volumes.mounting import Mounting
 from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
+from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.references import References
 from plugin.volumes.removal import Removal

@@ -165,7 +165,7 @@ class Fences:
 
     def _stop(self, fences: Sequence[Fence]) -> None:
         deadline = clock.Deadline(_ROUNDS_BUDGET_S)
-        self._late = {target for target in self._late if not freezer.stands(target)}
+        self._late = {target for target in self._late if not freezer.is_still(target)}
         files = clock.boottime_s() >= self._files_at_s
         if files:
             self._files_at_s = clock.boottime_s() + _FILES_INTERVAL_S

@@ -127,14 +127,14 @@ def is_stopped(target: Target) -> bool:
 def stop(targets: Collection[Target]) -> list[Target]:
     """Stop *targets*; return those that do not stand still after a bounded wait."""
     deadline = clock.Deadline(_SETTLE_S)
-    waiting = [target for target in targets if not stands(target)]
+    waiting = [target for target in targets if not is_still(target)]
     while waiting and not deadline.passed():
         clock.pause(_SETTLE_INTERVAL_S)
-        waiting = [target for target in waiting if not stands(target)]
+        waiting = [target for target in waiting if not is_still(target)]
     return waiting
 
 
-def stands(target: Target) -> bool:
+def is_still(target: Target) -> bool:
     """Return whether *target* stands still, after asking for it (once more)."""
     if not target.exists:
         return True

@@ -19,7 +19,7 @@ from plugin.errors import NodeConflictError, StoreError
 from plugin.joining import batches
 from plugin.joining.batches import Step
 from plugin.joining.joined import NodeFacts, joined, note_joined
-from plugin.joining.plan import Move, Plan, Planner
+from plugin.joining.plan import JoinedVolume, Plan, Planner
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.loading import LOADING, refuse_loading
@@ -78,7 +78,7 @@ class Joining:
     renames: Mapping[str, str]
     held: Collection[str]
 
-    def check(self) -> list[Move]:
+    def check(self) -> list[JoinedVolume]:
         """
         Return what would become of each volume.
 
@@ -89,7 +89,7 @@ class Joining:
         """
         return self._plan().moves
 
-    def run(self) -> list[Move]:
+    def run(self) -> list[JoinedVolume]:
         """
         Return what became of each volume, when all of them are in the cluster.
 

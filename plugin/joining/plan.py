@@ -45,7 +45,7 @@ class JoinRefusedError(NodeConflictError):
 
 
 @dataclass(frozen=True, slots=True)
-class Move:
+class JoinedVolume:
     """
     What becomes of one volume.
 
@@ -64,7 +64,7 @@ class Move:
 class Plan:
     """What becomes of the volumes, and what is to be written for it."""
 
-    moves: list[Move]
+    moves: list[JoinedVolume]
     steps: list[Step]
 
 
@@ -108,7 +108,7 @@ class Planner:
             if state == "there":
                 new_name = names[volume.id]
             plan.moves.append(
-                Move(volume.id, volume.name, new_name, volume.backend, state)
+                JoinedVolume(volume.id, volume.name, new_name, volume.backend, state)
             )
             if state == "moves":
                 plan.steps.extend(self._steps(volume, new_name))

@@ -12,7 +12,6 @@ import msgspec
 from backends.system.decoding import from_json
 from plugin.errors import ChangedError, NodeConflictError, NodeNotFoundError
 from plugin.logs import fields
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.nodes import (
     ALIVE,
     NAMES,
@@ -22,6 +21,7 @@ from plugin.membership.nodes import (
     decoded,
     owner_of,
 )
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.store.base import Compare, Delete, Put, Store
 from plugin.store.contention import attempted
 
@@ -146,7 +146,10 @@ class NodeDirectory:
             [Compare(NODES + record.id, self._revision(record.id))]
             + [Compare(ALIVE + record.id, 0)]
             + ([Compare(name.key, name.mod_revision)] if name and ours else []),
-            [Delete(NODES + record.id), *Conflicts(self._store).drops(record.id)]
+            [
+                Delete(NODES + record.id),
+                *QuarantineRecords(self._store).drops(record.id),
+            ]
             + ([Delete(name.key)] if name and ours else []),
         )
         if not outcome.succeeded:

@@ -23,7 +23,7 @@ from plugin.ownership import rules
 from plugin.ownership.bytes_port import Replication
 from plugin.ownership.heads import (
     REFRESH_DEADLINE_S,
-    Standing,
+    VolumeState,
     begun_epoch,
     drop_old_epochs,
     put_epoch,
@@ -35,10 +35,10 @@ from plugin.ownership.state import (
     EMPTY,
     Choice,
     Commit,
+    CopyState,
     Head,
     Lineage,
     RefusedError,
-    Replica,
 )
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes, unheard
@@ -78,10 +78,10 @@ class Acquisition:
         self._require_free(record)
         if not self.ownership.is_shared(record):
             self.replication.ready(record, deadline)
-        standing, orderly = self._take(record, deadline)
-        head = _known(standing.head)
+        state, orderly = self._raise_epoch(record, deadline)
+        head = _known(state.head)
         try:
-            return self._begin(record, standing, deadline, orderly=orderly)
+            return self._begin(record, state, deadline, orderly=orderly)
         except BaseException as error:
             log.info("not acquired", extra=fields(volume=record.name, epoch=head.epoch))
             # A store that is away is not waited for twice; the reconciler gives it up.
@@ -128,33 +128,35 @@ class Acquisition:
             return True
         return False
 
-    def _take(self, record: VolumeRecord, deadline: Deadline) -> tuple[Standing, bool]:
+    def _raise_epoch(
+        self, record: VolumeRecord, deadline: Deadline
+    ) -> tuple[VolumeState, bool]:
         """Return how the volume stands, now recovered by us; and if it was idle."""
         for attempt in range(_ATTEMPTS_MAX):
-            standing = self.ownership.heads.read(record.id)
-            head = standing.head or self.ownership.initial_head(record)
+            state = self.ownership.heads.read(record.id)
+            head = state.head or self.ownership.initial_head(record)
             try:
                 self._require_copy(record, head)
-                taken = rules.acquire(
+                raised = rules.acquire(
                     head,
-                    locked_by=standing.locked_by,
+                    locked_by=state.locked_by,
                     node=self.ownership.node_id,
                     boot_id=self.ownership.boot_id,
                 )
-                self._foresee(record, taken)
+                self._foresee(record, raised)
             except RefusedError as error:
                 if attempt:
                     raise explained(
                         record.name, error, self.ownership.name_of
                     ) from None
                 # What is known may be old: the other may have let it go, or be dead.
-                self.ownership.membership.end_forgotten(standing.lock_lease)
+                self.ownership.membership.end_forgotten(state.lock_lease)
                 self.ownership.heads.refresh(
                     min(deadline.remaining_s(), REFRESH_DEADLINE_S)
                 )
                 continue
             changed = self.ownership.heads.change(
-                standing, taken, self.ownership.put_lock(record, taken.epoch)
+                state, raised, self.ownership.put_lock(record, raised.epoch)
             )
             if changed is not None:
                 return changed, head.phase == "idle"
@@ -166,13 +168,13 @@ class Acquisition:
     def _begin(
         self,
         record: VolumeRecord,
-        standing: Standing,
+        state: VolumeState,
         deadline: Deadline,
         *,
         orderly: bool,
     ) -> int:
         """Let the members promise, choose, and begin the epoch in store and on disk."""
-        head = _known(standing.head)
+        head = _known(state.head)
         lineage = self.ownership.heads.lineage(record.id)
         shared = self.ownership.is_shared(record)
         if shared:
@@ -183,7 +185,7 @@ class Acquisition:
         epoch = begun_epoch(head, choice, self.ownership.node_id)
         if (
             self.ownership.heads.change(
-                standing,
+                state,
                 begun,
                 put_epoch(record.id, head.epoch, epoch),
                 *drop_old_epochs(record.id, lineage, begun),
@@ -220,7 +222,7 @@ class Acquisition:
         """Return what to begin with; this node has promised, and has it already."""
         try:
             votes, bare = self.votes.of_others(record, head, deadline, orderly=orderly)
-            if self.ownership.replica_of(record) is not None:
+            if self.ownership.copy_state(record) is not None:
                 votes[self.ownership.node_id] = self._promise(record, head.epoch)
             elif self.ownership.node_id not in lineage.owners():
                 votes[self.ownership.node_id] = (
@@ -232,7 +234,7 @@ class Acquisition:
                 raise elsewhere(record.name, head.committed, self._names(living))
         except RefusedError as error:
             raise self._why_not(record, head, error) from None
-        self.ownership.replicas.make(
+        self.ownership.copy_states.make(
             self.ownership.backend_of(record),
             record.volume(),
             promised=head.epoch,
@@ -262,9 +264,9 @@ class Acquisition:
 
     def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
         """Let this node's copy promise *epoch*; return its commit."""
-        with self.ownership.replicas.changing(record.id):
+        with self.ownership.copy_states.changing(record.id):
             promised = rules.promise(self._copy(record), epoch, writers_stopped=True)
-            self.ownership.replicas.write(record.id, promised)
+            self.ownership.copy_states.write(record.id, promised)
         return promised.commit
 
     def _go_live(
@@ -272,14 +274,14 @@ class Acquisition:
     ) -> None:
         """Note durably that containers may write; the last step before they do."""
         grown = lineage.after(epoch, choice.base, self.ownership.node_id)
-        with self.ownership.replicas.changing(record.id):
+        with self.ownership.copy_states.changing(record.id):
             try:
                 kept = rules.go_live(
                     self._copy(record), epoch=epoch, base=choice.base, lineage=grown
                 )
             except RefusedError as error:
                 raise explained(record.name, error, self.ownership.name_of) from None
-            self.ownership.replicas.write(record.id, kept.replica)
+            self.ownership.copy_states.write(record.id, kept.copy)
 
     def _require_copy(self, record: VolumeRecord, head: Head) -> None:
         """
@@ -291,7 +293,7 @@ class Acquisition:
         """
         if (
             self.ownership.is_shared(record)
-            or self.ownership.replica_of(record) is not None
+            or self.ownership.copy_state(record) is not None
         ):
             return
         if head.holders == (self.ownership.node_id,) and head.committed != EMPTY:
@@ -300,7 +302,7 @@ class Acquisition:
                 hint="restore its directory in the pool, or remove the volume",
             )
 
-    def _foresee(self, record: VolumeRecord, taken: Head) -> None:
+    def _foresee(self, record: VolumeRecord, raised: Head) -> None:
         """
         See that this node could begin alone, if nobody else could have a vote.
 
@@ -311,26 +313,26 @@ class Acquisition:
             RefusedError: as `rules.choose`.
 
         """
-        others = {*taken.members, *taken.holders} - {self.ownership.node_id}
+        others = {*raised.members, *raised.holders} - {self.ownership.node_id}
         nodes = self.ownership.nodes.all()
         if self.ownership.is_shared(record) or any(
             each.alive and each.record.id in others for each in nodes
         ):
             return
-        replica = self.ownership.replica_of(record)
-        own = EMPTY if replica is None else rules.seal(replica).commit
+        copy = self.ownership.copy_state(record)
+        own = EMPTY if copy is None else rules.seal(copy).commit
         lineage = self.ownership.heads.lineage(record.id)
-        self.ownership.choose(record, taken, lineage, {self.ownership.node_id: own})
+        self.ownership.choose(record, raised, lineage, {self.ownership.node_id: own})
 
     def _require_free(self, record: VolumeRecord) -> None:
         """Raise NotOwnerError while an owner goes on because we said that we wait."""
-        standing = self.ownership.heads.read(record.id)
-        head = standing.head
+        state = self.ownership.heads.read(record.id)
+        head = state.head
         if head is None or head.phase == "idle" or head.owner == self.ownership.node_id:
             return
         if self.ownership.is_shared(record):
             return  # no member is asked to wait
-        if standing.locked_by:
+        if state.locked_by:
             return  # the rules say no
         try:
             self.replication.require_free(record)
@@ -349,12 +351,12 @@ class Acquisition:
                 f"{self.ownership.own.name}",
             )
 
-    def _copy(self, record: VolumeRecord) -> Replica:
+    def _copy(self, record: VolumeRecord) -> CopyState:
         """Return the copy, which is there."""
-        replica = self.ownership.replica_of(record)
-        if replica is None:
+        copy = self.ownership.copy_state(record)
+        if copy is None:
             raise BackendError(f"the copy of '{record.name}' has gone")
-        return replica
+        return copy
 
     def _names(self, node_ids: Iterable[str]) -> list[str]:
         return [self.ownership.name_of(each) for each in node_ids]

@@ -13,7 +13,7 @@ from plugin.ownership.state import Choice, Commit
 class Replication(Protocol):
     """How bytes come to other nodes and from them; see `plugin.replication`."""
 
-    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+    def final_sync(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
         """Return the other members that have *commit*, this node's, now."""
         ...
 
@@ -41,7 +41,7 @@ class Replication(Protocol):
 class Alone:
     """A node without others; see `Replication`."""
 
-    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+    def final_sync(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
         """Return none."""
         del record, commit
         return ()

@@ -4,7 +4,7 @@ What the store keeps of who owns a volume; every change is a compare-and-set.
     v/<id>/head          Head: epoch, owner, the newest commit that is kept
     v/<id>/lock          Lock, on the owner's lease: it goes when the owner is gone
     v/<id>/epochs/<n>    Epoch: what each epoch began with; never changed
-    v/<id>/conflicts/…   Conflict: bytes that a node has set apart; see `conflicts.py`
+    v/<id>/conflicts/…   QuarantineRecord; see `quarantine_records.py`
     tomb/<id>            Tomb: the volume was removed; its copies are to go
 
 A volume without a head was never owned; see `Ownership` for what is then taken as it.
@@ -21,8 +21,8 @@ import msgspec
 from backends.system import clock
 from backends.system.decoding import from_json
 from plugin.errors import StoreError
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.nodes import NODES
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.ownership.state import EMPTY, Choice, Epoch, Head, Lineage
 from plugin.store.base import (
     Change,
@@ -62,7 +62,7 @@ class Tomb(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class VolumeState:
     """Head and lock of a volume as they were read, with their revisions."""
 
     volume_id: str
@@ -92,15 +92,15 @@ class Standing:
 class Heads:
     """The heads, locks and epochs of all volumes, read from local knowledge."""
 
-    def __init__(self, store: Store, conflicts: Conflicts) -> None:
+    def __init__(self, store: Store, quarantine_records: QuarantineRecords) -> None:
         self._store = store
-        self._conflicts = conflicts
+        self._quarantine_records = quarantine_records
 
-    def read(self, volume_id: str) -> Standing:
+    def read(self, volume_id: str) -> VolumeState:
         """Return how *volume_id* stands."""
         head = self._store.get(f"{_VOLUMES}{volume_id}/head")
         lock = self._store.get(f"{_VOLUMES}{volume_id}/lock")
-        return Standing(
+        return VolumeState(
             volume_id,
             _decode(Head, head) if head else None,
             head.mod_revision if head else 0,
@@ -132,7 +132,9 @@ class Heads:
         nodes, _ = self._store.prefix(NODES)
         others = {each.key.removeprefix(NODES) for each in nodes} - {node}
         found = [
-            each.volume_id for each in self._conflicts.all() if each.node_id == node
+            each.volume_id
+            for each in self._quarantine_records.all()
+            if each.node_id == node
         ]
         for record in records:
             volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")
@@ -157,23 +159,21 @@ class Heads:
         )
 
     def change(
-        self, standing: Standing, head: Head, *operations: Operation
-    ) -> Standing | None:
+        self, state: VolumeState, head: Head, *operations: Operation
+    ) -> VolumeState | None:
         """
-        Write *head* and *operations*; None if *standing* was not true any more.
+        Write *head* and *operations*; None if *state* was not true any more.
 
         What is returned is what was written, whatever has come after it: who goes on
         with it must find that out at the next change.
         """
-        volume_id = standing.volume_id
+        volume_id = state.volume_id
         outcome = self._store.transact(
-            standing.unchanged(), [put_head(volume_id, head), *operations]
+            state.unchanged(), [put_head(volume_id, head), *operations]
         )
         if not outcome.succeeded:
             return None
-        written = dataclasses.replace(
-            standing, head=head, head_revision=outcome.revision
-        )
+        written = dataclasses.replace(state, head=head, head_revision=outcome.revision)
         for each in operations:
             if each.key == drop_lock(volume_id).key:
                 written = _with_lock(written, each, outcome.revision)
@@ -201,12 +201,12 @@ class Heads:
         )
 
 
-def _with_lock(standing: Standing, operation: Operation, revision: int) -> Standing:
-    """Return *standing* after *operation* on its lock."""
+def _with_lock(state: VolumeState, operation: Operation, revision: int) -> VolumeState:
+    """Return *state* after *operation* on its lock."""
     if isinstance(operation, Delete):
-        return dataclasses.replace(standing, lock=None, lock_revision=0, lock_lease=0)
+        return dataclasses.replace(state, lock=None, lock_revision=0, lock_lease=0)
     return dataclasses.replace(
-        standing,
+        state,
         lock=from_json(operation.value, Lock),
         lock_revision=revision,
         lock_lease=operation.lease,

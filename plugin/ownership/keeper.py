@@ -216,10 +216,10 @@ class Keeper:
 
     def _locked(self, holding: Holding) -> bool:
         """Return whether the volume's lock hangs on the lease that we have."""
-        standing = self._ownership.heads.read(holding.record.id)
+        state = self._ownership.heads.read(holding.record.id)
         membership = self._ownership.membership
-        return standing.lock_lease == membership.lease and (
-            standing.locked_by == self._ownership.node_id
+        return state.lock_lease == membership.lease and (
+            state.locked_by == self._ownership.node_id
         )
 
     def _resume(self, holding: Holding) -> None:

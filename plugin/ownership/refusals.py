@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from backends.errors import BackendError
 from plugin.errors import NotOwnerError
-from plugin.membership.conflicts import KnownConflict
+from plugin.membership.quarantine_records import KnownQuarantineRecord
 from plugin.ownership.state import Commit, RefusedError
 
 
@@ -62,7 +62,7 @@ def elsewhere(volume: str, commit: Commit, nodes: Sequence[str]) -> NotOwnerErro
 
 
 def set_apart(
-    volume: str, apart: KnownConflict, name_of: Callable[[str], str]
+    volume: str, apart: KnownQuarantineRecord, name_of: Callable[[str], str]
 ) -> BackendError:
     """Return the error for a volume of which a node has bytes that no other has."""
     return BackendError(

@@ -48,8 +48,8 @@ class Release:
         self, record: VolumeRecord, commit: Commit | None, holders: tuple[str, ...]
     ) -> None:
         """Give the lock back, and say which commit is the newest and who has it."""
-        standing = self.ownership.heads.read(record.id)
-        head = standing.head
+        state = self.ownership.heads.read(record.id)
+        head = state.head
         if head is None or head.owner != self.ownership.node_id or head.phase == "idle":
             return
         if head.phase == "recovering":
@@ -66,9 +66,9 @@ class Release:
         except RefusedError:
             return
         released = msgspec.structs.replace(released, released_at=clock.now_rfc3339())
-        ours = standing.locked_by == self.ownership.node_id
+        ours = state.locked_by == self.ownership.node_id
         operations = [drop_lock(record.id)] if ours else []
-        if self.ownership.heads.change(standing, released, *operations) is None:
+        if self.ownership.heads.change(state, released, *operations) is None:
             raise ChangedError(f"'{record.name}' was changed by another node")
         self.ownership.note(
             "released", record, head.epoch, commit=str(released.committed)
@@ -84,20 +84,20 @@ class Release:
         ):
             return (self.ownership.node_id,)
         return tuple(
-            sorted({self.ownership.node_id, *self.replication.settle(record, commit)})
+            sorted(
+                {self.ownership.node_id, *self.replication.final_sync(record, commit)}
+            )
         )
 
 
 def give_up(ownership: OwnershipView, record: VolumeRecord) -> None:
     """Let a volume go that was acquired and not begun, perhaps before a crash."""
-    standing = ownership.heads.read(record.id)
-    if standing.head is None or standing.locked_by not in ("", ownership.node_id):
+    state = ownership.heads.read(record.id)
+    if state.head is None or state.locked_by not in ("", ownership.node_id):
         return
     try:
-        idle = rules.abandon(
-            standing.head, node=ownership.node_id, epoch=standing.head.epoch
-        )
+        idle = rules.abandon(state.head, node=ownership.node_id, epoch=state.head.epoch)
     except RefusedError:
         return
-    operations = [drop_lock(record.id)] if standing.locked_by else []
-    ownership.heads.change(standing, idle, *operations)
+    operations = [drop_lock(record.id)] if state.locked_by else []
+    ownership.heads.change(state, idle, *operations)

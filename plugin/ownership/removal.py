@@ -31,45 +31,45 @@ def removal(
         BackendError: a node has set bytes of it apart, which only people delete.
 
     """
-    for each in ownership.conflicts.of(record.id):
+    for each in ownership.quarantine_records.of(record.id):
         if each.node_id != ownership.node_id:  # our own disk tells the backend more
             raise set_apart(record.name, each, ownership.name_of)
     for fresh in (False, True):
         if fresh:
             # What is known may be a moment old: the other may have let it go.
             ownership.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
-        standing = ownership.heads.read(record.id)
-        if ownership.membership.alone and standing.head is None:
+        state = ownership.heads.read(record.id)
+        if ownership.membership.alone and state.head is None:
             return NO_CHANGE  # nobody else could acquire it
-        head = standing.head or ownership.initial_head(record)
+        head = state.head or ownership.initial_head(record)
         # Our own lock without a mount is what a crash has left.
-        other = standing.locked_by if standing.locked_by != ownership.node_id else ""
+        other = state.locked_by if state.locked_by != ownership.node_id else ""
         try:
             removing = rules.remove(head, locked_by=other)
         except RefusedError as error:
             refused = error
             continue
-        operations = [drop_lock(record.id)] if standing.locked_by else []
-        return standing.change(put_head(record.id, removing), *operations)
+        operations = [drop_lock(record.id)] if state.locked_by else []
+        return state.change(put_head(record.id, removing), *operations)
     raise explained(record.name, refused, ownership.name_of)
 
 
 def removal_cancelled(ownership: OwnershipView, record: VolumeRecord) -> Change:
     """Return what lets the volume be acquired again: storage has kept it."""
-    standing = ownership.heads.read(record.id)
-    if standing.head is None or standing.head.phase != "removing":
+    state = ownership.heads.read(record.id)
+    if state.head is None or state.head.phase != "removing":
         return NO_CHANGE
-    return standing.change(put_head(record.id, rules.keep(standing.head)))
+    return state.change(put_head(record.id, rules.keep(state.head)))
 
 
 def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
     """Return what leaves nothing of the volume in the store but its tomb."""
-    standing = ownership.heads.read(record.id)
-    head = standing.head or ownership.initial_head(record)
+    state = ownership.heads.read(record.id)
+    head = state.head or ownership.initial_head(record)
     if ownership.membership.alone:
-        if standing.head is None:
+        if state.head is None:
             return NO_CHANGE
-        return standing.change(*bury(record.id, ownership.heads.lineage(record.id)))
+        return state.change(*bury(record.id, ownership.heads.lineage(record.id)))
     others = [each for each in head.members if each != ownership.node_id]
     tomb = Tomb(
         name=record.name,
@@ -77,6 +77,6 @@ def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
         removed_at=clock.now_rfc3339(),
         pending=() if ownership.is_shared(record) else tuple(others),
     )
-    return standing.change(
+    return state.change(
         *bury(record.id, ownership.heads.lineage(record.id)), put_tomb(record.id, tomb)
     )

@@ -16,19 +16,17 @@ def resume(ownership: OwnershipView, record: VolumeRecord, epoch: int) -> bool:
         StoreError: the cluster did not answer.
 
     """
-    standing = ownership.heads.read(record.id)
-    head = standing.head or Head()
+    state = ownership.heads.read(record.id)
+    head = state.head or Head()
     try:
         resumed = rules.resume(
             head,
-            locked_by=standing.locked_by,
+            locked_by=state.locked_by,
             node=ownership.node_id,
             boot_id=ownership.boot_id,
             epoch=epoch,
         )
     except RefusedError:
         return False
-    changed = ownership.heads.change(
-        standing, resumed, ownership.put_lock(record, epoch)
-    )
+    changed = ownership.heads.change(state, resumed, ownership.put_lock(record, epoch))
     return changed is not None  # what was known was old; the next round knows more

@@ -30,12 +30,12 @@ from plugin.ownership.state import (
     EMPTY,
     Choice,
     Commit,
+    CopyState,
     Head,
     Kept,
     Lineage,
     Quality,
     RefusedError,
-    Replica,
 )
 
 # The head
@@ -290,23 +290,23 @@ def _members(head: Head, nodes: tuple[str, ...]) -> tuple[str, ...]:
 # The replica
 
 
-def seal(replica: Replica) -> Replica:
+def seal(copy: CopyState) -> CopyState:
     """Return the replica with its live tree, if it has one, made a commit."""
-    if not replica.live_epoch:
-        return replica
-    return msgspec.structs.replace(commit_live(replica), live_epoch=0)
+    if not copy.live_epoch:
+        return copy
+    return msgspec.structs.replace(commit_live(copy), live_epoch=0)
 
 
-def commit_live(replica: Replica) -> Replica:
+def commit_live(copy: CopyState) -> CopyState:
     """Return an owner's replica after one more commit; its tree stays live."""
     return msgspec.structs.replace(
-        replica,
-        commit=Commit(replica.live_epoch, replica.next_seq),
-        next_seq=replica.next_seq + 1,
+        copy,
+        commit=Commit(copy.live_epoch, copy.next_seq),
+        next_seq=copy.next_seq + 1,
     )
 
 
-def promise(replica: Replica, epoch: int, *, writers_stopped: bool) -> Replica:
+def promise(copy: CopyState, epoch: int, *, writers_stopped: bool) -> CopyState:
     """
     Return the replica that has promised *epoch*; its commit is its vote.
 
@@ -316,15 +316,15 @@ def promise(replica: Replica, epoch: int, *, writers_stopped: bool) -> Replica:
         RefusedError: stale-epoch; writers-running: it has no vote.
 
     """
-    if epoch < replica.promised:
-        raise RefusedError("stale-epoch", epoch=replica.promised)
-    if replica.live_epoch and replica.live_epoch < epoch and not writers_stopped:
-        raise RefusedError("writers-running", epoch=replica.live_epoch)
-    sealed = seal(replica) if replica.live_epoch < epoch else replica
+    if epoch < copy.promised:
+        raise RefusedError("stale-epoch", epoch=copy.promised)
+    if copy.live_epoch and copy.live_epoch < epoch and not writers_stopped:
+        raise RefusedError("writers-running", epoch=copy.live_epoch)
+    sealed = seal(copy) if copy.live_epoch < epoch else copy
     return msgspec.structs.replace(sealed, promised=epoch)
 
 
-def take_over(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
+def take_over(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
     """
     Return a recovering owner's replica after it has taken *base* from a holder.
 
@@ -334,16 +334,16 @@ def take_over(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -
         RefusedError: stale-epoch; writers-running: there is a live tree in the way.
 
     """
-    if replica.promised != epoch:
-        raise RefusedError("stale-epoch", epoch=replica.promised)
-    if replica.live_epoch:
-        raise RefusedError("writers-running", epoch=replica.live_epoch)
-    grown = replica.commit <= base and lineage.contains(replica.commit, at=epoch)
-    taken = msgspec.structs.replace(replica, commit=base)
+    if copy.promised != epoch:
+        raise RefusedError("stale-epoch", epoch=copy.promised)
+    if copy.live_epoch:
+        raise RefusedError("writers-running", epoch=copy.live_epoch)
+    grown = copy.commit <= base and lineage.contains(copy.commit, at=epoch)
+    taken = msgspec.structs.replace(copy, commit=base)
     return Kept(taken, keep_commit=not grown)
 
 
-def go_live(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
+def go_live(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
     """
     Return the owner's replica as *epoch* begins with *base*, which it now holds.
 
@@ -353,15 +353,15 @@ def go_live(replica: Replica, *, epoch: int, base: Commit, lineage: Lineage) -> 
         RefusedError: stale-epoch: another owner has been promised meanwhile.
 
     """
-    if replica.promised != epoch:
-        raise RefusedError("stale-epoch", epoch=replica.promised)
-    grown = replica.commit <= base and lineage.contains(replica.commit, at=epoch)
-    live = msgspec.structs.replace(replica, commit=base, live_epoch=epoch, next_seq=1)
+    if copy.promised != epoch:
+        raise RefusedError("stale-epoch", epoch=copy.promised)
+    grown = copy.commit <= base and lineage.contains(copy.commit, at=epoch)
+    live = msgspec.structs.replace(copy, commit=base, live_epoch=epoch, next_seq=1)
     return Kept(live, keep_commit=not grown)
 
 
 def receive(
-    replica: Replica, commit: Commit, lineage: Lineage, *, writers_stopped: bool
+    copy: CopyState, commit: Commit, lineage: Lineage, *, writers_stopped: bool
 ) -> Kept | None:
     """
     Return the replica after it has taken *commit* in; None if it is no news.
@@ -370,31 +370,29 @@ def receive(
         RefusedError: stale-epoch, writers-running; nothing may change.
 
     """
-    if commit.epoch < replica.promised or commit.epoch <= replica.live_epoch:
-        raise RefusedError(
-            "stale-epoch", epoch=max(replica.promised, replica.live_epoch)
-        )
-    if replica.live_epoch and not writers_stopped:
-        raise RefusedError("writers-running", epoch=replica.live_epoch)
-    if commit.epoch == replica.commit.epoch and commit <= replica.commit:
+    if commit.epoch < copy.promised or commit.epoch <= copy.live_epoch:
+        raise RefusedError("stale-epoch", epoch=max(copy.promised, copy.live_epoch))
+    if copy.live_epoch and not writers_stopped:
+        raise RefusedError("writers-running", epoch=copy.live_epoch)
+    if commit.epoch == copy.commit.epoch and commit <= copy.commit:
         return None
     taken = msgspec.structs.replace(
-        replica, promised=commit.epoch, commit=commit, live_epoch=0
+        copy, promised=commit.epoch, commit=commit, live_epoch=0
     )
     return Kept(
         taken,
-        keep_live=replica.live_epoch > 0,
-        keep_commit=not lineage.contains(replica.commit, at=commit.epoch),
+        keep_live=copy.live_epoch > 0,
+        keep_commit=not lineage.contains(copy.commit, at=commit.epoch),
     )
 
 
-def superseded(replica: Replica, head: Head, lineage: Lineage) -> bool:
+def superseded(copy: CopyState, head: Head, lineage: Lineage) -> bool:
     """Return whether members hold all that the copy of no member has."""
-    known = replica.commit == EMPTY or replica.commit <= head.committed
-    return known and not diverged(replica, head, lineage)
+    known = copy.commit == EMPTY or copy.commit <= head.committed
+    return known and not diverged(copy, head, lineage)
 
 
-def diverged(replica: Replica, head: Head, lineage: Lineage) -> bool:
+def diverged(copy: CopyState, head: Head, lineage: Lineage) -> bool:
     """Return whether a copy of no member has what no owner has gone on from."""
-    grown = lineage.contains(replica.commit, at=head.epoch)
-    return replica.live_epoch > 0 or not (grown or replica.commit == EMPTY)
+    grown = lineage.contains(copy.commit, at=head.epoch)
+    return copy.live_epoch > 0 or not (grown or copy.commit == EMPTY)

@@ -20,12 +20,12 @@ def commit_running(
         NotOwnerError: this node's containers do not write in *epoch* any more.
 
     """
-    with ownership.replicas.changing(record.id):
-        replica = ownership.replica_of(record)
-        if replica is None or replica.live_epoch != epoch:
+    with ownership.copy_states.changing(record.id):
+        copy = ownership.copy_state(record)
+        if copy is None or copy.live_epoch != epoch:
             raise NotOwnerError(f"'{record.name}' is not owned in epoch {epoch}")
-        committed = rules.commit_live(replica)
-        ownership.replicas.write(record.id, committed)
+        committed = rules.commit_live(copy)
+        ownership.copy_states.write(record.id, committed)
     return committed.commit
 
 
@@ -33,16 +33,16 @@ def seal(ownership: OwnershipView, record: VolumeRecord) -> Commit | None:
     """Return this node's newest commit, with all that was written in it."""
     if ownership.is_shared(record):
         return None
-    with ownership.replicas.changing(record.id):
-        replica = ownership.replica_of(record)
-        if replica is None:
+    with ownership.copy_states.changing(record.id):
+        copy = ownership.copy_state(record)
+        if copy is None:
             return None
-        if replica.live_epoch:
+        if copy.live_epoch:
             if not ownership.membership.alone:
                 _flush(ownership, record)
-            replica = rules.seal(replica)
-            ownership.replicas.write(record.id, replica)
-        return replica.commit
+            copy = rules.seal(copy)
+            ownership.copy_states.write(record.id, copy)
+        return copy.commit
 
 
 def _flush(ownership: OwnershipView, record: VolumeRecord) -> None:

@@ -71,7 +71,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
         return self.phase == "idle" and self.committed.epoch == self.epoch
 
 
-class Replica(msgspec.Struct, frozen=True, kw_only=True):
+class CopyState(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a node knows of its own copy; each change is durable before anything follows.
 
@@ -159,6 +159,6 @@ class Choice:
 class Kept:
     """A replica's next state, and which of its trees must be kept apart first."""
 
-    replica: Replica
+    copy: CopyState
     keep_live: bool = False
     keep_commit: bool = False

@@ -16,21 +16,21 @@ from backends.system import clock
 from plugin.errors import NotOwnerError, StoreError
 from plugin.events.log import Events, Fact
 from plugin.logs import fields
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.heads import Heads, Lock, Standing, put_lock
-from plugin.ownership.replica_files import Replicas
+from plugin.ownership.copy_states import CopyStates
+from plugin.ownership.heads import Heads, Lock, VolumeState, put_lock
 from plugin.ownership.state import (
     EMPTY,
     FILLED,
     Choice,
     Commit,
+    CopyState,
     Head,
     Lineage,
-    Replica,
 )
 from plugin.store.base import Put
 
@@ -79,16 +79,16 @@ class OwnershipView:
         self,
         *,
         heads: Heads,
-        conflicts: Conflicts,
-        replicas: Replicas,
+        quarantine_records: QuarantineRecords,
+        copy_states: CopyStates,
         nodes: NodeDirectory,
         membership: Membership,
         registry: Registry,
         events: Events,
     ) -> None:
         self.heads = heads
-        self.conflicts = conflicts
-        self.replicas = replicas
+        self.quarantine_records = quarantine_records
+        self.copy_states = copy_states
         self.nodes = nodes
         self.membership = membership
         self.registry = registry
@@ -103,12 +103,12 @@ class OwnershipView:
 
     def owned_epoch(self, record: VolumeRecord) -> int:
         """Return the epoch in which containers of this node may write, 0 if none."""
-        standing = self.heads.read(record.id)
-        head = standing.head
-        if head is None or not self.is_ours(standing, head) or head.phase != "owned":
+        state = self.heads.read(record.id)
+        head = state.head
+        if head is None or not self.is_ours(state, head) or head.phase != "owned":
             return 0
-        replica = self.replica_of(record)
-        if replica is not None and replica.live_epoch != head.epoch:
+        copy = self.copy_state(record)
+        if copy is not None and copy.live_epoch != head.epoch:
             return 0
         return head.epoch
 
@@ -172,8 +172,8 @@ class OwnershipView:
             return False
         if head.epoch != epoch or head.phase != "owned":
             return False
-        replica = self.replica_of(record)
-        return replica is None or replica.live_epoch == epoch
+        copy = self.copy_state(record)
+        return copy is None or copy.live_epoch == epoch
 
     def require_owned(self, record: VolumeRecord, epoch: int) -> None:
         """Raise NotOwnerError if somebody has come after this boot's *epoch*."""
@@ -190,7 +190,7 @@ class OwnershipView:
         if self.membership.alone or head is None:
             return None
         shared = self.is_shared(record)
-        apart = self.conflicts.of(record.id)
+        apart = self.quarantine_records.of(record.id)
         names = {self.name_of(each.node_id) for each in apart}
         return OwnershipFacts(
             owner=self.name_of(head.owner) if head.phase != "idle" else "",
@@ -236,16 +236,16 @@ class OwnershipView:
         """Return whether all nodes have the same bytes, so that none has a copy."""
         return self.backend_of(record).traits.reachable_from_every_node
 
-    def replica_of(self, record: VolumeRecord) -> Replica | None:
-        """Return what is known of this node's copy; see `Replicas.read`."""
-        return self.replicas.read(
+    def copy_state(self, record: VolumeRecord) -> CopyState | None:
+        """Return what is known of this node's copy; see `CopyStates.read`."""
+        return self.copy_states.read(
             record.id, initial=initial_commit(record, self.node_id)
         )
 
-    def is_ours(self, standing: Standing, head: Head) -> bool:
+    def is_ours(self, state: VolumeState, head: Head) -> bool:
         """Return whether this boot of this node has the volume and its lock."""
         return (
-            standing.locked_by == self.node_id
+            state.locked_by == self.node_id
             and head.owner == self.node_id
             and head.boot_id == self.boot_id
         )

@@ -21,8 +21,8 @@ from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
+from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import Heads
-from plugin.ownership.replica_files import Replicas
 from plugin.ownership.state import Choice, Commit, Head, Lineage, RefusedError
 from plugin.ownership.view import initial_commit
 from plugin.peers.lines import read_request
@@ -184,7 +184,7 @@ class Witness:
         self,
         *,
         heads: Heads,
-        replicas: Replicas,
+        copy_states: CopyStates,
         find: Callable[[str], VolumeRecord | None],
         stop_writers: Callable[[VolumeRecord], bool],
         require_free: Callable[[str], None],
@@ -192,7 +192,7 @@ class Witness:
     ) -> None:
         self._node_id = node_id
         self._heads = heads
-        self._replicas = replicas
+        self._copy_states = copy_states
         self._find = find
         self._stop_writers = stop_writers
         self._require_free = require_free
@@ -209,21 +209,19 @@ class Witness:
         request = read_request(message, PromiseRequest)
         record = require_recovering(self._heads, self._find, node_id, request)
         initial = initial_commit(record, self._node_id)
-        replica = self._replicas.read(record.id, initial=initial)
-        if replica is None:
+        copy = self._copy_states.read(record.id, initial=initial)
+        if copy is None:
             raise NoCopyError(record.name)
         if not request.orderly:  # else the last owner has let it go itself
             self._require_free(record.id)
-        live = 0 < replica.live_epoch < request.epoch
+        live = 0 < copy.live_epoch < request.epoch
         stopped = not live or self._stop_writers(record)
-        with self._replicas.changing(record.id):
-            replica = self._replicas.read(record.id, initial=initial)
-            if replica is None:
+        with self._copy_states.changing(record.id):
+            copy = self._copy_states.read(record.id, initial=initial)
+            if copy is None:
                 raise NoCopyError(record.name)
             try:
-                promised = rules.promise(
-                    replica, request.epoch, writers_stopped=stopped
-                )
+                promised = rules.promise(copy, request.epoch, writers_stopped=stopped)
             except RefusedError as error:
                 newer = error.reason == "stale-epoch"
                 refused = NewerPromiseError if newer else PeerRefusedError
@@ -231,7 +229,7 @@ class Witness:
                     f"{error.reason}: '{record.name}', epoch {request.epoch} "
                     f"(here: {error.epoch})"
                 ) from None
-            self._replicas.write(record.id, promised)
+            self._copy_states.write(record.id, promised)
         log.info(
             "promised",
             extra=fields(

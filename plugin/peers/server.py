@@ -45,7 +45,7 @@ _STOP_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StagingPlace:
     """
     Where a commit's bytes go, and what the copy, only to be read, has already.
 
@@ -72,7 +72,7 @@ class Receiver(Protocol):
         epoch: int,
         seq: int,
         hang_up: Callable[[], None],
-    ) -> Place:
+    ) -> StagingPlace:
         """
         Return the place for the commit (*epoch*, *seq*) of *volume*.
 
@@ -278,7 +278,7 @@ class PeerServer:
         session = _Control(connection, first.node, self._handlers)
         try:
             while (line := lines.next()) is not None:
-                session.take(line)
+                session.handle(line)
         except RemoraError as error:
             # Where the next request begins is not known any more.
             session.send({"error": error_as_json(error)})
@@ -298,13 +298,13 @@ class _Control:
         self._node_id = node_id
         self._handlers = handlers
         self._sending = threading.Lock()
-        self._places = threading.BoundedSemaphore(REQUESTS_MAX)
+        self._slots = threading.BoundedSemaphore(REQUESTS_MAX)
 
-    def take(self, line: bytes) -> None:
+    def handle(self, line: bytes) -> None:
         """Begin to answer *line*."""
         message = decode(line)
         number = message.pop("id", None)
-        if not self._places.acquire(blocking=False):
+        if not self._slots.acquire(blocking=False):
             busy = PeerRefusedError(f"{REQUESTS_MAX} requests are under way already")
             self._refuse(number, busy)
             return
@@ -333,7 +333,7 @@ class _Control:
             log.exception("a fault of ours", extra=fields(node=self._node_id))
             self._refuse(number, RemoraError("a fault in the daemon; see its log"))
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _refuse(self, number: object, error: RemoraError) -> None:
         _log_refusal(self._node_id, error)

@@ -193,7 +193,7 @@ class PeerSshd:
                 self._fault = ""
             if line:
                 last = line
-            self._log.take(line)
+            self._log.add(line)
         status = service.wait()
         return f"{last} (exit status {status})"
 
@@ -214,7 +214,7 @@ class _Log:
         self._window_ends_s = 0.0
         self._count = 0
 
-    def take(self, line: str) -> None:
+    def add(self, line: str) -> None:
         """Log *line*, unless there have been too many or it says nothing."""
         if not line or _NOISE.match(line):
             return

@@ -1,1 +1,1 @@
-"""Copies between nodes: sending commits, receiving them, taking over."""
+"""Journals between nodes: sending commits, receiving them, taking over."""

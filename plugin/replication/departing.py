@@ -19,7 +19,7 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.view import OwnershipView
-from plugin.replication.copies import Copies
+from plugin.replication.journals import Journals
 from plugin.replication.receiving import Receiving
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ class Departing:
     """See the module's text."""
 
     def __init__(
-        self, ownership: OwnershipView, copies: Copies, receiving: Receiving
+        self, ownership: OwnershipView, journals: Journals, receiving: Receiving
     ) -> None:
         self._ownership = ownership
-        self._copies = copies
+        self._journals = journals
         self._receiving = receiving
         self._told: dict[str, str] = {}
 
@@ -52,7 +52,7 @@ class Departing:
         """
         with (
             self._receiving.departing(record.id),
-            self._copies.alone(record, Deadline(_USE_WAIT_S)),
+            self._journals.alone(record, Deadline(_USE_WAIT_S)),
         ):
             self._ownership.heads.refresh(_REFRESH_DEADLINE_S)
             if not self._ownership.has_departed(record):
@@ -74,14 +74,14 @@ class Departing:
     def _require_superseded(self, record: VolumeRecord) -> None:
         """Raise BackendError unless nodes that live hold all that is in the copy."""
         head = self._ownership.heads.read(record.id).head
-        replica = self._ownership.replica_of(record)
-        if head is None or replica is None:
+        copy = self._ownership.copy_state(record)
+        if head is None or copy is None:
             raise BackendError("it is not known what the copy has")
         lineage = self._ownership.heads.lineage(record.id)
-        if rules.diverged(replica, head, lineage):
+        if rules.diverged(copy, head, lineage):
             self._receiving.set_apart(record)
-        elif not rules.superseded(replica, head, lineage):
-            raise BackendError(f"commit {replica.commit} is not known to be kept yet")
+        elif not rules.superseded(copy, head, lineage):
+            raise BackendError(f"commit {copy.commit} is not known to be kept yet")
         nodes = self._ownership.nodes.all()
         if not any(each.alive and each.record.id in head.holders for each in nodes):
             raise BackendError("no node that has the newest commit is alive")

@@ -21,9 +21,9 @@ from plugin.ownership.state import EMPTY, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import require_recovering
 from plugin.peers.lines import read_request
-from plugin.replication.copies import Copies
+from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import decoded_paths
-from plugin.replication.transfer import Transfer
+from plugin.replication.transfer import RsyncTransfer
 
 # Of a whole volume.
 TRANSFER_DEADLINE_S: Final = 6 * 3600.0
@@ -62,13 +62,13 @@ class Handing:
     def __init__(
         self,
         ownership: OwnershipView,
-        copies: Copies,
-        transfer: Transfer,
+        journals: Journals,
+        transfer: RsyncTransfer,
         *,
         find: Callable[[str], VolumeRecord | None],
     ) -> None:
         self._ownership = ownership
-        self._copies = copies
+        self._journals = journals
         self._transfer = transfer
         self._find = find
 
@@ -87,7 +87,7 @@ class Handing:
         if head is None or head.phase != "recovering":
             raise PeerRefusedError(f"'{record.name}' is not recovered any more")
         commit = Commit(*request.commit)
-        with self._copies.using(record, Deadline(TRANSFER_DEADLINE_S)) as journal:
+        with self._journals.using(record, Deadline(TRANSFER_DEADLINE_S)) as journal:
             self._require_sealed(record, commit)
             if journal.commit() != request.commit:
                 journal.record(journal.look(EVERYTHING, ()), request.commit)
@@ -114,9 +114,9 @@ class Handing:
         head = heads.read(record.id).head
         if head is None or request.node not in head.members:
             raise PeerRefusedError(f"'{record.name}' is not kept by {request.node}")
-        with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
-            replica = self._ownership.replica_of(record)
-            if replica is None or replica.live_epoch or replica.commit == EMPTY:
+        with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+            copy = self._ownership.copy_state(record)
+            if copy is None or copy.live_epoch or copy.commit == EMPTY:
                 raise PeerRefusedError(f"this copy of '{record.name}' has no commit")
             # The commit as a snapshot, where there is one, goes with the next one.
             source, size_bytes = journal.live, journal.manifest.size_bytes()
@@ -167,6 +167,6 @@ class Handing:
         return size_bytes
 
     def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:
-        replica = self._ownership.replica_of(record)
-        if replica is None or replica.live_epoch or replica.commit != commit:
+        copy = self._ownership.copy_state(record)
+        if copy is None or copy.live_epoch or copy.commit != commit:
             raise PeerRefusedError(f"this copy is not at commit {commit}")

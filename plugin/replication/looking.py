@@ -19,7 +19,7 @@ from backends.rsync.journal.scan import Changes
 from backends.rsync.journal.watch import Hints
 from backends.system.clock import monotonic_s
 from plugin.model import VolumeRecord
-from plugin.replication.copies import Copies
+from plugin.replication.journals import Journals
 
 # At a million names a look takes seconds, in which no commit is made.
 _SCAN_PAUSE_PER_LOOK: Final = 20
@@ -45,8 +45,8 @@ class Looking:
     written through a mapping that stays open.
     """
 
-    def __init__(self, copies: Copies, *, interval_s: float) -> None:
-        self._copies = copies
+    def __init__(self, journals: Journals, *, interval_s: float) -> None:
+        self._journals = journals
         self._interval_s = interval_s
         self._seen: dict[str, _Seen] = {}
 
@@ -65,7 +65,7 @@ class Looking:
         try:
             changes = journal.look(hints, again)
         except RemoraError:
-            self._copies.give_back(record, hints)
+            self._journals.give_back(record, hints)
             seen.again |= again
             raise
         if hints.everything:
@@ -87,7 +87,7 @@ class Looking:
         self._seen.setdefault(record.id, _Seen()).again.update(paths)
 
     def _hints(self, record: VolumeRecord, journal: Journal, seen: _Seen) -> Hints:
-        hints = self._copies.hints(record, journal)
+        hints = self._journals.hints(record, journal)
         if hints.everything or monotonic_s() >= seen.scan_due_s:
             return EVERYTHING
         # What a database writes directly to a file that stays open causes no event.

@@ -10,7 +10,7 @@ import msgspec
 
 from backends.errors import RemoraError
 from plugin.model import VolumeRecord
-from plugin.replication.progress import Transfer
+from plugin.replication.progress import TransferUnderWay
 
 # A last sync of this much is not felt beside the stop and start of a container.
 _SMALL_BYTES: Final = 1024 * 1024
@@ -49,7 +49,7 @@ class MoveView(msgspec.Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class Move:
+class VolumeMove:
     """A move as the owner keeps it; *mounted*: whether containers may write."""
 
     record: VolumeRecord
@@ -75,7 +75,7 @@ class Move:
         return self.is_small() or no_less or len(sizes) >= _ROUNDS_MAX
 
     def view(
-        self, under_way: Sequence[Transfer], *, owner: str, node: str
+        self, under_way: Sequence[TransferUnderWay], *, owner: str, node: str
     ) -> Mapping[str, Any]:
         """Return the `MoveView`, as JSON has it, with the node's transfer if any."""
         ours = [

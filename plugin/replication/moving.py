@@ -34,7 +34,7 @@ from plugin.ownership.state import Head, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.lines import read_request
-from plugin.replication.move import Move, Round
+from plugin.replication.move import Round, VolumeMove
 from plugin.replication.progress import Progress
 from plugin.replication.sending import Report
 from plugin.replication.syncing import Syncing
@@ -83,7 +83,7 @@ class Moving:
         self._peers = peers
         self._find = find
         self._lock = threading.Lock()
-        self._moves: dict[str, Move] = {}
+        self._moves: dict[str, VolumeMove] = {}
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -210,7 +210,7 @@ class Moving:
             move = self._moves.get(record.id)
             if move is None or move.ended:
                 self._require_room()
-                move = self._moves[record.id] = Move(record, node_id)
+                move = self._moves[record.id] = VolumeMove(record, node_id)
                 threading.Thread(
                     target=self._run, args=(move,), name="moving", daemon=True
                 ).start()
@@ -251,7 +251,7 @@ class Moving:
             node=self._ownership.name_of(move.node_id),
         )
 
-    def _run(self, move: Move) -> None:
+    def _run(self, move: VolumeMove) -> None:
         """Go through the rounds."""
         try:
             self._go(move)
@@ -273,13 +273,13 @@ class Moving:
             ),
         )
 
-    def _go(self, move: Move) -> None:
+    def _go(self, move: VolumeMove) -> None:
         failed = 0
         while not move.is_over() and not self._stopping.is_set():
             fault = self._round(move)
             failed = failed + 1 if fault else 0
             if failed == _TRIES_MAX or (fault and not self._lives(move.node_id)):
-                raise self._not_taken(move, fault)
+                raise self._not_moved(move, fault)
             if fault:
                 self._stopping.wait(_PAUSE_S)
         if not move.is_over():
@@ -288,7 +288,7 @@ class Moving:
                 hint="repeat the move when it runs again",
             )
 
-    def _round(self, move: Move) -> str:
+    def _round(self, move: VolumeMove) -> str:
         """Bring the node in step once; return why it could not be, "" if it is."""
         record, node_id = move.record, move.node_id
         head = self._joined(record, node_id)
@@ -328,7 +328,7 @@ class Moving:
         self._require_settled(record, head)
         return head
 
-    def _not_taken(self, move: Move, fault: str) -> RemoraError:
+    def _not_moved(self, move: VolumeMove, fault: str) -> RemoraError:
         name = self._ownership.name_of(move.node_id)
         cause = f"node '{name}' has not taken '{move.record.name}': {fault}"
         if self._lives(move.node_id):

@@ -16,20 +16,20 @@ from plugin.ownership.state import Choice, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.server import Handler
-from plugin.replication import apart
-from plugin.replication.copies import Copies
+from plugin.replication import quarantine
 from plugin.replication.departing import Departing
 from plugin.replication.handing import Handing
+from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.moving import Moving
 from plugin.replication.placement import Placement
-from plugin.replication.progress import Progress, Transfer, TransferFacts
+from plugin.replication.progress import Progress, TransferFacts, TransferUnderWay
 from plugin.replication.pulling import Pulling
 from plugin.replication.receiving import Receiving
 from plugin.replication.reporting import REQUEST, Reporting
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
-from plugin.replication.transfer import Transfer as RsyncTransfer
+from plugin.replication.transfer import RsyncTransfer
 
 
 class ReplicationNode:
@@ -51,7 +51,7 @@ class ReplicationNode:
     ) -> None:
         self._holds = holds
         self._records = records
-        self._copies = Copies(backend, ownership.replicas)
+        self._journals = Journals(backend, ownership.copy_states)
         self.progress = Progress()
         self._ownership = ownership
         self._held = keeper.held
@@ -59,34 +59,34 @@ class ReplicationNode:
         transfer = RsyncTransfer(peers, self.progress)
         self.receiving = Receiving(
             ownership,
-            self._copies,
+            self._journals,
             find=find,
             by_id=self._by_id,
             stop_writers=keeper.stop_writers,
-            note_apart=partial(apart.note, ownership, backend.quarantine),
+            note_apart=partial(quarantine.note, ownership, backend.quarantine),
             progress=self.progress,
             nice=nice,
         )
         self._pulling = Pulling(
-            ownership, self._copies, self.receiving, peers, self.progress
+            ownership, self._journals, self.receiving, peers, self.progress
         )
-        self._handing = Handing(ownership, self._copies, transfer, find=find)
+        self._handing = Handing(ownership, self._journals, transfer, find=find)
         self._syncing = Syncing(
             ownership,
-            self._copies,
+            self._journals,
             Sending(peers, transfer),
             held=keeper.held,
             records=records,
             placement=placement,
-            looking=Looking(self._copies, interval_s=look_interval_s),
+            looking=Looking(self._journals, interval_s=look_interval_s),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
-        self.departing = Departing(ownership, self._copies, self.receiving)
+        self.departing = Departing(ownership, self._journals, self.receiving)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what other nodes may ask."""
         return {
-            "stand": self.receiving.stand,
+            "stand": self.receiving.commit_of_copy,
             "commit": self.receiving.commit,
             "send": self._handing.send,
             "ahead": self._handing.send_ahead,
@@ -97,7 +97,7 @@ class ReplicationNode:
 
     def recover(self) -> None:
         """Finish what a crash has left; before other nodes are answered."""
-        self._copies.recover(list(self._records()))
+        self._journals.recover(list(self._records()))
 
     def start(self) -> None:
         """Begin to keep members in step."""
@@ -109,18 +109,18 @@ class ReplicationNode:
         self.moving.stop()
         self._reporting.stop()
         self._syncing.stop()
-        self._copies.close()
+        self._journals.close()
 
-    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
-        """Return the other members that have *commit*; see `Syncing.settle`."""
-        return self._syncing.settle(record, commit)
+    def final_sync(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+        """Return the other members that have *commit*; see `Syncing.final_sync`."""
+        return self._syncing.final_sync(record, commit)
 
     def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
         """Return when this node's copy, if there is one, is exactly its commit."""
-        home = self._copies.home(record)
-        if home is None or self._copies.staging(record).marked() is None:
+        home = self._journals.home(record)
+        if home is None or self._journals.staging(record).marked() is None:
             return
-        with self._copies.using(record, deadline):
+        with self._journals.using(record, deadline):
             return
 
     def pull(
@@ -158,7 +158,7 @@ class ReplicationNode:
         }
         return {name: age_s for name, age_s in ages.items() if age_s is not None}
 
-    def _facts(self, transfer: Transfer) -> TransferFacts:
+    def _facts(self, transfer: TransferUnderWay) -> TransferFacts:
         return transfer.facts(self._ownership.name_of(transfer.node_id))
 
     def _by_id(self, volume_id: str) -> VolumeRecord | None:

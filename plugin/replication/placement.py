@@ -174,15 +174,15 @@ class Placement:
             StoreError: the cluster did not answer.
 
         """
-        standing = self._ownership.heads.read(record.id)
-        head = standing.head
+        state = self._ownership.heads.read(record.id)
+        head = state.head
         if head is None:
             return None
         planned = self._plan(record, head)
         changed = self._step(head, planned, epoch)
         if changed == head:
             return head
-        if self._ownership.heads.change(standing, changed) is None:
+        if self._ownership.heads.change(state, changed) is None:
             return self._ownership.heads.read(record.id).head
         log.info(
             "members",
@@ -206,12 +206,12 @@ class Placement:
         """
         self.look()
         self._bound_for[record.id] = node_id
-        standing = self._ownership.heads.read(record.id)
-        head = standing.head
+        state = self._ownership.heads.read(record.id)
+        head = state.head
         if head is None or node_id in head.members:
             return head
         changed = self._step(head, Plan(join=(node_id,)), epoch)
-        if self._ownership.heads.change(standing, changed) is None:
+        if self._ownership.heads.change(state, changed) is None:
             return self._ownership.heads.read(record.id).head
         return changed
 

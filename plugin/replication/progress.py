@@ -51,7 +51,7 @@ class TransferFacts(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
+class TransferUnderWay:
     """A transfer under way; *node_id* is the other node."""
 
     volume_id: str
@@ -105,7 +105,7 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._transfers: dict[int, Transfer] = {}
+        self._transfers: dict[int, TransferUnderWay] = {}
         self._carried: dict[Direction, Carried] = {
             "sending": Carried(),
             "receiving": Carried(),
@@ -116,7 +116,7 @@ class Progress:
         self, direction: Direction, volume_id: str, node_id: str, total_bytes: int = 0
     ) -> int:
         """Return the number of a transfer that begins; `end` has to be called."""
-        transfer = Transfer(
+        transfer = TransferUnderWay(
             volume_id,
             node_id,
             direction,
@@ -189,7 +189,7 @@ class Progress:
             at_s = self._synced_s.get(volume_id)
         return None if at_s is None else monotonic_s() - at_s
 
-    def under_way(self, volume_id: str = "") -> list[Transfer]:
+    def under_way(self, volume_id: str = "") -> list[TransferUnderWay]:
         """Return the transfers of a volume, or all, the oldest first."""
         with self._lock:
             return [

@@ -20,11 +20,11 @@ from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.state import EMPTY, Choice, Commit, Kept, RefusedError, Replica
+from plugin.ownership.state import EMPTY, Choice, Commit, CopyState, Kept, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
-from plugin.replication.copies import Copies
 from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest, carried_bytes
+from plugin.replication.journals import Journals
 from plugin.replication.progress import Progress
 from plugin.replication.receiving import Receiving, pair
 
@@ -41,13 +41,13 @@ class Pulling:
     def __init__(
         self,
         ownership: OwnershipView,
-        copies: Copies,
+        journals: Journals,
         receiving: Receiving,
         peers: Peers,
         progress: Progress,
     ) -> None:
         self._ownership = ownership
-        self._copies = copies
+        self._journals = journals
         self._receiving = receiving
         self._peers = peers
         self._progress = progress
@@ -100,8 +100,8 @@ class Pulling:
         )
 
     def _is_at(self, record: VolumeRecord, commit: Commit) -> bool:
-        replica = self._ownership.replica_of(record)
-        return replica is not None and replica.commit == commit
+        copy = self._ownership.copy_state(record)
+        return copy is not None and copy.commit == commit
 
     def _run(self, record: VolumeRecord, epoch: int, pull: _Pull) -> None:
         for holder in pull.choice.holders:
@@ -109,7 +109,7 @@ class Pulling:
                 continue
             self._receiving.expect(record.id, holder)
             try:
-                self._take_from(holder, record, epoch, pull.choice.base)
+                self._fetch_from(holder, record, epoch, pull.choice.base)
             except RemoraError as error:
                 pull.fault = str(error)
                 log.warning(
@@ -131,20 +131,18 @@ class Pulling:
             record, kind, commit=str(commit), holders=",".join(others)
         )
 
-    def _take_from(
+    def _fetch_from(
         self, holder: str, record: VolumeRecord, epoch: int, base: Commit
     ) -> None:
         lineage = self._ownership.heads.lineage(record.id)
         grown = lineage.after(epoch, base, self._ownership.node_id)
 
-        def taken(replica: Replica, *, stopped: bool) -> Kept | None:
+        def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
             del stopped
             head = self._ownership.heads.read(record.id).head
             if head is None or head.owner != self._ownership.node_id:
                 raise RefusedError("not-owner")
-            return rules.take_over(
-                replica, epoch=replica.promised, base=base, lineage=grown
-            )
+            return rules.take_over(copy, epoch=copy.promised, base=base, lineage=grown)
 
         have = self._have(record)
         paths: list[str] = []
@@ -160,7 +158,7 @@ class Pulling:
                 deadline_s=TRANSFER_DEADLINE_S,
             )
             size_bytes += carried_bytes(sent)
-            answer = self._receiving.take(record, base, taken)
+            answer = self._receiving.receive(record, base, to_keep)
             if "commit" in answer:
                 self._receiving.count(size_bytes)
                 return
@@ -170,10 +168,10 @@ class Pulling:
         raise PeerRefusedError("there is always something missing")
 
     def _have(self, record: VolumeRecord) -> tuple[int, int]:
-        with self._copies.using(record, Deadline(_REFRESH_DEADLINE_S)) as journal:
-            replica = self._ownership.replica_of(record)
+        with self._journals.using(record, Deadline(_REFRESH_DEADLINE_S)) as journal:
+            copy = self._ownership.copy_state(record)
             at = journal.commit()
-        if replica is None or replica.live_epoch or pair(replica.commit) != at:
+        if copy is None or copy.live_epoch or pair(copy.commit) != at:
             return pair(EMPTY)
         return at
 

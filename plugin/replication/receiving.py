@@ -25,11 +25,11 @@ from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.state import EMPTY, Commit, Head, Kept, RefusedError, Replica
+from plugin.ownership.state import EMPTY, Commit, CopyState, Head, Kept, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.peers.lines import read_request
-from plugin.peers.server import Place
-from plugin.replication.copies import Copies
+from plugin.peers.server import StagingPlace
+from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
 from plugin.replication.transfer import AHEAD_SEQ
@@ -74,7 +74,7 @@ class Receiving:
     def __init__(
         self,
         ownership: OwnershipView,
-        copies: Copies,
+        journals: Journals,
         *,
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
@@ -86,7 +86,7 @@ class Receiving:
         self._heads = ownership.heads
         self._node_id = ownership.node_id
         self._events = ownership.events
-        self._copies = copies
+        self._journals = journals
         self._find = find
         self._by_id = by_id
         self._stop_writers = stop_writers
@@ -128,7 +128,7 @@ class Receiving:
         epoch: int,
         seq: int,
         hang_up: Callable[[], None],
-    ) -> Place:
+    ) -> StagingPlace:
         """
         Return where the commit (*epoch*, *seq*) of *volume* from *node_id* goes.
 
@@ -144,18 +144,18 @@ class Receiving:
         record = self._by_id(volume)
         if record is None:
             raise PeerRefusedError(f"volume {volume} is not known here")
-        replica = self._copies.replicas.read(volume, initial=EMPTY)
-        if replica is None:
-            self._copies.make(record, head.epoch, Deadline(_USE_DEADLINE_S))
-        elif self._expected.get(volume) != node_id and epoch < replica.promised:
+        copy = self._journals.copy_states.read(volume, initial=EMPTY)
+        if copy is None:
+            self._journals.make(record, head.epoch, Deadline(_USE_DEADLINE_S))
+        elif self._expected.get(volume) != node_id and epoch < copy.promised:
             raise PeerRefusedError(
-                f"stale-epoch: epoch {replica.promised} of volume {volume} was "
+                f"stale-epoch: epoch {copy.promised} of volume {volume} was "
                 f"promised, {epoch} is over"
             )
-        if self._copies.home(record) is None:
+        if self._journals.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
         # What was marked is not for others to write to: it is applied first.
-        with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+        with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             if node_id not in (head.owner, self._expected.get(volume)):
                 self._require_alone(node_id, volume)
             self._hang_up(volume)
@@ -167,8 +167,8 @@ class Receiving:
                 self._sessions.append(
                     _Session(node_id, volume, commit, number, hang_up)
                 )
-        basis = self._copies.basis(record)
-        return Place(directory, basis, staging.lock, self._nice, is_tree)
+        basis = self._journals.basis(record)
+        return StagingPlace(directory, basis, staging.lock, self._nice, is_tree)
 
     def end(
         self,
@@ -208,14 +208,16 @@ class Receiving:
         for each in self._under_way(volume_id):
             each.hang_up()
 
-    def stand(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def commit_of_copy(
+        self, node_id: str, message: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """Answer which commit this node's copy is at: zeros if it has none."""
         del node_id
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        replica = self._copies.replicas.read(request.volume, initial=EMPTY)
-        commit = EMPTY if replica is None or replica.live_epoch else replica.commit
+        copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
+        commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         return {"commit": [commit.epoch, commit.seq]}
 
     def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -237,10 +239,10 @@ class Receiving:
             raise PeerRefusedError(f"volume {request.volume} is not known here")
         lineage = self._heads.lineage(record.id)
 
-        def taken(replica: Replica, *, stopped: bool) -> Kept | None:
-            return rules.receive(replica, wanted, lineage, writers_stopped=stopped)
+        def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
+            return rules.receive(copy, wanted, lineage, writers_stopped=stopped)
 
-        answer = self.take(record, wanted, taken)
+        answer = self.receive(record, wanted, to_keep)
         if "commit" in answer:
             self.count(request.carried_bytes)
             log.info(
@@ -255,7 +257,7 @@ class Receiving:
         size_bytes = max(0, carried_bytes)
         self._progress.count("receiving", size_bytes=size_bytes, commits=1)
 
-    def take(
+    def receive(
         self,
         record: VolumeRecord,
         wanted: Commit,
@@ -266,12 +268,12 @@ class Receiving:
 
         *rule* says what becomes of the replica, or refuses.
         """
-        with self._copies.using(record, Deadline(_USE_DEADLINE_S)) as journal:
-            replica = self._replica(record)
-            stopped = not replica.live_epoch or self._stop_writers(record)
-            if replica.commit == wanted and not replica.live_epoch:
+        with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+            copy = self._replica(record)
+            stopped = not copy.live_epoch or self._stop_writers(record)
+            if copy.commit == wanted and not copy.live_epoch:
                 return {"commit": list(pair(wanted))}
-            kept = _applied(rule, replica, stopped=stopped)
+            kept = _applied(rule, copy, stopped=stopped)
             if kept is None:
                 return {"commit": list(pair(wanted))}
             # A transfer whose end we have not heard of is nobody's any more.
@@ -287,7 +289,7 @@ class Receiving:
                 if base is not None and (apart or base != journal.commit()):
                     return {"full": True}
                 if apart:
-                    self._keep_apart(record, journal, replica)
+                    self._keep_apart(record, journal, copy)
                 if missing := journal.missing(delta):
                     return {"missing": encoded_paths(missing)}
                 self._mark(record, journal, delta, rule)
@@ -302,16 +304,16 @@ class Receiving:
         rule: Callable[..., Kept | None],
     ) -> None:
         """Make the commit ours, unless another owner has been promised meanwhile."""
-        with self._copies.replicas.changing(record.id):
+        with self._journals.copy_states.changing(record.id):
             kept = _applied(rule, self._replica(record), stopped=True)
             if kept is None or kept.keep_live or kept.keep_commit:
                 raise PeerRefusedError("the copy has changed meanwhile")
             journal.mark(delta)
-            self._copies.replicas.write(record.id, kept.replica)
+            self._journals.copy_states.write(record.id, kept.copy)
 
     def set_apart(self, record: VolumeRecord) -> None:
         """Set this copy's bytes apart; nobody uses it, or writes to it."""
-        home = self._copies.home(record)
+        home = self._journals.home(record)
         if home is None:
             raise BackendError(f"there is no copy of '{record.name}' here")
         with closing(Journal(home, record.id)) as journal:
@@ -320,10 +322,10 @@ class Receiving:
             self._keep_apart(record, journal, self._replica(record))
 
     def _keep_apart(
-        self, record: VolumeRecord, journal: Journal, replica: Replica
+        self, record: VolumeRecord, journal: Journal, copy: CopyState
     ) -> None:
         """Set bytes apart that no other copy has; only people delete them."""
-        sealed = rules.seal(replica)
+        sealed = rules.seal(copy)
         name = str(sealed.commit)
         place = journal.keep_apart(name)
         log.warning(
@@ -331,14 +333,14 @@ class Receiving:
             extra=fields(volume=record.name, commit=name, path=str(place)),
         )
         self._events.add(record, "set-apart", commit=name, path=str(place))
-        self._copies.begin_empty(record, journal)
+        self._journals.begin_empty(record, journal)
         self._note_apart(record.id)
 
-    def _replica(self, record: VolumeRecord) -> Replica:
-        replica = self._copies.replicas.read(record.id, initial=EMPTY)
-        if replica is None:
+    def _replica(self, record: VolumeRecord) -> CopyState:
+        copy = self._journals.copy_states.read(record.id, initial=EMPTY)
+        if copy is None:
             raise BackendError(f"there is no copy of '{record.name}' here")
-        return replica
+        return copy
 
     def _require_sender(
         self, node_id: str, volume: str, epoch: int, *, ahead: bool = False
@@ -379,9 +381,9 @@ def pair(commit: Commit) -> tuple[int, int]:
 
 
 def _applied(
-    rule: Callable[..., Kept | None], replica: Replica, *, stopped: bool
+    rule: Callable[..., Kept | None], copy: CopyState, *, stopped: bool
 ) -> Kept | None:
     try:
-        return rule(replica, stopped=stopped)
+        return rule(copy, stopped=stopped)
     except RefusedError as error:
         raise PeerRefusedError(f"{error.reason} (here: {error.epoch})") from None

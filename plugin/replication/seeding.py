@@ -23,7 +23,7 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
 from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
-from plugin.replication.transfer import Transfer
+from plugin.replication.transfer import RsyncTransfer
 
 log = logging.getLogger(__name__)
 _AT_ONCE_MAX: Final = 4
@@ -45,7 +45,7 @@ class Filling:
 class Seeding:
     """The members that this node has filled; threads share it."""
 
-    def __init__(self, peers: Peers, transfer: Transfer) -> None:
+    def __init__(self, peers: Peers, transfer: RsyncTransfer) -> None:
         self._peers = peers
         self._transfer = transfer
         self._lock = threading.Lock()

@@ -23,7 +23,7 @@ from plugin.peers.channel import Peers
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair
 from plugin.replication.seeding import Seeding
-from plugin.replication.transfer import Transfer
+from plugin.replication.transfer import RsyncTransfer
 
 log = logging.getLogger(__name__)
 _STAND_DEADLINE_S: Final = 3.0
@@ -62,7 +62,7 @@ Advance = Callable[[bool], Commit]
 class Sending:
     """Sends commits of the copies of this node."""
 
-    def __init__(self, peers: Peers, transfer: Transfer) -> None:
+    def __init__(self, peers: Peers, transfer: RsyncTransfer) -> None:
         self._peers = peers
         self._transfer = transfer
         self.seeding = Seeding(peers, transfer)
@@ -88,19 +88,19 @@ class Sending:
         Errors of members are logged: they are tried again in the next round.
         """
         faults: dict[str, str] = {}
-        stands = self._stands(record, node_ids, faults)
+        commits = self._commits(record, node_ids, faults)
         commit = advance(False)
         if faults:
             yield Report(commit, faults=faults)
         sent = False
         holder = ""
-        for base, group in _plan(journal, lineage, stands, commit):
+        for base, group in _plan(journal, lineage, commits, commit):
             if base == commit:
                 yield Report(commit, set(group))
                 holder = group[0]
                 continue
             step = _Step(record, journal, advance, valid, base, journal.commit())
-            is_empty = stands[group[0]] == EMPTY  # then it is a group of its own
+            is_empty = commits[group[0]] == EMPTY  # then it is a group of its own
             try:
                 if is_empty and not self._fill(
                     step, group[0], holder=holder, wait_s=fill_wait_s
@@ -131,21 +131,21 @@ class Sending:
         step.carried[node_id] = filling.carried_bytes
         return True
 
-    def _stands(
+    def _commits(
         self, record: VolumeRecord, node_ids: Sequence[str], faults: dict[str, str]
     ) -> dict[str, Commit]:
         """Return the commit at which each node stands that answers; add to *faults*."""
         answers = self._peers.call_all(
             node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
         )
-        stands = {}
+        commits = {}
         for node_id, answer in answers.items():
             if isinstance(answer, RemoraError):
                 _note(record, node_id, answer)
                 faults[node_id] = str(answer)
             else:
-                stands[node_id] = Commit(*answer["commit"])
-        return stands
+                commits[node_id] = Commit(*answer["commit"])
+        return commits
 
     def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
         """Bring a commit to members that stand at one base; return who has it."""
@@ -255,7 +255,7 @@ class _Step:
 
 
 def _plan(
-    journal: Journal, lineage: Lineage, stands: Mapping[str, Commit], commit: Commit
+    journal: Journal, lineage: Lineage, commits: Mapping[str, Commit], commit: Commit
 ) -> list[tuple[Commit | None, tuple[str, ...]]]:
     """
     Return groups of members and the commit from which each is led on, None for all.
@@ -265,7 +265,7 @@ def _plan(
     """
     groups: dict[Commit | None, tuple[str, ...]] = {}
     empty: list[tuple[Commit | None, tuple[str, ...]]] = []
-    for node_id, stand in stands.items():
+    for node_id, stand in commits.items():
         base = stand if _leads_on(journal, lineage, stand, commit) else None
         if stand == EMPTY:
             empty.append((base, (node_id,)))

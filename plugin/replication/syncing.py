@@ -26,7 +26,7 @@ from plugin.ownership import rules
 from plugin.ownership.sealing import commit_running
 from plugin.ownership.state import Commit, Head, Quality, RefusedError
 from plugin.ownership.view import OwnershipView
-from plugin.replication.copies import Copies
+from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
 from plugin.replication.receiving import pair
@@ -50,7 +50,7 @@ class Syncing:
     def __init__(
         self,
         ownership: OwnershipView,
-        copies: Copies,
+        journals: Journals,
         sending: Sending,
         *,
         held: Callable[[], Sequence[tuple[VolumeRecord, int]]],
@@ -60,7 +60,7 @@ class Syncing:
     ) -> None:
         self._ownership = ownership
         self.placement = placement
-        self._copies = copies
+        self._journals = journals
         self._sending = sending
         self._held = held
         self._records = records
@@ -70,7 +70,7 @@ class Syncing:
         self._progress = sending.progress
         self._idle_due_s = 0.0
         self._lock = threading.Lock()
-        self._places = threading.BoundedSemaphore(_AT_ONCE_MAX)
+        self._slots = threading.BoundedSemaphore(_AT_ONCE_MAX)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="syncing", daemon=True)
 
@@ -83,13 +83,13 @@ class Syncing:
         self._stopping.set()
         self._thread.join(_STOP_WAIT_S)
 
-    def settle(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
+    def final_sync(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
         """
         Return the members that have *commit*, this node's sealed copy, now.
 
         It takes no longer than an engine waits; nothing but time is lost without it.
         """
-        self._copies.unwatch(record)
+        self._journals.unwatch(record)
         self._progress.forget(record.id)
         head = self._ownership.heads.read(record.id).head
         if head is not None:
@@ -103,7 +103,9 @@ class Syncing:
 
         def bring() -> None:
             try:
-                with self._copies.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
+                with self._journals.using(
+                    record, Deadline(_ROUND_DEADLINE_S)
+                ) as journal:
                     self._spread(
                         *(record, journal, commit, others, holders),
                         fill_wait_s=_FINAL_WAIT_S,
@@ -130,7 +132,7 @@ class Syncing:
     def _tick(self) -> None:
         """Begin a round for each volume that is due and has none under way."""
         for record, epoch in self._held():
-            if self._copies.home(record) is not None:
+            if self._journals.home(record) is not None:
                 interval_s = ReplicationOptions.of(record.options).interval_s
                 self._begin(record, interval_s, partial(self.sync, record, epoch))
         if monotonic_s() < self._idle_due_s:
@@ -151,7 +153,7 @@ class Syncing:
                 due or self._sending.seeding.is_due(record.id)
             ):
                 return
-            if not self._places.acquire(blocking=False):
+            if not self._slots.acquire(blocking=False):
                 return
             self._running.add(record.id)
             self._due_s[record.id] = monotonic_s() + interval_s
@@ -167,7 +169,7 @@ class Syncing:
         except Exception:
             log.exception("a round failed", extra=fields(volume=record.name))
         finally:
-            self._places.release()
+            self._slots.release()
             with self._lock:
                 self._running.discard(record.id)
 
@@ -195,7 +197,7 @@ class Syncing:
         """
         enough = ReplicationOptions.of(record.options).min_acks
         reports = []
-        with self._copies.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
+        with self._journals.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
             if not self._ownership.still_owner(record, epoch):
                 return []
             lineage = self._ownership.heads.lineage(record.id)
@@ -264,8 +266,8 @@ class Syncing:
         return reports
 
     def _is_sealed(self, record: VolumeRecord, commit: Commit) -> bool:
-        replica = self._ownership.replica_of(record)
-        return replica is not None and (replica.commit, replica.live_epoch) == (
+        copy = self._ownership.copy_state(record)
+        return copy is not None and (copy.commit, copy.live_epoch) == (
             commit,
             0,
         )
@@ -301,7 +303,7 @@ class Syncing:
         if not lacking or not head.released:
             return []
         deadline = Deadline(_ROUND_DEADLINE_S)
-        with self._copies.using(record, deadline) as journal:
+        with self._journals.using(record, deadline) as journal:
             # Only the owner may still have to record what its commit is to be.
             known = journal.commit() == pair(head.committed)
             is_owner = head.owner == self._ownership.node_id
@@ -312,21 +314,21 @@ class Syncing:
                 *(record, journal, head.committed, lacking, holders),
                 fill_wait_s=_FILL_WAIT_S,
             )
-        standing = self._ownership.heads.read(record.id)
+        state = self._ownership.heads.read(record.id)
         # Who took it may have ceased to be a member meanwhile.
-        changed = standing.head_revision != begun.head_revision
-        if not holders or standing.head is None or changed:
+        changed = state.head_revision != begun.head_revision
+        if not holders or state.head is None or changed:
             return reports
         try:
             spread = rules.spread(
-                standing.head,
+                state.head,
                 node=self._ownership.node_id,
                 commit=head.committed,
                 holders=tuple(holders),
             )
         except RefusedError:
             return reports
-        self._ownership.heads.change(standing, spread)
+        self._ownership.heads.change(state, spread)
         return reports
 
     def _publish(
@@ -339,12 +341,12 @@ class Syncing:
         self, record: VolumeRecord, epoch: int, report: Report, quality: Quality
     ) -> None:
         everybody = tuple(sorted({*report.holders, self._ownership.node_id}))
-        standing = self._ownership.heads.read(record.id)
-        if standing.head is None:
+        state = self._ownership.heads.read(record.id)
+        if state.head is None:
             return
         try:
             published = rules.publish(
-                standing.head,
+                state.head,
                 node=self._ownership.node_id,
                 epoch=epoch,
                 commit=report.commit,
@@ -353,9 +355,9 @@ class Syncing:
             )
         except RefusedError:
             return
-        if published == standing.head:
+        if published == state.head:
             return
-        if self._ownership.heads.change(standing, published) is None:
+        if self._ownership.heads.change(state, published) is None:
             raise ChangedError("the volume's head has changed meanwhile")
 
     def _tell(self, record: VolumeRecord, report: Report, took_s: float) -> None:

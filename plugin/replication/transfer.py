@@ -31,7 +31,7 @@ _CARRIED: Final = re.compile(rb" sent ([0-9]{1,18}) bytes  received ")
 _PARTIAL: Final = (" 23:", " 24:")
 
 
-class Transfer:
+class RsyncTransfer:
     """Sends to the nodes that *peers* knows, and tells *progress*."""
 
     def __init__(self, peers: Peers, progress: Progress) -> None:

@@ -63,7 +63,7 @@ class Discovery:
                 if seen is None or seen.id != record.id:
                     self._check(backend, record)
             for name in found:
-                self._take_in(backend, name)
+                self._adopt(backend, name)
 
     def _shared(self) -> list[Backend]:
         return [
@@ -72,7 +72,7 @@ class Discovery:
             if backend.traits.catalogue_on_storage
         ]
 
-    def _take_in(self, backend: Backend, name: str) -> None:
+    def _adopt(self, backend: Backend, name: str) -> None:
         """
         Make a record of a volume that storage, when last seen, had.
 

@@ -20,7 +20,7 @@ from backends.errors import InvalidRequestError, RemoraError, one_line
 from backends.system.decoding import from_objects
 from plugin.errors import VolumeNotFoundError
 from plugin.events.log import LIMIT_MAX, Event, Events, EventsAnswer
-from plugin.ownership.heads import Standing
+from plugin.ownership.heads import VolumeState
 from plugin.ownership.state import Epoch, Head, Lineage
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Asks
@@ -49,13 +49,13 @@ class VolumeHistory:
         """
         record = self.views.existing(name).record
         heads = self.ownership.heads
-        standing = heads.read(record.id)
+        state = heads.read(record.id)
         return {
             "volume": record.name,
             "id": record.id,
-            **_present(standing, self.ownership.name_of),
+            **_present(state, self.ownership.name_of),
             "epochs": epoch_rows(
-                standing.head or Head(),
+                state.head or Head(),
                 heads.lineage(record.id),
                 self.ownership.name_of,
             ),
@@ -190,15 +190,15 @@ def _end(
     return ("not-released" if noted else "unknown"), ""
 
 
-def _present(standing: Standing, name_of: Callable[[str], str]) -> dict[str, Any]:
+def _present(state: VolumeState, name_of: Callable[[str], str]) -> dict[str, Any]:
     """Return how the volume stands now."""
-    head = standing.head or Head()
+    head = state.head or Head()
     return {
         "ownership": head.phase,
         "owner": name_of(head.owner) if head.phase in ("recovering", "owned") else "",
         "epoch": head.epoch,
         "commit": str(head.committed),
-        "locked": standing.lock is not None,
+        "locked": state.lock is not None,
     }
 
 

@@ -32,7 +32,7 @@ from plugin.errors import (
 from plugin.membership.nodes import NodeView
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership import rules
-from plugin.ownership.heads import Standing, put_head
+from plugin.ownership.heads import VolumeState, put_head
 from plugin.ownership.refusals import explained
 from plugin.ownership.state import EMPTY, Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
@@ -70,7 +70,7 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class ReplicaService:
+class VolumeMembers:
     """What can be done with the copies of volumes; alone there are no *peers*."""
 
     catalogue: Catalogue
@@ -86,9 +86,9 @@ class ReplicaService:
 
         """
         record = self._existing(name).record
-        head = self._standing(record).head or self.ownership.initial_head(record)
-        stands = self._stands(record, head)
-        found = [self._view(each, head, stands) for each in head.members]
+        head = self._state(record).head or self.ownership.initial_head(record)
+        commits = self._commits(record, head)
+        found = [self._view(each, head, commits) for each in head.members]
         return sorted(found, key=lambda each: (each.state != "owner", each.node))
 
     def add(self, name: str, node: str) -> None:
@@ -168,8 +168,8 @@ class ReplicaService:
         self, name: str, node_id: str, action: Action, *, hand_on: bool
     ) -> None:
         stored = self._existing(name)
-        standing = self._standing(stored.record)
-        head = standing.head or self.ownership.initial_head(stored.record)
+        state = self._state(stored.record)
+        head = state.head or self.ownership.initial_head(stored.record)
         if head.phase == "owned" and head.owner != self.ownership.node_id:
             if not hand_on:
                 raise PeerRefusedError(f"'{name}' is not owned by this node")
@@ -181,7 +181,7 @@ class ReplicaService:
         record = msgspec.structs.replace(
             stored.record, options={**stored.record.options, **options}
         )
-        also = standing.change(put_head(record.id, changed))
+        also = state.change(put_head(record.id, changed))
         self.catalogue.replace(stored, record, also=also)
 
     def _changed(
@@ -296,26 +296,26 @@ class ReplicaService:
             )
         return stored
 
-    def _standing(self, record: VolumeRecord) -> Standing:
+    def _state(self, record: VolumeRecord) -> VolumeState:
         return self.ownership.heads.read(record.id)
 
     def _head(self, record: VolumeRecord) -> Head:
-        return self._standing(record).head or self.ownership.initial_head(record)
+        return self._state(record).head or self.ownership.initial_head(record)
 
     def _names(self, node_ids: tuple[str, ...]) -> str:
         names = [self.ownership.name_of(each) for each in node_ids[:_NAMED_MAX]]
         return ", ".join(f"'{each}'" for each in names)
 
-    def _stands(self, record: VolumeRecord, head: Head) -> dict[str, Commit]:
+    def _commits(self, record: VolumeRecord, head: Head) -> dict[str, Commit]:
         """Return the commit of each copy that says so, or is known to have one."""
-        stands = dict.fromkeys(head.holders, head.committed)
-        own = self.ownership.replica_of(record)
+        commits = dict.fromkeys(head.holders, head.committed)
+        own = self.ownership.copy_state(record)
         if own is not None:
-            stands[self.ownership.node_id] = own.commit
+            commits[self.ownership.node_id] = own.commit
         asked = [
             each.record.id
             for each in self.ownership.nodes.all()
-            if each.alive and each.record.id in {*head.members} - stands.keys()
+            if each.alive and each.record.id in {*head.members} - commits.keys()
         ]
         if asked and self.peers is not None:
             answers = self.peers.call_all(
@@ -323,11 +323,11 @@ class ReplicaService:
             )
             for node_id, answer in answers.items():
                 if not isinstance(answer, RemoraError):
-                    stands[node_id] = Commit(*answer["commit"])
-        return stands
+                    commits[node_id] = Commit(*answer["commit"])
+        return commits
 
     def _view(
-        self, node_id: str, head: Head, stands: Mapping[str, Commit]
+        self, node_id: str, head: Head, commits: Mapping[str, Commit]
     ) -> ReplicaView:
         nodes: dict[str, NodeView] = {
             each.record.id: each for each in self.ownership.nodes.all()
@@ -337,7 +337,7 @@ class ReplicaService:
             state = "gone"
         elif node_id == head.owner and head.phase in ("owned", "recovering"):
             state = "owner"
-        commit = stands.get(node_id, EMPTY)
+        commit = commits.get(node_id, EMPTY)
         return ReplicaView(
             node=self.ownership.name_of(node_id),
             id=node_id,

@@ -32,7 +32,7 @@ class SnapshotService:
     acquisition: Acquisition
     unmounting: Unmounting
 
-    def take(self, name: str, snapshot: str, *, caller_gone: CallerGone) -> Snapshot:
+    def create(self, name: str, snapshot: str, *, caller_gone: CallerGone) -> Snapshot:
         """
         Return a new snapshot of volume *name*.
 
@@ -47,7 +47,7 @@ class SnapshotService:
         record = self._ready(name)
         target = self.views.target(record)
         with self.copying.track(f"{name}@{snapshot}", caller_gone) as progress:
-            return self._of(record).take(
+            return self._of(record).create(
                 record.volume(),
                 snapshot,
                 mounted_at=target if mounted_at(target) else None,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plugin.volumes.adoption import Adoption
-from plugin.volumes.apart import QuarantineService
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
 from plugin.volumes.history import VolumeHistory
 from plugin.volumes.importing import Importing
 from plugin.volumes.mounting import Mounting
 from plugin.volumes.operations import VolumeLocks
+from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.removal import Removal
 from plugin.volumes.snapshots import SnapshotService

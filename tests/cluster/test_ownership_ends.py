@@ -204,7 +204,7 @@ def test_a_restore_that_fails_lets_the_volume_go(
 ) -> None:
     target = f"/v1/volumes/{name}/restore"
     assert "never" in alpha.control_refused("POST", target, {"snapshot": "never"})
-    standing = shared_records.heads.read(with_snapshot)
-    assert standing.lock is None
-    assert standing.head.phase == "idle"
+    state = shared_records.heads.read(with_snapshot)
+    assert state.lock is None
+    assert state.head.phase == "idle"
     assert (alpha.copy(with_snapshot) / "live/file").read_text() == "second\n"

@@ -107,9 +107,9 @@ def test_a_dead_daemon_freezes_its_writers_in_time_and_regains_the_volume(
     assert writer.stamps()[-1] == last_s
     owner.start()
     writer.wait_writing()
-    standing = records.heads.read(volume_id)
-    assert standing.head == before
-    assert standing.lock == Lock(owner.id, before.epoch)
+    state = records.heads.read(volume_id)
+    assert state.head == before
+    assert state.lock == Lock(owner.id, before.epoch)
     assert [each["epoch"] for each in owner.events("owned", NAME)] == [before.epoch]
 
 

@@ -69,8 +69,8 @@ def test_a_former_owner_ends_its_writers_and_seals_their_bytes_for_the_next_one(
 
     def promised() -> bool:
         # As the end of a lease does; alpha takes it again within seconds.
-        standing = records.heads.read(volume_id)
-        if standing.locked_by == alpha.id:
+        state = records.heads.read(volume_id)
+        if state.locked_by == alpha.id:
             records.change(volume_id, drop_lock(volume_id))
         return not beta.call("Mount", {"Name": NAME, "ID": "one"}).error
 

@@ -173,7 +173,7 @@ def test_a_node_that_has_such_bytes_is_not_removed_by_accident(split: Split) -> 
     assert "data that no other node has" in refused()
     beta.control_ok("DELETE", "/v1/nodes/alpha?force=1")
     assert beta.control_ok("GET", "/v1/quarantine") == []
-    assert split.records.heads.conflicts.all() == []
+    assert split.records.quarantine_records.all() == []
     beta.ok("Remove", Name=NAME)
     # It comes back all the same. Then its bytes outlive the volume, known by its id.
     alpha.start()

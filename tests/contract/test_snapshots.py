@@ -24,7 +24,7 @@ def ignore(_copied: Copied) -> None:
 
 
 def take(bench: Bench, volume: Volume, name: str) -> None:
-    bench.backend.snapshots.take(volume, name, mounted_at=None, progress=ignore)
+    bench.backend.snapshots.create(volume, name, mounted_at=None, progress=ignore)
 
 
 def restore(bench: Bench, volume: Volume, name: str, keep_as: str) -> None:
@@ -61,7 +61,7 @@ def test_a_snapshot_stays_as_it_was(stored: Bench) -> None:
     volume = stored.created()
     write(stored, volume, "old")
     assert names(stored, volume) == []
-    made = stored.backend.snapshots.take(
+    made = stored.backend.snapshots.create(
         volume, "monday", mounted_at=None, progress=ignore
     )
     assert (made.name, made.files, made.size_bytes) == ("monday", 1, 3)
@@ -164,10 +164,10 @@ def test_a_copy_that_fails_leaves_nothing_to_be_seen(
         raise VolumeBusyError("broken off")
 
     for act in (
-        lambda: stored.backend.snapshots.take(
+        lambda: stored.backend.snapshots.create(
             volume, "s", mounted_at=None, progress=break_off
         ),
-        lambda: stored.backend.snapshots.take(
+        lambda: stored.backend.snapshots.create(
             stored.volume("never-made"), "s", mounted_at=None, progress=ignore
         ),
     ):

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 
 from plugin.errors import EngineError
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.nodes import NODES, NodeRecord
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.model import VolumeRecord
 from plugin.ownership.heads import Heads, put_head
 from plugin.ownership.state import Head
@@ -36,7 +36,7 @@ class World:
         self.store = MemoryStore()
         self.records: list[VolumeRecord] = []
         self.engine = EngineApi(machine.host.path(SOCKET), timeout_s=20)
-        heads = Heads(self.store, Conflicts(self.store))
+        heads = Heads(self.store, QuarantineRecords(self.store))
         self.labels = SwarmLabels(
             self.engine,
             store=self.store,

@@ -85,10 +85,10 @@ def test_a_volume_is_let_go_although_others_change_it(world: World) -> None:
     meddler.meddle("v/", 2)
     world.volumes.unmounting.unmount("v", "engine")
     assert not meddler.times
-    standing = world.ownership.heads.read(volume_id)
-    assert standing.head is not None
-    assert (standing.head.phase, standing.locked_by) == ("idle", "")
-    assert standing.head.committed == Commit(1, 1)
+    state = world.ownership.heads.read(volume_id)
+    assert state.head is not None
+    assert (state.head.phase, state.locked_by) == ("idle", "")
+    assert state.head.committed == Commit(1, 1)
 
 
 def test_a_volume_that_was_made_anew_meanwhile_is_not_removed(world: World) -> None:

@@ -80,7 +80,7 @@ def clone(world: World) -> None:
 
 
 def take_snapshot(world: World) -> None:
-    world.volumes.snapshots.take("v", "s", caller_gone=never)
+    world.volumes.snapshots.create("v", "s", caller_gone=never)
 
 
 def restore(world: World) -> None:

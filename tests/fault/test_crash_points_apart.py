@@ -17,16 +17,16 @@ from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
 from plugin.membership.nodes import NODES
 from plugin.model import VolumeRecord
-from plugin.ownership.state import EMPTY, Commit, Replica
-from plugin.replication import apart
-from plugin.replication.copies import Copies
+from plugin.ownership.state import EMPTY, Commit, CopyState
+from plugin.replication import quarantine
+from plugin.replication.journals import Journals
 from plugin.store.base import Put
 from tests.fault.world import World
 from tests.support.fuse import lives
 
 # What the copy was when its bytes were set apart: sealed, or written to in epoch 3.
-SEALED = Replica(promised=4, commit=Commit(3, 7), next_seq=8)
-LIVE = Replica(promised=3, commit=Commit(3, 6), live_epoch=3, next_seq=7)
+SEALED = CopyState(promised=4, commit=Commit(3, 7), next_seq=8)
+LIVE = CopyState(promised=3, commit=Commit(3, 6), live_epoch=3, next_seq=7)
 
 
 class Node(World):
@@ -37,7 +37,7 @@ class Node(World):
         self.backend = self.ownership.registry.get("rsync")
         assert isinstance(self.backend, RsyncBackend)
         self.quarantine = self.backend.quarantine
-        self.copies = Copies(self.backend, self.ownership.replicas)
+        self.journals = Journals(self.backend, self.ownership.copy_states)
         self.membership = self.ownership.membership
         self.membership.start()
 
@@ -46,16 +46,16 @@ class Node(World):
         return self.volumes.views.existing("v").record
 
     @property
-    def replica(self) -> Replica:
-        found = self.ownership.replica_of(self.record)
+    def replica(self) -> CopyState:
+        found = self.ownership.copy_state(self.record)
         assert found is not None
         return found
 
-    def prepare(self, replica: Replica) -> None:
+    def prepare(self, replica: CopyState) -> None:
         self.volumes.creation.create("v", {"mode": "0750"})
         (self.home / "live/file").write_text("precious")
-        with self.ownership.replicas.changing(self.record.id):
-            self.ownership.replicas.write(self.record.id, replica)
+        with self.ownership.copy_states.changing(self.record.id):
+            self.ownership.copy_states.write(self.record.id, replica)
         assert self.store.get(NODES + self.ownership.node_id) is not None
 
     @property
@@ -64,31 +64,31 @@ class Node(World):
 
     def set_apart(self) -> None:
         """Do what `Receiving` does with bytes that no other copy has."""
-        with self.copies.using(self.record, Deadline(30)) as journal:
+        with self.journals.using(self.record, Deadline(30)) as journal:
             journal.keep_apart("3.7")
-            self.copies.begin_empty(self.record, journal)
-            apart.note(self.ownership, self.quarantine, self.record.id)
+            self.journals.begin_empty(self.record, journal)
+            quarantine.note(self.ownership, self.quarantine, self.record.id)
 
     def discard(self) -> None:
         tree = self.quarantine.find(self.record.id, "3.7")
         assert tree is not None
         self.quarantine.discard(tree)
-        apart.forget(self.ownership, self.record.id, "3.7")
+        quarantine.forget(self.ownership, self.record.id, "3.7")
 
     def recover(self) -> None:
         """Do what a daemon does at its start."""
-        self.copies.recover([self.record])
-        apart.mend(self.ownership, self.quarantine)
+        self.journals.recover([self.record])
+        quarantine.mend(self.ownership, self.quarantine)
 
     def recorded(self) -> list[str]:
-        return [each.commit for each in self.ownership.conflicts.all()]
+        return [each.commit for each in self.ownership.quarantine_records.all()]
 
     def close(self) -> None:
         self.membership.stop()
         super().close()
 
 
-def prepare(directory: Path, replica: Replica) -> None:
+def prepare(directory: Path, replica: CopyState) -> None:
     node = Node(directory)
     node.prepare(replica)
     node.close()
@@ -96,7 +96,7 @@ def prepare(directory: Path, replica: Replica) -> None:
 
 @pytest.mark.parametrize("replica", [SEALED, LIVE])
 def test_bytes_are_in_one_place_whenever_the_daemon_dies(
-    replica: Replica, disk: Path
+    replica: CopyState, disk: Path
 ) -> None:
     outcomes = set()
     for directory, _ in lives(
@@ -116,7 +116,7 @@ def test_bytes_are_in_one_place_whenever_the_daemon_dies(
             assert node.replica == replica
             assert node.recorded() == []
         outcomes.add((before, tree.exists()))
-        with node.copies.using(node.record, Deadline(30)) as journal:
+        with node.journals.using(node.record, Deadline(30)) as journal:
             assert journal.commit() == (0, 0)
         node.close()
     assert outcomes == {(True, False), (False, True), (True, True)}
@@ -149,7 +149,7 @@ def test_a_live_that_somebody_moved_away_is_no_empty_copy(tmp_path: Path) -> Non
     for _ in range(2):
         with (
             pytest.raises(BackendError, match="is missing"),
-            node.copies.using(node.record, Deadline(30)),
+            node.journals.using(node.record, Deadline(30)),
         ):
             pytest.fail("it was used")
         node.recover()  # which logs it
@@ -158,7 +158,7 @@ def test_a_live_that_somebody_moved_away_is_no_empty_copy(tmp_path: Path) -> Non
         # Something older that was set apart explains nothing either.
         (node.home / "quarantine/2.1").mkdir(parents=True, exist_ok=True)
     (node.home / "moved").rename(node.home / "live")
-    with node.copies.using(node.record, Deadline(30)):
+    with node.journals.using(node.record, Deadline(30)):
         pass
     node.close()
 
@@ -169,19 +169,19 @@ def test_records_follow_the_disk(tmp_path: Path) -> None:
     node.prepare(SEALED)
     node.set_apart()
     own, volume_id = node.ownership.node_id, node.record.id
-    conflicts = node.ownership.conflicts
-    [known] = conflicts.of(volume_id)
+    quarantine_records = node.ownership.quarantine_records
+    [known] = quarantine_records.of(volume_id)
     assert (known.node_id, known.commit) == (own, "3.7")
-    assert (known.conflict.files, known.conflict.size_bytes) == (1, 8)
-    conflicts.drop(volume_id, own, "3.7")
-    conflicts.note(volume_id, own, "2.2", known.conflict)
+    assert (known.quarantined.files, known.quarantined.size_bytes) == (1, 8)
+    quarantine_records.drop(volume_id, own, "3.7")
+    quarantine_records.note(volume_id, own, "2.2", known.quarantined)
     (node.home / "quarantine/3.7").rename(node.home / "quarantine/3.9")
     node.recover()
     assert node.recorded() == ["3.9"]
     # Without the pool nobody knows, and nothing is forgotten.
     node.backend.pool.path.rename(tmp_path / "away")
     with pytest.raises(BackendError):
-        apart.mend(node.ownership, node.quarantine)
+        quarantine.mend(node.ownership, node.quarantine)
     assert node.recorded() == ["3.9"]
     (tmp_path / "away").rename(node.backend.pool.path)
     node.close()
@@ -191,17 +191,17 @@ def test_a_cluster_that_does_not_answer_hears_of_it_later(tmp_path: Path) -> Non
     node = Node(tmp_path)
     node.prepare(SEALED)
     record = node.record
-    with node.copies.using(record, Deadline(30)) as journal:
+    with node.journals.using(record, Deadline(30)) as journal:
         journal.keep_apart("3.7")
-        node.copies.begin_empty(record, journal)
+        node.journals.begin_empty(record, journal)
         node.membership.stop()
         node.store.close()
-        apart.note(node.ownership, node.quarantine, record.id)
-    assert not apart.forget(node.ownership, record.id, "3.7")
+        quarantine.note(node.ownership, node.quarantine, record.id)
+    assert not quarantine.forget(node.ownership, record.id, "3.7")
     node.node.close()
     node = Node(tmp_path)
     assert node.recorded() == []
-    apart.mend(node.ownership, node.quarantine)
+    quarantine.mend(node.ownership, node.quarantine)
     assert node.recorded() == ["3.7"]
     node.close()
 
@@ -214,9 +214,13 @@ def test_a_node_that_is_removed_takes_its_records_along(tmp_path: Path) -> None:
     other |= {"id": "other", "name": "other"}
     store.transact([], [Put(f"{NODES}other", msgspec.json.encode(other))])
     node.set_apart()
-    [known] = node.ownership.conflicts.all()
-    node.ownership.conflicts.note(node.record.id, "other", "9.9", known.conflict)
-    node.ownership.conflicts.note(node.record.id, "stranger", "8.8", known.conflict)
+    [known] = node.ownership.quarantine_records.all()
+    node.ownership.quarantine_records.note(
+        node.record.id, "other", "9.9", known.quarantined
+    )
+    node.ownership.quarantine_records.note(
+        node.record.id, "stranger", "8.8", known.quarantined
+    )
     assert heads.held_only_by("other") == [node.record.id]
     assert sorted(node.recorded()) == ["3.7", "9.9"]  # a stranger's count no more
     directory = node.ownership.nodes

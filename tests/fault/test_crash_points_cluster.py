@@ -96,8 +96,8 @@ def test_a_kill_at_any_step_leaves_what_the_next_owner_understands(
         check_other(beta, written=written)
         alpha = World(directory, "alpha")
         alpha.meet(beta)
-        alpha.reconciler.run_once()
-        alpha.reconciler.run_once()
+        alpha.volumes.reconciler.run_once()
+        alpha.volumes.reconciler.run_once()
         assert mounts.mount_points_below(alpha.home) == []
         assert alpha.head().epoch >= before.epoch
         assert alpha.head().phase == "idle"
@@ -132,6 +132,6 @@ def alpha_content(directory: Path, beta: World) -> str | None:
 
 def end_lease(world: World) -> None:
     """End the lease that the volume's lock hangs on, if it has one."""
-    standing = world.ownership.heads.read(world.volumes.views.existing("v").record.id)
-    if standing.lock is not None:
-        world.store.revoke_lease(standing.lock_lease)
+    state = world.ownership.heads.read(world.volumes.views.existing("v").record.id)
+    if state.lock is not None:
+        world.store.revoke_lease(state.lock_lease)

@@ -15,16 +15,16 @@ from plugin.daemon.node import Node
 from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
 from plugin.errors import PeerUnreachableError, StoreError
 from plugin.events.log import Events
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.registration import Sources
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.bytes_port import Alone
+from plugin.ownership.copy_states import CopyStates, locate_with
 from plugin.ownership.heads import Heads
 from plugin.ownership.release import Release
-from plugin.ownership.replica_files import Replicas, locate_with
 from plugin.ownership.state import Head
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes, Witness
@@ -96,11 +96,11 @@ class World:
         self.nodes = NodeDirectory(self.store, data_only_on=lambda _: [])
         self.membership = self._membership(name)
         self.events = Events(home)
-        conflicts = Conflicts(self.store)
+        quarantine_records = QuarantineRecords(self.store)
         self.ownership = OwnershipView(
-            heads=Heads(self.store, conflicts),
-            conflicts=conflicts,
-            replicas=Replicas(locate_with(self.pool)),
+            heads=Heads(self.store, quarantine_records),
+            quarantine_records=quarantine_records,
+            copy_states=CopyStates(locate_with(self.pool)),
             nodes=self.nodes,
             membership=self.membership,
             registry=registry,
@@ -131,7 +131,7 @@ class World:
     def _witness(self, catalogue: Catalogue) -> Witness:
         return Witness(
             heads=self.ownership.heads,
-            replicas=self.ownership.replicas,
+            copy_states=self.ownership.copy_states,
             find=lambda volume: getattr(catalogue.find(volume), "record", None),
             stop_writers=lambda _: True,
             require_free=lambda _: None,

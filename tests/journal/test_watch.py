@@ -57,7 +57,7 @@ def test_each_change_is_hinted_under_its_name(watcher, root):
     watched = ready(watcher, root)
 
     def hints() -> set[bytes]:
-        taken = watched.take()
+        taken = watched.pop_hints()
         assert not taken.everything
         assert not taken.trees
         return set(taken.paths)
@@ -103,7 +103,7 @@ def test_new_directories_and_what_is_in_them_at_once(watcher, root):
     for number in range(50):
         (deep / f"f{number}").write_text("x")
     files = {b"a/b/c/f%d" % number for number in range(50)}
-    assert watched.take() == Hints(
+    assert watched.pop_hints() == Hints(
         frozenset({b"", b"a", b"a/b", b"a/b/c", *files}), frozenset()
     )
 
@@ -115,7 +115,7 @@ def test_names_of_any_bytes(watcher, root):
     directory.mkdir()
     for name in names:
         (directory / os.fsdecode(name)).touch()
-    assert watched.take().paths == {
+    assert watched.pop_hints().paths == {
         *(b"", names[0]),
         *(names[0] + b"/" + name for name in names),
     }
@@ -130,7 +130,7 @@ def test_a_removed_directory_is_a_tree(watcher, root):
     subprocess.run(["rm", "-r", root / "old"], check=True)
     (root / "old").mkdir()
     (root / "stays" / "file").write_text("y")
-    hints = watched.take()
+    hints = watched.pop_hints()
     assert not hints.everything
     assert b"old" in hints.trees
     assert hints.trees <= hints.paths
@@ -150,7 +150,7 @@ def test_a_renamed_directory_is_everything(watcher, root, way):
         (directory / "d" / "file").write_text("x")
     watched = ready(watcher, root)
     (root / "d" / "file").write_text("where it was")
-    assert watched.take().paths == {b"d/file"}
+    assert watched.pop_hints().paths == {b"d/file"}
     (root / "d" / "file").write_text("again")
     if way == "within":
         (root / "d").rename(root / "e")
@@ -164,13 +164,13 @@ def test_a_renamed_directory_is_everything(watcher, root, way):
         command += "-100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2))"
         names = [root / "plain", root / "d"]
         subprocess.run([sys.executable, "-c", command, *names], check=True)
-    assert watched.take() == EVERYTHING
+    assert watched.pop_hints() == EVERYTHING
     # Directories are found again where they are now.
     for directory in (root / "d", root / "e"):
         if directory.is_dir():
             (directory / "file").write_text("y")
             name = os.fsencode(directory.name)
-            assert watched.take().paths == {name + b"/file"}
+            assert watched.pop_hints().paths == {name + b"/file"}
 
 
 def test_renames_elsewhere_do_not_matter(watcher, root):
@@ -180,7 +180,7 @@ def test_renames_elsewhere_do_not_matter(watcher, root):
     (elsewhere / "d").mkdir()
     (elsewhere / "d").rename(elsewhere / "e")
     subprocess.run(["rm", "-r", elsewhere], check=True)
-    assert watched.take() == Hints()
+    assert watched.pop_hints() == Hints()
 
 
 def test_a_bind_mount_in_another_namespace(watcher, root, tmp_path):
@@ -195,7 +195,7 @@ def test_a_bind_mount_in_another_namespace(watcher, root, tmp_path):
         check=True,
         timeout=30,
     )
-    assert watched.take() == Hints(frozenset({b"sub", b"sub/through"}))
+    assert watched.pop_hints() == Hints(frozenset({b"sub", b"sub/through"}))
 
 
 def test_two_volumes_get_their_own(watcher, root):
@@ -203,12 +203,12 @@ def test_two_volumes_get_their_own(watcher, root):
     mine, theirs = ready(watcher, root), ready(watcher, other)
     (root / "mine").write_text("x")
     (other / "theirs").write_text("x")
-    assert mine.take().paths == {b"", b"mine"}
-    assert theirs.take().paths == {b"", b"theirs"}
+    assert mine.pop_hints().paths == {b"", b"mine"}
+    assert theirs.pop_hints().paths == {b"", b"theirs"}
     watcher.remove(theirs)
     (root / "mine").write_text("x")
-    assert mine.take().paths == {b"mine"}
-    assert theirs.take() == theirs.take() == EVERYTHING
+    assert mine.pop_hints().paths == {b"mine"}
+    assert theirs.pop_hints() == theirs.pop_hints() == EVERYTHING
 
 
 def test_a_directory_unknown_before_it_became_a_root(watcher, root):
@@ -216,10 +216,10 @@ def test_a_directory_unknown_before_it_became_a_root(watcher, root):
     first = ready(watcher, root)
     other = make_root(root.parent / f"{root.name}-other")
     (other / "early").write_text("x")
-    assert first.take().paths == frozenset()
+    assert first.pop_hints().paths == frozenset()
     second = ready(watcher, other)
     (other / "late").write_text("x")
-    assert second.take().paths == {b"", b"late"}
+    assert second.pop_hints().paths == {b"", b"late"}
 
 
 def test_what_was_written_before_take_is_in_it(watcher, root):
@@ -236,7 +236,7 @@ def test_what_was_written_before_take_is_in_it(watcher, root):
     try:
         for number in range(500):
             (root / f"f{number}").write_text("x")
-            assert b"f%d" % number in watched.take().paths
+            assert b"f%d" % number in watched.pop_hints().paths
     finally:
         noise_ends.set()
         thread.join()
@@ -248,4 +248,4 @@ def test_a_map_is_told_when_its_file_is_closed(watcher, root):
     with (root / "map").open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         memory[0] = 1
         memory.flush()
-    assert watched.take().paths == {b"map"}
+    assert watched.pop_hints().paths == {b"map"}

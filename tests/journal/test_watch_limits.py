@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal import places, watch
+from backends.rsync.journal import handle_paths, watch
 from backends.rsync.journal.watch import Hints, Watcher
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
@@ -54,7 +54,7 @@ def test_the_thread_empties_the_queue(watcher, root):
 
     (root / "file").write_text("x")
     wait_until(lambda: queued_bytes(watcher) == 0, timeout_s=60, what="queue empty")
-    assert watched.take().paths == {b"", b"file"}
+    assert watched.pop_hints().paths == {b"", b"file"}
 
 
 def test_a_moved_root_is_lost_until_it_is_added_again(watcher, root):
@@ -63,32 +63,32 @@ def test_a_moved_root_is_lost_until_it_is_added_again(watcher, root):
     root.rename(away)
     make_root(root)
     (root / "file").write_text("x")
-    assert watched.take() == watched.take() == EVERYTHING
+    assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
     assert watched.lost
     watcher.remove(watched)
     again = ready(watcher, root)
     (root / "file").write_text("y")
-    assert again.take().paths == {b"file"}
+    assert again.pop_hints().paths == {b"file"}
     assert not again.lost
 
 
 def test_a_removed_root_is_everything(watcher, root):
     watched = ready(watcher, root)
     root.rmdir()
-    assert watched.take() == watched.take() == EVERYTHING
+    assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
 
 
 def test_too_many_paths_are_everything(watcher, root, monkeypatch):
-    monkeypatch.setattr(places, "PATHS_MAX", 10)
+    monkeypatch.setattr(handle_paths, "PATHS_MAX", 10)
     watched = ready(watcher, root)
     for number in range(9):
         (root / f"f{number}").write_text("x")
-    assert len(watched.take().paths) == 10
+    assert len(watched.pop_hints().paths) == 10
     for number in range(11):
         (root / f"g{number}").write_text("x")
-    assert watched.take() == EVERYTHING
+    assert watched.pop_hints() == EVERYTHING
     (root / "g1").write_text("x")
-    assert watched.take().paths == {b"g1"}
+    assert watched.pop_hints().paths == {b"g1"}
 
 
 def test_a_queue_that_never_ends_is_everything(watcher, root, monkeypatch):
@@ -97,12 +97,12 @@ def test_a_queue_that_never_ends_is_everything(watcher, root, monkeypatch):
     watched = ready(watcher, root)
     for number in range(5000):
         (root / f"{number}").touch()
-    assert watched.take() == EVERYTHING
+    assert watched.pop_hints() == EVERYTHING
     # What it had not read comes later.
-    while watched.take().everything:
+    while watched.pop_hints().everything:
         pass
     (root / "0").write_text("x")
-    assert watched.take().paths == {b"0"}
+    assert watched.pop_hints().paths == {b"0"}
 
 
 @pytest.mark.parametrize("unlimited", [True, False])
@@ -115,32 +115,32 @@ def test_an_overflow_is_everything(pool, root, unlimited):
             (root / f"name-{number}").symlink_to("nowhere")
             (root / f"name-{number}").unlink()
         (root / "after").write_text("x")
-        hints = watched.take()
+        hints = watched.pop_hints()
         assert hints.everything != unlimited
         assert (b"after" in hints.paths) == unlimited
         (root / "after").write_text("y")
-        assert watched.take().paths == {b"after"}
+        assert watched.pop_hints().paths == {b"after"}
 
 
 def test_hints_can_be_given_back(watcher, root):
     (root / "d").mkdir()
     watched = ready(watcher, root)
     (root / "d").rmdir()
-    hints = watched.take()
+    hints = watched.pop_hints()
     watched.give_back(hints)
     (root / "f").write_text("x")
-    assert watched.take() == Hints(frozenset({b"", b"d", b"f"}), frozenset({b"d"}))
+    assert watched.pop_hints() == Hints(frozenset({b"", b"d", b"f"}), frozenset({b"d"}))
     watched.give_back(EVERYTHING)
-    assert watched.take() == EVERYTHING
-    assert watched.take() == Hints()
+    assert watched.pop_hints() == EVERYTHING
+    assert watched.pop_hints() == Hints()
 
 
 def test_a_root_on_another_filesystem_is_always_everything(watcher, tmp_path):
     watched = watcher.add(tmp_path)
     assert watched.lost
-    assert watched.take() == watched.take() == EVERYTHING
+    assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
     gone = watcher.add(tmp_path / "gone")
-    assert gone.take() == gone.take() == EVERYTHING
+    assert gone.pop_hints() == gone.pop_hints() == EVERYTHING
     watcher.remove(watched)
     assert watcher.fault == ""
 
@@ -151,7 +151,7 @@ def test_a_root_of_a_twin_filesystem_is_always_everything(watcher, tmp_path):
         watched = watcher.add(twin)
         assert watched.lost
         (twin / "file").write_text("x")
-        assert watched.take() == watched.take() == EVERYTHING
+        assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
 
 
 def test_close_leaves_nothing_open(pool, root):
@@ -165,8 +165,8 @@ def test_close_leaves_nothing_open(pool, root):
     assert not thread.is_alive()
     assert open_descriptors() == before
     assert watcher.fault == "closed"
-    assert watched.take() == watched.take() == EVERYTHING
-    assert watcher.add(root).take() == EVERYTHING
+    assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
+    assert watcher.add(root).pop_hints() == EVERYTHING
 
 
 def test_a_failing_queue_is_a_fault(watcher, root, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_failing_queue_is_a_fault(watcher, root, monkeypatch):
 
     watched = ready(watcher, root)
     monkeypatch.setattr(watch.fanotify, "read", fail)
-    assert watched.take() == watched.take() == EVERYTHING
+    assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
     assert watcher.fault == "the watch has ended: Input/output error"
 
 
@@ -187,16 +187,16 @@ def test_a_handle_that_cannot_be_resolved_is_everything(watcher, root, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(watch.fanotify, "open_handle", fail)
         (root / "file").write_text("x")
-        assert watched.take() == EVERYTHING
+        assert watched.pop_hints() == EVERYTHING
     (root / "file").write_text("y")
-    assert watched.take().paths == {b"file"}
+    assert watched.pop_hints().paths == {b"file"}
 
 
 def test_no_filesystem_to_watch():
     watcher = Watcher(Path("/proc"))
     assert watcher.fault.startswith("cannot watch /proc: ")
     watched = watcher.add(Path("/proc/self"))
-    assert watched.take() == watched.take() == EVERYTHING
+    assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
     watcher.remove(watched)
     watcher.close()
     missing = Watcher(Path("/proc/missing"))
@@ -212,7 +212,7 @@ def test_without_privilege_everything_may_have_changed(tmp_path, capability):
         "import sys; from pathlib import Path\n"
         "from backends.rsync.journal.watch import Watcher\n"
         "watcher = Watcher(Path(sys.argv[1])); w = watcher.add(Path(sys.argv[1]))\n"
-        "print(watcher.fault, w.take().everything, w.take().everything)\n"
+        "print(watcher.fault, w.pop_hints().everything, w.pop_hints().everything)\n"
         "watcher.close()\n"
     )
     done = subprocess.run(
@@ -234,9 +234,9 @@ def test_wherever_the_tests_live(tmp_path):
     """Overlay, tmpfs or a disk: a hint, or everything."""
     watcher = Watcher(tmp_path)
     watched = watcher.add(tmp_path)
-    assert watched.take().everything
+    assert watched.pop_hints().everything
     (tmp_path / "file").write_text("x")
-    hints = watched.take()
+    hints = watched.pop_hints()
     assert hints.everything == bool(watcher.fault)
     assert hints.everything or hints.paths == {b"", b"file"}
     watcher.close()
@@ -246,16 +246,16 @@ def test_an_open_file_is_quiet_only_until_hints_are_taken(watcher, root):
     end_thread(watcher)
     watched = ready(watcher, root)
     with (root / "open").open("wb", buffering=0) as file:
-        watched.take()
+        watched.pop_hints()
         for _ in range(3):
             file.write(b"x")
             watcher._read(1)  # as the thread does
             assert watcher._quiet_count == 1
             file.write(b"x")
             assert queued_bytes(watcher) == 0
-            assert watched.take().paths == {b"open"}
+            assert watched.pop_hints().paths == {b"open"}
             file.write(b"x")
-            assert watched.take().paths == {b"open"}
+            assert watched.pop_hints().paths == {b"open"}
 
 
 def test_a_quiet_file_is_hinted_under_its_new_name(watcher, root):
@@ -267,9 +267,9 @@ def test_a_quiet_file_is_hinted_under_its_new_name(watcher, root):
         assert watcher._quiet_count == 1
         (root / "old").rename(root / "new")
         file.write(b"x")
-        assert watched.take().paths == {b"", b"old", b"new"}
+        assert watched.pop_hints().paths == {b"", b"old", b"new"}
         file.write(b"x")
-        assert watched.take().paths == {b"new"}
+        assert watched.pop_hints().paths == {b"new"}
 
 
 def test_a_quiet_file_of_one_volume_when_another_takes(watcher, root):
@@ -278,10 +278,10 @@ def test_a_quiet_file_of_one_volume_when_another_takes(watcher, root):
     mine, theirs = ready(watcher, root), ready(watcher, other)
     with (root / "open").open("wb", buffering=0) as file:
         file.write(b"x")
-        assert theirs.take() == Hints()
-        assert mine.take().paths == {b"", b"open"}
+        assert theirs.pop_hints() == Hints()
+        assert mine.pop_hints().paths == {b"", b"open"}
         file.write(b"x")
-        assert theirs.take() == Hints()
+        assert theirs.pop_hints() == Hints()
         file.write(b"x")
-        assert mine.take().paths == {b"open"}
-        assert mine.take() == Hints()
+        assert mine.pop_hints().paths == {b"open"}
+        assert mine.pop_hints() == Hints()

@@ -34,19 +34,19 @@ from plugin.errors import StoreError
 from plugin.events.log import Events
 from plugin.fencing.client import Guard
 from plugin.logs import fields
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity, machine_id
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.registration import Sources
 from plugin.model import VolumeRecord
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.bytes_port import Alone
+from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.failsafe import Failsafe, Holds
 from plugin.ownership.heads import Heads
 from plugin.ownership.keeper import Keeper
 from plugin.ownership.release import Release
-from plugin.ownership.replica_files import Replicas
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.peers.channel import Peers
@@ -109,12 +109,12 @@ class Claimant:
             sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ()),
             nodes=nodes,
         )
-        conflicts = Conflicts(self.store)
+        quarantine_records = QuarantineRecords(self.store)
         self.events = Events(STATE)
         self.ownership = OwnershipView(
-            heads=Heads(self.store, conflicts),
-            conflicts=conflicts,
-            replicas=Replicas(lambda _: None),
+            heads=Heads(self.store, quarantine_records),
+            quarantine_records=quarantine_records,
+            copy_states=CopyStates(lambda _: None),
             nodes=nodes,
             membership=self.membership,
             registry=Registry([SharedBackend()]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from plugin.ownership.state import Commit, Epoch, RefusedError, Replica
+from plugin.ownership.state import Commit, CopyState, Epoch, RefusedError
 
 from .membership import MEMBERSHIP
 from .world import Bytes, Node, Scope, Steps, World, changed, name
@@ -91,7 +91,7 @@ def _vote(world: World, scope: Scope, number: int, node: Node) -> Steps:
         )
 
 
-def _with_replica(world: World, number: int, replica: Replica) -> tuple[Node, ...]:
+def _with_replica(world: World, number: int, replica: CopyState) -> tuple[Node, ...]:
     """Return the nodes after a replica's live tree has, or has not, been sealed."""
     node = world.nodes[number]
     if node.replica.live_epoch and not replica.live_epoch:
@@ -101,7 +101,7 @@ def _with_replica(world: World, number: int, replica: Replica) -> tuple[Node, ..
 
 
 def _with_commit(
-    world: World, number: int, replica: Replica
+    world: World, number: int, replica: CopyState
 ) -> frozenset[tuple[Commit, Bytes]]:
     """Return history with what a node has just committed of its live tree."""
     node = world.nodes[number]
@@ -132,7 +132,7 @@ def _pull(world: World, scope: Scope, number: int, node: Node) -> Steps:
             nodes=changed(
                 world,
                 number,
-                replica=kept.replica,
+                replica=kept.copy,
                 tree=world.content(choice.base),
                 kept=node.kept | ({node.tree} if kept.keep_commit else set()),
             ),
@@ -177,7 +177,7 @@ def _go_live(world: World, scope: Scope, number: int, node: Node) -> Steps:
             nodes=changed(
                 world,
                 number,
-                replica=kept.replica,
+                replica=kept.copy,
                 tree=content,
                 live=content,
                 role="O",
@@ -354,7 +354,7 @@ def _deliver(world: World, scope: Scope, number: int, node: Node) -> Steps:
                 nodes=changed(
                     world,
                     number,
-                    replica=kept.replica,
+                    replica=kept.copy,
                     tree=content,
                     live=None,
                     kept=frozenset(trees),

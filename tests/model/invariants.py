@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from plugin.ownership.state import EMPTY, Epoch, Head, Lineage, RefusedError, Replica
+from plugin.ownership.state import EMPTY, CopyState, Epoch, Head, Lineage, RefusedError
 
 from .world import Scope, World, name
 
@@ -130,7 +130,7 @@ def stuck(world: World, scope: Scope) -> str:
 def _stuck(
     last: Head,
     epochs: tuple[tuple[int, Epoch], ...],
-    copies: tuple[Replica, ...],
+    copies: tuple[CopyState, ...],
     accept_loss: bool,
     *,
     rules: Any,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from plugin.ownership.state import EMPTY, RefusedError, Replica
+from plugin.ownership.state import EMPTY, CopyState, RefusedError
 
 from .world import NOTHING, Node, Scope, Steps, World, changed, name
 
@@ -57,7 +57,7 @@ def _discard(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """Throw the copy of no member away; it forgets even what it has promised."""
     if name(number) in world.head.members or node.role != "-" or node.kept:
         return
-    if node.replica == Replica():
+    if node.replica == CopyState():
         return
     if scope.rules.diverged(node.replica, world.head, world.lineage):
         kept = node.tree if node.live is None else node.live
@@ -82,7 +82,7 @@ def _discard(world: World, scope: Scope, number: int, node: Node) -> Steps:
     yield (
         f"discard {name(number)}",
         world._replace(
-            nodes=changed(world, number, replica=Replica(), tree=NOTHING, live=None),
+            nodes=changed(world, number, replica=CopyState(), tree=NOTHING, live=None),
             lost=False,
         ),
     )

@@ -12,11 +12,11 @@ from plugin.ownership.state import (
     EMPTY,
     Choice,
     Commit,
+    CopyState,
     Head,
     Kept,
     Lineage,
     RefusedError,
-    Replica,
 )
 
 from .world import mutant
@@ -25,36 +25,36 @@ replace = msgspec.structs.replace
 
 
 def _promise_is_forgotten(
-    replica: Replica, epoch: int, *, writers_stopped: bool
-) -> Replica:
+    replica: CopyState, epoch: int, *, writers_stopped: bool
+) -> CopyState:
     given = rules.promise(
         replace(replica, promised=0), epoch, writers_stopped=writers_stopped
     )
     return replace(given, promised=replica.promised)
 
 
-def _go_live_unasked(replica: Replica, *, epoch: int, **rest: Any) -> Kept:
+def _go_live_unasked(replica: CopyState, *, epoch: int, **rest: Any) -> Kept:
     return rules.go_live(replace(replica, promised=epoch), epoch=epoch, **rest)
 
 
 def _receive_from_anybody(
-    replica: Replica, *arguments: Any, **rest: Any
+    replica: CopyState, *arguments: Any, **rest: Any
 ) -> Kept | None:
     return rules.receive(replace(replica, promised=0), *arguments, **rest)
 
 
 def _live_is_overwritten(*arguments: Any, **rest: Any) -> Kept | None:
     kept = rules.receive(*arguments, **rest)
-    return kept and Kept(kept.replica, keep_commit=kept.keep_commit)
+    return kept and Kept(kept.copy, keep_commit=kept.keep_commit)
 
 
 def _diverged_is_overwritten(*arguments: Any, **rest: Any) -> Kept | None:
     kept = rules.receive(*arguments, **rest)
-    return kept and Kept(kept.replica, keep_live=kept.keep_live)
+    return kept and Kept(kept.copy, keep_live=kept.keep_live)
 
 
 def _own_diverged_is_overwritten(*arguments: Any, **rest: Any) -> Kept:
-    return Kept(rules.go_live(*arguments, **rest).replica)
+    return Kept(rules.go_live(*arguments, **rest).copy)
 
 
 def _anything_will_do(*arguments: Any, accept_loss: bool) -> Choice:
@@ -85,7 +85,7 @@ def _release_in_silence(head: Head, **rest: Any) -> Head:
     return replace(rules.release(head, **rest), committed=head.committed)
 
 
-def _sequence_is_reused(replica: Replica) -> Replica:
+def _sequence_is_reused(replica: CopyState) -> CopyState:
     return replace(rules.commit_live(replica), next_seq=replica.next_seq)
 
 

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from plugin.ownership import rules as real_rules
-from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage, Replica
+from plugin.ownership.state import EMPTY, Commit, CopyState, Epoch, Head, Lineage
 
 Bytes = frozenset[int]
 NOTHING: Bytes = frozenset()
@@ -32,7 +32,7 @@ NOTHING: Bytes = frozenset()
 class Node(NamedTuple):
     """A node's disk, and what its daemon is doing."""
 
-    replica: Replica = Replica()
+    replica: CopyState = CopyState()
     tree: Bytes = NOTHING
     live: Bytes | None = None
     role: str = "-"

@@ -25,10 +25,10 @@ LONG: Final = (
 )
 # Short tests fill what is left of each worker's time.
 SHORT: Final = ("unit", "protocol", "contract", "bench")
-Place = tuple[int, int, str]
+StagingPlace = tuple[int, int, str]
 
 
-def place(item: pytest.Item) -> Place:
+def place(item: pytest.Item) -> StagingPlace:
     """
     Return what tests are sorted by; equal for the tests of one group or one module.
 

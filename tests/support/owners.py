@@ -23,9 +23,9 @@ from typing import Any
 
 import msgspec
 
-from plugin.membership.conflicts import Conflicts
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.ownership.heads import Heads
-from plugin.ownership.state import Head, Replica
+from plugin.ownership.state import CopyState, Head
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
 from plugin.store.etcd.settings import EtcdSettings
@@ -164,10 +164,10 @@ class Owner(Node):
         """Return the directory of this node's copy."""
         return self.pool / "volumes" / volume_id
 
-    def replica(self, volume_id: str) -> Replica:
+    def replica(self, volume_id: str) -> CopyState:
         """Return what the node has written down of its copy."""
         content = (self.copy(volume_id) / "replica.json").read_bytes()
-        return msgspec.json.decode(content, type=Replica)
+        return msgspec.json.decode(content, type=CopyState)
 
     def guard_log(self) -> str:
         path = self.state_dir / "fencing/guard.log"
@@ -319,7 +319,8 @@ class Records:
 
     def __init__(self, server: etcd.Cluster, prefix: str) -> None:
         self.store = EtcdStore(EtcdSettings(server.endpoints, prefix=prefix))
-        self.heads = Heads(self.store, Conflicts(self.store))
+        self.quarantine_records = QuarantineRecords(self.store)
+        self.heads = Heads(self.store, self.quarantine_records)
 
     def head(self, volume_id: str) -> Head:
         head = self.heads.read(volume_id).head
@@ -328,10 +329,10 @@ class Records:
 
     def change(self, volume_id: str, *operations: Any, **values: Any) -> Head:
         """Write *values* into the head, as if its owner had."""
-        standing = self.heads.read(volume_id)
-        assert standing.head is not None
-        head = msgspec.structs.replace(standing.head, **values)
-        assert self.heads.change(standing, head, *operations) is not None
+        state = self.heads.read(volume_id)
+        assert state.head is not None
+        head = msgspec.structs.replace(state.head, **values)
+        assert self.heads.change(state, head, *operations) is not None
         return head
 
     def close(self) -> None:

@@ -26,7 +26,7 @@ from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
 from plugin.peers.keys import ensure_keys
 from plugin.peers.peer import Peer
-from plugin.peers.server import PeerServer, Place
+from plugin.peers.server import PeerServer, StagingPlace
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
 from tests.support.etcd import new_address
@@ -77,7 +77,7 @@ class Staging:
         epoch: int,
         seq: int,
         hang_up: Callable[[], None],
-    ) -> Place:
+    ) -> StagingPlace:
         if volume != VOLUME:
             raise PeerRefusedError(f"node {node_id} is no member of volume {volume}")
         if epoch < self.epoch:
@@ -86,7 +86,7 @@ class Staging:
             raise refused
         self.begun.append((volume, epoch, seq))
         self.hang_up = hang_up
-        return Place(self.directory, self.basis, self.lock, self.nice)
+        return StagingPlace(self.directory, self.basis, self.lock, self.nice)
 
     def end(
         self,

@@ -14,16 +14,16 @@ from backends.rsync.quarantine import Quarantine
 from plugin.daemon.node import Node
 from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
 from plugin.events.log import Events
-from plugin.membership.conflicts import Conflicts
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity
+from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.registration import Sources
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.bytes_port import Alone
+from plugin.ownership.copy_states import CopyStates, locate_with
 from plugin.ownership.heads import Heads
 from plugin.ownership.release import Release
-from plugin.ownership.replica_files import Replicas, locate_with
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.store.base import Store
@@ -115,11 +115,11 @@ def owning_alone(
         sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ()),
         nodes=nodes,
     )
-    conflicts = Conflicts(store)
+    quarantine_records = QuarantineRecords(store)
     view = OwnershipView(
-        heads=Heads(store, conflicts),
-        conflicts=conflicts,
-        replicas=Replicas(locate_with(backend)),
+        heads=Heads(store, quarantine_records),
+        quarantine_records=quarantine_records,
+        copy_states=CopyStates(locate_with(backend)),
         nodes=nodes,
         membership=membership,
         registry=registry,

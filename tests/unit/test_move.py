@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from plugin.model import VolumeRecord
-from plugin.replication.move import Move, Round
+from plugin.replication.move import Round, VolumeMove
 
 MIB = 2**20
 
 
-def move(*rounds: tuple[float, float], mounted: bool = True) -> Move:
+def move(*rounds: tuple[float, float], mounted: bool = True) -> VolumeMove:
     """Return a move after *rounds*, each of MiB and seconds."""
     record = VolumeRecord(
         id="0",
@@ -22,7 +22,7 @@ def move(*rounds: tuple[float, float], mounted: bool = True) -> Move:
         created_at="",
     )
     done = [Round("1.1", int(size * MIB), took_s) for size, took_s in rounds]
-    return Move(record, "beta", mounted=mounted, rounds=done)
+    return VolumeMove(record, "beta", mounted=mounted, rounds=done)
 
 
 @pytest.mark.parametrize(

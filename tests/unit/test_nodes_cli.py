@@ -51,7 +51,7 @@ def cli(
     app = Flask("control")
     volumes, owning = world.volumes, world.ownership
     metrics = Metrics(
-        volumes.views, owning.registry, world.node.references, owning.conflicts
+        volumes.views, owning.registry, world.node.references, owning.quarantine_records
     )
     observe_calls(app, metrics, socket="control", render=_error)
     add_nodes(app, alpha, alpha.directory)

@@ -8,12 +8,12 @@ import pytest
 from plugin.ownership import rules
 from plugin.ownership.state import (
     Commit,
+    CopyState,
     Epoch,
     Head,
     Lineage,
     Phase,
     RefusedError,
-    Replica,
 )
 
 OWNED = Head(epoch=3, owner="a", boot_id="1", phase="owned", members=("a",))
@@ -107,16 +107,16 @@ def test_a_node_becomes_a_member_as_it_begins() -> None:
 @pytest.mark.parametrize(
     ("replica", "superseded", "diverged"),
     [
-        (Replica(commit=Commit(3, 4)), True, False),
-        (Replica(commit=Commit(2, 1)), True, False),
-        (Replica(), True, False),
-        (Replica(commit=Commit(3, 5)), False, False),
-        (Replica(commit=Commit(2, 2)), False, True),
-        (Replica(commit=Commit(2, 1), live_epoch=2), False, True),
+        (CopyState(commit=Commit(3, 4)), True, False),
+        (CopyState(commit=Commit(2, 1)), True, False),
+        (CopyState(), True, False),
+        (CopyState(commit=Commit(3, 5)), False, False),
+        (CopyState(commit=Commit(2, 2)), False, True),
+        (CopyState(commit=Commit(2, 1), live_epoch=2), False, True),
     ],
 )
 def test_a_copy_goes_only_if_members_have_all_of_it(
-    replica: Replica, superseded: bool, diverged: bool
+    replica: CopyState, superseded: bool, diverged: bool
 ) -> None:
     lineage = Lineage({3: Epoch(Commit(2, 1), "a")})
     assert rules.superseded(replica, IDLE, lineage) is superseded

@@ -31,14 +31,14 @@ def changing(catalogue: Catalogue, volume_id: str) -> Iterator[None]:
         Refused: CHANGING, another node is at it.
 
     """
-    _take(catalogue, volume_id)
+    _claim(catalogue, volume_id)
     try:
         yield
     finally:
         catalogue.unlink("changing", volume_id)
 
 
-def _take(catalogue: Catalogue, volume_id: str) -> None:
+def _claim(catalogue: Catalogue, volume_id: str) -> None:
     content: Json = {"node": catalogue.node, "token": uuid.uuid4().hex}
     for _ in range(_TRIES):
         if catalogue.link_new(content, "changing", volume_id):

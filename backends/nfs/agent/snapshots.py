@@ -75,7 +75,7 @@ def repair(catalogue: Catalogue, request: Json) -> int:
     for marker in catalogue.scan():
         if _swap_token(catalogue, marker) in request["tokens"]:
             try:
-                settled(catalogue, marker)
+                swap_finished(catalogue, marker)
             except Refused as refusal:  # another node is at it, or a person has to look
                 sys.stderr.write(f"{marker['name']}: {refusal}\n")
     for token in request["tokens"]:
@@ -128,7 +128,7 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
     if marker is None or marker["id"] != request["id"] or marker["state"] != "ready":
         raise Refused("STALE", "it was removed on another node")
     if "swap" in marker:
-        marker = settled(catalogue, marker)
+        marker = swap_finished(catalogue, marker)
     directory = os.path.join(catalogue.root, marker["subdir"])
     if not os.path.isdir(directory):
         raise Refused("STALE", f"directory '{marker['subdir']}' is not there any more")
@@ -241,7 +241,7 @@ def swap(catalogue: Catalogue, request: Json) -> None:
             finish_swap(catalogue, swapping)
 
 
-def settled(catalogue: Catalogue, marker: Json) -> Json:
+def swap_finished(catalogue: Catalogue, marker: Json) -> Json:
     """Return the volume's marker once its swap, if one was cut short, is finished."""
     with changing(catalogue, marker["id"]):
         now = catalogue.marker(marker["name"])

@@ -186,7 +186,7 @@ def hold(catalogue: Catalogue, request: Json) -> Json:
         )
     if "swap" in marker:
         try:
-            marker = snapshots.settled(catalogue, marker)
+            marker = snapshots.swap_finished(catalogue, marker)
         except Refused:
             catalogue.drop_lease(request["id"])
             raise

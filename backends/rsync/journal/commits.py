@@ -60,7 +60,7 @@ class Commits:
         path = self._path(commit)
         return path if btrfs.subvolume(path) else None
 
-    def take(self) -> Path:
+    def create(self) -> Path:
         """
         Return a snapshot of what is in the live directory now.
 
@@ -77,11 +77,11 @@ class Commits:
         return self._new
 
     def drop(self) -> None:
-        """Delete what `take` has taken and `keep` has not kept."""
+        """Delete what `create` has taken and `keep` has not kept."""
         btrfs.delete(self._new)
 
     def keep(self, commit: Commit) -> None:
-        """Give what `take` has taken, if it has, its name as *commit*."""
+        """Give what `create` has taken, if it has, its name as *commit*."""
         try:
             if btrfs.subvolume(self._new):
                 # Another one of that name is what a crash has left.

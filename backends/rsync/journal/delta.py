@@ -197,12 +197,12 @@ class _Records:
         self._buffer_at = offset
 
     def next(self) -> bytes:
-        (length,) = _LENGTH.unpack(self._take(_LENGTH.size))
+        (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
         if length > _RECORD_SIZE_MAX:
             raise _refused("has a record that is too long")
-        return self._take(length)
+        return self._read(length)
 
-    def _take(self, count: int) -> bytes:
+    def _read(self, count: int) -> bytes:
         begin = self.offset - self._buffer_at
         taken = self._buffer[begin : begin + count]
         if len(taken) < count:

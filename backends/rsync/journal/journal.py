@@ -33,8 +33,8 @@ from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import (
     TREE_NAME,
     fill,
+    fill_from,
     require_space,
-    take_from,
 )
 from backends.rsync.journal.scan import Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
@@ -108,7 +108,7 @@ class Journal:
 
         """
         if self.by_snapshot:
-            new = self._commits.take()
+            new = self._commits.create()
             found = self._commits.differences(self.manifest)
             if found is None:
                 return scan_all(new, self.manifest, again=again)
@@ -154,7 +154,7 @@ class Journal:
         self.unpack()
         snapshot = self._commits.of(commit)
         if snapshot:
-            filled = take_from(snapshot, wanted, self._outbox)
+            filled = fill_from(snapshot, wanted, self._outbox)
         else:
             require_space(self.home, sum(each.entry.size for each in wanted))
             filled = fill(self.live, wanted, self._outbox)
@@ -249,7 +249,7 @@ class Journal:
         if self.by_snapshot:
             # Without it, the next look is at everything.
             with suppress(BackendError):
-                self._commits.take()
+                self._commits.create()
                 self._commits.keep(commit)
                 self._commits.prune(commit)
 

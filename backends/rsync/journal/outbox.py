@@ -83,7 +83,7 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
         filling = _Filling(source, target, FileCopier())
         try:
             for known in entries:
-                filling.take(known.entry.path)
+                filling.copy(known.entry.path)
             return filling.finish()
         except OSError as error:
             name = os.fsdecode(error.filename or "")
@@ -93,7 +93,7 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
             ) from error
 
 
-def take_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
+def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
     """
     Make *outbox*, and in it its tree a snapshot of *snapshot*, which has *entries*.
 
@@ -127,7 +127,7 @@ class _Filling:
     first: dict[int, bytes] = field(default_factory=dict)
     attributes: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
 
-    def take(self, path: bytes) -> None:
+    def copy(self, path: bytes) -> None:
         """Copy *path*, again and again while it changes under our hands."""
         for tries in range(_TRIES_MAX):
             if tries:

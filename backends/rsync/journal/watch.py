@@ -13,7 +13,7 @@ What no event tells, so that the caller scans everything now and then:
   linking or unlinking one name says nothing about the rest;
 - the content of a btrfs snapshot that somebody makes inside a volume.
 
-Where fanotify cannot be used, every `take` says that everything may have changed:
+Where fanotify cannot be used, every `pop_hints` says that everything may have changed:
 right, but slow. So it does for a directory that was moved; what is at its old path now
 has to be added again.
 
@@ -31,7 +31,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from backends.rsync.journal.places import DIRECTORY, Hints, Places, Root
+from backends.rsync.journal.handle_paths import DIRECTORY, HandlePaths, Hints, Root
 from backends.system import fanotify
 
 __all__ = ["Hints", "Watched", "Watcher"]
@@ -60,10 +60,10 @@ class Watched:
 
     @property
     def lost(self) -> bool:
-        """Whether every `take` says everything: no watch is possible, or it moved."""
+        """Whether all hints say everything: no watch is possible, or it moved."""
         return self._root.lost
 
-    def take(self) -> Hints:
+    def pop_hints(self) -> Hints:
         """
         Return what may have changed since the last call, and begin anew.
 
@@ -72,10 +72,10 @@ class Watched:
         with self._lock:
             if not self._root.lost:
                 self._drain()
-            return self._root.take()
+            return self._root.pop_hints()
 
     def give_back(self, hints: Hints) -> None:
-        """Let the next `take` return *hints* too: they could not be followed."""
+        """Let the next `pop_hints` return *hints* too: they could not be followed."""
         with self._lock:
             if hints.everything:
                 self._root.note_everything()
@@ -101,8 +101,8 @@ class Watcher:
         self._thread: threading.Thread | None = None
         try:
             self._mount = os.open(path, DIRECTORY)
-            self._places = Places(self._mount)
-            os.close(self._places.open(path))  # handles work, and we may use them
+            self._handle_paths = HandlePaths(self._mount)
+            os.close(self._handle_paths.open(path))  # handles work, and we may use them
             self._queue = fanotify.open_queue(unlimited=unlimited)
             fanotify.mark_filesystem(self._queue, self._mount)
         except OSError as error:
@@ -123,7 +123,7 @@ class Watcher:
             root = Root()
             if not self.fault:
                 with suppress(OSError):
-                    root = self._places.add(path)
+                    root = self._handle_paths.add(path)
             watched = Watched(path, root, self._lock, self._drain)
             self._roots[watched] = root
             return watched
@@ -133,7 +133,7 @@ class Watcher:
         with self._lock:
             root = self._roots.pop(watched, None)
             if root is not None and not root.lost:
-                self._places.remove(root)
+                self._handle_paths.remove(root)
 
     def close(self) -> None:
         """End all watches and the thread."""
@@ -184,13 +184,14 @@ class Watcher:
     def _read(self, reads_max: int) -> bool:
         """Return whether the queue is empty now, or will never be read again."""
         try:
-            self._places.check_roots()
+            self._handle_paths.check_roots()
             for _ in range(reads_max):
                 content = fanotify.read(self._queue)
                 if not content:
                     return True
-                if all(root.everything for root in self._places.roots):
-                    self._places.forget()  # there may be renames in what is not parsed
+                if all(root.everything for root in self._handle_paths.roots):
+                    # There may be renames in what is not parsed.
+                    self._handle_paths.forget()
                     continue
                 for event in fanotify.parse(content):
                     self._note(event)
@@ -203,13 +204,13 @@ class Watcher:
         on_directory = bool(event.mask & fanotify.ON_DIRECTORY)
         renamed = on_directory and bool(event.mask & fanotify.MOVED)
         if renamed:
-            self._places.forget()
+            self._handle_paths.forget()
         if not event.handle:  # an overflow, or what we do not understand
-            self._places.forget()
+            self._handle_paths.forget()
             self._note_everything()
             return
         try:
-            roots, directory = self._places.find(event.handle)
+            roots, directory = self._handle_paths.find(event.handle)
         except OSError as error:
             # A directory that was deleted has been deleted from another one: that is
             # an event too, and the name there stands for all that was below.
@@ -240,11 +241,11 @@ class Watcher:
         if self._quiet_count >= _QUIET_MAX or event.name == b".":
             return
         with suppress(OSError), ExitStack() as stack:
-            directory = self._places.open_handle(event.handle)
+            directory = self._handle_paths.open_handle(event.handle)
             stack.callback(os.close, directory)
             fanotify.ignore_writes(self._queue, directory, event.name)
             self._quiet_count += 1
 
     def _note_everything(self) -> None:
-        for root in self._places.roots:
+        for root in self._handle_paths.roots:
             root.note_everything()

@@ -14,7 +14,7 @@ from plugin.membership.membership import Membership
 from plugin.replication.node import ReplicationNode
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.mirror import MirrorStore
-from plugin.volumes.members import ReplicaService
+from plugin.volumes.members import VolumeMembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class ClusterView:
     settings: EtcdSettings | None
     mirror: MirrorStore | None
     faults: Callable[[], list[str]]
-    replicas: ReplicaService
+    members: VolumeMembers
     replication: ReplicationNode | None = None
 
     def all_faults(self) -> list[str]:

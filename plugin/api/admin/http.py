@@ -109,7 +109,7 @@ def create_app(
     add_cluster(app, cluster)
     add_quarantine(app, volumes.quarantine)
     add_history(app, volumes.history)
-    add_replicas(app, cluster.replicas)
+    add_replicas(app, cluster.members)
     return app
 
 
@@ -173,10 +173,10 @@ def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
         return answer(snapshots.all(name))
 
     @app.post("/v1/volumes/<name>/snapshots", endpoint="snapshot-create")
-    def take(name: str) -> Response:
+    def create(name: str) -> Response:
         g.volume = name
         call = read_body(SnapshotRequest)
-        return answer(snapshots.take(name, call.snapshot, caller_gone=caller_gone()))
+        return answer(snapshots.create(name, call.snapshot, caller_gone=caller_gone()))
 
     @app.delete("/v1/volumes/<name>/snapshots/<snapshot>", endpoint="snapshot-rm")
     def remove_snapshot(name: str, snapshot: str) -> Response:

@@ -14,7 +14,7 @@ from backends.errors import InvalidRequestError, RemoraError
 from backends.rsync.quarantine import Change, shown
 from plugin.api.admin.bodies import answer, read_body
 from plugin.api.calls import caller_gone
-from plugin.volumes.apart import QuarantineService
+from plugin.volumes.quarantine import QuarantineService
 
 log = logging.getLogger(__name__)
 _SHOWN_MAX: Final = 1_000_000

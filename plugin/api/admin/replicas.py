@@ -6,7 +6,7 @@ import msgspec
 from flask import Flask, Response, g
 
 from plugin.api.admin.bodies import answer, read_body
-from plugin.volumes.members import ReplicaService
+from plugin.volumes.members import VolumeMembers
 
 
 class AddRequest(msgspec.Struct, frozen=True):
@@ -15,7 +15,7 @@ class AddRequest(msgspec.Struct, frozen=True):
     node: str
 
 
-def add_replicas(app: Flask, replicas: ReplicaService) -> None:
+def add_replicas(app: Flask, replicas: VolumeMembers) -> None:
     """Add the routes below a volume's `replicas` to *app*."""
 
     @app.get("/v1/volumes/<name>/replicas", endpoint="replica-ls")

@@ -52,7 +52,7 @@ class EtcdWatch:
             StoreError: also if no member can be watched now; the next call goes on.
 
         """
-        return self._reader.take(timeout_s)
+        return self._reader.next_events(timeout_s)
 
     @property
     def heard_s(self) -> float:
@@ -89,7 +89,7 @@ class Reader:
         self.opened = 0
         self._response: urllib3.BaseHTTPResponse | None = None
 
-    def take(self, timeout_s: float) -> list[Event]:
+    def next_events(self, timeout_s: float) -> list[Event]:
         """Return what has come, waiting for the first at most *timeout_s*."""
         with self._changed:
             self._changed.wait_for(

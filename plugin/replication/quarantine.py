@@ -14,7 +14,7 @@ from typing import Final
 from backends.errors import RemoraError
 from backends.rsync.quarantine import Quarantine, Tree
 from plugin.logs import fields
-from plugin.membership.conflicts import Conflict
+from plugin.membership.quarantine_records import QuarantineRecord
 from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 _COUNT_DEADLINE_S: Final = 2.0
 
 
-def conflict_of(quarantine: Quarantine, tree: Tree) -> Conflict:
+def record_of(quarantine: Quarantine, tree: Tree) -> QuarantineRecord:
     """Return what is to be known of *tree*."""
     size = quarantine.measure(tree, deadline_s=_COUNT_DEADLINE_S)
-    return Conflict(
+    return QuarantineRecord(
         set_apart_at=tree.set_apart_at,
         files=size.files,
         size_bytes=size.size_bytes,
@@ -45,7 +45,7 @@ def note(ownership: OwnershipView, quarantine: Quarantine, volume_id: str) -> No
 def forget(ownership: OwnershipView, volume_id: str, commit: str) -> bool:
     """Delete the record of what was discarded; return whether that was done."""
     try:
-        ownership.conflicts.drop(volume_id, ownership.node_id, commit)
+        ownership.quarantine_records.drop(volume_id, ownership.node_id, commit)
     except RemoraError as error:
         log.warning("others hear of it later: %s", error, extra=fields(id=volume_id))
         return False
@@ -60,22 +60,24 @@ def mend(ownership: OwnershipView, quarantine: Quarantine) -> None:
         BackendError: the pool is not there; StoreError: the cluster did not answer.
 
     """
-    conflicts = ownership.conflicts
+    quarantine_records = ownership.quarantine_records
     # Before the disk: bytes are set apart before they are recorded.
     recorded = {
         (each.volume_id, each.commit)
-        for each in conflicts.all()
+        for each in quarantine_records.all()
         if each.node_id == ownership.node_id
     }
     trees = {(each.volume_id, each.commit): each for each in quarantine.everything()}
     for key in trees.keys() - recorded:
         _note(ownership, quarantine, trees[key])
     for volume_id, commit in recorded - trees.keys():
-        conflicts.drop(volume_id, ownership.node_id, commit)
+        quarantine_records.drop(volume_id, ownership.node_id, commit)
 
 
 def _note(ownership: OwnershipView, quarantine: Quarantine, tree: Tree) -> None:
     if quarantine.find(tree.volume_id, tree.commit) is None:
         return  # it was discarded meanwhile
-    conflict = conflict_of(quarantine, tree)
-    ownership.conflicts.note(tree.volume_id, ownership.node_id, tree.commit, conflict)
+    quarantined = record_of(quarantine, tree)
+    ownership.quarantine_records.note(
+        tree.volume_id, ownership.node_id, tree.commit, quarantined
+    )

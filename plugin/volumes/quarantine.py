@@ -30,10 +30,10 @@ from backends.system.copying import Destination, copy_tree
 from plugin.errors import NotOwnerError, VolumeNotFoundError
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields
-from plugin.membership.conflicts import Conflict
+from plugin.membership.quarantine_records import QuarantineRecord
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.view import OwnershipView
-from plugin.replication import apart
+from plugin.replication import quarantine
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
@@ -55,7 +55,7 @@ class _Known:
     record: VolumeRecord | None
 
 
-class SetApart(msgspec.Struct, frozen=True, kw_only=True):
+class QuarantinedCommit(msgspec.Struct, frozen=True, kw_only=True):
     """What one node has of one volume; *path* is "" on other nodes."""
 
     volume: str
@@ -87,7 +87,7 @@ class QuarantineService:
         default_factory=partial(threading.BoundedSemaphore, _READERS_MAX)
     )
 
-    def all(self, name: str = "") -> list[SetApart]:
+    def all(self, name: str = "") -> list[QuarantinedCommit]:
         """
         Return what is set apart in the cluster, of all volumes or of *name*.
 
@@ -104,8 +104,8 @@ class QuarantineService:
             (each.volume_id, own, each.commit): str(each.path) for each in trees or ()
         }
         found = {
-            (each.volume_id, each.node_id, each.commit): each.conflict
-            for each in self.ownership.conflicts.all()
+            (each.volume_id, each.node_id, each.commit): each.quarantined
+            for each in self.ownership.quarantine_records.all()
         }
         if trees is not None:
             # The disk knows better; the next pass of the reconciler mends the records.
@@ -113,11 +113,11 @@ class QuarantineService:
             for tree in trees:
                 key = (tree.volume_id, own, tree.commit)
                 if key not in found and wanted in ("", tree.volume_id):
-                    found[key] = apart.conflict_of(self.quarantine, tree)
+                    found[key] = quarantine.record_of(self.quarantine, tree)
         rows = [
             _row(
                 key,
-                conflict,
+                quarantined,
                 volume=names.get(key[0], "")
                 or (tombs[key[0]].name if key[0] in tombs else key[0]),
                 removed=key[0] not in names,
@@ -125,7 +125,7 @@ class QuarantineService:
                 own=own,
                 path=paths.get(key, ""),
             )
-            for key, conflict in found.items()
+            for key, quarantined in found.items()
             if wanted in ("", key[0])
         ]
         return sorted(rows, key=lambda row: (row.volume, row.set_apart_at, row.node))
@@ -205,12 +205,12 @@ class QuarantineService:
             deadline_s=SHORT_DEADLINE_S,
         )
         log.info("discarded", extra=fields(volume=known.name, commit=commit))
-        return apart.forget(self.ownership, known.id, commit)
+        return quarantine.forget(self.ownership, known.id, commit)
 
     def mend(self) -> None:
         """Make the cluster's records of this node agree with its disk, or log why."""
         try:
-            apart.mend(self.ownership, self.quarantine)
+            quarantine.mend(self.ownership, self.quarantine)
         except RemoraError as error:
             log.info("what is set apart is recorded later: %s", error)
 
@@ -231,7 +231,7 @@ class QuarantineService:
             if record.id == name:
                 return _Known(record.id, record.name, record)
         held = {each.volume_id for each in self._trees() or ()}
-        held |= {each.volume_id for each in self.ownership.conflicts.all()}
+        held |= {each.volume_id for each in self.ownership.quarantine_records.all()}
         tombs = self.ownership.heads.tombs()
         found = [
             each
@@ -255,7 +255,7 @@ class QuarantineService:
         tree = self.quarantine.find(known.id, commit)
         if tree is not None:
             return known, tree
-        for each in self.ownership.conflicts.of(known.id):
+        for each in self.ownership.quarantine_records.of(known.id):
             if each.commit == commit and each.node_id != self.ownership.node_id:
                 node = self.ownership.name_of(each.node_id)
                 raise NotOwnerError(
@@ -300,16 +300,16 @@ class QuarantineService:
 
 def _row(
     key: tuple[str, str, str],
-    conflict: Conflict,
+    quarantined: QuarantineRecord,
     *,
     volume: str,
     removed: bool,
     node: str,
     own: str,
     path: str,
-) -> SetApart:
+) -> QuarantinedCommit:
     volume_id, node_id, commit = key
-    return SetApart(
+    return QuarantinedCommit(
         volume=volume,
         volume_id=volume_id,
         removed=removed,
@@ -317,9 +317,9 @@ def _row(
         node_id=node_id,
         this_node=node_id == own,
         commit=commit,
-        set_apart_at=one_line(conflict.set_apart_at),
-        files=conflict.files,
-        size_bytes=conflict.size_bytes,
-        whole=conflict.whole,
+        set_apart_at=one_line(quarantined.set_apart_at),
+        files=quarantined.files,
+        size_bytes=quarantined.size_bytes,
+        whole=quarantined.whole,
         path=path,
     )

@@ -20,7 +20,7 @@ from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.system import files
 from backends.system.decoding import from_json
-from plugin.ownership.state import EMPTY, Commit, Replica
+from plugin.ownership.state import EMPTY, Commit, CopyState
 
 _NAME: Final = "replica.json"
 # Where a copy lies, by its volume's id; None if this node has none.
@@ -37,7 +37,7 @@ def locate_with(backend: Backend) -> Locate:
     return locate
 
 
-class Replicas:
+class CopyStates:
     """The copies of this node; a change of one waits for another of the same."""
 
     def __init__(self, locate: Locate) -> None:
@@ -45,7 +45,7 @@ class Replicas:
         self._guard = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
 
-    def read(self, volume_id: str, *, initial: Commit) -> Replica | None:
+    def read(self, volume_id: str, *, initial: Commit) -> CopyState | None:
         """
         Return what is known of the copy; None if there is no copy.
 
@@ -60,9 +60,9 @@ class Replicas:
             return None
         path = directory / _NAME
         try:
-            return from_json(path.read_bytes(), Replica)
+            return from_json(path.read_bytes(), CopyState)
         except FileNotFoundError:
-            return Replica(commit=initial)
+            return CopyState(commit=initial)
         except (OSError, msgspec.DecodeError) as error:
             raise BackendError(
                 f"cannot read {path}: {error}",
@@ -83,7 +83,7 @@ class Replicas:
             return
         backend.create(volume, deadline_s=deadline_s)
         with self.changing(volume.id):
-            self.write(volume.id, Replica(promised=promised, commit=EMPTY))
+            self.write(volume.id, CopyState(promised=promised, commit=EMPTY))
 
     @contextmanager
     def changing(self, volume_id: str) -> Iterator[None]:
@@ -93,7 +93,7 @@ class Replicas:
         with lock:
             yield
 
-    def write(self, volume_id: str, replica: Replica) -> None:
+    def write(self, volume_id: str, copy: CopyState) -> None:
         """
         Keep *replica* durably; the caller is `changing` it.
 
@@ -106,6 +106,6 @@ class Replicas:
             raise BackendError(f"this node has no copy of volume {volume_id}")
         path = directory / _NAME
         try:
-            files.write_durably(path, msgspec.json.encode(replica))
+            files.write_durably(path, msgspec.json.encode(copy))
         except OSError as error:
             raise BackendError(f"cannot write {path}: {error.strerror}") from error

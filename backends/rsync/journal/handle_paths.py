@@ -65,11 +65,11 @@ class Root:
                 self.note_everything()
 
     def note_everything(self) -> None:
-        """Have the next `take` say everything."""
+        """Have the next `pop_hints` say everything."""
         self._paths, self._trees, self._size = set(), set(), 0
         self.everything = True
 
-    def take(self) -> Hints:
+    def pop_hints(self) -> Hints:
         """Return what was collected, and begin anew."""
         hints = Hints(frozenset(self._paths), frozenset(self._trees), self.everything)
         self._paths, self._trees, self._size = set(), set(), 0
@@ -77,7 +77,7 @@ class Root:
         return hints
 
     def lose(self) -> None:
-        """Close it: from now on `take` says everything."""
+        """Close it: from now on `pop_hints` says everything."""
         self.lost = True
         self.note_everything()
         if self.descriptor >= 0:
@@ -85,7 +85,7 @@ class Root:
             self.descriptor = -1
 
 
-class Places:
+class HandlePaths:
     """
     Where directories are, by their file handles, as the open *mount* shows them.
 

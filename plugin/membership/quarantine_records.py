@@ -1,7 +1,7 @@
 """
 What nodes have set apart, as the whole cluster knows it.
 
-    v/<id>/conflicts/<node>/<commit>    Conflict: what that node has, and since when
+    v/<id>/conflicts/<node>/<commit>    QuarantineRecord: what it has, since when
 
 A record follows the bytes on the node's disk, and only that node writes it: when it
 sets bytes apart, when they are discarded, and when the two are found to differ. The
@@ -27,7 +27,7 @@ _KEY: Final = re.compile(r"v/([^/]+)/conflicts/([^/]+)/([0-9]+\.[0-9]+)")
 _DROPPED_MAX: Final = 100
 
 
-class Conflict(msgspec.Struct, frozen=True, kw_only=True):
+class QuarantineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that were set apart; if not counted to their end, *whole* is false."""
 
     set_apart_at: str
@@ -37,31 +37,31 @@ class Conflict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class KnownConflict:
+class KnownQuarantineRecord:
     """A record with what its key says."""
 
     volume_id: str
     node_id: str
     commit: str
-    conflict: Conflict
+    quarantined: QuarantineRecord
 
 
-class Conflicts:
+class QuarantineRecords:
     """Reads the records from local knowledge, and writes this node's."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def all(self) -> list[KnownConflict]:
+    def all(self) -> list[KnownQuarantineRecord]:
         """Return what every node of the cluster has set apart."""
         return self._below("v/")
 
-    def of(self, volume_id: str) -> list[KnownConflict]:
+    def of(self, volume_id: str) -> list[KnownQuarantineRecord]:
         """Return what nodes of the cluster have set apart of a volume."""
         return self._below(f"v/{volume_id}/conflicts/")
 
     def note(
-        self, volume_id: str, node_id: str, commit: str, conflict: Conflict
+        self, volume_id: str, node_id: str, commit: str, quarantined: QuarantineRecord
     ) -> None:
         """
         Write the record if there is none.
@@ -72,7 +72,7 @@ class Conflicts:
         """
         key = _key(volume_id, node_id, commit)
         if self._store.get(key) is None:
-            put = Put(key, msgspec.json.encode(conflict))
+            put = Put(key, msgspec.json.encode(quarantined))
             self._store.transact([Compare(key, 0)], [put])
 
     def drop(self, volume_id: str, node_id: str, commit: str) -> None:
@@ -90,12 +90,14 @@ class Conflicts:
         ]
         return found[:_DROPPED_MAX]
 
-    def _below(self, prefix: str) -> list[KnownConflict]:
+    def _below(self, prefix: str) -> list[KnownQuarantineRecord]:
         found = []
         for record in self._store.prefix(prefix)[0]:
             key = _KEY.fullmatch(record.key) if "/conflicts/" in record.key else None
             if key is not None and self._store.get(NODES + key[2]) is not None:
-                found.append(KnownConflict(key[1], key[2], key[3], _decoded(record)))
+                found.append(
+                    KnownQuarantineRecord(key[1], key[2], key[3], _decoded(record))
+                )
         return found
 
 
@@ -103,10 +105,10 @@ def _key(volume_id: str, node_id: str, commit: str) -> str:
     return f"v/{volume_id}/conflicts/{node_id}/{commit}"
 
 
-def _decoded(record: Record) -> Conflict:
+def _decoded(record: Record) -> QuarantineRecord:
     """Return the record's value; one that cannot be read still tells of bytes."""
     try:
-        return from_json(record.value, Conflict)
+        return from_json(record.value, QuarantineRecord)
     except msgspec.DecodeError as error:
         log.warning("record %s cannot be read: %s", record.key, error)
-        return Conflict(set_apart_at="")
+        return QuarantineRecord(set_apart_at="")

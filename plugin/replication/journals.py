@@ -25,8 +25,8 @@ from backends.system.clock import Deadline
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.replica_files import Replicas
-from plugin.ownership.state import EMPTY, Commit, Replica
+from plugin.ownership.copy_states import CopyStates
+from plugin.ownership.state import EMPTY, Commit, CopyState
 
 log = logging.getLogger(__name__)
 # A commit that is applied at the daemon's start, whatever its size.
@@ -34,11 +34,11 @@ _RECOVERY_DEADLINE_S: Final = 3600.0
 _MAKE_DEADLINE_S: Final = 30.0
 
 
-class Copies:
+class Journals:
     """See the module's text; *backend* says where copies lie."""
 
-    def __init__(self, backend: RsyncBackend, replicas: Replicas) -> None:
-        self.replicas = replicas
+    def __init__(self, backend: RsyncBackend, copy_states: CopyStates) -> None:
+        self.copy_states = copy_states
         self._backend = backend
         self._guard = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
@@ -86,7 +86,7 @@ class Copies:
             BackendError: the pool refuses.
 
         """
-        self.replicas.make(
+        self.copy_states.make(
             self._backend,
             record.volume(),
             promised=promised,
@@ -155,7 +155,7 @@ class Copies:
             watched = self._watched.get(record.id)
             if watched is None or watched.path != journal.live:
                 watched = self._watched[record.id] = self._watcher.add(journal.live)
-        return watched.take()
+        return watched.pop_hints()
 
     def give_back(self, record: VolumeRecord, hints: Hints) -> None:
         """Have *hints* returned again: they could not be followed."""
@@ -182,18 +182,18 @@ class Copies:
             BackendError: the disk refuses; the next use of the copy tries again.
 
         """
-        with self.replicas.changing(record.id):
-            replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
-            empty = msgspec.structs.replace(replica, commit=EMPTY, live_epoch=0)
-            self.replicas.write(record.id, empty)
+        with self.copy_states.changing(record.id):
+            copy = self.copy_states.read(record.id, initial=EMPTY) or CopyState()
+            empty = msgspec.structs.replace(copy, commit=EMPTY, live_epoch=0)
+            self.copy_states.write(record.id, empty)
         journal.forget()
         self.unwatch(record)
         self._backend.make_live(record.volume(), deadline_s=_MAKE_DEADLINE_S)
 
     def _finish_setting_apart(self, record: VolumeRecord, journal: Journal) -> None:
         """Do what a crash after `Journal.keep_apart` has left undone."""
-        replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
-        lost = rules.seal(replica).commit
+        copy = self.copy_states.read(record.id, initial=EMPTY) or CopyState()
+        lost = rules.seal(copy).commit
         apart = [each.commit for each in self._backend.quarantine.of(record.id)]
         if not apart or (lost != EMPTY and str(lost) not in apart):
             raise BackendError(
@@ -243,15 +243,15 @@ class Copies:
             journal.close()
         if marked is None:
             return
-        with self.replicas.changing(record.id):
-            replica = self.replicas.read(record.id, initial=EMPTY) or Replica()
-            if replica.commit != Commit(*marked):
+        with self.copy_states.changing(record.id):
+            copy = self.copy_states.read(record.id, initial=EMPTY) or CopyState()
+            if copy.commit != Commit(*marked):
                 taken = msgspec.structs.replace(
-                    replica,
+                    copy,
                     commit=Commit(*marked),
-                    promised=max(replica.promised, marked[0]),
+                    promised=max(copy.promised, marked[0]),
                     live_epoch=0,
                 )
-                self.replicas.write(record.id, taken)
+                self.copy_states.write(record.id, taken)
         with self.using(record, Deadline(_RECOVERY_DEADLINE_S)):
             log.info("a commit was applied", extra=fields(volume=record.name))
