@@ -36,6 +36,7 @@ from plugin.peers.sshd import PeerSshd
 from plugin.replication.node import ReplicationNode
 from plugin.replication.placement import Placement
 from plugin.store.base import Store
+from plugin.swarm.engine_api import EngineApi
 from plugin.swarm.labels import ENGINE_CALL_S, SwarmLabels
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
@@ -49,8 +50,6 @@ def swarm_labels(
     """Return what keeps the labels of the swarm's nodes; None unless it is wanted."""
     if not config.swarm.labels:
         return None
-    from plugin.swarm.engine_api import EngineApi  # noqa: PLC0415 - requests is slow
-
     return SwarmLabels(
         EngineApi(config.swarm.engine_socket, timeout_s=ENGINE_CALL_S),
         store=store,

@@ -45,7 +45,7 @@ trap 'rm -rf -- "$new"' EXIT
 rm -rf -- "$new"
 mkdir -p -- "$new"
 tar -xz -C "$new"
-"$new/library/bin/python3" -I -B -c 'import paramiko, plugin.daemon.daemon, pyroute2'
+"$new/library/bin/python3" -I -B -c 'import paramiko, plugin.daemon.daemon'
 "$new/library/bin/python3" -m compileall -q -s "$new/library" -p "$library" \
     "$new/library/lib"
 rm -rf -- "$library.old"

@@ -12,7 +12,10 @@ from plugin.enrolment.bundle import PYTHON, Bundle, abi
 from plugin.enrolment.remote import RemoteMachine
 from plugin.membership.nodes import CLOCK_OFFSET_MAX_S
 
-PACKAGES: Final = ("rsync", "openssh-server", "openssh-client", "python3", "nfs-common")
+PACKAGES: Final = (
+    *("rsync", "openssh-server", "openssh-client", "python3", "nfs-common"),
+    "iproute2",
+)
 # The library twice while it is swapped, Debian's packages, the store and logs.
 _FREE_KIB_MIN: Final = 512 * 1024
 _REACH_TIMEOUT_S: Final = 5

@@ -17,11 +17,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from pyroute2 import IPRoute
+import msgspec
+
+from backends.errors import RemoraError
+from backends.system.decoding import from_json
+from backends.system.run import run
 
 log = logging.getLogger(__name__)
 # Others try them in order, so more would only make the search longer.
@@ -29,12 +32,9 @@ ADDRESSES_MAX: Final = 8
 _TARGETS_MAX: Final = 32
 # Source: rtnetlink(7): links, IPv4 and IPv6 addresses, and their routes.
 _GROUPS: Final = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
-_SCOPE_UNIVERSE: Final = 0
-# IFA_F_DADFAILED and IFA_F_TENTATIVE: the address cannot be used (yet). Of IPv6 also
-# IFA_F_TEMPORARY: it will not stay (of IPv4 the same bit says that it is a second one).
-# Source: linux/if_addr.h.
-_UNUSABLE: Final = {socket.AF_INET: 0x08 | 0x40, socket.AF_INET6: 0x08 | 0x40 | 0x01}
-_UP: Final = 0x1
+# What the kernel marks an address with that cannot be used (yet), or will not stay.
+_UNUSABLE: Final = ("tentative", "dadfailed", "temporary")
+_IP_DEADLINE_S: Final = 5.0
 _MESSAGE_SIZE: Final = 65536
 # Read before a look; where changes never end, the next look comes soon.
 _MESSAGES_MAX: Final = 1000
@@ -78,20 +78,8 @@ def own_addresses(targets: Sequence[str]) -> tuple[str, ...]:
         OSError: the kernel did not answer.
 
     """
-    # 0.1 s and 20 MB that a node without a cluster never needs.
-    from pyroute2 import IPRoute  # noqa: PLC0415
-    from pyroute2.netlink.exceptions import NetlinkError  # noqa: PLC0415
-
-    found: list[str] = []
     targets = [each for each in targets if _is_address(each)][:_TARGETS_MAX]
-    try:
-        with IPRoute() as kernel:
-            for target in targets:
-                with suppress(NetlinkError):  # no route to it
-                    found += _facing(kernel, target)
-            found += _global(kernel)
-    except NetlinkError as error:
-        raise OSError(f"cannot read the addresses: {error}") from error
+    found = [address for each in targets for address in _facing(each)] + _global()
     outside = [each for each in found if not ipaddress.ip_address(each).is_loopback]
     local = targets and all(ipaddress.ip_address(each).is_loopback for each in targets)
     # Last, for an etcd on each machine says nothing about where the others are.
@@ -170,29 +158,33 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _facing(kernel: IPRoute, target: str) -> Iterator[str]:
-    """Yield the address that a packet to *target* would come from."""
+def _facing(target: str) -> list[str]:
+    """Return the address that a packet to *target* would come from, if it can go."""
     # An address with a zone (fe80::1%eth0) is of this link only.
-    for route in kernel.route("get", dst=target.partition("%")[0]):
-        source = route.get_attr("RTA_PREFSRC")
-        if source and not ipaddress.ip_address(source).is_link_local:
-            yield str(source)
+    routes = _ip("route", "get", target.partition("%")[0], allowed=(0, 1, 2))
+    sources = [each["prefsrc"] for each in routes if "prefsrc" in each]
+    return [each for each in sources if not ipaddress.ip_address(each).is_link_local]
 
 
-def _global(kernel: IPRoute) -> Iterator[str]:
-    """Yield the addresses that are valid everywhere, of links that are no bridges."""
-    usable = {
-        link["index"]
-        for link in kernel.get_links()
-        if link["flags"] & _UP
-        and link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND") != "bridge"
-    }
-    for each in kernel.get_addr():
-        flags = each.get_attr("IFA_FLAGS") or each["flags"]
-        if (
-            each["index"] in usable
-            and each["scope"] == _SCOPE_UNIVERSE
-            and not flags & _UNUSABLE[each["family"]]
-        ):
-            # Of a point-to-point link IFA_ADDRESS is the other end.
-            yield str(each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"))
+def _global() -> list[str]:
+    """Return the addresses that are valid everywhere, of links that are no bridges."""
+    bridges = {each.get("ifname") for each in _ip("link", "show", "type", "bridge")}
+    return [
+        address["local"]
+        for link in _ip("address", "show", "up", "scope", "global")
+        if link.get("ifname") not in bridges
+        for address in link.get("addr_info", ())
+        # What ip(8) leaves out it tells as an empty object.
+        if address and not any(address.get(mark) for mark in _UNUSABLE)
+    ]
+
+
+def _ip(*question: str, allowed: Sequence[int] = (0,)) -> list[dict[str, Any]]:
+    """Return what ip(8) tells; nothing if it says no with a status that is allowed."""
+    try:
+        told = run(
+            ["ip", "-json", *question], deadline_s=_IP_DEADLINE_S, allowed=allowed
+        )
+        return from_json(told.output or "[]", list[dict[str, Any]])
+    except (RemoraError, msgspec.DecodeError) as error:
+        raise OSError(f"cannot read the addresses: {error}") from error

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import socket
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote
-
-import requests
-import requests_unixsocket
+from typing import Any
 
 from plugin.errors import EngineError
 
-_CONNECT_TIMEOUT_S: Final = 5.0
+
+class _Connection(http.client.HTTPConnection):
+    """One connection to the engine at *path*."""
+
+    def __init__(self, path: Path, *, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        """Connect to the socket instead of a host."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
 
 
 class EngineApi:
     """
-    Calls the engine that listens at *socket*.
+    Calls the engine that listens at *path*.
 
     Never from within a call of the engine's to us: it may hold a lock meanwhile.
     """
 
-    def __init__(self, socket: str | Path, *, timeout_s: float) -> None:
-        self._socket = Path(socket)
-        self._base = f"http+unix://{quote(str(socket), safe='')}"
-        self._timeout_s = (_CONNECT_TIMEOUT_S, timeout_s)
+    def __init__(self, path: str | Path, *, timeout_s: float) -> None:
+        self._path = Path(path)
+        self._timeout_s = timeout_s
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
         """
@@ -34,24 +44,25 @@ class EngineApi:
             EngineError: it refused, with its reason, or did not answer in time.
 
         """
-        # The library would leave what it could not connect open for a while.
-        if not self._socket.is_socket():
-            raise EngineError(
-                f"the Docker Engine is not at {self._socket}", hint="is docker running?"
-            )
+        # Not kept: the engine may be another one at the next call.
+        connection = _Connection(self._path, timeout_s=self._timeout_s)
+        content = None if body is None else json.dumps(body)
+        headers = {"Connection": "close", "Content-Type": "application/json"}
         try:
-            # A connection of its own: the engine may be another one at the next call.
-            with requests_unixsocket.Session() as session:
-                session.trust_env = False
-                session.headers["Connection"] = "close"
-                response = session.request(
-                    method, self._base + path, json=body, timeout=self._timeout_s
-                )
-            answer = response.json() if response.content else {}
-        except (requests.RequestException, ValueError) as error:
+            connection.request(method, path, content, headers)
+            response = connection.getresponse()
+            text = response.read()
+            answer = json.loads(text) if text else {}
+        except FileNotFoundError:
+            raise EngineError(
+                f"the Docker Engine is not at {self._path}", hint="is docker running?"
+            ) from None
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise EngineError(
                 "the Docker Engine does not answer", hint="is docker running?"
             ) from error
-        if response.status_code >= 400:
-            raise EngineError(str(answer.get("message", response.status_code)))
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise EngineError(str(answer.get("message", response.status)))
         return answer

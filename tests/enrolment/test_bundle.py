@@ -13,9 +13,7 @@ from plugin.enrolment import bundle
 from tests.support.host import REPOSITORY
 
 RUN = "from plugin.cli.main import main; main()"
-IMPORTS = (
-    "import plugin.daemon.daemon, paramiko, pyroute2, cryptography; print('whole')"
-)
+IMPORTS = "import plugin.daemon.daemon, paramiko, cryptography; print('whole')"
 
 
 @pytest.fixture(scope="module")

@@ -132,29 +132,29 @@ def test_nothing_is_left_of_closed_connections(nodes: NODES) -> None:
     first, second = nodes
     hello(first, second)
     first.peers.update([])
-    wait_until(lambda: descriptors_and_children()[1] == 0, timeout_s=20, what="it ends")
-    before = descriptors_and_children()
+    wait_until(lambda: descriptors_and_sshs()[1] == 0, timeout_s=20, what="it ends")
+    before = descriptors_and_sshs()
     for _ in range(5):
         first.peers.update([second.record()])
         hello(first, second)
-        assert descriptors_and_children() > before
+        assert descriptors_and_sshs() > before
         first.peers.update([])
         wait_until(
-            lambda: descriptors_and_children() == before,
+            lambda: descriptors_and_sshs() == before,
             timeout_s=20,
             what="no descriptor, no process and no zombie is left",
         )
 
 
-def descriptors_and_children() -> tuple[int, int]:
-    """Return how many this process has, without the sshds that it has started."""
-    children = [
+def descriptors_and_sshs() -> tuple[int, int]:
+    """Return how many descriptors this process has, and how many sshs, zombies too."""
+    sshs = [
         each
         for path in Path("/proc/self/task").glob("*/children")
         for each in path.read_text().split()
-        if command(int(each)) not in ("unshare", "sshd")
+        if command(int(each)) == "ssh"
     ]
-    return len(list(Path("/proc/self/fd").iterdir())), len(children)
+    return len(list(Path("/proc/self/fd").iterdir())), len(sshs)
 
 
 DAEMON = """

@@ -32,7 +32,7 @@ PACKAGES = (
     *("systemd-sysv", "dbus", "docker.io", "python3", "rsync", "mount", "procps"),
     *("xfsprogs", "btrfs-progs", "e2fsprogs", "nfs-common", "libcap2-bin"),
     # A new machine that `remora node enroll` comes to.
-    *("openssh-server", "sudo", "apt"),
+    *("openssh-server", "sudo", "apt", "iproute2"),
 )
 # nspawn mounts the controllers read-only, and dockerd makes its groups in them.
 CGROUPS_UNIT = """\
