@@ -8,7 +8,6 @@ whoever acts on them reads them with `ReplicationOptions.of`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal, cast
 
@@ -31,6 +30,15 @@ DEFAULTS: Final = {
 }
 # A record does not keep these two: a node that is alone has no other copies.
 _IN_A_CLUSTER: Final = {"replicas": "2", "members": ""}
+# Instead of a value that cannot be read: what keeps most copies, and gives up none.
+_IF_UNREADABLE: Final = {
+    "replicas": str(REPLICAS_MAX),
+    "members": "",
+    "interval": DEFAULTS["interval"],
+    "min_acks": str(REPLICAS_MAX - 1),
+    "failover": "refuse",
+    "fence": DEFAULTS["fence"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +64,16 @@ class ReplicationOptions:
         """
         Return what the *options* of a record say; pure.
 
-        A value that cannot be read counts as not given: a damaged record must not
-        keep its volume from being fenced, nor others from being looked at.
+        A value that cannot be read counts as the one that loses least: a damaged record
+        must not keep its volume from being fenced, nor others from being looked at.
         """
         said = {**_IN_A_CLUSTER, **DEFAULTS}
         for key, parser in PARSERS.items():
-            with suppress(KeyError, ValueError):
-                said[key] = parser(options[key])
+            if key in options:
+                try:
+                    said[key] = parser(options[key])
+                except ValueError:
+                    said[key] = _IF_UNREADABLE[key]
         return cls(
             replicas=int(said["replicas"]),
             members=frozenset(filter(None, said["members"].split(","))),

@@ -62,9 +62,10 @@ def run(
     *,
     deadline_s: float,
     allowed: Sequence[int] = (0,),
+    output_size_max: int = _OUTPUT_SIZE_MAX,
 ) -> Completed:
     """
-    Return the result of *command*, ended within *deadline_s*.
+    Return the result of *command*, ended within *deadline_s*; its output is cut.
 
     Raises:
         BackendError: the program is missing, or its exit status is not *allowed*.
@@ -81,7 +82,7 @@ def run(
         ) from None
     completed = Completed(
         process.returncode,
-        output[:_OUTPUT_SIZE_MAX].decode(errors="replace"),
+        output[:output_size_max].decode(errors="replace"),
         errors[:_OUTPUT_SIZE_MAX].decode(errors="replace"),
     )
     return _checked(command, completed, allowed)

@@ -47,7 +47,7 @@ def walk(
     try:
         while levels:
             names = levels[-1]
-            directory = _last(way) if names else None
+            directory = _last(way, device) if names else None
             before = b"/".join([*above, *way.names, b""])
             while directory is not None and names:
                 name = names.pop()
@@ -88,12 +88,14 @@ def _names(directory: int) -> list[bytes]:
     return names
 
 
-def _last(way: Way) -> int | None:
-    """Return where *way* leads, None if that has gone meanwhile."""
+def _last(way: Way, device: int) -> int | None:
+    """Return where *way* leads, None if that has gone, or lies elsewhere, meanwhile."""
     try:
-        return way.last()
+        last = way.last()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    # A deep way is opened again from its top, and may lead over a new mount by then.
+    return last if os.fstat(last).st_dev == device else None
 
 
 def _go_down(way: Way, name: bytes, device: int) -> bool:

@@ -32,6 +32,8 @@ _PROGRAMS: Final = (
     ("rm", "--version", "coreutils", True),
     ("tar", "--version", "tar", False),
     ("setpriv", "--version", "util-linux", True),
+    ("ssh", "-V", "openssh-client", False),
+    ("ip", "-V", "iproute2", False),
     ("mount.nfs", "-V", "nfs-common", False),
     ("docker", "--version", "docker.io", False),
     ("xfs_quota", "-V", "xfsprogs", False),

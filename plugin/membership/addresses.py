@@ -35,6 +35,10 @@ _GROUPS: Final = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
 # What the kernel marks an address with that cannot be used (yet), or will not stay.
 _UNUSABLE: Final = ("tentative", "dadfailed", "temporary")
 _IP_DEADLINE_S: Final = 5.0
+# A thousand bytes for each of some ten thousand links, containers' among them.
+_LINKS_SIZE_MAX: Final = 16 * 2**20
+# It is never reached; the kernel only wants one.
+_ANY_PORT: Final = 9
 _MESSAGE_SIZE: Final = 65536
 # Read before a look; where changes never end, the next look comes soon.
 _MESSAGES_MAX: Final = 1000
@@ -79,7 +83,8 @@ def own_addresses(targets: Sequence[str]) -> tuple[str, ...]:
 
     """
     targets = [each for each in targets if _is_address(each)][:_TARGETS_MAX]
-    found = [address for each in targets for address in _facing(each)] + _global()
+    found = [address for each in targets for address in _facing(each)]
+    found += _global()
     outside = [each for each in found if not ipaddress.ip_address(each).is_loopback]
     local = targets and all(ipaddress.ip_address(each).is_loopback for each in targets)
     # Last, for an etcd on each machine says nothing about where the others are.
@@ -161,30 +166,33 @@ def _is_address(text: str) -> bool:
 def _facing(target: str) -> list[str]:
     """Return the address that a packet to *target* would come from, if it can go."""
     # An address with a zone (fe80::1%eth0) is of this link only.
-    routes = _ip("route", "get", target.partition("%")[0], allowed=(0, 1, 2))
-    sources = [each["prefsrc"] for each in routes if "prefsrc" in each]
-    return [each for each in sources if not ipaddress.ip_address(each).is_link_local]
+    address = target.partition("%")[0]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, _ANY_PORT))  # sends nothing
+        source = str(probe.getsockname()[0])
+        return [] if ipaddress.ip_address(source).is_link_local else [source]
+    return []
 
 
 def _global() -> list[str]:
     """Return the addresses that are valid everywhere, of links that are no bridges."""
-    bridges = {each.get("ifname") for each in _ip("link", "show", "type", "bridge")}
     return [
         address["local"]
-        for link in _ip("address", "show", "up", "scope", "global")
-        if link.get("ifname") not in bridges
+        for link in _links()
+        if link.get("linkinfo", {}).get("info_kind") != "bridge"
         for address in link.get("addr_info", ())
         # What ip(8) leaves out it tells as an empty object.
-        if address and not any(address.get(mark) for mark in _UNUSABLE)
+        if address.get("family") in ("inet", "inet6")
+        and not any(address.get(mark) for mark in _UNUSABLE)
     ]
 
 
-def _ip(*question: str, allowed: Sequence[int] = (0,)) -> list[dict[str, Any]]:
-    """Return what ip(8) tells; nothing if it says no with a status that is allowed."""
+def _links() -> list[dict[str, Any]]:
+    """Return what ip(8) tells of links that are up, with their global addresses."""
+    question = ("ip", "-json", "-details", "address", "show", "up", "scope", "global")
     try:
-        told = run(
-            ["ip", "-json", *question], deadline_s=_IP_DEADLINE_S, allowed=allowed
-        )
+        told = run(question, deadline_s=_IP_DEADLINE_S, output_size_max=_LINKS_SIZE_MAX)
         return from_json(told.output or "[]", list[dict[str, Any]])
     except (RemoraError, msgspec.DecodeError) as error:
         raise OSError(f"cannot read the addresses: {error}") from error

@@ -227,5 +227,12 @@ class Peers:
         with self._lock:
             peers = [each.peer for each in self._channels.values()]
         self.update(())
-        for peer in peers:
-            self.ssh.close(peer)
+        # At once: each may take its whole deadline.
+        closing = [
+            threading.Thread(target=self.ssh.close, args=(each,), name="peers:close")
+            for each in peers
+        ]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()

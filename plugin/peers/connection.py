@@ -106,11 +106,17 @@ class Connection:
                     pending.set_result(answer)
         except (RemoraError, OSError, TypeError) as error:
             self.close(f"{why}: {error}")
-        said = self._ssh.end()
-        self.close(f"{why}: {said}" if said else why)
-        # Nobody may be about to use the socket's number when it is closed.
-        with self._sending, self._lock:
-            self._ssh.socket.close()
+        finally:
+            with self._lock:
+                ours = not self._fault
+                self._fault = self._fault or why  # nobody asks it any more
+            said = self._ssh.end()
+            if ours and said:
+                self._fault = one_line(f"{why}: {said}")
+            self.close(self._fault)
+            # Nobody may be about to use the socket's number when it is closed.
+            with self._sending, self._lock:
+                self._ssh.socket.close()
 
     def _send(self, line: bytes, deadline: Deadline) -> None:
         if not self._sending.acquire(timeout=deadline.remaining_s()):

@@ -79,7 +79,8 @@ def _public_key(path: Path) -> str:
     try:
         return plain_key(shown.output.strip())
     except InvalidRequestError as error:
+        said = (shown.errors.strip().splitlines() or [""])[-1]
         raise StoreError(
-            f"{path} is no plain ed25519 key",
+            f"{path} is no plain ed25519 key{said and f' ({said})'}",
             hint="restore it; or remove it and restart, and the node has a new key",
         ) from error

@@ -29,7 +29,6 @@ class VolumeView:
 
     record: VolumeRecord
     mountpoint: str
-    healthy: bool
     references: Count
     storage: Mapping[str, object]
     ownership: OwnershipFacts | None
@@ -80,8 +79,6 @@ class VolumeViews:
         return VolumeView(
             record=record,
             mountpoint=self._mountpoint(record),
-            # A volume that knows its own storage says more.
-            healthy=not any(each.error for each in backend.storages()),
             references=self.references.total(record.id),
             storage=backend.status(record.volume()),
             ownership=self.ownership.facts(record),
@@ -102,6 +99,12 @@ class VolumeViews:
             for head in self.catalogue.heads()
             if head.phase != "creating"
         ]
+
+    def is_healthy(self, record: VolumeRecord) -> bool:
+        """Return whether the storage of the volume's backend was well, last time."""
+        # A volume that knows its own storage says more.
+        storages = self.ownership.backend_of(record).storages()
+        return not any(each.error for each in storages)
 
     def held_or_mounted(self) -> list[VolumeRecord]:
         """Return the volumes with references, or with a mount point's directory."""

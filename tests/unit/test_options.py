@@ -104,10 +104,13 @@ def test_replication_options_have_one_reading() -> None:
     assert (named.copies, named.members) == (4, frozenset("abcd"))
 
 
-def test_a_damaged_record_is_read_as_far_as_it_can_be() -> None:
+def test_what_cannot_be_read_of_a_record_gives_nothing_up() -> None:
     damaged = {"interval": "soon", "replicas": "", "min_acks": "-1", "fence": "kill"}
     read = ReplicationOptions.of({**damaged, "failover": "x", "members": ", ,"})
-    assert read == ReplicationOptions.of({"fence": "kill"})
+    assert read == ReplicationOptions.of(
+        {"fence": "kill", "replicas": "16", "min_acks": "15", "failover": "refuse"}
+    )
+    assert ReplicationOptions.of({"fence": "?"}).fence == "freeze"
 
 
 @given(st.text(max_size=300))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -280,10 +280,12 @@ class _Scan:
 
     def _walk(self, path: bytes) -> Iterator[Found]:
         """Yield what is below the directory *path*, nothing if that has gone."""
-        with (
-            suppress(FileNotFoundError, NotADirectoryError),
-            self._beneath.opened(path) as directory,
-        ):
+        with ExitStack() as stack:
+            # Of the opening alone: an error on the way is no end of what there is.
+            try:
+                directory = stack.enter_context(self._beneath.opened(path))
+            except (FileNotFoundError, NotADirectoryError):
+                return
             yield from walk(directory, path=path)
 
 

@@ -31,7 +31,7 @@ from plugin.volumes.importing import Importing
 from plugin.volumes.removal import Removal
 from plugin.volumes.snapshots import SnapshotService
 from plugin.volumes.use_cases import UseCases
-from plugin.volumes.views import VolumeView, VolumeViews
+from plugin.volumes.views import VolumeViews
 
 
 class CreateRequest(msgspec.Struct, frozen=True):
@@ -120,19 +120,19 @@ def _add_volumes(
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
-        return answer([_row(views.get(each.name)) for each in views.all()])
+        return answer([_row(views, each.name) for each in views.all()])
 
     @app.get("/v1/volumes/<name>", endpoint="inspect")
     def inspect(name: str) -> Response:
         g.volume = name
-        return answer(_row(views.get(name)))
+        return answer(_row(views, name))
 
     @app.post("/v1/volumes", endpoint="create")
     def create() -> Response:
         call = read_body(CreateRequest)
         g.volume = call.name
         creation.create(call.name, call.options)
-        return answer(_row(views.get(call.name)))
+        return answer(_row(views, call.name))
 
     @app.delete("/v1/volumes/<name>", endpoint="rm")
     def remove(name: str) -> Response:
@@ -154,14 +154,14 @@ def _add_copies(
         importing.import_directory(
             call.name, call.options, Path(call.source), caller_gone=caller_gone()
         )
-        return answer(_row(views.get(call.name)))
+        return answer(_row(views, call.name))
 
     @app.post("/v1/clone", endpoint="clone")
     def clone() -> Response:
         call = read_body(CloneRequest)
         g.volume = call.name
         creation.clone(call.name, call.source, call.options, caller_gone=caller_gone())
-        return answer(_row(views.get(call.name)))
+        return answer(_row(views, call.name))
 
 
 def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
@@ -203,12 +203,14 @@ def create_metrics_app(metrics: Metrics) -> Flask:
     return app
 
 
-def _row(view: VolumeView) -> dict[str, Any]:
+def _row(views: VolumeViews, name: str) -> dict[str, Any]:
+    view = views.get(name)
+    healthy = views.is_healthy(view.record)
     return {
         "name": view.record.name,
         "created_at": view.record.created_at,
         "mountpoint": view.mountpoint,
-        "health": "ok" if view.healthy else "error",
+        "health": "ok" if healthy else "error",
         **view.status(),
     }
 
