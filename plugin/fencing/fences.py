@@ -29,8 +29,8 @@ _SCAN_INTERVAL_KILLED_S: Final = 1.0
 _FILES_INTERVAL_S: Final = 1.0
 # So often we look for writers, until a look finds no new one; the next scan goes on.
 _ROUNDS_MAX: Final = 20
-# So often we hunt writers that end as soon as they are seen. It is bounded, because on a
-# busy machine other processes end all the time.
+# So often we hunt writers that end as soon as they are seen. The number is bounded: on
+# a busy machine other processes end all the time.
 _HUNTS_MAX: Final = 5
 _ROUNDS_BUDGET_S: Final = 0.8
 # Short, because another volume's deadline may pass meanwhile; the next scan goes on.

@@ -26,8 +26,8 @@ from plugin.fencing import processes
 from plugin.fencing.held import HeldVolume
 from plugin.fencing.processes import Process
 
-# A look at thousands of processes takes a fifth of this. With more, it is better to look
-# again later than to wait.
+# A look at thousands of processes takes a fifth of this. With more, a second look later
+# is better than waiting.
 _OPEN_FILES_BUDGET_S: Final = 1.0
 _INIT: Final = 1
 
