@@ -72,7 +72,7 @@ class VolumeViews:
         Return the volume, from local knowledge.
 
         Raises:
-            VolumeNotFoundError: there is none. Nothing that is merely down says so.
+            VolumeNotFoundError: there is none; never because something is down.
 
         """
         record = self.existing(name).record
@@ -80,7 +80,7 @@ class VolumeViews:
         return VolumeView(
             record=record,
             mountpoint=self._mountpoint(record),
-            # A volume that knows its own storage says more.
+            # The status of a volume says more, if the backend knows its storage.
             healthy=not any(each.error for each in backend.storages()),
             references=self.references.total(record.id),
             storage=backend.status(record.volume()),
@@ -128,6 +128,6 @@ class VolumeViews:
         return stored
 
     def _mountpoint(self, record: VolumeRecord) -> str:
-        """Return where *record* is mounted, "" if nobody asked for it."""
+        """Return where *record* is mounted, "" if it has no references."""
         held = self.references.total(record.id)
         return str(self.target(record)) if held else ""
