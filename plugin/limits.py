@@ -37,7 +37,7 @@ GARBAGE_DEADLINE_S: Final = 600.0
 DISUSE_GRACE_S: Final = 60.0
 
 # For copying that a person waits for at a terminal. Docker's Create waits
-# `LONG_DEADLINE_S` at most; the copying goes on, and the same Create again waits for it.
+# `LONG_DEADLINE_S` at most; the copying goes on, and a second Create waits for it.
 COPY_DEADLINE_S: Final = 24 * 3600.0
 
 # Labels of a swarm's nodes: how often they are compared, and how soon again where the

@@ -221,7 +221,9 @@ class Acquisition:
     ) -> Choice:
         """Return what to begin with; by then this node has promised, and has it."""
         try:
-            votes, bare = self.votes.of_others(record, head, deadline, orderly=orderly)
+            votes, no_copy = self.votes.of_others(
+                record, head, deadline, orderly=orderly
+            )
             if self.ownership.copy_state(record) is not None:
                 votes[self.ownership.node_id] = self._promise(record, head.epoch)
             elif self.ownership.node_id not in lineage.owners():
@@ -230,7 +232,7 @@ class Acquisition:
                 )
             choice = self.ownership.choose(record, head, lineage, votes)
             missing = unheard(head, lineage, votes, choice, orderly=orderly)
-            if living := self._living(missing - bare):  # silent is not dead
+            if living := self._living(missing - no_copy):  # silent is not dead
                 raise elsewhere(record.name, head.committed, self._names(living))
         except RefusedError as error:
             raise self._why_not(record, head, error) from None

@@ -26,7 +26,7 @@ from plugin.peers.sharing import SharedSsh
 # The bound for all of it: name, address, keys, login.
 _OPEN_WITHIN_S: Final = 10.0
 # ssh has one exit status for all its errors, so its words tell them apart. Our sshd
-# ("MaxAuthTries 1") hangs up on a stranger, mostly before ssh prints the first words.
+# ("MaxAuthTries 1") hangs up on a stranger before ssh can print the first of these.
 _STRANGER: Final = re.compile(r"Permission denied \(|Too many authentication failures")
 _OTHER_KEY: Final = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 _BEGINS: Final = re.compile(r"^ssh: (connect to host \S+ port \d+: )?")

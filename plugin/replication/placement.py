@@ -45,7 +45,7 @@ def plan(
     bound_for: str = "",
 ) -> Plan:
     """
-    Return what brings the members to what is *wanted*; pure.
+    Return the changes after which the members are as *wanted*; pure.
 
     *gone* are the nodes that have been dead for so long that they are replaced. Nodes
     without a record count as gone. Drained nodes are replaced, too. The volume moves to

@@ -54,8 +54,8 @@ class Report:
     filling: set[str] = field(default_factory=set)
 
 
-# Makes a commit of what has changed since the last one, if anything has, and returns
-# the newest; with True it makes one in any case.
+# It makes a commit if anything has changed since the last one, and returns the newest;
+# with True it makes one in any case.
 Advance = Callable[[bool], Commit]
 
 
@@ -265,9 +265,9 @@ def _plan(
     """
     groups: dict[Commit | None, tuple[str, ...]] = {}
     empty: list[tuple[Commit | None, tuple[str, ...]]] = []
-    for node_id, stand in commits.items():
-        base = stand if _leads_on(journal, lineage, stand, commit) else None
-        if stand == EMPTY:
+    for node_id, at in commits.items():
+        base = at if _leads_on(journal, lineage, at, commit) else None
+        if at == EMPTY:
             empty.append((base, (node_id,)))
         else:
             groups[base] = (*groups.get(base, ()), node_id)
@@ -275,12 +275,10 @@ def _plan(
     return [*begun, *empty]
 
 
-def _leads_on(
-    journal: Journal, lineage: Lineage, stand: Commit, commit: Commit
-) -> bool:
-    """Return whether the journal knows the changes since *stand*, an ancestor."""
-    known = journal.manifest.since(pair(stand)) is not None
-    return known and lineage.contains(stand, at=commit.epoch)
+def _leads_on(journal: Journal, lineage: Lineage, base: Commit, commit: Commit) -> bool:
+    """Return whether the journal knows the changes since *base*, an ancestor."""
+    known = journal.manifest.since(pair(base)) is not None
+    return known and lineage.contains(base, at=commit.epoch)
 
 
 def _note(record: VolumeRecord, node: str, error: RemoraError) -> None:

@@ -40,7 +40,7 @@ class UnknownOutcomeError(StoreError):
 
 class AttemptError(Exception):
     """
-    One member did not do it; *maybe_done*: it may have, or may do so later.
+    One member told no success; *maybe_done*: it may have done it, or do so later.
 
     It is *lasting* if asking it again would end in the same way.
     """
