@@ -179,7 +179,7 @@ class Moving:
                 f"'{record.name}' has never been mounted: there is nothing to move",
                 hint=f"start its container on '{name}'",
             )
-        self._require_settled(record, head)
+        self._require_steady(record, head)
         owner = ownership.name_of(head.owner)
         if head.owner == target.record.id:
             raise InvalidRequestError(f"'{record.name}' is on node '{name}' already")
@@ -192,7 +192,7 @@ class Moving:
             )
         return head, target
 
-    def _require_settled(self, record: VolumeRecord, head: Head) -> None:
+    def _require_steady(self, record: VolumeRecord, head: Head) -> None:
         """Raise NotOwnerError for a volume that changes its owner, or is removed."""
         if head.phase == "removing":
             removing = RefusedError("removing")
@@ -325,7 +325,7 @@ class Moving:
         if head is None or head.owner != self._ownership.node_id:
             owner = self._ownership.name_of(head.owner) if head else "nobody"
             raise NotOwnerError(f"'{record.name}' has gone to '{owner}' meanwhile")
-        self._require_settled(record, head)
+        self._require_steady(record, head)
         return head
 
     def _not_moved(self, move: VolumeMove, fault: str) -> RemoraError:
