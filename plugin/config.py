@@ -7,9 +7,9 @@ The configuration: a TOML file, then the environment, checked whole.
     interval = "2s"
 
 Every key but those of profiles is also read from ``REMORA_<KEY>``, one of ``[swarm]``
-from ``REMORA_SWARM_<KEY>``. The environment wins unless it is empty: the
-managed plugin's variables cannot be left out. All faults are told at once, because a
-service that restarts once for each of them is a bad way to learn the rules.
+from ``REMORA_SWARM_<KEY>``. A variable wins unless it is empty: the managed plugin
+cannot leave variables out. All faults are told at once, so that people need not restart
+the service once for each of them.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class ClusterConfig:
     """
     The section [cluster]; without endpoints of etcd the node is alone.
 
-    ``peer_address`` is what peers are told, "" for what is found; a Mount waits up to
-    ``mount_wait_s`` for the node that has the volume; ``failsafe`` lets an owner go on
-    while etcd is away, as long as all members agree; ``replace_after`` is when a silent
-    node's copies are made elsewhere, None is never.
+    ``peer_address`` is what peers are told, "" for the addresses that are found. A
+    Mount waits up to ``mount_wait_s`` for the owner to let go. ``failsafe`` lets an
+    owner go on while etcd is away, as long as all members agree. A dead node's copies
+    are made elsewhere after ``replace_after``, never if it is None.
     """
 
     etcd: tuple[str, ...] = ()
@@ -91,16 +91,16 @@ class SwarmConfig:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
     """
-    The section [tuning]: how often the daemon does what nobody asks for.
+    The section [tuning]: how often the daemon does its work in the background.
 
-    Only our own tests may set it: what is promised holds for these values alone.
+    Only our own tests may set it: our guarantees hold for the default values alone.
     All nodes of a cluster need the same ``hold_s``.
     """
 
     reconcile_interval_s: float = 10.0
-    # Copies that are behind a volume which nobody uses.
+    # How often copies of unused volumes are brought in step.
     follow_interval_s: float = 10.0
-    # All names of a mounted volume.
+    # How often all names of a mounted volume are looked at.
     look_interval_s: float = 60.0
     # How long a member that has agreed to it keeps from promising a volume to others.
     hold_s: float = 10.0
@@ -157,7 +157,7 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
 _REPLICATION_TYPES: Final[Mapping[str, Any]] = {"bandwidth_limit": str, "nice": Nice}
 _SWARM_TYPES: Final[Mapping[str, Any]] = {"labels": bool, "engine_socket": str}
 _TUNING_TYPES: Final[Mapping[str, Any]] = dict.fromkeys(Tuning.__slots__, Seconds)
-# What the environment's names begin with, for each section.
+# The prefixes of the environment's variables, by section.
 _PREFIXES: Final = {
     "daemon": "REMORA_",
     "cluster": "REMORA_",

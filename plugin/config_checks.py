@@ -1,4 +1,4 @@
-"""What a configuration has to be beyond the types of its values; faults are added."""
+"""Checks of a configuration beyond the types of its values; each adds its faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backends.options import NODE_NAME, duration, size_bytes
 _SOCKET_PATH_LENGTH_MAX: Final = 107
 _LOOPBACK: Final = re.compile(r"(?:127\.0\.0\.1|\[::1\]):([0-9]{1,5})")
 _PORT_MAX: Final = 65535
-# rsync cannot do with less than this; and what is more is a mistake.
+# rsync cannot work with less than this; more than the second is a mistake.
 _LIMIT_MIN: Final = 64 * 1024
 _LIMIT_MAX: Final = 1024**4
 _ENDPOINT: Final = re.compile(r"https?://[^/\s,]+:[0-9]{1,5}/?")

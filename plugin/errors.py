@@ -100,7 +100,7 @@ class PeerRefusedError(RemoraError):
 
 
 class NodeConflictError(RemoraError):
-    """What the cluster knows of its nodes forbids it; nothing was changed."""
+    """The records of the cluster's nodes forbid it; nothing was changed."""
 
     code = "node-conflict"
     exit_code = 27
@@ -131,7 +131,7 @@ class FencingError(RemoraError):
 
 
 class EnrolmentError(RemoraError):
-    """A machine could not be made a node of the cluster; the same may be repeated."""
+    """A machine could not be made a node of the cluster; it can be tried again."""
 
     code = "enrolment"
     exit_code = 28

@@ -13,7 +13,7 @@ LONG_DEADLINE_S: Final = 100.0
 SHORT_DEADLINE_S: Final = 50.0
 
 # Slow operations (Create, Mount, Unmount, Remove) under way at once. The server has
-# more threads than this, so that Get, List and Path always find one.
+# more threads than this, so that one is always free for Get, List and Path.
 OPERATIONS_MAX: Final = 48
 SERVER_THREADS: Final = 64
 CONNECTIONS_MAX: Final = 4096
@@ -32,12 +32,12 @@ MOUNT_ID_LENGTH_MAX: Final = 256
 
 # How long one pass of the reconciler may take to empty the trash.
 GARBAGE_DEADLINE_S: Final = 600.0
-# A volume that only inherited references hold may still be on its way into a
-# container; this long after the epoch began it is not (configuration: disuse_grace_s).
+# A volume with inherited references only may belong to a container that is starting,
+# but not so long after the references' epoch began (configuration: disuse_grace_s).
 DISUSE_GRACE_S: Final = 60.0
 
-# A copy that somebody waits for at a terminal. Docker's Create waits `LONG_DEADLINE_S`
-# at most; the copy goes on, and the same Create again waits for it.
+# For copying that a person waits for at a terminal. Docker's Create waits
+# `LONG_DEADLINE_S` at most; the copying goes on, and a second Create waits for it.
 COPY_DEADLINE_S: Final = 24 * 3600.0
 
 # Labels of a swarm's nodes: how often they are compared, and how soon again where the

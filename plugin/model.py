@@ -1,4 +1,4 @@
-"""The daemon's values: frozen, without behaviour beyond their own checks."""
+"""The daemon's values: frozen, with nothing but checks of themselves."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``requested`` are the options as the user gave them, in canonical form: they decide
     whether a second Create asks for the same volume. ``options`` are those with the
     profile's and the backend's defaults filled in: they decide what the volume is.
-    ``phase`` is the intent that makes create and remove survive a crash: a record that
-    is found `creating` at start is rolled back, one that is `removing` forward, by
-    ``node``, on which it was begun. ``filled`` says that the volume was made with bytes
-    in it; so are all that are older than this field.
+    ``phase`` is the intent that makes create and remove survive a crash. If a record is
+    `creating` at the start of ``node``, which began it, that node undoes the creation;
+    if it is `removing`, the node finishes the removal. ``filled``: the volume was made
+    with bytes in it; records from before this field count as filled.
     """
 
     id: str

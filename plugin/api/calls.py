@@ -1,5 +1,5 @@
 """
-What both sockets do around a call: one log line, metrics, errors, a gone caller.
+What both sockets do around a call: a log line, metrics, errors, callers that hang up.
 
 Routes put the volume's name into ``g.volume`` and the mount id into ``g.mount_id``.
 """
@@ -21,7 +21,7 @@ from plugin.logs import fields
 
 log = logging.getLogger(__name__)
 
-# Read-only calls that everything makes all the time; their lines say little.
+# Read-only calls, which are made all the time: their log lines say little.
 _QUIET = frozenset({"Get", "List", "Path", "Capabilities", "status", "metrics", "ls"})
 
 
@@ -37,7 +37,7 @@ def observe_calls(
     render: Callable[[RemoraError], Response],
 ) -> None:
     """Make *app* log, count and render the outcome of each of its calls."""
-    # Else Flask would answer a dropped connection with a page of its own.
+    # Without this, Flask would answer a dropped call with a page of its own.
     app.config["PROPAGATE_EXCEPTIONS"] = True
 
     @app.before_request
@@ -73,7 +73,7 @@ def observe_calls(
                 op=str(request.endpoint), volume=one_line(g.get("volume", ""))
             ),
         )
-        # waitress's own word for "close it, say nothing".
+        # With this exception waitress closes the connection without an answer.
         raise ClientDisconnected from error
 
     @app.errorhandler(HTTPException)

@@ -104,7 +104,7 @@ class _VolumeCollector(Collector):
         try:
             records = self._views.all()
         except RemoraError:
-            return  # the scrape shows the rest; the gap is what there is to see
+            return  # the scrape shows the rest; the gap shows that the store is away
         counts = dict.fromkeys(self._registry.all(), 0)
         live = inherited = held = 0
         for record in records:

@@ -26,7 +26,7 @@ class Client:
         self._socket = control_socket
         self._base = f"http+unix://{quote(str(control_socket), safe='')}"
         self._session = requests_unixsocket.Session()
-        # A proxy of the shell's environment has no business with a Unix socket.
+        # A proxy in the shell's environment must not be used for a Unix socket.
         self._session.trust_env = False
 
     def call(

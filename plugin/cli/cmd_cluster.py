@@ -251,7 +251,7 @@ def _join(
 
 @contextmanager
 def _stopped(config: Config, verb: str) -> Iterator[Node]:
-    """Yield this node's own file, with the daemon kept away."""
+    """Yield this node's own file, locked so that no daemon can start."""
     from plugin.daemon.node import Node, lock_state  # noqa: PLC0415
 
     try:

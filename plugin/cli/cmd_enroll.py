@@ -83,7 +83,7 @@ def enroll(
     from plugin.enrolment import login  # noqa: PLC0415
 
     enrolment.require_cluster(context.config)
-    # Before anything there is touched: it is our daemon that will see the node live.
+    # First of all: our daemon has to answer, because it will see the node live.
     context.client.call("GET", "/v1/nodes")
     who = login.Login(
         host=host, port=port, user=user, identity=identity, fingerprint=fingerprint

@@ -25,8 +25,8 @@ Verdict = Literal["ok", "warning", "failed"]
 _PROBE_TIMEOUT_S: Final = 5.0
 _FREE_SHARE_LOW: Final = 0.05
 _NAMED_MAX: Final = 10
-# Program, how it tells its version, its Debian package, and whether volumes work at
-# all without it.
+# Program, the option that prints its version, its Debian package, and whether volumes
+# need it at all.
 _PROGRAMS: Final = (
     ("rsync", "--version", "rsync", True),
     ("rm", "--version", "coreutils", True),
@@ -42,7 +42,7 @@ _PROGRAMS: Final = (
     ("chattr", "-V", "e2fsprogs", False),
 )
 _VERSION: Final = re.compile(r"\d+\.\d+")
-# Whether this machine's NFS client has directories delegated to it.
+# It says whether servers may delegate directories to this machine's NFS client.
 _DIRECTORIES: Final = Path("/sys/module/nfsv4/parameters/directory_delegations")
 # Capability numbers of capability.h.
 _CAPABILITIES: Final = {"CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19, "CAP_CHOWN": 0}
@@ -206,7 +206,7 @@ def _shares(storages: dict[str, dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _delegations() -> Iterator[Finding]:
-    """Warn of directories that other nodes would wait for if this one died."""
+    """Warn of delegated directories: if this node died, other nodes would wait."""
     try:
         setting = _DIRECTORIES.read_text("ascii").strip()
     except FileNotFoundError:
@@ -258,7 +258,7 @@ def _cluster(nodes: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _set_apart(rows: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Tell of bytes that no other copy has; nobody but a person ends that."""
+    """Tell of bytes that no other copy has, which only people delete."""
     for each in rows[:_NAMED_MAX]:
         yield Finding(
             "set apart",

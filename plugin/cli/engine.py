@@ -77,7 +77,7 @@ class Engine:
             yield
 
     def _pause(self, container_id: str) -> None:
-        # The kernel's older freezer gives up on a container that forks all the time.
+        # The freezer of cgroup version 1 fails on a container that forks all the time.
         for left in reversed(range(_PAUSE_TRIES)):
             try:
                 self._call("POST", f"/containers/{container_id}/pause")
@@ -91,7 +91,7 @@ class Engine:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Have SIGTERM unwind the block: what is paused must not stay so."""
+    """Let SIGTERM leave the block in order: paused containers must not stay so."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         yield

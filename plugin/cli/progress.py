@@ -22,10 +22,10 @@ def call_with_progress(
     quiet: bool,
 ) -> Any:
     """
-    Return the answer to POST *path*; *copy* is the name the daemon knows the copy by.
+    Return the answer to POST *path*; *copy* is the daemon's name for what is copied.
 
-    Breaking off (Ctrl-C) ends the call, and with it the copy. Nothing is shown if
-    *quiet*, or when nobody watches.
+    Breaking off (Ctrl-C) ends the call, and with it the copying. Nothing is shown if
+    *quiet*, or if standard error is no terminal.
     """
     outcome: dict[str, Any] = {}
 
@@ -63,7 +63,7 @@ def _show(context: Context, copying: threading.Thread, label: str, copy: str) ->
 
 
 def show_line(text: str) -> None:
-    """Show *text* in place of the line before, if somebody watches."""
+    """Show *text* in place of the last line, if standard error is a terminal."""
     if sys.stderr.isatty():
         click.echo(f"\r{text} \033[K", nl=False, err=True)
 

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 def swarm_labels(
     config: Config, store: Store, ownership: OwnershipView, catalogue: Catalogue
 ) -> SwarmLabels | None:
-    """Return what keeps the labels of the swarm's nodes; None unless it is wanted."""
+    """Return what keeps the labels of a swarm's nodes; None if nobody wants them."""
     if not config.swarm.labels:
         return None
     return SwarmLabels(
@@ -169,7 +169,7 @@ def _failsafe(
     config: Config, ownership: OwnershipView, peers: Peers, holds: Holds
 ) -> Failsafe:
     ttl_s = config.cluster.lease_ttl_s
-    # Between the last keepalive that should have come and the deadline.
+    # We ask in the second half of the time from a keepalive to the deadline.
     ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
 
@@ -209,7 +209,7 @@ def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:
         keys.host_key.parent,
         run_directory=config.control_socket.parent,
         port=config.cluster.peer_port,
-        # Its mount namespace must not keep alive what the daemon unmounts.
+        # Volumes that the daemon unmounts must not stay mounted in sshd's namespace.
         let_go=[config.mount_dir, config.state_dir / "nfs"],
     )
 

@@ -83,7 +83,7 @@ class Daemon:
 
         """
         self._config = config
-        # Before anything is bound: whatever ends us from here on, we clean up.
+        # Signals are caught before sockets are bound, so that we always clean up.
         self._stop_requested = _catch_stop_signals()
         _prepare_directories(config)
         self._lock = lock_state(config.state_dir)
@@ -114,7 +114,7 @@ class Daemon:
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""
         try:
-            # Before calls: a node that the cluster cannot have answers nobody.
+            # This comes before calls: a node that the cluster refuses answers nobody.
             self._foundation.membership.start()
             self._foundation.note_cluster(self._node)
             for server in self._servers:
@@ -133,7 +133,7 @@ class Daemon:
         self._stop()
 
     def _build_backends(self) -> OptionResolver:
-        """Return what chooses a backend for a volume, with all backends."""
+        """Register all backends; return what chooses one of them for a volume."""
         config = self._config
         nfs = NfsBackend(
             config.state_dir, node=f"{os.uname().nodename}.{self._node.id}"
@@ -217,7 +217,7 @@ class Daemon:
         }
 
     def _build_servers(self) -> list[Server]:
-        """Return the servers; what can fail comes before the engine can find us."""
+        """Return the servers; the plugin socket comes last, after all that can fail."""
         config, volumes, cluster = self._config, self._volumes, self._cluster
         metrics = Metrics(
             volumes.views,

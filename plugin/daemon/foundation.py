@@ -50,8 +50,8 @@ class Foundation:
         """
         Let *node* remember durably that its records are in a cluster.
 
-        Without that, a node that has lost its [cluster] would start alone, and be
-        somebody else. It is done as soon as etcd tells which cluster it is.
+        Without that, a node that has lost its [cluster] would start alone, with other
+        records. It is done as soon as etcd tells which cluster it is.
         """
         if self.etcd is None or joined(node) is not None:
             return
@@ -132,6 +132,6 @@ def _founded(
 
 
 def _data_only_on(catalogue: Catalogue, heads: Heads, node_id: str) -> list[str]:
-    """Return names of volumes; a removed one, of which bytes are left, has its id."""
+    """Return names of volumes; for a removed one with bytes set apart, its id."""
     names = catalogue.names()
     return sorted(names.get(each, each) for each in heads.held_only_by(node_id))

@@ -29,11 +29,11 @@ class Node:
     def __init__(self, state_dir: Path) -> None:
         path = state_dir / "node.db"
         self._connection = open_database(path, _MIGRATIONS)
-        # Of its own: other threads set facts while the references are in a transaction.
+        # For facts: other threads set them while the references are in a transaction.
         self._facts = connect(path)
         same_boot = self.fact("boot_id") == clock.boot_id()
         self.references = References(self._connection, same_boot=same_boot)
-        # Only now that an older boot's references are gone: a crash in between must
+        # This comes after an older boot's references are gone: a crash in between must
         # not make them look like this boot's.
         self.set_fact("boot_id", clock.boot_id())
         self.id = self.fact("node_id") or str(uuid.uuid4())
@@ -100,7 +100,7 @@ def forget_identity(state_dir: Path) -> str:
         lock = lock_state(state_dir)
         try:
             node = Node(state_dir)
-            # First the keys: what is left of a crash is the old id, and its conflict.
+            # The keys go first: after a crash in between the old id is still refused.
             for key in (state_dir / "peer").glob("*_key"):
                 key.unlink()
             node.forget("node_id", "lease")

@@ -52,7 +52,7 @@ def bind_socket(path: Path) -> socket.socket:
     """
     Return a listening socket at *path*, mode 0600.
 
-    A socket file that nobody listens on, as a killed daemon leaves it, is replaced.
+    A socket file without a listener, left by a killed daemon, is replaced.
 
     Raises:
         ConfigError: a daemon listens there, or *path* is no socket or not writable.

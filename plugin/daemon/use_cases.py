@@ -51,7 +51,7 @@ class Owning:
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """How long a Mount may take, a forgotten mount stays, and a pass comes again."""
+    """The times of the use cases, in seconds."""
 
     mount_deadline_s: float
     disuse_grace_s: float
@@ -113,7 +113,7 @@ def _no_transfers(record: VolumeRecord) -> Sequence[TransferFacts] | None:
 def _with_the_rest(
     given: Given, discovery: Discovery, creation: Creation, copying: CopyingUnderWay
 ) -> UseCases:
-    """Return what *creation* is made of, and all that is made of it."""
+    """Return all use cases, built from *creation* and its parts."""
     owning, ownership, catalogue = given.owning, given.owning.view, given.catalogue
     views, operations, removal = creation.views, creation.operations, creation.removal
     unmounting, acquisition = removal.unmounting, owning.acquisition

@@ -1,9 +1,9 @@
 """
-One archive of this node's own Remora, which a new machine needs no network for.
+One archive of this node's own Remora, so that a new machine needs no network for it.
 
-It is made of what runs here: an installed tree, or a checkout with its environment. The
-result is what `packaging/install` lays out. Compiled modules are copied as they are, so
-it runs only where `abi` is the same.
+It is made of what runs here: an installed tree, or a checkout with its environment. Its
+files lie as `packaging/install` lays them out. Compiled modules are copied as they are,
+so it runs only where `abi` is the same.
 
     library/   becomes PREFIX/lib/remora, a private environment
     files/     the files elsewhere, by their whole paths
@@ -45,7 +45,7 @@ class _Entry:
     executable: bool = False
 
     def data(self) -> bytes:
-        """Return the content, of a link its target."""
+        """Return the content; for a link, its target."""
         if isinstance(self.content, Path):
             return self.content.read_bytes()
         if isinstance(self.content, str):
@@ -110,7 +110,7 @@ def make() -> Bundle:
                 )
             entries = [*_environment(prefix), *entries]
             entries.sort(key=lambda each: each.name)
-            # Unnamed: it is gone with us.
+            # It has no name, so that it ends with this process.
             file = tempfile.TemporaryFile(prefix="remora-bundle-")  # noqa: SIM115
             digest = _write(entries, file)
         except (OSError, metadata.PackageNotFoundError) as error:
@@ -193,7 +193,7 @@ def _locked_packages(lock: Path) -> Iterator[_Entry]:
 
 
 def _tree(directory: Path, name: str) -> Iterator[_Entry]:
-    """Yield the files below *directory*; compiled ones are made again there."""
+    """Yield the files below *directory* without bytecode, which is made there again."""
     for path in directory.rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             yield _Entry(f"{name}/{path.relative_to(directory)}", path)

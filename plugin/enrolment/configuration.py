@@ -22,7 +22,7 @@ from plugin.config import DEFAULT_PATH, ClusterConfig, Config, load
 from plugin.errors import ConfigError, EnrolmentError
 
 CONFIGURATION: Final = str(DEFAULT_PATH)
-# What this node's files are called there, whatever they are called here.
+# The paths of this node's files on the new node, whatever their paths are here.
 _SECRETS: Final[Mapping[str, str]] = {
     "etcd_password_file": "/etc/remora/etcd/password",
     "etcd_ca_file": "/etc/remora/etcd/ca.pem",
@@ -48,7 +48,7 @@ def node_files(config: Config, *, name: str, address: str) -> NodeFiles:
     """
     Return the files for the node *name* in the cluster of *config*.
 
-    With *address* the others reach it there, else where it is found to face them.
+    Others reach it at *address* or, if that is "", at the addresses that it finds.
 
     Raises:
         InvalidRequestError: *name* or *address* cannot be one.
@@ -65,7 +65,7 @@ def node_files(config: Config, *, name: str, address: str) -> NodeFiles:
             value = _SECRETS[key]
         if value != ClusterConfig.__dataclass_fields__[key].default:
             values[key] = value
-    # Where this node is reached says nothing of the other one.
+    # The address of this node is not the other one's.
     values.pop("peer_address", None)
     values["node_name"] = name
     if address:

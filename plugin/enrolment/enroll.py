@@ -1,7 +1,7 @@
 """
-Making another machine a node of this node's cluster: looking, then a plan, then steps.
+Making another machine a node of this node's cluster: a look, then a plan, then steps.
 
-Nothing there is changed before everything that can be refused has been looked at.
+Nothing on the machine is changed before all reasons to refuse it have been checked.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Nodes = Callable[[], Iterable[Mapping[str, Any]]]
 
 
 class ConfiguredError(EnrolmentError):
-    """Settings are there that would be lost; ``difference`` shows them."""
+    """The machine has settings that would be lost; ``difference`` shows them."""
 
     def __init__(self, machine: str, conflicts: list[str], difference: str) -> None:
         super().__init__(
@@ -54,7 +54,7 @@ class Wish:
     """
     What the new node is to be.
 
-    Without *name* it has its machine's; *force* overwrites what is configured there.
+    If *name* is "", it gets its machine's; *force* overwrites its configuration.
     """
 
     name: str = ""
@@ -65,9 +65,9 @@ class Wish:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """
-    The steps with what each has to do ("" is nothing), and what people should know.
+    The steps with what each has to do ("" is nothing), and warnings for people.
 
-    *difference* shows how the configuration there differs from the one it will have.
+    *difference* shows how the present configuration differs from the new one.
     """
 
     node_name: str

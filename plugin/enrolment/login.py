@@ -1,5 +1,5 @@
 """
-Logging in to a new machine: whose host key is accepted, and who we are.
+Logging in to a new machine: which host key is accepted, and with which key we come.
 
 A host key is accepted if it is in ~/.ssh/known_hosts, or has the fingerprint that the
 administrator gave, or if he says yes to it when he sees it. Nothing else accepts one.
@@ -24,7 +24,7 @@ _STEP_TIMEOUT_S: Final = 15.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
     """
-    Where to log in, as whom.
+    Where to log in, and as which user.
 
     With *fingerprint* ("SHA256:...", as ssh-keygen -l prints it) that host key alone is
     accepted; without *identity* the agent's and the user's usual keys are tried.
@@ -43,7 +43,7 @@ class Login:
 
 
 class Questions(Protocol):
-    """Who answers what only a person can know."""
+    """Asks a person what only a person can know."""
 
     def confirm_host_key(self, machine: str, kind: str, fingerprint: str) -> bool:
         """Return whether the machine's host key is the right one."""
@@ -60,7 +60,7 @@ def connect(login: Login, questions: Questions) -> RemoteMachine:
         EnrolmentError: it cannot be reached, is not the right one, or refuses us.
 
     """
-    # Its lines are about what we raise as an error.
+    # paramiko would log what we raise as an error.
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     client = paramiko.SSHClient()
     if not login.fingerprint:
@@ -147,7 +147,7 @@ def _log_in_with_password(
 
 
 def _attempt(client: paramiko.SSHClient, login: Login, **how: Any) -> None:
-    """Connect and log in; what is not about the login is an `EnrolmentError`."""
+    """Connect and log in; any failure but a refused login is an `EnrolmentError`."""
     try:
         client.connect(
             login.host,

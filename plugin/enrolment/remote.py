@@ -3,7 +3,7 @@ Commands on another machine, as root, over an SSH connection that is logged in.
 
 Each command is a shell script with arguments. It has a deadline, which `timeout` keeps
 on the machine itself as well, so that nothing goes on there after we have given up;
-what it prints is bounded. Who logged in as somebody else than root goes through sudo.
+what it prints is bounded. If another user than root has logged in, sudo is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from plugin.errors import EnrolmentError
 SHORT_S: Final = 30.0
 # Opening a session, and each write to a machine that takes nothing.
 _STEP_TIMEOUT_S: Final = 15.0
-# Between `timeout` there and giving up here.
+# So long after the `timeout` there we give up here.
 _GRACE_S: Final = 15.0
 _KILL_AFTER_S: Final = 5
 _OUTPUT_SIZE_MAX: Final = 64 * 1024
@@ -37,7 +37,7 @@ _ENVIRONMENT: Final = (
     *("env", "LC_ALL=C.UTF-8"),
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 )
-# The outer shell tells of a `timeout` that has killed itself with the others.
+# The outer shell returns a status even if `timeout` has killed itself with the others.
 _TIMEOUT: Final = (
     *("sh", "-c", 'timeout "$@"; exit $?', "timeout"),
     f"--kill-after={_KILL_AFTER_S}",
@@ -85,7 +85,7 @@ class RemoteMachine:
             self._become = ("sudo", "-n", "--")
             return
         self._password = ask_password(f"sudo password on {self.name}").encode() + b"\n"
-        # -k: a password that sudo remembers would leave ours to the command to read.
+        # -k: if sudo remembered a password, the command would read ours as its input.
         self._become = ("sudo", "-k", "-S", "-p", "", "--")
         if self.run(":", what="sudo", allowed=range(256)).exit_status != 0:
             raise EnrolmentError(
@@ -94,7 +94,7 @@ class RemoteMachine:
             )
 
     def _exit_status(self, *become: str) -> int:
-        # The program that sudo is asked for is the one that it will be asked for later.
+        # sudo may allow only some programs: this is the one that we use later.
         command = shlex.join([*become, *_ENVIRONMENT, "true"])
         return self._exchange(command, io.BytesIO(), Deadline(SHORT_S)).exit_status
 
@@ -191,14 +191,14 @@ class RemoteMachine:
 
 
 def _send(channel: paramiko.Channel, password: bytes, source: IO[bytes]) -> None:
-    """Write everything to the command; its own end tells what went wrong, if it did."""
+    """Write everything to the command; if that fails, its exit status tells why."""
     try:
         channel.sendall(password)
         while chunk := source.read(_CHUNK_SIZE):
             channel.sendall(chunk)
         channel.shutdown_write()
     except (OSError, EOFError, paramiko.SSHException):
-        # Hanging up, because a command that waits for the rest would wait for long.
+        # We hang up, because the command would wait for the rest for a long time.
         if not channel.eof_received:
             with suppress(OSError, EOFError, paramiko.SSHException):
                 channel.close()

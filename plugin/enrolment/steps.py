@@ -2,7 +2,7 @@
 The steps that make a machine a node, in their order.
 
 Each says what is still to be done, and does it; what is done already is left alone. So
-an enrolment that failed, or was broken off anywhere, is mended by the same one again.
+an enrolment that failed, or was broken off anywhere, is finished by repeating it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _START_DEADLINE_S: Final = 240.0
 VERIFY_DEADLINE_S: Final = 60.0
 _VERIFY_INTERVAL_S: Final = 1.0
 _STATUS_DEADLINE_S: Final = 15.0
-# apt waits for another one that runs; lists that cannot be fetched may still do. It
-# would remove others for the sake of ours: that is for a person to decide.
+# apt waits for another apt; old lists may do if new ones cannot be fetched. It must not
+# remove other packages for the sake of ours: that is for a person to decide.
 _APT: Final = """
 export DEBIAN_FRONTEND=noninteractive
 lock=DPkg::Lock::Timeout=120
@@ -35,8 +35,8 @@ apt-get -qq -o "$lock" update || true
 exec apt-get -qq -y -o "$lock" -o DPkg::Options::=--force-confold \
     --no-remove --no-install-recommends install "$@" > /dev/null
 """
-# Unpacked and tried beside the old one, then swapped in. The mark comes last: without
-# it the next enrolment does all this again.
+# The library is unpacked and tried beside the old one, then swapped in. The mark comes
+# last: without it the next enrolment does all this again.
 _UNPACK: Final = """
 library=$1 command=$2 digest=$3
 umask 022
@@ -64,7 +64,7 @@ systemctl daemon-reload
 sync -f "$library"
 printf %s "$digest" > "$library/bundle"
 """
-# A daemon that began before the files changed has to begin again.
+# A daemon that started before the files changed has to start again.
 _RUNS: Final = """
 for unit in "$@"; do
     systemctl is-enabled --quiet "$unit" || exit 1
@@ -180,7 +180,7 @@ class Configure:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The daemon, with what was written; *changing* is whether earlier steps do."""
+    """The daemon, with what was written; *changing*: earlier steps write something."""
 
     machine: RemoteMachine
     library: str
@@ -188,7 +188,7 @@ class Start:
     name: ClassVar[str] = "start"
 
     def pending(self) -> str:
-        """Return that it has to be started, unless it runs with all that is there."""
+        """Return that it has to be started, "" if it runs with all present files."""
         done = self.machine.run(
             f"library=$1; shift; {_RUNS}",
             *(self.library, *UNITS),
@@ -217,7 +217,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Verify:
-    """That the node *node_name* with *machine_id* lives, as this cluster sees it."""
+    """Check that this cluster sees the node *node_name* with *machine_id* live."""
 
     machine: RemoteMachine
     command: str
@@ -231,7 +231,7 @@ class Verify:
         return f"wait for node '{self.node_name}' to live in the cluster"
 
     def do(self) -> None:
-        """Return when its daemon is content there, and the cluster knows it here."""
+        """Return when its daemon reports no fault, and our cluster sees it live."""
         deadline = clock.Deadline(VERIFY_DEADLINE_S)
         while fault := self._fault() or self._absence():
             if deadline.passed():
@@ -243,7 +243,7 @@ class Verify:
             clock.pause(_VERIFY_INTERVAL_S)
 
     def _fault(self) -> str:
-        """Return what the daemon there says that it lacks."""
+        """Return the fault that the daemon there reports, "" if there is none."""
         done = self.machine.run(
             '"$1" status --json',
             self.command,
@@ -263,7 +263,7 @@ class Verify:
         return "" if health == "ok" else f"Remora there says: {health}"
 
     def _absence(self) -> str:
-        """Return that this node's cluster does not see it live."""
+        """Return the fault that this node's cluster does not see it live, "" if so."""
         if self._lives():
             return ""
         return (

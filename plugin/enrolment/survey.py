@@ -16,10 +16,10 @@ PACKAGES: Final = (
     *("rsync", "openssh-server", "openssh-client", "python3", "nfs-common"),
     "iproute2",
 )
-# The library twice while it is swapped, Debian's packages, the store and logs.
+# Room for two libraries while they are swapped, Debian's packages, store and logs.
 _FREE_KIB_MIN: Final = 512 * 1024
 _REACH_TIMEOUT_S: Final = 5
-# More endpoints than a sensible etcd has members are not all waited for.
+# We do not wait for more endpoints than a sensible etcd has members.
 _ENDPOINTS_MAX: Final = 8
 _DEADLINE_S: Final = 90.0
 
@@ -206,5 +206,5 @@ class _Facts:
 
 
 def _numbers(version: str) -> list[int]:
-    """Return *version* as what can be compared; what has none is the oldest."""
+    """Return the numbers of *version*, to be compared; one without is the oldest."""
     return [int(part) for part in version.split(".") if part.isdigit()]

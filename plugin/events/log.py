@@ -1,11 +1,11 @@
 """
 What happened to volumes on this node: a bounded log in a file of its own, for people.
 
-It decides nothing, and what cannot be kept of it stops nothing. An event outlives the
-daemon, however that ends; the last ones may go with the power, for none waits for the
-disk. Commits come every few seconds: they have a bound of their own, so that they
-never push out who owned a volume. What is of a removed volume stays until it is pushed
-out.
+It decides nothing, and an event that cannot be kept stops nothing. Events outlive the
+daemon, however that ends; a power failure may take the last ones, for none waits for
+the disk. Commits come every few seconds: they have a bound of their own, so that they
+never push out the events that tell who owned a volume. Events of a removed volume stay
+until newer ones push them out.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from plugin.store.database import open_database
 
 log = logging.getLogger(__name__)
 FILE_NAME: Final = "events.db"
-# Of each volume, and in all; each for the commits and for all others.
+# The bounds for each volume, and in all; commits and other events are counted apart.
 OF_VOLUME_MAX: Final = 500
 IN_ALL_MAX: Final = 10_000
-# What is asked for at once: all that there is of a volume.
+# The most that is asked for at once: all events of a volume.
 LIMIT_MAX: Final = 2 * OF_VOLUME_MAX
-# The sum over all volumes is looked at after so many events.
+# The number of events in all is checked after so many events.
 _TRIM_EVERY: Final = 500
 # Room for the ids of ten nodes.
 _FACT_LENGTH_MAX: Final = 400
@@ -71,7 +71,7 @@ Fact = str | int | float
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One event, as other nodes are told of it as well; *at* is the node's own time."""
+    """One event, also as other nodes get it; *at* is the time on its node's clock."""
 
     at: Annotated[str, msgspec.Meta(pattern=r"\A[0-9-]{10}T[0-9:]{8}\.[0-9]{3}Z\Z")]
     kind: Annotated[str, msgspec.Meta(pattern=r"\A[a-z-]{1,32}\Z")]
@@ -86,7 +86,7 @@ class EventsRequest(msgspec.Struct, frozen=True):
 
 
 class EventsAnswer(msgspec.Struct, frozen=True):
-    """The newest first; *cut* says that there are older ones, for which is no room."""
+    """The events, the newest first; *cut*: there was no room for older ones."""
 
     events: list[Event]
     cut: bool = False
@@ -97,17 +97,17 @@ class Events:
 
     def __init__(self, state_dir: Path) -> None:
         """
-        Open the file; a damaged one is set aside.
+        Open the file; a damaged one is renamed, and a new one made.
 
         Raises:
-            StoreError: there can be none.
+            StoreError: the file cannot be made.
 
         """
         self._lock = threading.Lock()
         self._connection = _open(state_dir / FILE_NAME)
 
     def add(self, volume: VolumeRecord | Volume, kind: str, **facts: Fact) -> None:
-        """Keep that *kind* has happened to the volume just now; "" is no fact."""
+        """Keep an event of *kind*, which has just happened; leave out facts of ""."""
         kept = {key: _bounded(value) for key, value in facts.items() if value != ""}
         row = {
             "volume": volume.id,
@@ -209,7 +209,7 @@ def _open(path: Path) -> sqlite3.Connection:
         except OSError:
             raise error from None
         connection = open_database(path, _MIGRATIONS)
-    # Of no use to a volume after a power failure, and never worth a Mount's time.
+    # Events are not worth a Mount's time, so they do not wait for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 

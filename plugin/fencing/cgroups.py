@@ -21,12 +21,12 @@ from backends.system.mountinfo import parse_mountinfo
 from plugin.fencing import processes
 
 Kind = Literal["v1", "v2"]
-# What is written to, to freeze and to thaw.
+# The files of a group that freeze and thaw it.
 _CONTROL: Final[dict[Kind, str]] = {"v1": "freezer.state", "v2": "cgroup.freeze"}
 _FREEZE: Final[dict[Kind, bytes]] = {"v1": b"FROZEN", "v2": b"1"}
 _THAW: Final[dict[Kind, bytes]] = {"v1": b"THAWED", "v2": b"0"}
-# New members found while a group's are killed: frozen ones have no children, so that
-# a few rounds suffice; the guard comes back to those that were late.
+# Rounds of killing a group's members. Frozen ones have no children, so a few rounds
+# suffice; the guard comes back to members that come later.
 _KILL_ROUNDS_MAX: Final = 20
 
 
@@ -65,7 +65,7 @@ def group_of(pid: int, hierarchy: Hierarchy) -> str | None:
             ours = number == "0" and not controllers
         else:
             ours = "freezer" in controllers.split(",")
-        # Seen from a cgroup namespace, what lies outside begins with "/..".
+        # The path of a group outside our cgroup namespace begins with "/..".
         if ours and not path.startswith("/.."):
             return _directory(path, hierarchy)
     return None
@@ -82,7 +82,7 @@ def _directory(path: str, hierarchy: Hierarchy) -> str | None:
 
 
 def identity(directory: str) -> int:
-    """Return a number that a later group of the same name has not, 0 if it is gone."""
+    """Return a number that no later group of this name has, 0 if the group is gone."""
     try:
         return os.stat(directory).st_ino
     except OSError:
@@ -93,8 +93,8 @@ def members(directory: str) -> set[int] | None:
     """
     Return the processes of the group and of those below it.
 
-    None if they cannot all be told: a threaded group, or one with processes that this
-    process namespace does not have.
+    Return None if some cannot be listed: in a threaded group, or in one with processes
+    outside this process namespace.
     """
     pids: set[int] = set()
     for inside in _groups(directory):
@@ -113,7 +113,7 @@ def _groups(directory: str) -> Iterator[str]:
 
 
 def is_frozen(kind: Kind, directory: str) -> bool:
-    """Return whether somebody wants this very group frozen, done or not."""
+    """Return whether somebody has asked to freeze this very group, done or not."""
     if kind == "v2":
         return (processes.read(f"{directory}/cgroup.freeze") or b"").strip() == b"1"
     own = processes.read(f"{directory}/freezer.self_freezing")
@@ -122,9 +122,9 @@ def is_frozen(kind: Kind, directory: str) -> bool:
 
 def freeze(kind: Kind, directory: str) -> bool:
     """
-    Freeze the group; return whether all of it is by now.
+    Freeze the group; return whether all of it is frozen by now.
 
-    To be repeated: a group of version 1 whose tasks fork meanwhile needs that.
+    Call it again until it is: tasks of a version 1 group may fork meanwhile.
     """
     _write(f"{directory}/{_CONTROL[kind]}", _FREEZE[kind])
     if kind == "v2":
@@ -140,7 +140,7 @@ def thaw(kind: Kind, directory: str) -> None:
 
 
 def kill(kind: Kind, directory: str) -> None:
-    """Kill all of a frozen group; none of it runs again."""
+    """Kill all processes of a frozen group; none of them runs again."""
     if kind == "v2" and _write(f"{directory}/cgroup.kill", b"1"):
         return
     signalled: set[int] = set()
@@ -152,7 +152,7 @@ def kill(kind: Kind, directory: str) -> None:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         signalled |= left
-    # The signal waits for them: they die of it before they return to their program.
+    # The signal is pending: they die of it before they return to their program.
     if kind == "v1":
         thaw(kind, directory)
 

@@ -1,8 +1,8 @@
 """
-The daemon's side of the guard: it says what is held until when, and hears of states.
+The daemon's side of the guard: it tells what is held until when, and gets states.
 
-A guard that ends is noticed at once, by its connection, and replaced; the new one is
-told what the last one was. Every call is bounded.
+If a guard ends, its connection breaks: it is replaced at once, and the new one is told
+what the last one was told. Every call is bounded.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _START_S: Final = 30.0
 # A guard that kills many processes is busy for a second or two.
 _ANSWER_S: Final = 5.0
 _RETRY_S: Final = 0.5
-# For one of another version to end.
+# The pause in which a guard of another version ends.
 _CONNECT_PAUSE_S: Final = 0.02
 
 
 class _EndedError(FencingError):
-    """The guard that was spoken to is no more."""
+    """The guard has ended during a call."""
 
 
 class Guard:
@@ -80,8 +80,8 @@ class Guard:
         """
         Hold exactly *volumes*; return the state of each that the guard knows.
 
-        A frozen volume whose deadline is renewed runs again; one that is missing here
-        stays frozen. A killed one stays killed until it has been missing once.
+        A frozen volume whose deadline is renewed runs again; one that *volumes* lacks
+        stays frozen. A killed one stays killed until *volumes* has lacked it once.
 
         Raises:
             FencingError: the guard has not heard it; it acts on what it knows.
@@ -93,10 +93,10 @@ class Guard:
 
     def kill(self, volume_id: str) -> State | None:
         """
-        Kill the volume's writers; return its state, None if the guard knows no such.
+        Kill the volume's writers; return its state, None if the guard does not know it.
 
-        While that is `stopping` or `frozen`, some are dying: ask again. Raises as
-        `hold`.
+        While the state is `stopping` or `frozen`, some writers are still dying: call it
+        again. Raises as `hold`.
         """
         with self._lock:
             return self._ask({"op": "kill", "id": volume_id}).get(volume_id)
@@ -127,7 +127,7 @@ class Guard:
             os.close(self._wake)
 
     def _ask(self, request: Mapping[str, Any]) -> Mapping[str, State]:
-        """Return the states that the guard answers, a new one if it has ended."""
+        """Return the states that the guard answers, or a new guard if it has ended."""
         states: Mapping[str, State] | None = None
         if self._connection is not None:
             with suppress(FencingError):
@@ -161,12 +161,12 @@ class Guard:
         os.write(self._wake, b"+")
 
     def _greeted(self) -> bool:
-        """Return whether there is a guard of this version, which is connected then."""
+        """Return whether there is a guard of this version; then we are connected."""
         hello = {"op": "hello", "version": self._version}
         try:
             return self._reach() and bool(self._exchange(hello)["same"])
         except _EndedError:
-            return False  # nobody had been connected to it, and its time was over
+            return False  # it ended by itself: nobody had been connected to it
 
     def _reach(self) -> bool:
         """Return whether there is a guard to talk to."""
@@ -182,7 +182,7 @@ class Guard:
         return True
 
     def _exchange(self, request: Mapping[str, Any]) -> Any:
-        """Return what the guard answers; without an answer the connection is over."""
+        """Return what the guard answers; close the connection if it does not."""
         connection = self._connection
         if connection is None:
             raise FencingError("there is no connection to the fencing guard")

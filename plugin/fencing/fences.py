@@ -5,9 +5,9 @@ When a volume's writers are stopped, thawed and killed.
                                    │
                                    └─ epoch taken, freeze_max passed ─► killed
 
-A killed volume stays so until the daemon holds it no more: what it says of a deadline
-is the node's, and says nothing of this volume. What the daemon forgets to mention stays
-frozen, until `freeze_max_s` ends that too.
+A killed volume stays so until the daemon no longer holds it: the deadline that the
+daemon tells is the node's, and proves nothing about this volume. A frozen volume that
+the daemon no longer mentions stays frozen; after `freeze_max_s` its writers are killed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from plugin.fencing.memory import Fence
 # were killed, new ones are rare: a container that its engine starts again.
 _SCAN_INTERVAL_S: Final = 0.2
 _SCAN_INTERVAL_KILLED_S: Final = 1.0
-# How often every open file of the machine is looked at meanwhile: that takes longer.
+# How often all open files of the machine are looked at: that takes longer than a scan.
 _FILES_INTERVAL_S: Final = 1.0
-# Looks for writers until a look finds none that is new; the next scan goes on.
+# So often we look for writers, until a look finds no new one; the next scan goes on.
 _ROUNDS_MAX: Final = 20
-# Looks for writers that end as soon as they are seen; somebody ends all the time on a
-# busy machine, who has nothing to do with the volume.
+# So often we hunt writers that end as soon as they are seen. The number is bounded: on
+# a busy machine other processes end all the time.
 _HUNTS_MAX: Final = 5
 _ROUNDS_BUDGET_S: Final = 0.8
 # Short, because another volume's deadline may pass meanwhile; the next scan goes on.
 _GONE_BUDGET_S: Final = 0.2
 _GONE_INTERVAL_S: Final = 0.01
-# Looks that must all find nobody: one that forks and ends is not in every one.
+# So many looks must find no writer: one that forks and ends is not seen in every look.
 _GONE_LOOKS: Final = 5
 
 Log = Callable[[str], None]
@@ -51,7 +51,7 @@ class Fences:
         self._memory = memory.load(run_dir)
         self._scan_at_s = 0.0
         self._files_at_s = 0.0
-        # Asked to stop, but still in the kernel: waiting for a disk, or forking.
+        # They were asked to stop, but are still in the kernel: at a disk, or forking.
         self._late: set[Target] = set()
         # The daemon and its helpers, which read volumes: they stop by themselves.
         self.never: frozenset[int] = frozenset()
@@ -73,7 +73,7 @@ class Fences:
         return states
 
     def hold(self, volumes: Sequence[HeldVolume]) -> None:
-        """Hold exactly *volumes*, thawing what is theirs again."""
+        """Hold exactly *volumes*; thaw those whose deadline was renewed."""
         now_s = clock.boottime_s()
         self._memory.held = {volume.id: volume for volume in volumes}
         for volume_id, fence in list(self._memory.fences.items()):
@@ -86,7 +86,7 @@ class Fences:
         self.save()
 
     def kill(self, volume_id: str) -> None:
-        """Kill the writers of a volume that is another node's by now."""
+        """Kill the writers of a volume that another node owns by now."""
         fence = self._fence(volume_id)
         if fence is not None:
             fence.kill = True
@@ -153,7 +153,7 @@ class Fences:
         return fence
 
     def _scan(self) -> None:
-        """Stop what can write to fenced volumes by now; kill what has to be."""
+        """Stop all that can write to fenced volumes now; kill what has to be killed."""
         fences = list(self._memory.fences.values())
         self._stop(fences)
         doomed = [fence for fence in fences if fence.kill]
@@ -177,7 +177,7 @@ class Fences:
             for fence in fences:
                 new |= self._add(fence, found[fence.volume.id])
             if new:
-                # Before it is done: who comes after a crash knows what to thaw.
+                # Saved before it is done: after a crash the next guard can thaw them.
                 self.save()
                 for target in freezer.stop(new):
                     self._log(f"{target.path or target.pid} does not stand still yet")
@@ -194,11 +194,11 @@ class Fences:
         self, fences: Sequence[Fence], found: Mapping[str, writers.Writers]
     ) -> bool:
         """
-        Stop who is gone before it can be planned for; return whether there may be any.
+        Stop processes that end before a list shows them; return whether any may exist.
 
-        Processes that fork and end at once run away from every list of them, but not
-        from a signal to their process group, which no child of theirs escapes. Who was
-        stopped is noted at once: the volume may be held again before the next scan.
+        Processes that fork and end at once are in no list of processes for long, but a
+        signal to their process group reaches all their children. Those that it stops
+        are noted at once: the volume may be held again before the next scan.
         """
         namespaces = {
             number
@@ -210,10 +210,10 @@ class Fences:
             return False
         inside = writers.groups_within(namespaces, never=self.never)
         for group, members in inside.items():
-            # In a frozen control group nobody runs away.
+            # In a frozen control group no process can fork.
             if not freezer.any_frozen(members, self._stopped()):
                 known = freezer.running(members)
-                # Before it is done: who comes after a crash knows whom to thaw.
+                # Noted before it is done: after a crash the next guard can thaw them.
                 self._note(known, fences, found)
                 born = freezer.stop_group(group, members) - known
                 freezer.thaw(self._note(born, fences, found))
@@ -225,7 +225,7 @@ class Fences:
         fences: Sequence[Fence],
         found: Mapping[str, writers.Writers],
     ) -> set[Target]:
-        """Write *targets* down as ours to thaw; return those that are of no fence."""
+        """Write down that we thaw *targets*; return those that belong to no fence."""
         strangers = set()
         for target in targets:
             namespace = processes.mount_namespace(target.pid)
@@ -239,7 +239,7 @@ class Fences:
                 fence.killed = False
             if not theirs:
                 strangers.add(target)
-        # A scan that finds everybody stopped by now has nothing to write.
+        # A scan that finds no running process has nothing to write.
         if targets:
             self.save()
         return strangers
@@ -251,7 +251,7 @@ class Fences:
         return writers.find(volumes, never=self.never, open_files=open_files)
 
     def _add(self, fence: Fence, found: writers.Writers) -> set[Target]:
-        """Return what has to be stopped for *fence* and is not; remember it all."""
+        """Return what *fence* still has to stop; remember it with what is stopped."""
         wanted: dict[Target, bool] = {}
         if found.pids:
             wanted = freezer.plan(found, self._stopped())
@@ -278,7 +278,7 @@ class Fences:
         return stopped
 
     def _thaw(self, fence: Fence) -> None:
-        """Undo *fence*, but for what another fence stops too."""
+        """Thaw all of *fence*, except what another fence stops, too."""
         del self._memory.fences[fence.volume.id]
         still = self._stopped()
         mine = [
@@ -290,7 +290,7 @@ class Fences:
         self._log(f"{fence.volume.id}: its writers go on")
 
     def _kill(self, fences: Sequence[Fence]) -> None:
-        """Kill the writers of *fences*; note of which none is left."""
+        """Kill the writers of *fences*; note the fences that have none left."""
         freezer.kill({target for fence in fences for target in fence.targets})
         deadline = clock.Deadline(_GONE_BUDGET_S)
         gone = self._without_writers(fences)
@@ -299,7 +299,7 @@ class Fences:
             gone = self._without_writers(fences)
         changed = False
         for fence in gone:
-            # Whoever enters such a group later is nobody that we know.
+            # A process that enters such a group later may be no writer.
             freezer.thaw(fence.targets)
             fence.targets.clear()
             if not fence.killed:

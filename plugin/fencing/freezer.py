@@ -1,9 +1,9 @@
 """
 Stopping processes so that they can go on, and killing them before they do.
 
-A control group is frozen as a whole if it holds nothing but writers. Everybody else is
-stopped one by one with SIGSTOP. What was stopped is a value that can be written down:
-another process can thaw or kill it later.
+A control group is frozen as a whole if it holds nothing but writers. All other writers
+are stopped one by one with SIGSTOP. A `Target` says what was stopped and can be written
+down: another process can thaw or kill it later.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from plugin.fencing import cgroups, processes
 from plugin.fencing.processes import Process
 from plugin.fencing.writers import Writers
 
-# Most groups are frozen in a few milliseconds. What waits for a disk or a server may
-# take for ever; it does not run its program meanwhile, so it need not be waited for.
+# Most groups are frozen in a few milliseconds. A process that waits for a disk or a
+# server may take for ever. It does not run its program meanwhile, so we do not wait.
 _SETTLE_S: Final = 0.3
 _SETTLE_INTERVAL_S: Final = 0.005
 
@@ -31,7 +31,7 @@ class Target:
     """
     What is stopped: a control group, or one process.
 
-    ``identity`` is what no later group of that path, or process of that id, has.
+    ``identity`` tells it from a later group of that path, or process of that id.
     """
 
     kind: Literal["v1", "v2", "process"]
@@ -56,13 +56,13 @@ class Target:
         return any(process is not None and process.alive for process in found)
 
 
-# Each target with whether it is for us to thaw: a container that its user has paused
+# For each target, whether we have to thaw it: a container that its user has paused
 # stays paused.
 Stopped = Mapping[Target, bool]
 
 
 def plan(found: Writers, stopped: Stopped) -> dict[Target, bool]:
-    """Return what has to be stopped, for *found* to be; *stopped* is by now."""
+    """Return the targets that stop all of *found*; *stopped* are stopped already."""
     targets: dict[Target, bool] = {}
     groups: dict[str, Target | None] = {}
     freezers = cgroups.hierarchies()
@@ -74,7 +74,7 @@ def plan(found: Writers, stopped: Stopped) -> dict[Target, bool]:
                 continue
             target = Target("process", "", pid, process.started)
         if target not in targets:
-            # Whoever is not stopped before we do it is for us to thaw.
+            # We thaw what was running before we stopped it.
             targets[target] = stopped.get(target, False) or not is_stopped(target)
     return targets
 
@@ -93,7 +93,7 @@ def _group_target(
             continue
         if directory not in groups:
             target = Target(freezer.kind, directory, 0, cgroups.identity(directory))
-            # Once frozen, whoever enters it (docker exec) is frozen at the door.
+            # A process that enters a frozen group (docker exec) is frozen at once.
             whole = target in stopped or _all_writers(directory, found)
             groups[directory] = target if whole else None
         if groups[directory] is not None:
@@ -107,7 +107,7 @@ def _all_writers(directory: str, found: Writers) -> bool:
     if members is None:
         return False
     for pid in members - found.pids:
-        # Born since the writers were looked for, or gone.
+        # It was born after the look for writers, or it is gone.
         namespace = processes.mount_namespace(pid)
         if namespace and namespace not in found.namespaces:
             return False
@@ -168,7 +168,7 @@ def running(members: Iterable[Process]) -> set[Target]:
 
 
 def stop_group(group: int, members: Iterable[Process]) -> set[Target]:
-    """Stop a process group; return who was not stopped before, children included."""
+    """Stop a process group; return what was not stopped before, children included."""
     before = {process.pid for process in members if process.stopped}
     with suppress(OSError):
         os.killpg(group, signal.SIGSTOP)

@@ -5,8 +5,8 @@ It does so whether the daemon lives or not, so that there is one way to do it. I
 outlives the daemon, serves the next one, and ends by itself when nothing is held and
 nobody is connected. Requests are lines of JSON on a Unix socket of its run directory:
 
-    {"op": "hello", "version": V}       whether it runs the daemon's code, else it ends
-    {"op": "hold", "volumes": [...]}    all that is held, instead of what was
+    {"op": "hello", "version": V}       it ends if it does not run the daemon's code
+    {"op": "hold", "volumes": [...]}    all that is held, in place of what was before
     {"op": "kill" | "forget", "id": I}
     {"op": "states"}
 
@@ -41,12 +41,12 @@ from plugin.fencing.timer import Timer
 LOG_NAME: Final = "guard.log"
 _LOCK_NAME: Final = "guard.lock"
 _LOG_SIZE_MAX: Final = 256 * 1024
-# A daemon that has just started us, or restarts, is back before that.
+# We wait so long for a daemon that has just started us, or restarts.
 _IDLE_S: Final = 5.0
 _CONNECTIONS_MAX: Final = 16
 _SEND_TIMEOUT_S: Final = 1.0
 _PEER_CREDENTIALS: Final = struct.Struct("3i")
-# MCL_CURRENT, MCL_FUTURE, and without pages that are never touched, a third of Python.
+# MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT: a third of Python's pages is never touched.
 _LOCKED: Final = 1 | 2 | 4
 
 
@@ -204,9 +204,9 @@ def _lock(run_dir: str) -> bool:
 
 def _detach() -> int:
     """
-    Continue as a process that nobody waits for; return what tells the starter.
+    Continue as a process that nobody waits for; return a descriptor to the starter.
 
-    The starter ends when that is written to, successfully only then.
+    The starter ends with success when something is written there, else with failure.
     """
     heard, told = os.pipe()
     if os.fork():
@@ -230,13 +230,13 @@ def main() -> None:
     os.chdir("/")
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log = _logger(run_dir)
-    # What a starved machine must not delay. Both need privileges and neither is vital.
+    # A starved machine must not delay us. Both need privileges, and neither is vital.
     with suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:
         adjustment.write("-1000")
     guard = _Guard(run_dir, log)
-    # Once through the code of a scan, so that its pages are there to be locked.
+    # Run the code of a scan once, so that its pages are in memory and can be locked.
     writers.find((), never=(), open_files=True)
     locked = _lock_memory()
     log(f"guards{'' if locked else ', its memory is not locked'}")

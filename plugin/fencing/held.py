@@ -11,8 +11,8 @@ from typing import Final, Literal
 
 from backends.system import clock, libc, mountinfo
 
-# What the guard says of a volume. `stopping`: some writer still is in the kernel, where
-# it may finish a write, or cannot be stopped; `frozen`: all are stopped, or are being
+# What the guard says of a volume's writers. `stopping`: one is still in the kernel and
+# may finish a write there, or cannot be stopped; `frozen`: all are stopped or are being
 # killed; `killed`: none is left.
 State = Literal["running", "stopping", "frozen", "killed"]
 Policy = Literal["freeze", "kill", "none"]

@@ -22,7 +22,7 @@ FILE_NAME: Final = "fenced.json"
 
 @dataclass(slots=True)
 class Fence:
-    """A volume whose writers are stopped; ``targets`` with whether we thaw them."""
+    """A volume whose writers are stopped; ``targets``: whether we have to thaw each."""
 
     volume: HeldVolume
     since_s: float

@@ -1,8 +1,8 @@
 """
 Processes, by what /proc says of them; nothing here waits for a process or a disk.
 
-A process is named by its id and the time it started, so that another one which got its
-id is never touched. Source: proc_pid_stat(5), pidfd_open(2).
+A process is named by its id and its start time, so that we never touch another one that
+got the same id later. Source: proc_pid_stat(5), pidfd_open(2).
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def mount_namespace(pid: int) -> int:
     """Return the number of *pid*'s mount namespace, 0 if it has none (any more)."""
     with suppress(OSError):
         return os.stat(f"/proc/{pid}/ns/mnt").st_ino
-    # The first thread may have ended before the others: they have a namespace still.
+    # The first thread may have ended; the others still have a namespace.
     with suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with suppress(OSError):

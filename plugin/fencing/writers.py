@@ -2,9 +2,9 @@
 Which processes can write to a volume.
 
 In a namespace that shows the volume's directory at a mount point of its own (a
-container) every process can. Where it is seen only through the daemon's mount point,
-whose last component is the volume's id, and in the machine's own namespace, those do
-that have something open below it: there the others are bystanders.
+container), every process can. In the machine's own namespace, and where only the
+daemon's mount point (its last component is the id) shows it, only processes that have
+something open below it count as writers: the others are bystanders.
 
 All volumes are looked for at once: a lease is the node's, so all pass their deadline
 together. Nothing here touches the volume itself, which may hang.
@@ -26,8 +26,8 @@ from plugin.fencing import processes
 from plugin.fencing.held import HeldVolume
 from plugin.fencing.processes import Process
 
-# A machine with thousands of processes takes a fifth of this; one with more is better
-# served by being looked at again than by waiting.
+# A look at thousands of processes takes a fifth of this. With more, a second look later
+# is better than waiting.
 _OPEN_FILES_BUDGET_S: Final = 1.0
 _INIT: Final = 1
 
@@ -60,8 +60,8 @@ def find(
     """
     Return the writers of each of *volumes*, by its id.
 
-    Not among them are processes of *never* and those that come from them. Without
-    *open_files* only namespaces are looked at, which is quicker.
+    Processes of *never*, and their descendants, are left out. Without *open_files* only
+    namespaces are looked at, which is quicker.
     """
     found = {volume.id: Writers() for volume in volumes}
     watched: dict[int, dict[str, str]] = {}
@@ -94,7 +94,7 @@ def groups_within(
     """Return the process groups that have members in *namespaces* only."""
     spared = frozenset({*never, os.getpid()})
     groups: dict[int, list[Process]] = defaultdict(list)
-    mixed = {0, _INIT}  # zero: led by a process that is not in our process namespace
+    mixed = {0, _INIT}  # zero: its leader is not in our process namespace
     for pid in _newest_first():
         process = processes.look(pid)
         number = processes.mount_namespace(pid)
@@ -125,7 +125,7 @@ def _namespaces() -> tuple[dict[int, _Namespace], bool]:
 
 
 def _newest_first() -> list[int]:
-    """Return all processes; one that forks and ends is seen early, or not at all."""
+    """Return all process ids, highest first: a short-lived one has to be seen early."""
     return sorted(processes.ids(), reverse=True)
 
 
@@ -146,8 +146,8 @@ def _shown(
 
 
 def _clue(volume: HeldVolume) -> bytes:
-    """Return what a table that shows *volume* has in it, as the kernel writes it."""
-    # Up to the first character that the kernel escapes.
+    """Return a text that is in each mount table which shows *volume*."""
+    # It ends before the first character that the kernel escapes.
     return os.fsencode(re.split(r"[ \t\n\\#]", volume.source or volume.root)[0])
 
 
@@ -165,7 +165,7 @@ def _add_openers(
     watched: dict[int, dict[str, str]],
     spaces: dict[int, _Namespace],
 ) -> None:
-    """Add to *found* who has something open below a mount point of *watched*."""
+    """Add to *found* the processes with a file open below a point of *watched*."""
     deadline = clock.Deadline(_OPEN_FILES_BUDGET_S)
     for namespace, points in watched.items():
         prefixes = tuple(points)

@@ -16,7 +16,7 @@ SIZE_BYTES_MAX: Final = 512 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Changes that belong together, and on what condition they are made."""
+    """Changes that belong together, and the conditions on which they are made."""
 
     conditions: tuple[Compare, ...]
     operations: tuple[Operation, ...]

@@ -1,11 +1,11 @@
 """
-The records as a file, and a file as the records: backup, restore, and ways between.
+The records as a file, and a file as the records: backup, restore, change of store.
 
-A dump is text: a first line that says of what and when it is, and then a line for each
-record, all of one revision of the store. A value stands there as JSON if that gives the
-same bytes back, else as text, else as base64.
+A dump is text: the first line says of which store and when it was made, and each other
+line has a record, all of one revision of the store. A value is written as JSON if that
+gives the same bytes back, else as text, else as base64.
 
-What ends with a lease is no part of it: which nodes live and who holds a volume is
+Records that end with a lease are left out: which nodes live and which hold a volume is
 true only now. A store that a load has not finished holds the record `LOADING`, and
 nobody may work with it.
 """
@@ -34,7 +34,7 @@ from plugin.store.base import Compare, Delete, Put, Record, Store
 
 log = logging.getLogger(__name__)
 FORMAT: Final = 1
-# Somebody else may change a record of the first look before the marker is written.
+# Others may change records between our first look and the write of the marker.
 _TRIES_MAX: Final = 5
 
 
@@ -59,7 +59,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
-    """The record `LOADING`: which dump is being loaded; *replace* as it was asked."""
+    """The record `LOADING`: which dump is being loaded, and whether to *replace*."""
 
     digest: str
     taken_at: str
@@ -85,10 +85,10 @@ def is_passing(record: Record) -> bool:
 
 def dump(store: Store, *, cluster: str) -> bytes:
     """
-    Return all records of *store* at one revision.
+    Return a dump of all records of *store*, at one revision.
 
     Raises:
-        StoreError: it does not answer, or holds half of a load.
+        StoreError: it does not answer, or a load has not finished.
 
     """
     refuse_loading(store)
@@ -173,7 +173,7 @@ class Loading:
         """
         Return how many records there are now, all of the dump.
 
-        *before_end* is called when all is there but the mark still stands.
+        *before_end* is called when all is written, before the mark is deleted.
 
         Raises:
             NodeConflictError, StoreError: as `check`; what was begun can be repeated.
@@ -182,7 +182,7 @@ class Loading:
         marker, mark = self._begin()
         guard = Compare(LOADING, marker.mod_revision)
         there = {each.key: each for each in self._store.prefix("")[0]}
-        # Who repeats a load need not say again that it was to replace.
+        # The mark decides: a repeated load need not be told again to replace.
         for batch in batches.batches(self._steps(there, replace=mark.replace), guard):
             self._write(batch)
         before_end()
@@ -190,7 +190,7 @@ class Loading:
         return len(self._dump.values)
 
     def _begin(self) -> tuple[Record, Marker]:
-        """Return the mark of this load as it stands."""
+        """Return the mark of this load, written now unless it is there."""
         for _ in range(_TRIES_MAX):
             there = {each.key: each for each in self._store.prefix("")[0]}
             self._refuse(there)
@@ -213,7 +213,7 @@ class Loading:
         raise StoreError("the records keep changing", hint="stop all daemons first")
 
     def _continues(self, mark: Marker) -> bool:
-        """Return whether *mark* was set for what we do."""
+        """Return whether *mark* was written by an earlier try of this load."""
         return mark.digest == self._dump.digest and mark.replace >= self._replace
 
     def _refuse(self, there: dict[str, Record]) -> None:
@@ -240,7 +240,7 @@ class Loading:
             )
 
     def _steps(self, there: dict[str, Record], *, replace: bool) -> Iterator[Step]:
-        """Yield what makes the records of *there* those of the dump."""
+        """Yield the steps that turn the records *there* into those of the dump."""
         for key, value in self._dump.values.items():
             if key not in there or there[key].value != value:
                 yield batches.put(key, value)
@@ -252,7 +252,7 @@ class Loading:
     def _goes(self, record: Record) -> bool:
         """Return whether a load with *replace* deletes or overwrites *record*."""
         if record.key == LOADING or record.lease:
-            return False  # what a living node holds, it holds until its lease ends
+            return False  # a living node holds it until its lease ends
         return self._dump.values.get(record.key) != record.value
 
     def _write(self, batch: Step) -> None:

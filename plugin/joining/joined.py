@@ -2,8 +2,8 @@
 Whether this node's own store still counts, or its volumes are in a cluster's.
 
 A join writes this into node.db before it moves the first record, and again when it is
-done. From then on the records of store.db are of the past, and a daemon that worked
-with them would show volumes that another node has removed, or owns.
+done. From then on the records of store.db are out of date: a daemon that used them
+would show volumes that another node has removed, or owns.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def refuse_joined(node: NodeFacts, config: Config) -> None:
     """
     Raise `StoreError` if the daemon would start with the wrong records.
 
-    They are wrong alone after a join, in a cluster in the middle of one, and in a
-    cluster if the node has volumes of its own that were never taken there.
+    They are wrong in three cases: a join was not finished; the node is alone after a
+    join; it is in a cluster, but has volumes of its own that never joined it.
     """
     found = joined(node)
     if found is not None and not found.finished:

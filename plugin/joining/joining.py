@@ -1,9 +1,9 @@
 """
-Taking an embedded node's volumes into a cluster's records; no byte of them is copied.
+Taking a single node's volumes into a cluster's records; no byte of them is copied.
 
-What is to be done is worked out anew from both stores each time, and only what is
-missing is written, on the condition that it is missing. So a join that was broken off
-is finished by repeating it, and one that would overwrite something is refused whole,
+Each time, the join is planned anew from both stores, and only missing records are
+written, on the condition that they are missing. So a join that was broken off is
+finished by repeating it, and one that would overwrite something is refused as a whole,
 before anything is written.
 """
 
@@ -43,7 +43,7 @@ _TRIES_MAX: Final = 5
 
 def joining_identity(node_id: str, configured_name: str) -> Identity:
     """
-    Return who joins, as far as that decides whether it may.
+    Return the identity of the joining node, with all that decides whether it may join.
 
     Raises:
         ConfigError: the machine's name is no node's name, and none is configured.
@@ -100,7 +100,7 @@ class Joining:
         plan = self._plan()
         before = joined(self.facts)
         if before is not None and before.finished:
-            return plan.moves  # store.db is of the past
+            return plan.moves  # all is done; store.db does not count any more
         # From here on the daemon does not work with the old records any more, or it
         # would change what has already moved.
         note_joined(self.facts, self.cluster_id, finished=False)

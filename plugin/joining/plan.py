@@ -1,11 +1,11 @@
 """
-What a join of an embedded node writes into a cluster's records; pure, without I/O.
+What a join of a single node writes into a cluster's records; pure, without I/O.
 
-A volume's head comes along as it is, so that a node whose containers run goes on with
-its epoch: its daemon takes the lock again when it starts (`rules.resume`). Until then
-nobody else can begin the volume, for only this node has its bytes. Locks themselves are
-never taken along: they hang on a lease. A volume without a head gets one that says that
-this node alone has its bytes; else another one might begin it empty.
+A volume's head is written as it is, so that a node whose containers run goes on with
+its epoch: its daemon writes the lock again when it starts (`rules.resume`). Until then
+no other node can begin the volume, for only this node has its bytes. Locks are never
+written: they hang on a lease. A volume without a head gets one that says that this node
+alone has its bytes; else another node might begin it empty.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class Planner:
         return "moves"
 
     def _went_on_here(self, volume_id: str) -> bool:
-        """Return whether our own records of a volume are not part of the cluster's."""
+        """Return whether the volume was used here after the cluster got its records."""
         records = self._local.get(volume_id, {})
         ours = records.get(_head_key(volume_id))
         theirs = self._there.get(_head_key(volume_id))
@@ -179,7 +179,7 @@ class Planner:
         here = from_json(ours.value, Head)
         there = from_json(theirs.value, Head)
         epochs = sorted(each for each in records if "/epochs/" in each)
-        # Who has begun an epoch that the cluster knows otherwise has gone another way.
+        # An epoch that the cluster has otherwise, or has not, was begun here since.
         newest = epochs[-1] if epochs else ""
         same = not newest or (
             newest in self._there and self._there[newest].value == records[newest].value
@@ -228,7 +228,7 @@ class Planner:
 
 
 def _by_volume(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
-    """Return what is kept of each volume besides its record, but for locks."""
+    """Return the other records of each volume, without locks: by volume id and key."""
     found: dict[str, dict[str, Record]] = {}
     for each in records:
         if each.key.startswith(_HEADS) and not is_passing(each):

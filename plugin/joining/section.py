@@ -1,8 +1,8 @@
 """
 The section [cluster] in a configuration file that people wrote.
 
-The rest of the file stays as it is, byte for byte. What comes out is read again before
-anything is written: if it does not say exactly what it should, a person has to do it.
+The rest of the file stays as it is, byte for byte. The new text is read again before it
+is written: if it does not say exactly what it should, a person has to do it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from backends.system import files
 from plugin.config import ClusterConfig
 from plugin.errors import ConfigError
 
-# What it takes to reach the cluster as the same node; the rest is the file's own.
+# The keys that reach the cluster as the same node; the file keeps its own others.
 _KEYS: Final = (
     "etcd",
     "etcd_prefix",
@@ -40,8 +40,8 @@ def with_section(content: bytes, cluster: ClusterConfig, *, source: str) -> byte
     Return *content* with a section [cluster] that says what *cluster* does.
 
     Raises:
-        ConfigError: another cluster stands there, or the section has a form that only
-            a person can change.
+        ConfigError: it names another cluster, or the section has a form that only a
+            person can change.
 
     """
     raw = tomllib.loads(content.decode())
@@ -122,7 +122,7 @@ def _plain(value: object) -> Any:
 
 
 def _comparable(value: object) -> object:
-    """Return *value* such that two ways to write one thing are equal."""
+    """Return *value* in a form in which two spellings of the same setting are equal."""
     if isinstance(value, list):
         return sorted(str(each).rstrip("/") for each in value)
     return value

@@ -4,7 +4,7 @@ Where other nodes reach this one: the addresses that face them, following change
 The kernel's routes say which of our addresses a packet to some host would come from.
 Those addresses come first, then the other global ones. Addresses of bridges (docker0,
 say) lead to this machine's own containers and count only if a route says otherwise;
-loopback counts only if all that we are told to reach is there, too.
+loopback counts only if all addresses that we are told to reach are loopback, too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ADDRESSES_MAX: Final = 8
 _TARGETS_MAX: Final = 32
 # Source: rtnetlink(7): links, IPv4 and IPv6 addresses, and their routes.
 _GROUPS: Final = 0x1 | 0x10 | 0x100 | 0x40 | 0x400
-# What the kernel marks an address with that cannot be used (yet), or will not stay.
+# The kernel's marks of addresses that cannot be used (yet), or will not stay.
 _UNUSABLE: Final = ("tentative", "dadfailed", "temporary")
 _IP_DEADLINE_S: Final = 5.0
 # A thousand bytes for each of some ten thousand links, containers' among them.
@@ -40,10 +40,10 @@ _LINKS_SIZE_MAX: Final = 16 * 2**20
 # It is never reached; the kernel only wants one.
 _ANY_PORT: Final = 9
 _MESSAGE_SIZE: Final = 65536
-# Read before a look; where changes never end, the next look comes soon.
+# So many messages are read before a look; what comes after them causes the next look.
 _MESSAGES_MAX: Final = 1000
 _LOOK_S: Final = 1.0
-# Changes come in bursts; what is true after them is asked once.
+# Changes come in bursts; the kernel is asked once, after the burst.
 _SETTLE_S: Final = 0.5
 _STOP_WAIT_S: Final = 3.0
 
@@ -87,7 +87,7 @@ def own_addresses(targets: Sequence[str]) -> tuple[str, ...]:
     found += _global()
     outside = [each for each in found if not ipaddress.ip_address(each).is_loopback]
     local = targets and all(ipaddress.ip_address(each).is_loopback for each in targets)
-    # Last, for an etcd on each machine says nothing about where the others are.
+    # Loopback comes last: an etcd on this machine does not show where the others are.
     inside = [each for each in found if each not in outside] if local else []
     return tuple(dict.fromkeys(outside + inside))[:ADDRESSES_MAX]
 
@@ -134,14 +134,14 @@ class AddressWatcher:
         return bool(poll.poll(_LOOK_S * 1000))
 
     def _empty(self) -> None:
-        """Forget what was heard so far: the look that follows comes after it."""
+        """Drop the messages so far: the look that follows sees what they tell of."""
         for _ in range(_MESSAGES_MAX):
             try:
                 self._socket.recv(_MESSAGE_SIZE)
             except BlockingIOError:
                 return
             except OSError as error:
-                # There were more than found room; what was lost is looked at as well.
+                # The buffer overflowed; the look sees what the lost messages told of.
                 if error.errno != errno.ENOBUFS:
                     raise
 
@@ -182,7 +182,7 @@ def _global() -> list[str]:
         for link in _links()
         if link.get("linkinfo", {}).get("info_kind") != "bridge"
         for address in link.get("addr_info", ())
-        # What ip(8) leaves out it tells as an empty object.
+        # ip(8) prints an empty object for each link or address that it leaves out.
         if address.get("family") in ("inet", "inet6")
         and not any(address.get(mark) for mark in _UNUSABLE)
     ]

@@ -35,7 +35,7 @@ class NodeDirectory:
     """
     Reads and changes nodes' records; reads answer from local knowledge.
 
-    *data_only_on* returns the volumes of which only the node of that id has some data.
+    *data_only_on* returns the volumes with data that only the node of a given id has.
     *always_alive* is the id of a node that is alone and needs no lease to be alive.
     """
 
@@ -77,7 +77,7 @@ class NodeDirectory:
         Return one node.
 
         Raises:
-            NodeNotFoundError: there is none; the hint lists those there are.
+            NodeNotFoundError: there is none; the hint lists the nodes that exist.
 
         """
         nodes = self.all()
@@ -109,9 +109,9 @@ class NodeDirectory:
 
     def remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
         """
-        Return the record of a node that is no longer one, if it lives no more.
+        Remove a node that does not live from the cluster; return its last record.
 
-        With *force*, even if it has data that no other node has.
+        With *force* it may have data that no other node has.
 
         Raises:
             NodeConflictError: it lives, or has such data.

@@ -15,7 +15,7 @@ _AT_ONCE_MAX: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One member; *revision* is the cluster's as it tells, 0 if it does not answer."""
+    """One member; *revision* is the one that it tells, 0 if it does not answer."""
 
     url: str
     answers: bool
@@ -25,7 +25,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class EtcdHealth:
-    """All members, and of which cluster the records are ("" if nobody tells)."""
+    """All members, and the id of the cluster's records, "" if no member tells it."""
 
     endpoints: tuple[Endpoint, ...]
     cluster: str

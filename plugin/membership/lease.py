@@ -16,8 +16,8 @@ from plugin.errors import StoreError
 
 log = logging.getLogger(__name__)
 
-# Between the moment after which we change nothing and the lease's end: what was begun
-# before ends in it, and writers are stopped in it.
+# The time between our deadline and the lease's end: in it, what was begun before the
+# deadline ends, and writers are stopped.
 LEASE_MARGIN_S: Final = 4.0
 _FACT: Final = "lease"
 # A Mount that is refused asks, and is to say why within 5 s.
@@ -72,7 +72,7 @@ class NodeLease:
         """
         Return until when this node may act, in `clock.boottime_s`.
 
-        It is past (minus infinity) without a lease.
+        Without a lease it is minus infinity.
         """
         lease = self.id
         ends_s = self._leases.lease_ends_s(lease) if lease else None
@@ -82,7 +82,8 @@ class NodeLease:
         """
         Return a lease that lives: this boot's last one, else a new one.
 
-        It is not held yet. What hangs on a lease of an earlier boot is that boot's.
+        The caller holds it by setting `id`. A lease of an earlier boot is not used:
+        what hangs on it belongs to that boot.
 
         Raises:
             StoreError: the store did not answer.
@@ -90,7 +91,7 @@ class NodeLease:
         """
         boot_id, _, number = (self._facts.fact(_FACT) or "").partition(" ")
         if boot_id == self._boot_id:
-            # One that is over would be neither renewed nor refused.
+            # etcd would neither renew nor refuse one whose end it forgot.
             self.end_forgotten(int(number))
             if self._leases.keep_alive(int(number)):
                 return int(number)

@@ -3,7 +3,7 @@ Membership: this node's record, its lease, and the heartbeat that keeps both.
 
 One thread renews the lease and does nothing else, so that nothing slow can end it. A
 second one keeps the record true (addresses, capacity). Without an answer from the
-store both go on trying; what the daemon may do meanwhile, `deadline_s` says.
+store both go on trying; `deadline_s` says until when the daemon may act meanwhile.
 
 A node that is alone runs the same code without a lease: nobody else can own anything.
 """
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _BEATS_PER_TTL: Final = 5
 # After a failed one the next comes sooner.
 _RETRY_S: Final = 1.0
-# For telling dead nodes from living ones, where etcd may have forgotten to.
+# The time to tell dead nodes from living ones, where etcd may have forgotten to.
 _LIVING_S: Final = 1.5
 # How long the daemon's start waits for the first attempt, whatever hangs.
 _START_WAIT_S: Final = 5.0
@@ -80,7 +80,7 @@ class Membership:
 
     def start(self) -> None:
         """
-        Register, and go on in the background; without the store, only that.
+        Register, then go on in the background; if the store is away, go on at once.
 
         Raises:
             NodeConflictError: the cluster cannot have this node; nothing runs.
@@ -158,7 +158,7 @@ class Membership:
         """
         Return which of the nodes have a lease that has not ended.
 
-        All of them are asked for within `_LIVING_S`; who was not counts as living.
+        All are checked within `_LIVING_S`; a node that is not counts as living.
         """
         deadline = clock.Deadline(_LIVING_S)
         found = [each for each in node_ids if self._nodes.lease_of(each)]
@@ -195,7 +195,7 @@ class Membership:
             lasting = isinstance(error, NodeConflictError)
             if str(error) != self.fault():
                 log.log(logging.ERROR if lasting else logging.WARNING, "%s", error)
-            # The reason first: whoever finds no lease can read why.
+            # The reason comes first: a thread that finds no lease can read why.
             self._fault = error
             if lasting and self._lease:
                 self._lease.id = 0

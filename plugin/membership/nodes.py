@@ -132,7 +132,7 @@ def own_name(configured: str) -> str:
 
 def machine_id() -> str:
     """
-    Return what tells this machine from others, "" where there is nothing.
+    Return the id that tells this machine from others, "" where it has none.
 
     The managed plugin has a root of its own, and process 1 has the machine's.
     Source: machine-id(5).
@@ -147,8 +147,8 @@ def decoded(kind: type[Kind], stored: Record | None) -> Kind | None:
     """
     Return *stored* as *kind*; None if there is nothing that can be read.
 
-    One record that a fault or a person has spoilt must not stop what is done with the
-    others; whoever writes it compares its revision all the same.
+    One record that a fault or a person has spoilt must not stop the work with the
+    others; a write of it compares its revision all the same.
     """
     if stored is None:
         return None
@@ -160,7 +160,7 @@ def decoded(kind: type[Kind], stored: Record | None) -> Kind | None:
 
 
 def owner_of(stored: Record | None) -> str:
-    """Return the id of the node that a name's record gives it to, "" if nobody."""
+    """Return the node id in the record of a name, "" if there is no record."""
     return stored.value.decode(errors="replace") if stored else ""
 
 

@@ -1,11 +1,12 @@
 """
 What nodes have set apart, as the whole cluster knows it.
 
-    v/<id>/conflicts/<node>/<commit>    QuarantineRecord: what it has, since when
+    v/<id>/conflicts/<node>/<commit>    QuarantineRecord: what is set apart, since when
 
 A record follows the bytes on the node's disk, and only that node writes it: when it
-sets bytes apart, when they are discarded, and when the two are found to differ. The
-bytes are the truth. What a node has that was removed from the cluster counts no more.
+sets bytes apart, when they are discarded, and when record and disk are found to differ.
+The bytes are the truth. Records of a node that was removed from the cluster count no
+more.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from plugin.store.base import Compare, Delete, Put, Record, Store
 
 log = logging.getLogger(__name__)
 _KEY: Final = re.compile(r"v/([^/]+)/conflicts/([^/]+)/([0-9]+\.[0-9]+)")
-# A transaction takes 128 operations. What is left over counts no more all the same.
+# A transaction takes 128 operations. Records that are left over do not count anyway.
 _DROPPED_MAX: Final = 100
 
 
 class QuarantineRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Bytes that were set apart; if not counted to their end, *whole* is false."""
+    """Bytes that were set apart; *whole*: they were counted to the end."""
 
     set_apart_at: str
     files: int = 0
@@ -82,7 +83,7 @@ class QuarantineRecords:
             self._store.transact([], [Delete(key)])
 
     def drops(self, node_id: str) -> list[Delete]:
-        """Return the deletion of the records of a node that goes, not too many."""
+        """Return deletions of a leaving node's records, `_DROPPED_MAX` at most."""
         found = [
             Delete(_key(each.volume_id, node_id, each.commit))
             for each in self.all()
@@ -106,7 +107,7 @@ def _key(volume_id: str, node_id: str, commit: str) -> str:
 
 
 def _decoded(record: Record) -> QuarantineRecord:
-    """Return the record's value; one that cannot be read still tells of bytes."""
+    """Return the value; even a record that cannot be read says that there are bytes."""
     try:
         return from_json(record.value, QuarantineRecord)
     except msgspec.DecodeError as error:

@@ -1,8 +1,8 @@
 """
 How a node becomes one of the cluster's: its records, written in one transaction.
 
-Before that it sees that no other node has its name or its id, and that it can work with
-those that live.
+Before that it checks that no other node has its name or its id, and that it can work
+with the nodes that live.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Registration:
                 operations.append(Delete(old.key))
         owner = owner_of(seen.name)
         if owner not in ("", own.id):
-            # We are alone and were another node, whose node.db is lost.
+            # We are alone, and were that other node until node.db was lost.
             operations.append(Delete(NODES + owner))
         lease = 0
         if self._lease is not None:
@@ -173,9 +173,9 @@ class Registration:
         """
         Raise an error while this node lives in what seems to be an earlier boot.
 
-        That boot is dead and its lease ends, unless this whole machine is a copy of one
-        that runs: then the lease is renewed for ever. Revoking it would tell, too, but
-        would take a living node's volumes from it.
+        That boot is dead and its lease ends, unless this machine is a copy of one that
+        runs: then the lease is renewed for ever. To revoke it would also show which is
+        true, but would take the volumes of a living node from it.
         """
         now_s = clock.boottime_s()
         if math.isnan(self._other_seen_s):

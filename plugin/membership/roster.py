@@ -1,8 +1,8 @@
 """
 Letting the cluster's nodes in, and reaching them: in step with their records.
 
-A node that joins is let in within a second or two, one that is removed is shut out as
-soon. Each one is greeted now and then, which also tells how far its clock is off.
+A node that joins is let in within a second or two, and one that is removed is shut out
+as soon. Each node is greeted now and then; its answer tells how far its clock is off.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Roster:
                 log.exception("the roster failed")
 
     def _look(self) -> None:
-        """Let in and reach those that have a record now."""
+        """Let in and reach the nodes that have a record now."""
         try:
             nodes = self._nodes.all()
         except RemoraError:
-            return  # never read yet; those that were known stay so
+            return  # the records were never read yet; the known nodes stay
         peers = [
             peer
             for each in nodes

@@ -1,8 +1,8 @@
 """
 Coming to own a volume: raise the epoch, ask the members, choose, begin.
 
-What a step needs is written before the next one, so that a crash between any two leaves
-what the next acquisition understands. Each step is one of `rules.py`.
+Each step is written down before the next one begins, so that the next acquisition
+understands what a crash between any two has left. The steps are rules of `rules.py`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes, unheard
 
 log = logging.getLogger(__name__)
-# Somebody else's change comes in between; each time what is known is refreshed.
+# Another node may change the state in between; it is then read anew.
 _ATTEMPTS_MAX: Final = 4
 _LOOK_AGAIN_S: Final = 0.1
 
@@ -92,11 +92,11 @@ class Acquisition:
 
     def _regain(self, record: VolumeRecord, epoch: int) -> bool:
         """
-        Return whether *epoch*, which this boot has begun, is to go on.
+        Return whether *epoch*, which this boot has begun, goes on; renew its lock.
 
-        Nothing here has the volume mounted, and only the store knows whether the epoch
-        still is: its release may have been done although nobody heard so. And the lock
-        may hang on an earlier lease, with which it would go.
+        The volume is not mounted here, and only the store knows whether it is released:
+        the answer to a release may have been lost. And the lock may hang on an earlier
+        lease, with which it would go.
         """
         if self.ownership.membership.alone:
             return True
@@ -108,10 +108,10 @@ class Acquisition:
 
     def _wait_free(self, record: VolumeRecord, deadline: Deadline) -> None:
         """
-        Return when no other node has the volume, or when enough was waited.
+        Return when no other node has the volume, or when the wait is over.
 
-        Schedulers start a container while its last node still lets the volume go, and
-        that a node is dead is known when its lease has ended.
+        Schedulers start a container while its last node still lets the volume go; and
+        nobody knows that a node is dead before its lease has ended.
         """
         patience = Deadline(min(self.mount_wait_s, deadline.remaining_s() / 2))
         while not self._is_free(record) and not patience.passed():
@@ -131,7 +131,7 @@ class Acquisition:
     def _raise_epoch(
         self, record: VolumeRecord, deadline: Deadline
     ) -> tuple[VolumeState, bool]:
-        """Return how the volume stands, now recovered by us; and if it was idle."""
+        """Return the volume state, recovered by us now; and whether it was idle."""
         for attempt in range(_ATTEMPTS_MAX):
             state = self.ownership.heads.read(record.id)
             head = state.head or self.ownership.initial_head(record)
@@ -149,7 +149,7 @@ class Acquisition:
                     raise explained(
                         record.name, error, self.ownership.name_of
                     ) from None
-                # What is known may be old: the other may have let it go, or be dead.
+                # We may know an old state: its owner may have released it, or be dead.
                 self.ownership.membership.end_forgotten(state.lock_lease)
                 self.ownership.heads.refresh(
                     min(deadline.remaining_s(), REFRESH_DEADLINE_S)
@@ -219,9 +219,11 @@ class Acquisition:
         *,
         orderly: bool,
     ) -> Choice:
-        """Return what to begin with; this node has promised, and has it already."""
+        """Return what to begin with; by then this node has promised, and has it."""
         try:
-            votes, bare = self.votes.of_others(record, head, deadline, orderly=orderly)
+            votes, no_copy = self.votes.of_others(
+                record, head, deadline, orderly=orderly
+            )
             if self.ownership.copy_state(record) is not None:
                 votes[self.ownership.node_id] = self._promise(record, head.epoch)
             elif self.ownership.node_id not in lineage.owners():
@@ -230,7 +232,7 @@ class Acquisition:
                 )
             choice = self.ownership.choose(record, head, lineage, votes)
             missing = unheard(head, lineage, votes, choice, orderly=orderly)
-            if living := self._living(missing - bare):  # silent is not dead
+            if living := self._living(missing - no_copy):  # silent is not dead
                 raise elsewhere(record.name, head.committed, self._names(living))
         except RefusedError as error:
             raise self._why_not(record, head, error) from None
@@ -249,9 +251,9 @@ class Acquisition:
     def _why_not(
         self, record: VolumeRecord, head: Head, error: RefusedError
     ) -> NotOwnerError:
-        """Return the error for a commit that nobody offers; who lives may do later."""
+        """Return the error if nobody offers the commit; a living holder may, later."""
         living = self._living(head.holders)
-        # Who holds the volume as it was made has nothing that could be had.
+        # A holder of EMPTY, the volume as it was made, has no bytes to give.
         if living and error.reason != "stale-epoch" and head.committed != EMPTY:
             return elsewhere(record.name, head.committed, self._names(living))
         return explained(record.name, error, self.ownership.name_of)
@@ -285,10 +287,10 @@ class Acquisition:
 
     def _require_copy(self, record: VolumeRecord, head: Head) -> None:
         """
-        See before anything changes that this node has the bytes that it should have.
+        Check, before anything changes, that this node has the copy that it must have.
 
         Raises:
-            BackendError: it should have the newest ones, perhaps alone, and has none.
+            BackendError: no other node has the newest commit, and the copy is missing.
 
         """
         if (
@@ -304,10 +306,10 @@ class Acquisition:
 
     def _foresee(self, record: VolumeRecord, raised: Head) -> None:
         """
-        See that this node could begin alone, if nobody else could have a vote.
+        Check that this node could begin alone, if no other node can vote.
 
-        Raising the epoch ends the writers of an owner that is only cut off: not for
-        nothing.
+        Raising the epoch ends the writers of an owner that is only cut off. That must
+        not happen in vain.
 
         Raises:
             RefusedError: as `rules.choose`.
@@ -325,7 +327,7 @@ class Acquisition:
         self.ownership.choose(record, raised, lineage, {self.ownership.node_id: own})
 
     def _require_free(self, record: VolumeRecord) -> None:
-        """Raise NotOwnerError while an owner goes on because we said that we wait."""
+        """Raise NotOwnerError while an owner relies on our word not to promise."""
         state = self.ownership.heads.read(record.id)
         head = state.head
         if head is None or head.phase == "idle" or head.owner == self.ownership.node_id:
@@ -363,7 +365,7 @@ class Acquisition:
 
 
 def _known(head: Head | None) -> Head:
-    """Return the head, which has just been written."""
+    """Return *head*, which cannot be None: it has just been written."""
     if head is None:
         raise NotOwnerError("the volume was removed meanwhile")
     return head

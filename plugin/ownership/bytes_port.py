@@ -1,4 +1,4 @@
-"""What ownership needs of replication, and a node that has none to offer."""
+"""What ownership needs of replication; `Alone` is what a single node has of it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Replication(Protocol):
         Return when this node has the commit that *choice* begins with.
 
         Raises:
-            NotOwnerError: it was not to be had in time.
+            NotOwnerError: no holder could send it in time.
 
         """
         ...

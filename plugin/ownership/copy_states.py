@@ -28,7 +28,7 @@ Locate = Callable[[str], Path | None]
 
 
 def locate_with(backend: Backend) -> Locate:
-    """Return how the copies that *backend* makes are found."""
+    """Return a function that finds the copies of *backend*."""
 
     def locate(volume_id: str) -> Path | None:
         volume = Volume(id=volume_id, name=volume_id, options={}, created_at="")
@@ -38,7 +38,7 @@ def locate_with(backend: Backend) -> Locate:
 
 
 class CopyStates:
-    """The copies of this node; a change of one waits for another of the same."""
+    """The copy states of this node; changes of one copy wait for each other."""
 
     def __init__(self, locate: Locate) -> None:
         self._locate = locate
@@ -47,9 +47,9 @@ class CopyStates:
 
     def read(self, volume_id: str, *, initial: Commit) -> CopyState | None:
         """
-        Return what is known of the copy; None if there is no copy.
+        Return the copy state; None if there is no copy.
 
-        *initial* is what the volume was made with.
+        *initial* is the commit of a copy that nobody has owned yet.
 
         Raises:
             BackendError: the file cannot be read, so nothing may be done with the copy.
@@ -87,7 +87,7 @@ class CopyStates:
 
     @contextmanager
     def changing(self, volume_id: str) -> Iterator[None]:
-        """Keep others from changing the copy; for moments, never over a network."""
+        """Keep other threads from changing the state; never while a network is used."""
         with self._guard:
             lock = self._locks.setdefault(volume_id, threading.Lock())
         with lock:
@@ -95,7 +95,7 @@ class CopyStates:
 
     def write(self, volume_id: str, copy: CopyState) -> None:
         """
-        Keep *replica* durably; the caller is `changing` it.
+        Keep *copy* durably; the caller holds `changing`.
 
         Raises:
             BackendError: there is no copy, or the disk refuses.

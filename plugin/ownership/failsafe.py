@@ -3,8 +3,8 @@ Going on while etcd is away: an owner whose members all agree keeps its volumes.
 
 No node can become owner without etcd. So an owner that cannot reach it asks every other
 member not to promise a newer epoch for some seconds, and while all of them say yes its
-containers need not be stopped. One that says no, or nothing, and they are. A member
-that was asked for a newer promise meanwhile gives no more time to the old owner.
+containers need not be stopped. If one says no, or nothing, they are stopped. A member
+that is asked for a newer promise meanwhile gives no more time to the old owner.
 
 Without it every container with a replicated volume would be frozen, and in the end
 killed, whenever etcd is down for longer than a lease. Source: replication protocol,
@@ -31,9 +31,9 @@ from plugin.ownership.votes import Asks
 from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
-# Of the time for which a member keeps from promising, the owner does not use so much.
+# The share of the agreed time that the owner leaves unused, to be on the safe side.
 _MARGIN: Final = 0.3
-# Members are asked again when so much of what they have agreed to is left.
+# Members are asked again when no more than this share of the agreed time is left.
 _RENEW_BELOW: Final = 0.5
 _ASK_DEADLINE_S: Final = 2.0
 
@@ -63,7 +63,7 @@ class Holds:
     """
     What this node has agreed to as a member: no newer promise for ``hold_s``.
 
-    It is the same on all nodes, for owners rely on it.
+    ``hold_s`` is the same on all nodes, because owners rely on it.
     """
 
     def __init__(self, hold_s: float) -> None:
@@ -76,7 +76,7 @@ class Holds:
 
     def agree(self, volume_id: str) -> None:
         """
-        Keep from promising for `hold_s`.
+        Promise nothing newer for `hold_s`.
 
         Raises:
             PeerRefusedError: another node wants the volume.
@@ -92,7 +92,7 @@ class Holds:
         """
         Raise PeerRefusedError while an owner may rely on our agreement.
 
-        From now on it gets no more of it.
+        Another node wants the volume: for 3 * `hold_s` we do not agree again.
         """
         now_s = clock.boottime_s()
         with self._lock:
@@ -108,8 +108,8 @@ class Failsafe:
     """
     The owner's side.
 
-    It begins to ask when *ask_below_s* is left of the lease, which keepalives that
-    succeed never let it come to; 0 is never.
+    It begins to ask when *ask_below_s* or less is left of the lease. While keepalives
+    succeed, more than that is left. 0 means that it never asks.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Failsafe:
         return self._holds.hold_s
 
     def deadline_s(self, volume_id: str) -> float:
-        """Return until when all members have agreed, in `clock.boottime_s`."""
+        """Return until when the members' word may be used, in `clock.boottime_s`."""
         return self._until_s.get(volume_id, -math.inf)
 
     def extend(self, held: Sequence[Held]) -> None:
@@ -141,7 +141,7 @@ class Failsafe:
             return
         for each in held:
             if self._ownership.is_shared(each.record):
-                continue  # every node may have its bytes, so nobody can speak for all
+                continue  # any node may reach its bytes: it has no members to agree
             if not self._ownership.still_owner(each.record, each.epoch):
                 self._until_s.pop(each.record.id, None)
                 continue
@@ -152,7 +152,7 @@ class Failsafe:
                 self._until_s[each.record.id] = asked_s + self.hold_s * (1 - _MARGIN)
 
     def agree(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Answer an owner's request, as a member; raise PeerRefusedError if not."""
+        """Agree to an owner's request, as a member, or raise PeerRefusedError."""
         request = read_request(message, HoldRequest)
         head = self._ownership.heads.read(request.volume).head
         if head is None or (head.owner, head.epoch) != (node_id, request.epoch):
@@ -174,7 +174,7 @@ class Failsafe:
                 deadline_s=_ASK_DEADLINE_S,
             )
         try:
-            # We are a member as well, and keep from promising like the others.
+            # We are a member as well, and must not promise either.
             self._holds.agree(volume_id)
         except PeerRefusedError:
             return False

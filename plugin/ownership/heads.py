@@ -7,7 +7,7 @@ What the store keeps of who owns a volume; every change is a compare-and-set.
     v/<id>/conflicts/…   QuarantineRecord; see `quarantine_records.py`
     tomb/<id>            Tomb: the volume was removed; its copies are to go
 
-A volume without a head was never owned; see `Ownership` for what is then taken as it.
+A volume without a head was never owned; `OwnershipView.initial_head` makes its first.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from plugin.store.base import (
 
 _VOLUMES: Final = "v/"
 _TOMBS: Final = "tomb/"
-# Epochs that are kept. An older copy than the oldest of them counts as diverged, so it
-# is set apart and never overwritten; nobody stays away for so many owners.
+# Epochs that are kept. A copy that is older than all of them counts as diverged, so it
+# is set apart and never overwritten; no node stays away for so many owners.
 # A removal deletes all of them in one transaction, of at most 128 operations.
 EPOCHS_MAX: Final = 64
-# For what is known to be brought up to date before somebody is refused.
+# Nobody is refused because of old knowledge: it is refreshed first, for so long.
 REFRESH_DEADLINE_S: Final = 3.0
 Kind = TypeVar("Kind", bound=msgspec.Struct)
 
@@ -97,7 +97,7 @@ class Heads:
         self._quarantine_records = quarantine_records
 
     def read(self, volume_id: str) -> VolumeState:
-        """Return how *volume_id* stands."""
+        """Return the volume state of *volume_id*."""
         head = self._store.get(f"{_VOLUMES}{volume_id}/head")
         lock = self._store.get(f"{_VOLUMES}{volume_id}/lock")
         return VolumeState(
@@ -114,7 +114,7 @@ class Heads:
         self._store.refresh(deadline_s)
 
     def owned_by(self, node: str) -> list[str]:
-        """Return the ids of the volumes whose head says that *node* has them."""
+        """Return the ids of volumes that *node* owns or recovers, by their heads."""
         records, _ = self._store.prefix(_VOLUMES)
         found = []
         for record in records:
@@ -164,8 +164,8 @@ class Heads:
         """
         Write *head* and *operations*; None if *state* was not true any more.
 
-        What is returned is what was written, whatever has come after it: who goes on
-        with it must find that out at the next change.
+        It returns what it wrote, even if others have changed that since: the caller
+        finds that out at its next change.
         """
         volume_id = state.volume_id
         outcome = self._store.transact(
@@ -247,7 +247,7 @@ def begun_epoch(head: Head, choice: Choice, owner: str) -> Epoch:
 def drop_old_epochs(volume_id: str, lineage: Lineage, head: Head) -> list[Delete]:
     """Return the removals that keep the number of epochs in bounds."""
     if head.committed == EMPTY:
-        return []  # who may have written to it is still to be asked
+        return []  # each former owner still has to say that it wrote nothing
     old = sorted(lineage.epochs)[: -EPOCHS_MAX or None]
     return [Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}") for number in old]
 
@@ -258,7 +258,7 @@ def put_tomb(volume_id: str, tomb: Tomb) -> Put:
 
 
 def bury(volume_id: str, lineage: Lineage) -> list[Operation]:
-    """Return the removals of all that is known of who owned a volume."""
+    """Return the removals of a volume's head and epochs."""
     epochs = [
         Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}")
         for number in lineage.epochs

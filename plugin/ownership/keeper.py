@@ -3,9 +3,9 @@ Keeping what this node owns: deadlines to the guard, lost leases, lost volumes.
 
 One thread. It runs after each attempt to renew the node's lease and when the deadline
 passes, and tells the guard until when the writers of each mounted volume may write. The
-guard stops them by itself; here is what follows: the lock of a volume that nobody has
-taken meanwhile is taken again, in the same epoch, and its writers run on; if somebody
-has, they are killed.
+guard stops them by itself. The rest is done here: if no other node has acquired the
+volume meanwhile, its lock is written again in the same epoch, and its writers run on;
+else they are killed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from plugin.ownership.resuming import resume
 from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
-# Between two looks, if nothing wakes the thread: a part of the time for which members
-# agree that we go on without etcd, for that has to be renewed before it is over.
+# The pause between two rounds, as a share of the time for which members agree that we
+# go on without etcd: their agreement has to be renewed before it ends.
 _ROUND: Final = 0.3
 _KILL_DEADLINE_S: Final = 10.0
 _KILL_PAUSE_S: Final = 0.1
-# Between the answer to a Mount and the start of its container.
+# A container may start so long after the answer to its Mount.
 _LOST_GRACE_S: Final = 30.0
 _STOP_WAIT_S: Final = 2.0
 
@@ -68,7 +68,7 @@ class Keeper:
         self._failsafe = failsafe
         self._freeze_max_s = freeze_max_s
         self._held: dict[str, Holding] = {}
-        # Those whose writers may write, as far as the log says.
+        # The volumes whose writers may write, as the last log lines say.
         self._valid: set[str] = set()
         self._states: Mapping[str, State] = {}
         self._lost_s: dict[str, float] = {}
@@ -124,11 +124,11 @@ class Keeper:
         """
         Return the epoch in which its writers may write at this moment, 0 if none.
 
-        A lock that went with a lease is taken again: a new epoch, which may fail to
-        begin, would end the writers of this one.
+        A lock that went with a lease is written again in the same epoch: a new epoch
+        would end the writers of this one, and might fail to begin.
 
         Raises:
-            NotOwnerError: another node has come, and its former writers here still go.
+            NotOwnerError: another node owns it, and its writers here are being ended.
 
         """
         with self._lock:
@@ -223,7 +223,7 @@ class Keeper:
         )
 
     def _resume(self, holding: Holding) -> None:
-        """Take the lock again, if there is a lease for it and nobody has come."""
+        """Write the lock again, if there is a lease and no other node has come."""
         if not self._ownership.membership.lease:
             return
         try:
@@ -233,10 +233,10 @@ class Keeper:
 
     def _lose(self, holding: Holding) -> None:
         """
-        Another node has the volume: end what still wants to write to it.
+        End what still wants to write to the volume: another node owns it.
 
-        A container that was on its way at that moment is ended as well: the guard looks
-        for it until the mount is taken away, by its own Unmount or in the end by us.
+        A container that is just starting is ended as well: the guard looks for writers
+        until the volume is unmounted, by an Unmount or in the end by us.
         """
         self._mark(holding, valid=False)
         record = holding.record
@@ -264,7 +264,7 @@ class Keeper:
                 del self._held[record.id]
 
     def _kill(self, holding: Holding) -> bool:
-        """Return whether no writer is left; new ones are looked for meanwhile."""
+        """Kill the writers, new ones included; return whether none is left."""
         deadline = clock.Deadline(_KILL_DEADLINE_S)
         while not deadline.passed():
             if self._guard.kill(holding.record.id) in ("killed", None):
@@ -277,7 +277,7 @@ class Keeper:
         try:
             return bool(backend.users(record.volume(), Path("/nonexistent")))
         except BackendError:
-            return True  # it cannot be known
+            return True  # nobody can tell
 
     def _tell_guard(self) -> None:
         """Tell the guard all deadlines; log what has become valid or invalid."""

@@ -33,8 +33,8 @@ class Release:
         """
         Seal what this node's containers have written, and let the volume go.
 
-        Without an answer of the cluster the bytes are sealed all the same, and the
-        volume is let go by `release` again, later.
+        If the cluster does not answer, the bytes are sealed all the same, and `release`
+        has to be called again, later.
 
         Raises:
             StoreError: the cluster did not answer; BackendError: the disk did not.
@@ -75,7 +75,7 @@ class Release:
         )
 
     def _spread(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
-        """Return the nodes that have *commit* when no more time is to be spent."""
+        """Bring *commit* to the members; return the nodes that have it in the end."""
         head = self.ownership.heads.read(record.id).head
         if (
             head is None
@@ -91,7 +91,7 @@ class Release:
 
 
 def give_up(ownership: OwnershipView, record: VolumeRecord) -> None:
-    """Let a volume go that was acquired and not begun, perhaps before a crash."""
+    """Let a volume go whose epoch was raised and not begun, perhaps before a crash."""
     state = ownership.heads.read(record.id)
     if state.head is None or state.locked_by not in ("", ownership.node_id):
         return

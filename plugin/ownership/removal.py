@@ -1,4 +1,4 @@
-"""Removing a volume: what the store is to know of it before and after its bytes go."""
+"""Removing a volume: how the store changes before and after its bytes are deleted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def removal(
     ownership: OwnershipView, record: VolumeRecord, deadline: Deadline
 ) -> Change:
     """
-    Return what keeps every node from acquiring the volume, which is to be removed.
+    Return the change that keeps every node from acquiring a volume before it goes.
 
     Raises:
         NotOwnerError: another node has it mounted.
@@ -32,11 +32,11 @@ def removal(
 
     """
     for each in ownership.quarantine_records.of(record.id):
-        if each.node_id != ownership.node_id:  # our own disk tells the backend more
+        if each.node_id != ownership.node_id:  # the backend looks at our own disk
             raise set_apart(record.name, each, ownership.name_of)
     for fresh in (False, True):
         if fresh:
-            # What is known may be a moment old: the other may have let it go.
+            # We may know an old state: the other node may have let the volume go.
             ownership.heads.refresh(min(deadline.remaining_s(), REFRESH_DEADLINE_S))
         state = ownership.heads.read(record.id)
         if ownership.membership.alone and state.head is None:
@@ -55,7 +55,7 @@ def removal(
 
 
 def removal_cancelled(ownership: OwnershipView, record: VolumeRecord) -> Change:
-    """Return what lets the volume be acquired again: storage has kept it."""
+    """Return the change by which nodes can acquire it again: storage has kept it."""
     state = ownership.heads.read(record.id)
     if state.head is None or state.head.phase != "removing":
         return NO_CHANGE
@@ -63,7 +63,7 @@ def removal_cancelled(ownership: OwnershipView, record: VolumeRecord) -> Change:
 
 
 def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
-    """Return what leaves nothing of the volume in the store but its tomb."""
+    """Return the change that leaves only the volume's tomb in the store."""
     state = ownership.heads.read(record.id)
     head = state.head or ownership.initial_head(record)
     if ownership.membership.alone:

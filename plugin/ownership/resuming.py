@@ -10,7 +10,7 @@ from plugin.ownership.view import OwnershipView
 
 def resume(ownership: OwnershipView, record: VolumeRecord, epoch: int) -> bool:
     """
-    Return whether the volume is still ours, taking its lock again if it is free.
+    Write the volume's lock again if it is free; return whether the volume is ours.
 
     Raises:
         StoreError: the cluster did not answer.
@@ -29,4 +29,4 @@ def resume(ownership: OwnershipView, record: VolumeRecord, epoch: int) -> bool:
     except RefusedError:
         return False
     changed = ownership.heads.change(state, resumed, ownership.put_lock(record, epoch))
-    return changed is not None  # what was known was old; the next round knows more
+    return changed is not None  # if not, we knew an old state; the next round helps

@@ -1,21 +1,21 @@
 """
 The rules by which nodes own volumes and copies follow them: pure, without I/O.
 
-A volume has one *head* in the store, and on each node that keeps a copy a *replica*.
+A volume has one *head* in the store, and a *copy state* on each node that has a copy.
 Each function here takes what is written there and returns what is to be written next,
 or refuses. The other modules of this room call them between a read and a
 compare-and-set; the model in `tests/model` calls the same functions in every order that
-it can think of. So the rules that are checked are those that run.
+it can find. So the rules that are checked are those that run.
 
 - An *epoch*, the fencing token, is raised each time a node becomes owner.
 - A *commit* (epoch, seq) names one state of the bytes. Within an epoch a later commit
   holds all of an earlier one.
 - An epoch begins with a *base*, the commit that its owner took over. The bases make
-  the *lineage*: whatever does not lie on it has diverged, and is kept apart, never
+  the *lineage*: whatever does not lie on it has diverged, and is set apart, never
   overwritten.
-- A replica has *promised* an epoch: it takes nothing from an earlier owner.
-- A *live* tree may have been written to since the last commit. It is *sealed*, made a
-  commit, before anything else happens to it.
+- A copy that has *promised* an epoch takes nothing from an earlier owner.
+- Containers may have written to a *live* copy since its last commit. It is *sealed*,
+  made a commit, before anything else happens to it.
 
 Source: docs/adr/0015-ownership.md.
 """
@@ -45,8 +45,8 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
     """
     Return the head with *node* recovering the next epoch.
 
-    *locked_by* holds the lock, or ""; a node takes over from its own earlier process.
-    It becomes a member as it begins: until then, its copy may be an old one.
+    *locked_by* is the node with the lock, or ""; its own lock does not hinder *node*.
+    It becomes a member in `begin` only: until then, its copy may be an old one.
 
     Raises:
         RefusedError: locked, removing.
@@ -69,12 +69,12 @@ def choose(
     accept_loss: bool,
 ) -> Choice:
     """
-    Return the best commit among *votes*, those who have promised ``head.epoch``.
+    Return the best of *votes*: commits, by node, of copies that promised this epoch.
 
     A volume that may have been written to never begins empty, whatever is accepted:
-    each former owner must have said that its copy is empty, and nobody have others.
-    The new owner, if it is no member, has a vote only with what is committed: its copy
-    may be a leftover from when it was a member.
+    each former owner must vote that its copy is empty, and no copy may have bytes.
+    The vote of a new owner that is no member counts only if it is not older than what
+    is committed: its copy may be left from a time when it was a member.
 
     Raises:
         RefusedError: no-copy, would-begin-empty, newer-elsewhere.
@@ -166,12 +166,12 @@ def publish(
 
 def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -> Head:
     """
-    Return the head after *holders*, too, have *commit*, the last owner's last one.
+    Return the head after *holders* also have *commit*, the last owner's last one.
 
-    *node* has sent it: the last owner or, as that one may be gone, another holder.
+    *node* has sent it: the last owner or, if that one is gone, another holder.
 
     Raises:
-        RefusedError: not-owner: somebody has come, or the head names another commit.
+        RefusedError: not-owner: it is not released, or the head names another commit.
 
     """
     if not (head.released and node in head.holders) or head.committed != commit:
@@ -184,8 +184,8 @@ def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head
     """
     Return the head after *members* are to keep copies as well.
 
-    The owner decides; once it has released the volume, any node may. A new member has
-    no more of a say than one that comes by acquiring.
+    The owner decides; once it has released the volume, any node may. The vote of a new
+    member counts like that of any other.
 
     Raises:
         RefusedError: not-owner.
@@ -203,8 +203,8 @@ def leave(
     """
     Return the head after *members* are to keep no copies any more.
 
-    At least *keep* others must hold what is committed. Who may have something newer
-    is not let go: the owner, and anybody after an owner that has not released it.
+    At least *keep* others must hold what is committed. Nodes that may have newer bytes
+    have to stay: the owner, and all members after an owner that has not released it.
 
     Raises:
         RefusedError: not-owner; locked: one of them is the owner; last-copy.
@@ -283,22 +283,22 @@ def _owns(head: Head, node: str) -> bool:
 
 
 def _members(head: Head, nodes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return those of *nodes* on whose copies may be relied: members keep theirs."""
+    """Return those of *nodes* that are members: only they are sure to keep copies."""
     return tuple(each for each in nodes if each in head.members)
 
 
-# The replica
+# The copy state
 
 
 def seal(copy: CopyState) -> CopyState:
-    """Return the replica with its live tree, if it has one, made a commit."""
+    """Return the copy state after its live bytes, if any, have become a commit."""
     if not copy.live_epoch:
         return copy
     return msgspec.structs.replace(commit_live(copy), live_epoch=0)
 
 
 def commit_live(copy: CopyState) -> CopyState:
-    """Return an owner's replica after one more commit; its tree stays live."""
+    """Return an owner's copy state after one more commit; the copy stays live."""
     return msgspec.structs.replace(
         copy,
         commit=Commit(copy.live_epoch, copy.next_seq),
@@ -308,9 +308,9 @@ def commit_live(copy: CopyState) -> CopyState:
 
 def promise(copy: CopyState, epoch: int, *, writers_stopped: bool) -> CopyState:
     """
-    Return the replica that has promised *epoch*; its commit is its vote.
+    Return the copy state that has promised *epoch*; its commit is its vote.
 
-    A former owner's live tree is sealed, so that nothing of it is lost.
+    A former owner's live copy is sealed, so that nothing of it is lost.
 
     Raises:
         RefusedError: stale-epoch; writers-running: it has no vote.
@@ -326,12 +326,12 @@ def promise(copy: CopyState, epoch: int, *, writers_stopped: bool) -> CopyState:
 
 def take_over(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
     """
-    Return a recovering owner's replica after it has taken *base* from a holder.
+    Return a recovering owner's copy state after it has taken *base* from a holder.
 
-    *lineage* includes the epoch that it recovers, which has promised nothing newer.
+    *lineage* includes *epoch*, the one that it recovers.
 
     Raises:
-        RefusedError: stale-epoch; writers-running: there is a live tree in the way.
+        RefusedError: stale-epoch: it has promised another; writers-running: it is live.
 
     """
     if copy.promised != epoch:
@@ -345,7 +345,7 @@ def take_over(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) ->
 
 def go_live(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
     """
-    Return the owner's replica as *epoch* begins with *base*, which it now holds.
+    Return the owner's copy state as *epoch* begins with *base*, which it now holds.
 
     *lineage* includes the new epoch.
 
@@ -364,7 +364,7 @@ def receive(
     copy: CopyState, commit: Commit, lineage: Lineage, *, writers_stopped: bool
 ) -> Kept | None:
     """
-    Return the replica after it has taken *commit* in; None if it is no news.
+    Return the copy state after it has taken *commit* in; None if it has that already.
 
     Raises:
         RefusedError: stale-epoch, writers-running; nothing may change.
@@ -387,12 +387,12 @@ def receive(
 
 
 def superseded(copy: CopyState, head: Head, lineage: Lineage) -> bool:
-    """Return whether members hold all that the copy of no member has."""
+    """Return whether the members hold all that is in *copy*, which is no member's."""
     known = copy.commit == EMPTY or copy.commit <= head.committed
     return known and not diverged(copy, head, lineage)
 
 
 def diverged(copy: CopyState, head: Head, lineage: Lineage) -> bool:
-    """Return whether a copy of no member has what no owner has gone on from."""
+    """Return whether *copy*, no member's, has bytes that no owner has gone on from."""
     grown = lineage.contains(copy.commit, at=head.epoch)
     return copy.live_epoch > 0 or not (grown or copy.commit == EMPTY)

@@ -1,4 +1,4 @@
-"""What this node has written, as a commit: of a volume that goes on, or at its end."""
+"""Commits of what this node has written: while containers write, and at the end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def commit_running(
     ownership: OwnershipView, record: VolumeRecord, epoch: int
 ) -> Commit:
     """
-    Return a new commit of the volume, which goes on to be written to.
+    Return a new commit of the volume, to which containers go on writing.
 
     Raises:
         NotOwnerError: this node's containers do not write in *epoch* any more.
@@ -30,7 +30,7 @@ def commit_running(
 
 
 def seal(ownership: OwnershipView, record: VolumeRecord) -> Commit | None:
-    """Return this node's newest commit, with all that was written in it."""
+    """Return the copy's commit, made of all that was written; None without a copy."""
     if ownership.is_shared(record):
         return None
     with ownership.copy_states.changing(record.id):
@@ -46,7 +46,7 @@ def seal(ownership: OwnershipView, record: VolumeRecord) -> Commit | None:
 
 
 def _flush(ownership: OwnershipView, record: VolumeRecord) -> None:
-    """What a commit names must be what the disk has after a power failure."""
+    """Flush the copy: what a commit names must be on the disk after a power failure."""
     directory = ownership.backend_of(record).copy_directory(record.volume())
     if directory is not None:
         files.sync_filesystem(directory)

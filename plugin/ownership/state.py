@@ -13,7 +13,7 @@ from typing import Final, Literal
 import msgspec
 
 Phase = Literal["idle", "recovering", "owned", "removing"]
-# Of a commit's files: of any moment each; all of one; of one when nobody wrote.
+# Of which moments a commit's files are: each of its own; all of one; and nobody wrote.
 Quality = Literal["", "fuzzy", "snapshot", "quiesced"]
 Reason = Literal[
     "locked",
@@ -48,11 +48,10 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     """
     What the store says of a volume, under ``v/<id>/head``.
 
-    ``committed`` is the newest commit known to be kept, by ``holders``; ``owner`` with
-    ``boot_id`` is who owns it, or was the last to; ``members`` are to keep copies.
-    ``quality`` is that of
-    ``committed``, "" if nobody said. ``released_at``, for people: when the last epoch
-    that was begun was released; "" if it was not.
+    ``committed`` is the newest commit that is known to be kept, by ``holders``;
+    ``quality`` is its quality, "" if unknown. ``owner`` owns it in boot ``boot_id``, or
+    was the last to; ``members`` are to keep copies. ``released_at`` is for people: when
+    the last epoch that was begun was released, "" if it was not.
     """
 
     epoch: int = 0
@@ -67,7 +66,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def released(self) -> bool:
-        """Whether its last owner has let it go orderly: nobody has anything newer."""
+        """Whether its last owner has released it: then nobody has anything newer."""
         return self.phase == "idle" and self.committed.epoch == self.epoch
 
 
@@ -75,8 +74,8 @@ class CopyState(msgspec.Struct, frozen=True, kw_only=True):
     """
     What a node knows of its own copy; each change is durable before anything follows.
 
-    ``live_epoch``: whose owner may have changed the bytes since ``commit``, or 0.
-    ``next_seq``: the next one to use in it; none is used twice.
+    ``live_epoch``: the epoch whose owner may have changed the bytes since ``commit``, 0
+    if none may. ``next_seq``: the number of its next commit; none is used twice.
     """
 
     promised: int = 0
@@ -102,9 +101,9 @@ class Epoch(msgspec.Struct, frozen=True):
     """
     An epoch that was begun, as the store keeps it under ``v/<id>/epochs/<n>``.
 
-    All but the first two is for people, and decides nothing: when it began, by its
-    owner's clock; the newer commit that nobody offered; and when the epoch before was
-    released, "" if it was not. Records of older versions have nothing of it.
+    Only the first two fields decide anything. The others are for people: when it began,
+    by its owner's clock; the newer commit that nobody offered; when the epoch before it
+    was released, "" if it was not. Records of older versions do not have them.
     """
 
     base: Commit
@@ -129,7 +128,7 @@ class Lineage:
         epoch = self.newest(at)
         while epoch > commit.epoch:
             begun = self.epochs.get(epoch)
-            # Too old to be known, or a base that does not lie before: it is no proof.
+            # It is too old to be known, or its base is no earlier one: no proof.
             if begun is None or begun.base.epoch >= epoch:
                 return False
             if begun.base.epoch == commit.epoch:
@@ -157,7 +156,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A replica's next state, and which of its trees must be kept apart first."""
+    """The next copy state, and whether bytes of the copy must be set apart first."""
 
     copy: CopyState
     keep_live: bool = False

@@ -25,7 +25,7 @@ def bury_copies(ownership: OwnershipView) -> None:
     for volume_id, tomb in ownership.heads.tombs().items():
         pending = ownership.node_id in tomb.pending
         try:
-            # A node that was no member any more may have a copy all the same.
+            # A node that had ceased to be a member may have a copy all the same.
             _remove_copy(ownership, volume_id, tomb)
             if pending:
                 ownership.heads.acknowledge(volume_id, ownership.node_id)

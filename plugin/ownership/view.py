@@ -1,4 +1,4 @@
-"""How this node stands to volumes: what it owns, and what it knows of owners."""
+"""What this node knows of the owners of volumes, itself included."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _in_words(head: Head) -> str:
 
 
 def initial_commit(record: VolumeRecord, node_id: str) -> Commit:
-    """Return what node's copy has that was never owned; only its maker filled it."""
+    """Return the commit of a copy that was never owned; only its maker's has bytes."""
     made_here = record.node in ("", node_id)
     return FILLED if record.filled and made_here else EMPTY
 
@@ -69,7 +69,7 @@ class OwnershipFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 class OwnershipView:
     """
-    What every part that deals with owned volumes is given.
+    What this node knows of owned volumes; each part that deals with them is given it.
 
     It only looks: what changes who owns a volume is in `acquisition.py`, `release.py`,
     `removal.py` and `keeper.py`.
@@ -125,7 +125,7 @@ class OwnershipView:
         return self.nodes.record(node_id) is not None
 
     def is_ours_to_finish(self, record: VolumeRecord) -> bool:
-        """Return whether what was begun with the volume was begun on this node."""
+        """Return whether it is for this node to finish what was begun with it."""
         return record.node in ("", self.node_id) or not self.is_member(record.node)
 
     def choose(
@@ -138,7 +138,8 @@ class OwnershipView:
         """
         Return what to begin with; see `rules.choose`.
 
-        Who removed all nodes that have the newest commit from the cluster gave it up.
+        If people have removed all its holders from the cluster, they gave the newest
+        commit up.
         """
         holders = tuple(filter(self.is_member, head.holders))
         accepted = ReplicationOptions.of(record.options).accept_loss
@@ -166,7 +167,7 @@ class OwnershipView:
         return self.backend_of(record).copy_directory(record.volume()) is not None
 
     def still_owner(self, record: VolumeRecord, epoch: int) -> bool:
-        """Return whether nobody has come after this boot's *epoch*; a lock may lack."""
+        """Return whether this boot's *epoch* goes on, even if its lock is missing."""
         head = self.heads.read(record.id).head
         if head is None or (head.owner, head.boot_id) != (self.node_id, self.boot_id):
             return False
@@ -176,7 +177,7 @@ class OwnershipView:
         return copy is None or copy.live_epoch == epoch
 
     def require_owned(self, record: VolumeRecord, epoch: int) -> None:
-        """Raise NotOwnerError if somebody has come after this boot's *epoch*."""
+        """Raise NotOwnerError if this boot's *epoch* is over."""
         if not self.still_owner(record, epoch):
             raise NotOwnerError(
                 f"another node has taken '{record.name}' meanwhile",
@@ -207,7 +208,7 @@ class OwnershipView:
         """
         Raise StoreError unless this node may own volumes at this moment.
 
-        To be asked after whatever takes time, for time may be over by then.
+        Call it after everything that takes time: the lease may have ended meanwhile.
         """
         if clock.boottime_s() < self.membership.deadline_s():
             return
@@ -270,7 +271,7 @@ class OwnershipView:
         """Write a log line if containers begin with files of several moments."""
         made = lineage.epochs.get(head.committed.epoch)
         if self.is_shared(record) or made is None or made.owner == self.node_id:
-            return  # no copy: it is what was written here
+            return  # its files are no copies: they were written here
         if head.quality in ("fuzzy", ""):
             log.warning(
                 "the volume begins with a commit that is %s: its files may be of "

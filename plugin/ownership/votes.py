@@ -1,10 +1,10 @@
 """
 Promises: asking the other members of a volume for them, and giving them.
 
-A member that promises an epoch takes nothing from earlier owners any more. If it was
-one, its writers are stopped for good and what they wrote is sealed first, so that the
-new owner can have it. Nothing is promised that the store does not know: a node whose
-key was stolen cannot make a volume's copies useless.
+A member that promises an epoch takes nothing from earlier owners any more. If it was an
+owner itself, it first stops its writers for good and seals what they wrote, so that the
+new owner can have it. It promises only what the store confirms: a thief of a node's key
+cannot make a volume's copies useless.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from plugin.ownership.view import initial_commit
 from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
-# After an orderly release nobody has anything newer: whoever is silent is not missed.
+# After an orderly release nobody has anything newer: a silent member is not missed.
 _ORDERLY_WAIT_S: Final = 2.0
 # After a crash a member that is slow may have the newest commit.
 _FAILOVER_WAIT_S: Final = 5.0
@@ -79,7 +79,7 @@ class PromiseRequest(msgspec.Struct, frozen=True):
 
 
 class NewerPromiseError(PeerRefusedError):
-    """A copy has promised more than the records know: they are older than it."""
+    """A copy has promised a newer epoch than the store has: the records are old."""
 
     code = "newer-promise"
 
@@ -162,8 +162,8 @@ def unheard(
     """
     Return the nodes that may have newer bytes than *choice*, and have not voted.
 
-    The last owner has, unless it has let the volume go itself (*orderly*); and each
-    holder of what is committed, if that would be lost.
+    These are the last owner, unless it has released the volume itself (*orderly*), and
+    the holders of what is committed, if that would be lost.
     """
     wanted = {*head.holders} if choice.lost is not None else set()
     last = lineage.epochs.get(lineage.newest(head.epoch - 1))
@@ -176,8 +176,8 @@ class Witness:
     """
     The promising side.
 
-    *stop_writers* ends those of a volume, or says that it cannot; *require_free* says
-    if we have told its owner not to promise to another one.
+    *stop_writers* returns whether no writer of a volume is left; *require_free* raises
+    an error while its owner relies on our word not to promise.
     """
 
     def __init__(

@@ -1,5 +1,5 @@
 """
-Who may come in, and whom we know: the files that sshd and ssh read, from the records.
+Which nodes may log in, and which we know: files for sshd and ssh, from the records.
 
     <state_dir>/peer/authorized_keys   a line for each node that may come in
     <state_dir>/peer/known_hosts       a line for each node's sshd
@@ -27,7 +27,7 @@ KNOWN_HOSTS: Final = "known_hosts"
 
 
 class Authorization:
-    """The two files in *directory*; sessions come to the daemon at *peer_socket*."""
+    """The two files in *directory*; sessions reach the daemon at *peer_socket*."""
 
     def __init__(self, directory: Path, *, peer_socket: Path) -> None:
         self._directory = directory
@@ -58,5 +58,5 @@ class Authorization:
         command = shlex.join(own_program(receive, str(self._peer_socket), peer.id))
         # sshd takes the text up to the next quote that no backslash precedes.
         quoted = command.replace('"', '\\"')
-        # exec: the shell that sshd starts it with would stay for nothing.
+        # exec: else the shell in which sshd starts it would stay, for nothing.
         return f'restrict,command="exec {quoted}" {peer.public_key} {peer.id}'

@@ -19,9 +19,9 @@ from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
 
 _FIRST_PAUSE_S: Final = 0.2
-# A node that has come back is heard of this late, at most.
+# So late, at most, we see that a node has come back.
 _PAUSE_MAX_S: Final = 3.0
-# One that has just joined is let in when the other has read its record: in moments.
+# A node that has just joined is let in as soon as the other has read its record.
 _STRANGER_TRIES: Final = 6
 _STRANGER_PAUSE_S: Final = 0.3
 
@@ -54,7 +54,7 @@ class PeerChannel:
         Return the node's answer to *request*.
 
         Raises:
-            PeerUnreachableError: it gave none in time; it may have done it.
+            PeerUnreachableError: it gave none in time; it may have done what we asked.
             RemoteError: it said no.
 
         """
@@ -71,7 +71,7 @@ class PeerChannel:
             connection.close(f"the channel to node '{self.peer.name}' was closed")
 
     def _connected(self, deadline: Deadline) -> Connection:
-        """Return a working connection, made by whoever comes first."""
+        """Return a working connection; the first caller has it made."""
         with self._changed:
             seen = self._attempts
             while True:

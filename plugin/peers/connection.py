@@ -23,10 +23,10 @@ from plugin.peers.lines import Lines, decode, encode, error_from_json
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
 
-# For all of it: the name, the address, the keys, the login.
+# The bound for all of it: name, address, keys, login.
 _OPEN_WITHIN_S: Final = 10.0
 # ssh has one exit status for all its errors, so its words tell them apart. Our sshd
-# ("MaxAuthTries 1") hangs up on a stranger before ssh can say the first ones.
+# ("MaxAuthTries 1") hangs up on a stranger before ssh can print the first of these.
 _STRANGER: Final = re.compile(r"Permission denied \(|Too many authentication failures")
 _OTHER_KEY: Final = "REMOTE HOST IDENTIFICATION HAS CHANGED"
 _BEGINS: Final = re.compile(r"^ssh: (connect to host \S+ port \d+: )?")
@@ -48,7 +48,7 @@ class Connection:
 
     @property
     def fault(self) -> str:
-        """Return why it is of no use any more, "" while it is."""
+        """Return why it cannot be used any more, "" while it can."""
         return self._fault
 
     def ask(
@@ -84,7 +84,7 @@ class Connection:
         return result if isinstance(result, dict) else {}
 
     def close(self, why: str) -> None:
-        """End the connection; whoever waits for an answer hears *why*."""
+        """End the connection; all that wait for an answer get *why* as the error."""
         with self._lock:
             self._fault = self._fault or one_line(why)
             waiting = list(self._pending.values())
@@ -114,7 +114,7 @@ class Connection:
             if ours and said:
                 self._fault = one_line(f"{why}: {said}")
             self.close(self._fault)
-            # Nobody may be about to use the socket's number when it is closed.
+            # No thread may be about to use the socket's number when it is closed.
             with self._sending, self._lock:
                 self._ssh.socket.close()
 

@@ -6,8 +6,8 @@ starts root's shell with its start-up files, obeys /etc/hosts.deny, needs a user
 and a directory in /run that the machine's own ssh.service removes when it stops. None
 of that is ours to change, so our sshd sees none of it.
 
-Started as process 1 of a new process and mount namespace, with the standard library
-alone: the end of sshd is the end of every session, and of what sessions started.
+It is process 1 of a new process and mount namespace and uses the standard library only.
+So when sshd ends, every session ends, and all that sessions have started.
 """
 
 import os
@@ -15,7 +15,7 @@ import sys
 
 from backends.system import mount_namespace
 
-# Where sshd confines the half of it that talks to strangers. Source: sshd(8), FILES.
+# sshd confines its process that talks to strangers to this. Source: sshd(8), FILES.
 _EMPTY_DIRECTORY = "/run/sshd"
 # An id that Debian gives to nobody and that systemd does not give out.
 _SSHD_USER_ID = 60742
@@ -27,7 +27,7 @@ _ETC = {
     "shadow": "root:*:1::::::\nsshd:*:1::::::\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
 }
-# Where libraries are; without it those outside the standard places are not found.
+# It tells where libraries are; those outside the standard places need it.
 _LIBRARIES = "/etc/ld.so.cache"
 
 
@@ -35,8 +35,9 @@ def main() -> None:
     """
     Become sshd (argument 1) with a configuration (2).
 
-    Of /run only directory 3 stays in sight; mounts below all others are let go: if they
-    were kept here, the daemon could unmount its volumes for itself alone.
+    Of /run only the directory of argument 3 stays visible. Mounts below the directories
+    of the other arguments are detached: if they stayed here, volumes that the daemon
+    has unmounted would stay mounted in this namespace.
     """
     program, configuration, kept, *let_go = sys.argv[1:]
     for directory in let_go:

@@ -2,8 +2,8 @@
 The root that a receiving rsync gets: one staging directory, and what it runs on.
 
 rsync runs as root, because it must make files of any owner, and takes orders from
-another machine. Whatever path it is talked into, a link to /etc, a name with `..`, a
-directory that is exchanged for a link under its hands: all of it ends in here.
+another machine. Whatever path that machine tricks it into (a link to /etc, a name with
+`..`, a directory that becomes a link meanwhile), it ends inside this root.
 """
 
 import os
@@ -16,7 +16,7 @@ _MOUNT_POINT = "/run"
 STAGING = "/staging"
 # What the copy holds already: rsync sends only the parts of a file that differ.
 BASIS = "/basis"
-# Under this name, because what is sent has it: beside it are things about the commit.
+# The sender uses this name, too: beside the tree lie files about the commit.
 TREE = "tree"
 
 
@@ -24,7 +24,7 @@ def enter(directory: str, basis: str) -> None:
     """
     Confine this process to *directory*, which becomes `STAGING`.
 
-    All else that is in sight, *basis* at `BASIS` among it, cannot be written to.
+    All else that is visible, including *basis* at `BASIS`, cannot be written to.
     """
     mount_namespace.enter_own_mounts()
     staging = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)

@@ -1,8 +1,8 @@
 """
-The node's two ed25519 keys: its sshd's, and the one it comes to other nodes with.
+The node's two ed25519 keys: its sshd's, and the one for logging in to other nodes.
 
-    <state_dir>/peer/host_key   what other nodes know our sshd by
-    <state_dir>/peer/node_key   what other nodes let us in by
+    <state_dir>/peer/host_key   by which other nodes know our sshd
+    <state_dir>/peer/node_key   with which other nodes let us in
 
 Both are made once. A public key is not kept beside its private one, but read out
 of it: two files could disagree after a crash.

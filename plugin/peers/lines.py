@@ -17,7 +17,7 @@ Request = TypeVar("Request")
 
 
 class Lines:
-    """The lines that *receive* (the size at most → bytes, none at the end) brings."""
+    """The lines from *receive*: it takes a size and returns bytes, b"" at the end."""
 
     def __init__(self, receive: Callable[[int], bytes]) -> None:
         self._receive = receive
@@ -36,7 +36,7 @@ class Lines:
                 raise InvalidRequestError(f"a line of over {LINE_LENGTH_MAX} bytes")
             chunk = self._receive(_CHUNK)
             if not chunk:
-                return None  # what stands before is half a line
+                return None  # what is left is half a line
             self._pending += chunk
         line, _, self._pending = self._pending.partition(b"\n")
         return line
@@ -74,7 +74,7 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 def error_as_json(error: RemoraError) -> dict[str, Any]:
-    """Return what `error_from_json` makes an error of again."""
+    """Return *error* as fields, of which `error_from_json` makes an error again."""
     return {
         "code": error.code,
         "cause": error.cause,
@@ -95,7 +95,7 @@ class _ErrorFields(msgspec.Struct, frozen=True):
 
 
 def error_from_json(fields: object) -> RemoteError:
-    """Return the error that *fields* tell of, whatever they are."""
+    """Return the error that *fields* tell of, even if they have any other form."""
     try:
         said = from_objects(fields, _ErrorFields)
     except msgspec.ValidationError:
@@ -107,7 +107,7 @@ def error_from_json(fields: object) -> RemoteError:
 
 def read_request(message: Mapping[str, Any], kind: type[Request]) -> Request:
     """
-    Return another node's *message* as what it has to be.
+    Return another node's *message* as a *kind* of request.
 
     Raises:
         InvalidRequestError: it is something else.

@@ -1,5 +1,5 @@
 """
-Another node, as this one reaches it and knows it by its keys.
+Another node: its addresses, and the keys by which this node knows it.
 
 The fields come out of the store, where another node has written them, and go into files
 that sshd and ssh read line by line: what does not have its exact form is refused here.
@@ -29,7 +29,7 @@ _PORT_MAX: Final = 65535
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peer:
     """
-    One node: *host_key* is its sshd's, *public_key* the one it comes to us with.
+    One node: *host_key* is its sshd's, *public_key* the one it logs in to us with.
 
     Raises:
         InvalidRequestError: a field does not have its form.
@@ -58,7 +58,7 @@ class Peer:
                 )
         if not 1 <= self.port <= _PORT_MAX:
             raise InvalidRequestError(f"node {self.id}: {self.port} is no port")
-        # Frozen for others: a comment in a key would go on into our files.
+        # Even a frozen object is changed here: a key's comment must not get into files.
         object.__setattr__(self, "host_key", plain_key(self.host_key))
         object.__setattr__(self, "public_key", plain_key(self.public_key))
 
@@ -102,7 +102,7 @@ def _is_uuid(text: str) -> bool:
 
 def _is_address(text: str) -> bool:
     try:
-        # Not with a scope ("fe80::1%eth0"): what comes after % is free text.
+        # No scope is allowed ("fe80::1%eth0"): after % there may be any text.
         return "%" not in text and bool(ipaddress.ip_address(text))
     except ValueError:
         return _HOST_NAME.fullmatch(text) is not None

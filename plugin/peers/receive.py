@@ -4,12 +4,12 @@ The program that sshd runs for whatever another node asks: `remora-receive`.
     remora control                          JSON lines to and from the daemon
     remora receive VOLUME EPOCH SEQ --server …   rsync, into a staging directory
 
-Nothing else is done, and every refusal is told to the daemon, which logs it. Which node
-asks is known from its key: sshd puts its id on our command line. Whether it may, the
-daemon says. This program trusts nothing in the request, and uses of rsync's options
+Nothing else is done, and every refusal is told to the daemon, which logs it. The node
+that asks is known by its key: sshd puts its id on our command line. The daemon decides
+whether it may. This program trusts nothing in the request. Of rsync's options it uses
 only the letters by which two versions of rsync agree on their protocol.
 
-Started for each session in a bare Python, with the standard library alone.
+It is started for each session, in a bare Python with the standard library alone.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from contextlib import suppress
 
 from plugin.peers import jail
 
-# What the sender gives to rsync, and what rsync then asks for here. They are one: what
-# is changed in the first changes the second. A test compares them with a real rsync.
+# The options that the sender gives to rsync, and those that rsync then asks for here. A
+# change of the first changes the second. A test compares them with a real rsync.
 RSYNC_OPTIONS = (
     *("-aHAXS", "--numeric-ids"),
-    # Times are kept to the nanosecond, and prove nothing: a file that is named has
-    # changed, and its content is compared.
+    # Times are kept to the nanosecond, but equal times prove nothing: each file that is
+    # named has changed, so its content is compared.
     *("--modify-window=-1", "--ignore-times"),
 )
 # The files of a commit are named on rsync's input; a tree that is sent ahead goes as a
@@ -53,7 +53,7 @@ _RECEIVE = re.compile(
 COMMAND_LENGTH_MAX = 1000
 LINE_LENGTH_MAX = 64 * 1024
 _ANSWER_WITHIN_S = 60.0
-# For another one to end, which the daemon has hung up by now, or to be applied.
+# The wait for the rsync before us, which is ending, or for a commit to be applied.
 _TURN_WITHIN_S = 30
 _CHUNK = 65536
 EXIT_UNAVAILABLE = 1
@@ -173,7 +173,7 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     os.setpgid(0, 0)
     os.nice(int(place.get("nice", "0")))
     _wait_for_turn(place["lock"])
-    # Without /proc, rsync can set no mode of a device or socket but in making it.
+    # Without /proc, rsync can set the mode of a device or socket only as it makes it.
     os.umask(0)
     jail.enter(place["directory"], place["basis"])
     # "." is all that it may write to, whatever path the sender asked for.
@@ -187,10 +187,10 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
 
 def _wait_for_turn(path: str) -> None:
     """
-    Take the lock of what is received, for as long as one process of rsync lives.
+    Lock the staging directory for as long as one process of rsync lives.
 
-    So the kernel says when nobody writes any more, whatever has become of us and of the
-    daemon. SIGALRM ends this process if it does not get it. Source: flock(2).
+    So the kernel tells when nobody writes any more, whatever has become of us and of
+    the daemon. SIGALRM ends this process if it waits too long. Source: flock(2).
     """
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     os.set_inheritable(lock, True)

@@ -2,9 +2,9 @@
 The daemon's side of the sessions that other nodes have here.
 
 Each session is a connection of a `remora-receive` (see `receive.py`) to a Unix socket
-that only root can reach. Its first line says which node it is for, as sshd knows it by
-its key, and what it is for; after that, lines are written by the other node and trusted
-with nothing. Closing the connection ends the session, and the rsync in it.
+that only root can reach. Its first line says for which node it is, which sshd knows by
+its key, and for what purpose. The lines after that are written by the other node and
+are not trusted. Closing the connection ends the session, and the rsync in it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
-# A node has one control session and a few transfers; another one's faults must not
-# take the places of all.
+# A node has one control session and a few transfers. One node's faults must not use up
+# the places of all others.
 SESSIONS_MAX: Final = 256
 SESSIONS_OF_NODE_MAX: Final = 32
 # Requests of one control session under way: a slow one must not delay the others.
@@ -47,11 +47,11 @@ _STOP_WAIT_S: Final = 5.0
 @dataclass(frozen=True, slots=True)
 class StagingPlace:
     """
-    Where a commit's bytes go, and what the copy, only to be read, has already.
+    The ``directory`` for a commit's bytes, and the read-only ``basis`` with most of it.
 
-    ``nice`` is rsync's there, from 0 to 19; with ``is_tree`` the names that are sent
-    are those of the volume's tree itself, as they are in ``basis``. rsync holds
-    ``lock``, a file, until the last of its processes has ended.
+    ``nice`` is the receiving rsync's, from 0 to 19. With ``is_tree`` the names that are
+    sent are those of the volume's tree itself, as in ``basis``. rsync holds ``lock``, a
+    file, until the last of its processes has ended.
     """
 
     directory: Path
@@ -62,7 +62,7 @@ class StagingPlace:
 
 
 class Receiver(Protocol):
-    """Who says where the bytes of a commit may go."""
+    """Decides whether a node may send, and where the bytes go."""
 
     def begin(
         self,
@@ -174,7 +174,7 @@ class PeerServer:
                 if self._stopping:
                     return
                 log.warning("a peer's session was not accepted: %s", error.strerror)
-                threading.Event().wait(1)  # no descriptors left: it would spin
+                threading.Event().wait(1)  # no descriptor is left; do not spin
                 continue
             with self._lock:
                 full = len(self._sessions) >= SESSIONS_MAX or self._stopping
@@ -280,7 +280,7 @@ class PeerServer:
             while (line := lines.next()) is not None:
                 session.handle(line)
         except RemoraError as error:
-            # Where the next request begins is not known any more.
+            # Nobody knows any more where the next request begins.
             session.send({"error": error_as_json(error)})
             raise
 

@@ -1,8 +1,8 @@
 """
 The ssh that reaches other nodes: one program with one set of options, two connections.
 
-Transfers share one of them: over a connection that is there, a small sync takes a
-quarter of its time with a new one. Requests have their own. Source: ssh_config(5).
+Transfers share one of them: over an open connection a small sync takes a quarter of the
+time that it takes over a new one. Requests have the other. Source: ssh_config(5).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class SharedSsh:
     """
     The ssh commands; *directory* has keys, *sockets* is a directory for sockets.
 
-    Each rsync sends at most *bandwidth_limit_bytes* in a second, 0 is no limit, and
-    runs with *nice*, from 0 to 19.
+    Each rsync sends at most *bandwidth_limit_bytes* in a second (0: no limit) and runs
+    with *nice*, from 0 to 19.
     """
 
     def __init__(
@@ -132,11 +132,11 @@ class SharedSsh:
         Return the rsync that sends files of *source*, named on its input, to *peer*.
 
         With *whole* it sends all of them. *options* are for this side alone. Names end
-        with a zero byte. Where they arrive, the other node decides.
+        with a zero byte. The other node decides where the files go.
         """
         epoch, seq = commit
         host = f"[{address}]" if ":" in address else address
-        # The disk's priority follows from this one. Source: ioprio_set(2).
+        # The priority of its disk access follows from this. Source: ioprio_set(2).
         nice = ["nice", "-n", str(self._nice)] if self._nice else []
         # rsync counts in KiB.
         limit = [f"--bwlimit={self._limit_bytes // 1024}"] if self._limit_bytes else []

@@ -2,8 +2,8 @@
 One OpenSSH server for the other nodes, kept running for as long as the daemon runs.
 
 It has its own port, host key, configuration and list of keys, and shares nothing with
-the machine's own sshd: see `enclosure.py` for what it does not even see. All that it
-lets anybody do is to start `remora-receive`; `authorization.py` writes who may.
+the machine's own sshd: `enclosure.py` hides even more from it. The only thing that it
+allows is to start `remora-receive`; `authorization.py` writes which nodes may do so.
 Source: sshd(8), sshd_config(5).
 """
 
@@ -27,8 +27,8 @@ from plugin.peers.authorization import AUTHORIZED_KEYS, HOST_KEY
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 7424
-# OpenSSH 8.5 or newer (LogVerbose). Whoever is let in may run one command and nothing
-# else; each refusal stands here and, for each key, in authorized_keys ("restrict").
+# OpenSSH 8.5 or newer (LogVerbose). A node that is let in may run one command only; all
+# else is forbidden here and, for each key, in authorized_keys ("restrict").
 _CONFIGURATION: Final = """\
 HostKey "{host_key}"
 AuthorizedKeysFile "{authorized_keys}"
@@ -81,8 +81,8 @@ LogLevel INFO
 # What it otherwise refuses without a word in the log.
 LogVerbose serverloop.c:server_input_*():*,session.c:session_*_req():*
 """
-# A process namespace, because sshd leaves its sessions to themselves when it is killed:
-# the kernel ends whatever is in it together with its first process.
+# A process namespace, because the sessions of a killed sshd would live on: the kernel
+# ends all processes of the namespace together with its first one.
 _IN_NAMESPACES: Final = (
     *("unshare", "--mount", "--propagation", "slave", "--pid", "--kill-child", "--"),
 )
@@ -97,12 +97,12 @@ _REFUSAL: Final = re.compile(
     r"debug\d: |refused|not allowed|[Ff]ailed|[Ii]nvalid|exceeded|by authenticating"
     r"|preauth\]|no matching|Unable|error:|fatal:"
 )
-# One line a second in the long run: strangers decide how often they knock.
+# One line a second in the long run: strangers decide how often they try to log in.
 _LINES_MAX: Final = 120
 _LINES_WINDOW_S: Final = 120.0
 _FIRST_PAUSE_S: Final = 0.5
 _PAUSE_MAX_S: Final = 30.0
-# One that ran for this long did not fail at its start.
+# An sshd that ran for this long did not fail at its start.
 _STEADY_S: Final = 60.0
 _STOP_WAIT_S: Final = 10.0
 
@@ -119,7 +119,7 @@ class PeerSshd:
         addresses: Sequence[str] = (),
         let_go: Sequence[Path] = (),
     ) -> None:
-        """Mounts below *let_go* are the daemon's own; sshd does not hold them."""
+        """Keep the daemon's mounts below *let_go* out of sshd's mount namespace."""
         self._directory = directory
         self._run_directory = run_directory
         self._port = port
@@ -130,7 +130,7 @@ class PeerSshd:
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._log = _Log()
-        # sshd ends with the thread that starts it: this one, so with the daemon.
+        # sshd ends with the thread that starts it; this one lives as the daemon does.
         self._thread = threading.Thread(
             target=self._supervise, name="peers:sshd", daemon=True
         )

@@ -1,1 +1,1 @@
-"""Journals between nodes: sending commits, receiving them, taking over."""
+"""How commits come from node to node: sending, receiving, and pulling them."""

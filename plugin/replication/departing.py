@@ -4,8 +4,8 @@ The copy of a node that is no member any more is removed if nothing is lost with
 If this node was cut off or crashed as the owner, its copy may have bytes that no member
 has. They are set apart.
 
-As soon as a node has told an owner which commit its copy has, the owner may count it as
-a holder. So while it asks the store whether it is a member, it tells nobody.
+When a node has told an owner which commit its copy has, the owner may count it as a
+holder. So while the node asks the store whether it is a member, it tells nobody.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Departing:
 
     def depart(self, record: VolumeRecord, deadline: Deadline) -> None:
         """
-        Throw the copy away; if something of it may be missed, log why it stays.
+        Remove the copy if nothing is lost with it; else log why it stays.
 
-        Nothing has the volume mounted here, and nothing will meanwhile.
+        The caller sees to it that nothing mounts the volume here meanwhile.
 
         Raises:
             StoreError: the cluster did not answer; nothing was changed.
@@ -72,7 +72,7 @@ class Departing:
         )
 
     def _require_superseded(self, record: VolumeRecord) -> None:
-        """Raise BackendError unless nodes that live hold all that is in the copy."""
+        """Set diverged bytes apart; raise BackendError unless others keep the rest."""
         head = self._ownership.heads.read(record.id).head
         copy = self._ownership.copy_state(record)
         if head is None or copy is None:
@@ -87,7 +87,7 @@ class Departing:
             raise BackendError("no node that has the newest commit is alive")
 
     def _tell(self, record: VolumeRecord, reason: str) -> None:
-        """Warn once of each reason: it is looked at again every few seconds."""
+        """Warn once of each reason: `depart` is called again every few seconds."""
         if self._told.get(record.id) == reason:
             return
         self._told[record.id] = reason

@@ -1,9 +1,9 @@
 """
-Giving this node's copy away on request, to who takes the volume over or has none yet.
+Sending this node's copy on request: to a new owner, or to a member that has none yet.
 
-A recovering owner asks a holder for its commit: only what the sealed copy is, and only
-if the store says that this node recovers the volume. An owner that fills its members
-asks the one that it has just filled to bring the files to the next.
+A recovering owner asks a holder for its commit. The holder sends a sealed copy only,
+and only if the store says that the asker recovers the volume. An owner that fills its
+members asks one that it has just filled to bring the files to the next.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _USE_DEADLINE_S: Final = 30.0
 
 
 class SendRequest(msgspec.Struct, frozen=True):
-    """What a recovering owner asks of a holder: *commit*, leading on from *have*."""
+    """What a recovering owner asks of a holder: *commit*, as changes since *have*."""
 
     volume: str
     name: str
@@ -42,7 +42,7 @@ class SendRequest(msgspec.Struct, frozen=True):
 
 
 class AheadRequest(msgspec.Struct, frozen=True):
-    """What an owner asks of a member: to bring its files ahead to member *node*."""
+    """What an owner asks of a member: to send its files ahead to member *node*."""
 
     volume: str
     name: str
@@ -57,7 +57,7 @@ def carried_bytes(answer: Mapping[str, Any]) -> int:
 
 
 class Handing:
-    """What this node's copy gives away because others ask for it."""
+    """Sends this node's copy when other nodes ask for it."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Handing:
         Answer a recovering owner's request when rsync has sent the commit.
 
         Raises:
-            PeerRefusedError: it may not have it, or this node's copy is another.
+            PeerRefusedError: it may not have it, or our copy is at another commit.
 
         """
         request = read_request(message, SendRequest)
@@ -100,8 +100,8 @@ class Handing:
         """
         Answer an owner's request when rsync has brought the files to another member.
 
-        This copy may go on meanwhile: what has come counts for nothing before the
-        owner's commit, which names everything.
+        This copy may change meanwhile: the files count for nothing before the owner's
+        commit comes, which names all of them.
 
         Raises:
             PeerRefusedError: this copy has no commit, or the other node is no member.
@@ -118,7 +118,7 @@ class Handing:
             copy = self._ownership.copy_state(record)
             if copy is None or copy.live_epoch or copy.commit == EMPTY:
                 raise PeerRefusedError(f"this copy of '{record.name}' has no commit")
-            # The commit as a snapshot, where there is one, goes with the next one.
+            # Not from the commit's snapshot: the next commit would delete that.
             source, size_bytes = journal.live, journal.manifest.size_bytes()
         return {
             "carried_bytes": self._transfer.send_ahead(

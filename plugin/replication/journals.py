@@ -1,8 +1,8 @@
 """
-The copies of this node as journals: who uses one at a time, and their repair at start.
+The journals of this node's copies: one use of each at a time, and repair at start.
 
-A journal is opened for each use; what changes in a volume that is mounted is watched
-from its first use until it is let go.
+A journal is opened for each use. Changes of a mounted volume are watched from the first
+use until the volume is let go.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.state import EMPTY, Commit, CopyState
 
 log = logging.getLogger(__name__)
-# A commit that is applied at the daemon's start, whatever its size.
+# For a marked commit that is applied at the daemon's start, whatever its size.
 _RECOVERY_DEADLINE_S: Final = 3600.0
 _MAKE_DEADLINE_S: Final = 30.0
 
@@ -66,10 +66,10 @@ class Journals:
         """
         Return the directory that has most of what another node may send.
 
-        Of a copy that begins anew, that is what was set apart last.
+        For a copy that begins anew, these are the bytes that were set apart last.
 
         Raises:
-            BackendError: that cannot be seen.
+            BackendError: the pool cannot be read.
 
         """
         live = self.staging(record).home / LIVE_NAME
@@ -98,7 +98,7 @@ class Journals:
         """
         Yield the copy's journal, which nobody else uses meanwhile.
 
-        What had been marked is applied first.
+        A commit that was marked is applied first.
 
         Raises:
             VolumeBusyError: another use did not end before *deadline*.
@@ -144,7 +144,7 @@ class Journals:
     def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
         """Return where the volume may have changed since the last call."""
         if journal.by_snapshot:
-            return Hints()  # it finds all by itself
+            return Hints()  # snapshots need no hints
         with self._guard:
             if self._watcher is None:
                 self._watcher = Watcher(self._backend.pool.volumes)
@@ -158,7 +158,7 @@ class Journals:
         return watched.pop_hints()
 
     def give_back(self, record: VolumeRecord, hints: Hints) -> None:
-        """Have *hints* returned again: they could not be followed."""
+        """Let the next call of `hints` return *hints* again: the look has failed."""
         with self._guard:
             watched = self._watched.get(record.id)
         if watched is not None:
@@ -175,8 +175,8 @@ class Journals:
         """
         Go on without the bytes that the journal has set apart.
 
-        It is written down before there is a `live` again: an empty one never stands
-        for a commit.
+        The copy state says so before there is a `live` again: an empty directory must
+        never pass for a commit.
 
         Raises:
             BackendError: the disk refuses; the next use of the copy tries again.
@@ -205,9 +205,9 @@ class Journals:
 
     def recover(self, records: list[VolumeRecord]) -> None:
         """
-        Finish what a crash has left of commits that were on their way in.
+        Finish the commits that a crash has interrupted as they came in.
 
-        Nobody is answered before: what a copy says of itself has to be true.
+        No other node is answered before: what a copy says of itself has to be true.
         """
         for record in records:
             if record.backend != self._backend.kind:

@@ -1,9 +1,9 @@
 """
 What has changed in a mounted volume since its last commit: hints, and what they miss.
 
-Events do not tell of everything. What was written to while it was copied is looked at
-again, what changed lately is looked at in every round, and all names once a minute, in
-large volumes less often.
+Events do not tell of everything. So three more things are looked at: files that were
+written to while they were copied; in every round, files that changed lately; and all
+names once a minute, in large volumes less often.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Looking:
     """
     See the module's text; a volume is looked at in one thread at a time.
 
-    All names are looked at every *interval_s* at most: events do not tell of what is
-    written through a mapping that stays open.
+    All names are looked at every *interval_s*, or less often: no event tells of a write
+    through a mapping that stays open.
     """
 
     def __init__(self, journals: Journals, *, interval_s: float) -> None:
@@ -52,10 +52,10 @@ class Looking:
 
     def look(self, record: VolumeRecord, journal: Journal) -> Changes:
         """
-        Return what has changed, as far as hints lead.
+        Return what has changed, as far as hints tell.
 
         Raises:
-            RemoraError: it could not be found out; the next look will tell.
+            RemoraError: the look has failed; the next one returns it.
 
         """
         seen = self._seen.setdefault(record.id, _Seen())
@@ -95,6 +95,6 @@ class Looking:
 
 
 def _newest(before: Sequence[bytes], more: Sequence[bytes]) -> tuple[bytes, ...]:
-    """Return the paths that changed last, each once, a bounded number."""
+    """Return the `_RECENT_MAX` paths that changed last, the newest first."""
     found = dict.fromkeys([*reversed(more[-_RECENT_MAX:]), *before])
     return tuple(found)[:_RECENT_MAX]

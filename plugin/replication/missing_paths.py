@@ -1,4 +1,4 @@
-"""Paths on their way to another node: those that a member says it lacks."""
+"""The paths that a member says it lacks, encoded for its answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SIZE_MAX: Final = 32 * 1024
 
 
 def encoded_paths(paths: list[bytes]) -> list[str]:
-    """Return the first of *paths*, at least one, as a line can have them."""
+    """Return as many of *paths* as fit into a line, encoded; at least one."""
     encoded: list[str] = []
     size = 0
     for path in paths:

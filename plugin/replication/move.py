@@ -12,7 +12,7 @@ from backends.errors import RemoraError
 from plugin.model import VolumeRecord
 from plugin.replication.progress import TransferUnderWay
 
-# A last sync of this much is not felt beside the stop and start of a container.
+# A final sync of this much takes no notable time beside a container's stop and start.
 _SMALL_BYTES: Final = 1024 * 1024
 _SMALL_S: Final = 1.0
 _ROUNDS_MAX: Final = 10
@@ -21,7 +21,7 @@ _AS_MUCH_MAX: Final = 2
 
 
 class Round(msgspec.Struct, frozen=True):
-    """One time that the node was brought in step."""
+    """One time that the node was brought in step: with which commit, and how much."""
 
     commit: str
     carried_bytes: int
@@ -32,7 +32,7 @@ class MoveView(msgspec.Struct, frozen=True):
     """
     How far a move is.
 
-    ``small``: what the last round carried is little. ``mounted``: containers write.
+    ``small``: the last round carried little. ``mounted``: containers write.
     ``done_bytes`` to ``left_s`` are of the transfer under way, 0 and None without one.
     """
 

@@ -2,11 +2,11 @@
 Bringing a volume to a node ahead of time: before its container starts there.
 
 The owner makes the node a member and brings it in step, again and again while
-containers write, until what one round carries is little. The switch itself is the
-scheduler's: what is left for it is the last sync, of what was written since.
+containers write, until one round carries little. The scheduler switches the container:
+then only the final sync is left, of what was written since.
 
-Whoever is asked passes it on to the owner. Nothing of a move is written down: a daemon
-that ends forgets it, and the node stays a member that the usual syncs bring in step.
+A node that is asked passes the request on to the owner. Nothing of a move is written
+down: a daemon that ends forgets it, and the usual syncs keep the new member in step.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from plugin.replication.sending import Report
 from plugin.replication.syncing import Syncing
 
 log = logging.getLogger(__name__)
-# A node that has come back is heard of in some seconds.
+# A node that has come back can be reached some seconds later.
 _TRIES_MAX: Final = 5
 _PAUSE_S: Final = 2.0
 _MOVES_MAX: Final = 4
@@ -50,7 +50,7 @@ _ASK_DEADLINE_S: Final = 10.0
 
 
 class MoveRequest(msgspec.Struct, frozen=True):
-    """What another node asks the owner, or the last one, of *volume* (its id)."""
+    """A request to move *volume* (its id), sent to its owner or last owner."""
 
     volume: str
     name: str
@@ -129,7 +129,7 @@ class Moving:
     def answer_start(
         self, node_id: str, message: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Begin what another node was asked for."""
+        """Begin a move for which another node was asked."""
         del node_id
         request = read_request(message, MoveRequest)
         record = self._known(request.volume, request.name)
@@ -155,7 +155,7 @@ class Moving:
         return record
 
     def _checked(self, record: VolumeRecord, node: str) -> tuple[Head, NodeView]:
-        """Return the volume's head and where it is to go, or raise why it cannot."""
+        """Return the volume's head and the target node, or raise why it cannot go."""
         ownership = self._ownership
         if ownership.is_shared(record):
             raise InvalidRequestError(
@@ -179,7 +179,7 @@ class Moving:
                 f"'{record.name}' has never been mounted: there is nothing to move",
                 hint=f"start its container on '{name}'",
             )
-        self._require_settled(record, head)
+        self._require_steady(record, head)
         owner = ownership.name_of(head.owner)
         if head.owner == target.record.id:
             raise InvalidRequestError(f"'{record.name}' is on node '{name}' already")
@@ -192,8 +192,8 @@ class Moving:
             )
         return head, target
 
-    def _require_settled(self, record: VolumeRecord, head: Head) -> None:
-        """Raise NotOwnerError for a volume that changes hands, or goes."""
+    def _require_steady(self, record: VolumeRecord, head: Head) -> None:
+        """Raise NotOwnerError for a volume that changes its owner, or is removed."""
         if head.phase == "removing":
             removing = RefusedError("removing")
             raise explained(record.name, removing, self._ownership.name_of)
@@ -300,7 +300,7 @@ class Moving:
             reports = self._syncing.follow(record, only=node_id)
         took_s = clock.monotonic_s() - began_s
         if any(node_id in each.filling for each in reports):
-            # It ends: a transfer that makes no progress is given up.
+            # This cannot go on for ever: a transfer without progress is given up.
             self._stopping.wait(_PAUSE_S)
             return ""
         commits = [each.commit for each in reports if node_id in each.holders]
@@ -311,7 +311,7 @@ class Moving:
             faults = [each.faults.get(node_id, "") for each in reports]
             return max(faults, default="") or "it is not in step yet"
         if after is None or after.phase != head.phase:
-            return "it changes hands"  # it has a newer commit, for the next round
+            return "it changes hands"  # there is a newer commit, for the next round
         move.mounted = head.phase == "owned"
         carried_bytes = sum(each.carried_bytes for each in reports)
         move.rounds.append(Round(str(commits[-1]), carried_bytes, round(took_s, 3)))
@@ -325,7 +325,7 @@ class Moving:
         if head is None or head.owner != self._ownership.node_id:
             owner = self._ownership.name_of(head.owner) if head else "nobody"
             raise NotOwnerError(f"'{record.name}' has gone to '{owner}' meanwhile")
-        self._require_settled(record, head)
+        self._require_steady(record, head)
         return head
 
     def _not_moved(self, move: VolumeMove, fault: str) -> RemoraError:

@@ -1,9 +1,9 @@
 """
-Which nodes keep copies of a volume: those named, or as many as wanted, where is space.
+Which nodes keep copies of a volume: those named, or as many as wanted, by free space.
 
-`plan` says who is to become a member, and who is not to be one any more; `Placement`
-writes it into the head. A new copy comes first: nobody leaves before enough others that
-live hold the newest commit.
+`plan` says which nodes are to become members, and which are to leave. `Placement`
+writes it into the head. A new copy comes first: no member leaves before enough other
+living nodes hold the newest commit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The nodes that are to become members, and those that are to be none."""
+    """The nodes that are to become members, and the members that are to leave."""
 
     join: tuple[str, ...] = ()
     leave: tuple[str, ...] = ()
@@ -45,11 +45,11 @@ def plan(
     bound_for: str = "",
 ) -> Plan:
     """
-    Return what brings the members to what is *wanted*; pure.
+    Return the changes after which the members are as *wanted*; pure.
 
     *gone* are the nodes that have been dead for so long that they are replaced. Nodes
-    without a record count as gone. Drained nodes are replaced, too. The node that the
-    volume is *bound_for* keeps its copy, beside as many as are wanted.
+    without a record count as gone. Drained nodes are replaced, too. The volume moves to
+    node *bound_for*, which keeps a copy in addition to those that are wanted.
     """
     known = {each.record.id: each for each in nodes}
     if wanted.members:
@@ -71,7 +71,7 @@ def plan(
         if not (wanted.members and each in counted)
         and not (each == head.owner and head.phase != "idle")
         and each != bound_for
-        # One that has just crashed may come back with what nobody else has.
+        # A node that has just crashed may come back with bytes that no other node has.
         and (each not in known or each in gone or known[each].alive)
     ]
     leaving: list[str] = []
@@ -83,7 +83,7 @@ def plan(
 
 
 def _free(nodes: Sequence[NodeView], head: Head) -> tuple[str, ...]:
-    """Return the nodes that could keep a copy more, those with most space first."""
+    """Return the nodes that could keep one more copy, those with most space first."""
     found = [
         each
         for each in nodes
@@ -94,7 +94,7 @@ def _free(nodes: Sequence[NodeView], head: Head) -> tuple[str, ...]:
 
 
 def _rank(node: NodeView | None, head: Head, gone: Collection[str]) -> tuple[int, int]:
-    """Return how dear a member's copy is: who comes first leaves first."""
+    """Return a sort key: the members whose copies are worth least leave first."""
     if node is None or node.record.id in gone:
         return 0, 0
     if node.record.drained:
@@ -107,10 +107,10 @@ def _rank(node: NodeView | None, head: Head, gone: Collection[str]) -> tuple[int
 
 class Absences:
     """
-    Since when nodes do not live, as far as this daemon has seen itself.
+    How long nodes have been dead, as this daemon itself has seen it.
 
-    It measures on its own clock, so that a restart begins anew: a node is replaced
-    later then, never sooner. None as *after_s* is never.
+    After a restart of the daemon it counts from zero: a node is then replaced later,
+    never sooner. If *after_s* is None, no node is ever replaced.
     """
 
     def __init__(self, after_s: float | None) -> None:
@@ -119,7 +119,7 @@ class Absences:
         self._lock = threading.Lock()
 
     def gone(self, nodes: Sequence[NodeView]) -> frozenset[str]:
-        """Return those of *nodes* that have not lived for long enough."""
+        """Return those of *nodes* that have been dead for *after_s* or longer."""
         now_s = clock.boottime_s()
         dead = {each.record.id for each in nodes if not each.alive}
         with self._lock:
@@ -135,9 +135,9 @@ class Absences:
 
 class Placement:
     """
-    Decides for the volumes that this node owns, or is to look after.
+    Decides for the volumes that this node owns, or brings in step after a release.
 
-    ``interval_s`` is how often they are looked after.
+    It does so every ``interval_s``.
     """
 
     def __init__(
@@ -152,16 +152,16 @@ class Placement:
         self.interval_s = interval_s
         self._find = find
         self._absences = Absences(replace_after_s)
-        # Where volumes are to move; a daemon that starts anew knows no more of it.
+        # The node to which each volume moves, by its id; a restart forgets it.
         self._bound_for: dict[str, str] = {}
         self._nodes: Sequence[NodeView] = ()
         self._gone: frozenset[str] = frozenset()
 
     def look(self) -> None:
         """
-        Note which nodes there are, and who lives.
+        Note which nodes there are, and which of them live.
 
-        Called every `interval_s`, so that nobody is taken to be gone too soon.
+        It is called every `interval_s`, so that it sees each node that comes back.
         """
         self._nodes = self._ownership.nodes.all()
         self._gone = self._absences.gone(self._nodes)
@@ -196,9 +196,9 @@ class Placement:
 
     def bind(self, record: VolumeRecord, epoch: int, node_id: str) -> Head | None:
         """
-        Return the head, with *node_id* as a member until it has come to own the volume.
+        Return the head, with *node_id* as a member at least until it owns the volume.
 
-        It is as it was if this node is not the owner of *epoch*, or the last one.
+        The head is unchanged if this node is not the owner, or last owner, in *epoch*.
 
         Raises:
             StoreError: the cluster did not answer.
@@ -217,10 +217,10 @@ class Placement:
 
     def lacks(self, record: VolumeRecord, head: Head) -> bool:
         """
-        Return whether a released volume's copies are this node's to bring in step.
+        Return whether this node has to bring the copies of a released volume in step.
 
-        That is the last owner's task or, when it is gone, that of another holder. It
-        is asked of every volume, so it goes by what `look` has seen.
+        That is the last owner's task or, if it does not live, another holder's. Every
+        volume is asked about, so this relies on what `look` has seen.
         """
         if not head.released or self._ownership.node_id not in head.holders:
             return False
@@ -240,7 +240,7 @@ class Placement:
 
     def _plan(self, record: VolumeRecord, head: Head) -> Plan:
         nodes = self._ownership.nodes.all()
-        # What is mounted has the record of the time of its Mount.
+        # For a mounted volume, *record* may be as old as its Mount.
         newest = self._find(record.name)
         if newest is None or newest.id != record.id:
             newest = record

@@ -1,8 +1,8 @@
 """
 Transfers under way: how far each is, and what all of them have carried so far.
 
-What a transfer has *done* is counted in bytes of files, as people know them; what it
-has *carried* in bytes on the line, which is less where only differences are sent.
+What a transfer has *done* is counted in bytes of files, as people know them. What it
+has *carried* is counted in bytes on the line: fewer, where only differences are sent.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _UNIT: Final = {"k": 2**10, "M": 2**20, "G": 2**30}
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How far a transfer is; ``total_bytes`` 0: it is not known how far it will go."""
+    """How far a transfer is; ``total_bytes`` is 0 if it is not known."""
 
     done_bytes: int = 0
     total_bytes: int = 0
@@ -130,7 +130,7 @@ class Progress:
         return number
 
     def note_line(self, number: int, line: str) -> None:
-        """Take note of a line of rsync's; what is none of its progress is nothing."""
+        """Take note of a line that rsync printed; ignore it if it is no progress."""
         match = _LINE.match(line)
         if match is None:
             return
@@ -159,7 +159,7 @@ class Progress:
                     self._transfers[number] = replace(each, done=done)
 
     def end(self, number: int) -> None:
-        """Forget a transfer that has ended; one that has already is no error."""
+        """Forget a transfer that has ended; it is no error to do so twice."""
         with self._lock:
             self._transfers.pop(number, None)
 

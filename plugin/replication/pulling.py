@@ -1,5 +1,5 @@
 """
-Taking over: a node that comes to own a volume asks a holder for its newest commit.
+Pulling: a node that comes to own a volume asks a holder for its newest commit.
 
 The transfer goes on when the engine's time for the Mount is over; the next Mount finds
 it further, or done. The holder's side is `handing.py`.
@@ -31,12 +31,12 @@ from plugin.replication.receiving import Receiving, pair
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _ROUNDS_MAX: Final = 20
-# Before the Mount's own deadline, whose error would say less.
+# We answer so long before the Mount's own deadline, whose error would say less.
 _ANSWER_S: Final = 1.0
 
 
 class Pulling:
-    """The volumes that this node takes over."""
+    """Pulls the volumes that this node comes to own."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Pulling:
         Return when this node's copy is at the commit that *choice* begins with.
 
         Raises:
-            NotOwnerError: it is not yet, or no holder could send it.
+            NotOwnerError: the transfer still runs, or no holder could send it.
 
         """
         with self._lock:

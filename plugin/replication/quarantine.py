@@ -23,7 +23,7 @@ _COUNT_DEADLINE_S: Final = 2.0
 
 
 def record_of(quarantine: Quarantine, tree: Tree) -> QuarantineRecord:
-    """Return what is to be known of *tree*."""
+    """Return the record of *tree*, counted as far as time allows."""
     size = quarantine.measure(tree, deadline_s=_COUNT_DEADLINE_S)
     return QuarantineRecord(
         set_apart_at=tree.set_apart_at,
@@ -34,7 +34,7 @@ def record_of(quarantine: Quarantine, tree: Tree) -> QuarantineRecord:
 
 
 def note(ownership: OwnershipView, quarantine: Quarantine, volume_id: str) -> None:
-    """Write the records of what was set apart of a volume; at worst, later."""
+    """Write the records of what was set apart of a volume, or leave it to `mend`."""
     try:
         for tree in quarantine.of(volume_id):
             _note(ownership, quarantine, tree)

@@ -1,9 +1,9 @@
 """
 The member's side: whether another node may send, and taking in what it has sent.
 
-A commit is taken from the volume's owner in the epoch that it owns, or from a holder
-that this node, coming to own the volume, has asked. Everything is checked again at the
-moment of the commit: meanwhile another owner may have been promised.
+A commit is taken from the volume's owner, in its epoch, or from a holder that this node
+has asked because it comes to own the volume. All is checked again when the commit is
+taken in: the copy may have promised to another owner meanwhile.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class CommitRequest(msgspec.Struct, frozen=True):
     name: str
     epoch: int
     seq: int
-    # What was sent for it, for the metrics.
+    # The bytes that were sent for it, for the metrics.
     carried_bytes: int = 0
 
 
 class StandRequest(msgspec.Struct, frozen=True):
-    """What an owner asks before it sends."""
+    """What an owner asks before it sends: which commit the copy is at."""
 
     volume: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """A transfer under way, from *node_id*; *number* is its progress's."""
+    """A transfer under way, from *node_id*; *number* is what `Progress` calls it."""
 
     node_id: str
     volume_id: str
@@ -109,10 +109,10 @@ class Receiving:
     @contextmanager
     def departing(self, volume_id: str) -> Iterator[None]:
         """
-        Refuse to say meanwhile what this node's copy has: it may be removed.
+        Inside the block, refuse to say what this node's copy has: it may be removed.
 
-        An owner that asked earlier has already made this node a member in the store,
-        which the caller reads after this.
+        An owner that asked earlier had made this node a member in the store, so the
+        caller, which reads the store inside the block, sees that.
         """
         self._departing.add(volume_id)
         try:
@@ -132,11 +132,11 @@ class Receiving:
         """
         Return where the commit (*epoch*, *seq*) of *volume* from *node_id* goes.
 
-        What is under way from this node ends, and what another one sends if this one is
-        the owner, or was asked by us.
+        Earlier transfers from *node_id* are ended; if it is the owner, or was asked by
+        us, so are those from other nodes.
 
         Raises:
-            PeerRefusedError: it may not send it, or another one is sending.
+            PeerRefusedError: it may not send it, or another node is sending.
 
         """
         is_tree = seq == AHEAD_SEQ
@@ -154,7 +154,7 @@ class Receiving:
             )
         if self._journals.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
-        # What was marked is not for others to write to: it is applied first.
+        # A marked commit is applied first: no other node may write to its files.
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             if node_id not in (head.owner, self._expected.get(volume)):
                 self._require_alone(node_id, volume)
@@ -179,7 +179,7 @@ class Receiving:
         seq: int,
         exit_status: int | None,
     ) -> None:
-        """Forget it: what has come is looked at when its commit is asked for."""
+        """Forget the transfer: its files are looked at when the commit is asked for."""
         del exit_status
         about = node_id, Commit(epoch, seq)
         with self._lock:
@@ -211,7 +211,7 @@ class Receiving:
     def commit_of_copy(
         self, node_id: str, message: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Answer which commit this node's copy is at: zeros if it has none."""
+        """Answer which commit our copy is at: zeros if there is none, or it is live."""
         del node_id
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
@@ -224,8 +224,8 @@ class Receiving:
         """
         Answer an owner's request to take in what it has sent.
 
-        ``commit``: it is ours. ``missing``: these paths have yet to be sent.
-        ``full``: the delta does not fit to what is here; all has to be named.
+        ``commit``: our copy is at it now. ``missing``: send these paths as well.
+        ``full``: the delta does not lead on from our copy; it has to name everything.
 
         Raises:
             PeerRefusedError: it may not be; nothing has changed.
@@ -266,17 +266,17 @@ class Receiving:
         """
         Return the answer to a request to take commit *wanted* in; see `commit`.
 
-        *rule* says what becomes of the replica, or refuses.
+        *rule* returns the next copy state, or refuses.
         """
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
-            copy = self._replica(record)
+            copy = self._copy_state(record)
             stopped = not copy.live_epoch or self._stop_writers(record)
             if copy.commit == wanted and not copy.live_epoch:
                 return {"commit": list(pair(wanted))}
             kept = _applied(rule, copy, stopped=stopped)
             if kept is None:
                 return {"commit": list(pair(wanted))}
-            # A transfer whose end we have not heard of is nobody's any more.
+            # Nobody needs a transfer any more that seems to be under way still.
             self._hang_up(record.id)
             with (
                 journal.staging.still(Deadline(_STILL_DEADLINE_S)),
@@ -303,23 +303,23 @@ class Receiving:
         delta: Delta,
         rule: Callable[..., Kept | None],
     ) -> None:
-        """Make the commit ours, unless another owner has been promised meanwhile."""
+        """Put our copy at the commit, unless it has promised another epoch by now."""
         with self._journals.copy_states.changing(record.id):
-            kept = _applied(rule, self._replica(record), stopped=True)
+            kept = _applied(rule, self._copy_state(record), stopped=True)
             if kept is None or kept.keep_live or kept.keep_commit:
                 raise PeerRefusedError("the copy has changed meanwhile")
             journal.mark(delta)
             self._journals.copy_states.write(record.id, kept.copy)
 
     def set_apart(self, record: VolumeRecord) -> None:
-        """Set this copy's bytes apart; nobody uses it, or writes to it."""
+        """Set this copy's bytes apart; the caller keeps others from using the copy."""
         home = self._journals.home(record)
         if home is None:
             raise BackendError(f"there is no copy of '{record.name}' here")
         with closing(Journal(home, record.id)) as journal:
             with journal.staging.still(Deadline(_STILL_DEADLINE_S)):
                 journal.apply()
-            self._keep_apart(record, journal, self._replica(record))
+            self._keep_apart(record, journal, self._copy_state(record))
 
     def _keep_apart(
         self, record: VolumeRecord, journal: Journal, copy: CopyState
@@ -336,7 +336,7 @@ class Receiving:
         self._journals.begin_empty(record, journal)
         self._note_apart(record.id)
 
-    def _replica(self, record: VolumeRecord) -> CopyState:
+    def _copy_state(self, record: VolumeRecord) -> CopyState:
         copy = self._journals.copy_states.read(record.id, initial=EMPTY)
         if copy is None:
             raise BackendError(f"there is no copy of '{record.name}' here")
@@ -345,7 +345,7 @@ class Receiving:
     def _require_sender(
         self, node_id: str, volume: str, epoch: int, *, ahead: bool = False
     ) -> Head:
-        """Return the head if *node_id* may send commits of *epoch*, or before one."""
+        """Return the head if *node_id* may send commits of *epoch*, or files ahead."""
         head = self._heads.read(volume).head
         if not self._may_send(head, node_id, volume, epoch, ahead=ahead):
             self._heads.refresh(_REFRESH_DEADLINE_S)
@@ -369,14 +369,14 @@ class Receiving:
             return recovering and epoch < head.epoch
         if self._node_id not in head.members or head.epoch != epoch:
             return False
-        # What was released a holder may still have to bring to others; and the owner
-        # asks one to bring files ahead.
+        # After a release any holder may have to send the last commit to others; and an
+        # owner asks a holder to send files ahead.
         owns = head.owner == node_id and head.phase == "owned"
         return owns or ((head.released or ahead) and node_id in head.holders)
 
 
 def pair(commit: Commit) -> tuple[int, int]:
-    """Return *commit* as storage knows it."""
+    """Return *commit* as the journal writes it: epoch and number."""
     return commit.epoch, commit.seq
 
 

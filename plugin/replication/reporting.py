@@ -1,8 +1,8 @@
 """
-Nodes tell each other how far transfers are: only who sends knows how much it will be.
+Nodes tell each other how far transfers are: only the sender knows the whole size.
 
-A node that receives asks the senders once in a second, as long as something is under
-way; what is over sooner is not asked for.
+A node that receives asks the senders once in a second while a transfer is under way;
+shorter ones are not asked for.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Reporting:
         self._thread.join(_STOP_WAIT_S)
 
     def answer(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Tell *node_id* how far what is sent to it is."""
+        """Tell *node_id* how far the transfers to it are."""
         del message
         told = [
             _Told(

@@ -1,10 +1,10 @@
 """
 Filling members that have no copy yet: with the files as they are, beside the rounds.
 
-It may take hours, in which the other members get their commits as ever. What has come
-counts for nothing by itself: the commit that follows names everything, and brings what
-has changed since. One member of a volume is filled at a time, so that there is a second
-copy soon, and by a member that has one, if there is one.
+It may take hours, in which the other members get their commits as ever. These files
+count for nothing by themselves: the commit that follows names all of them, and brings
+what has changed since. One member of a volume is filled at a time, so that there is a
+second copy soon; a member that already has a copy sends the files, if there is one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _AT_ONCE_MAX: Final = 4
 
 
 class Filling:
-    """A member that is filled with what was there at commit *since*, or later."""
+    """One member's filling, with files as they were at commit *since*, or later."""
 
     def __init__(self, node_id: str, since: Commit) -> None:
         self.node_id = node_id
@@ -43,13 +43,13 @@ class Filling:
 
 
 class Seeding:
-    """The members that this node has filled; threads share it."""
+    """Fills members, one of each volume at a time; threads share it."""
 
     def __init__(self, peers: Peers, transfer: RsyncTransfer) -> None:
         self._peers = peers
         self._transfer = transfer
         self._lock = threading.Lock()
-        # By the volume's id; those that have ended wait for their commit.
+        # By the volume's id; a filling that is done stays until its commit has come.
         self._fillings: dict[str, Filling] = {}
 
     def fill(
@@ -62,13 +62,13 @@ class Seeding:
         wait_s: float,
     ) -> Filling | None:
         """
-        Return what has filled *node_id*, None if that is not done within *wait_s*.
+        Return the filling of *node_id* that is done, None if it is not within *wait_s*.
 
-        It goes on then, or begins when another one has ended. *holder* is a member with
-        a copy, "" if there is none.
+        Then it goes on, or it begins after another one. *holder* is a member with a
+        copy, "" if there is none.
 
         Raises:
-            RemoraError: what it has ended with; the next call begins anew.
+            RemoraError: the filling has failed so; the next call begins anew.
 
         """
         filling = self._under_way(record, journal, node_id, holder)
@@ -84,7 +84,7 @@ class Seeding:
         return filling
 
     def is_due(self, volume_id: str) -> bool:
-        """Return whether a member was filled, and nobody has asked since."""
+        """Return whether a member is filled, and `fill` has not said so yet."""
         with self._lock:
             filling = self._fillings.get(volume_id)
         return (
@@ -95,19 +95,19 @@ class Seeding:
         )
 
     def forget(self, volume_id: str) -> None:
-        """Forget who was filled last: it has its commit, or nothing came of it."""
+        """Forget the filling: the member has its commit, or the filling failed."""
         with self._lock:
             self._fillings.pop(volume_id, None)
 
     def _under_way(
         self, record: VolumeRecord, journal: Journal, node_id: str, holder: str
     ) -> Filling | None:
-        """Return the filling of *node_id*, begun now if that may be."""
+        """Return the filling of *node_id*, maybe begun now; None if it has to wait."""
         with self._lock:
             known = self._fillings.get(record.id)
             if known is not None and known.thread.is_alive():
                 return known if known.node_id == node_id else None
-            # Without the history since, nobody knows what has changed.
+            # A done filling is of use only if the journal knows all changes since.
             if (
                 known is not None
                 and known.node_id == node_id
@@ -152,7 +152,7 @@ class Seeding:
             filling.error = RemoraError("a fault in the daemon; see its log")
 
     def _by(self, holder: str, record: VolumeRecord, filling: Filling) -> int | None:
-        """Return the bytes on the line as *holder* has brought its files, or None."""
+        """Let *holder* send its files; return the bytes on the line, or None."""
         request = AheadRequest(
             record.id, record.name, filling.since[0], filling.node_id
         )

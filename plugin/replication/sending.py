@@ -1,8 +1,8 @@
 """
-Bringing a copy's commit to members: plan (where does each stand), step, report.
+Bringing a copy's commit to members: plan (which commit is each at), step, report.
 
-Members that stand at a commit that is known get what has changed since. Others get a
-commit that names everything; who has no copy at all is filled before (`seeding.py`).
+Members whose commit the journal knows get what has changed since. Others get a commit
+that names everything; a member without any copy is filled before that (`seeding.py`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from plugin.replication.transfer import RsyncTransfer
 
 log = logging.getLogger(__name__)
 _STAND_DEADLINE_S: Final = 3.0
-# A member applies what it has taken before it answers.
+# A member applies the commit before it answers.
 _COMMIT_DEADLINE_S: Final = 900.0
-# Each time what was missing is sent; files that never hold still do not come to an end.
+# Each round sends what was missing; files that change all the time would never be done.
 _ROUNDS_MAX: Final = 8
 _AT_ONCE_MAX: Final = 8
 
@@ -37,11 +37,11 @@ _AT_ONCE_MAX: Final = 8
 @dataclass(slots=True)
 class Report:
     """
-    What came of it: who has the commit now, and what has to be sent again.
+    The outcome for a group of members: who has the commit, and what to send again.
 
-    ``size_bytes`` are those of the files that were sent to each, 0 if nothing was;
-    ``carried_bytes`` went to all of them. ``faults`` says what kept a node from it;
-    those in ``filling`` get their files first.
+    ``size_bytes`` is the size of the files that were sent to each, 0 if none were;
+    ``carried_bytes`` went to all of them. ``faults`` says, by node, why it has not got
+    it; the nodes in ``filling`` get their files first.
     """
 
     commit: Commit
@@ -54,8 +54,8 @@ class Report:
     filling: set[str] = field(default_factory=set)
 
 
-# Makes a commit of what has changed since the last one, if anything has, and returns
-# the newest; with True it makes one in any case.
+# It makes a commit if anything has changed since the last one, and returns the newest;
+# with True it makes one in any case.
 Advance = Callable[[bool], Commit]
 
 
@@ -82,8 +82,8 @@ class Sending:
         """
         Bring the newest commit to *node_ids*; yield who has which, group by group.
 
-        *valid* says whether what was copied just now is still this commit. A member
-        that is not filled within *fill_wait_s* gets it another time.
+        *valid* says whether the packed files are of this commit: no owner has come. A
+        member that is not filled within *fill_wait_s* gets the commit another time.
 
         Errors of members are logged: they are tried again in the next round.
         """
@@ -107,7 +107,7 @@ class Sending:
                 ):
                     yield Report(commit, filling=set(group))
                     continue
-                # What is sent twice could differ: each group gets a commit of its own.
+                # Files may change between groups, so each group gets its own commit.
                 report = self._step(step, group, anew=sent)
             except RemoraError as error:
                 _note(record, ",".join(group), error)
@@ -119,7 +119,7 @@ class Sending:
             holder = min(report.holders, default=holder)
 
     def _fill(self, step: _Step, node_id: str, *, holder: str, wait_s: float) -> bool:
-        """Return whether the member is filled; the step then leads on from there."""
+        """Return whether the member is filled; if so, the step goes on from there."""
         if not step.journal.manifest.count():
             return True
         filling = self.seeding.fill(
@@ -134,7 +134,7 @@ class Sending:
     def _commits(
         self, record: VolumeRecord, node_ids: Sequence[str], faults: dict[str, str]
     ) -> dict[str, Commit]:
-        """Return the commit at which each node stands that answers; add to *faults*."""
+        """Return the commit of each node that answers; add the others to *faults*."""
         answers = self._peers.call_all(
             node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
         )
@@ -148,10 +148,10 @@ class Sending:
         return commits
 
     def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
-        """Bring a commit to members that stand at one base; return who has it."""
+        """Bring a commit to members that are at one base; return who has it."""
         report = Report(step.advance(anew))
         pending = set(group)
-        # Without a base only these are sent: what was brought ahead is old by now.
+        # Without a base only these are sent; the member tells which others it lacks.
         missing = step.journal.changed_since(step.since)
         for _ in range(_ROUNDS_MAX):
             base = step.base
@@ -160,7 +160,7 @@ class Sending:
             report.sent = True
             report.size_bytes += package.size_bytes
             if not step.valid():
-                # What was recorded may be of a later owner.
+                # The journal may have recorded what a later owner has written.
                 step.journal.forget()
                 raise BackendError("the volume has changed hands meanwhile")
             answers = self._send_all(step, package, pending, report)
@@ -180,7 +180,7 @@ class Sending:
                 report.commit = step.advance(True)
                 missing |= step.journal.changed_since(before)
             else:
-                break  # the others in the next round, with a commit of their own
+                break  # the others follow in the next round, with their own commit
         step.journal.unpack()
         report.carried_bytes = sum(step.carried.values())
         if pending:
@@ -248,7 +248,7 @@ class _Step:
     advance: Advance
     valid: Callable[[], bool]
     base: Commit | None
-    # What has changed later is not with the members.
+    # The members lack what has changed after this commit.
     since: tuple[int, int]
     # Bytes on the line, by node.
     carried: dict[str, int] = field(default_factory=dict)
@@ -258,16 +258,16 @@ def _plan(
     journal: Journal, lineage: Lineage, commits: Mapping[str, Commit], commit: Commit
 ) -> list[tuple[Commit | None, tuple[str, ...]]]:
     """
-    Return groups of members and the commit from which each is led on, None for all.
+    Return groups of members, each with its base; base None means that all is named.
 
-    Those who have it come first: nobody knows for how long. Each that has no copy is a
-    group of its own, and comes last.
+    The members that have *commit* come first: they may not keep it for long. A member
+    without a copy is a group of its own, and comes last.
     """
     groups: dict[Commit | None, tuple[str, ...]] = {}
     empty: list[tuple[Commit | None, tuple[str, ...]]] = []
-    for node_id, stand in commits.items():
-        base = stand if _leads_on(journal, lineage, stand, commit) else None
-        if stand == EMPTY:
+    for node_id, at in commits.items():
+        base = at if _leads_on(journal, lineage, at, commit) else None
+        if at == EMPTY:
             empty.append((base, (node_id,)))
         else:
             groups[base] = (*groups.get(base, ()), node_id)
@@ -275,12 +275,10 @@ def _plan(
     return [*begun, *empty]
 
 
-def _leads_on(
-    journal: Journal, lineage: Lineage, stand: Commit, commit: Commit
-) -> bool:
-    """Return whether what has changed since *stand* is known, and can be built on."""
-    known = journal.manifest.since(pair(stand)) is not None
-    return known and lineage.contains(stand, at=commit.epoch)
+def _leads_on(journal: Journal, lineage: Lineage, base: Commit, commit: Commit) -> bool:
+    """Return whether the journal knows the changes since *base*, an ancestor."""
+    known = journal.manifest.since(pair(base)) is not None
+    return known and lineage.contains(base, at=commit.epoch)
 
 
 def _note(record: VolumeRecord, node: str, error: RemoraError) -> None:

@@ -27,7 +27,7 @@ AHEAD_SEQ: Final = 0
 # Bytes sent, in rsync's log file. Its --stats would tell them too, but would change the
 # options that the other side is started with.
 _CARRIED: Final = re.compile(rb" sent ([0-9]{1,18}) bytes  received ")
-# Files vanished or could not all be read: the other node finds out what is missing.
+# rsync's exit codes if files vanished or could not be read: the other node tells which.
 _PARTIAL: Final = (" 23:", " 24:")
 
 
@@ -80,7 +80,7 @@ class RsyncTransfer:
                     stdin=file.fileno(),
                 )
             except BackendError as error:
-                # Of what is sent ahead a part is better than nothing.
+                # Of files that are sent ahead, a part is better than nothing.
                 if commit.seq != AHEAD_SEQ or not _is_partial(error):
                     raise
             finally:
@@ -99,7 +99,7 @@ class RsyncTransfer:
         total_bytes: int,
     ) -> int:
         """
-        Bring what can be had of all *source* while others write to it; see `send`.
+        Send as much of *source* as can be read while others write to it; see `send`.
 
         Raises:
             PeerUnreachableError, BackendError: as `send`; a part is no error.
@@ -120,6 +120,6 @@ def _is_partial(error: BackendError) -> bool:
 
 
 def _carried_bytes(log: bytes) -> int:
-    """Return what rsync's log says that it has sent, 0 if it has not come so far."""
+    """Return the bytes sent that rsync's log tells of, 0 if it ended too early."""
     match = _CARRIED.search(log)
     return int(match[1]) if match else 0

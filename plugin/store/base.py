@@ -3,8 +3,8 @@ The store's interface: where records live, shaped like etcd's.
 
 Keys are text, values bytes. Every successful transaction that writes raises the
 store's revision, and each record knows the revision of its last change, which
-is what transactions compare. So the code above is the same on one node (SQLite) and in
-a cluster (etcd). What only etcd has, leases and watches, is not of the interface.
+is what transactions compare. So its callers are the same on one node (SQLite) and in
+a cluster (etcd). What only etcd has, leases and watches, is not part of the interface.
 
 Reads answer from this node's own durable knowledge, at once, whatever else is down;
 `refresh` waits until that knowledge is as new as the call. A transaction is decided by
@@ -58,7 +58,7 @@ Operation = Put | Delete
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Operations and what they depend on, to be part of somebody's transaction."""
+    """Operations and their conditions, to become part of another transaction."""
 
     conditions: tuple[Compare, ...] = ()
     operations: tuple[Operation, ...] = ()
@@ -96,7 +96,7 @@ class Store(Protocol):
         ...
 
     def prefix(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records whose key starts so, sorted, and their revision."""
+        """Return the records whose key starts with *prefix*, sorted; and a revision."""
         ...
 
     def refresh(self, deadline_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Changes that others' changes come in between of: made again on what is true then."""
+"""Changes that fail because others came first: they are tried again on new reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from plugin.errors import ChangedError
 
-# A node changes a record now and then; who loses so often meets a fault.
+# Nodes change a record only now and then; so many lost tries in a row mean a fault.
 _ATTEMPTS_MAX: Final = 4
 Result = TypeVar("Result")
 
@@ -17,8 +17,8 @@ def attempted(attempt: Callable[[], Result]) -> Result:
     """
     Return what *attempt* returns, which reads, decides, and changes by compare-and-set.
 
-    It is called again while somebody else's change came in between. A store that has
-    refused a change shows why before it says so, so the next attempt reads that.
+    It is called again if another change came in between. A store that refuses a change
+    first shows what others have written, so the next attempt reads that.
 
     Raises:
         ChangedError: others' changes came in between too often; and what it raises.

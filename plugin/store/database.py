@@ -56,7 +56,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _closed_after_error(connection: sqlite3.Connection) -> Iterator[None]:
-    """Leave none open: closed later it would delete the log of a file put in place."""
+    """Close it after an error: a later close could delete the log of a new file."""
     try:
         yield
     except BaseException:

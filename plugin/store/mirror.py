@@ -1,9 +1,9 @@
 """
 The store of a cluster's node: etcd decides, and reads answer whatever is down.
 
-Reads come from `MirroredRecords`, which a thread keeps: it reads everything, follows a
-watch, and reads everything again after each break that the watch could not heal at
-once, for only that tells for sure whether etcd is still the one that we knew.
+Reads come from `MirroredRecords`, which a thread keeps up to date: it reads everything,
+follows a watch, and reads everything again after each break that the watch could not
+heal at once. Only that shows for sure whether etcd is still the one that we knew.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from plugin.store.mirrored import MirroredRecords
 log = logging.getLogger(__name__)
 _RETRY_PAUSE_S: Final = 0.5
 _FOLLOW_S: Final = 1.0
-# After a refused transaction: as long as one attempt, so that it ends within 5 s.
+# For the refresh after a refused transaction: one attempt, so that all ends within 5 s.
 _SEE_WHY_S: Final = 1.25
 _STOP_S: Final = 10.0
 _HINT: Final = "see that a majority of etcd's members runs and can be reached"
@@ -64,7 +64,7 @@ class MirrorStore:
         return self._mirrored.reached > 0
 
     def synchronised_age_s(self) -> float | None:
-        """Return for how long etcd has told nothing; None while all is well."""
+        """Return for how many seconds etcd has told nothing; None while all is well."""
         settings = self._etcd.settings
         age_s = clock.monotonic_s() - self._heard_s
         # A quiet watch is opened anew after some silence, at two members if need be.
@@ -90,7 +90,7 @@ class MirrorStore:
         """
         Return the records below *prefix*; see `Store.prefix`.
 
-        Some may be newer than the revision, up to which every change is here.
+        Every change up to the revision is in them; some records may be newer.
         """
         with self._changed:
             self._require_filled()
@@ -100,9 +100,9 @@ class MirrorStore:
         """
         Ask etcd for what is missing here, if anything is; see `Store.refresh`.
 
-        Others write to etcd too, so the watch may never tell of its revision. Records
-        put since then are asked for; if there are then as many here as there, none was
-        deleted either. Else all of them are read, which costs ten times as much.
+        Others write to etcd, too, so the watch may never tell of its revision. So the
+        records put since are asked for. If there are then as many here as in etcd, none
+        was deleted. Else all keys are read, which costs ten times as much.
         """
         deadline = clock.Deadline(deadline_s)
         era, reached = self._await_current(deadline)
@@ -146,7 +146,7 @@ class MirrorStore:
                 self._mirrored.written(operations, outcome.revision), era
             )
         else:
-            # The caller will look for what it had not known of.
+            # The caller will read again what it did not know.
             self.refresh(_SEE_WHY_S)
         return outcome
 
@@ -216,7 +216,7 @@ class MirrorStore:
         try:
             while not self._closed:
                 events = watch.next(_FOLLOW_S)
-                # What answers a stream that was opened anew may be another etcd.
+                # A stream that was opened anew may come from another etcd.
                 if watch.opened != opened:
                     opened = watch.opened
                     if self._etcd.identity() != self._mirrored.cluster:
@@ -248,8 +248,8 @@ class MirrorStore:
         """
         Return whether all changes up to the revision of *found* are surely here.
 
-        Every key that was there is here then; if nothing here is newer, and there are
-        as many here as there were, these are the same keys.
+        All keys of *found* are here already. If nothing here is newer, and there are as
+        many keys here as there were in etcd, then they are the same keys.
         """
         with self._changed:
             return self._mirrored.reached >= found.revision or (

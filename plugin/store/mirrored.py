@@ -8,10 +8,10 @@ outcome is right all the same:
     For each key memory holds the newest of (1) all changes up to `reached`, which is
     as far as the watch has come, and (2) those later ones that were learnt otherwise.
 
-The newest wins, so that order and repetition do not matter. What is learnt at or before
+The newest wins, so that order and repetition do not matter. A change at or before
 `reached` is in (1) already and is dropped. A key that was deleted after `reached`
-leaves its revision in `_deleted`, so that an older put cannot bring it back; at or
-before `reached` no older put is let in any more.
+leaves its revision in `_deleted`, so that an older put cannot bring it back; puts at or
+before `reached` are dropped anyway.
 
 So our own change may show before older ones of other nodes.
 """
@@ -35,8 +35,8 @@ class MirroredRecords:
     """
     See the module's text.
 
-    Whoever changes anything holds `_writing`, and `changed` too while memory changes.
-    A reader holds `changed` only, and so never waits for the disk.
+    A writer holds `_writing`, and also `changed` while memory changes. A reader holds
+    `changed` only, and so never waits for the disk.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +64,7 @@ class MirroredRecords:
         last = events[-1].revision
         with self._writing:
             with self.changed:
-                # The watch knows better than we when our own puts created their keys.
+                # Also equal ones: the watch knows when our own puts created their keys.
                 changes = self._enter(
                     each for each in events if each.revision >= self._known(each.key)
                 )
@@ -72,7 +72,7 @@ class MirroredRecords:
             self._save(changes)
 
     def learn(self, events: Iterable[Event], era: int) -> bool:
-        """Take in some true changes; False if they are of an *era* that is over."""
+        """Take in *events*, some of all changes; False if their *era* is over."""
         with self._writing:
             with self.changed:
                 if era != self.era:
@@ -92,8 +92,8 @@ class MirroredRecords:
         """
         Take in all *records* of *cluster* as they were at *revision*.
 
-        *asked_at* is what `newest` was before they were asked for. What we learnt since
-        then stays, unless this turns out to be another history.
+        *asked_at* is what `newest` was before the read. Changes that we learnt since
+        then stay, unless etcd's history turns out to be another one than ours.
         """
         with self._writing:
             other = self._is_other(cluster, revision, asked_at)
@@ -136,7 +136,7 @@ class MirroredRecords:
         return record.mod_revision if record else self._deleted.get(key, 0)
 
     def _enter(self, events: Iterable[Event]) -> dict[str, Record | None]:
-        """Change memory; *events* are judged one by one, after those before them."""
+        """Change memory; each of *events* is judged after those before it are in."""
         changes: dict[str, Record | None] = {}
         for event in events:
             self._set(event.key, event.record)
@@ -162,7 +162,7 @@ class MirroredRecords:
         self.newest = max(self.newest, revision)
 
     def _is_other(self, cluster: str, revision: int, asked_at: int) -> bool:
-        """Return whether *cluster* at *revision* has not the history that we know."""
+        """Return whether *cluster* at *revision* has another history than ours."""
         if self.cluster not in ("", cluster):
             log.warning(
                 "etcd holds the records of another cluster (%s, not %s); ours are"
@@ -196,9 +196,9 @@ class MirroredRecords:
 
     def _save(self, changes: dict[str, Record | None]) -> None:
         """
-        Write *changes* durably; a failure is told, and made good by the next write.
+        Write *changes* durably; a failure is logged, and the next write mends it.
 
-        It is no failure of the caller's: etcd has what it asked for, and so has memory.
+        The caller does not fail: etcd has its change, and memory has it, too.
         """
         whole = not self._file_whole
         if whole:

@@ -1,4 +1,4 @@
-"""Records in memory, sorted by key; those who share a table hold a lock for it."""
+"""Records in memory, sorted by key; threads that share a table need a lock."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from plugin.store.base import Record
 
-# No key begins with it: it is no character that text is written with.
+# No key begins with it: no text has this character.
 _LAST = chr(0x10FFFF)
 
 

@@ -29,7 +29,7 @@ class EngineApi:
     """
     Calls the engine that listens at *path*.
 
-    Never from within a call of the engine's to us: it may hold a lock meanwhile.
+    Do not use it within a call of the engine to us: the engine may hold a lock then.
     """
 
     def __init__(self, path: str | Path, *, timeout_s: float) -> None:
@@ -44,7 +44,7 @@ class EngineApi:
             EngineError: it refused, with its reason, or did not answer in time.
 
         """
-        # Not kept: the engine may be another one at the next call.
+        # The connection is not kept: the next call may meet another engine.
         connection = _Connection(self._path, timeout_s=self._timeout_s)
         content = None if body is None else json.dumps(body)
         headers = {"Connection": "close", "Content-Type": "application/json"}

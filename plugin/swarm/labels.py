@@ -28,7 +28,7 @@ from plugin.store.base import Compare, Delete, Put, Store
 
 log = logging.getLogger(__name__)
 PREFIX: Final = "remora.volume."
-# Swarm's answers come from its leader, wherever that is.
+# The engine's answers about the swarm come from its leader, wherever that is.
 ENGINE_CALL_S: Final = 15.0
 _NODES: Final = "swarm/"
 _STOP_WAIT_S: Final = 2.0
@@ -56,7 +56,7 @@ def labels_of(node_id: str, volumes: Iterable[tuple[str, Head]]) -> dict[str, st
 
 
 def with_labels(spec: Mapping[str, Any], ours: Mapping[str, str]) -> dict[str, Any]:
-    """Return a node's *spec* with *ours* in place of what we have put there before."""
+    """Return a node's *spec* with *ours* in place of the labels that we set before."""
     others = {
         key: value
         for key, value in (spec.get("Labels") or {}).items()
@@ -136,7 +136,7 @@ class SwarmLabels:
             try:
                 self.run_once()
             except (RemoraError, LookupError, TypeError) as error:
-                # What is no RemoraError is an answer of another shape than Docker's.
+                # LookupError, TypeError: the answer has another form than Docker's.
                 self._note(str(error) or "unknown answer")
                 self._stopping.wait(SWARM_RETRY_S)
             except Exception:
@@ -157,8 +157,8 @@ class SwarmLabels:
         """
         Let the engine meet the plugin, if it has not yet.
 
-        Swarm gives tasks to nodes only whose engine knows the plugin, and an engine
-        looks for plugins when it is first asked for a volume of theirs.
+        Swarm gives tasks only to nodes whose engine knows the plugin, and an engine
+        looks for a plugin when it is first asked for one of its volumes.
         """
         if self._driver not in (info["Plugins"]["Volume"] or ()):
             self._engine.call("GET", "/volumes")

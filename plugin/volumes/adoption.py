@@ -1,4 +1,4 @@
-"""Making records again for volumes that storage has and the store has not."""
+"""Making records anew for volumes that storage has but the store does not know."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Adoption:
         """
         Return the names ``adopted`` and, with the reason, those ``refused``.
 
-        A volume whose name a record has under another id is refused: which of the two
-        is the right one is for a person to say. Nothing on storage is changed.
+        A volume is refused if a record has its name under another id: a person has to
+        say which of the two is the right one. Nothing on storage is changed.
         """
         known = {record.id for record in self.catalogue.all()}
         report: dict[str, list[str]] = {"adopted": [], "refused": []}

@@ -66,7 +66,7 @@ class Catalogue:
         node: str = "",
         also: Change = NO_CHANGE,
     ) -> Stored:
-        """Return the record in *phase*, to be finished by *node*; see `replace`."""
+        """Write *phase*, which *node* has to finish; return the record as `replace`."""
         record = msgspec.structs.replace(
             stored.record, phase=phase, node=node or stored.record.node
         )
@@ -76,9 +76,9 @@ class Catalogue:
         self, stored: Stored, record: VolumeRecord, *, also: Change = NO_CHANGE
     ) -> Stored:
         """
-        Return *record*, now in the place of *stored*, whose name it has.
+        Write *record* in place of *stored*, which has the same name; return it.
 
-        *also* is done with it, or neither is.
+        *also* is done in the same transaction.
 
         Raises:
             ChangedError: somebody else changed it since it was read.
@@ -95,7 +95,7 @@ class Catalogue:
 
     def delete(self, stored: Stored, *, also: Change = NO_CHANGE) -> None:
         """
-        Delete the record, and do *also*, or neither.
+        Delete the record, and do *also* in the same transaction.
 
         Raises:
             ChangedError: somebody else changed it since it was read.

@@ -1,4 +1,4 @@
-"""Copies of volumes that are under way: how far each is, and when one is broken off."""
+"""Copying of volumes that is under way: how far it is, and when it is broken off."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from plugin.volumes.operations import CallerGone
 
 
 class CopyingUnderWay:
-    """Known to all who copy; read by `remora status`."""
+    """Shared by all parts that copy; `remora status` shows it."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._copied: dict[str, Copied] = {}
 
     def under_way(self) -> dict[str, dict[str, int]]:
-        """Return ``files`` and ``copied_bytes`` of each copy, by what is made."""
+        """Return ``files`` and ``copied_bytes``, by the name of what is made."""
         with self._guard:
             return {
                 name: {"files": copied.files, "copied_bytes": copied.size_bytes}
@@ -28,7 +28,7 @@ class CopyingUnderWay:
 
     @contextmanager
     def track(self, name: str, caller_gone: CallerGone) -> Iterator[Progress]:
-        """Yield what the copy of *name* has to tell its progress to."""
+        """Yield a function to which the copying of *name* tells its progress."""
 
         def progress(copied: Copied) -> None:
             if caller_gone():

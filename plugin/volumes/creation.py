@@ -1,9 +1,9 @@
 """
 How a volume comes to be: from the options of a request to a record that is ready.
 
-The record is written before the backend makes anything, and is `creating` until all of
-it is there, its first bytes included. So a crash between any two steps leaves a note of
-what to undo, and the reconciler does.
+The record is written before the backend makes anything, and is `creating` until the
+whole volume is there, its first bytes included. So a crash between any two steps leaves
+a note of what to undo, and the reconciler undoes it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Creation:
             name,
             lambda deadline: self._make(name, resolved, deadline, fill),
             deadline_s=LONG_DEADLINE_S,
-            # A copy that takes longer than the engine waits goes on; see `Operations`.
+            # Copying that takes longer than the engine waits goes on; see `Operations`.
             undo=self.removal.discard if fill is None else None,
             caller_gone=caller_gone,
         )
@@ -131,7 +131,7 @@ class Creation:
     def _understand(
         self, name: str, options: Mapping[str, str], caller_gone: CallerGone = never
     ) -> tuple[Resolved, Fill | None]:
-        """Return what *options* stand for, and what copies the bytes of `from`."""
+        """Return what *options* mean, and a function that copies the `from` bytes."""
         wanted = [value for key, value in options.items() if key.lower() == "from"]
         if not wanted:
             return self.resolver.resolve(options), None
@@ -153,7 +153,7 @@ class Creation:
             flush = [self.views.target(source)] if mounted else []
             with self.copying.track(name, caller_gone) as progress:
                 copy_tree(directory, destination, progress=progress, flush=flush)
-            # What a removal took away meanwhile would look like files that are gone.
+            # Raise an error if a removal has deleted files of the source meanwhile.
             backend.data_directory(volume, snapshot)
 
         return self.resolver.resolve(options, source), fill
@@ -207,7 +207,7 @@ class Creation:
             )
             self.catalogue.replace(stored, stored.record.made(made))
         except BaseException as error:
-            # Storage that refused has nothing of it; only an unknown outcome must be
+            # If storage refused, it has made nothing. Only an unknown outcome must be
             # remembered until storage answers again.
             refused = fill is None and isinstance(error, BackendError)
             self._abandon(stored, refused=refused)

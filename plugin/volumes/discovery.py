@@ -1,9 +1,9 @@
 """
 Keeping records in step with backends whose catalogue is on storage.
 
-Other nodes create and remove there. What they have made becomes a record here; a
-record whose volume they have removed goes, unless this node holds it. Storage that
-cannot be read changes nothing.
+Other nodes create and remove volumes there. A volume that they have made gets a record
+here; the record of one that they have removed is deleted, unless this node uses it.
+Storage that cannot be read changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from plugin.volumes.operations import VolumeLocks
 from plugin.volumes.references import References
 
 log = logging.getLogger(__name__)
-# A look for one name that nobody here knows: the engine waits for it.
+# For the look for one name without a record: the engine waits for it.
 _FIND_DEADLINE_S: Final = 1.0
 _LOCK_WAIT_S: Final = 0.05
 
@@ -74,7 +74,7 @@ class Discovery:
 
     def _adopt(self, backend: Backend, name: str) -> None:
         """
-        Make a record of a volume that storage, when last seen, had.
+        Make a record of a volume that storage had when it was last read.
 
         It may have been removed since, so storage is asked again, under its lock.
         """
@@ -92,14 +92,14 @@ class Discovery:
 
     def _check(self, backend: Backend, record: VolumeRecord) -> None:
         """
-        Drop or replace a record that storage, when last seen, did not have.
+        Delete or replace a record whose volume storage did not have when last read.
 
         It may have been made since, so storage is asked again, under the volume's lock.
         """
         if record.phase != "ready" or not backend.knows(record.volume()):
             return
         if self.references.total(record.id):
-            return  # it is held here: its mount says what is wrong
+            return  # it is used here: its mount shows what is wrong
         try:
             with self.locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
                 stored = self.catalogue.find(record.name)

@@ -2,8 +2,8 @@
 Who owned a volume when, and what happened to it: for people, after the fact.
 
 The *history* is the cluster's: one row for each epoch that was begun, from the store.
-The *events* are each node's own; those of the other nodes are asked for. Times are of
-each node's own clock, so that the order between nodes is as true as their clocks are.
+The *events* are each node's own; the other nodes are asked for theirs. Times are of
+each node's own clock, so the order between nodes is only as right as their clocks are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class VolumeHistory:
         """
         Return the newest *limit* events of all nodes, the first one first.
 
-        A volume that was removed is known by what this node still has of it.
+        A removed volume is found by the events that this node still has of it.
 
         Raises:
             VolumeNotFoundError: there is none, and was none here.
@@ -106,7 +106,7 @@ class VolumeHistory:
             return volume_id
 
     def _ask(self, volume_id: str, limit: int) -> dict[str, EventsAnswer | RemoraError]:
-        """Return what each other node that had a part in the volume tells, by id."""
+        """Return the answers of the other nodes that had a part in it, by node id."""
         if self.asks is None:
             return {}
         views = {each.record.id: each for each in self.ownership.nodes.all()}
@@ -153,8 +153,8 @@ def epoch_rows(head: Head, lineage: Lineage, name_of: Callable[[str], str]) -> R
     """
     Return a row for each epoch of *lineage*, which may have been read after *head*.
 
-    ``ended``: owned (it goes on), released, not-released (its owner vanished, or was
-    passed over), unknown (an older version noted nothing).
+    ``ended``: owned (it goes on), released, not-released (its owner died or was cut
+    off), unknown (an older version noted nothing).
     """
     numbers = sorted(each for each in lineage.epochs if each <= head.epoch)
     rows = []
@@ -185,13 +185,13 @@ def _end(
     released_at = successor.before_released_at if successor else head.released_at
     if released_at:
         return "released", released_at
-    # Who notes when it begins would note a release as well.
+    # A version that notes when an epoch begins also notes a release.
     noted = epoch.began_at and (successor is None or successor.began_at)
     return ("not-released" if noted else "unknown"), ""
 
 
 def _present(state: VolumeState, name_of: Callable[[str], str]) -> dict[str, Any]:
-    """Return how the volume stands now."""
+    """Return the volume state, for people."""
     head = state.head or Head()
     return {
         "ownership": head.phase,
@@ -206,8 +206,8 @@ def merged(parts: Mapping[str, EventsAnswer], limit: int) -> Rows:
     """
     Return the newest *limit* events of all *parts*, by node name, the first one first.
 
-    Where the answer of a node was cut, what others have from before it begins is left
-    out as well: it would look as if nothing had happened on that node.
+    If a node's answer was cut, older events of the others are left out as well: it
+    would look as if nothing had happened on that node then.
     """
     since = max((part.events[-1].at for part in parts.values() if part.cut), default="")
     newest = heapq.merge(
@@ -227,7 +227,7 @@ def merged(parts: Mapping[str, EventsAnswer], limit: int) -> Rows:
 
 
 def _checked(answer: Mapping[str, Any], limit: int) -> EventsAnswer | RemoraError:
-    """Return what another node has written as it may be shown, or what is wrong."""
+    """Return another node's *answer*, safe to be shown, or the error in it."""
     try:
         told = from_objects(answer, EventsAnswer)
     except msgspec.ValidationError as error:

@@ -1,13 +1,13 @@
 """
 The use cases of copies: which nodes keep one of a volume, one more, one less.
 
-What is asked for becomes an option of the volume in the same transaction, so that what
-is decided without people goes by it: `replicas`, or `members` if nodes were named. What
-the volume was asked for at its creation stays: the same creation goes on to find it.
+A change also sets an option of the volume in the same transaction: `replicas`, or
+`members` if nodes were named. So later decisions without people keep to it. The options
+that were asked for at the creation stay: the same Create still finds the volume.
 
-While a node owns the volume it alone changes the members, for it relies on all of them
-(`ownership/failsafe.py`); another node hands the request on to it. Of a volume that was
-released any node changes them.
+While a node owns the volume, it alone changes the members, for it relies on all of them
+(`ownership/failsafe.py`); other nodes hand the request on to it. After a release any
+node may change them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ Action = Literal["add", "remove"]
 
 
 class ReplicaRequest(msgspec.Struct, frozen=True):
-    """What a node asks of a volume's owner; *node* is the id of whom it is about."""
+    """What a node asks of a volume's owner; *node* is the member's id."""
 
     volume: str
     name: str
@@ -60,7 +60,7 @@ class ReplicaRequest(msgspec.Struct, frozen=True):
 
 
 class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
-    """One copy; ``commit`` is "" if it is not known, ``gone`` has no record."""
+    """One copy; ``commit`` is "" if unknown; if ``gone``, its node has no record."""
 
     node: str
     id: str
@@ -71,7 +71,7 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class VolumeMembers:
-    """What can be done with the copies of volumes; alone there are no *peers*."""
+    """What can be done with copies of volumes; a node that is alone has no *peers*."""
 
     catalogue: Catalogue
     ownership: OwnershipView
@@ -82,7 +82,8 @@ class VolumeMembers:
         Return the copies of volume *name*, that of the owner first.
 
         Raises:
-            VolumeNotFoundError, InvalidRequestError: it has none of its own.
+            VolumeNotFoundError: there is no such volume.
+            InvalidRequestError: it lies on a share and has no copies.
 
         """
         record = self._existing(name).record
@@ -111,7 +112,7 @@ class VolumeMembers:
         Raises:
             VolumeNotFoundError, InvalidRequestError: there is no such copy.
             NotOwnerError: the rules forbid it, or another node has the volume.
-            StoreError, PeerUnreachableError: who has to know of it does not answer.
+            StoreError, PeerUnreachableError: the store or the owner does not answer.
 
         """
         self._require_cluster()
@@ -158,7 +159,7 @@ class VolumeMembers:
     def _change(
         self, name: str, node_id: str, action: Action, *, hand_on: bool
     ) -> None:
-        """Write the members and what they ask for; *hand_on* it if others are to."""
+        """Write members and option; if another node has to, *hand_on* the request."""
         self.ownership.heads.refresh(_REFRESH_DEADLINE_S)
         attempted(
             lambda: self._try_change(name, node_id, action, hand_on=hand_on),
@@ -187,7 +188,7 @@ class VolumeMembers:
     def _changed(
         self, record: VolumeRecord, head: Head, node_id: str, action: Action
     ) -> Head:
-        """Return the head with the node as a member more, or less."""
+        """Return the head with the node as a member, or without it."""
         own = self.ownership.node_id
         if action == "remove" and node_id not in head.members:
             raise InvalidRequestError(
@@ -212,7 +213,7 @@ class VolumeMembers:
     def _options(
         self, record: VolumeRecord, before: Head, head: Head
     ) -> dict[str, str]:
-        """Return the volume's options such that *head* is what they ask for."""
+        """Return the option by which the volume asks for the members of *head*."""
         wanted = ReplicationOptions.of(record.options)
         added = [each for each in head.members if each not in before.members]
         left = [each for each in before.members if each not in head.members]
@@ -286,7 +287,7 @@ class VolumeMembers:
             )
 
     def _existing(self, name: str) -> Stored:
-        """Return the record of a volume whose copies are its own."""
+        """Return the record of a volume that has copies; raise if it has none."""
         stored = self.catalogue.find(check_name(name))
         if stored is None or stored.record.phase == "creating":
             raise VolumeNotFoundError(f"there is no volume '{name}'")
@@ -307,7 +308,7 @@ class VolumeMembers:
         return ", ".join(f"'{each}'" for each in names)
 
     def _commits(self, record: VolumeRecord, head: Head) -> dict[str, Commit]:
-        """Return the commit of each copy that says so, or is known to have one."""
+        """Return the commit of each copy, as known from the head or from its node."""
         commits = dict.fromkeys(head.holders, head.committed)
         own = self.ownership.copy_state(record)
         if own is not None:

@@ -1,9 +1,9 @@
 """
 How a volume is mounted for the engine.
 
-The reference is written down before the mount, and the mount is made only of what this
-node owns. So a crash between any two steps leaves a note of what to take back, and the
-reconciler does.
+The reference is written down before the mount, and an exclusive volume is mounted only
+after this node owns it. So a crash between any two steps leaves a note of what to take
+back, and the reconciler does so.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Mounting:
-    """Answers Mount; alone there is no *keeper*, for there is nobody to keep from."""
+    """Answers Mount; a node that is alone needs no *keeper*."""
 
     views: VolumeViews
     references: References
@@ -89,8 +89,8 @@ class Mounting:
                 self.keeper.hold(record, epoch, target)
         except BaseException:
             self.references.drop(record.id, mount_id)
-            # What was not acquired is not mounted; the store, which may be away, is
-            # not to be waited for again.
+            # An exclusive volume that was not acquired is not mounted: there is nothing
+            # to undo, and we do not wait for the store again, which may be away.
             if epoch and not self.references.total(record.id):
                 self._roll_back(record)
             raise
@@ -104,7 +104,7 @@ class Mounting:
     def _mount_visibly(
         self, record: VolumeRecord, target: Path, deadline: Deadline
     ) -> None:
-        """Mount the volume so that the engine sees it; anew if it does not."""
+        """Mount the volume so that the engine sees it; try it twice."""
         backend, volume = self.ownership.backend_of(record), record.volume()
         for _ in range(2):
             backend.mount(volume, target, deadline_s=deadline.remaining_s())
@@ -120,7 +120,7 @@ class Mounting:
         )
 
     def _roll_back(self, record: VolumeRecord) -> None:
-        """Leave nothing of a Mount that failed; what remains the reconciler takes."""
+        """Undo a Mount that failed; what cannot be undone is left to the reconciler."""
         try:
             self.unmounting.drop_mount(record, Deadline(SHORT_DEADLINE_S))
         except RemoraError as error:

@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 
 # How often a waiting caller looks whether the engine is still there.
 _CALLER_CHECK_S: Final = 0.5
-# The share of its deadline that an operation waits for its volume: whoever never got
-# there hears that the volume is busy, not that its work was late.
+# The share of its deadline for which an operation waits for its volume. So a caller
+# that never got the lock hears that the volume is busy, not that the work was late.
 _LOCK_SHARE: Final = 0.9
 
 
@@ -132,7 +132,7 @@ class Operations:
 
         Raises:
             VolumeBusyError: too much is under way, or this volume's last operation.
-            DeadlineError: the work goes on, and will be undone if there is an *undo*.
+            DeadlineError: the work goes on; if there is an *undo*, that follows it.
 
         """
         if not self._room.acquire(blocking=False):
@@ -149,7 +149,7 @@ class Operations:
             finally:
                 self._room.release()
 
-        # A daemon thread: one that storage never lets go must not keep us from exiting.
+        # A daemon thread: even if storage blocks it for ever, the daemon can exit.
         threading.Thread(target=body, name=f"operation:{name}", daemon=True).start()
         while not operation.wait(min(_CALLER_CHECK_S, deadline.remaining_s())):
             if (deadline.passed() or caller_gone()) and operation.abandon():

@@ -44,8 +44,8 @@ class OptionResolver:
         """
         Return what *raw*, the options of one request, stands for; pure.
 
-        A copy of *source* is like it in all that *raw* does not say, unless *raw*
-        names another storage.
+        A copy of *source* has its options wherever *raw* does not say otherwise, unless
+        *raw* names another storage.
 
         Raises:
             InvalidRequestError: an option, profile or backend that is not valid.
@@ -66,7 +66,7 @@ class OptionResolver:
                     f"profile '{profile_name}' is for backend '{profile_kind}', "
                     f"the other options are for '{kind}'"
                 )
-            profile = {}  # the default profile is for the other backend
+            profile = {}  # the default profile is for another backend
         requested = backend.parse_options(asked)
         options = backend.merge_options(
             backend.default_options(), backend.parse_options(profile)
@@ -108,7 +108,7 @@ class OptionResolver:
         return faults
 
     def _kind_of(self, options: dict[str, str]) -> str | None:
-        """Take the backend out of *options*: the one named, or that claims them."""
+        """Take the backend out of *options*: the named one, or one that claims them."""
         named = options.pop("backend", None)
         if named is not None:
             return named

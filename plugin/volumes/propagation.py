@@ -1,10 +1,10 @@
 """
 Whether the engine sees what the managed plugin mounts.
 
-An engine that starts after a crash ends the plugin of its predecessor, starts it again,
-and meanwhile clears away the mounts of the old one. If it is slow at that, the new
-plugin has begun with copies of those mounts which the engine then no longer has: a
-container would start on the empty directory below. Source: moby, plugin/manager.go
+An engine that starts after a crash ends the plugin of the engine before it, starts it
+again, and meanwhile removes the old plugin's mounts. If it is slow, the new plugin has
+begun with copies of those mounts, which the engine then no longer has: a container
+would start on the empty directory below. Source: moby, plugin/manager.go
 (HandleExitEvent unmounts while reload already enables).
 """
 
@@ -39,10 +39,10 @@ class Facts(Protocol):
 
 
 class Propagation:
-    """The way of mounts below *mount_dir* into the engine's mount namespace."""
+    """How mounts below *mount_dir* get into the engine's mount namespace."""
 
     def __init__(self, mount_dir: Path, facts: Facts) -> None:
-        """There is one if *mount_dir* was given by the engine, not made by us."""
+        """Take note whether the engine has given us *mount_dir*: else it sees all."""
         self._exists = mounted_at(mount_dir) is not None and not _machines_namespace()
         self._facts = facts
 
@@ -54,8 +54,9 @@ class Propagation:
         """
         End the daemon in a moment, unless that was tried a moment ago.
 
-        The engine starts the plugin again, with a new way. It would repeat a call that
-        was not answered, but without its body: the caller answers first.
+        The engine starts the plugin again, and then sees its mounts. The end comes a
+        bit later, so that our caller answers first: else the engine repeats the call,
+        without its body.
         """
         now_s = boottime_s()
         passed_s = now_s - float(self._facts.fact(_ENDED) or -_AGAIN_AFTER_S)

@@ -2,8 +2,8 @@
 The use cases of what was set apart: list, compare, export, clone, discard.
 
 The cluster's records say which node has what; the bytes can be used on that node alone.
-A volume that was removed while its node was away may have bytes here as well: it is
-known by its tomb, and by its id if its name has gone to another one.
+Bytes of a volume that was removed while its node was away may be here as well: its tomb
+is still known, under its id if another volume has its name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from plugin.volumes.operations import CallerGone, Operations
 from plugin.volumes.options import OptionResolver
 
 log = logging.getLogger(__name__)
-# Each holds a thread of the control socket for as long as its reader takes.
+# So many may read at once: each keeps a thread of the control socket for a long time.
 _READERS_MAX: Final = 2
 Item = TypeVar("Item")
 
@@ -56,7 +56,7 @@ class _Known:
 
 
 class QuarantinedCommit(msgspec.Struct, frozen=True, kw_only=True):
-    """What one node has of one volume; *path* is "" on other nodes."""
+    """One set of bytes that a node has set apart; *path* is "" on other nodes."""
 
     volume: str
     volume_id: str
@@ -92,7 +92,7 @@ class QuarantineService:
         Return what is set apart in the cluster, of all volumes or of *name*.
 
         Raises:
-            VolumeNotFoundError: there is no such volume, nor was there one here.
+            VolumeNotFoundError: there is no such volume, and no removed one is known.
 
         """
         wanted = self._find(name).id if name else ""
@@ -108,7 +108,7 @@ class QuarantineService:
             for each in self.ownership.quarantine_records.all()
         }
         if trees is not None:
-            # The disk knows better; the next pass of the reconciler mends the records.
+            # For this node the disk counts; the reconciler soon mends the records.
             found = {k: v for k, v in found.items() if k[1] != own or k in paths}
             for tree in trees:
                 key = (tree.volume_id, own, tree.commit)
@@ -134,9 +134,9 @@ class QuarantineService:
         self, name: str, commit: str, *, contents: bool, caller_gone: CallerGone
     ) -> Iterator[Change | None]:
         """
-        Return in what the bytes of *commit* differ from the volume's copy here.
+        Return how the bytes of *commit* differ from the volume's copy here.
 
-        None stands for a moment without news. See `Quarantine.differences`.
+        None means: nothing new at the moment. See `Quarantine.differences`.
 
         Raises:
             NotOwnerError: they are on another node, which is named.
@@ -215,14 +215,14 @@ class QuarantineService:
             log.info("what is set apart is recorded later: %s", error)
 
     def _trees(self) -> list[Tree] | None:
-        """Return what is on the disk; None without the pool: the records have to do."""
+        """Return what is set apart on the disk; None if the pool cannot be read."""
         try:
             return self.quarantine.everything()
         except BackendError:
             return None
 
     def _find(self, name: str) -> _Known:
-        """Return the volume of that name, or else of that id, or else removed."""
+        """Return the volume of that name, or of that id, or else the removed one."""
         check_name(name)
         stored = self.catalogue.find(name)
         if stored is not None:
@@ -286,7 +286,7 @@ class QuarantineService:
             finally:
                 self.readers.release()
 
-        # What fails at once is an answer, and not one that breaks off.
+        # A failure before the first item is an error, not an answer that breaks off.
         rest = items()
         first = next(rest, None)
 

@@ -2,11 +2,11 @@
 What is done in the background, at start and every few seconds after.
 
 - records are brought in step with shared storage;
-- creations that nobody was told of are rolled back, removals that were begun finished;
+- creations that nobody was told of are rolled back, and begun removals are finished;
 - volumes that only inherited references hold are unmounted once proven unused;
 - mounts that no reference holds (their last unmount failed) are unmounted;
-- volumes that this node owns and does not use are released; copies of those that
-  other nodes have removed go, and those of volumes that it is no member of any more;
+- volumes that this node owns and does not use are released;
+- copies are removed if their volume was removed, or this node is no member any more;
 - the trash is emptied.
 
 Each volume is handled under its own lock and each failure is logged and left for the
@@ -34,7 +34,7 @@ from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.views import VolumeViews
 
 log = logging.getLogger(__name__)
-# A volume whose lock is not free at once has somebody working on it.
+# If a volume's lock is not free at once, an operation is at work on the volume.
 _LOCK_WAIT_S: Final = 0.05
 _STOP_WAIT_S: Final = 2.0
 
@@ -75,7 +75,7 @@ class Reconciler:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the volume that a pass under way is at; wait a little for it."""
+        """End after the volume that a pass is just at; wait a little for that."""
         self._stopping.set()
         self._thread.join(_STOP_WAIT_S)
 
@@ -146,9 +146,9 @@ class Reconciler:
         return [each for each in self._catalogue.all() if each.id in ids]
 
     def _departed(self) -> Iterable[VolumeRecord]:
-        """Return the volumes of which this node has a copy and is no member."""
+        """Return the volumes of which this node has a copy but is no member."""
         if self._ownership.membership.fault():
-            return []  # what the cluster says now would have to be waited for
+            return []  # `depart` would wait for the cluster, which does not answer
         has_departed = self._ownership.has_departed
         return [each for each in self._catalogue.all() if has_departed(each)]
 
@@ -185,13 +185,13 @@ class Reconciler:
         )
 
     def _let_go(self, stored: Stored, deadline: Deadline) -> None:
-        """Release a volume that nothing of this node uses: a crash has left it ours."""
+        """Release a volume that nothing here uses: after a crash it was still ours."""
         del deadline
         if self._unmounting.is_idle(stored.record):
             self._unmounting.let_go(stored.record)
 
     def _depart(self, stored: Stored, deadline: Deadline) -> None:
-        """Let the copy of a volume go that other nodes keep the copies of now."""
+        """Remove our copy of a volume of which this node is no member any more."""
         if self._departing is not None and self._unmounting.is_idle(stored.record):
             self._departing.depart(stored.record, deadline)
 

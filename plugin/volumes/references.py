@@ -93,7 +93,7 @@ class References:
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
-        """Make every live count inherited: who gave it may have forgotten it."""
+        """Make every live count inherited: the engine may have forgotten its Mounts."""
         with self._lock:
             with self._durably() as connection:
                 connection.execute(
@@ -126,7 +126,7 @@ class References:
                 self._set(volume_id, mount_id, count.unmounted())
 
     def inherit(self, volume_id: str, mount_id: str) -> None:
-        """Count one inherited reference: somebody uses what nobody asked for."""
+        """Count one inherited reference: a process uses a mount without a Mount."""
         with self._lock:
             count = self._counts.get(volume_id, {}).get(mount_id, Count())
             self._set(volume_id, mount_id, count + Count(inherited=1))

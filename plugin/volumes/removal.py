@@ -1,8 +1,8 @@
 """
-How a volume goes: its bytes, then its record; also one that never came to be.
+How a volume is removed: its bytes, then its record; also after a failed creation.
 
-The record is `removing` before the backend drops anything. So a crash between any two
-steps leaves a note of what to finish, and the reconciler does.
+The record is `removing` before the backend deletes anything. So a crash between any two
+steps leaves a note of what to finish, and the reconciler finishes it.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Removal:
         )
 
     def remove_seen(self, seen: VolumeRecord, deadline: Deadline) -> None:
-        """Remove what was *seen*, and nothing that has its name by now; lock held."""
+        """Remove *seen*, but no other volume that has its name by now; lock held."""
         stored = attempted(lambda: self._begin(seen, deadline))
         if stored is None:
             return
         try:
             self.finish(stored, deadline)
         except (BackendError, VolumeBusyError):
-            # Storage said no and changed nothing. Only where the outcome is unknown
-            # does the intent stay, for the reconciler to finish.
+            # Storage said no and changed nothing. If the outcome is unknown, the record
+            # stays `removing`, and the reconciler finishes it.
             attempted(lambda: self._cancel(stored))
             raise
 
@@ -93,7 +93,7 @@ class Removal:
         """
         Return the record, now `removing`; None if nothing is left to be removed.
 
-        Another node may have removed what was *seen*, and made its like anew.
+        Another node may have removed *seen*, and made a volume of the same name.
         """
         stored = self.catalogue.find(seen.name)
         if stored is None or stored.record.id != seen.id:
@@ -108,7 +108,7 @@ class Removal:
         if stored.record.phase == "removing":
             self.unmounting.require_unused(stored.record)
             return stored
-        # Checked before the intent is written: a refused removal changes nothing.
+        # All checks come before the first write: a refused removal changes nothing.
         record = stored.record
         self.ownership.backend_of(record).require_ready(record.volume())
         self.unmounting.require_unused(record)

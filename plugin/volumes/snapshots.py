@@ -71,7 +71,7 @@ class SnapshotService:
 
     def restore(self, name: str, snapshot: str, *, caller_gone: CallerGone) -> str:
         """
-        Give the volume the bytes of *snapshot*; return which one has those it had.
+        Give the volume the bytes of *snapshot*; return the snapshot of the old ones.
 
         Raises:
             VolumeBusyError: something uses the volume, or the caller left.

@@ -1,5 +1,5 @@
 """
-How a volume's mount goes: by the engine's last Unmount, or once nobody uses it.
+How a volume is unmounted: at the engine's last Unmount, or once nobody uses it.
 
 A mount that a process of this node uses is never taken away.
 """
@@ -43,7 +43,7 @@ class Unmounting:
 
     def unmount(self, name: str, mount_id: str) -> None:
         """
-        Count one Unmount; the last one unmounts. What is unknown is unmounted already.
+        Count one Unmount; the last one unmounts. An unknown volume counts as unmounted.
 
         Raises:
             VolumeBusyError: a process of this node still works in it.
@@ -67,16 +67,16 @@ class Unmounting:
         self.references.drop(record.id, mount_id)
         unmounted = self.unmount_if_unused(record, deadline)
         if not unmounted and not self.references.total(record.id):
-            # The engine says that nobody has it, the kernel says who does: after a
-            # `docker cp` that failed it unmounts what a running container still uses.
+            # The engine says that nobody uses it, but the kernel shows a user: after a
+            # failed `docker cp` the engine unmounts what a running container uses.
             self.references.inherit(record.id, mount_id)
 
     def unmount_if_unused(self, record: VolumeRecord, deadline: Deadline) -> bool:
         """
         Unmount the volume if nobody holds it; return whether that was done.
 
-        Inherited references alone do not hold it for ever, but it goes on proof of
-        disuse only. The lock is held.
+        Inherited references do not hold it for ever: it is unmounted if it is proven
+        that nobody uses it. The caller holds the volume's lock.
 
         Raises:
             VolumeBusyError: a process still works below the mount point.
@@ -93,9 +93,9 @@ class Unmounting:
 
     def drop_mount(self, record: VolumeRecord, deadline: Deadline) -> None:
         """
-        Unmount, forget the references, and let other nodes have the volume.
+        Unmount, forget the references, and release the volume for other nodes.
 
-        A crash in between repeats what is left.
+        After a crash in between, the reconciler does what is left.
         """
         self.ownership.backend_of(record).unmount(
             record.volume(),
@@ -107,7 +107,7 @@ class Unmounting:
             self.let_go(record)
 
     def let_go(self, record: VolumeRecord) -> None:
-        """Release the volume, which is not mounted; without the cluster, later."""
+        """Release the volume, which is not mounted; later if the cluster is away."""
         if self.keeper is not None:
             self.keeper.drop(record)
         try:
@@ -148,10 +148,10 @@ class Unmounting:
 
     def _grace_is_over(self) -> bool:
         """
-        Return whether inherited references may be looked into.
+        Return whether inherited references may be checked for use.
 
-        A mount that was answered just before this epoch may still be on its way into
-        its container, where no namespace shows it yet.
+        A Mount that was answered just before this epoch may belong to a container that
+        is still starting: no namespace shows the mount yet.
         """
         return self.references.epoch_age_s() >= self.disuse_grace_s
 

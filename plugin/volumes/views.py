@@ -71,7 +71,7 @@ class VolumeViews:
         Return the volume, from local knowledge.
 
         Raises:
-            VolumeNotFoundError: there is none. Nothing that is merely down says so.
+            VolumeNotFoundError: there is none; never because something is down.
 
         """
         record = self.existing(name).record
@@ -102,7 +102,7 @@ class VolumeViews:
 
     def is_healthy(self, record: VolumeRecord) -> bool:
         """Return whether the storage of the volume's backend was well, last time."""
-        # A volume that knows its own storage says more.
+        # The status of a volume says more, if the backend knows its storage.
         storages = self.ownership.backend_of(record).storages()
         return not any(each.error for each in storages)
 
@@ -131,6 +131,6 @@ class VolumeViews:
         return stored
 
     def _mountpoint(self, record: VolumeRecord) -> str:
-        """Return where *record* is mounted, "" if nobody asked for it."""
+        """Return where *record* is mounted, "" if it has no references."""
         held = self.references.total(record.id)
         return str(self.target(record)) if held else ""

@@ -22,8 +22,8 @@ class ClusterView:
     """
     What the control API shows of the cluster and this node's part in it.
 
-    Without *settings* and *mirror* the node is alone; *faults* are those of its own
-    services for other nodes. *replication* is None where the node is alone.
+    A node that is alone has no *settings*, *mirror* and *replication*; *faults* returns
+    those of its own services for other nodes.
     """
 
     nodes: NodeDirectory

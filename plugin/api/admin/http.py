@@ -137,7 +137,7 @@ def _add_volumes(
     @app.delete("/v1/volumes/<name>", endpoint="rm")
     def remove(name: str) -> Response:
         g.volume = name
-        views.existing(name)  # a person who mistypes a name wants to know
+        views.existing(name)  # raises: people want to know that a name is wrong
         removal.remove(name)
         return answer({"removed": name})
 

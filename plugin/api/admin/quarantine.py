@@ -102,7 +102,7 @@ def _lines(found: Iterator[Change | None], limit: int) -> Iterator[bytes]:
 
 
 def _whole(found: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield *found*; if it breaks off, so does the connection: no end is sent."""
+    """Yield *found*; if it fails, break the connection, so that the client sees it."""
     try:
         yield from found
     except RemoraError as error:

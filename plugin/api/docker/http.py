@@ -79,8 +79,8 @@ def create_app(  # noqa: C901
     @app.post("/VolumeDriver.Get", endpoint="Get")
     def get() -> Response:
         # Any answer without a volume tells the engine that it is gone, and makes it
-        # forget the volume's labels and references; silence makes it try again. So
-        # only "there is none", and what no repetition would mend, is said.
+        # forget the volume's labels and references; without an answer it tries again.
+        # So we only answer "there is none", and errors that no repetition would mend.
         try:
             call = wire.parse_name(request.get_data())
             g.volume = call.name
@@ -110,7 +110,7 @@ def create_app(  # noqa: C901
 
 def _refuse(error: RemoraError) -> Response:
     """
-    Answer with *error* so that the caller takes it for one, in our words.
+    Answer with *error* in a form that the caller shows as an error, in our words.
 
     Docker puts a prefix before the text of any status but 200; Podman reads ``Err``
     only if the status is not 200. Podman alone sends a Content-Type.

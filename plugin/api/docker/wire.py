@@ -1,8 +1,8 @@
 """
 Docker's volume protocol as bytes: requests to values, values to answers. No I/O.
 
-The engine sends one JSON object without a Content-Type, ignores the answer's, and
-takes any status but 200 for a failure whose text it decorates; so domain errors are
+The engine sends one JSON object without a Content-Type and ignores the answer's. It
+takes any status but 200 for a failure and adds words to its text, so our errors are
 answered as 200 with ``Err``. Source: moby pkg/plugins/client.go, measured.
 """
 
@@ -23,8 +23,8 @@ class EmptyBodyError(InvalidRequestError):
     """
     The request had no body.
 
-    After a broken connection the engine repeats a call with its body gone. What it
-    wanted is unknown, so nothing may be done.
+    After a broken connection the engine repeats a call without its body. Nobody knows
+    what it wanted, so nothing may be done.
     """
 
 
@@ -51,7 +51,7 @@ class NameCall(msgspec.Struct, frozen=True):
 class _VolumeAnswer(msgspec.Struct, frozen=True, omit_defaults=True, rename="pascal"):
     name: str
     mountpoint: str = ""
-    # RFC 3339 or absent: an empty one fails the engine's whole List.
+    # RFC 3339 or absent: with an empty one the engine's whole List fails.
     created_at: str | msgspec.UnsetType = msgspec.UNSET
     status: dict[str, object] | msgspec.UnsetType = msgspec.UNSET
 

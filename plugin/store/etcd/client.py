@@ -1,4 +1,4 @@
-"""The cluster as one: fail-over between its members, deadlines, signing in."""
+"""Calls to the cluster as a whole: fail-over between members, deadlines, signing in."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from plugin.store.etcd.errors import AttemptError, NoAnswerError, RefusedError
 from plugin.store.etcd.member import Member
 from plugin.store.etcd.settings import EtcdSettings, tls_context
 
-# All members failed at once: give an election or a restart this time.
+# If all members failed, an election or a restart gets this time.
 _ROUND_PAUSE_S: Final = 0.1
 # A token may expire between two calls, and the users' revision change once more.
 _SIGN_INS_MAX: Final = 3
@@ -53,12 +53,12 @@ class Client:
         """
         Return the cluster's answer to *body*.
 
-        What is not *repeatable* goes to another member only if the last has surely not
-        done it.
+        A call that is not *repeatable* goes to another member only if the last one has
+        surely not done it.
 
         Raises:
             RefusedError: the cluster said no.
-            NoAnswerError: no member answered in time, or one not for sure.
+            NoAnswerError: no member answered in time, or it is not known what one did.
 
         """
         for _ in range(_SIGN_INS_MAX):
@@ -74,7 +74,7 @@ class Client:
 
     def open_stream(self, path: str, body: object) -> urllib3.BaseHTTPResponse:
         """
-        Return a stream from the preferred member; an error makes another preferred.
+        Return a stream from the preferred member; after an error, prefer another one.
 
         Raises:
             RefusedError, NoAnswerError: as `call`.

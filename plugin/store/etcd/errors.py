@@ -1,4 +1,4 @@
-"""What can go wrong with etcd, by what it means for the caller."""
+"""The errors of calls to etcd, sorted by what they mean for the caller."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from plugin.errors import StoreError
 NOT_FOUND: Final = 5
 ALREADY_EXISTS_MESSAGE: Final = "lease already exists"
 _UNAUTHENTICATED: Final = 16
-# With these the member gave up waiting: what was asked may still be done, or not.
+# With these codes the member gave up waiting: the request may still be done, or not.
 _UNDECIDED: Final = frozenset({1, 2, 4, 13, 14, 15})
 _NO_LEADER: Final = "no leader"
 _TOKEN_REFUSED: Final = (
@@ -40,7 +40,7 @@ class UnknownOutcomeError(StoreError):
 
 class AttemptError(Exception):
     """
-    One member did not do it; *maybe_done* tells if it may do so all the same.
+    One member told no success; *maybe_done*: it may have done it, or do so later.
 
     It is *lasting* if asking it again would end in the same way.
     """
@@ -52,7 +52,7 @@ class AttemptError(Exception):
 
 
 class NoAnswerError(StoreError):
-    """No member answered in time; *maybe_done* as above."""
+    """No member answered in time; *maybe_done* as in `AttemptError`."""
 
     def __init__(self, cause: str, *, maybe_done: bool) -> None:
         super().__init__(

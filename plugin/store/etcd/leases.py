@@ -25,10 +25,10 @@ from plugin.store.etcd.errors import (
 )
 
 _KNOWN_MAX: Final = 1_000
-# Changes of the leader within one keepalive that are waited out.
+# A keepalive is repeated after so many changes of the leader.
 _TERMS_MAX: Final = 3
 _LONG_AGO_S: Final = -math.inf
-# etcd ends a lease within a second; one that is so late, it has forgotten.
+# etcd ends a lease within a second; if it is late by this much, it has forgotten it.
 _FORGOTTEN_S: Final = 3
 
 
@@ -87,7 +87,7 @@ class Leases:
 
     def revoke(self, lease: int) -> None:
         """End *lease* now, and its keys with it; an unknown one is no error."""
-        # Ended for us whatever comes of it: no answer must not leave it in use.
+        # We count it as ended whatever etcd answers: it must not stay in use.
         self._remember(lease, 0.0, _LONG_AGO_S)
         try:
             self._client.call(
@@ -99,15 +99,15 @@ class Leases:
 
     def end_forgotten(self, lease: int, deadline_s: float) -> bool:
         """
-        Return whether *lease*, of another node or boot, was ended: its time is over.
+        End *lease*, another node's or boot's, if its time is over; return if it was.
 
         etcd up to 3.4 compares wall clocks before it ends a lease (its issue 12291): if
         its leader's clock was set back by an hour, a dead node's lease goes on for an
-        hour more. How much time is left it counts rightly, and renews no such lease.
+        hour more. But etcd tells the time left correctly, and does not renew the lease.
 
-        A member that does not know yet of another leader may ask the old one, and name
-        the new one's term all the same. So the question is asked again after a read
-        that a majority confirms: in one term, its leader has then answered it.
+        A member that does not know the new leader yet may ask the old one, and name the
+        new one's term all the same. So we ask again after a read that a majority
+        confirms: if the term is the same, its leader has answered.
 
         Raises:
             StoreError: there was no answer.
@@ -119,7 +119,7 @@ class Leases:
             return False
         if first != self._overdue_in(lease, deadline):
             return False
-        # Once, and soon: after a change of the leader it would have time again.
+        # Not repeatable: after a change of the leader the lease would have time again.
         body = {"ID": str(lease)}
         try:
             self._client.call(
@@ -135,7 +135,7 @@ class Leases:
         answer = self._client.call(
             "/v3/lease/timetolive", {"ID": str(lease)}, deadline=deadline
         )
-        # One that it does not know has no granted time.
+        # For a lease that etcd does not know, the answer has no granted time.
         if "grantedTTL" not in answer or int(answer.get("TTL", 0)) > -_FORGOTTEN_S:
             return ""
         return str(answer["header"]["raft_term"])
@@ -165,13 +165,13 @@ class Leases:
         """
         Return when a keepalive was sent that the cluster's leader has answered.
 
-        A leader that was stopped answers keepalives when it runs again, before it
-        notices that there is another, which may let the lease end. So a read that a
-        majority confirms comes after it and must be of the same term.
+        A leader that was stopped and runs again answers keepalives before it notices
+        that there is another leader, which may let the lease end. So a read that a
+        majority confirms comes after the keepalive, and must be of the same term.
         """
         body = {"ID": str(lease)}
         for _ in range(_TERMS_MAX):
-            # A repeated keepalive is sent later than this, and counted from here.
+            # A repeated keepalive is sent later, but counts from here, to be safe.
             sent_s = clock.boottime_s()
             answer = self._client.call("/v3/lease/keepalive", body, deadline=deadline)
             result = answer.get("result", {})
@@ -181,11 +181,11 @@ class Leases:
 
     def _renew(self, lease: int, sent_s: float, answer: dict[str, Any]) -> bool:
         """Return whether *answer*, to what was sent at *sent_s*, keeps *lease*."""
-        # etcd answers for a lease that it does not know, and leaves out the TTL.
+        # For a lease that it does not know, etcd answers without a TTL.
         granted_s = float(answer.get("TTL", 0))
         with self._lock:
             ttl_s, ends_s = self._known.get(lease, (granted_s, math.inf))
-            # Whoever looked in between has seen it end: it must stay so.
+            # Another thread may have seen it end: then it stays so.
             if granted_s <= 0 or clock.boottime_s() >= ends_s:
                 self._known[lease] = (ttl_s, _LONG_AGO_S)
                 return False
@@ -196,7 +196,7 @@ class Leases:
     def _remember(self, lease: int, ttl_s: float, ends_s: float) -> None:
         with self._lock:
             known = self._known.pop(lease, None)
-            # Threads may renew at once, and one may have ended it meanwhile.
+            # Several threads may renew it, and one may have ended it meanwhile.
             if known is not None and known[1] == _LONG_AGO_S:
                 ends_s = _LONG_AGO_S
             elif known is not None and ends_s != _LONG_AGO_S:

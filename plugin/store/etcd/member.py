@@ -22,9 +22,9 @@ from plugin.store.etcd.errors import AttemptError, RefusedError, from_answer
 
 ANSWER_SIZE_MAX: Final = 64 * 1024 * 1024
 _READ_SIZE: Final = 256 * 1024
-# Kept for reuse; more are made if need be, and closed after their call.
+# So many are kept for reuse; more are made if need be, and closed after their call.
 _CONNECTIONS_MAX: Final = 64
-# How a member says that it refused our handshake; then it has not read our request.
+# A member's words for a refused handshake; it has then not read our request.
 _HANDSHAKE_REFUSED: Final = (
     "CERTIFICATE",
     "UNKNOWN_CA",

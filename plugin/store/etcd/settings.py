@@ -14,9 +14,9 @@ class EtcdSettings:
     """
     How to reach an etcd cluster; all keys of ours begin with *prefix*.
 
-    Give *ca_file* where the members' certificates are signed by a CA of one's own, and
-    *certificate_file* and *key_file* where they ask for ours. etcd refuses a client
-    certificate with a common name at its gateway as soon as users are switched on.
+    Give *ca_file* if a private CA has signed the members' certificates, and
+    *certificate_file* and *key_file* if the members ask for ours. etcd's gateway
+    refuses a client certificate with a common name as soon as users are switched on.
     """
 
     endpoints: tuple[str, ...]
@@ -26,11 +26,11 @@ class EtcdSettings:
     ca_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
-    # A call ends within this, whatever the cluster does, a transaction within one
-    # attempt more: together below the 5 s in which a Mount must say what is wrong.
+    # A call ends within this time, whatever the cluster does, a transaction one attempt
+    # later: in less than the 5 s after which a Mount must say what is wrong.
     call_deadline_s: float = 3.5
     attempt_s: float = 1.25
-    # A watch that heard nothing for so long is opened anew: silence proves nothing.
+    # A watch that got nothing for so long is opened anew: it may be broken.
     watch_idle_s: float = 5.0
 
 
@@ -38,7 +38,7 @@ def tls_context(settings: EtcdSettings) -> ssl.SSLContext:
     """
     Return how to check members, and what to show them.
 
-    Nothing of the environment is heeded (no REQUESTS_CA_BUNDLE), only *settings*.
+    The environment does not count (REQUESTS_CA_BUNDLE, say), only *settings* do.
 
     Raises:
         StoreError: a file cannot be read or is no certificate or key.

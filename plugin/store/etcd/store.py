@@ -92,7 +92,7 @@ class EtcdStore:
         )
 
     def identity(self) -> str:
-        """Return the unchanging id of these records, made by whoever asks first."""
+        """Return the unchanging id of these records; the first node to ask makes it."""
         key = self._names.identity
         put = {"key": key, "value": encoded(str(uuid.uuid4()).encode())}
         body = {

@@ -1,16 +1,16 @@
 """
 Transactions whose outcome is known, though answers get lost.
 
-A transaction that got no answer may have been done, or may lie in the queue of a
+A transaction that got no answer may have been done, or may wait in the queue of a
 stopped member and be done in an hour. So each one also compares and writes a *slot*, a
-key of its sender's: it holds only if the slot is as its sender left it, and leaves a
-unique token there. To learn the outcome the sender writes the slot itself, on the same
-condition. Whichever comes first makes the other impossible: either our write succeeds,
-and the transaction can never be done any more and may be tried again; or it fails and
-finds the token.
+key of its sender's: it succeeds only if the slot is as its sender left it, and leaves a
+unique token there. To learn the outcome, the sender writes the slot itself, on the same
+condition. The first of the two makes the other one impossible. If our write succeeds,
+the transaction can never be done any more, and may be tried again. If our write fails,
+it finds the token.
 
-A slot carries one transaction at a time. Slots hang on a lease, so that those of a
-sender that is gone go too; once a slot has ended, all that waits for it is impossible.
+A slot carries one transaction at a time. Slots hang on a lease, so that the slots of a
+dead sender go, too. Once a slot has gone, no transaction that needs it can succeed.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ class Transactions:
             raise
 
     def _look(self, compares: list[Any], deadline: clock.Deadline) -> Outcome:
-        """Return whether the conditions hold: nothing to lose, nothing to repeat."""
+        """Return whether the conditions hold; without a write this needs no slot."""
         answer = self._client.call(_TXN, {"compare": compares}, deadline=deadline)
         return Outcome(bool(answer.get("succeeded")), revision_of(answer))
 
     def _write(
         self, compares: list[Any], requests: list[Any], deadline: clock.Deadline
     ) -> Outcome:
-        """Try until there is an outcome; each further try is known to be the first."""
+        """Try until there is an outcome; each new try knows that no other was done."""
         while True:
             slot = self._borrow(deadline)
             outcome = self._try(slot, compares, requests, deadline)
@@ -109,7 +109,7 @@ class Transactions:
         requests: list[Any],
         deadline: clock.Deadline,
     ) -> Outcome | None:
-        """Return the outcome of one try; None if it surely was not and will not be."""
+        """Return the outcome of one try; None if it surely is and will not be done."""
         token = encoded(uuid.uuid4().bytes)
         body = {
             "compare": [*compares, unchanged_since(slot.key, slot.mod_revision)],
@@ -141,7 +141,7 @@ class Transactions:
         """
         Return the outcome of a try that got no answer; None as in `_try`.
 
-        One attempt is made even after the deadline: to know is worth the wait.
+        One attempt is made even after the deadline: knowing is worth the wait.
 
         Raises:
             UnknownOutcomeError: nobody could tell; the slot is used no more.
@@ -211,7 +211,7 @@ def _found(answer: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _left_at(answer: dict[str, Any]) -> int:
-    """Return the revision at which a write of ours left the slot, then or before."""
+    """Return the revision of our last write of the slot, this one or an earlier one."""
     if answer.get("succeeded"):
         return revision_of(answer)
     found = _found(answer)

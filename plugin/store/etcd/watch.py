@@ -46,10 +46,10 @@ class EtcdWatch:
 
     def next(self, timeout_s: float) -> list[Event]:
         """
-        Return the changes since the last call, waiting for the first so long.
+        Return the changes since the last call; wait *timeout_s* for the first one.
 
         Raises:
-            StoreError: also if no member can be watched now; the next call goes on.
+            StoreError: it is stopped, or no member can be watched: call it again.
 
         """
         return self._reader.next_events(timeout_s)
@@ -61,7 +61,7 @@ class EtcdWatch:
 
     @property
     def opened(self) -> int:
-        """Return how often a stream was opened; what `next` returned is of these."""
+        """Return how often a stream was opened for what `next` has returned so far."""
         return self._reader.opened
 
     def stop(self) -> None:
@@ -103,7 +103,7 @@ class Reader:
                 return events
             if self._compacted is not None:
                 raise self._compacted
-            # While there are members that were not tried, one may be well.
+            # As long as not all members were tried, one may work.
             if self._failures >= len(self._client.settings.endpoints):
                 raise StoreError(f"cannot watch etcd: {self._fault}")
             return []
@@ -115,7 +115,7 @@ class Reader:
             self._changed.notify_all()
             response = self._response
         if response is not None:
-            # It may have closed the connection itself in this moment.
+            # The reading thread may just be closing the connection itself.
             with contextlib.suppress(OSError, ValueError, RuntimeError):
                 response.shutdown()
 
@@ -175,10 +175,10 @@ class Reader:
 
     def _require_history(self) -> None:
         """
-        Raise `CompactedError` if the cluster has not come as far as we have.
+        Raise `CompactedError` if the cluster's revision is older than ours.
 
-        A member may be behind, and catches up. A cluster whose data was replaced by an
-        old copy is behind, too, but would tell nothing until it had come as far.
+        A single member may be behind, and catches up. But a cluster whose data was
+        replaced by a backup is behind as well, and its watch would be silent for long.
         """
         answer = self._client.call(
             "/v3/kv/range",
