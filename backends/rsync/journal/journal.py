@@ -19,7 +19,7 @@ stands still. Elsewhere, files are copied while others write to them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -29,7 +29,7 @@ from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known
-from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     TREE_NAME,
     fill,
@@ -207,9 +207,20 @@ class Journal:
         return since
 
     def _open(self) -> Manifest:
+        """
+        Return the manifest, made anew if it is damaged.
+
+        A passing error (no descriptor left, a full disk) discards nothing: without its
+        manifest a whole volume would have to be sent again. Nor is it discarded while a
+        delta is marked that leads on from it: only with it can the commit be applied.
+        """
         try:
             return Manifest(self._path)
-        except BackendError:
+        except DamagedManifestError:
+            if self.staging.marked() is not None:
+                with closing(self.staging.delta()) as delta:
+                    if delta.header.base is not None:
+                        raise
             Manifest.discard(self._path)
             return Manifest(self._path)
 
