@@ -42,6 +42,7 @@ from backends.rsync.journal.watch import Hints
 from backends.system import btrfs, files
 
 DELTA_NAME: Final = "delta"
+OUTBOX_NAME: Final = "outbox"
 EVERYTHING: Final = Hints(everything=True)
 
 
@@ -73,7 +74,7 @@ class Journal:
         self.live = home / LIVE_NAME
         self.staging = Staging(home)
         self._volume_id = volume_id
-        self._outbox = home / "outbox"
+        self._outbox = home / OUTBOX_NAME
         self._path = home / "manifest.db"
         self._commits = Commits(home, self.live)
         self.by_snapshot = self._commits.possible()
