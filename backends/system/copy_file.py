@@ -41,10 +41,13 @@ class FileCopier:
     """
     Copies files between two filesystems, and remembers what these cannot do.
 
-    ``fsync`` has each file flushed, for servers that only then say no.
+    ``fsync`` has each copy flushed, for servers that only then say no. ``flush_source``
+    has what is copied flushed before it is read: a page that stays dirty takes further
+    stores through a mapping without moving any time of its file.
     """
 
     fsync: bool = False
+    flush_source: bool = False
     on_progress: Callable[[], None] = _nothing
     size_bytes: int = 0
     attributes_lost: int = 0
@@ -82,6 +85,8 @@ class FileCopier:
                 self._opener = Opener(target_at)
             target = self._opener.open(name, flags, dir_fd=target_at)
             try:
+                if self.flush_source:
+                    os.fdatasync(source)
                 self._copy_content(source, target, status.st_size)
                 self.copy_attributes(source, target, status)
                 if self.fsync:

@@ -116,20 +116,26 @@ class ClusterNode:
         )
         self._addresses = AddressWatcher(ownership.membership.addresses_changed)
 
-    def start(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
+    def protect(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
         """
-        Begin; *mounted* are the volumes that an earlier process has left mounted.
+        Keep *mounted*, which an earlier process has left, and know the other nodes.
+
+        It is quick, whatever a crash has left: containers that run must not be frozen,
+        and a Mount must not begin without votes, because another volume is repaired.
 
         Raises:
             FencingError: writers could not be stopped; nothing may be mounted.
 
         """
-        self.replication.recover()
+        self.keeper.start(mounted)
+        self.replication.correct_copy_states()
         self._roster.start()
+
+    def start(self) -> None:
+        """Answer other nodes, and begin to keep members in step."""
         self._server.start()
         self._sshd.start()
         self._addresses.start()
-        self.keeper.start(mounted)
         self.replication.start()
 
     def stop(self) -> None:

@@ -117,10 +117,13 @@ class Daemon:
             # This comes before calls: a node that the cluster refuses answers nobody.
             self._foundation.membership.start()
             self._foundation.note_cluster(self._node)
+            if self._cluster is not None:
+                # What runs already comes first, then what calls need.
+                self._cluster.protect(self._left_mounted())
             for server in self._servers:
                 server.start()
             if self._cluster is not None:
-                self._cluster.start(self._left_mounted())
+                self._cluster.start()
             if self._labels is not None:
                 self._labels.start()
         except BaseException:

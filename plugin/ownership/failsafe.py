@@ -17,13 +17,15 @@ import logging
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from backends.errors import RemoraError
 from backends.system import clock
-from plugin.errors import PeerRefusedError
+from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.view import OwnershipView
@@ -139,17 +141,83 @@ class Failsafe:
             self._until_s.clear()
             self._refused.clear()
             return
-        for each in held:
-            if self._ownership.is_shared(each.record):
-                continue  # any node may reach its bytes: it has no members to agree
-            if not self._ownership.still_owner(each.record, each.epoch):
-                self._until_s.pop(each.record.id, None)
+        due = [each for each in held if self._is_due(each)]
+        # Should a node's time not do for all, the next round begins with the others.
+        due.sort(key=lambda each: self.deadline_s(each.record.id))
+        if due:
+            self._ask_for(due)
+
+    def _is_due(self, held: Held) -> bool:
+        """Return whether the volume's members have to be asked now."""
+        record = held.record
+        if self._ownership.is_shared(record):
+            return False  # every node may have its bytes: nobody can speak for all
+        if not self._ownership.still_owner(record, held.epoch):
+            self._until_s.pop(record.id, None)
+            return False
+        left_s = self.deadline_s(record.id) - clock.boottime_s()
+        return left_s <= _RENEW_BELOW * self.hold_s
+
+    def _ask_for(self, due: Sequence[Held]) -> None:
+        """Ask all members of *due* at once, each node for all its volumes in a row."""
+        asked_s = clock.boottime_s()
+        missing: dict[str, set[str]] = {}
+        by_node: dict[str, list[Held]] = {}
+        for each in due:
+            head = self._ownership.heads.read(each.record.id).head
+            if head is None:
                 continue
-            asked_s = clock.boottime_s()
-            if self.deadline_s(each.record.id) - asked_s > _RENEW_BELOW * self.hold_s:
+            others = {*head.members} - {self._ownership.node_id}
+            missing[each.record.id] = others
+            for node_id in others:
+                by_node.setdefault(node_id, []).append(each)
+        for volume_id, others in missing.items():
+            if not others:
+                self._agreed(volume_id, asked_s)
+        if not by_node:
+            return
+        with ThreadPoolExecutor(len(by_node), "failsafe") as pool:
+            asking = [pool.submit(self._ask, *each) for each in by_node.items()]
+            # A volume's time does not wait for nodes that have no part in it.
+            for done in as_completed(asking):
+                node_id, agreeing = done.result()
+                for volume_id in agreeing:
+                    missing[volume_id].discard(node_id)
+                    if not missing[volume_id]:
+                        self._agreed(volume_id, asked_s)
+
+    def _ask(self, node_id: str, volumes: Sequence[Held]) -> tuple[str, list[str]]:
+        """Return the node, and of *volumes* the ids for which it agrees."""
+        deadline = clock.Deadline(_ASK_DEADLINE_S)
+        agreeing = []
+        for each in volumes:
+            if deadline.passed():
+                break
+            answer = self._asks.call_all(
+                [node_id],
+                "hold",
+                {"volume": each.record.id, "epoch": each.epoch},
+                deadline_s=deadline.remaining_s(),
+            )[node_id]
+            if not isinstance(answer, RemoraError):
+                agreeing.append(each.record.id)
                 continue
-            if self._all_agree(each.record.id, each.epoch):
-                self._until_s[each.record.id] = asked_s + self.hold_s * (1 - _MARGIN)
+            if each.record.id not in self._refused:
+                self._refused.add(each.record.id)
+                log.warning(
+                    "a member does not agree that we go on without etcd: %s",
+                    answer,
+                    extra=fields(volume=each.record.name, node=node_id),
+                )
+            if isinstance(answer, PeerUnreachableError):
+                break  # it would not answer for the others either
+        return node_id, agreeing
+
+    def _agreed(self, volume_id: str, asked_s: float) -> None:
+        """Note that all other members agree; we keep from promising like them."""
+        with suppress(PeerRefusedError):
+            self._holds.agree(volume_id)
+            self._until_s[volume_id] = asked_s + self.hold_s * (1 - _MARGIN)
 
     def agree(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """Agree to an owner's request, as a member, or raise PeerRefusedError."""
@@ -159,33 +227,3 @@ class Failsafe:
             raise PeerRefusedError("stale-epoch: the records name another owner")
         self._holds.agree(request.volume)
         return {}
-
-    def _all_agree(self, volume_id: str, epoch: int) -> bool:
-        head = self._ownership.heads.read(volume_id).head
-        if head is None:
-            return False
-        others = [each for each in head.members if each != self._ownership.node_id]
-        answers: Mapping[str, Any] = {}
-        if others:
-            answers = self._asks.call_all(
-                others,
-                "hold",
-                {"volume": volume_id, "epoch": epoch},
-                deadline_s=_ASK_DEADLINE_S,
-            )
-        try:
-            # We are a member as well, and must not promise either.
-            self._holds.agree(volume_id)
-        except PeerRefusedError:
-            return False
-        for node_id, answer in answers.items():
-            if isinstance(answer, RemoraError):
-                if volume_id not in self._refused:
-                    log.warning(
-                        "a member does not agree that we go on without etcd: %s",
-                        answer,
-                        extra=fields(volume=volume_id, node=node_id),
-                    )
-                    self._refused.add(volume_id)
-                return False
-        return True

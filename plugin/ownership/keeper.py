@@ -72,6 +72,9 @@ class Keeper:
         self._valid: set[str] = set()
         self._states: Mapping[str, State] = {}
         self._lost_s: dict[str, float] = {}
+        self._unmounting: set[str] = set()
+        # Writers of a lost volume are being killed.
+        self._dying = False
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._due = threading.Event()
@@ -199,15 +202,23 @@ class Keeper:
         """Return the time until something may have to be done."""
         left_s = self._ownership.membership.deadline_s() - clock.boottime_s()
         round_s = _ROUND * self._failsafe.hold_s
-        return min(round_s, left_s) if left_s > 0 else round_s / 10
+        if self._dying or left_s <= 0:
+            return round_s / 10
+        return min(round_s, left_s)
 
     def _round(self) -> None:
+        """Do what is due; nothing here waits for one volume, for all have deadlines."""
         self._failsafe.extend(self._holdings())
+        self._tell_guard()
+        self._dying = False
         for holding in self._holdings():
-            if not self._ownership.still_owner(holding.record, holding.epoch):
-                self._lose(holding)
-            elif not self._locked(holding):
-                self._resume(holding)
+            try:
+                if not self._ownership.still_owner(holding.record, holding.epoch):
+                    self._lose(holding)
+                elif not self._locked(holding):
+                    self._resume(holding)
+            except RemoraError as error:
+                log.warning("%s", error, extra=fields(volume=holding.record.name))
         self._tell_guard()
 
     def _holdings(self) -> list[Holding]:
@@ -240,9 +251,10 @@ class Keeper:
         """
         self._mark(holding, valid=False)
         record = holding.record
-        if ReplicationOptions.of(record.options).fence == "none" or not self._kill(
-            holding
-        ):
+        if ReplicationOptions.of(record.options).fence == "none":
+            return
+        if self._guard.kill(record.id) not in ("killed", None):
+            self._dying = True  # the guard goes on; it is asked again soon
             return
         now_s = clock.monotonic_s()
         if record.id not in self._lost_s:
@@ -254,14 +266,24 @@ class Keeper:
             self._ownership.events.add(record, "writers-killed", epoch=holding.epoch)
         if now_s - self._lost_s[record.id] < _LOST_GRACE_S:
             return
+        if record.id not in self._unmounting:
+            self._unmounting.add(record.id)
+            threading.Thread(
+                target=self._unmount, args=(holding,), name="unmount", daemon=True
+            ).start()
+
+    def _unmount(self, holding: Holding) -> None:
+        """Take a lost volume's mount away, which may take as long as storage wants."""
+        record = holding.record
         with suppress(RemoraError):
             self._ownership.backend_of(record).unmount(
                 record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
             )
-        self._lost_s.pop(record.id, None)
         with self._lock:
+            self._lost_s.pop(record.id, None)
             if self._held.get(record.id) is holding:
                 del self._held[record.id]
+            self._unmounting.discard(record.id)
 
     def _kill(self, holding: Holding) -> bool:
         """Kill the writers, new ones included; return whether none is left."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ import msgspec
 
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
-from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.journal import OUTBOX_NAME, Journal
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.system.clock import Deadline
@@ -29,8 +29,8 @@ from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.state import EMPTY, Commit, CopyState
 
 log = logging.getLogger(__name__)
-# For a marked commit that is applied at the daemon's start, whatever its size.
-_RECOVERY_DEADLINE_S: Final = 3600.0
+# A commit that is applied after the daemon's start, whatever its size.
+_REPAIR_DEADLINE_S: Final = 3600.0
 _MAKE_DEADLINE_S: Final = 30.0
 
 
@@ -203,17 +203,32 @@ class Journals:
             )
         self.begin_empty(record, journal)
 
-    def recover(self, records: list[VolumeRecord]) -> None:
+    def correct_copy_states(self, records: Sequence[VolumeRecord]) -> None:
         """
-        Finish the commits that a crash has interrupted as they came in.
+        Have each copy say which commit it is at, after a crash; quick for each.
 
-        No other node is answered before: what a copy says of itself has to be true.
+        Nobody is answered before. A commit that is marked is the copy's, though it may
+        still have to be applied: that is done by its next use.
         """
+        self._for_each(records, self._correct_copy_state)
+
+    def repair(self, records: Sequence[VolumeRecord]) -> None:
+        """Finish in the background what a crash has left; uses of a copy wait."""
+        threading.Thread(
+            target=self._for_each,
+            args=(records, self._repair),
+            name="journals:repair",
+            daemon=True,
+        ).start()
+
+    def _for_each(
+        self, records: Sequence[VolumeRecord], work: Callable[[VolumeRecord], None]
+    ) -> None:
         for record in records:
             if record.backend != self._backend.kind:
                 continue
             try:
-                self._recover(record)
+                work(record)
             except RemoraError as error:
                 log.warning(
                     "a copy could not be repaired: %s",
@@ -229,29 +244,35 @@ class Journals:
         if watcher is not None:
             watcher.close()
 
-    def _recover(self, record: VolumeRecord) -> None:
+    def _correct_copy_state(self, record: VolumeRecord) -> None:
         home = self.home(record)
         if home is None:
             return
-        journal = Journal(home, record.id)
-        try:
-            if not journal.live.is_dir():
+        if not (home / LIVE_NAME).is_dir():
+            with closing(Journal(home, record.id)) as journal:
                 self._finish_setting_apart(record, journal)
-            journal.unpack()
-            marked = journal.marked()
-        finally:
-            journal.close()
+        marked = Staging(home).marked()
         if marked is None:
             return
         with self.copy_states.changing(record.id):
             copy = self.copy_states.read(record.id, initial=EMPTY) or CopyState()
             if copy.commit != Commit(*marked):
-                taken = msgspec.structs.replace(
+                corrected = msgspec.structs.replace(
                     copy,
                     commit=Commit(*marked),
                     promised=max(copy.promised, marked[0]),
                     live_epoch=0,
                 )
-                self.copy_states.write(record.id, taken)
-        with self.using(record, Deadline(_RECOVERY_DEADLINE_S)):
+                self.copy_states.write(record.id, corrected)
+
+    def _repair(self, record: VolumeRecord) -> None:
+        home = self.home(record)
+        if home is None:
+            return
+        marked = Staging(home).marked()
+        if marked is None and not (home / OUTBOX_NAME).exists():
+            return
+        with self.using(record, Deadline(_REPAIR_DEADLINE_S)) as journal:
+            journal.unpack()
+        if marked is not None:
             log.info("a commit was applied", extra=fields(volume=record.name))

@@ -95,12 +95,13 @@ class ReplicationNode:
             REQUEST: self._reporting.answer,
         }
 
-    def recover(self) -> None:
-        """Finish what a crash has left; before other nodes are answered."""
-        self._journals.recover(list(self._records()))
+    def correct_copy_states(self) -> None:
+        """Have copies say what a crash has made of them, before anybody is answered."""
+        self._journals.correct_copy_states(self._records())
 
     def start(self) -> None:
-        """Begin to keep members in step."""
+        """Begin to keep members in step, and finish what a crash has left."""
+        self._journals.repair(self._records())
         self._syncing.start()
         self._reporting.start()
 

@@ -30,6 +30,7 @@ from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
 from plugin.replication.receiving import pair
+from plugin.replication.schedule import Schedule
 from plugin.replication.sending import Report, Sending
 from plugin.store.contention import attempted
 
@@ -40,7 +41,8 @@ _ROUND_DEADLINE_S: Final = 3600.0
 _FINAL_WAIT_S: Final = 20.0
 # A member of a small volume is filled and has its commit in one round.
 _FILL_WAIT_S: Final = 2.0
-_AT_ONCE_MAX: Final = 4
+# Final syncs under way; the others wait for their turn, as long as an engine waits.
+_FINAL_MAX: Final = 8
 _STOP_WAIT_S: Final = 5.0
 
 
@@ -64,23 +66,24 @@ class Syncing:
         self._sending = sending
         self._held = held
         self._records = records
-        self._due_s: dict[str, float] = {}
         self._looking = looking
-        self._running: set[str] = set()
         self._progress = sending.progress
+        self._schedule = Schedule()
+        self._behind: list[VolumeRecord] = []
         self._idle_due_s = 0.0
-        self._lock = threading.Lock()
-        self._slots = threading.BoundedSemaphore(_AT_ONCE_MAX)
+        self._final_slots = threading.BoundedSemaphore(_FINAL_MAX)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="syncing", daemon=True)
 
     def start(self) -> None:
         """Begin."""
+        self._schedule.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Begin no round any more; one that is under way ends with the process."""
         self._stopping.set()
+        self._schedule.stop()
         self._thread.join(_STOP_WAIT_S)
 
     def final_sync(self, record: VolumeRecord, commit: Commit) -> tuple[str, ...]:
@@ -103,9 +106,12 @@ class Syncing:
 
         def bring() -> None:
             try:
-                with self._journals.using(
-                    record, Deadline(_ROUND_DEADLINE_S)
-                ) as journal:
+                with (
+                    self._final_slots,
+                    self._journals.using(
+                        record, Deadline(_ROUND_DEADLINE_S)
+                    ) as journal,
+                ):
                     self._spread(
                         *(record, journal, commit, others, holders),
                         fill_wait_s=_FINAL_WAIT_S,
@@ -130,48 +136,34 @@ class Syncing:
                 log.exception("syncing failed")
 
     def _tick(self) -> None:
-        """Begin a round for each volume that is due and has none under way."""
+        """Tell the schedule which volumes are mounted here, and which are behind."""
+        wanted = set()
         for record, epoch in self._held():
             if self._journals.home(record) is not None:
                 interval_s = ReplicationOptions.of(record.options).interval_s
-                self._begin(record, interval_s, partial(self.sync, record, epoch))
-        if monotonic_s() < self._idle_due_s:
-            return
+                self._want(record, interval_s, partial(self.sync, record, epoch))
+                wanted.add(record.id)
         interval_s = self.placement.interval_s
-        self._idle_due_s = monotonic_s() + interval_s
-        self.placement.look()
-        for record in self._records():
-            if self._is_behind(record):
-                self._begin(record, interval_s, partial(self.follow, record))
+        if monotonic_s() >= self._idle_due_s:
+            self._idle_due_s = monotonic_s() + interval_s
+            self.placement.look()
+            self._behind = [each for each in self._records() if self._is_behind(each)]
+        for record in self._behind:
+            if record.id not in wanted:
+                self._want(record, interval_s, partial(self.follow, record))
+                wanted.add(record.id)
+        self._schedule.keep_only(wanted)
 
-    def _begin(
+    def _want(
         self, record: VolumeRecord, interval_s: float, work: Callable[[], object]
     ) -> None:
-        with self._lock:
-            due = monotonic_s() >= self._due_s.get(record.id, 0)
-            if record.id in self._running or not (
-                due or self._sending.seeding.is_due(record.id)
-            ):
-                return
-            if not self._slots.acquire(blocking=False):
-                return
-            self._running.add(record.id)
-            self._due_s[record.id] = monotonic_s() + interval_s
-        threading.Thread(
-            target=self._guarded, args=(record, work), name="syncing:round", daemon=True
-        ).start()
-
-    def _guarded(self, record: VolumeRecord, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except RemoraError as error:
-            _note(record, error)
-        except Exception:
-            log.exception("a round failed", extra=fields(volume=record.name))
-        finally:
-            self._slots.release()
-            with self._lock:
-                self._running.discard(record.id)
+        self._schedule.want(
+            record.id,
+            interval_s,
+            partial(_guarded, record, work),
+            # Who was filled just now has its commit to come.
+            at_once=self._sending.seeding.is_due(record.id),
+        )
 
     def sync(self, record: VolumeRecord, epoch: int) -> None:
         """
@@ -385,6 +377,15 @@ class Syncing:
         if head is None:
             return []
         return [each for each in head.members if each != self._ownership.node_id]
+
+
+def _guarded(record: VolumeRecord, work: Callable[[], object]) -> None:
+    try:
+        work()
+    except RemoraError as error:
+        _note(record, error)
+    except Exception:
+        log.exception("a round failed", extra=fields(volume=record.name))
 
 
 def _note(record: VolumeRecord, error: RemoraError) -> None:

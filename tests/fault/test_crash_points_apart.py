@@ -77,7 +77,8 @@ class Node(World):
 
     def recover(self) -> None:
         """Do what a daemon does at its start."""
-        self.journals.recover([self.record])
+        self.journals.correct_copy_states([self.record])
+        self.journals._repair(self.record)
         quarantine.mend(self.ownership, self.quarantine)
 
     def recorded(self) -> list[str]:

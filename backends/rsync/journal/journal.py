@@ -19,7 +19,7 @@ stands still. Elsewhere, files are copied while others write to them.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -29,7 +29,7 @@ from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known
-from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     TREE_NAME,
     fill,
@@ -42,6 +42,7 @@ from backends.rsync.journal.watch import Hints
 from backends.system import btrfs, files
 
 DELTA_NAME: Final = "delta"
+OUTBOX_NAME: Final = "outbox"
 EVERYTHING: Final = Hints(everything=True)
 
 
@@ -73,7 +74,7 @@ class Journal:
         self.live = home / LIVE_NAME
         self.staging = Staging(home)
         self._volume_id = volume_id
-        self._outbox = home / "outbox"
+        self._outbox = home / OUTBOX_NAME
         self._path = home / "manifest.db"
         self._commits = Commits(home, self.live)
         self.by_snapshot = self._commits.possible()
@@ -207,9 +208,20 @@ class Journal:
         return since
 
     def _open(self) -> Manifest:
+        """
+        Return the manifest, made anew if it is damaged.
+
+        A passing error (no descriptor left, a full disk) discards nothing: without its
+        manifest a whole volume would have to be sent again. Nor is it discarded while a
+        delta is marked that leads on from it: only with it can the commit be applied.
+        """
         try:
             return Manifest(self._path)
-        except BackendError:
+        except DamagedManifestError:
+            if self.staging.marked() is not None:
+                with closing(self.staging.delta()) as delta:
+                    if delta.header.base is not None:
+                        raise
             Manifest.discard(self._path)
             return Manifest(self._path)
 

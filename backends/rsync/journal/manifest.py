@@ -66,6 +66,10 @@ _SCHEMA: Final = f"""
 """
 
 
+class DamagedManifestError(BackendError):
+    """What the file holds is no manifest of ours: to open it again does not help."""
+
+
 class Manifest:
     """
     The entries of one volume on this node as of one commit; for several threads.
@@ -241,7 +245,7 @@ class Manifest:
         if version == 0:
             connection.executescript(_SCHEMA)
         elif version != _VERSION:
-            raise BackendError(
+            raise DamagedManifestError(
                 f"the manifest {self._path} has version {version}, not {_VERSION}",
                 hint=_DISCARD,
             )
@@ -333,9 +337,12 @@ class Manifest:
         try:
             yield
         except (OSError, sqlite3.Error) as error:
-            raise BackendError(
-                f"cannot use the manifest {self._path}: {error}", hint=_DISCARD
-            ) from error
+            cause = f"cannot use the manifest {self._path}: {error}"
+            # The low byte is the kind of error. Source: sqlite.org, "Result codes".
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise DamagedManifestError(cause, hint=_DISCARD) from error
+            raise BackendError(cause, hint="retry; the manifest is kept") from error
 
 
 def parent(path: bytes) -> bytes:

@@ -80,7 +80,7 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
     remove_tree(tree)
     tree.mkdir(mode=0o700, parents=True)
     with Beneath(root) as source, Beneath(tree) as target:
-        filling = _Filling(source, target, FileCopier())
+        filling = _Filling(source, target, FileCopier(flush_source=True))
         try:
             for known in entries:
                 filling.copy(known.entry.path)

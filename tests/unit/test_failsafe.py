@@ -1,0 +1,128 @@
+"""While etcd is away: one member that is silent costs no volume of others its time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backends.errors import RemoraError
+from backends.system import clock
+from plugin.errors import PeerRefusedError, PeerUnreachableError
+from plugin.ownership.failsafe import Failsafe, Holds
+
+HOLD_S = 10.0
+
+
+class Asks:
+    """Nodes that answer, are silent, refuse, or are slow."""
+
+    def __init__(self, **kinds: str) -> None:
+        self.kinds = kinds
+        self.asked: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def call_all(
+        self,
+        node_ids: Sequence[str],
+        request: str,
+        body: Mapping[str, Any],
+        *,
+        deadline_s: float,
+    ) -> dict[str, Mapping[str, Any] | RemoraError]:
+        assert request == "hold"
+        [node] = node_ids
+        with self._lock:
+            self.asked[node] += 1
+        kind = self.kinds.get(node, "well")
+        if kind == "silent":
+            time.sleep(deadline_s)
+            return {node: PeerUnreachableError("no answer")}
+        if kind == "refuses":
+            return {node: PeerRefusedError(f"another node wants {body['volume']}")}
+        if kind == "slow":
+            time.sleep(min(0.3, deadline_s))
+        return {node: {}}
+
+
+class Volumes:
+    """What the node owns: volumes by name, with their other members."""
+
+    def __init__(self, members: Mapping[str, Sequence[str]], asks: Asks) -> None:
+        ownership = SimpleNamespace(
+            node_id="own",
+            membership=SimpleNamespace(deadline_s=lambda: clock.boottime_s() - 1),
+            heads=SimpleNamespace(
+                read=lambda name: SimpleNamespace(
+                    head=SimpleNamespace(members=("own", *members[name]))
+                )
+            ),
+            is_shared=lambda _: False,
+            still_owner=lambda _record, _epoch: True,
+        )
+        self.failsafe = Failsafe(ownership, asks, Holds(HOLD_S), ask_below_s=5.0)
+        self.held = [
+            SimpleNamespace(record=SimpleNamespace(id=name, name=name), epoch=1)
+            for name in members
+        ]
+
+    def round(self) -> set[str]:
+        """Return the volumes with time left after one more round."""
+        self.failsafe.extend(self.held)
+        now_s = clock.boottime_s()
+        names = [each.record.id for each in self.held]
+        return {each for each in names if self.failsafe.deadline_s(each) > now_s}
+
+
+def test_a_silent_member_costs_others_nothing() -> None:
+    silent = {f"s{number}": ["silent"] for number in range(20)}
+    asks = Asks(silent="silent")
+    volumes = Volumes({**silent, "well": ["beta"], "alone": []}, asks)
+    assert volumes.round() == {"well", "alone"}
+    # It is asked once in a round: it would not answer for the others either.
+    assert asks.asked["silent"] == 1
+
+
+def test_a_volume_does_not_wait_for_the_members_of_others() -> None:
+    volumes = Volumes({"s": ["silent"], "well": ["beta"]}, Asks(silent="silent"))
+    thread = threading.Thread(target=volumes.round)
+    thread.start()
+    end_s = time.monotonic() + 1.5  # a silent node is waited for for 2 s
+    while volumes.failsafe.deadline_s("well") < 0:
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+    assert thread.is_alive()
+    thread.join()
+
+
+def test_all_members_have_to_agree() -> None:
+    asks = Asks(gamma="refuses")
+    volumes = Volumes({"v": ["beta", "gamma"], "w": ["beta"]}, asks)
+    assert volumes.round() == {"w"}
+
+
+def test_a_slow_member_agrees_to_all_its_volumes_in_time() -> None:
+    names = [f"v{number}" for number in range(15)]
+    volumes = Volumes({each: ["slow"] for each in names}, Asks(slow="slow"))
+    had: set[str] = set()
+    for _ in range(4):
+        had |= volumes.round()
+    assert had == set(names)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_who_was_asked_for_a_promise_agrees_no_more(wanted: bool) -> None:
+    volumes = Volumes({"v": ["beta"]}, Asks())
+    holds = volumes.failsafe._holds
+    if wanted:
+        with pytest.raises(PeerRefusedError):
+            holds.agree("v")
+            holds.require_free("v")
+        assert volumes.round() == set()
+    else:
+        assert volumes.round() == {"v"}
