@@ -138,7 +138,9 @@ class Failsafe:
         membership = self._ownership.membership
         left_s = membership.deadline_s() - clock.boottime_s()
         if not self._ask_below_s or left_s > self._ask_below_s:
-            self._until_s.clear()
+            # What was agreed holds until its time: the locks are yet to be taken again.
+            now_s = clock.boottime_s()
+            self._until_s = {k: v for k, v in self._until_s.items() if v > now_s}
             self._refused.clear()
             return
         due = [each for each in held if self._is_due(each)]
