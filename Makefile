@@ -63,6 +63,7 @@ bench: setup-bench
 	$(PYTHON) -m tests.bench.cluster
 	$(PYTHON) -m tests.bench.peers
 	$(PYTHON) -m tests.bench.replication
+	$(PYTHON) -m tests.bench.fairness
 	$(PYTHON) -m tests.bench.watched
 
 # A server and two nodes with kernels of their own, and a shell on them.
