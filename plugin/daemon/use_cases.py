@@ -149,7 +149,6 @@ def _with_the_rest(
             interval_s=given.times.reconcile_interval_s,
             also=[quarantine.mend],
         ),
-        locks=operations.locks,
         copying=copying,
     )
 

@@ -10,7 +10,6 @@ from plugin.volumes.creation import Creation
 from plugin.volumes.history import VolumeHistory
 from plugin.volumes.importing import Importing
 from plugin.volumes.mounting import Mounting
-from plugin.volumes.operations import VolumeLocks
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.removal import Removal
@@ -21,7 +20,7 @@ from plugin.volumes.views import VolumeViews
 
 @dataclass(frozen=True, slots=True)
 class UseCases:
-    """The parts, which share *locks* and what is known of *copying*."""
+    """The parts, which share what is known of *copying*."""
 
     views: VolumeViews
     creation: Creation
@@ -34,5 +33,8 @@ class UseCases:
     quarantine: QuarantineService
     history: VolumeHistory
     reconciler: Reconciler
-    locks: VolumeLocks
     copying: CopyingUnderWay
+
+    def under_way(self) -> list[str]:
+        """Return the names of the volumes on which an operation is under way."""
+        return self.removal.operations.locks.names()

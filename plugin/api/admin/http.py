@@ -233,7 +233,7 @@ def _status(volumes: UseCases, registry: Registry) -> dict[str, Any]:
         "scope": volumes.creation.scope(),
         "volumes": len(found),
         "mounted": sum(bool(each.mountpoint) for each in found),
-        "operations": volumes.locks.names(),
+        "operations": volumes.under_way(),
         "copies": volumes.copying.under_way(),
         "storages": storages,
     }
