@@ -29,7 +29,7 @@ from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
 from plugin.peers.keys import ensure_keys
 from plugin.peers.peer import Peer
-from plugin.peers.server import PeerServer, Place
+from plugin.peers.server import PeerServer, StagingPlace
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
 from plugin.daemon.sockets import bind_socket
@@ -44,7 +44,7 @@ peer = Peer(id=str(uuid.uuid4()), name="self", addresses=("127.0.0.1",), port=74
 
 class Receiver:
     def begin(self, node_id, **about):
-        return Place(staging, source, state / "receiving")
+        return StagingPlace(staging, source, state / "receiving")
     def end(self, node_id, **about):
         pass
 

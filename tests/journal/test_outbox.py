@@ -117,7 +117,7 @@ class Disturbed(FileCopier):
 
 
 def disturbed(monkeypatch: pytest.MonkeyPatch, disturb: Callable[[], object]) -> None:
-    monkeypatch.setattr(outbox, "FileCopier", lambda: Disturbed(disturb))
+    monkeypatch.setattr(outbox, "FileCopier", lambda **_: Disturbed(disturb))
 
 
 def test_a_file_that_holds_still_later_is_copied_then(
