@@ -57,7 +57,7 @@ _FINGERPRINT: Final = re.compile(r"SHA256:[A-Za-z0-9+/]{43}")
 @click.option("--yes", is_flag=True, help="Do what is planned without asking.")
 @json_option
 @pass_context
-def enroll(
+def enroll(  # noqa: PLR0913, PLR0917 - a parameter for each option
     context: Context,
     host: str,
     port: int,

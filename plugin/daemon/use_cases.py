@@ -149,7 +149,7 @@ def _with_the_rest(
             interval_s=given.times.reconcile_interval_s,
             also=[quarantine.mend],
         ),
-        copying=copying,
+        operations=operations,
     )
 
 

@@ -195,25 +195,30 @@ class Failsafe:
         for each in volumes:
             if deadline.passed():
                 break
-            answer = self._asks.call_all(
-                [node_id],
-                "hold",
-                {"volume": each.record.id, "epoch": each.epoch},
-                deadline_s=deadline.remaining_s(),
-            )[node_id]
-            if not isinstance(answer, RemoraError):
-                agreeing.append(each.record.id)
-                continue
-            if each.record.id not in self._refused:
-                self._refused.add(each.record.id)
-                log.warning(
-                    "a member does not agree that we go on without etcd: %s",
-                    answer,
-                    extra=fields(volume=each.record.name, node=node_id),
+            body = {"volume": each.record.id, "epoch": each.epoch}
+            try:
+                self._asks.call(
+                    node_id, "hold", body, deadline_s=deadline.remaining_s()
                 )
-            if isinstance(answer, PeerUnreachableError):
+            except PeerUnreachableError as error:
+                self._note_refusal(each, node_id, error)
                 break  # it would not answer for the others either
+            except RemoraError as error:
+                self._note_refusal(each, node_id, error)
+            else:
+                agreeing.append(each.record.id)
         return node_id, agreeing
+
+    def _note_refusal(self, held: Held, node_id: str, error: RemoraError) -> None:
+        """Warn once for each volume until the lease is back."""
+        if held.record.id in self._refused:
+            return
+        self._refused.add(held.record.id)
+        log.warning(
+            "a member does not agree that we go on without etcd: %s",
+            error,
+            extra=fields(volume=held.record.name, node=node_id),
+        )
 
     def _agreed(self, volume_id: str, asked_s: float) -> None:
         """Note that all other members agree; we keep from promising like them."""

@@ -275,10 +275,13 @@ class Keeper:
     def _unmount(self, holding: Holding) -> None:
         """Take a lost volume's mount away, which may take as long as storage wants."""
         record = holding.record
-        with suppress(RemoraError):
-            self._ownership.backend_of(record).unmount(
-                record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
-            )
+        with self._lock:
+            still_ours = self._held.get(record.id) is holding
+        if still_ours:  # else its Unmount came, and perhaps a Mount after it
+            with suppress(RemoraError):
+                self._ownership.backend_of(record).unmount(
+                    record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
+                )
         with self._lock:
             self._lost_s.pop(record.id, None)
             if self._held.get(record.id) is holding:

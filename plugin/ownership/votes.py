@@ -38,6 +38,12 @@ _REFRESH_DEADLINE_S: Final = 2.0
 class Asks(Protocol):
     """How other nodes are asked; see `Peers`."""
 
+    def call(
+        self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
+    ) -> Mapping[str, Any]:
+        """Return a node's answer, or raise PeerUnreachableError or its error."""
+        ...
+
     def call_all(
         self,
         node_ids: Sequence[str],

@@ -229,7 +229,7 @@ class Journals:
                 continue
             try:
                 work(record)
-            except RemoraError as error:
+            except (RemoraError, OSError) as error:  # this one's directory may be bad
                 log.warning(
                     "a copy could not be repaired: %s",
                     error,

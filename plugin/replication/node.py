@@ -35,7 +35,7 @@ from plugin.replication.transfer import RsyncTransfer
 class ReplicationNode:
     """The parts, built; to ownership it is a `Replication`, see `bytes_port.py`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
         ownership: OwnershipView,
         backend: RsyncBackend,

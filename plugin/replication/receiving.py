@@ -71,7 +71,7 @@ class _Session:
 class Receiving:
     """The daemon's word on each transfer; see `peers.server.Receiver`."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
         ownership: OwnershipView,
         journals: Journals,

@@ -384,8 +384,6 @@ def _guarded(record: VolumeRecord, work: Callable[[], object]) -> None:
         work()
     except RemoraError as error:
         _note(record, error)
-    except Exception:
-        log.exception("a round failed", extra=fields(volume=record.name))
 
 
 def _note(record: VolumeRecord, error: RemoraError) -> None:

@@ -244,21 +244,20 @@ class VolumeMembers:
         if self.peers is None:
             raise StoreError("the records name another owner, and this node is alone")
         request = ReplicaRequest(record.id, record.name, node_id, action)
-        answer = self.peers.call_all(
-            [owner],
-            "replica",
-            msgspec.to_builtins(request),
-            deadline_s=_FORWARD_DEADLINE_S,
-        )[owner]
-        if isinstance(answer, PeerUnreachableError):
+        try:
+            self.peers.call(
+                owner,
+                "replica",
+                msgspec.to_builtins(request),
+                deadline_s=_FORWARD_DEADLINE_S,
+            )
+        except PeerUnreachableError:
             name = self.ownership.name_of(owner)
             raise NotOwnerError(
                 f"'{record.name}' was in use on node '{name}', which does not answer",
                 hint=f"start '{name}', or a container with the volume elsewhere",
                 transient=True,
-            )
-        if isinstance(answer, RemoraError):
-            raise answer
+            ) from None
 
     def _require_steady(self, record: VolumeRecord, head: Head) -> None:
         """Raise unless it is known which copies are the newest."""

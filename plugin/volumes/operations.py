@@ -115,6 +115,10 @@ class Operations:
         self.locks = VolumeLocks()
         self._room = threading.BoundedSemaphore(operations_max)
 
+    def under_way(self) -> list[str]:
+        """Return the names of the volumes that something is done with."""
+        return self.locks.names()
+
     def run(
         self,
         name: str,

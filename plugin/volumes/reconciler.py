@@ -42,7 +42,7 @@ _STOP_WAIT_S: Final = 2.0
 class Reconciler:
     """Runs passes in one background thread until it is stopped."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root names each of them
         self,
         catalogue: Catalogue,
         discovery: Discovery,

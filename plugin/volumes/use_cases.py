@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from plugin.volumes.adoption import Adoption
-from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
 from plugin.volumes.history import VolumeHistory
 from plugin.volumes.importing import Importing
 from plugin.volumes.mounting import Mounting
+from plugin.volumes.operations import Operations
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.removal import Removal
@@ -20,7 +20,7 @@ from plugin.volumes.views import VolumeViews
 
 @dataclass(frozen=True, slots=True)
 class UseCases:
-    """The parts, which share what is known of *copying*."""
+    """The parts, which share *operations*."""
 
     views: VolumeViews
     creation: Creation
@@ -33,8 +33,4 @@ class UseCases:
     quarantine: QuarantineService
     history: VolumeHistory
     reconciler: Reconciler
-    copying: CopyingUnderWay
-
-    def under_way(self) -> list[str]:
-        """Return the names of the volumes on which an operation is under way."""
-        return self.removal.operations.locks.names()
+    operations: Operations

@@ -27,7 +27,7 @@ LONG_AFTER_S: Final = 5.0
 LIFE_S: Final = 120.0
 
 
-def measure(volumes: int, slow: int) -> tuple[float, float]:
+def measure(volumes: int, slow: int, *, life_s: float = LIFE_S) -> tuple[float, float]:
     """Return the longest and the median gap between quick rounds, in intervals."""
     began: dict[str, list[float]] = defaultdict(list)
     ending = threading.Event()
@@ -42,7 +42,7 @@ def measure(volumes: int, slow: int) -> tuple[float, float]:
         takes_s = SLOW_S if number < slow else QUICK_S
         key = f"{'slow' if number < slow else 'quick'}-{number}"
         schedule.want(key, INTERVAL_S / SPEED, partial(work, key, takes_s))
-    time.sleep(LIFE_S / SPEED)
+    time.sleep(life_s / SPEED)
     end = time.monotonic()
     ending.set()
     schedule.stop()

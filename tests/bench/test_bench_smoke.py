@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from tests.bench import fairness
 from tests.bench.figures import percentile, ratio, turns
 from tests.bench.report import MISSED, REACHED, UNCLEAR, Target, row, tables
 from tests.bench.subjects import CONTENT_LENGTH, Rclone
@@ -96,19 +97,29 @@ def test_the_end_of_an_answer_is_found_by_its_length() -> None:
     assert found.end() == len(head) + 2
 
 
-def test_a_quick_run_in_a_cluster_gives_every_row() -> None:
-    if missing := node.missing() or ("" if shutil.which("etcd") else "etcd"):
-        pytest.skip(f"needs {missing}")
+def test_turns_are_measured() -> None:
+    longest, median = fairness.measure(20, 4, life_s=25)
+    assert longest >= median > 0
+
+
+def quick_rows(module: str, *, timeout_s: float) -> list[str]:
+    """Return the rows of the tables that a quick run of *module* prints."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.cluster", "--quick"],
+        [sys.executable, "-m", module, "--quick"],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=timeout_s,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    return [line for line in done.stdout.splitlines() if line.startswith("| ")]
+
+
+def test_a_quick_run_in_a_cluster_gives_every_row() -> None:
+    if missing := node.missing() or ("" if shutil.which("etcd") else "etcd"):
+        pytest.skip(f"needs {missing}")
+    rows = quick_rows("tests.bench.cluster", timeout_s=180)
     begins = [each.split("|")[1].strip() for each in rows[1:]]
     assert begins == ["mount", "second mount", "second unmount", "unmount"]
 
@@ -116,16 +127,7 @@ def test_a_quick_run_in_a_cluster_gives_every_row() -> None:
 def test_a_quick_run_between_nodes_gives_every_row() -> None:
     if missing := node.missing() or ("" if shutil.which("etcd") else "etcd"):
         pytest.skip(f"needs {missing}")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.peers", "--quick"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = quick_rows("tests.bench.peers", timeout_s=180)
     begins = [each.split("|")[1].strip() for each in rows]
     assert [each for each in begins if each.startswith("a call")] == [
         "a call, one after the other",
@@ -137,15 +139,6 @@ def test_a_quick_run_between_nodes_gives_every_row() -> None:
 
 @pytest.mark.long
 def test_a_quick_run_on_nfs_gives_every_row() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench.nfs", "--quick"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = quick_rows("tests.bench.nfs", timeout_s=300)
     begins = [each.split("|")[1].split()[:1] for each in rows[1:]]
     assert begins == [["mount"], ["write"], ["read"], ["create"]]

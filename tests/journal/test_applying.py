@@ -19,7 +19,7 @@ from backends.rsync.journal.staging import Staging
 from backends.system import quota
 from tests.support.fuse import NEVER, STEPS_MAX, live
 from tests.support.journal_trees import (
-    CopyState,
+    MemberCopy,
     acl,
     all_known,
     full,
@@ -72,10 +72,10 @@ def changes(before: Path, root: Path, outbox: Path, deletions: list[bytes]) -> N
     make_delta(outbox, filled, base=(1, 1), commit=(1, 2), deletions=deletions)
 
 
-def prepared(tmp_path: Path, source: Path, name: str) -> CopyState:
+def prepared(tmp_path: Path, source: Path, name: str) -> MemberCopy:
     """Return a replica that has the first commit."""
     full(source, tmp_path / "out1", commit=(1, 1))
-    replica = CopyState(tmp_path / name)
+    replica = MemberCopy(tmp_path / name)
     replica.receive(tmp_path / "out1")
     apply(replica.home, replica.manifest)
     return replica
@@ -83,7 +83,7 @@ def prepared(tmp_path: Path, source: Path, name: str) -> CopyState:
 
 def test_a_full_delta_makes_the_same_tree(tmp_path: Path, source: Path) -> None:
     full(source, tmp_path / "out", commit=(1, 1))
-    replica = CopyState(tmp_path / "replica")
+    replica = MemberCopy(tmp_path / "replica")
     (replica.live / "old/inside").mkdir(parents=True)
     (replica.live / "zzz").mkdir()
     (replica.live / "zzz/inside").write_text("in the way")
@@ -112,7 +112,7 @@ def test_a_full_delta_sends_only_what_differs(tmp_path: Path, source: Path) -> N
 
 def test_a_first_copy_takes_its_place_as_a_whole(tmp_path: Path, source: Path) -> None:
     full(source, tmp_path / "out", commit=(1, 1))
-    replica = CopyState(tmp_path / "replica")
+    replica = MemberCopy(tmp_path / "replica")
     replica.receive(tmp_path / "out")
     sent = replica.staging.tree().stat().st_ino
     apply(replica.home, replica.manifest)
@@ -127,7 +127,7 @@ def test_a_directory_with_a_limit_keeps_it(tmp_path: Path) -> None:
     (source / "deep").mkdir(parents=True)
     (source / "deep/file").write_text("content")
     with loop_filesystem(tmp_path, "xfs") as shared:
-        replica = CopyState(shared / "replica")
+        replica = MemberCopy(shared / "replica")
         # As `quota.limit` does, on kernels without quotas too.
         subprocess.run(["chattr", "-p", "70000", "+P", replica.live], check=True)
         number = replica.live.stat().st_ino
@@ -172,7 +172,7 @@ def test_a_volume_that_is_a_subvolume_gets_copies(tmp_path: Path, source: Path) 
 
 def test_a_commit_only_counts_with_its_marker(tmp_path: Path, source: Path) -> None:
     full(source, tmp_path / "out", commit=(1, 1))
-    replica = CopyState(tmp_path / "replica")
+    replica = MemberCopy(tmp_path / "replica")
     with pytest.raises(BackendError, match="no commit to apply"):
         apply(replica.home, replica.manifest)
     replica.receive(tmp_path / "out")
@@ -248,7 +248,7 @@ def test_what_was_not_sent_right_is_asked_for_again(
     spoil: Callable[[Path], None], tmp_path: Path, source: Path
 ) -> None:
     full(source, tmp_path / "out", commit=(1, 1))
-    replica = CopyState(tmp_path / "replica")
+    replica = MemberCopy(tmp_path / "replica")
     sent = replica.receive(tmp_path / "out")
     replica.staging.unmark()
     spoil(replica.staging.tree())
@@ -293,7 +293,7 @@ def test_a_kill_at_any_step_changes_nothing(
     kind: str, renames: bool, tmp_path: Path, source: Path
 ) -> None:
     replica = (
-        CopyState(tmp_path / "first")
+        MemberCopy(tmp_path / "first")
         if kind == "first"
         else prepared(tmp_path, source, "first")
     )
@@ -318,7 +318,7 @@ def test_a_kill_at_any_step_changes_nothing(
             dies(home, step // 2 + 1, renames=renames)
         if Staging(home).marked() is not None:
             assert not dies(home, NEVER, renames=True)
-        tried = CopyState(home)
+        tried = MemberCopy(home)
         assert tried.staging.marked() is None
         tried.staging.clear()
         assert shape(tried.live) == wanted

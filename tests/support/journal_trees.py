@@ -116,7 +116,7 @@ def send(outbox: Path, staging: Path, names: list[bytes]) -> None:
     )
 
 
-class CopyState:
+class MemberCopy:
     """A member's directory of the volume."""
 
     def __init__(self, home: Path) -> None:

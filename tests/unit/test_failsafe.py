@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from backends.errors import RemoraError
 from backends.system import clock
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.ownership.failsafe import Failsafe, Holds
@@ -27,27 +26,21 @@ class Asks:
         self.asked: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def call_all(
-        self,
-        node_ids: Sequence[str],
-        request: str,
-        body: Mapping[str, Any],
-        *,
-        deadline_s: float,
-    ) -> dict[str, Mapping[str, Any] | RemoraError]:
+    def call(
+        self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
+    ) -> Mapping[str, Any]:
         assert request == "hold"
-        [node] = node_ids
         with self._lock:
-            self.asked[node] += 1
-        kind = self.kinds.get(node, "well")
+            self.asked[node_id] += 1
+        kind = self.kinds.get(node_id, "well")
         if kind == "silent":
             time.sleep(deadline_s)
-            return {node: PeerUnreachableError("no answer")}
+            raise PeerUnreachableError("no answer")
         if kind == "refuses":
-            return {node: PeerRefusedError(f"another node wants {body['volume']}")}
+            raise PeerRefusedError(f"another node wants {body['volume']}")
         if kind == "slow":
             time.sleep(min(0.3, deadline_s))
-        return {node: {}}
+        return {}
 
 
 class Volumes:

@@ -159,7 +159,7 @@ def test_a_mount_past_its_deadline_leaves_nothing(tmp_path: Path) -> None:
     assert world.volumes.views.get("v").record.name == "v"
     release.set()
     deadline = Deadline(10)
-    while world.volumes.under_way() and not deadline.passed():
+    while world.volumes.operations.under_way() and not deadline.passed():
         pass
     assert not world.is_mounted()
     assert not world.count("v")
@@ -174,7 +174,7 @@ def test_a_creation_whose_caller_is_gone_is_taken_back(world: World) -> None:
         world.volumes.creation.create("v", {}, caller_gone=lambda: True)
     release.set()
     deadline = Deadline(10)
-    while world.volumes.under_way() and not deadline.passed():
+    while world.volumes.operations.under_way() and not deadline.passed():
         pass
     assert world.catalogue.all() == []
     assert world.disk == {}

@@ -233,8 +233,8 @@ def _status(volumes: UseCases, registry: Registry) -> dict[str, Any]:
         "scope": volumes.creation.scope(),
         "volumes": len(found),
         "mounted": sum(bool(each.mountpoint) for each in found),
-        "operations": volumes.under_way(),
-        "copies": volumes.copying.under_way(),
+        "operations": volumes.operations.under_way(),
+        "copies": volumes.creation.copying.under_way(),
         "storages": storages,
     }
 
