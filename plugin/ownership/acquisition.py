@@ -159,7 +159,7 @@ class Acquisition:
                 state, raised, self.ownership.put_lock(record, raised.epoch)
             )
             if changed is not None:
-                return changed, head.phase == "idle"
+                return changed, head.released
             self.ownership.heads.refresh(
                 min(deadline.remaining_s(), REFRESH_DEADLINE_S)
             )
@@ -330,7 +330,7 @@ class Acquisition:
         """Raise NotOwnerError while an owner relies on our word not to promise."""
         state = self.ownership.heads.read(record.id)
         head = state.head
-        if head is None or head.phase == "idle" or head.owner == self.ownership.node_id:
+        if head is None or head.released or head.owner == self.ownership.node_id:
             return
         if self.ownership.is_shared(record):
             return  # no member is asked to wait

@@ -10,6 +10,8 @@ import pytest
 from backends.errors import VolumeBusyError
 from backends.system.clock import Deadline
 from plugin.errors import ChangedError, NotOwnerError
+from plugin.ownership import rules
+from plugin.ownership.heads import drop_lock
 from plugin.ownership.state import Commit
 from plugin.store.base import Compare, Operation, Outcome, Put
 from tests.fault.two_nodes import World
@@ -141,6 +143,28 @@ def test_a_lock_whose_lease_the_store_forgets_hinders_nobody(
         assert beta.ownership.heads.read(volume_id).locked_by == ""
     finally:
         beta.close()
+
+
+def test_an_acquisition_that_was_given_up_is_no_release(world: World) -> None:
+    """The last owner may still write: its members are asked as after a crash."""
+    volume_id = released(world)
+    record = world.volumes.views.existing("v").record
+    heads, acquisition = world.ownership.heads, world.volumes.mounting.acquisition
+    state = heads.read(volume_id)
+    assert state.head is not None
+    raised = rules.acquire(state.head, locked_by="", node="other", boot_id="boot")
+    idle = rules.abandon(raised, node="other", epoch=raised.epoch)
+    assert heads.change(state, idle, drop_lock(volume_id)) is not None
+    _, orderly = acquisition._raise_epoch(record, Deadline(5))
+    assert not orderly
+
+
+def test_a_release_is_orderly(world: World) -> None:
+    released(world)
+    world.volumes.unmounting.unmount("v", "engine")
+    record = world.volumes.views.existing("v").record
+    _, orderly = world.volumes.mounting.acquisition._raise_epoch(record, Deadline(5))
+    assert orderly
 
 
 def test_nodes_are_drained_and_removed_although_others_change_them(
