@@ -154,7 +154,11 @@ class Failsafe:
         record = held.record
         if self._ownership.is_shared(record):
             return False  # every node may have its bytes: nobody can speak for all
-        if not self._ownership.still_owner(record, held.epoch):
+        try:
+            is_ours = self._ownership.still_owner(record, held.epoch)
+        except RemoraError:
+            return False  # what is not known of it harms no other volume
+        if not is_ours:
             self._until_s.pop(record.id, None)
             return False
         left_s = self.deadline_s(record.id) - clock.boottime_s()

@@ -209,7 +209,9 @@ class Keeper:
     def _round(self) -> None:
         """Do what is due; nothing here waits for one volume, for all have deadlines."""
         self._failsafe.extend(self._holdings())
-        self._tell_guard()
+        # A guard that does not answer must not keep locks from being taken again.
+        with suppress(RemoraError):
+            self._tell_guard()
         self._dying = False
         for holding in self._holdings():
             try:
@@ -257,36 +259,53 @@ class Keeper:
             self._dying = True  # the guard goes on; it is asked again soon
             return
         now_s = clock.monotonic_s()
-        if record.id not in self._lost_s:
-            self._lost_s[record.id] = now_s
+        with self._lock:
+            if self._held.get(record.id) is not holding:
+                return  # its Unmount came meanwhile: the kill makes the engine send it
+            is_new = record.id not in self._lost_s
+            lost_s = self._lost_s.setdefault(record.id, now_s)
+            is_over = now_s - lost_s >= _LOST_GRACE_S
+            begins = is_over and record.id not in self._unmounting
+            if begins:
+                self._unmounting.add(record.id)
+        if is_new:
             log.warning(
                 "another node owns it: its writers are ended",
                 extra=fields(volume=record.name),
             )
             self._ownership.events.add(record, "writers-killed", epoch=holding.epoch)
-        if now_s - self._lost_s[record.id] < _LOST_GRACE_S:
-            return
-        if record.id not in self._unmounting:
-            self._unmounting.add(record.id)
-            threading.Thread(
-                target=self._unmount, args=(holding,), name="unmount", daemon=True
-            ).start()
+        if begins:
+            self._begin_unmount(holding)
+
+    def _begin_unmount(self, holding: Holding) -> None:
+        thread = threading.Thread(
+            target=self._unmount, args=(holding,), name="unmount", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread left: the next round tries again
+            log.warning("%s", error, extra=fields(volume=holding.record.name))
+            with self._lock:
+                self._unmounting.discard(holding.record.id)
 
     def _unmount(self, holding: Holding) -> None:
         """Take a lost volume's mount away, which may take as long as storage wants."""
         record = holding.record
-        with self._lock:
-            still_ours = self._held.get(record.id) is holding
-        if still_ours:  # else its Unmount came, and perhaps a Mount after it
-            with suppress(RemoraError):
-                self._ownership.backend_of(record).unmount(
-                    record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
-                )
-        with self._lock:
-            self._lost_s.pop(record.id, None)
-            if self._held.get(record.id) is holding:
-                del self._held[record.id]
-            self._unmounting.discard(record.id)
+        try:
+            with self._lock:
+                still_ours = self._held.get(record.id) is holding
+            if still_ours:  # else its Unmount came, and perhaps a Mount after it
+                with suppress(RemoraError):
+                    self._ownership.backend_of(record).unmount(
+                        record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
+                    )
+            with self._lock:
+                if self._held.get(record.id) is holding:
+                    del self._held[record.id]
+                    self._lost_s.pop(record.id, None)
+        finally:
+            with self._lock:
+                self._unmounting.discard(record.id)
 
     def _kill(self, holding: Holding) -> bool:
         """Kill the writers, new ones included; return whether none is left."""
@@ -317,11 +336,17 @@ class Keeper:
             self._states = self._guard.hold(told)
 
     def _deadline_s(self, holding: Holding) -> float:
-        """Return until when writers of the volume may write."""
-        deadline_s = self._failsafe.deadline_s(holding.record.id)
-        if self._locked(holding) and self._ownership.still_owner(
-            holding.record, holding.epoch
-        ):
+        """Return until when writers of the volume may write; never after a loss."""
+        record = holding.record
+        try:
+            if not self._ownership.still_owner(record, holding.epoch):
+                return -math.inf
+            locked = self._locked(holding)
+        except RemoraError as error:  # what is not known of it harms no other volume
+            log.warning("%s", error, extra=fields(volume=record.name))
+            return -math.inf
+        deadline_s = self._failsafe.deadline_s(record.id)
+        if locked:
             deadline_s = max(deadline_s, self._ownership.membership.deadline_s())
         return deadline_s
 

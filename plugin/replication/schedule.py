@@ -36,6 +36,7 @@ class _Entry:
     due_s: float
     began_s: float | None = None
     is_long: bool = False
+    is_wanted: bool = True
 
 
 class Schedule:
@@ -75,6 +76,7 @@ class Schedule:
                 self._entries[key] = _Entry(work, interval_s, now_s)
             else:
                 entry.work, entry.interval_s = work, interval_s
+                entry.is_wanted = True
                 latest_s = now_s if at_once else now_s + interval_s
                 entry.due_s = min(entry.due_s, latest_s)
             self._changed.notify_all()
@@ -82,9 +84,11 @@ class Schedule:
     def keep_only(self, keys: Collection[str]) -> None:
         """Forget all but *keys*; a round that is under way ends by itself."""
         with self._changed:
-            for key in [*self._entries]:
-                if key not in keys and self._entries[key].began_s is None:
-                    del self._entries[key]
+            for key, entry in [*self._entries.items()]:
+                if key not in keys:
+                    entry.is_wanted = False
+                    if entry.began_s is None:
+                        del self._entries[key]
 
     def _run(self) -> None:
         with self._changed:
@@ -96,9 +100,17 @@ class Schedule:
                     continue
                 entry.began_s = now_s
                 entry.due_s = now_s + entry.interval_s
-                threading.Thread(
-                    target=self._round, args=(entry,), name="round", daemon=True
-                ).start()
+                self._begin(entry)
+
+    def _begin(self, entry: _Entry) -> None:
+        thread = threading.Thread(
+            target=self._round, args=(entry,), name="round", daemon=True
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread left: its turn comes again
+            log.warning("no round can begin: %s", error)
+            entry.began_s = None
 
     def _next(self, now_s: float) -> _Entry | None:
         """Return what is due longest of what has a free slot, None if nothing is."""
@@ -113,7 +125,10 @@ class Schedule:
         due = [
             each
             for each in self._entries.values()
-            if each.began_s is None and each.due_s <= now_s and free[each.is_long] > 0
+            if each.began_s is None
+            and each.is_wanted
+            and each.due_s <= now_s
+            and free[each.is_long] > 0
         ]
         return min(due, key=lambda each: each.due_s, default=None)
 
@@ -132,7 +147,8 @@ class Schedule:
             entry.work()
         except Exception:
             log.exception("a round failed")
-        with self._changed:
-            entry.is_long = monotonic_s() - began_s >= self._long_after_s
-            entry.began_s = None
-            self._changed.notify_all()
+        finally:
+            with self._changed:
+                entry.is_long = monotonic_s() - began_s >= self._long_after_s
+                entry.began_s = None
+                self._changed.notify_all()
