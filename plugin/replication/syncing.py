@@ -105,19 +105,21 @@ class Syncing:
             return ()
 
         def bring() -> None:
+            # Whatever is not had in time is left to `follow`, which waits for nobody.
+            if not self._final_slots.acquire(timeout=_FINAL_WAIT_S):
+                return
             try:
-                with (
-                    self._final_slots,
-                    self._journals.using(
-                        record, Deadline(_ROUND_DEADLINE_S)
-                    ) as journal,
-                ):
+                with self._journals.using(record, Deadline(_FINAL_WAIT_S)) as journal:
+                    if not self._is_sealed(record, commit):
+                        return  # it is mounted again
                     self._spread(
                         *(record, journal, commit, others, holders),
                         fill_wait_s=_FINAL_WAIT_S,
                     )
             except RemoraError as error:
                 _note(record, error)
+            finally:
+                self._final_slots.release()
 
         thread = threading.Thread(target=bring, name="syncing:final", daemon=True)
         thread.start()
