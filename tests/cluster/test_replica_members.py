@@ -10,13 +10,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from plugin.ownership.state import Head
 from tests.protocol.command import Done, caller
 from tests.protocol.node import wait_until
+from tests.support.copies import live, wait_same
 from tests.support.journal_trees import shape
 from tests.support.owners import WAIT_S, Owner, Records
 
@@ -34,10 +34,6 @@ def three(make_owner: Make) -> Three:
         make_owner("beta", replace_after="2s"),
         make_owner("gamma", replace_after="2s"),
     )
-
-
-def live(owner: Owner, volume_id: str) -> Path:
-    return owner.copy(volume_id) / "live"
 
 
 def create(owner: Owner, *others: Owner, **options: str) -> str:
@@ -93,14 +89,15 @@ def test_a_dead_member_is_replaced_and_its_copy_goes_when_it_is_back(
     member, other = with_copy(three, records, volume_id)
     member.kill()
     wait_members(records, volume_id, alpha, other)
-    assert shape(live(other, volume_id)) == shape(live(alpha, volume_id))
+    wait_same(alpha, other, volume_id)
     member.start()
     wait_gone(member, volume_id)
     wait_members(records, volume_id, alpha, other)
     alpha.unmount(NAME)
+    left = shape(live(alpha, volume_id))
     # Without a copy it is a node like any other, which fetches what it needs.
     member.mount_at_last(NAME)
-    assert shape(live(member, volume_id)) == shape(live(alpha, volume_id))
+    assert shape(live(member, volume_id)) == left
 
 
 def test_of_an_idle_volume_copies_are_replaced_though_its_last_owner_is_dead(
@@ -141,7 +138,9 @@ def test_a_third_node_that_mounts_a_volume_takes_the_place_of_one(
     volume_id = create(*three)
     member, other = with_copy(three, records, volume_id)
     alpha.unmount(NAME)
+    before = shape(live(alpha, volume_id))
     other.mount_at_last(NAME)
+    assert shape(live(other, volume_id)) == before
     wait_until(
         lambda: len(records.head(volume_id).members) == 2, "two", timeout_s=WAIT_S
     )
@@ -149,7 +148,7 @@ def test_a_third_node_that_mounts_a_volume_takes_the_place_of_one(
     kept = alpha if left is member else member
     wait_members(records, volume_id, other, kept)
     wait_gone(left, volume_id)
-    assert shape(live(kept, volume_id)) == shape(live(other, volume_id))
+    wait_same(other, kept, volume_id)
 
 
 def test_a_drained_node_gives_its_copies_away(three: Three, records: Records) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.protocol.node import wait_until
+from tests.support.copies import live, wait_same
 from tests.support.journal_trees import make_everything, shape
 from tests.support.owners import WAIT_S, Owner, Records, Writer
 
@@ -35,27 +35,10 @@ def create(owner: Owner, other: Owner, **options: str) -> str:
     return volume_id
 
 
-def live(owner: Owner, volume_id: str) -> Path:
-    return owner.copy(volume_id) / "live"
-
-
 def mount(owner: Owner, volume_id: str) -> Path:
     """Mount the volume, if need be later; return what its containers see."""
     owner.mount_at_last(NAME)
     return live(owner, volume_id)
-
-
-def wait_same(first: Owner, second: Owner, volume_id: str) -> None:
-    """Return when both copies are alike in everything."""
-
-    def same() -> bool:
-        there = live(second, volume_id)
-        # A commit may be applied while we look.
-        with suppress(AssertionError, FileNotFoundError):
-            return there.is_dir() and shape(there) == shape(live(first, volume_id))
-        return False
-
-    wait_until(same, f"{second.name} has what {first.name} has", timeout_s=WAIT_S)
 
 
 def wait_held(records: Records, volume_id: str, *owners: Owner) -> None:

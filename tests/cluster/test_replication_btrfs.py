@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.protocol.node import wait_until
+from tests.support.copies import live, wait_same
 from tests.support.journal_trees import make_everything, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.owners import WAIT_S, Owner, Records
@@ -49,10 +49,6 @@ def create(alpha: Owner, beta: Owner) -> str:
     return volume_id
 
 
-def live(owner: Owner, volume_id: str) -> Path:
-    return owner.copy(volume_id) / "live"
-
-
 def snapshots(owner: Owner, volume_id: str) -> list[str]:
     """Return the commits of which the node has a snapshot."""
     found = (owner.copy(volume_id) / "commits").glob("*")
@@ -73,18 +69,6 @@ def wait_published(records: Records, volume_id: str, quality: str) -> str:
 def is_empty(owner: Owner) -> bool:
     """Return whether the node's pool has no volume, removed or not."""
     return not [*owner.pool.glob("volumes/*"), *owner.pool.glob("trash/*")]
-
-
-def wait_same(alpha: Owner, beta: Owner, volume_id: str) -> None:
-    """Return when both copies are alike in everything."""
-
-    def same() -> bool:
-        # A commit may be applied while we look.
-        with suppress(AssertionError, FileNotFoundError):
-            return shape(live(alpha, volume_id)) == shape(live(beta, volume_id))
-        return False
-
-    wait_until(same, "both have the same", timeout_s=WAIT_S)
 
 
 def test_commits_are_snapshots_on_both_sides(

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.protocol.node import wait_until
+from tests.support.copies import live
 from tests.support.journal_trees import shape
 from tests.support.owners import WAIT_S, Owner, Records
 
@@ -66,10 +67,6 @@ def churn(live: Path, chance: random.Random) -> None:
             path.unlink()
         else:
             path.write_bytes(chance.randbytes(chance.randrange(20_000)))
-
-
-def live(owner: Owner, volume_id: str) -> Path:
-    return owner.copy(volume_id) / "live"
 
 
 def wait_committed(records: Records, volume_id: str, before: object) -> None:

@@ -18,6 +18,7 @@ import pytest
 from plugin.ownership.state import Commit
 from tests.protocol.command import caller
 from tests.protocol.node import wait_until
+from tests.support.copies import live
 from tests.support.link import Link
 from tests.support.owners import WAIT_S, Owner, Records
 
@@ -25,10 +26,6 @@ Make = Callable[..., Owner]
 NAME = "data"
 # All names are looked at once a minute.
 SCAN_WAIT_S = 150.0
-
-
-def live(owner: Owner, volume_id: str) -> Path:
-    return owner.copy(volume_id) / "live"
 
 
 def names(directory: Path) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.protocol.node import wait_until
-from tests.support.journal_trees import shape
+from tests.support.copies import wait_same
 from tests.support.owners import WAIT_S, Owner, Records
 
 Make = Callable[..., Owner]
@@ -56,12 +56,6 @@ def filled(owners: list[Owner], records: Records, volume_id: str) -> Owner:
     return found
 
 
-def assert_alike(owners: list[Owner], volume_id: str) -> None:
-    first, *others = (shape(each.copy(volume_id) / "live") for each in owners)
-    assert len(first) == FILES + 1
-    assert others == [first] * len(others)
-
-
 def test_who_has_a_copy_fills_the_next_one(
     owners: list[Owner], records: Records
 ) -> None:
@@ -71,7 +65,8 @@ def test_who_has_a_copy_fills_the_next_one(
     (third,) = [each for each in owners[1:] if each is not second]
     assert not third.events("received", NAME)
     wait_holders(records, volume_id, 3)
-    assert_alike(owners, volume_id)
+    for each in owners[1:]:
+        wait_same(owners[0], each, volume_id)
     assert SIZE <= owners[0].sent_bytes() < 1.5 * SIZE
     assert SIZE <= second.sent_bytes() < 1.5 * SIZE
     assert third.sent_bytes() == 0
@@ -106,7 +101,7 @@ def test_who_was_to_fill_the_next_one_dies(
     )
     second.kill()
     wait_until(lambda: bool(third.events("received", NAME)), "third", timeout_s=WAIT_S)
-    assert_alike([owners[0], third], volume_id)
+    wait_same(owners[0], third, volume_id)
     assert owners[0].sent_bytes() > 1.2 * SIZE
 
 

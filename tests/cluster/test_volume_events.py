@@ -15,6 +15,7 @@ import pytest
 
 from tests.protocol.command import Cli, caller
 from tests.protocol.node import wait_until
+from tests.support.copies import live
 from tests.support.owners import WAIT_S, Owner, Records
 
 Make = Callable[..., Owner]
@@ -25,10 +26,6 @@ def command(
     owner: Owner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Cli:
     return caller(owner, monkeypatch, capsys)
-
-
-def live(owner: Owner, volume_id: str) -> Path:
-    return owner.copy(volume_id) / "live"
 
 
 def wait_held(records: Records, volume_id: str, *owners: Owner) -> None:
