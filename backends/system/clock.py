@@ -33,6 +33,11 @@ def wall_s() -> float:
     return time.time()
 
 
+def wall_ns() -> int:
+    """Return wall time in nanoseconds, to compare with what filesystems note."""
+    return time.time_ns()
+
+
 def monotonic_s() -> float:
     """Return seconds that only go forward, for deadlines within this process."""
     return time.monotonic()

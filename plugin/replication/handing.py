@@ -90,7 +90,7 @@ class Handing:
         with self._journals.using(record, Deadline(TRANSFER_DEADLINE_S)) as journal:
             self._require_sealed(record, commit)
             if journal.commit() != request.commit:
-                journal.record(journal.look(EVERYTHING, ()), request.commit)
+                journal.record(journal.look(EVERYTHING), request.commit)
             size_bytes = self._send(node_id, record, journal, request)
         if not request.paths:
             self._transfer.progress.count("sending", commits=1)

@@ -1,16 +1,15 @@
 """
 What has changed in a mounted volume since its last commit: hints, and what they miss.
 
-Events do not tell of everything. So three more things are looked at: files that were
-written to while they were copied; in every round, files that changed lately; and all
-names once a minute, in large volumes less often.
+Events do not tell of everything. So two more things are looked at: files that changed
+lately, in every round; and all names once a minute, in large volumes less often.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from backends.errors import RemoraError
@@ -33,7 +32,6 @@ class _Seen:
     """What is remembered of a volume from one round to the next."""
 
     scan_due_s: float = 0.0
-    again: set[bytes] = field(default_factory=set)
     recent: tuple[bytes, ...] = ()
 
 
@@ -60,31 +58,24 @@ class Looking:
         """
         seen = self._seen.setdefault(record.id, _Seen())
         hints = self._hints(record, journal, seen)
-        again, seen.again = seen.again, set()
         begin_s = monotonic_s()
         try:
-            changes = journal.look(hints, again)
+            changes = journal.look(hints)
         except RemoraError:
             self._journals.give_back(record, hints)
-            seen.again |= again
             raise
         if hints.everything:
             end_s = monotonic_s()
             pause_s = max(self._interval_s, _SCAN_PAUSE_PER_LOOK * (end_s - begin_s))
             seen.scan_due_s = end_s + min(pause_s, _SCAN_PAUSE_MAX_S)
-        seen.again = set(changes.fresh)
         changed = [each.entry.path for each in changes.changed]
         seen.recent = _newest(seen.recent, changed)
         return changes
 
     def look_at_all(self, record: VolumeRecord, journal: Journal) -> Changes:
         """Return all that has changed in a volume that nobody writes to any more."""
-        seen = self._seen.pop(record.id, _Seen())
-        return journal.look(EVERYTHING, seen.again)
-
-    def again(self, record: VolumeRecord, paths: Collection[bytes]) -> None:
-        """Let *paths* count as changed at the next look."""
-        self._seen.setdefault(record.id, _Seen()).again.update(paths)
+        self._seen.pop(record.id, None)
+        return journal.look(EVERYTHING)
 
     def _hints(self, record: VolumeRecord, journal: Journal, seen: _Seen) -> Hints:
         hints = self._journals.hints(record, journal)

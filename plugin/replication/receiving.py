@@ -97,9 +97,12 @@ class Receiving:
         self._sessions: list[_Session] = []
         self._lock = threading.Lock()
         self._departing: set[str] = set()
+        # Volumes that are compared with a full delta: staging has nothing older.
+        self._comparing: set[str] = set()
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
+        self._comparing.discard(volume_id)
         self._expected[volume_id] = node_id
 
     def expect_nothing(self, volume_id: str) -> None:
@@ -216,6 +219,7 @@ class Receiving:
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
+        self._comparing.discard(request.volume)
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         return {"commit": [commit.epoch, commit.seq]}
@@ -290,6 +294,12 @@ class Receiving:
                     return {"full": True}
                 if apart:
                     self._keep_apart(record, journal, copy)
+                if base is None and copy.commit != EMPTY:
+                    # Not all that it names is sent, and what an earlier attempt has
+                    # left may have the size and times of something newer.
+                    if record.id not in self._comparing:
+                        journal.staging.clear_tree()
+                    self._comparing.add(record.id)
                 if missing := journal.missing(delta):
                     return {"missing": encoded_paths(missing)}
                 self._mark(record, journal, delta, rule)

@@ -37,7 +37,7 @@ _AT_ONCE_MAX: Final = 8
 @dataclass(slots=True)
 class Report:
     """
-    The outcome for a group of members: who has the commit, and what to send again.
+    The outcome for a group of members: who has the commit.
 
     ``size_bytes`` is the size of the files that were sent to each, 0 if none were;
     ``carried_bytes`` went to all of them. ``faults`` says, by node, why it has not got
@@ -46,7 +46,6 @@ class Report:
 
     commit: Commit
     holders: set[str] = field(default_factory=set)
-    unstable: set[bytes] = field(default_factory=set)
     sent: bool = False
     size_bytes: int = 0
     carried_bytes: int = 0
@@ -156,12 +155,11 @@ class Sending:
         for _ in range(_ROUNDS_MAX):
             base = step.base
             package = step.journal.pack(pair(base) if base else None, only=missing)
-            report.unstable |= package.unstable
             report.sent = True
             report.size_bytes += package.size_bytes
             if not step.valid():
                 # The journal may have recorded what a later owner has written.
-                step.journal.forget()
+                step.journal.manifest.doubt()
                 raise BackendError("the volume has changed hands meanwhile")
             answers = self._send_all(step, package, pending, report)
             report.holders |= {each for each in answers if "commit" in answers[each]}

@@ -206,7 +206,6 @@ class Syncing:
                 fill_wait_s=_FILL_WAIT_S,
             ):
                 reports.append(report)
-                self._looking.again(record, report.unstable)
                 if report.sent:
                     self._tell(record, report, monotonic_s() - began_s)
                 # Before enough members have it, nobody may rely on its being kept.

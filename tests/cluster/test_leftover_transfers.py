@@ -12,6 +12,7 @@ from pathlib import Path
 
 from plugin.ownership.state import EMPTY
 from tests.protocol.node import wait_until
+from tests.support.copies import wait_same
 from tests.support.journal_trees import shape
 from tests.support.owners import WAIT_S, Owner, Records
 from tests.support.processes import stopped
@@ -98,3 +99,33 @@ def test_a_leftover_transfer_writes_nothing_into_the_next_one(
     )
     assert shape(home / "live") == shape(live)
     assert not holders(lock)
+
+
+def test_what_an_earlier_attempt_left_is_no_part_of_a_full_commit(
+    make_owner: Make, records: Records
+) -> None:
+    """Its size and times are those of a file of the commit, its content is not."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
+    beta.wait_known(NAME)
+    alpha.mount(NAME)
+    file = alpha.copy(volume_id) / "live/file"
+    file.write_text("the commit's")
+    alpha.unmount(NAME)
+    wait_until(
+        lambda: len(records.head(volume_id).holders) == 2, "held", timeout_s=WAIT_S
+    )
+    alpha.kill()
+    # Without its manifest the next commit names everything.
+    (alpha.copy(volume_id) / "manifest.db").unlink()
+    left = beta.copy(volume_id) / "staging/tree/file"
+    left.parent.mkdir(parents=True)
+    left.write_text("left behind.")
+    status = file.stat()
+    os.utime(left, ns=(status.st_atime_ns, status.st_mtime_ns))
+    alpha.start()
+    alpha.wait_member()
+    alpha.mount_at_last(NAME)
+    (file.parent / "other").write_text("new")
+    wait_same(alpha, beta, volume_id)
+    alpha.unmount(NAME)

@@ -101,7 +101,8 @@ def test_a_full_delta_makes_the_same_tree(tmp_path: Path, source: Path) -> None:
 def test_a_full_delta_sends_only_what_differs(tmp_path: Path, source: Path) -> None:
     replica = prepared(tmp_path, source, "replica")
     (source / "program").write_text("changed")
-    full(source, tmp_path / "out2", commit=(2, 1))
+    kept = {known.entry.path for known in all_known(source)} - {b"program"}
+    full(source, tmp_path / "out2", commit=(2, 1), kept=kept)
     (replica.live / "deep-").write_text("touched behind our back")
     sent = replica.receive(tmp_path / "out2")
     assert sent == [b"deep-", b"program"]

@@ -51,7 +51,7 @@ def test_a_passing_error_discards_no_manifest(
     journal_of: Callable[[], Journal],
 ) -> None:
     with closing(journal_of()) as journal:
-        journal.record(journal.look(EVERYTHING, ()), (7, 12))
+        journal.record(journal.look(EVERYTHING), (7, 12))
     failed = 0
     for more in range(12):
         with descriptors(more):
@@ -75,7 +75,7 @@ def test_a_damaged_manifest_is_kept_while_a_commit_depends_on_it(
     with closing(Journal(owner_home, VOLUME)) as owner, closing(journal_of()) as member:
         for number, content in enumerate((b"1", b"22"), start=1):
             (owner.live / "file").write_bytes(content)
-            owner.record(owner.look(EVERYTHING, ()), (1, number))
+            owner.record(owner.look(EVERYTHING), (1, number))
             base = (1, number - 1) if number > 1 else None
             package = owner.pack(base, only=[] if base else [b"file"])
             assert carry(package, member) == []

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal import scan as module
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.scan import scan_all, scan_paths
 from tests.support.journal_volume import ODD, Volume, fill, named
@@ -275,19 +274,8 @@ def test_a_path_that_is_too_long_is_an_error(volume: Volume) -> None:
                 volume.scan(hints)
 
 
-def test_fresh_files_are_sent_again_once(
-    volume: Volume, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_was_written_counts_as_changed_whatever_it_looks_like(
+    volume: Volume,
 ) -> None:
-    (volume.root / "a/b/other").write_text("now")
-    found = volume.keep(volume.scan([b"a/b/other"]))
-    assert found.fresh == {b"a/b/other"}
-    later_s = module.wall_s() + 60
-    monkeypatch.setattr(module, "wall_s", lambda: later_s)
-    for scan in (scan_all, scan_paths):
-        hints = [[]] if scan is scan_paths else []
-        found = scan(volume.root, volume.manifest, *hints, again={b"a/b/other"})
-        assert named(found) == ([b"a/b/other"], [], [])
-        assert found.fresh == set()
-    # Its time lies in the future: the clock was set back.
-    monkeypatch.setattr(module, "wall_s", lambda: later_s - 7200)
-    assert scan_all(volume.root, volume.manifest).fresh == set()
+    found = scan_paths(volume.root, volume.manifest, [], written={b"a/b/other"})
+    assert named(found) == ([b"a/b/other"], [], [])

@@ -324,4 +324,5 @@ class _Applying:
                 known.inode
             ):
                 raise BackendError(f"{entry.path!r} did not become a name of its file")
-            yield known
+            written = msgspec.structs.replace(known.entry, commit=entry.commit)
+            yield Known(written, known.inode, known.ctime_ns)

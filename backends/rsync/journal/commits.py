@@ -36,11 +36,12 @@ class Differences:
     """
     Where two snapshots differ: paths to compare.
 
-    ``again`` are those of them that count as changed, whatever they look like.
+    ``written`` are the files among them that have other content, whatever they look
+    like.
     """
 
     paths: set[bytes]
-    again: set[bytes]
+    written: set[bytes]
 
 
 class Commits:
@@ -128,19 +129,19 @@ def _compared(
     manifest: Manifest, changed: btrfs.Changed, then: Beneath, now: Beneath
 ) -> Differences:
     """Return the paths of what has changed, as the manifest and directories tell."""
-    files, directories, again = set[bytes](), set[bytes](), set[bytes]()
+    files, directories, written = set[bytes](), set[bytes](), set[bytes]()
     for number in changed.files:
         names = {row.entry.path for row in manifest.with_inode(number)}
         files |= names
         if number in changed.written:
-            again |= names
+            written |= names
     for number in changed.directories:
         if number == btrfs.ROOT_INODE:
             directories.add(b"")
         for row in manifest.with_inode(number, directory=True):
             directories.add(row.entry.path)
     differing = {name for each in directories for name in _differing(then, now, each)}
-    return Differences(files | directories | differing, again)
+    return Differences(files | directories | differing, written)
 
 
 def _differing(then: Beneath, now: Beneath, path: bytes) -> Iterator[bytes]:

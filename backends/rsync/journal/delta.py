@@ -27,7 +27,7 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import Commit, Entry, is_path
+from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, is_path
 from backends.system.decoding import msgpack_decoder
 from backends.system.files import replacing
 
@@ -176,7 +176,7 @@ class Delta:
         records = _Records(self._descriptor, len(_MAGIC), self._size)
         header = _checked_header(records)
         self._header_end = records.offset
-        _exhaust(_checked_entries(records, entries))
+        _exhaust(_checked_entries(records, entries, header.commit))
         self._entries_end = records.offset
         if header.base is None and deletions:
             raise _refused("is full and has deletions")
@@ -229,7 +229,7 @@ def _checked_header(records: _Records) -> Header:
     return header
 
 
-def _checked_entries(records: _Records, count: int) -> Iterator[Entry]:
+def _checked_entries(records: _Records, count: int, commit: Commit) -> Iterator[Entry]:
     decoder = msgpack_decoder(Entry)
     last: bytes | None = None
     # Those entries that are no directories and below which a path could still come: in
@@ -239,6 +239,8 @@ def _checked_entries(records: _Records, count: int) -> Iterator[Entry]:
         entry = _decoded(decoder, records.next())
         path = entry.path
         _check_entry(entry)
+        if not UNWRITTEN <= entry.commit <= commit or min(entry.commit) < 0:
+            raise _refused(f"has {path[:200]!r} from a commit that is not in it")
         if last is not None and path <= last:
             raise _refused(f"is not in order at {path!r}")
         while leaves and path >= leaves[-1] + b"0":  # the byte after "/"

@@ -2,8 +2,8 @@
 What a copy holds at one path: everything that has to be the same on every node.
 
 Paths are bytes, relative to the volume's directory, without "." and ".."; the
-directory itself is the empty path. Contents are not part of an entry: whoever changes
-them changes the entry's times, and the transfer checks them.
+directory itself is the empty path. Contents are not part of an entry: the commit that
+wrote them last stands for them, and whoever changes them here changes the ctime.
 """
 
 from __future__ import annotations
@@ -13,15 +13,18 @@ import hashlib
 import os
 import re
 import stat
+from collections.abc import Iterable, Iterator
 from typing import Final, Literal
 
 import msgspec
 
 from backends.system.beneath import Beneath
+from backends.system.clock import wall_ns
 from backends.system.copy_file import NOT_COPIED
 
 # The epoch and the sequence within it; the newer one is the greater.
 Commit = tuple[int, int]
+UNWRITTEN: Final = (0, 0)
 Kind = Literal["file", "directory", "link", "pipe", "socket", "character", "block"]
 _KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: "file",
@@ -33,6 +36,13 @@ _KINDS: Final[dict[int, Kind]] = {
     stat.S_IFBLK: "block",
 }
 _NONE: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EPERM})
+# No file has this ctime, so it counts as changed at the next look.
+DOUBTED: Final = 0
+# Writes within one tick of the clock leave the same ctime. A tick takes up to 10 ms,
+# longer while a virtual machine stands still, and one or two seconds on filesystems
+# without fractions.
+_TICK_NS: Final = 10**8
+_COARSE_TICK_NS: Final = 2 * 10**9
 _TIME_MAX_NS: Final = 2**63 - 1
 _PATH_LENGTH_MAX: Final = 4095  # PATH_MAX, limits.h
 _NAME: Final = rb"(?!\.{1,2}(?:/|\Z))[^/\0]{1,255}"
@@ -46,7 +56,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     ``size`` is 0 but for files, ``device`` but for device nodes. ``links`` is equal for
     all names of one file within a manifest, and 0 for a file with one name.
     ``attributes`` is a digest of the extended ones, ACLs and capabilities among them;
-    "" is none.
+    "" is none. ``commit`` is the one that wrote this last, `UNWRITTEN` if that is not
+    known: two files of one path and commit have the same content.
     """
 
     path: bytes
@@ -60,10 +71,15 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     target: bytes = b""
     links: int = 0
     attributes: str = ""
+    commit: Commit = UNWRITTEN
 
 
 class Known(msgspec.Struct, frozen=True):
-    """An entry with what tells on this node that nobody has touched it since."""
+    """
+    An entry with what tells on this node that nobody has touched it since.
+
+    ``ctime_ns`` is `DOUBTED` where it could not tell that.
+    """
 
     entry: Entry
     inode: int
@@ -111,6 +127,11 @@ def look_at(tree: Beneath, path: bytes) -> Known | None:
     return look(found[1], directory=found[0], path=path) if found else None
 
 
+def same(one: Entry, other: Entry) -> bool:
+    """Return whether both say the same of the path, whichever commits wrote them."""
+    return one == msgspec.structs.replace(other, commit=one.commit)
+
+
 def untouched(known: Known, status: os.stat_result) -> bool:
     """Return whether nothing at *known*'s path has changed since, as *status* says."""
     entry = known.entry
@@ -126,6 +147,21 @@ def untouched(known: Known, status: os.stat_result) -> bool:
     )
 
 
+def certain(known: Known, begun_ns: int) -> Known:
+    """
+    Return *known*, its ctime `DOUBTED` if a write after *begun_ns* may leave the same.
+
+    *begun_ns* is a wall time from before the file was looked at. A ctime of the future
+    is certain: the clock was set back since, and the next write has another one.
+    Source: git, Documentation/technical/racy-git.txt.
+    """
+    if known.entry.kind != "file":
+        return known  # its entry says it all
+    tick_ns = _TICK_NS if known.ctime_ns % 10**9 else _COARSE_TICK_NS
+    is_young = begun_ns - tick_ns < known.ctime_ns <= wall_ns() + tick_ns
+    return Known(known.entry, known.inode, DOUBTED if is_young else known.ctime_ns)
+
+
 def _time_ns(time_ns: int) -> int:
     """Return a time that 64 bits can hold; those after 2262 are all the same."""
     return max(-_TIME_MAX_NS, min(time_ns, _TIME_MAX_NS))
@@ -134,6 +170,29 @@ def _time_ns(time_ns: int) -> int:
 def is_path(path: bytes) -> bool:
     """Return whether *path* may name an entry: relative, normal, nothing above it."""
     return len(path) <= _PATH_LENGTH_MAX and _PATH.fullmatch(path) is not None
+
+
+def parent(path: bytes) -> bytes:
+    """Return the directory that *path* is in; the root's is the root."""
+    return path.rpartition(b"/")[0]
+
+
+def is_below(path: bytes, directories: set[bytes]) -> bool:
+    """Return whether *path* lies below one of *directories*."""
+    while path and directories:
+        path = parent(path)
+        if path in directories:
+            return True
+    return False
+
+
+def topmost(paths: Iterable[bytes]) -> Iterator[bytes]:
+    """Return *paths*, in their order, parents first, without what is below others."""
+    seen: set[bytes] = set()
+    for path in paths:
+        if not is_below(path, seen):
+            seen.add(path)
+            yield path
 
 
 def _attributes(name: bytes, directory: int) -> str:

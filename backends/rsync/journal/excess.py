@@ -5,8 +5,8 @@ from __future__ import annotations
 import stat
 from collections.abc import Iterator
 
-from backends.rsync.journal.entries import Entry
-from backends.rsync.journal.manifest import Manifest, topmost
+from backends.rsync.journal.entries import Entry, topmost
+from backends.rsync.journal.manifest import Manifest
 from backends.system.beneath import Beneath
 from backends.system.walk import walk
 

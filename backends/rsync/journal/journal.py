@@ -28,7 +28,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
-from backends.rsync.journal.entries import Commit, Entry, Known
+from backends.rsync.journal.entries import Commit, Entry, Known, certain
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     TREE_NAME,
@@ -40,6 +40,7 @@ from backends.rsync.journal.scan import Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import btrfs, files
+from backends.system.clock import wall_ns
 
 DELTA_NAME: Final = "delta"
 OUTBOX_NAME: Final = "outbox"
@@ -51,15 +52,13 @@ class Package:
     """
     A commit that is ready to be sent from ``directory``.
 
-    ``names`` are rsync's, each ended by a zero byte. ``unstable`` were written to while
-    they were copied: they are in the next commit again.
+    ``names`` are rsync's, each ended by a zero byte.
     """
 
     directory: Path
     commit: Commit
     names: bytes
     size_bytes: int
-    unstable: frozenset[bytes]
 
 
 class Journal:
@@ -98,11 +97,11 @@ class Journal:
 
     # The owner's side
 
-    def look(self, hints: Hints, again: Collection[bytes]) -> Changes:
+    def look(self, hints: Hints) -> Changes:
         """
         Return what has changed since the last commit, as far as *hints* lead.
 
-        What is in *again* counts as changed. With ``by_snapshot`` both are not needed.
+        With ``by_snapshot`` they are not needed.
 
         Raises:
             BackendError: something cannot be read, or no snapshot be taken.
@@ -112,13 +111,17 @@ class Journal:
             new = self._commits.create()
             found = self._commits.differences(self.manifest)
             if found is None:
-                return scan_all(new, self.manifest, again=again)
-            return scan_paths(new, self.manifest, found.paths, again=found.again)
+                return scan_all(new, self.manifest)
+            return scan_paths(new, self.manifest, found.paths, written=found.written)
+        begun_ns = wall_ns()
         if hints.everything:
-            return scan_all(self.live, self.manifest, again=again)
-        return scan_paths(
-            self.live, self.manifest, hints.paths, trees=hints.trees, again=again
-        )
+            changes = scan_all(self.live, self.manifest)
+        else:
+            changes = scan_paths(
+                self.live, self.manifest, hints.paths, trees=hints.trees
+            )
+        changed = [certain(known, begun_ns) for known in changes.changed]
+        return Changes(changed, changes.deleted, changes.touched)
 
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
@@ -168,7 +171,6 @@ class Journal:
             commit,
             b"".join(name + b"\0" for name in _names(filled.entries)),
             filled.size_bytes,
-            frozenset(filled.unstable),
         )
 
     def unpack(self) -> None:

@@ -23,7 +23,14 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import Commit, Entry, Known
+from backends.rsync.journal.entries import (
+    DOUBTED,
+    UNWRITTEN,
+    Commit,
+    Entry,
+    Known,
+    topmost,
+)
 from backends.system.files import sync_directory
 
 TOMBSTONES_MAX = 100_000
@@ -34,10 +41,11 @@ _CACHE_KIB: Final = 8192
 _UNSIGNED: Final = 2**64 - 1
 _AFTER_ALL_PATHS: Final = b"\xff" * 4096  # a path has 4095 bytes at most
 _DISCARD: Final = "remove it and its -journal: the next scan makes it anew"
-# The columns of an entry in its own order, then what `Known` adds.
+# The columns of an entry in its own order but for its commit, what `Known` adds, and
+# the commit.
 _COLUMNS: Final = (
     "path, kind, mode, uid, gid, mtime_ns, size, device, target, links, attributes,"
-    " inode, ctime_ns"
+    " inode, ctime_ns, epoch, seq"
 )
 # All inodes are indexed, not only those with links: when a file gets a second name, the
 # event tells of the new name alone, and the row of the old one has to change as well.
@@ -161,9 +169,9 @@ class Manifest:
         """
         Make this describe *commit*: without *deleted* and all below, then *changed*.
 
-        With *whole* they do not lead on from the commit before: nobody here knows what
-        was deleted in between. All or nothing, and durable. The same
-        again changes nothing.
+        An entry that names no commit was written by this one. With *whole* they do not
+        lead on from the commit before: nobody here knows what was deleted in between.
+        All or nothing, and durable. The same again changes nothing.
 
         Raises:
             BackendError: *commit* is older than what this describes.
@@ -207,6 +215,15 @@ class Manifest:
                     (_signed(each.inode), each.ctime_ns, each.entry.path)
                     for each in known
                 ),
+            )
+            connection.execute("COMMIT")
+
+    def doubt(self) -> None:
+        """Let all that the newest commit has written count as changed at a look."""
+        with self._transaction() as connection:
+            connection.execute(
+                "UPDATE entries SET ctime_ns = ? WHERE epoch = ? AND seq = ?",
+                (DOUBTED, *self._commit),
             )
             connection.execute("COMMIT")
 
@@ -345,29 +362,6 @@ class Manifest:
             raise BackendError(cause, hint="retry; the manifest is kept") from error
 
 
-def parent(path: bytes) -> bytes:
-    """Return the directory that *path* is in; the root's is the root."""
-    return path.rpartition(b"/")[0]
-
-
-def is_below(path: bytes, directories: set[bytes]) -> bool:
-    """Return whether *path* lies below one of *directories*."""
-    while path and directories:
-        path = parent(path)
-        if path in directories:
-            return True
-    return False
-
-
-def topmost(paths: Iterable[bytes]) -> Iterator[bytes]:
-    """Return *paths*, in their order, parents first, without what is below others."""
-    seen: set[bytes] = set()
-    for path in paths:
-        if not is_below(path, seen):
-            seen.add(path)
-            yield path
-
-
 def _bounds(path: bytes) -> tuple[bytes, bytes]:
     """Return what the paths below *path*, and no others, lie between."""
     return (path + b"/", path + b"0") if path else (b"", _AFTER_ALL_PATHS)
@@ -384,12 +378,13 @@ def _signed(number: int) -> int:
 
 def _row(known: Known, commit: Commit) -> tuple[object, ...]:
     values = msgspec.structs.astuple(known.entry)
+    written = commit if known.entry.commit == UNWRITTEN else known.entry.commit
     linked = int(known.entry.links != 0)
     inode = _signed(known.inode)
-    return (*values[:9], linked, values[10], inode, known.ctime_ns, *commit)
+    return (*values[:9], linked, values[10], inode, known.ctime_ns, *written)
 
 
 def _known(row: tuple[Any, ...]) -> Known:
     inode = row[11] & _UNSIGNED
-    values = (*row[:9], inode if row[9] else 0, row[10])
+    values = (*row[:9], inode if row[9] else 0, row[10], (row[13], row[14]))
     return Known(Entry(*values), inode, row[12])

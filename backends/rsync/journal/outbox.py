@@ -2,8 +2,8 @@
 Copies what has changed once, so that all members get the same bytes.
 
 Containers write to the source meanwhile. So each copy is looked at when it is made, and
-its entry says what the copy holds. Files that changed while they were copied are named,
-and sent again in the next round.
+its entry says what the copy holds. What is remembered of the source is from before it
+was copied: a file that changes while it is copied counts as changed at the next look.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import Known, look_at
+from backends.rsync.journal.entries import Known, certain, look_at
 from backends.system import btrfs
 from backends.system.beneath import Beneath
+from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes, remove_tree
 
 TREE_NAME: Final = "tree"
-_TRIES_MAX: Final = 4
 _RESERVE: Final = 20  # a part of the filesystem that stays free
 
 
@@ -37,13 +37,11 @@ class Filled:
     What is in the outbox now.
 
     Each of ``entries`` describes a copy; its inode and ctime are the source's from
-    before copying, so that a later write shows. The files ``unstable`` changed while
-    they were copied, the files ``gone`` have vanished.
+    before copying, so that a later write shows. The files ``gone`` have vanished.
     """
 
     entries: list[Known]
     gone: list[bytes]
-    unstable: set[bytes]
     size_bytes: int
 
 
@@ -68,9 +66,8 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
     """
     Copy *entries*, in order of their paths, from *root* into *outbox*/tree, made anew.
 
-    Names of one file are linked with each other. If *entries* lack one of them, the
-    others count as unstable. Directories that they lack, with entries below, are made
-    for root alone.
+    Names of one file are linked with each other. Directories that *entries* lack, with
+    entries below, are made for root alone.
 
     Raises:
         CopyError: a file could not be read or written.
@@ -110,7 +107,7 @@ def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
             no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from error
     sizes = {known.inode: known.entry.size for known in entries}
-    return Filled(entries, [], set(), sum(sizes.values()))
+    return Filled(entries, [], sum(sizes.values()))
 
 
 @dataclass(slots=True)
@@ -119,50 +116,23 @@ class _Filling:
     target: Beneath
     copier: FileCopier
     gone: set[bytes] = field(default_factory=set)
-    unstable: set[bytes] = field(default_factory=set)
     size_bytes: int = 0
-    # What each copied path was in the source before it was copied.
-    before: dict[bytes, os.stat_result] = field(default_factory=dict)
+    # What each copied path was in the source, and from when that is.
+    before: dict[bytes, tuple[os.stat_result, int]] = field(default_factory=dict)
     # The first path of each file with several names.
     first: dict[int, bytes] = field(default_factory=dict)
     attributes: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
 
     def copy(self, path: bytes) -> None:
-        """Copy *path*, again and again while it changes under our hands."""
-        for tries in range(_TRIES_MAX):
-            if tries:
-                self._drop(path)
-            status = self.source.status(path)
-            # A directory that has come back meanwhile is new in the next round.
-            if status is None or path.rpartition(b"/")[0] in self.gone:
-                break
-            if not self._copy(path, status):
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                return  # others work in it all the time; its ctime tells
-            now = self.source.status(path)
-            if now is not None and _same(status, now):
-                return
-        if path in self.before:
-            self.unstable.add(path)
-        else:
+        """Copy *path* if it is there."""
+        begun_ns = wall_ns()
+        status = self.source.status(path)
+        # A directory that has come back meanwhile is new in the next round.
+        is_gone = status is None or path.rpartition(b"/")[0] in self.gone
+        if status is None or is_gone or not self._copy(path, status):
             self.gone.add(path)
-
-    def _drop(self, path: bytes) -> None:
-        """Remove the copy of *path*, if there is one."""
-        status = self.target.status(path)
-        if status is None:
-            return
-        directory, name = self.target.at(path)
-        if stat.S_ISDIR(status.st_mode):
-            if path:
-                self.target.forget()
-                os.rmdir(name, dir_fd=self.target.at(path)[0])
-        else:
-            os.unlink(name, dir_fd=directory)
-        before = self.before.pop(path, None)
-        if before is not None and self.first.get(before.st_ino) == path:
-            del self.first[before.st_ino]
+        elif path not in self.before:
+            self.before[path] = status, begun_ns
 
     def _copy(self, path: bytes, status: os.stat_result) -> bool:
         """Return whether *path* was there to be copied."""
@@ -177,10 +147,8 @@ class _Filling:
                 return False
             directory, name = self.target.at(path, make=True)
             done = self.copier.copy(name, status, source=where[0], target=directory)
-        if done:
-            self.before[path] = status
-            if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-                self.first[status.st_ino] = path
+        if done and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            self.first[status.st_ino] = path
         return done
 
     def _link(self, path: bytes, status: os.stat_result) -> None:
@@ -188,8 +156,6 @@ class _Filling:
         self.target.link(first, path)
         # The copy is what the first one was then: a change since is a change.
         self.before[path] = self.before[first]
-        if not _same(self.before[first], status):
-            self.unstable.update((first, path))
 
     def _copy_directory(self, path: bytes) -> bool:
         """Make the directory; it gets its owner and times when it has its entries."""
@@ -207,37 +173,22 @@ class _Filling:
 
     def finish(self) -> Filled:
         """Give directories what they have to have, and look at what has been made."""
-        for path, status in sorted(self.before.items(), reverse=True):
+        for path, (status, _) in sorted(self.before.items(), reverse=True):
             if stat.S_ISDIR(status.st_mode):
                 with self.target.opened(path) as directory:
                     attributes = self.attributes.get(path, {})
                     self.copier.put_attributes(directory, status, attributes)
-        entries = [self._made(path, self.before[path]) for path in sorted(self.before)]
-        return Filled(entries, sorted(self.gone), self.unstable, self.size_bytes)
+        entries = [self._made(path) for path in sorted(self.before)]
+        return Filled(entries, sorted(self.gone), self.size_bytes)
 
-    def _made(self, path: bytes, before: os.stat_result) -> Known:
+    def _made(self, path: bytes) -> Known:
+        before, begun_ns = self.before[path]
         made = look_at(self.target, path)
-        status = self.target.status(path)
-        if made is None or status is None:
+        if made is None:
             raise BackendError(f"{path!r} has vanished from the outbox")
         entry = made.entry
-        if entry.kind != "directory" and status.st_nlink != before.st_nlink:
-            self.unstable.add(path)  # a name of it was not among the entries
         links = before.st_ino if entry.links else 0
         if self.first.get(before.st_ino, path) == path:
             self.size_bytes += entry.size
-        return Known(
-            msgspec.structs.replace(entry, links=links),
-            before.st_ino,
-            before.st_ctime_ns,
-        )
-
-
-def _same(one: os.stat_result, other: os.stat_result) -> bool:
-    return (
-        one.st_ino == other.st_ino
-        and one.st_mode == other.st_mode
-        and one.st_size == other.st_size
-        and one.st_mtime_ns == other.st_mtime_ns
-        and one.st_ctime_ns == other.st_ctime_ns
-    )
+        linked = msgspec.structs.replace(entry, links=links)
+        return certain(Known(linked, before.st_ino, before.st_ctime_ns), begun_ns)

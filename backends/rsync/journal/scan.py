@@ -16,18 +16,22 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import Known, is_path, look, look_at, untouched
-from backends.rsync.journal.manifest import Manifest, is_below, parent, topmost
+from backends.rsync.journal.entries import (
+    Known,
+    is_below,
+    is_path,
+    look,
+    look_at,
+    parent,
+    same,
+    topmost,
+    untouched,
+)
+from backends.rsync.journal.manifest import Manifest
 from backends.system.beneath import Beneath
-from backends.system.clock import wall_s
 from backends.system.walk import Found, walk
-
-# Clocks of filesystems stand still for up to 2 s; a write in the same tick as the one
-# before our look leaves no trace but this.
-_FRESH_NS: Final = 2 * 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +41,23 @@ class Changes:
 
     ``changed`` is in the order of the paths, parents first, and has all names of a file
     if it has one. ``deleted`` has the uppermost of what is gone. ``touched`` is for
-    `touch`: nothing to send. ``fresh`` has the files that were written so shortly
-    before the look that a later write may not show; give them to the next scan.
+    `touch`: nothing to send.
     """
 
     changed: list[Known]
     deleted: list[bytes]
     touched: list[Known]
-    fresh: set[bytes]
 
 
-def scan_all(
-    root: Path, manifest: Manifest, *, again: Collection[bytes] = frozenset()
-) -> Changes:
+def scan_all(root: Path, manifest: Manifest) -> Changes:
     """
     Return how the directory *root* differs from *manifest*.
-
-    Files in *again* count as changed if they are there.
 
     Raises:
         BackendError: *root*, or something in it, cannot be read.
 
     """
-    with _scan(root, manifest, again) as scan:
+    with _scan(root, manifest, frozenset()) as scan:
         scan.look_at(b"")
         scan.look_below(b"")
         return scan.changes()
@@ -71,28 +69,31 @@ def scan_paths(
     paths: Iterable[bytes],
     *,
     trees: Collection[bytes] = frozenset(),
-    again: Collection[bytes] = frozenset(),
+    written: Collection[bytes] = frozenset(),
 ) -> Changes:
     """
     Return how *root* differs from *manifest* at *paths*, which are only hints.
 
-    Looked at are also *again*, as `scan_all` has it, the directories of what has
-    changed, all that is below new ones and *trees*, and the other names of files.
+    The files in *written* count as changed if they are there. Looked at are also the
+    directories of what has changed, all that is below new ones and *trees*, and the
+    other names of files.
 
     Raises:
         BackendError: *root*, or something in it, cannot be read.
 
     """
-    with _scan(root, manifest, again) as scan:
-        scan.look_at_all({*paths, *again}, trees)
+    with _scan(root, manifest, written) as scan:
+        scan.look_at_all({*paths, *written}, trees)
         return scan.changes()
 
 
 @contextmanager
-def _scan(root: Path, manifest: Manifest, again: Collection[bytes]) -> Iterator[_Scan]:
+def _scan(
+    root: Path, manifest: Manifest, written: Collection[bytes]
+) -> Iterator[_Scan]:
     try:
         with Beneath(root) as beneath:
-            yield _Scan(beneath, manifest, again)
+            yield _Scan(beneath, manifest, written)
     except OSError as error:
         raise BackendError(f"cannot scan {root}: {error}") from error
 
@@ -101,20 +102,18 @@ class _Scan:
     """One scan, and what it has found so far."""
 
     def __init__(
-        self, beneath: Beneath, manifest: Manifest, again: Collection[bytes]
+        self, beneath: Beneath, manifest: Manifest, written: Collection[bytes]
     ) -> None:
         self._beneath = beneath
         self._manifest = manifest
-        self._again = again
+        self._written = written
         self._trees: Collection[bytes] = ()
         # A root that is missing is an error, and not an empty volume.
         with beneath.opened(b"") as directory:
             self._device = os.fstat(directory).st_dev
-        self._fresh_from_ns = int(wall_s() * 1e9) - _FRESH_NS
         self._changed: dict[bytes, Known] = {}
         self._touched: dict[bytes, Known] = {}
         self._deleted: set[bytes] = set()
-        self._fresh: set[bytes] = set()
         self._hidden: set[bytes] = set()
         self._walked: set[bytes] = set()
         self._inodes: set[int] = set()
@@ -202,7 +201,6 @@ class _Scan:
             changed=[self._changed[path] for path in kept],
             deleted=deleted,
             touched=[self._touched[path] for path in sorted(self._touched)],
-            fresh=self._fresh,
         )
 
     def _compare(
@@ -213,38 +211,26 @@ class _Scan:
         row: Known | None,
     ) -> Known | None:
         """Return what *path* is, and note whether that is as *row* has it."""
-        again = path in self._again
-        if row is not None and not again and untouched(row, status):
-            known = row
-        else:
-            if row is None and not is_path(path):
-                raise BackendError(
-                    f"a path is too long to be sent: {os.fsdecode(path[:100])}...",
-                    hint="rename or remove directories below it",
-                )
-            directory, name = found
-            looked = look(name, directory=directory, path=path)
-            if looked is None:
-                return None
-            known = looked
-            self._note(known, row, again=again)
-        if known.entry.kind == "file" and self._is_fresh(known.ctime_ns):
-            self._fresh.add(path)
+        written = path in self._written
+        if row is not None and not written and untouched(row, status):
+            return row
+        if row is None and not is_path(path):
+            raise BackendError(
+                f"a path is too long to be sent: {os.fsdecode(path[:100])}...",
+                hint="rename or remove directories below it",
+            )
+        directory, name = found
+        known = look(name, directory=directory, path=path)
+        if known is not None:
+            self._note(known, row, written=written)
         return known
 
-    def _is_fresh(self, ctime_ns: int) -> bool:
-        # Not so what was written in the future, before the clock was set back: the
-        # next write will have another time.
-        return (
-            ctime_ns >= self._fresh_from_ns
-            and ctime_ns <= int(wall_s() * 1e9) + _FRESH_NS
-        )
-
-    def _note(self, known: Known, row: Known | None, *, again: bool) -> None:
+    def _note(self, known: Known, row: Known | None, *, written: bool) -> None:
         path = known.entry.path
         is_file = known.entry.kind == "file"
-        if row is not None and row.entry == known.entry:
-            if row == known and not (again and is_file):
+        if row is not None and same(row.entry, known.entry):
+            moved = (row.inode, row.ctime_ns) != (known.inode, known.ctime_ns)
+            if not moved and not (written and is_file):
                 return
             if not is_file:
                 self._touched[path] = known

@@ -27,7 +27,15 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Commit, Entry, Known, look_at, untouched
+from backends.rsync.journal.entries import (
+    UNWRITTEN,
+    Commit,
+    Entry,
+    Known,
+    look_at,
+    same,
+    untouched,
+)
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME
 from backends.system import files
@@ -188,6 +196,10 @@ class Staging:
         self._marker.unlink(missing_ok=True)
         files.sync_directory(self.home)
 
+    def clear_tree(self) -> None:
+        """Remove the files that have come, and leave the delta."""
+        files.remove_tree(self._directory / TREE_NAME)
+
     def clear(self) -> None:
         """
         Remove what has come; a later transfer cannot make use of it.
@@ -222,7 +234,7 @@ def require_base(delta: Delta, manifest: Manifest) -> None:
 def alike(one: Entry, other: Entry) -> bool:
     """Return whether both are the same but for numbers that differ between nodes."""
     links = one.links if bool(one.links) == bool(other.links) else -1
-    return one == msgspec.structs.replace(other, links=links)
+    return same(one, msgspec.structs.replace(other, links=links))
 
 
 class _Check:
@@ -276,13 +288,20 @@ class _Check:
         return status is not None and status.st_nlink == len(group)
 
     def _is_live(self, group: list[Entry]) -> bool:
-        if self._live is None:
+        """
+        Return whether the volume has what *group* is, written by the same commit.
+
+        Size and times would not do: programs keep them when they write other content.
+        """
+        if self._live is None or group[0].commit == UNWRITTEN:
             return False
         known = []
         for entry in group:
             row = self._manifest.get(entry.path)
             status = self._live.status(entry.path)
             if row is None or status is None or not untouched(row, status):
+                return False
+            if entry.kind == "file" and row.entry.commit != entry.commit:
                 return False
             known.append(row)
         return _all_alike(group, known)
