@@ -126,7 +126,10 @@ def test_a_directory_with_a_limit_keeps_it(tmp_path: Path) -> None:
     enter_private_mounts()
     source = tmp_path / "source"
     (source / "deep").mkdir(parents=True)
-    (source / "deep/file").write_text("content")
+    (source / "program").write_text("content")
+    os.link(source / "program", source / "deep/second")
+    (source / "deep/soft").symlink_to("program")
+    os.mkfifo(source / "pipe")
     with loop_filesystem(tmp_path, "xfs") as shared:
         replica = MemberCopy(shared / "replica")
         # As `quota.limit` does, on kernels without quotas too.
@@ -134,8 +137,18 @@ def test_a_directory_with_a_limit_keeps_it(tmp_path: Path) -> None:
         number = replica.live.stat().st_ino
         full(source, tmp_path / "out", commit=(1, 1))
         replica.receive(tmp_path / "out")
+        sent = (replica.staging.tree() / "program").stat().st_ino
         apply(replica.home, replica.manifest)
         assert replica.live.stat().st_ino == number
+        # A copy would need room for both within the limit.
+        assert (replica.live / "program").stat().st_ino == sent
+        shown = subprocess.run(
+            ["lsattr", "-pd", replica.live / "program"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert shown.stdout.split()[0] == "70000"
         assert quota.is_limited(replica.live)
         assert shape(replica.live) == shape(source)
         replica.manifest.close()

@@ -7,9 +7,10 @@ staging, or is put there once more. At the end the manifest says the new commit,
 marker goes.
 
 A first copy comes as a whole: what was sent takes the place of the empty live/ in one
-step. Renaming is impossible where live/ is a subvolume or has a quota of its own
-(EXDEV). There files are copied into live/, sharing their contents, and stay in staging
-until the end, so that a second run has all of them again.
+step. Where live/ has a quota of XFS, files are given to its project before they are
+renamed: a copy would need room for old and new content within the limit. Renaming is
+impossible where live/ is a subvolume (EXDEV). Files are copied into it, sharing their
+contents, and stay in staging until the end, so that a second run has all of them again.
 """
 
 from __future__ import annotations
@@ -115,6 +116,8 @@ class _Applying:
         self._work = self._top
         self._work_at = -1
         self._renames = True
+        with live.opened(b"") as directory:
+            self._project = quota.project_of(directory)
         self._copier = FileCopier()
         # Where the first name of each copied file is.
         self._first: dict[int, bytes] = {}
@@ -213,16 +216,26 @@ class _Applying:
             # Two names of one file: renaming one to the other would do nothing.
             os.unlink(name, dir_fd=source)
             return
-        if self._renames:
-            try:
-                os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
-            except OSError as error:
-                if error.errno != errno.EXDEV:
-                    raise
-                self._renames = False
-            else:
-                return
-        self._copy(entry, name, source, target)
+        if not self._rename(name, source, target, is_file=entry.kind == "file"):
+            self._copy(entry, name, source, target)
+
+    def _rename(self, name: bytes, source: int, target: int, *, is_file: bool) -> bool:
+        """Return whether *name* could be renamed into the directory *target*."""
+        if not self._renames:
+            return False
+        try:
+            if self._project and is_file:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                with os.fdopen(os.open(name, flags, dir_fd=source)) as file:
+                    quota.give_to_project(file.fileno(), self._project)
+            os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            # Links and the like have no project, and their copies need no room.
+            self._renames = bool(self._project)
+            return False
+        return True
 
     def _copy(self, entry: Entry, name: bytes, source: int, target: int) -> None:
         """Copy a staged file beside its place, then put it there."""
