@@ -133,3 +133,38 @@ def test_a_round_that_fails_comes_again(schedule: Schedule, rounds: Rounds) -> N
 
     schedule.want("v", 0.05, fail)
     wait_until(lambda: rounds.done["v"] >= 3, timeout_s=20, what="it is tried again")
+
+
+def test_it_goes_on_when_no_thread_can_begin(
+    schedule: Schedule, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    refused: list[str] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "round" and len(refused) < 5:
+            refused.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    for key in ("one", "two"):
+        schedule.want(key, 0.05, lambda key=key: rounds.quick(key))
+    wait_until(
+        lambda: min(rounds.done[key] for key in ("one", "two")) >= 3,
+        timeout_s=20,
+        what="both have turns again",
+    )
+    assert len(refused) == 5
+
+
+def test_a_round_under_way_of_what_is_forgotten_is_the_last(
+    schedule: Schedule, rounds: Rounds
+) -> None:
+    schedule.want("gone", 0.0, lambda: rounds.stuck("gone"))
+    wait_until(lambda: rounds.done["gone"] == 1, timeout_s=20, what="it has begun")
+    schedule.keep_only(())
+    schedule.want("kept", 0.05, lambda: rounds.quick("kept"))
+    rounds.ending.set()
+    wait_until(lambda: rounds.done["kept"] >= 5, timeout_s=20, what="others go on")
+    assert rounds.done["gone"] == 1
