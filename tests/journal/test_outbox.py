@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -135,55 +136,67 @@ def test_a_file_that_was_quiet_is_believed(tmp_path: Path, source: Path) -> None
     assert filled.entries == chosen(source, b"log")
 
 
-def test_a_file_that_changes_while_it_is_copied_counts_as_changed(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+def write_after_copies(
+    monkeypatch: pytest.MonkeyPatch, file: Path, lines: Iterator[str]
 ) -> None:
-    (source / "log").write_text("one\n")
-    settle(source / "log")
+    """Have the next of *lines* appended to *file* after each copy."""
 
     def write() -> None:
-        with (source / "log").open("a") as log:
-            log.write("two\n")
+        with file.open("a") as opened:
+            opened.write(next(lines, ""))
 
     disturbed(monkeypatch, write)
+
+
+def test_a_small_file_that_holds_still_later_is_copied_then(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source / "log").write_text("")
+    write_after_copies(monkeypatch, source / "log", iter(("one\n", "two\n")))
+    fill(source, chosen(source, b"log"), tmp_path / "out")
+    assert (tmp_path / "out/tree/log").read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("tries", [1, 4])
+def test_a_file_that_never_holds_still_counts_as_changed(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, tries: int
+) -> None:
+    """A small one is copied four times, a large one once."""
+    (source / "log").write_text("one\n")
+    settle(source / "log")
+    if tries == 1:
+        monkeypatch.setattr(outbox, "_SMALL_MAX_BYTES", 1)
+    write_after_copies(monkeypatch, source / "log", itertools.repeat("more\n"))
     filled = fill(source, chosen(source, b"log"), tmp_path / "out")
-    # It is copied once, and the entry is what the copy is.
-    assert (tmp_path / "out/tree/log").read_text() == "one\n"
+    copied = (tmp_path / "out/tree/log").read_text()
+    assert copied == "one\n" + "more\n" * (tries - 1)
+    # The entry is what the copy is.
     (known,) = filled.entries
-    assert known.entry.size == len("one\n")
+    assert known.entry.size == len(copied)
     assert not untouched(known, (source / "log").stat())
 
 
-def test_a_write_in_the_tick_of_the_copy_counts_as_a_change(
+def test_a_file_that_vanishes_while_it_is_copied_again_has_gone(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kernels before 6.13 give both writes one time, and no later look could tell."""
-    file = source / "db"
-    file.write_bytes(b"1111")
-    settle(file)
-    with file.open("r+b", buffering=0) as opened:
-        os.pwrite(opened.fileno(), b"2222", 0)
-        disturbed(monkeypatch, lambda: os.pwrite(opened.fileno(), b"3333", 0))
-        filled = fill(source, chosen(source, b"db"), tmp_path / "out")
-    assert (tmp_path / "out/tree/db").read_bytes() == b"2222"
-    (known,) = filled.entries
+    (source / "log").write_text("one\n")
+
+    def replace_by_directory() -> None:
+        (source / "log").unlink(missing_ok=True)
+        (source / "log").mkdir(exist_ok=True)
+
+    disturbed(monkeypatch, replace_by_directory)
+    filled = fill(source, chosen(source, b"log"), tmp_path / "out")
+    assert [each.entry.kind for each in filled.entries] == ["directory"]
+    assert (tmp_path / "out/tree/log").is_dir()
+
+
+def test_a_young_file_is_doubted(tmp_path: Path, source: Path) -> None:
+    """Kernels before 6.13 give the next write the same time; no look could tell."""
+    (source / "db").write_bytes(b"2222")
+    (known,) = fill(source, chosen(source, b"db"), tmp_path / "out").entries
     assert known.ctime_ns == DOUBTED
-    assert not untouched(known, file.stat())
-
-
-def test_a_directory_that_takes_the_place_of_a_file_is_found_later(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (source / "thing").write_text("")
-
-    def turn() -> None:
-        (source / "thing").unlink(missing_ok=True)
-        (source / "thing").mkdir()
-
-    disturbed(monkeypatch, turn)
-    filled = fill(source, chosen(source, b"thing"), tmp_path / "out")
-    (known,) = filled.entries
-    assert not untouched(known, (source / "thing").stat())
+    assert not untouched(known, (source / "db").stat())
 
 
 def test_swapping_directories_for_links_leads_nowhere(

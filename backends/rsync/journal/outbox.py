@@ -4,6 +4,7 @@ Copies what has changed once, so that all members get the same bytes.
 Containers write to the source meanwhile. So each copy is looked at when it is made, and
 its entry says what the copy holds. What is remembered of the source is from before it
 was copied: a file that changes while it is copied counts as changed at the next look.
+Small files are copied again until they are of one moment, four times at most.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from backends.system.copying import CopyError
 from backends.system.files import free_bytes, remove_tree
 
 TREE_NAME: Final = "tree"
+# Most files that are written to hold still for as long as it takes to copy a small one.
+_TRIES_MAX: Final = 4
+_SMALL_MAX_BYTES: Final = 16 * 2**20
 _RESERVE: Final = 20  # a part of the filesystem that stays free
 
 
@@ -124,15 +128,33 @@ class _Filling:
     attributes: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
 
     def copy(self, path: bytes) -> None:
-        """Copy *path* if it is there."""
-        begun_ns = wall_ns()
-        status = self.source.status(path)
-        # A directory that has come back meanwhile is new in the next round.
-        is_gone = status is None or path.rpartition(b"/")[0] in self.gone
-        if status is None or is_gone or not self._copy(path, status):
-            self.gone.add(path)
-        elif path not in self.before:
-            self.before[path] = status, begun_ns
+        """Copy *path* if it is there, and a small file again while it changes."""
+        for tries_left in range(_TRIES_MAX - 1, -1, -1):
+            begun_ns = wall_ns()
+            status = self.source.status(path)
+            # A directory that has come back meanwhile is new in the next round.
+            is_gone = status is None or path.rpartition(b"/")[0] in self.gone
+            if status is None or is_gone or not self._copy(path, status):
+                self.gone.add(path)
+                return
+            # A further name of a file is what its first one was.
+            self.before.setdefault(path, (status, begun_ns))
+            if not tries_left or not self._has_changed(path, status):
+                return
+            directory, name = self.target.at(path)
+            os.unlink(name, dir_fd=directory)
+            del self.before[path]
+
+    def _has_changed(self, path: bytes, status: os.stat_result) -> bool:
+        """Return whether a small file's copy may be of two moments."""
+        is_small = stat.S_ISREG(status.st_mode) and status.st_size <= _SMALL_MAX_BYTES
+        if not is_small or status.st_nlink > 1:
+            return False
+        now = self.source.status(path)
+        return now is not None and (
+            (now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
+            != (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        )
 
     def _copy(self, path: bytes, status: os.stat_result) -> bool:
         """Return whether *path* was there to be copied."""
