@@ -75,7 +75,7 @@ lab: setup-test
 MINUTES := 10
 campaign: setup-test
 	@$(PYTHON) -m tests.lab.replication_campaign --minutes $(MINUTES) \
-		$(if $(SEED),--seed $(SEED)) $(if $(SAVE),--save $(SAVE))
+		$(if $(SEED),--seed $(SEED)) $(if $(POOL),--pool $(POOL)) $(if $(SAVE),--save $(SAVE))
 
 install: setup
 	packaging/install

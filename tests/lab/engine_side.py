@@ -55,7 +55,14 @@ class Use:
 
     @classmethod
     def begin(
-        cls, member: Member, volume: str, number: int, mountpoint: str, tag: str
+        cls,
+        member: Member,
+        volume: str,
+        number: int,
+        mountpoint: str,
+        *,
+        tag: str,
+        big_mib: int,
     ) -> Use:
         """Start the writer of session *number* in the volume that was mounted."""
         events = [e for e in member.events(volume) if e["event"] in OWNING]
@@ -70,7 +77,7 @@ class Use:
         script = (
             f"mkdir -p {shown}; mount --bind {mountpoint} {shown}; "
             f"exec /usr/bin/python3 -ISE {program} write {shown} {number} "
-            f"{WRITER_LOGS}/{tag}-{number}"
+            f"{WRITER_LOGS}/{tag}-{number} {big_mib}"
         )
         argv = ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script]
         return cls(member, session, log, member.node.popen(argv, log=log))

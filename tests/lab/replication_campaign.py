@@ -42,12 +42,14 @@ from .node import NodeSpec
 from .replication_facts import Begun, Copy, Facts, Head, commit_of, pair
 from .replication_faults import KINDS, POOL_DISK, ReplicationFaults, empty_disks
 
-TOPOLOGY: Final = Topology.of(
-    *(
-        NodeSpec(name, disks=(Disk("ext4", at=POOL_DISK, size="512M"),))
-        for name in NAMES
-    )
-)
+
+def topology(filesystem: str, size: str = "512M") -> Topology:
+    """Return the nodes, each with a pool of its own on *filesystem*."""
+    disk = Disk(filesystem, at=POOL_DISK, size=size)
+    return Topology.of(*(NodeSpec(name, disks=(disk,)) for name in NAMES))
+
+
+TOPOLOGY: Final = topology("ext4")
 POOL: Final = f"{POOL_DISK}/remora"
 SETTINGS: Final = {name: {"pool": POOL} for name in NAMES}
 # After these the volumes of a node may be had by another one.
@@ -79,6 +81,8 @@ class Plan:
     move_chance: float = 0.35
     take_chance: float = 0.85
     kinds: tuple[str, ...] = KINDS
+    # Beside its records each writer has a file of this size, and many small ones.
+    big_mib: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -190,7 +194,11 @@ class ReplicationCampaign:
         while time.monotonic() < end_s:
             if works(member) and (at := mount(member, volume, number)):
                 self._doubtful.pop()
-                use = Use.begin(member, volume, number, at, str(self.plan.seed))
+                use = Use.begin(
+                    *(member, volume, number, at),
+                    tag=str(self.plan.seed),
+                    big_mib=self.plan.big_mib,
+                )
                 self.uses[volume] = use
                 use.wait_writing()
                 epoch = use.session.epoch
@@ -369,14 +377,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--volumes", type=int, default=3)
+    parser.add_argument("--pool", choices=("ext4", "xfs", "btrfs"), default="ext4")
+    parser.add_argument("--big", type=int, default=16, help="MiB of each large file")
     parser.add_argument("--save", type=Path, help="a directory for the nodes' logs")
     arguments = parser.parse_args()
     plan = Plan(
         seed=arguments.seed,
         duration_s=60 * arguments.minutes,
         volumes=arguments.volumes,
+        big_mib=arguments.big,
     )
-    with Lab(TOPOLOGY) as lab:
+    with Lab(topology(arguments.pool, size="1G")) as lab:
         lab.boot()
         cluster = Cluster(lab, settings=SETTINGS)
         cluster.start()

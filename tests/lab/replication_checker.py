@@ -26,6 +26,8 @@ from .replication_facts import (
 )
 from .writer import FILES, PAGES
 
+PAGED: Final = ("pages", "mapped")
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -155,22 +157,28 @@ def failovers_lose_at_most_what_was_announced(facts: Facts) -> Iterator[str]:
 def pages_are_of_one_moment(facts: Facts) -> Iterator[str]:
     """Yield files whose pages were found as they had been at no moment."""
     for volume in facts.volumes():
-        writes: list[Record] = []
-        for change in _changes_of(facts, volume):
-            number = change.before.number
-            attempted = change.before.acknowledged + 1
-            writes += [(number, n) for n in range(1, attempted + 1)]
-            places = {record: place for place, record in enumerate(writes)}
-            pages = [each for each in change.found.pages if each != (0, 0)]
-            if unknown := [each for each in pages if each not in places]:
-                yield f"{change}: pages have {unknown}, which was given up before"
-                continue
-            last = max((places[each] for each in pages), default=-1)
-            if change.found.pages != (shown := _pages_after(writes[: last + 1])):
-                yield f"{change}: pages are {change.found.pages}, never {shown}"
-            if change.kept_all and last + 2 < len(writes):
-                yield f"{change}: pages end with {writes[last]}"
-            del writes[last + 1 :]
+        for file in PAGED:
+            yield from _pages_of_no_moment(facts, volume, file)
+
+
+def _pages_of_no_moment(facts: Facts, volume: str, file: str) -> Iterator[str]:
+    writes: list[Record] = []
+    for change in _changes_of(facts, volume):
+        number = change.before.number
+        attempted = change.before.acknowledged + 1
+        writes += [(number, n) for n in range(1, attempted + 1)]
+        places = {record: place for place, record in enumerate(writes)}
+        found = getattr(change.found, file)
+        pages = [each for each in found if each != (0, 0)]
+        if unknown := [each for each in pages if each not in places]:
+            yield f"{change}: {file} has {unknown}, which was given up before"
+            continue
+        last = max((places[each] for each in pages), default=-1)
+        if found != (shown := _pages_after(writes[: last + 1])):
+            yield f"{change}: {file} is {found}, never {shown}"
+        if change.kept_all and last + 2 < len(writes):
+            yield f"{change}: {file} ends with {writes[last]}"
+        del writes[last + 1 :]
 
 
 def every_byte_is_somewhere(facts: Facts) -> Iterator[str]:
@@ -187,13 +195,14 @@ def every_byte_is_somewhere(facts: Facts) -> Iterator[str]:
             last = before.acknowledged
             for number in range(max(1, last - PAGES + 1), last + 1):
                 page = number % PAGES
-                if not any(
-                    (before.number, number) <= tree.pages[page]
-                    and tree.pages[page][0] == before.number
-                    for tree in seen
-                    if len(tree.pages) > page
-                ):
-                    yield f"{change}: page {page} of record {number} is nowhere"
+                for file in PAGED:
+                    pages = [getattr(tree, file)[page : page + 1] for tree in seen]
+                    if not any(
+                        (before.number, number) <= each[0] < (before.number + 1, 0)
+                        for each in pages
+                        if each
+                    ):
+                        yield f"{change}: {file}'s record {number} is nowhere"
 
 
 def everything_is_whole(facts: Facts) -> Iterator[str]:

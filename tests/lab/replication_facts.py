@@ -24,10 +24,15 @@ Record = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a tree holds: its records by file, its pages, and how many are not whole."""
+    """
+    What a tree holds: its records by file, its pages, and how many are not whole.
+
+    Each record is in both ``pages`` and ``mapped``.
+    """
 
     logs: tuple[tuple[Record, ...], ...] = ((),) * FILES
     pages: tuple[Record, ...] = ()
+    mapped: tuple[Record, ...] = ()
     broken: int = 0
 
     @classmethod
@@ -41,8 +46,11 @@ class Contents:
             )
             for runs in told["logs"]
         )
-        pages = tuple((0, 0) if each is None else tuple(each) for each in told["pages"])
-        return cls(logs, pages, told["broken"])
+        pages, mapped = (
+            tuple((0, 0) if each is None else tuple(each) for each in told[file])
+            for file in ("pages", "mapped")
+        )
+        return cls(logs, pages, mapped, told["broken"])
 
     def records(self) -> set[Record]:
         """Return all records, of whatever file."""

@@ -1,8 +1,16 @@
-"""What a campaign of replicated volumes breaks besides: disks, and etcd's majority."""
+"""
+What a campaign of replicated volumes breaks besides.
+
+Disks fill up, etcd has no majority, a daemon answers late (it stands still most of the
+time), has no descriptor left, or is killed again and again while it recovers.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Final
@@ -12,6 +20,10 @@ from .faults import KINDS as COMMON_KINDS
 from .faults import Faults
 
 POOL_DISK: Final = "/pool"
+_STANDS_S, _RUNS_S = 2.5, 0.4
+_RESTARTS_S: Final = (0.3, 0.8, 1.5, 2.5)
+_DESCRIPTORS_MAX: Final = 4096
+_LIMIT: Final = "set -- {pid}; prlimit --pid $1 --nofile={most}:"
 _FILLER: Final = f"{POOL_DISK}/filler"
 # Blocks that are kept for root are filled as well.
 _FILL: Final = f"""
@@ -36,6 +48,12 @@ class ReplicationFaults(Faults):
             return self._pool_full(name)
         if kind == "etcd-majority":
             return self._etcd_majority(name)
+        if kind == "late":
+            return self._late(name)
+        if kind == "emfile":
+            return self._emfile(name)
+        if kind == "restarts":
+            return self._restarts(name)
         return super()._context(kind, name)
 
     @contextlib.contextmanager
@@ -55,5 +73,51 @@ class ReplicationFaults(Faults):
         for each in others:
             self.cluster.etcd.thaw(each)
 
+    @contextlib.contextmanager
+    def _late(self, name: str) -> Iterator[None]:
+        """The daemon answers all that it is asked, but seconds later."""
+        ended = threading.Event()
 
-KINDS: Final = (*COMMON_KINDS, "pool-full", "etcd-majority")
+        def stutter() -> None:
+            while not ended.is_set():
+                self.cluster.signal_daemon(name, signal.SIGSTOP)
+                ended.wait(_STANDS_S)
+                self.cluster.signal_daemon(name, signal.SIGCONT)
+                ended.wait(_RUNS_S)
+
+        thread = threading.Thread(target=stutter)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    @contextlib.contextmanager
+    def _emfile(self, name: str) -> Iterator[None]:
+        """The daemon can open nothing more than it has open now."""
+        daemon = self.cluster[name].daemon
+        if not daemon.running:
+            yield
+            return
+        node, pid = self.cluster.lab[name], daemon.pid
+        node.run(_LIMIT.format(pid=pid, most="$(ls /proc/$1/fd | wc -l)"), check=False)
+        yield
+        node.run(_LIMIT.format(pid=pid, most=_DESCRIPTORS_MAX), check=False)
+
+    @contextlib.contextmanager
+    def _restarts(self, name: str) -> Iterator[None]:
+        """The daemon is killed while it recovers from having been killed."""
+        for pause_s in _RESTARTS_S:
+            self.cluster.kill_daemon(name)
+            self.cluster.launch_daemon(name)
+            time.sleep(pause_s)
+        self.cluster.kill_daemon(name)
+        yield
+        self.cluster.launch_daemon(name)
+
+
+KINDS: Final = (
+    *(*COMMON_KINDS, "pool-full", "etcd-majority"),
+    *("late", "emfile", "restarts"),
+)

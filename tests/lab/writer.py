@@ -2,24 +2,27 @@
 """
 Writes numbered records into a volume from inside a node, and reads them back.
 
-    writer.py write VOLUME SESSION LOG    until SIGTERM, which is the orderly end
-    writer.py look HOME                   what a copy is and keeps: one line of JSON
+    writer.py write VOLUME SESSION LOG [BIG_MIB]   until SIGTERM: the orderly end
+    writer.py look HOME                            what a copy is and keeps, in JSON
 
 The first line that `write` prints is what it has found; then comes one for each record
 that was acknowledged, which is once fsync has returned for all of it. The output is a
 file of the host, written through, so that a power failure loses no line; LOG, on the
 node's own disk, has the same. Record N of a session is appended to `log-F`, with F =
-N % FILES, and written over page N % PAGES of `pages`, as a database does. So what was
-lost at the end of a session can be told from a hole in it.
+N % FILES, and written over page N % PAGES of `pages`, as a database does; by a store
+through a mapping over the same page of `mapped`. So what was lost at the end of a
+session can be told from a hole in it. With BIG_MIB the record is also written over a
+page of `big`, which has that size, and becomes one of many small files, by a rename.
+`replication_checker.py` judges what this prints.
 
 Runs in a node, where imports are slow: nothing but the standard library.
-`replication_checker.py` judges what this prints.
 """
 # Imports are slow there.
-# ruff: noqa: PTH103, PTH110, PTH112, PTH120, PTH123, PTH208
+# ruff: noqa: PTH103, PTH104, PTH110, PTH112, PTH120, PTH123, PTH208
 
 import hashlib
 import json
+import mmap
 import os
 import signal
 import sqlite3
@@ -33,6 +36,7 @@ PAGES = 8
 # Divides a page of memory, so that no reader sees half of one.
 RECORD_BYTES = 32
 PAGE_BYTES = 4096
+SMALL_FILES = 300
 PAUSE_S = 0.02
 FULL_PAUSE_S = 0.5
 
@@ -88,16 +92,33 @@ def read_log(path: str) -> tuple[list[list[int]], int]:
 def read_contents(volume: str) -> dict[str, object]:
     """Return what the volume in this directory holds."""
     logs = [read_log(f"{volume}/log-{number}") for number in range(FILES)]
-    data = read_file(f"{volume}/pages")
+    pages, mapped = read_pages(f"{volume}/pages"), read_pages(f"{volume}/mapped")
+    small = f"{volume}/small"
+    names = os.listdir(small) if os.path.isdir(small) else []
+    # None of them was ever empty.
+    others = [
+        parsed(read_file(f"{small}/{name}") or b"empty", record_of) for name in names
+    ]
+    others += read_pages(f"{volume}/big")
+    return {
+        "logs": [runs for runs, _ in logs],
+        "broken": sum(broken for _, broken in logs)
+        + sum(each.count(None) for each in (pages, mapped, others)),
+        "pages": pages,
+        "mapped": mapped,
+    }
+
+
+def read_pages(path: str) -> list[tuple[int, int] | None]:
+    """Return the pages up to the last one that was written, None for a broken one."""
+    data = read_file(path)
     pages = [
         parsed(data[start : start + PAGE_BYTES], page_of)
         for start in range(0, len(data), PAGE_BYTES)
     ]
-    return {
-        "logs": [runs for runs, _ in logs],
-        "broken": sum(broken for _, broken in logs) + pages.count(None),
-        "pages": pages,
-    }
+    while pages and pages[-1] == (0, 0):
+        pages.pop()
+    return pages
 
 
 def write_durably(file: int, data: bytes, at: int) -> None:
@@ -115,7 +136,23 @@ def write_durably(file: int, data: bytes, at: int) -> None:
         time.sleep(FULL_PAUSE_S)
 
 
-def write(volume: str, session: int, log: str) -> None:
+def opened(path: str, size: int) -> int:
+    """Return the file, opened and filled up to *size*, so that stores find blocks."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    for at in range(os.fstat(file).st_size, size, 2**20):
+        write_durably(file, bytes(min(2**20, size - at)), at)
+    return file
+
+
+def write_small(volume: str, data: bytes, number: int) -> None:
+    path = f"{volume}/small/{number % SMALL_FILES}"
+    new = os.open(f"{volume}/small.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    write_durably(new, data, 0)
+    os.close(new)
+    os.rename(f"{volume}/small.new", path)
+
+
+def write(volume: str, session: int, log: str, big_mib: int = 0) -> None:
     stopping = []
     signal.signal(signal.SIGTERM, lambda *_: stopping.append(True))
     os.makedirs(os.path.dirname(log), exist_ok=True)
@@ -131,6 +168,11 @@ def write(volume: str, session: int, log: str) -> None:
         logs = [os.open(f"{volume}/log-{i}", flags, 0o600) for i in range(FILES)]
         ends = [os.fstat(each).st_size for each in logs]
         pages = os.open(f"{volume}/pages", flags, 0o600)
+        mapped_file = opened(f"{volume}/mapped", PAGES * PAGE_BYTES)
+        mapped = mmap.mmap(mapped_file, PAGES * PAGE_BYTES)
+        if big_mib:
+            os.makedirs(f"{volume}/small", exist_ok=True)
+            big = opened(f"{volume}/big", big_mib * 2**20)
         tell(found=found)
         number = 0
         while not stopping:
@@ -139,10 +181,18 @@ def write(volume: str, session: int, log: str) -> None:
             write_durably(logs[file], record_of(session, number), ends[file])
             ends[file] += RECORD_BYTES
             at = (number % PAGES) * PAGE_BYTES
-            write_durably(pages, page_of(session, number), at)
+            page = page_of(session, number)
+            write_durably(pages, page, at)
+            mapped[at : at + PAGE_BYTES] = page
+            mapped.flush()
+            if big_mib:
+                place = number * 7919 % (big_mib * 2**20 // PAGE_BYTES)
+                write_durably(big, page, place * PAGE_BYTES)
+                write_small(volume, record_of(session, number), number)
             tell(acknowledged=number, at_s=time.clock_gettime(time.CLOCK_BOOTTIME))
             time.sleep(PAUSE_S)
-        for each in (*logs, pages):
+        mapped.close()
+        for each in (*logs, pages, mapped_file):
             os.close(each)
         tell(ended=number)
 
@@ -194,8 +244,8 @@ def manifest(path: str) -> dict[str, object]:
 def main() -> None:
     what, *arguments = sys.argv[1:]
     if what == "write":
-        volume, session, log = arguments
-        write(volume, int(session), log)
+        volume, session, log, *big_mib = arguments
+        write(volume, int(session), log, *map(int, big_mib))
     else:
         print(json.dumps(look(*arguments)))
 

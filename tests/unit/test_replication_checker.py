@@ -40,7 +40,8 @@ def contents(*records: Record, pages: tuple[Record, ...] | None = None) -> Conte
     written = dict.fromkeys(range(PAGES), (0, 0))
     for record in records:
         written[record[1] % PAGES] = record
-    return Contents(logs, tuple(written.values()) if pages is None else pages)
+    known = tuple(written.values()) if pages is None else pages
+    return Contents(logs, known, known)
 
 
 def run(session: int, last: int) -> list[Record]:
@@ -204,6 +205,12 @@ def mixed_pages(facts: Facts) -> None:
     facts.sessions[2].found = dataclasses.replace(known, pages=older)
 
 
+def a_mapped_store_that_was_missed(facts: Facts) -> None:
+    known = facts.sessions[1].found
+    older = (*known.mapped[:-1], (known.mapped[-1][0], known.mapped[-1][1] - PAGES))
+    facts.sessions[1].found = dataclasses.replace(known, mapped=older)
+
+
 def pages_of_before_a_move(facts: Facts) -> None:
     known = facts.sessions[1].found
     older = contents(*run(1, ORDERLY - 3)).pages
@@ -281,6 +288,7 @@ PLANTED: dict[Callable[[Facts], None], str] = {
     a_head_that_goes_back: "failovers_lose_at_most_what_was_announced",
     nobody_knows_the_base: "failovers_lose_at_most_what_was_announced",
     mixed_pages: "pages_are_of_one_moment",
+    a_mapped_store_that_was_missed: "pages_are_of_one_moment",
     pages_of_before_a_move: "pages_are_of_one_moment",
     pages_that_were_given_up: "pages_are_of_one_moment",
     no_quarantine: "every_byte_is_somewhere",
@@ -340,3 +348,24 @@ def test_what_the_writer_tells_is_read(
     damage = volume / "log-1"
     damage.write_bytes(damage.read_bytes()[:-1] + b"x")
     assert Contents.of(writer.read_contents(str(volume))).broken == 1
+
+
+def test_a_writer_of_much_tells_what_is_not_whole(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    end = threading.Timer(0.7, os.kill, (os.getpid(), signal.SIGTERM))
+    end.start()
+    try:
+        writer.write(str(tmp_path), 1, str(tmp_path / "log"), 2)
+        end.join()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    capfd.readouterr()
+    assert (tmp_path / "big").stat().st_size == 2 * 2**20
+    assert Contents.of(writer.read_contents(str(tmp_path))).broken == 0
+    (tmp_path / "small/1").write_text("half")
+    with (tmp_path / "big").open("r+b") as big:
+        big.seek(7919 % 512 * writer.PAGE_BYTES)
+        big.write(b"torn")
+    assert Contents.of(writer.read_contents(str(tmp_path))).broken == 2
