@@ -143,8 +143,6 @@ class Journals:
 
     def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
         """Return where the volume may have changed since the last call."""
-        if journal.by_snapshot:
-            return Hints()  # snapshots need no hints
         with self._guard:
             if self._watcher is None:
                 self._watcher = Watcher(self._backend.pool.volumes)

@@ -102,28 +102,40 @@ class Journal:
         """
         Return what has changed since the last commit, as far as *hints* lead.
 
-        What is in *again* counts as changed. With ``by_snapshot`` both are not needed.
+        What is in *again* counts as changed. With ``by_snapshot`` it is not needed, and
+        *hints* only say whether a snapshot is.
 
         Raises:
             BackendError: something cannot be read, or no snapshot be taken.
 
         """
         if self.by_snapshot:
-            new = self._commits.create()
-            found = self._commits.differences(self.manifest)
-            if found is None:
-                return scan_all(new, self.manifest, again=again)
-            return scan_paths(new, self.manifest, found.paths, again=found.again)
+            return self._look_at_snapshot(hints, again)
         if hints.everything:
             return scan_all(self.live, self.manifest, again=again)
         return scan_paths(
             self.live, self.manifest, hints.paths, trees=hints.trees, again=again
         )
 
+    def _look_at_snapshot(self, hints: Hints, again: Collection[bytes]) -> Changes:
+        commit = self.manifest.commit()
+        if hints == Hints() and self._commits.is_unchanged(commit):
+            return Changes([], [], [], set())
+        new = self._commits.create()
+        found = self._commits.differences(self.manifest)
+        if found is None:
+            return scan_all(new, self.manifest, again=again)
+        changes = scan_paths(new, self.manifest, found.paths, again=found.again)
+        if not changes.changed and not changes.deleted:
+            # Reading a file changes its inode, too: the next look is not for that.
+            self._commits.keep(commit)
+        return changes
+
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
         if self.by_snapshot:
-            self._commits.keep(commit)
+            same = not changes.changed and not changes.deleted
+            self._commits.keep(commit, same_as=self.commit() if same else None)
         self.manifest.record(changes.changed, changes.deleted, commit=commit)
         self.manifest.touch(changes.touched)
         if self.by_snapshot:
