@@ -4,7 +4,8 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     RemoraError
     ├── VolumeNotFoundError     no record of that name
     ├── StoreError              the records cannot be read or written
-    │   └── ChangedError        somebody else changed one since it was read
+    │   ├── ChangedError        somebody else changed one since it was read
+    │   └── UnusableDatabaseError   a file is damaged or too new (`store.database`)
     ├── ConfigError             the configuration is wrong (all faults in one error)
     ├── NodeConflictError       a node's record or its name forbids it
     ├── NodeNotFoundError       no node of that name or id

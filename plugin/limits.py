@@ -17,6 +17,10 @@ SHORT_DEADLINE_S: Final = 50.0
 OPERATIONS_MAX: Final = 48
 SERVER_THREADS: Final = 64
 CONNECTIONS_MAX: Final = 4096
+# The control socket: copies (import, clone, snapshot, restore) hold a thread for hours,
+# so more than these are refused and the others answer short calls.
+CONTROL_THREADS: Final = 24
+LONG_CALLS_MAX: Final = 8
 # A connection that sends nothing is closed after this long.
 CONNECTION_IDLE_S: Final = 15
 OPEN_FILES: Final = 65536

@@ -42,6 +42,19 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     node: str = ""
     filled: bool = True
 
+    @classmethod
+    def of(cls, volume: Volume, *, backend: str) -> VolumeRecord:
+        """Return the record of a *volume* that was found complete on storage."""
+        return cls(
+            id=volume.id,
+            name=volume.name,
+            backend=backend,
+            requested=dict(volume.requested),
+            options=dict(volume.options),
+            created_at=volume.created_at,
+            phase="ready",
+        )
+
     def volume(self) -> Volume:
         """Return what the backend is told of this volume."""
         return Volume(

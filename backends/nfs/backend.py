@@ -11,7 +11,9 @@ from typing import Any, Final
 from backends.base import Fill, Storage, Volume
 from backends.errors import (
     BackendError,
+    RemoraError,
     VolumeExistsError,
+    one_line,
 )
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
@@ -33,6 +35,8 @@ _MOUNT_BUDGET_S: Final = 90.0
 _BUSY_POLL_S: Final = 0.2
 # Another node is at it just now.
 _BUSY: Final = ("NFS-CREATING", "NFS-CHANGING")
+# What others have put on a share is told of once; no more lines than these.
+_TOLD_MAX: Final = 1000
 
 
 class NfsBackend:
@@ -49,6 +53,7 @@ class NfsBackend:
         self._shares = Shares(state_dir / "nfs", node=node)
         self._mounts = VolumeMounts(self._shares)
         self.snapshots = NfsSnapshots(self._shares)
+        self._told: set[str] = set()
 
     def watch(self, options: Mapping[str, str]) -> None:
         """Watch the share that *options* name, if they name one."""
@@ -237,8 +242,12 @@ class NfsBackend:
         """Yield the volumes of every share as it was last seen."""
         for share in self._shares.watched():
             for marker in share.state.markers or ():
-                if marker.get("state") == "ready":
+                if marker.get("state") != "ready":
+                    continue
+                try:
                     yield _volume(marker)
+                except BackendError as error:
+                    self._tell(f"passed over on {share.export}: {error}")
 
     def knows(self, volume: Volume) -> bool:
         """Return whether the volume's share was read, and is not away now."""
@@ -254,12 +263,21 @@ class NfsBackend:
 
     def collect_garbage(self, *, deadline_s: float) -> int:
         """Delete what removals have put into the shares' trash."""
-        deadline = Deadline(deadline_s)
-        return sum(
-            share.empty_trash(deadline)
-            for share in self._shares.watched()
-            if share.state.state == "ok" and share.state.thrown_away
-        )
+        deadline, freed = Deadline(deadline_s), 0
+        for share in self._shares.watched():
+            if share.state.state != "ok" or not share.state.thrown_away:
+                continue
+            try:
+                freed += share.empty_trash(deadline)
+            except RemoraError as error:
+                log.info("the trash of %s stays for now: %s", share.export, error)
+        return freed
+
+    def _tell(self, line: str) -> None:
+        """Log *line* once, as far as can be remembered."""
+        if line not in self._told and len(self._told) < _TOLD_MAX:
+            self._told.add(line)
+            log.warning("%s", line)
 
     def close(self) -> None:
         """Stop watching; mounted volumes stay mounted."""
@@ -293,11 +311,17 @@ def _wishes(volume: Volume, *, adopt: bool, filled: bool) -> dict[str, int | Non
 
 
 def _volume(marker: Mapping[str, Any]) -> Volume:
-    """Return the volume that a marker describes."""
-    return Volume(
-        id=str(uuid.UUID(marker["id"])),
-        name=str(marker["name"]),
-        options=marker["options"],
-        created_at=str(marker["created_at"]),
-        requested=marker["requested"],
-    )
+    """Return the volume that a marker describes; raise BackendError if none is."""
+    try:
+        return Volume(
+            id=str(uuid.UUID(marker["id"])),
+            name=str(marker["name"]),
+            options={**marker["options"]},
+            created_at=str(marker["created_at"]),
+            requested={**marker["requested"]},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        name = one_line(str(marker.get("name")))[:80]
+        raise BackendError(
+            f"the marker of '{name}' cannot be read: {error!r}"
+        ) from None

@@ -140,7 +140,7 @@ class RsyncBackend:
         require_none(volume, self.snapshots.all(volume))
         self._require_nothing_apart(volume)
         try:
-            self.pool.throw_away(home)
+            self.pool.trash.throw_away(home)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -181,7 +181,12 @@ class RsyncBackend:
         """Return the volume's directory if it was completely made."""
         self.pool.require()
         home = self.pool.home(volume)
-        return home if (home / "volume.json").exists() else None
+        try:
+            return home if (home / "volume.json").exists() else None
+        except OSError as error:
+            raise failed(
+                f"cannot see whether there is a copy in {home}", error
+            ) from error
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Bind the volume's live directory to *target*."""
@@ -321,8 +326,11 @@ class RsyncBackend:
         """Delete what is in the trash; return how many things that were."""
         if self.pool.fault():
             return 0
-        self.snapshots.sweep()
-        return self.pool.empty_trash(Deadline(deadline_s))
+        try:
+            self.snapshots.sweep()
+        finally:
+            freed = self.pool.trash.empty(Deadline(deadline_s))
+        return freed
 
     def _require_nothing_apart(self, volume: Volume) -> None:
         """Raise BackendError while there are bytes that only people may delete."""

@@ -16,7 +16,6 @@ it nothing is created or mounted.
 
 from __future__ import annotations
 
-import secrets
 import uuid
 from pathlib import Path
 
@@ -24,8 +23,8 @@ import msgspec
 
 from backends.base import Volume
 from backends.errors import BackendError
-from backends.snapshots import DATA_NAME
-from backends.system import files, mounts, quota
+from backends.rsync.trash import Trash
+from backends.system import files, quota
 from backends.system.clock import Deadline
 from backends.system.decoding import from_json
 
@@ -43,7 +42,7 @@ class Pool:
         self.path = path
         self.volumes = path / "volumes"
         self.copies = path / "copies"
-        self.trash = path / "trash"
+        self.trash = Trash(path / "trash")
         self._id = pool_id
 
     def initialise(self) -> str:
@@ -94,27 +93,6 @@ class Pool:
                 hint="mount the right disk",
             )
 
-    def throw_away(self, directory: Path) -> None:
-        """Rename *directory* into the trash; durable but for its old parent."""
-        self.trash.mkdir(mode=0o700, exist_ok=True)
-        # The suffix lets what was restored by hand be removed again.
-        directory.rename(self.trash / f"{directory.name}.{secrets.token_hex(4)}")
-        files.sync_directory(self.trash)
-
-    def empty_trash(self, deadline: Deadline) -> int:
-        """Delete what is in the trash; return how many things that were."""
-        if not self.trash.is_dir():
-            return 0
-        count = 0
-        for thrown in sorted(self.trash.iterdir()):
-            if deadline.passed() or mounts.mount_points_below(thrown):
-                continue
-            for data in _data_directories(thrown):
-                quota.discard(data, deadline_s=deadline.remaining_s())
-            files.remove_tree(thrown, deadline_s=deadline.remaining_s())
-            count += 1
-        return count
-
     def _read_id(self) -> str | None:
         try:
             content = (self.path / "pool.json").read_bytes()
@@ -140,12 +118,3 @@ def make_live(directory: Path, volume: Volume, deadline: Deadline) -> None:
 def failed(what: str, error: OSError) -> BackendError:
     """Return the error that *what* failed with a word of the kernel."""
     return BackendError(f"{what}: {error.strerror} ({error.filename})")
-
-
-def _data_directories(thrown: Path) -> list[Path]:
-    """Return what may be subvolumes, or have a limit, in what was thrown away."""
-    found = [thrown / "live", thrown / DATA_NAME, thrown / "outbox/tree"]
-    for each in (f"snapshots/*/{DATA_NAME}", "commits/*", "quarantine/*"):
-        found += thrown.glob(each)
-    found.append(thrown)  # what was set apart had been the `live` of its volume
-    return [directory for directory in found if directory.is_dir()]

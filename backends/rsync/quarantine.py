@@ -226,7 +226,7 @@ class Quarantine:
         """
         self._pool.require()
         try:
-            self._pool.throw_away(tree.path)
+            self._pool.trash.throw_away(tree.path)
             files.sync_directory(tree.path.parent)
         except FileNotFoundError:
             return

@@ -81,7 +81,7 @@ class RsyncSnapshots:
         self._pool.require()
         self.data_directory(volume, name)
         try:
-            self._pool.throw_away(self._directory(volume) / name)
+            self._pool.trash.throw_away(self._directory(volume) / name)
             files.sync_directory(self._directory(volume))
         except OSError as error:
             raise failed(f"cannot remove snapshot '{name}'", error) from error
@@ -105,7 +105,7 @@ class RsyncSnapshots:
             files.sync_directory(kept)
             files.sync_directory(live.parent)
         except OSError as error:
-            self._pool.throw_away(kept)
+            self._pool.trash.throw_away(kept)
             raise failed(f"cannot restore '{volume.name}'", error) from error
 
     def data_directory(self, volume: Volume, name: str) -> Path:
@@ -122,7 +122,7 @@ class RsyncSnapshots:
         with self._guard:
             for left in self._pool.copies.iterdir():
                 if left.name not in self._under_way:
-                    self._pool.throw_away(left)
+                    self._pool.trash.throw_away(left)
 
     def _directory(self, volume: Volume) -> Path:
         return self._pool.home(volume) / "snapshots"
@@ -149,7 +149,7 @@ class RsyncSnapshots:
             raise failed("the copy failed", error) from error
         finally:
             if copy.exists():
-                self._pool.throw_away(copy)
+                self._pool.trash.throw_away(copy)
             with self._guard:
                 self._under_way.discard(token)
 

@@ -37,8 +37,8 @@ _TREE_SEARCH: Final = 0xC070_9411  # version 2
 _SNAPSHOT: Final = struct.Struct("=qQQ32s4040s")
 _READ_ONLY: Final = 2
 _NAME: Final = struct.Struct("=8x4088s")
-# Identities of itself and of what it was taken of; the transaction.
-_INFO: Final = struct.Struct("=296x16s16s24xQ144x")
+# Identities of itself and of what it was taken of; the transactions.
+_INFO: Final = struct.Struct("=296x16s16s16xQQ144x")
 # Tree; objects, offsets, transactions and types from and to; items, sizes.
 _SEARCH: Final = struct.Struct("=Q6QIII36xQ")
 _SEARCH_SIZE: Final = 256 * 1024
@@ -56,11 +56,13 @@ class Subvolume:
     What a subvolume or snapshot is.
 
     ``taken_of`` is the identity of a snapshot's origin, zeros if it is none;
-    ``transaction`` the one that made it.
+    ``transaction`` the one that made it, ``changed_in`` the last one with a change of
+    any inode. What was written to files, but not yet to the disk, shows in none.
     """
 
     identity: bytes
     taken_of: bytes
+    changed_in: int
     transaction: int
 
 

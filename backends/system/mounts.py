@@ -14,10 +14,14 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from backends.errors import BackendError, VolumeBusyError
 from backends.system import libc
 from backends.system.mountinfo import MountEntry, parse_mountinfo
+
+# A crashed daemon could have stacked a second bind on the first; not many more.
+_STACKED_MAX: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +102,7 @@ def unmount(target: Path) -> None:
         BackendError: the kernel refused for another reason.
 
     """
-    # A crashed daemon could have stacked a second bind on the first; not many more.
-    for _ in range(8):
+    for _ in range(_STACKED_MAX):
         try:
             libc.umount(os.fsencode(target), libc.UMOUNT_NOFOLLOW)
         except OSError as error:
@@ -111,7 +114,11 @@ def unmount(target: Path) -> None:
                     hint=f"fuser -vm {target} names it",
                 ) from None
             raise BackendError(f"cannot unmount {target}: {error.strerror}") from error
-    raise BackendError(f"{target} has more mounts stacked on it than we would make")
+    if mounted_at(target) is not None:
+        raise BackendError(
+            f"{target} has more than {_STACKED_MAX} mounts stacked on it",
+            hint="so many were not made here: see findmnt",
+        )
 
 
 def shown_elsewhere(target: Path) -> bool:

@@ -6,20 +6,24 @@ Routes put the volume's name into ``g.volume`` and the mount id into ``g.mount_i
 
 from __future__ import annotations
 
+import functools
 import logging
 import secrets
+import threading
 from collections.abc import Callable
 
 from flask import Flask, Response, g, request
 from waitress.channel import ClientDisconnected
 from werkzeug.exceptions import HTTPException
 
-from backends.errors import RemoraError, one_line
+from backends.errors import RemoraError, VolumeBusyError, one_line
 from backends.system.clock import monotonic_s
 from plugin.api.metrics import Metrics
 from plugin.logs import fields
 
 log = logging.getLogger(__name__)
+Route = Callable[..., Response]
+Limit = Callable[[Route], Route]
 
 # Read-only calls, which are made all the time: their log lines say little.
 _QUIET = frozenset({"Get", "List", "Path", "Capabilities", "status", "metrics", "ls"})
@@ -90,6 +94,32 @@ def observe_calls(
         response = render(RemoraError(f"a fault in Remora; log line {reference}"))
         response.status_code = 500
         return response
+
+
+def at_most(calls_max: int) -> Limit:
+    """
+    Return a decorator for routes that may take hours: beyond *calls_max* they refuse.
+
+    All routes that it decorates count together. So threads are left for the others.
+    """
+    room = threading.BoundedSemaphore(calls_max)
+
+    def limit(route: Route) -> Route:
+        @functools.wraps(route)
+        def call(**values: str) -> Response:
+            if not room.acquire(blocking=False):
+                raise VolumeBusyError(
+                    f"{calls_max} copies are being made already",
+                    hint="retry when one is done; 'remora status' shows them",
+                )
+            try:
+                return route(**values)
+            finally:
+                room.release()
+
+        return call
+
+    return limit
 
 
 def caller_gone() -> Callable[[], bool]:

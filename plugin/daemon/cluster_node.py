@@ -7,9 +7,8 @@ A node that is alone has none of it, and owns its volumes by the same rules.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from backends.options import seconds
 from backends.registry import has_catalogue_on_storage
@@ -24,7 +23,7 @@ from plugin.membership.lease import LEASE_MARGIN_S
 from plugin.membership.roster import Roster, hello
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe, Holds
-from plugin.ownership.keeper import Keeper
+from plugin.ownership.keeper import Keeper, LeftMounted
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Witness
 from plugin.peers.authorization import Authorization
@@ -116,9 +115,9 @@ class ClusterNode:
         )
         self._addresses = AddressWatcher(ownership.membership.addresses_changed)
 
-    def protect(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
+    def protect(self, left_mounted: LeftMounted) -> None:
         """
-        Keep *mounted*, which an earlier process has left, and know the other nodes.
+        Keep what an earlier process has left mounted, and know the other nodes.
 
         It is quick, whatever a crash has left: containers that run must not be frozen,
         and a Mount must not begin without votes, because another volume is repaired.
@@ -127,7 +126,7 @@ class ClusterNode:
             FencingError: writers could not be stopped; nothing may be mounted.
 
         """
-        self.keeper.start(mounted)
+        self.keeper.start(left_mounted)
         self.replication.correct_copy_states()
         self._roster.start()
 

@@ -31,10 +31,15 @@ from plugin.daemon.notify import notify
 from plugin.daemon.server import Server
 from plugin.daemon.sockets import bind_socket, inherited_socket, remove_socket
 from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
-from plugin.errors import ConfigError, StoreError
+from plugin.errors import ConfigError
 from plugin.events.log import Events
 from plugin.joining.joined import refuse_joined
-from plugin.limits import LONG_DEADLINE_S, OPEN_FILES, SERVER_THREADS
+from plugin.limits import (
+    CONTROL_THREADS,
+    LONG_DEADLINE_S,
+    OPEN_FILES,
+    SERVER_THREADS,
+)
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.acquisition import Acquisition
@@ -54,7 +59,6 @@ if TYPE_CHECKING:
     from plugin.config import Config
 
 log = logging.getLogger(__name__)
-_CONTROL_THREADS: Final = 8
 _METRICS_THREADS: Final = 2
 
 
@@ -119,7 +123,7 @@ class Daemon:
             self._foundation.note_cluster(self._node)
             if self._cluster is not None:
                 # What runs already comes first, then what calls need.
-                self._cluster.protect(self._left_mounted())
+                self._cluster.protect(self._left_mounted)
             for server in self._servers:
                 server.start()
             if self._cluster is not None:
@@ -206,17 +210,20 @@ class Daemon:
         )
 
     def _left_mounted(self) -> dict[str, tuple[VolumeRecord, Path]]:
-        """Return the exclusive volumes that an earlier process has left mounted."""
-        points = {entry.mount_point for entry in mount_table()}
-        target = self._volumes.views.target
-        try:
-            records = self._catalogue.all()
-        except StoreError:
-            return {}  # nothing was ever known of the cluster
+        """
+        Return the exclusive volumes that an earlier process has left mounted.
+
+        Raises:
+            StoreError: there are mounts, and nobody knows yet of which volumes.
+
+        """
+        targets = {Path(entry.mount_point) for entry in mount_table()}
+        ids = {each.name for each in targets if each.parent == self._config.mount_dir}
+        records = self._catalogue.all() if ids else []
         return {
-            each.id: (each, target(each))
+            each.id: (each, self._volumes.views.target(each))
             for each in records
-            if str(target(each)) in points and self._ownership.exclusive(each)
+            if each.id in ids and self._ownership.exclusive(each)
         }
 
     def _build_servers(self) -> list[Server]:
@@ -246,7 +253,7 @@ class Daemon:
                 ),
                 self._bind(config.control_socket),
                 name="control",
-                threads=_CONTROL_THREADS,
+                threads=CONTROL_THREADS,
             )
         )
         servers.append(

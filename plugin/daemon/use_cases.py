@@ -147,7 +147,7 @@ def _with_the_rest(
             removal,
             owning.replication.departing if owning.replication else None,
             interval_s=given.times.reconcile_interval_s,
-            also=[quarantine.mend],
+            also={"the record of what is set apart": quarantine.mend},
         ),
         operations=operations,
     )

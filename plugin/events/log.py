@@ -27,7 +27,7 @@ from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.lines import read_request
-from plugin.store.database import open_database
+from plugin.store.database import UnusableDatabaseError, open_database
 
 log = logging.getLogger(__name__)
 FILE_NAME: Final = "events.db"
@@ -198,20 +198,29 @@ class Events:
 
 def _open(path: Path) -> sqlite3.Connection:
     try:
-        connection = open_database(path, _MIGRATIONS)
-    except StoreError as error:
-        aside = path.with_name(f"{path.name}.aside")
-        log.warning("events begin anew, %s has the old ones: %s", aside, error)
         try:
-            for suffix in ("-shm", "-wal", ""):
-                with suppress(FileNotFoundError):
-                    Path(f"{path}{suffix}").replace(f"{aside}{suffix}")
-        except OSError:
-            raise error from None
-        connection = open_database(path, _MIGRATIONS)
+            connection = open_database(path, _MIGRATIONS)
+        except UnusableDatabaseError as error:
+            _set_aside(path, error)
+            connection = open_database(path, _MIGRATIONS)
+    except (StoreError, OSError) as error:
+        # What is passing costs no old events, and no start of the daemon.
+        log.warning("events are kept in memory until the next start: %s", error)
+        connection = sqlite3.connect(
+            ":memory:", isolation_level=None, check_same_thread=False
+        )
+        connection.executescript("".join(_MIGRATIONS))
     # Events are not worth a Mount's time, so they do not wait for the disk.
     connection.execute("PRAGMA synchronous = NORMAL")
     return connection
+
+
+def _set_aside(path: Path, why: StoreError) -> None:
+    aside = path.with_name(f"{path.name}.aside")
+    log.warning("events begin anew, %s has the old ones: %s", aside, why)
+    for suffix in ("-shm", "-wal", ""):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").replace(f"{aside}{suffix}")
 
 
 def _bounded(value: Fact) -> Fact:

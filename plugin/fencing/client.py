@@ -151,7 +151,7 @@ class Guard:
                     hint=f"its log is {self._run_dir}/{guard.LOG_NAME}",
                 )
             try:
-                command = run.own_program(guard, self._run_dir)
+                command = run.own_program(guard, self._run_dir, self._version)
                 run.run(command, deadline_s=max(1.0, deadline.remaining_s()))
             except RemoraError as error:
                 raise FencingError(f"no fencing guard starts: {error.cause}") from error

@@ -5,7 +5,7 @@ It does so whether the daemon lives or not, so that there is one way to do it. I
 outlives the daemon, serves the next one, and ends by itself when nothing is held and
 nobody is connected. Requests are lines of JSON on a Unix socket of its run directory:
 
-    {"op": "hello", "version": V}       it ends if it does not run the daemon's code
+    {"op": "hello", "version": V}       it ends if a daemon of other code started it
     {"op": "hold", "volumes": [...]}    all that is held, in place of what was before
     {"op": "kill" | "forget", "id": I}
     {"op": "states"}
@@ -33,7 +33,6 @@ from plugin.fencing.fences import Fences
 from plugin.fencing.held import (
     MESSAGE_SIZE_MAX,
     HeldVolume,
-    code_version,
     socket_address,
 )
 from plugin.fencing.timer import Timer
@@ -78,9 +77,9 @@ class _Connection:
 class _Guard:
     """The socket, the timer, and the fences they drive."""
 
-    def __init__(self, run_dir: str, log: Callable[[str], None]) -> None:
+    def __init__(self, run_dir: str, version: str, log: Callable[[str], None]) -> None:
         self._log = log
-        self._version = code_version()
+        self._version = version
         self._fences = Fences(run_dir, log=log)
         self._timer = Timer()
         self._connections: dict[int, _Connection] = {}
@@ -221,8 +220,8 @@ def _detach() -> int:
 
 
 def main() -> None:
-    """Guard in the directory of the first argument, unless there is a guard."""
-    run_dir = sys.argv[1]
+    """Guard in the directory of the first argument; the second is our version."""
+    run_dir, version = sys.argv[1:]
     told = _detach()
     if not _lock(run_dir):
         os.write(told, b"+")
@@ -235,7 +234,7 @@ def main() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     with suppress(OSError), open("/proc/self/oom_score_adj", "w") as adjustment:
         adjustment.write("-1000")
-    guard = _Guard(run_dir, log)
+    guard = _Guard(run_dir, version, log)
     # Run the code of a scan once, so that its pages are in memory and can be locked.
     writers.find((), never=(), open_files=True)
     locked = _lock_memory()

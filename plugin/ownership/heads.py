@@ -13,6 +13,7 @@ A volume without a head was never owned; `OwnershipView.initial_head` makes its 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -178,6 +179,13 @@ class Heads:
             if each.key == drop_lock(volume_id).key:
                 written = _with_lock(written, each, outcome.revision)
         return written
+
+    def change_together(self, changes: Sequence[Change]) -> bool:
+        """Do all *changes*, or none if one is not possible; return which it was."""
+        return self._store.transact(
+            [condition for each in changes for condition in each.conditions],
+            [operation for each in changes for operation in each.operations],
+        ).succeeded
 
     def tombs(self) -> dict[str, Tomb]:
         """Return the removed volumes, by id."""

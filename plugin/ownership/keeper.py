@@ -5,7 +5,7 @@ One thread. It runs after each attempt to renew the node's lease and when the de
 passes, and tells the guard until when the writers of each mounted volume may write. The
 guard stops them by itself. The rest is done here: if no other node has acquired the
 volume meanwhile, its lock is written again in the same epoch, and its writers run on;
-else they are killed.
+else they are killed. Unmounting is left to those who hold the volume's lock.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +23,13 @@ from backends.errors import BackendError, RemoraError
 from backends.replication_options import ReplicationOptions
 from backends.system import clock, mounts
 from backends.system.mountinfo import MountEntry
-from plugin.errors import FencingError, NotOwnerError
+from plugin.errors import FencingError, NotOwnerError, StoreError
 from plugin.fencing.client import Guard
 from plugin.fencing.held import HeldVolume, State
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe
-from plugin.ownership.resuming import resume
+from plugin.ownership.resuming import TOGETHER_MAX, resume_all
 from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
@@ -52,6 +52,10 @@ class Holding:
     target: Path
 
 
+# The volumes that an earlier process has left mounted, by id, and where.
+LeftMounted = Callable[[], Mapping[str, tuple[VolumeRecord, Path]]]
+
+
 class Keeper:
     """See the module's text."""
 
@@ -72,30 +76,30 @@ class Keeper:
         self._valid: set[str] = set()
         self._states: Mapping[str, State] = {}
         self._lost_s: dict[str, float] = {}
-        self._unmounting: set[str] = set()
         # Writers of a lost volume are being killed.
         self._dying = False
+        self._left_mounted: LeftMounted | None = None
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._due = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
 
-    def start(self, mounted: Mapping[str, tuple[VolumeRecord, Path]]) -> None:
+    def start(self, left_mounted: LeftMounted) -> None:
         """
-        Begin with the volumes that an earlier process has left *mounted*, by id.
+        Begin with the volumes that an earlier process has left mounted.
+
+        Until *left_mounted* can tell them, the guard is told nothing, and goes on with
+        what that process has told it: to hold less would unguard what is mounted.
 
         Raises:
             FencingError: there is no guard, so nothing may be mounted.
 
         """
         self._guard.start()
-        for volume_id, (record, target) in mounted.items():
-            # Its lock may have gone with the lease. If its epoch is over, the first
-            # round finds that out.
-            head = self._ownership.heads.read(volume_id).head
-            self._held[volume_id] = Holding(record, head.epoch if head else 0, target)
-        self._valid = set(self._held)
+        self._left_mounted = left_mounted
+        with suppress(StoreError):  # etcd is away, and nothing was ever read from it
+            self._take_over()
         self._ownership.membership.add_listener(self._due.set)
         self._thread.start()
 
@@ -146,7 +150,7 @@ class Keeper:
                 transient=True,
             )
         if not self._locked(holding):
-            self._resume(holding)
+            self._regain([holding])
         return holding.epoch if self._deadline_s(holding) > clock.boottime_s() else 0
 
     def drop(self, record: VolumeRecord) -> None:
@@ -160,6 +164,16 @@ class Keeper:
             self._guard.forget(record.id)
         except FencingError as error:
             log.warning("%s", error)  # the next round tells it again
+
+    def lost(self) -> list[VolumeRecord]:
+        """Return the volumes that are to be unmounted: no writer of theirs is left."""
+        before_s = clock.monotonic_s() - _LOST_GRACE_S
+        with self._lock:
+            return [
+                each.record
+                for each in self._held.values()
+                if self._lost_s.get(each.record.id, math.inf) <= before_s
+            ]
 
     def held(self) -> list[tuple[VolumeRecord, int]]:
         """Return the volumes that are mounted, with their epochs."""
@@ -181,11 +195,18 @@ class Keeper:
             return not self._has_users(record)
         if ReplicationOptions.of(record.options).fence == "none":
             return False
+        deadline = clock.Deadline(_KILL_DEADLINE_S)
         try:
-            return self._kill(holding)
+            while not self._killed(holding):
+                if deadline.passed():
+                    return False
+                clock.pause(_KILL_PAUSE_S)
         except FencingError as error:
             log.warning("%s", error)
             return False
+        with self._lock:
+            now = self._held.get(record.id)
+        return now is holding or (now is None and not self._has_users(record))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -206,21 +227,48 @@ class Keeper:
             return round_s / 10
         return min(round_s, left_s)
 
+    def _take_over(self) -> None:
+        """Hold what was left mounted; raises StoreError while nobody knows that."""
+        left_mounted = self._left_mounted
+        if left_mounted is None:
+            return
+        for volume_id, (record, target) in left_mounted().items():
+            # Its lock may have gone with the lease. If its epoch is over, or cannot be
+            # read, the first round finds that out.
+            head = None
+            with suppress(StoreError):
+                head = self._ownership.heads.read(volume_id).head
+            holding = Holding(record, head.epoch if head else 0, target)
+            with self._lock:
+                self._held.setdefault(volume_id, holding)
+                self._valid.add(volume_id)
+        self._left_mounted = None
+
     def _round(self) -> None:
         """Do what is due; nothing here waits for one volume, for all have deadlines."""
+        try:
+            self._take_over()
+        except StoreError:
+            return  # the guard acts on what it knows; the mirror says what is wrong
         self._failsafe.extend(self._holdings())
         # A guard that does not answer must not keep locks from being taken again.
         with suppress(RemoraError):
             self._tell_guard()
         self._dying = False
+        unlocked = []
         for holding in self._holdings():
             try:
                 if not self._ownership.still_owner(holding.record, holding.epoch):
                     self._lose(holding)
                 elif not self._locked(holding):
-                    self._resume(holding)
+                    unlocked.append(holding)
             except RemoraError as error:
                 log.warning("%s", error, extra=fields(volume=holding.record.name))
+        for at in range(0, len(unlocked), TOGETHER_MAX):
+            if not self._regain(unlocked[at : at + TOGETHER_MAX]):
+                break  # the others would wait for the store as long
+            with suppress(RemoraError):
+                self._tell_guard()
         self._tell_guard()
 
     def _holdings(self) -> list[Holding]:
@@ -235,86 +283,58 @@ class Keeper:
             state.locked_by == self._ownership.node_id
         )
 
-    def _resume(self, holding: Holding) -> None:
-        """Write the lock again, if there is a lease and no other node has come."""
+    def _regain(self, holdings: Sequence[Holding]) -> bool:
+        """
+        Write locks again where no other node has come; return whether that was done.
+
+        Without a lease it is not.
+        """
         if not self._ownership.membership.lease:
-            return
+            return False
         try:
-            resume(self._ownership, holding.record, holding.epoch)
+            volumes = [(each.record, each.epoch) for each in holdings]
+            resume_all(self._ownership, volumes)
         except RemoraError as error:
-            log.info("'%s' is not regained yet: %s", holding.record.name, error)
+            names = ", ".join(each.record.name for each in holdings[:3])
+            log.info("not regained yet: %s", error, extra=fields(volumes=names))
+            return False
+        return True
 
     def _lose(self, holding: Holding) -> None:
         """
         End what still wants to write to the volume: another node owns it.
 
         A container that is just starting is ended as well: the guard looks for writers
-        until the volume is unmounted, by an Unmount or in the end by us.
+        until the volume is unmounted.
         """
         self._mark(holding, valid=False)
         record = holding.record
         if ReplicationOptions.of(record.options).fence == "none":
             return
-        if self._guard.kill(record.id) not in ("killed", None):
+        if not self._killed(holding):
             self._dying = True  # the guard goes on; it is asked again soon
             return
-        now_s = clock.monotonic_s()
         with self._lock:
-            if self._held.get(record.id) is not holding:
-                return  # its Unmount came meanwhile: the kill makes the engine send it
-            is_new = record.id not in self._lost_s
-            lost_s = self._lost_s.setdefault(record.id, now_s)
-            is_over = now_s - lost_s >= _LOST_GRACE_S
-            begins = is_over and record.id not in self._unmounting
-            if begins:
-                self._unmounting.add(record.id)
-        if is_new:
-            log.warning(
-                "another node owns it: its writers are ended",
-                extra=fields(volume=record.name),
-            )
-            self._ownership.events.add(record, "writers-killed", epoch=holding.epoch)
-        if begins:
-            self._begin_unmount(holding)
-
-    def _begin_unmount(self, holding: Holding) -> None:
-        thread = threading.Thread(
-            target=self._unmount, args=(holding,), name="unmount", daemon=True
+            if self._held.get(record.id) is not holding or record.id in self._lost_s:
+                return
+            self._lost_s[record.id] = clock.monotonic_s()
+        log.warning(
+            "another node owns it: its writers are ended",
+            extra=fields(volume=record.name),
         )
-        try:
-            thread.start()
-        except RuntimeError as error:  # no thread left: the next round tries again
-            log.warning("%s", error, extra=fields(volume=holding.record.name))
-            with self._lock:
-                self._unmounting.discard(holding.record.id)
+        self._ownership.events.add(record, "writers-killed", epoch=holding.epoch)
 
-    def _unmount(self, holding: Holding) -> None:
-        """Take a lost volume's mount away, which may take as long as storage wants."""
-        record = holding.record
-        try:
-            with self._lock:
-                still_ours = self._held.get(record.id) is holding
-            if still_ours:  # else its Unmount came, and perhaps a Mount after it
-                with suppress(RemoraError):
-                    self._ownership.backend_of(record).unmount(
-                        record.volume(), holding.target, deadline_s=_KILL_DEADLINE_S
-                    )
-            with self._lock:
-                if self._held.get(record.id) is holding:
-                    del self._held[record.id]
-                    self._lost_s.pop(record.id, None)
-        finally:
-            with self._lock:
-                self._unmounting.discard(record.id)
+    def _killed(self, holding: Holding) -> bool:
+        """
+        Have the guard kill the volume's writers; return whether none is left.
 
-    def _kill(self, holding: Holding) -> bool:
-        """Kill the writers, new ones included; return whether none is left."""
-        deadline = clock.Deadline(_KILL_DEADLINE_S)
-        while not deadline.passed():
-            if self._guard.kill(holding.record.id) in ("killed", None):
-                return True
-            clock.pause(_KILL_PAUSE_S)
-        return False
+        Those of a later mount are spared: the guard hears of none while it is our turn.
+        """
+        with self._turn:
+            with self._lock:
+                if self._held.get(holding.record.id) is not holding:
+                    return True  # it was unmounted meanwhile
+            return self._guard.kill(holding.record.id) in ("killed", None)
 
     def _has_users(self, record: VolumeRecord) -> bool:
         backend = self._ownership.backend_of(record)
@@ -326,6 +346,7 @@ class Keeper:
     def _tell_guard(self) -> None:
         """Tell the guard all deadlines; log what has become valid or invalid."""
         with self._turn:
+            self._take_over()
             told = []
             for holding in self._holdings():
                 deadline_s = self._deadline_s(holding)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final
@@ -143,8 +143,6 @@ class Journals:
 
     def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
         """Return where the volume may have changed since the last call."""
-        if journal.by_snapshot:
-            return Hints()  # snapshots need no hints
         with self._guard:
             if self._watcher is None:
                 self._watcher = Watcher(self._backend.pool.volumes)
@@ -203,37 +201,39 @@ class Journals:
             )
         self.begin_empty(record, journal)
 
-    def correct_copy_states(self, records: Sequence[VolumeRecord]) -> None:
+    def correct_copy_states(self) -> None:
         """
         Have each copy say which commit it is at, after a crash; quick for each.
 
         Nobody is answered before. A commit that is marked is the copy's, though it may
         still have to be applied: that is done by its next use.
         """
-        self._for_each(records, self._correct_copy_state)
+        self._for_each(self._correct_copy_state)
 
-    def repair(self, records: Sequence[VolumeRecord]) -> None:
+    def repair(self) -> None:
         """Finish in the background what a crash has left; uses of a copy wait."""
         threading.Thread(
             target=self._for_each,
-            args=(records, self._repair),
+            args=(self._repair,),
             name="journals:repair",
             daemon=True,
         ).start()
 
-    def _for_each(
-        self, records: Sequence[VolumeRecord], work: Callable[[VolumeRecord], None]
-    ) -> None:
-        for record in records:
-            if record.backend != self._backend.kind:
-                continue
+    def _for_each(self, work: Callable[[VolumeRecord], None]) -> None:
+        """Do *work* with each copy of the pool, which is there whatever is down."""
+        try:
+            volumes = list(self._backend.discover())
+        except (RemoraError, OSError) as error:
+            log.warning("copies could not be repaired: %s", error)
+            return
+        for volume in volumes:
             try:
-                work(record)
+                work(VolumeRecord.of(volume, backend=self._backend.kind))
             except (RemoraError, OSError) as error:  # this one's directory may be bad
                 log.warning(
                     "a copy could not be repaired: %s",
                     error,
-                    extra=fields(volume=record.name),
+                    extra=fields(volume=volume.name),
                 )
 
     def close(self) -> None:

@@ -79,6 +79,8 @@ class Looking:
 
     def _hints(self, record: VolumeRecord, journal: Journal, seen: _Seen) -> Hints:
         hints = self._journals.hints(record, journal)
+        if journal.by_snapshot:
+            return hints  # what no event tells of, the filesystem does
         if hints.everything or monotonic_s() >= seen.scan_due_s:
             return EVERYTHING
         # What a database writes directly to a file that stays open causes no event.

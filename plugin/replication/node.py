@@ -97,11 +97,11 @@ class ReplicationNode:
 
     def correct_copy_states(self) -> None:
         """Have copies say what a crash has made of them, before anybody is answered."""
-        self._journals.correct_copy_states(self._records())
+        self._journals.correct_copy_states()
 
     def start(self) -> None:
         """Begin to keep members in step, and finish what a crash has left."""
-        self._journals.repair(self._records())
+        self._journals.repair()
         self._syncing.start()
         self._reporting.start()
 

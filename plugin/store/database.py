@@ -15,6 +15,11 @@ from pathlib import Path
 from plugin.errors import StoreError
 
 _BUSY_TIMEOUT_S = 5.0
+_RESTORE = "restore it from a backup, or move it aside and run 'remora repair'"
+
+
+class UnusableDatabaseError(StoreError):
+    """What the file holds is damaged or too new: opening it again does not help."""
 
 
 def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
@@ -25,7 +30,8 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
     rolled back whole. The connection may be shared by threads under a lock.
 
     Raises:
-        StoreError: the file is damaged, of a newer schema, or cannot be opened.
+        UnusableDatabaseError: the file is damaged, or of a newer schema.
+        StoreError: it cannot be opened at this moment.
 
     """
     try:
@@ -36,10 +42,11 @@ def open_database(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
             _check(connection, path)
             _migrate(connection, path, migrations)
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(
-            f"cannot open {path}: {error}",
-            hint="restore it from a backup, or move it aside and run 'remora repair'",
-        ) from error
+        # The low byte is the kind of error. Source: sqlite.org, "Result codes".
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        damaged = code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+        kind = UnusableDatabaseError if damaged else StoreError
+        raise kind(f"cannot open {path}: {error}", hint=_RESTORE) from error
     return connection
 
 
@@ -67,9 +74,8 @@ def _closed_after_error(connection: sqlite3.Connection) -> Iterator[None]:
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     findings = [row[0] for row in connection.execute("PRAGMA integrity_check(3)")]
     if findings != ["ok"]:
-        raise StoreError(
-            f"{path} is damaged: {'; '.join(findings)}",
-            hint="restore it from a backup, or move it aside and run 'remora repair'",
+        raise UnusableDatabaseError(
+            f"{path} is damaged: {'; '.join(findings)}", hint=_RESTORE
         )
 
 
@@ -78,7 +84,7 @@ def _migrate(
 ) -> None:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(migrations):
-        raise StoreError(
+        raise UnusableDatabaseError(
             f"{path} has schema {version}; this Remora knows up to {len(migrations)}",
             hint="run the newer Remora that wrote it; nothing was changed",
         )

@@ -12,7 +12,7 @@ import logging
 from dataclasses import dataclass
 from typing import Final
 
-from backends.base import Backend, Volume
+from backends.base import Backend
 from backends.errors import RemoraError, VolumeBusyError
 from backends.registry import Registry
 from backends.system.clock import Deadline
@@ -48,7 +48,7 @@ class Discovery:
                 log.warning("'%s' was not looked for: %s", name, error)
                 continue
             if volume is not None:
-                self.catalogue.insert(_record(backend, volume))
+                self.catalogue.insert(VolumeRecord.of(volume, backend=backend.kind))
                 return
 
     def synchronise(self) -> None:
@@ -83,7 +83,9 @@ class Discovery:
                 if self.catalogue.find(name) is not None:
                     return
                 volume = backend.find(name, deadline_s=_FIND_DEADLINE_S)
-                if volume and self.catalogue.insert(_record(backend, volume)):
+                if volume and self.catalogue.insert(
+                    VolumeRecord.of(volume, backend=backend.kind)
+                ):
                     log.info("found", extra=fields(volume=name, id=volume.id))
         except VolumeBusyError:
             return
@@ -112,21 +114,11 @@ class Discovery:
                     self.catalogue.delete(stored)
                     log.info("removed elsewhere", extra=fields(volume=record.name))
                 elif seen.id != record.id:
-                    self.catalogue.replace(stored, _record(backend, seen))
+                    self.catalogue.replace(
+                        stored, VolumeRecord.of(seen, backend=backend.kind)
+                    )
                     log.info("replaced elsewhere", extra=fields(volume=record.name))
         except VolumeBusyError:
             return
         except RemoraError as error:
             log.warning("'%s' was not checked: %s", record.name, error)
-
-
-def _record(backend: Backend, volume: Volume) -> VolumeRecord:
-    return VolumeRecord(
-        id=volume.id,
-        name=volume.name,
-        backend=backend.kind,
-        requested=dict(volume.requested),
-        options=dict(volume.options),
-        created_at=volume.created_at,
-        phase="ready",
-    )

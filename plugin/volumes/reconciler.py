@@ -5,22 +5,26 @@ What is done in the background, at start and every few seconds after.
 - creations that nobody was told of are rolled back, and begun removals are finished;
 - volumes that only inherited references hold are unmounted once proven unused;
 - mounts that no reference holds (their last unmount failed) are unmounted;
+- so are volumes that another node has taken, once their writers are dead;
 - volumes that this node owns and does not use are released;
 - copies are removed if their volume was removed, or this node is no member any more;
 - the trash is emptied.
 
-Each volume is handled under its own lock and each failure is logged and left for the
-next pass; a pass never waits for a volume that is busy.
+Each piece of work, and of it each volume, is a chore of its own, under the volume's
+lock: what fails, hangs or is busy is left for a later pass, and the others go on.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
-from backends.errors import RemoraError, VolumeBusyError
+from backends.base import Backend
+from backends.errors import RemoraError
 from backends.system.clock import Deadline
 from plugin.limits import GARBAGE_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
@@ -28,6 +32,7 @@ from plugin.model import VolumeRecord
 from plugin.ownership.tombs import bury_copies
 from plugin.replication.departing import Departing
 from plugin.volumes.catalogue import Catalogue, Stored
+from plugin.volumes.chores import Chores
 from plugin.volumes.discovery import Discovery
 from plugin.volumes.removal import Removal
 from plugin.volumes.unmounting import Unmounting
@@ -37,6 +42,12 @@ log = logging.getLogger(__name__)
 # If a volume's lock is not free at once, an operation is at work on the volume.
 _LOCK_WAIT_S: Final = 0.05
 _STOP_WAIT_S: Final = 2.0
+# A chore that takes longer goes on alone. With so many of them, storage is in trouble.
+_PATIENCE_S: Final = 2.0
+_CHORES_MAX: Final = 32
+
+Records = Sequence[VolumeRecord]
+Action = Callable[[Stored, Deadline], None]
 
 
 class Reconciler:
@@ -52,7 +63,7 @@ class Reconciler:
         departing: Departing | None,
         *,
         interval_s: float,
-        also: Sequence[Callable[[], None]] = (),
+        also: Mapping[str, Callable[[], None]],
     ) -> None:
         """Let each pass do *also* what others have to repair."""
         self._catalogue = catalogue
@@ -65,6 +76,7 @@ class Reconciler:
         self._locks = unmounting.operations.locks
         self._interval_s = interval_s
         self._also = also
+        self._chores = Chores(threads_max=_CHORES_MAX)
         self._stopping = threading.Event()
         self._thread = threading.Thread(
             target=self._run, name="reconciler", daemon=True
@@ -79,33 +91,30 @@ class Reconciler:
         self._stopping.set()
         self._thread.join(_STOP_WAIT_S)
 
-    def run_once(self) -> None:
-        """Do one pass."""
-        self._discovery.synchronise()
-        for records, action in (
-            (self._unfinished, self._finish),
-            (self._views.held_or_mounted, self._unmount_if_unused),
-            (self._owned, self._let_go),
-            (self._departed, self._depart),
-        ):
-            for record in records():
+    def run_once(self, *, patience_s: float = _PATIENCE_S) -> None:
+        """Do one pass, waiting for each chore at most *patience_s*."""
+        run = partial(self._chores.run, patience_s=patience_s)
+        run("the look at storage", self._discovery.synchronise)
+        for verb, records, action in self._actions():
+            for record in run(f"the list of what to {verb}", records) or ():
                 if self._stopping.is_set():
                     return
-                self._attempt(record, action)
-        bury_copies(self._ownership)
-        for mend in self._also:
-            mend()
-        self._collect_garbage()
+                run(f"{verb} '{record.name}'", partial(self._attempt, record, action))
+        run("the burial of copies", partial(bury_copies, self._ownership))
+        for name, mend in self._also.items():
+            run(name, mend)
+        for kind, backend in self._ownership.registry.all().items():
+            run(f"the emptying of the trash of '{kind}'", partial(_empty, backend))
 
-    def _collect_garbage(self) -> None:
-        for backend in self._ownership.registry.all().values():
-            try:
-                freed = backend.collect_garbage(deadline_s=GARBAGE_DEADLINE_S)
-            except RemoraError as error:
-                log.warning("the trash of '%s' stays: %s", backend.kind, error)
-            else:
-                if freed:
-                    log.info("trash emptied", extra=fields(volumes=freed))
+    def _actions(self) -> Iterable[tuple[str, Callable[[], Records], Action]]:
+        """Return what is done with volumes: a verb, the volumes, the action on each."""
+        return (
+            ("finish", self._unfinished, self._finish),
+            ("unmount", self._views.held_or_mounted, self._unmount_if_unused),
+            ("give up", self._lost, self._unmount_lost),
+            ("release", self._owned, self._let_go),
+            ("remove the copy of", self._departed, self._depart),
+        )
 
     def release_forgotten(self) -> list[str]:
         """
@@ -117,20 +126,19 @@ class Reconciler:
         return [
             record.name
             for record in self._views.held_or_mounted()
-            if self._attempt(record, self._release)
+            if self._chores.run(
+                f"unmount '{record.name}'",
+                partial(self._attempt, record, self._release),
+                patience_s=SHORT_DEADLINE_S,
+            )
         ]
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                self.run_once()
-            except RemoraError as error:
-                log.warning("reconciliation stopped early: %s", error)
-            except Exception:
-                log.exception("reconciliation failed")
+            self.run_once()
             self._stopping.wait(self._interval_s)
 
-    def _unfinished(self) -> Iterable[VolumeRecord]:
+    def _unfinished(self) -> Records:
         """Return the volumes whose making or removing this node has begun."""
         return [
             each
@@ -138,39 +146,36 @@ class Reconciler:
             if each.phase != "ready" and self._ownership.is_ours_to_finish(each)
         ]
 
-    def _owned(self) -> Iterable[VolumeRecord]:
+    def _lost(self) -> Records:
+        """Return the volumes that other nodes have taken and whose writers are dead."""
+        keeper = self._unmounting.keeper
+        return keeper.lost() if keeper is not None else []
+
+    def _owned(self) -> Records:
         """Return the volumes that this node owns, as the cluster knows."""
         ids = {*self._ownership.heads.owned_by(self._ownership.node_id)}
         if not ids:
             return []
         return [each for each in self._catalogue.all() if each.id in ids]
 
-    def _departed(self) -> Iterable[VolumeRecord]:
+    def _departed(self) -> Records:
         """Return the volumes of which this node has a copy but is no member."""
         if self._ownership.membership.fault():
             return []  # `depart` would wait for the cluster, which does not answer
-        has_departed = self._ownership.has_departed
-        return [each for each in self._catalogue.all() if has_departed(each)]
+        found = []
+        for each in self._catalogue.all():
+            with suppress(RemoraError, OSError):  # what cannot be seen stays
+                if self._ownership.has_departed(each):
+                    found.append(each)
+        return found
 
-    def _attempt(
-        self, record: VolumeRecord, action: Callable[[Stored, Deadline], None]
-    ) -> bool:
+    def _attempt(self, record: VolumeRecord, action: Action) -> bool:
         """Do *action* on the volume if it is free; return whether it was done."""
-        try:
-            with self._locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
-                stored = self._catalogue.find(record.name)
-                if stored is None or stored.record.id != record.id:
-                    return False
-                action(stored, Deadline(SHORT_DEADLINE_S))
-        except VolumeBusyError:
-            return False
-        except RemoraError as error:
-            log.warning(
-                "reconciliation will be repeated: %s",
-                error,
-                extra=fields(volume=record.name, code=error.code),
-            )
-            return False
+        with self._locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
+            stored = self._catalogue.find(record.name)
+            if stored is None or stored.record.id != record.id:
+                return False
+            action(stored, Deadline(SHORT_DEADLINE_S))
         return True
 
     def _finish(self, stored: Stored, deadline: Deadline) -> None:
@@ -198,6 +203,15 @@ class Reconciler:
     def _unmount_if_unused(self, stored: Stored, deadline: Deadline) -> None:
         self._unmounting.unmount_if_unused(stored.record, deadline)
 
+    def _unmount_lost(self, stored: Stored, deadline: Deadline) -> None:
+        self._unmounting.unmount_lost(stored.record, deadline)
+
     def _release(self, stored: Stored, deadline: Deadline) -> None:
         self._unmounting.require_unheld(stored.record)
         self._unmounting.drop_mount(stored.record, deadline)
+
+
+def _empty(backend: Backend) -> None:
+    freed = backend.collect_garbage(deadline_s=GARBAGE_DEADLINE_S)
+    if freed:
+        log.info("trash emptied", extra=fields(volumes=freed))

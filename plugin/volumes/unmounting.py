@@ -106,6 +106,23 @@ class Unmounting:
         if self.ownership.exclusive(record):
             self.let_go(record)
 
+    def unmount_lost(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """
+        Take away the mount of a volume that another node owns, if it is still there.
+
+        Its writers are dead, and the engine has had time to unmount. The caller holds
+        the volume's lock.
+        """
+        lost = self.keeper.lost() if self.keeper else []
+        if self.keeper is None or record.id not in {each.id for each in lost}:
+            return
+        self.ownership.backend_of(record).unmount(
+            record.volume(),
+            self.views.target(record),
+            deadline_s=deadline.remaining_s(),
+        )
+        self.keeper.drop(record)
+
     def let_go(self, record: VolumeRecord) -> None:
         """Release the volume, which is not mounted; later if the cluster is away."""
         if self.keeper is not None:

@@ -113,6 +113,26 @@ def test_a_dead_daemon_freezes_its_writers_in_time_and_regains_the_volume(
     assert [each["epoch"] for each in owner.events("owned", NAME)] == [before.epoch]
 
 
+def test_a_daemon_that_knows_nothing_yet_leaves_the_guard_what_it_knows(
+    make_owner: Make, server: Cluster, records: Records
+) -> None:
+    """The mirror is lost, and etcd away: which volumes are mounted is not known."""
+    owner = make_owner("alpha", failsafe=False)
+    volume_id, writer = start_writer(owner)
+    before = records.head(volume_id)
+    owner.kill()
+    for path in owner.state_dir.glob("mirror.db*"):
+        path.unlink()
+    server.members[0].freeze()
+    owner.launch()
+    writer.wait_still()
+    server.members[0].thaw()
+    owner.wait_ready()
+    writer.wait_writing()
+    assert records.head(volume_id) == before
+    assert records.heads.read(volume_id).lock == Lock(owner.id, before.epoch)
+
+
 def test_a_volume_taken_while_its_daemon_was_dead_is_lost_with_its_tail_kept(
     make_owner: Make, records: Records
 ) -> None:

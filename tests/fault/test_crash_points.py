@@ -17,7 +17,7 @@ import pytest
 from backends.system import mounts
 from plugin.errors import VolumeNotFoundError
 from plugin.volumes.operations import never
-from tests.fault.world import World
+from tests.fault.world import PATIENCE_S, World
 from tests.support.fuse import lives
 
 
@@ -35,8 +35,8 @@ def prepare(directory: Path, *, mounted: bool) -> None:
 def recovered(directory: Path) -> World:
     """Start anew and let the reconciler do its work, twice: repairs may repeat."""
     world = World(directory)
-    world.volumes.reconciler.run_once()
-    world.volumes.reconciler.run_once()
+    world.volumes.reconciler.run_once(patience_s=PATIENCE_S)
+    world.volumes.reconciler.run_once(patience_s=PATIENCE_S)
     return world
 
 
@@ -62,7 +62,7 @@ def check_usable(world: World, *, content: str | None) -> None:
         assert (target / "file").read_text() == content
     world.volumes.unmounting.unmount("v", "check")
     world.volumes.removal.remove("v")
-    world.volumes.reconciler.run_once()
+    world.volumes.reconciler.run_once(patience_s=PATIENCE_S)
 
 
 def mount_and_unmount(world: World) -> None:
@@ -93,7 +93,7 @@ def remove_snapshot(world: World) -> None:
 
 def remove_and_empty(world: World) -> None:
     world.volumes.removal.remove("v")
-    world.volumes.reconciler.run_once()
+    world.volumes.reconciler.run_once(patience_s=PATIENCE_S)
 
 
 SCENARIOS = {

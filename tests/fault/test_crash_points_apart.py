@@ -77,7 +77,7 @@ class Node(World):
 
     def recover(self) -> None:
         """Do what a daemon does at its start."""
-        self.journals.correct_copy_states([self.record])
+        self.journals.correct_copy_states()
         self.journals._repair(self.record)
         quarantine.mend(self.ownership, self.quarantine)
 

@@ -17,6 +17,7 @@ from backends.system import mounts
 from plugin.daemon.node import Node
 from plugin.errors import NotOwnerError
 from tests.fault.two_nodes import World
+from tests.fault.world import PATIENCE_S
 from tests.support.fuse import lives
 
 
@@ -96,8 +97,8 @@ def test_a_kill_at_any_step_leaves_what_the_next_owner_understands(
         check_other(beta, written=written)
         alpha = World(directory, "alpha")
         alpha.meet(beta)
-        alpha.volumes.reconciler.run_once()
-        alpha.volumes.reconciler.run_once()
+        alpha.volumes.reconciler.run_once(patience_s=PATIENCE_S)
+        alpha.volumes.reconciler.run_once(patience_s=PATIENCE_S)
         assert mounts.mount_points_below(alpha.home) == []
         assert alpha.head().epoch >= before.epoch
         assert alpha.head().phase == "idle"

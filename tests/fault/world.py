@@ -15,6 +15,9 @@ from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
 from tests.support.world import owning_alone
 
+# The reconciler leaves nothing to a later pass.
+PATIENCE_S = 60.0
+
 
 class World:
     """One start of the daemon's inside on the files of *directory*."""

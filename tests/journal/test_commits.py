@@ -73,7 +73,7 @@ def member(
     journal.close()
 
 
-def commit(journal: Journal, hints: Hints = NOTHING) -> Changes:
+def commit(journal: Journal, hints: Hints = EVERYTHING) -> Changes:
     """Make the next commit of what has changed."""
     changes = journal.look(hints)
     journal.record(changes, (1, journal.commit()[1] + 1))
@@ -309,7 +309,7 @@ def test_what_a_crash_has_left_is_of_no_harm(owner: Journal) -> None:
     commit(owner)
     # Named already, not yet in the manifest; and an outbox that nobody has removed.
     (owner.live / "file").write_text("two")
-    owner.look(NOTHING)
+    owner.look(EVERYTHING)
     (owner.home / "commits/new").rename(owner.home / "commits/1.2")
     owner.pack(None, only=[b"file"])
     (owner.live / "file").write_text("three")
@@ -330,7 +330,7 @@ def test_a_subvolume_inside_is_left_out(owner: Journal) -> None:
     for number in range(3):
         (owner.live / f"directory/{number}").write_text("beside it")
         commit(owner)
-        assert not owner.look(NOTHING).changed
+        assert not owner.look(EVERYTHING).changed
     assert [each.entry.path for each in owner.manifest.all()] == [
         *(b"", b"directory", b"directory/0", b"directory/1", b"directory/2")
     ]

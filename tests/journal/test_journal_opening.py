@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from tests.support.journal_trees import VOLUME, carry
+from tests.support.processes import descriptors
 from tests.support.watching import make_root
 
 
@@ -23,28 +22,6 @@ def journal_of(tmp_path: Path) -> Callable[[], Journal]:
     make_root(home / "live")
     (home / "live/file").write_bytes(b"1")
     return lambda: Journal(home, VOLUME)
-
-
-@contextmanager
-def descriptors(more: int) -> Iterator[None]:
-    """Let this process open *more* descriptors and no more."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1
-    # Holes below would be used first.
-    fillers = []
-    while len(fillers) < used:
-        filler = os.open("/dev/null", os.O_RDONLY)
-        if filler >= used:
-            os.close(filler)
-            break
-        fillers.append(filler)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
-        for each in fillers:
-            os.close(each)
 
 
 def test_a_passing_error_discards_no_manifest(

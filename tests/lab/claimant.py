@@ -132,7 +132,7 @@ class Claimant:
 
     def start(self) -> None:
         self.membership.start()
-        self.keeper.start({})
+        self.keeper.start(dict)
 
     def stop(self) -> None:
         self.keeper.stop()

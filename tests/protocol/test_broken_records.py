@@ -92,3 +92,16 @@ def test_one_damaged_record_does_not_take_the_others_with_it(node: Node) -> None
     node.ok("Unmount", Name="used", ID="a")
     node.ok("Remove", Name="used")
     assert len(node.stored()) == 1
+
+
+def test_a_damaged_head_does_not_hide_the_others(node: Node) -> None:
+    damaged = node.get("used")["Status"]["id"]
+    database = sqlite3.connect(node.state_dir / "store.db", timeout=20)
+    key = f"v/{damaged}/head"
+    database.execute("UPDATE records SET value = 'x' WHERE key = ?", (key,))
+    database.commit()
+    database.close()
+    rows = {each["name"]: each for each in node.control("GET", "/v1/volumes").json()}
+    assert rows["kept"]["health"] == "ok"
+    assert rows["used"]["health"] == "error"
+    assert f"record {key} cannot be read" in rows["used"]["error"]

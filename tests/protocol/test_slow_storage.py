@@ -23,6 +23,8 @@ pytestmark = pytest.mark.xdist_group("protocol-storage")
 
 # plugin.limits.OPERATIONS_MAX; written out, since users are promised it.
 OPERATIONS_MAX = 48
+# plugin.limits.LONG_CALLS_MAX, likewise.
+COPIES_MAX = 8
 PROMPT_S = 5.0
 
 
@@ -237,3 +239,36 @@ def test_a_pool_whose_disk_is_not_mounted_is_not_an_empty_pool(node: Node) -> No
     hidden.rename(node.path(node.pool))
     node.ok("Mount", Name="there", ID="a")
     assert node.mounts() == [volume_id]
+
+
+def test_copies_that_hang_leave_the_control_socket_to_short_calls(node: Node) -> None:
+    node.create("source")
+    node.freeze()
+    names = [f"copy{number}" for number in range(COPIES_MAX)]
+    with ThreadPoolExecutor(len(names)) as threads:
+        answers = [
+            threads.submit(
+                node.control, "POST", "/v1/clone", {"name": name, "source": "source"}
+            )
+            for name in names
+        ]
+        wait_until(
+            lambda: (
+                set(names) <= {*node.control("GET", "/v1/status").json()["operations"]}
+            ),
+            "all copies are under way",
+        )
+        source = {"name": "more", "options": {"from": "source"}}
+        for path, body in (
+            ("/v1/clone", {"name": "more", "source": "source"}),
+            ("/v1/import", {"name": "more", "source": str(node.directory)}),
+            ("/v1/volumes", source),
+            ("/v1/volumes/source/snapshots", {"snapshot": "more"}),
+        ):
+            error = node.control("POST", path, body).json()["error"]
+            assert error["code"] == "volume-busy"
+            assert error["cause"] == f"{COPIES_MAX} copies are being made already"
+        assert node.control("GET", "/v1/volumes").json()[0]["name"] == "source"
+        node.thaw()
+        assert [each.result().json()["name"] for each in answers] == names
+    assert sorted(node.names()) == [*names, "source"]

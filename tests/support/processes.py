@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -57,3 +58,25 @@ def gone(pids: list[int]) -> bool:
             if stat.rpartition(")")[2].split()[0] not in "ZX":
                 return False
     return True
+
+
+@contextmanager
+def descriptors(more: int) -> Iterator[None]:
+    """Let this process open *more* descriptors and no more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(each.name) for each in Path("/proc/self/fd").iterdir()) + 1
+    # Holes below would be used first.
+    fillers = []
+    while len(fillers) < used:
+        filler = os.open("/dev/null", os.O_RDONLY)
+        if filler >= used:
+            os.close(filler)
+            break
+        fillers.append(filler)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for each in fillers:
+            os.close(each)

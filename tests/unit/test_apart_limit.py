@@ -71,4 +71,4 @@ def test_the_new_directory_is_limited_as_the_first_was(tmp_path: Path) -> None:
         assert subvolumes(top) == 1
         backend.remove(VOLUME, deadline_s=30)
         backend.collect_garbage(deadline_s=60)
-        assert list(backend.pool.trash.iterdir()) == []
+        assert list(backend.pool.trash.path.iterdir()) == []

@@ -15,6 +15,7 @@ from plugin.errors import StoreError
 from plugin.events import log as module
 from plugin.events.log import FILE_NAME, LIMIT_MAX, OF_VOLUME_MAX, Events
 from plugin.peers.lines import LINE_LENGTH_MAX, encode
+from tests.support.processes import descriptors
 
 
 def volume(name: str) -> Volume:
@@ -143,6 +144,21 @@ def test_a_file_of_no_use_is_set_aside(tmp_path: Path, newer: bool) -> None:
     again.close()
     aside = (tmp_path / f"{FILE_NAME}.aside").read_bytes()
     assert aside[100:] == before[100:]
+
+
+def test_a_passing_error_sets_nothing_aside(tmp_path: Path) -> None:
+    events = Events(tmp_path)
+    events.add(DATA, "owned", epoch=1)
+    events.close()
+    with descriptors(0):
+        meanwhile = Events(tmp_path)
+    meanwhile.add(DATA, "released", epoch=1)
+    assert kinds(meanwhile) == ["released"]
+    meanwhile.close()
+    again = Events(tmp_path)
+    assert kinds(again) == ["owned"]
+    again.close()
+    assert not (tmp_path / f"{FILE_NAME}.aside").exists()
 
 
 def test_what_cannot_be_kept_stops_nothing(

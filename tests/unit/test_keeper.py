@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from backends.system import clock
-from plugin.errors import FencingError
+from plugin.errors import FencingError, StoreError
 from plugin.fencing.held import HeldVolume
 from plugin.ownership import keeper as module
-from plugin.ownership.keeper import Keeper
+from plugin.ownership.keeper import Keeper, LeftMounted
 from tests.support.host import wait_until
 
 LOST = 8
@@ -26,6 +26,7 @@ class Guard:
 
     def __init__(self) -> None:
         self.told_s: list[float] = []
+        self.told: list[list[str]] = []
         self.asked: list[str] = []
         self.fails = ""
 
@@ -46,6 +47,7 @@ class Guard:
 
     def hold(self, volumes: list[HeldVolume]) -> dict[str, Any]:
         self.told_s.append(clock.monotonic_s())
+        self.told.append([each.id for each in volumes])
         return {}
 
 
@@ -84,10 +86,13 @@ def make_keeper(
     entry = SimpleNamespace(device="8:1", root="/x", source="")
     monkeypatch.setattr(module.mounts, "mounted_at", lambda _: entry)
 
-    def make(names: list[str]) -> Keeper:
+    def make(names: list[str] | LeftMounted) -> Keeper:
         made.append(Keeper(ownership, guard, failsafe, freeze_max_s=60))  # type: ignore[arg-type]
-        records = [SimpleNamespace(id=each, name=each, options={}) for each in names]
-        made[-1].start({each.id: (each, Path("/x")) for each in records})
+        if isinstance(names, list):
+            left = {each: (record(each), Path("/x")) for each in names}
+            made[-1].start(lambda: left)
+        else:
+            made[-1].start(names)
         return made[-1]
 
     yield make
@@ -114,6 +119,84 @@ def test_a_guard_that_fails_for_one_is_told_of_the_others(
     guard.fails = "lost0"
     make_keeper(["lost0", "lost1", "healthy"])
     wait_until(lambda: "lost1" in guard.asked, timeout_s=20, what="the next is ended")
+
+
+def record(name: str) -> Any:
+    return SimpleNamespace(id=name, name=name, options={})
+
+
+def test_writers_of_a_later_mount_are_not_killed(
+    make_keeper: Callable[..., Keeper], guard: Guard
+) -> None:
+    """They came while the keeper was at another volume of the same round."""
+    killing, go_on = threading.Event(), threading.Event()
+    kill = guard.kill
+
+    def slow_kill(volume_id: str) -> str:
+        if volume_id == "lost0":
+            killing.set()
+            go_on.wait(20)
+        return kill(volume_id)
+
+    guard.kill = slow_kill  # type: ignore[method-assign]
+    keeper = make_keeper(["lost0", "lost1"])
+    assert killing.wait(20)
+    keeper.drop(record("lost1"))
+    keeper._ownership.still_owner = lambda each, epoch: (  # type: ignore[method-assign]
+        each.id == "lost1" and epoch == 2
+    )
+    keeper._ownership.require_owned = lambda *_: None  # type: ignore[method-assign]
+    keeper._ownership.require_valid = lambda: None  # type: ignore[method-assign]
+    mount = threading.Thread(
+        target=keeper.hold, args=(record("lost1"), 2, Path("/x")), daemon=True
+    )
+    mount.start()
+    wait_until(
+        lambda: ("lost1", 2) in [(each.id, epoch) for each, epoch in keeper.held()],
+        timeout_s=20,
+        what="it is mounted again",
+    )
+    go_on.set()
+    told = guard.asked.count("lost0")
+    wait_until(
+        lambda: guard.asked.count("lost0") > told + 1, timeout_s=20, what="rounds go on"
+    )
+    assert "lost1" not in guard.asked
+
+
+def test_a_lost_volume_is_to_be_unmounted_when_its_writers_are_dead(
+    make_keeper: Callable[..., Keeper], guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LOST_GRACE_S", 0.0)
+    keeper = make_keeper(["lost0", "healthy"])
+    wait_until(lambda: guard.asked, timeout_s=20, what="its writers are killed")
+    assert keeper.lost() == []
+    guard.kill = lambda _: "killed"  # type: ignore[method-assign]
+    wait_until(keeper.lost, timeout_s=20, what="they are dead")
+    assert [each.id for each in keeper.lost()] == ["lost0"]
+    keeper.drop(record("lost0"))
+    assert keeper.lost() == []
+
+
+def test_the_guard_is_not_told_less_than_it_knows(
+    make_keeper: Callable[..., Keeper], guard: Guard
+) -> None:
+    """Etcd is away and nothing was ever read from it, but volumes are mounted."""
+    known = threading.Event()
+
+    def left_mounted() -> dict[str, tuple[Any, Path]]:
+        if not known.is_set():
+            raise StoreError("nothing was ever read")
+        return {"healthy": (record("healthy"), Path("/x"))}
+
+    keeper = make_keeper(left_mounted)
+    with pytest.raises(StoreError):
+        keeper.hold(record("other"), 1, Path("/x"))
+    keeper.drop(record("other"))
+    assert guard.told == []
+    known.set()
+    wait_until(lambda: guard.told, timeout_s=20, what="the guard is told")
+    assert guard.told[0] == ["healthy"]
 
 
 def test_no_thread_is_left(make_keeper: Callable[..., Keeper], guard: Guard) -> None:

@@ -125,3 +125,39 @@ def test_what_is_begun_while_a_share_is_looked_at_is_not_cut_short(
     share.survey()
     assert repaired == ["old"]
     assert share.state.thrown_away == 1
+
+
+def test_a_marker_that_cannot_be_read_hides_no_other(
+    backend: NfsBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Other nodes, of other versions, write them too."""
+    good = {
+        "state": "ready",
+        "id": VOLUME.id,
+        "name": VOLUME.name,
+        "options": {**VOLUME.options},
+        "created_at": VOLUME.created_at,
+        "requested": {},
+    }
+    bad = [{"state": "ready"}, {**good, "id": "no id"}, {**good, "options": 7}]
+    backend._shares.of(VOLUME).state = ShareState(state="ok", markers=[*bad, good])
+    for _ in range(2):
+        assert [each.name for each in backend.discover()] == ["v"]
+    assert len(caplog.messages) == len(bad)
+
+
+def test_trash_that_stays_on_one_share_stays_on_no_other(
+    backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = dataclasses.replace(VOLUME, options={**VOLUME.options, "share": "/y"})
+    for volume in (VOLUME, other):
+        share = backend._shares.of(volume)
+        share.state = ShareState(state="ok", markers=[], thrown_away=1)
+
+    def empty_trash(share: Share, _: object) -> int:
+        if share.export.share == "/x":
+            raise NfsTimeoutError("no answer", "/x")
+        return 3
+
+    monkeypatch.setattr(Share, "empty_trash", empty_trash)
+    assert backend.collect_garbage(deadline_s=10) == 3

@@ -209,9 +209,9 @@ def test_what_is_discarded_lies_in_the_trash(backend: RsyncBackend, home: Path) 
     backend.quarantine.discard(found)
     backend.quarantine.discard(found)
     assert backend.quarantine.is_empty(VOLUME.id)
-    assert len(list(backend.pool.trash.glob("1.1.*/file"))) == 1
+    assert len(list(backend.pool.trash.path.glob("1.1.*/file"))) == 1
     assert backend.collect_garbage(deadline_s=30) == 1
-    assert list(backend.pool.trash.iterdir()) == []
+    assert list(backend.pool.trash.path.iterdir()) == []
     backend.remove(VOLUME, deadline_s=30)
 
 

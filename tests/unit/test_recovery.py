@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backends.base import Traits, Volume
 from backends.errors import BackendError, VolumeBusyError
+from backends.system.clock import Deadline
 from backends.system.mounts import VolumeUser
 from plugin.errors import StoreError
+from plugin.model import VolumeRecord
 from plugin.volumes.references import Count
+from tests.support.host import wait_until
 from tests.support.world import World, failing
 
 
@@ -173,3 +179,105 @@ def test_the_trash_is_emptied_in_the_background(world: World) -> None:
     assert world.backend.trash
     world.volumes.reconciler.run_once()
     assert not world.backend.trash
+
+
+@pytest.fixture
+def hanging() -> Iterator[threading.Event]:
+    """Yield what ends the hanging of storage."""
+    release = threading.Event()
+    yield release
+    release.set()
+
+
+def unused(world: World, *names: str) -> None:
+    """Make volumes that are mounted though nothing uses them."""
+    for name in names:
+        world.volumes.creation.create(name, {})
+        world.volumes.mounting.mount(name, "lost")
+    world.volumes.mounting.engine_activated()
+
+
+def mounted(world: World) -> set[str]:
+    ids = set(world.backend.mounted.values())
+    return {each.name for each in world.catalogue.all() if each.id in ids}
+
+
+def test_a_volume_that_hangs_holds_up_no_other(
+    world: World, hanging: threading.Event
+) -> None:
+    unused(world, "a", "b")
+    world.volumes.creation.create("gone", {})
+    world.volumes.removal.remove("gone")
+    hung_id = world.volume_id("a")
+
+    def hang(operation: str, volume: Volume) -> None:
+        if operation == "unmount" and volume.id == hung_id:
+            hanging.wait()
+
+    world.backend.before = hang
+    world.volumes.reconciler.run_once(patience_s=0.5)
+    assert mounted(world) == {"a"}
+    assert not world.backend.trash
+    # It is not begun again, and the next pass does not wait for it.
+    world.volumes.reconciler.run_once(patience_s=60)
+    hanging.set()
+    wait_until(lambda: not mounted(world), timeout_s=20, what="it has ended")
+
+
+def test_a_volume_that_fails_in_an_unknown_way_is_passed_over(world: World) -> None:
+    unused(world, "a", "b")
+    failing_id = world.volume_id("a")
+
+    def fail(operation: str, volume: Volume) -> None:
+        if volume.id == failing_id:
+            raise OSError(errno.EIO, "the disk")
+
+    world.backend.before = fail
+    world.volumes.reconciler.run_once()
+    assert mounted(world) == {"a"}
+
+
+def test_trash_that_hangs_holds_up_no_release(
+    world: World, hanging: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collect_garbage(*, deadline_s: float) -> int:
+        hanging.wait(deadline_s)
+        return 0
+
+    monkeypatch.setattr(world.backend, "collect_garbage", collect_garbage)
+    world.volumes.reconciler.run_once(patience_s=0.5)
+    unused(world, "a")
+    world.volumes.reconciler.run_once(patience_s=60)
+    assert not mounted(world)
+
+
+class Keeper:
+    """One volume was lost to another node, and its writers are dead."""
+
+    def __init__(self, record: VolumeRecord) -> None:
+        self.record = record
+        self.dropped = False
+
+    def lost(self) -> list[VolumeRecord]:
+        return [] if self.dropped else [self.record]
+
+    def drop(self, record: VolumeRecord) -> None:
+        assert record == self.record
+        self.dropped = True
+
+
+def test_a_lost_volume_is_unmounted_under_its_lock(world: World) -> None:
+    world.volumes.creation.create("v", {})
+    world.volumes.mounting.mount("v", "killed")
+    keeper = Keeper(world.volumes.views.existing("v").record)
+    reconciler = world.volumes.reconciler
+    reconciler._unmounting = dataclasses.replace(
+        reconciler._unmounting,
+        keeper=keeper,  # type: ignore[arg-type]
+    )
+    with world.volumes.operations.locks.hold("v", Deadline(5)):
+        reconciler.run_once()
+        assert mounted(world) == {"v"}
+    reconciler.run_once()
+    assert not mounted(world)
+    assert keeper.dropped

@@ -61,6 +61,21 @@ class Commits:
         path = self._path(commit)
         return path if btrfs.subvolume(path) else None
 
+    def is_unchanged(self, commit: Commit) -> bool:
+        """
+        Return whether no inode of the live directory has changed since *commit*.
+
+        Stores through mappings count. What `write` has put into the page cache counts
+        when it comes to the disk: of that, events tell before.
+        """
+        live, before = btrfs.subvolume(self._live), btrfs.subvolume(self._path(commit))
+        return (
+            live is not None
+            and before is not None
+            and before.taken_of == live.identity
+            and live.changed_in <= before.transaction
+        )
+
     def create(self) -> Path:
         """
         Return a snapshot of what is in the live directory now.
@@ -81,15 +96,23 @@ class Commits:
         """Delete what `create` has taken and `keep` has not kept."""
         btrfs.delete(self._new)
 
-    def keep(self, commit: Commit) -> None:
-        """Give what `create` has taken, if it has, its name as *commit*."""
+    def keep(self, commit: Commit, *, same_as: Commit | None = None) -> None:
+        """
+        Give what `create` has taken its name as *commit*.
+
+        If nothing was taken, for want of a change, the snapshot of *same_as* gets it.
+        """
+        taken = self._new
+        if same_as is not None and not btrfs.subvolume(taken):
+            taken = self._path(same_as)
+        target = self._path(commit)
         try:
-            if btrfs.subvolume(self._new):
+            if taken != target and btrfs.subvolume(taken):
                 # Another one of that name is what a crash has left.
-                btrfs.delete(self._path(commit))
-                self._new.rename(self._path(commit))
+                btrfs.delete(target)
+                taken.rename(target)
         except OSError as error:
-            raise _failed(f"cannot keep {self._new}", error) from error
+            raise _failed(f"cannot keep {taken}", error) from error
 
     def prune(self, commit: Commit) -> None:
         """Delete all snapshots but *commit*'s."""

@@ -101,18 +101,14 @@ class Journal:
         """
         Return what has changed since the last commit, as far as *hints* lead.
 
-        With ``by_snapshot`` they are not needed.
+        With ``by_snapshot`` they only say whether a snapshot is needed.
 
         Raises:
             BackendError: something cannot be read, or no snapshot be taken.
 
         """
         if self.by_snapshot:
-            new = self._commits.create()
-            found = self._commits.differences(self.manifest)
-            if found is None:
-                return scan_all(new, self.manifest)
-            return scan_paths(new, self.manifest, found.paths, written=found.written)
+            return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
         if hints.everything:
             changes = scan_all(self.live, self.manifest)
@@ -123,10 +119,25 @@ class Journal:
         changed = [certain(known, begun_ns) for known in changes.changed]
         return Changes(changed, changes.deleted, changes.touched)
 
+    def _look_at_snapshot(self, hints: Hints) -> Changes:
+        commit = self.manifest.commit()
+        if hints == Hints() and self._commits.is_unchanged(commit):
+            return Changes([], [], [])
+        new = self._commits.create()
+        found = self._commits.differences(self.manifest)
+        if found is None:
+            return scan_all(new, self.manifest)
+        changes = scan_paths(new, self.manifest, found.paths, written=found.written)
+        if not changes.changed and not changes.deleted:
+            # Reading a file changes its inode, too: the next look is not for that.
+            self._commits.keep(commit)
+        return changes
+
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
         if self.by_snapshot:
-            self._commits.keep(commit)
+            same = not changes.changed and not changes.deleted
+            self._commits.keep(commit, same_as=self.commit() if same else None)
         self.manifest.record(changes.changed, changes.deleted, commit=commit)
         self.manifest.touch(changes.touched)
         if self.by_snapshot:

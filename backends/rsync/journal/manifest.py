@@ -13,6 +13,7 @@ synchronous=FULL makes a committed transaction survive a power loss).
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -93,8 +94,9 @@ class Manifest:
         self._lock = threading.RLock()
         self._revision = 0
         with self._errors():
-            # SQLite gives its journal the mode that the file itself has.
-            path.touch(mode=0o600)
+            # SQLite gives its journal the mode that the file itself has. What is there
+            # is not touched: each round opens it, and idle disks are to sleep.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
             self._connection = sqlite3.connect(
                 path, isolation_level=None, check_same_thread=False
             )

@@ -24,8 +24,10 @@ from plugin.api.admin.moves import add_moves
 from plugin.api.admin.nodes import add_nodes, node_status
 from plugin.api.admin.quarantine import add_quarantine
 from plugin.api.admin.replicas import add_replicas
-from plugin.api.calls import caller_gone, observe_calls
+from plugin.api.calls import Limit, at_most, caller_gone, observe_calls
 from plugin.api.metrics import Metrics
+from plugin.limits import LONG_CALLS_MAX
+from plugin.model import VolumeSummary
 from plugin.volumes.creation import Creation
 from plugin.volumes.importing import Importing
 from plugin.volumes.removal import Removal
@@ -78,7 +80,7 @@ def create_app(
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
     observe_calls(app, metrics, socket="control", render=_error)
-    replication = cluster.replication
+    replication, long = cluster.replication, at_most(LONG_CALLS_MAX)
 
     @app.get("/v1/status", endpoint="status")
     def status() -> Response:
@@ -101,26 +103,30 @@ def create_app(
     def show_metrics() -> Response:
         return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
 
-    _add_volumes(app, volumes.views, volumes.creation, volumes.removal)
-    _add_copies(app, volumes.views, volumes.creation, volumes.importing)
-    _add_snapshots(app, volumes.snapshots)
+    _add_volumes(app, long, volumes.views, volumes.creation, volumes.removal)
+    _add_copies(app, long, volumes.views, volumes.creation, volumes.importing)
+    _add_snapshots(app, long, volumes.snapshots)
     add_moves(app, volumes.views, replication.moving if replication else None)
     add_nodes(app, cluster.membership, cluster.nodes)
     add_cluster(app, cluster)
-    add_quarantine(app, volumes.quarantine)
+    add_quarantine(app, long, volumes.quarantine)
     add_history(app, volumes.history)
     add_replicas(app, cluster.members)
     return app
 
 
 def _add_volumes(
-    app: Flask, views: VolumeViews, creation: Creation, removal: Removal
+    app: Flask,
+    long: Limit,
+    views: VolumeViews,
+    creation: Creation,
+    removal: Removal,
 ) -> None:
     """Add the routes on volumes themselves."""
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
-        return answer([_row(views, each.name) for each in views.all()])
+        return answer([_listed(views, each) for each in views.all()])
 
     @app.get("/v1/volumes/<name>", endpoint="inspect")
     def inspect(name: str) -> Response:
@@ -131,8 +137,13 @@ def _add_volumes(
     def create() -> Response:
         call = read_body(CreateRequest)
         g.volume = call.name
-        creation.create(call.name, call.options)
-        return answer(_row(views, call.name))
+
+        def made() -> Response:
+            creation.create(call.name, call.options)
+            return answer(_row(views, call.name))
+
+        copies = any(each.lower() == "from" for each in call.options)
+        return long(made)() if copies else made()
 
     @app.delete("/v1/volumes/<name>", endpoint="rm")
     def remove(name: str) -> Response:
@@ -143,11 +154,16 @@ def _add_volumes(
 
 
 def _add_copies(
-    app: Flask, views: VolumeViews, creation: Creation, importing: Importing
+    app: Flask,
+    long: Limit,
+    views: VolumeViews,
+    creation: Creation,
+    importing: Importing,
 ) -> None:
     """Add the routes that make a volume with bytes in it."""
 
     @app.post("/v1/import", endpoint="import")
+    @long
     def import_bytes() -> Response:
         call = read_body(ImportRequest)
         g.volume = call.name
@@ -157,6 +173,7 @@ def _add_copies(
         return answer(_row(views, call.name))
 
     @app.post("/v1/clone", endpoint="clone")
+    @long
     def clone() -> Response:
         call = read_body(CloneRequest)
         g.volume = call.name
@@ -164,7 +181,7 @@ def _add_copies(
         return answer(_row(views, call.name))
 
 
-def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
+def _add_snapshots(app: Flask, long: Limit, snapshots: SnapshotService) -> None:
     """Add the routes below a volume's `snapshots`."""
 
     @app.get("/v1/volumes/<name>/snapshots", endpoint="snapshot-ls")
@@ -173,6 +190,7 @@ def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
         return answer(snapshots.all(name))
 
     @app.post("/v1/volumes/<name>/snapshots", endpoint="snapshot-create")
+    @long
     def create(name: str) -> Response:
         g.volume = name
         call = read_body(SnapshotRequest)
@@ -185,6 +203,7 @@ def _add_snapshots(app: Flask, snapshots: SnapshotService) -> None:
         return answer({"removed": snapshot})
 
     @app.post("/v1/volumes/<name>/restore", endpoint="snapshot-restore")
+    @long
     def restore(name: str) -> Response:
         g.volume = name
         call = read_body(SnapshotRequest)
@@ -201,6 +220,15 @@ def create_metrics_app(metrics: Metrics) -> Flask:
         return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
 
     return app
+
+
+def _listed(views: VolumeViews, volume: VolumeSummary) -> dict[str, Any]:
+    """Return the volume's row; what is wrong with it hides no other volume."""
+    try:
+        return _row(views, volume.name)
+    except RemoraError as error:
+        fault = {"phase": "unknown", "health": "error", "error": str(error)}
+        return {**msgspec.to_builtins(volume), **fault}
 
 
 def _row(views: VolumeViews, name: str) -> dict[str, Any]:

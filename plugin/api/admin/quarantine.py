@@ -13,7 +13,7 @@ from waitress.channel import ClientDisconnected
 from backends.errors import InvalidRequestError, RemoraError
 from backends.rsync.quarantine import Change, shown
 from plugin.api.admin.bodies import answer, read_body
-from plugin.api.calls import caller_gone
+from plugin.api.calls import Limit, caller_gone
 from plugin.volumes.quarantine import QuarantineService
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class CloneRequest(msgspec.Struct, frozen=True):
     options: dict[str, str] = {}
 
 
-def add_quarantine(app: Flask, quarantine: QuarantineService) -> None:
+def add_quarantine(app: Flask, long: Limit, quarantine: QuarantineService) -> None:
     """Add the routes below `/v1/quarantine` to *app*; one function a route."""
 
     @app.get("/v1/quarantine", endpoint="quarantine-ls")
@@ -54,6 +54,7 @@ def add_quarantine(app: Flask, quarantine: QuarantineService) -> None:
         return Response(_whole(found), content_type="application/x-tar")
 
     @app.post(f"{_BASE}/clone", endpoint="quarantine-clone")
+    @long
     def clone(name: str, commit: str) -> Response:
         g.volume = name
         call = read_body(CloneRequest)

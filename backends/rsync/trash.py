@@ -1,0 +1,87 @@
+"""
+The trash of a pool: what was removed, until it is deleted.
+
+Each thing is deleted by itself, and within a bound. One that cannot be deleted (an
+immutable file, another filesystem in it, a disk that hangs) is told of once, stays, and
+is tried again after a while; all others go meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from pathlib import Path
+from typing import Final
+
+from backends.errors import RemoraError
+from backends.snapshots import DATA_NAME
+from backends.system import files, mounts, quota
+from backends.system.clock import Deadline
+
+log = logging.getLogger(__name__)
+# The longest that one thing may keep the others waiting, and its pause after a failure:
+# each try that hangs may leave a process behind.
+_TURN_S: Final = 120.0
+_PAUSE_S: Final = 600.0
+
+
+class Trash:
+    """The directory *path*; several threads may throw away, one empties."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._resting: dict[str, Deadline] = {}
+        self._told: dict[str, str] = {}
+
+    def throw_away(self, directory: Path) -> None:
+        """Rename *directory* into the trash; durable but for its old parent."""
+        self.path.mkdir(mode=0o700, exist_ok=True)
+        # The suffix lets what was restored by hand be removed again.
+        directory.rename(self.path / f"{directory.name}.{secrets.token_hex(4)}")
+        files.sync_directory(self.path)
+
+    def empty(self, deadline: Deadline) -> int:
+        """Delete what can be deleted until *deadline*; return how many things."""
+        if not self.path.is_dir():
+            return 0
+        thrown = {each.name: each for each in sorted(self.path.iterdir())}
+        for kept in (self._resting, self._told):
+            for name in kept.keys() - thrown.keys():
+                del kept[name]
+        mounted = mounts.mount_points_below(self.path)
+        count = 0
+        for name, directory in thrown.items():
+            resting = self._resting.get(name)
+            if deadline.passed() or (resting is not None and not resting.passed()):
+                continue
+            if inside := [each for each in mounted if directory in each.parents]:
+                self._tell(directory, f"a filesystem is mounted in it, at {inside[0]}")
+                continue
+            try:
+                _delete(directory, Deadline(min(_TURN_S, deadline.remaining_s())))
+                count += 1
+            except (RemoraError, OSError) as error:
+                self._resting[name] = Deadline(_PAUSE_S)
+                self._tell(directory, str(error))
+        return count
+
+    def _tell(self, directory: Path, reason: str) -> None:
+        if self._told.get(directory.name) != reason:
+            self._told[directory.name] = reason
+            log.warning("%s cannot be deleted yet: %s", directory, reason)
+
+
+def _delete(directory: Path, deadline: Deadline) -> None:
+    """Delete *directory*, in which nothing is mounted."""
+    for data in _data_directories(directory):
+        quota.discard(data, deadline_s=deadline.remaining_s())
+    files.remove_tree(directory, deadline_s=deadline.remaining_s())
+
+
+def _data_directories(thrown: Path) -> list[Path]:
+    """Return what may be subvolumes, or have a limit, in what was thrown away."""
+    found = [thrown / "live", thrown / DATA_NAME, thrown / "outbox/tree"]
+    for each in (f"snapshots/*/{DATA_NAME}", "commits/*", "quarantine/*"):
+        found += thrown.glob(each)
+    found.append(thrown)  # what was set apart had been the `live` of its volume
+    return [directory for directory in found if directory.is_dir()]

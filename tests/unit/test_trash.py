@@ -1,0 +1,74 @@
+"""One thing in the trash that cannot be deleted keeps no other."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backends.rsync import trash as module
+from backends.rsync.trash import Trash
+from backends.system.clock import Deadline
+
+NAMES = ("a", "b", "c")
+
+
+@pytest.fixture
+def trash(tmp_path: Path) -> Iterator[Trash]:
+    """Yield a trash in which the first of three things cannot be deleted."""
+    trash = Trash(tmp_path / "trash")
+    for name in NAMES:
+        thrown = tmp_path / name
+        (thrown / "live").mkdir(parents=True)
+        (thrown / "live/file").write_bytes(b"x")
+    subprocess.run(["chattr", "+i", tmp_path / "a/live/file"], check=True)
+    for name in NAMES:
+        trash.throw_away(tmp_path / name)
+    yield trash
+    loosen(trash)
+
+
+def loosen(trash: Trash) -> None:
+    subprocess.run(["chattr", "-R", "-i", trash.path], check=True)
+
+
+def left(trash: Trash) -> list[str]:
+    return sorted(each.name.partition(".")[0] for each in trash.path.iterdir())
+
+
+def test_the_others_go_and_it_is_told_once(
+    trash: Trash, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PAUSE_S", 0.0)
+    assert trash.empty(Deadline(30)) == 2
+    assert left(trash) == ["a"]
+    assert trash.empty(Deadline(30)) == 0
+    [line] = caplog.messages
+    assert "a." in line
+    assert "cannot be deleted yet: backend-failed: 'rm' exited 1: " in line
+    loosen(trash)
+    assert trash.empty(Deadline(30)) == 1
+    assert left(trash) == []
+
+
+def test_it_is_not_tried_again_at_once(trash: Trash) -> None:
+    trash.empty(Deadline(30))
+    loosen(trash)
+    assert trash.empty(Deadline(30)) == 0
+    assert left(trash) == ["a"]
+
+
+def test_one_that_takes_too_long_is_passed_over(
+    trash: Trash, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loosen(trash)
+    real = module.files.remove_tree
+
+    def remove_tree(path: Path, *, deadline_s: float) -> None:
+        real(path, deadline_s=0.0 if path.name.startswith("a.") else deadline_s)
+
+    monkeypatch.setattr(module.files, "remove_tree", remove_tree)
+    assert trash.empty(Deadline(30)) == 2
+    assert left(trash) == ["a"]
