@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 import msgspec
 
@@ -15,7 +16,7 @@ from plugin.ownership.keeper import Keeper
 from plugin.ownership.state import Choice, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
-from plugin.peers.server import Handler
+from plugin.peers.control import Handler
 from plugin.replication import quarantine
 from plugin.replication.departing import Departing
 from plugin.replication.handing import Handing
@@ -30,6 +31,9 @@ from plugin.replication.reporting import REQUEST, Reporting
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
 from plugin.replication.transfer import RsyncTransfer
+
+# The requests of `ReplicationNode.handlers` that take as long as a transfer.
+TRANSFERS: Final = ("commit", "send", "ahead")
 
 
 class ReplicationNode:
