@@ -19,7 +19,8 @@ from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
 from plugin.replication.progress import Progress
 
-# rsync tells its progress every second; ssh gives a silent node up after six.
+# So long neither side may stand still. ssh gives a silent node up after six seconds; of
+# one that hangs, only its rsync tells.
 _STALL_S: Final = 60.0
 _OPTIONS: Final = ("--info=progress2", "--no-human-readable", "--log-file-format=")
 # The sequence that no commit has: files for the tree itself, before there is a commit.
