@@ -82,6 +82,11 @@ class Looking:
         seen = self._seen.pop(record.id, _Seen())
         return journal.look(EVERYTHING, seen.again)
 
+    def missed(self, record: VolumeRecord, changes: Changes) -> None:
+        """Let the next look find *changes* again: they could not be recorded."""
+        self.again(record, [each.entry.path for each in changes.changed])
+        self._seen[record.id].scan_due_s = 0.0
+
     def again(self, record: VolumeRecord, paths: Collection[bytes]) -> None:
         """Let *paths* count as changed at the next look."""
         self._seen.setdefault(record.id, _Seen()).again.update(paths)

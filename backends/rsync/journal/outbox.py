@@ -44,7 +44,6 @@ class Filled:
     entries: list[Known]
     gone: list[bytes]
     unstable: set[bytes]
-    size_bytes: int
 
 
 def require_space(path: Path, size_bytes: int) -> None:
@@ -109,8 +108,7 @@ def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
             f"cannot take a snapshot of {snapshot}: {error.strerror}",
             no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from error
-    sizes = {known.inode: known.entry.size for known in entries}
-    return Filled(entries, [], set(), sum(sizes.values()))
+    return Filled(entries, [], set())
 
 
 @dataclass(slots=True)
@@ -120,7 +118,6 @@ class _Filling:
     copier: FileCopier
     gone: set[bytes] = field(default_factory=set)
     unstable: set[bytes] = field(default_factory=set)
-    size_bytes: int = 0
     # What each copied path was in the source before it was copied.
     before: dict[bytes, os.stat_result] = field(default_factory=dict)
     # The first path of each file with several names.
@@ -213,7 +210,7 @@ class _Filling:
                     attributes = self.attributes.get(path, {})
                     self.copier.put_attributes(directory, status, attributes)
         entries = [self._made(path, self.before[path]) for path in sorted(self.before)]
-        return Filled(entries, sorted(self.gone), self.unstable, self.size_bytes)
+        return Filled(entries, sorted(self.gone), self.unstable)
 
     def _made(self, path: bytes, before: os.stat_result) -> Known:
         made = look_at(self.target, path)
@@ -224,8 +221,6 @@ class _Filling:
         if entry.kind != "directory" and status.st_nlink != before.st_nlink:
             self.unstable.add(path)  # a name of it was not among the entries
         links = before.st_ino if entry.links else 0
-        if self.first.get(before.st_ino, path) == path:
-            self.size_bytes += entry.size
         return Known(
             msgspec.structs.replace(entry, links=links),
             before.st_ino,
