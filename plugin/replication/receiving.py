@@ -32,6 +32,7 @@ from plugin.peers.server import StagingPlace
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
+from plugin.replication.room import Room
 from plugin.replication.transfer import AHEAD_SEQ
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Receiving:
         *,
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
+        room: Room,
         stop_writers: Callable[[VolumeRecord], bool],
         note_apart: Callable[[str], None],
         progress: Progress,
@@ -89,6 +91,7 @@ class Receiving:
         self._journals = journals
         self._find = find
         self._by_id = by_id
+        self._room = room
         self._stop_writers = stop_writers
         self._note_apart = note_apart
         self._progress = progress
@@ -136,7 +139,7 @@ class Receiving:
         us, so are those from other nodes.
 
         Raises:
-            PeerRefusedError: it may not send it, or another node is sending.
+            PeerRefusedError: it may not, another node does, or the disk is too full.
 
         """
         is_tree = seq == AHEAD_SEQ
@@ -154,6 +157,7 @@ class Receiving:
             )
         if self._journals.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
+        self._room.require(record)
         # A marked commit is applied first: no other node may write to its files.
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             if node_id not in (head.owner, self._expected.get(volume)):
@@ -211,14 +215,20 @@ class Receiving:
     def commit_of_copy(
         self, node_id: str, message: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Answer which commit our copy is at: zeros if there is none, or it is live."""
+        """
+        Answer which commit our copy is at: zeros if there is none, or it is live.
+
+        ``lacking`` says why no other commit is taken: the disk is too full.
+        """
         del node_id
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
-        return {"commit": [commit.epoch, commit.seq]}
+        record = self._by_id(request.volume)
+        lacking = self._room.lacking(record) if record is not None else ""
+        return {"commit": [*pair(commit)], "lacking": lacking}
 
     def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from backends.errors import BackendError, RemoraError
+from backends.errors import BackendError, RemoraError, one_line
 from backends.rsync.journal.journal import Journal, Package
 from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
@@ -23,6 +23,7 @@ from plugin.peers.channel import Peers
 from plugin.replication.grouping import Group, planned
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair
+from plugin.replication.room import on_disk_of
 from plugin.replication.seeding import Seeding
 from plugin.replication.transfer import RsyncTransfer
 
@@ -61,10 +62,13 @@ Advance = Callable[[bool], Commit]
 
 
 class Sending:
-    """Sends commits of the copies of this node."""
+    """Sends commits of the copies of this node, which is called *node_name*."""
 
-    def __init__(self, peers: Peers, transfer: RsyncTransfer) -> None:
+    def __init__(
+        self, peers: Peers, transfer: RsyncTransfer, *, node_name: str
+    ) -> None:
         self._peers = peers
+        self._node_name = node_name
         self._transfer = transfer
         self.seeding = Seeding(peers, transfer)
         self.progress = transfer.progress
@@ -89,8 +93,14 @@ class Sending:
         Errors of members are logged: they are tried again in the next round.
         """
         faults: dict[str, str] = {}
-        commits = self._commits(record, node_ids, faults)
+        lacking: dict[str, str] = {}
+        commits = self._commits(record, node_ids, faults, lacking)
         commit = advance(False)
+        for node_id, why in lacking.items():
+            if commits[node_id] != commit:
+                _note(record, node_id, why)
+                faults[node_id] = why
+                del commits[node_id]
         if faults:
             yield Report(commit, faults=faults)
         plan = planned(journal, lineage, commits, commit)
@@ -162,9 +172,17 @@ class Sending:
         return True
 
     def _commits(
-        self, record: VolumeRecord, node_ids: Sequence[str], faults: dict[str, str]
+        self,
+        record: VolumeRecord,
+        node_ids: Sequence[str],
+        faults: dict[str, str],
+        lacking: dict[str, str],
     ) -> dict[str, Commit]:
-        """Return the commit of each node that answers; add the others to *faults*."""
+        """
+        Return the commit of each node that answers; add the others to *faults*.
+
+        Those whose disk is too full for another one are added to *lacking*, too.
+        """
         answers = self._peers.call_all(
             node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
         )
@@ -175,6 +193,8 @@ class Sending:
                 faults[node_id] = str(answer)
             else:
                 commits[node_id] = Commit(*answer["commit"])
+                if text := answer.get("lacking"):  # earlier versions say nothing
+                    lacking[node_id] = one_line(str(text))
         return commits
 
     def _together(
@@ -249,7 +269,8 @@ class Sending:
         Return what those say that need more; who has it now is in *report*.
         """
         bases = [pair(base) if base else None for base in groups]
-        package = step.journal.pack(*bases, only=missing)
+        with on_disk_of(self._node_name):
+            package = step.journal.pack(*bases, only=missing)
         report.unstable |= package.unstable
         report.sent = True
         report.size_bytes += package.size_bytes
@@ -335,7 +356,7 @@ def _failed(
     return Report(commit, faults=dict.fromkeys(group, str(error)))
 
 
-def _note(record: VolumeRecord, node: str, error: RemoraError) -> None:
+def _note(record: VolumeRecord, node: str, error: RemoraError | str) -> None:
     quiet = isinstance(error, PeerUnreachableError)
     log.log(
         logging.INFO if quiet else logging.WARNING,

@@ -155,6 +155,7 @@ class Syncing:
                 self._want(record, interval_s, partial(self.follow, record))
                 wanted.add(record.id)
         self._schedule.keep_only(wanted)
+        self._progress.keep_faults(wanted)
 
     def _want(
         self, record: VolumeRecord, interval_s: float, work: Callable[[], object]
@@ -208,6 +209,7 @@ class Syncing:
             ):
                 reports.append(report)
                 self._looking.again(record, report.unstable)
+                self._note_round(record, report)
                 if report.sent:
                     tell(self._ownership, record, report, monotonic_s() - began_s)
                 held = holders.setdefault(report.commit, set())
@@ -264,6 +266,7 @@ class Syncing:
             fill_wait_s=fill_wait_s,
         ):
             holders |= report.holders
+            self._note_round(record, report)
             if report.sent:
                 tell(self._ownership, record, report, monotonic_s() - began_s)
             reports.append(report)
@@ -334,6 +337,11 @@ class Syncing:
             return reports
         self._ownership.heads.change(state, spread)
         return reports
+
+    def _note_round(self, record: VolumeRecord, report: Report) -> None:
+        self._progress.note_round(
+            record.id, holders=report.holders, faults=report.faults
+        )
 
     def _others(self, head: Head | None) -> list[str]:
         if head is None:

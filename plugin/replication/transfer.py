@@ -18,6 +18,7 @@ from backends.system.run import run_with_progress
 from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
 from plugin.replication.progress import Progress
+from plugin.replication.room import ask_for_room
 
 # So long neither side may stand still. ssh gives a silent node up after six seconds; of
 # one that hangs, only its rsync tells.
@@ -55,11 +56,11 @@ class RsyncTransfer:
         All, or *names*, each ended by a zero byte. *total_bytes* may be 0: not known.
 
         Raises:
-            PeerUnreachableError: the node is not known, or has no address.
-            BackendError: rsync failed; the other node keeps what it has got.
+            RemoraError: the node is not reached, its disk is too full, or rsync failed.
 
         """
         channel = self._peers.channel(node_id)
+        ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
         with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
             command = self._peers.ssh.rsync_command(
                 channel.peer,

@@ -23,7 +23,7 @@ from tests.support.namespaces import enter_private_mounts
 
 def syncing_of(world: World, journals: Journals, sockets: Path) -> Syncing:
     peers = Peers(SharedSsh(world.home, sockets=sockets))
-    sending = Sending(peers, RsyncTransfer(peers, Progress()))
+    sending = Sending(peers, RsyncTransfer(peers, Progress()), node_name="alpha")
     return Syncing(
         world.ownership,
         journals,

@@ -28,7 +28,9 @@ from backends.system.files import free_bytes, remove_tree
 
 TREE_NAME: Final = "tree"
 _TRIES_MAX: Final = 4
-_RESERVE: Final = 20  # a part of the filesystem that stays free
+# What stays free for others: a part of the filesystem, but no more than so much.
+_RESERVE: Final = 20
+_RESERVE_BYTES_MAX: Final = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +50,26 @@ class Filled:
 
 def require_space(path: Path, size_bytes: int) -> None:
     """
-    Check that *size_bytes* more fit on *path*'s filesystem, with a twentieth to spare.
+    Check that *size_bytes* more fit on *path*'s filesystem, with a reserve to spare.
 
     Raises:
         CopyError: they do not.
 
     """
+    if lacking := lacking_space(path, size_bytes):
+        raise CopyError(lacking, no_space=True)
+
+
+def lacking_space(path: Path, size_bytes: int) -> str:
+    """Return why *size_bytes* more do not fit on *path*'s filesystem, "" if they do."""
     total, available = free_bytes(path)
-    if available < size_bytes + total // _RESERVE:
-        raise CopyError(
-            f"{path} has {available >> 20} MiB free; {size_bytes >> 20} MiB and "
-            f"{total // _RESERVE >> 20} MiB of reserve are needed",
-            no_space=True,
-        )
+    reserve = min(total // _RESERVE, _RESERVE_BYTES_MAX)
+    if available >= size_bytes + reserve:
+        return ""
+    return (
+        f"{path} has {available >> 20} MiB free; {size_bytes >> 20} MiB and "
+        f"{reserve >> 20} MiB of reserve are needed"
+    )
 
 
 def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
