@@ -24,7 +24,8 @@ from backends.rsync.pool import Pool, failed
 from backends.system import files
 from backends.system.beneath import Beneath, opened
 from backends.system.clock import Deadline, rfc3339
-from backends.system.run import lines_of, stream
+from backends.system.lines import lines_of
+from backends.system.run import stream
 from backends.system.walk import walk
 
 _NAME: Final = "quarantine"

@@ -24,6 +24,8 @@ from typing import Final
 
 from backends.errors import BackendError, DeadlineError
 from backends.system.clock import Deadline
+from backends.system.lines import lines_of
+from backends.system.traffic import traffic
 
 _OUTPUT_SIZE_MAX: Final = 64 * 1024
 _LINE_SIZE_MAX: Final = 8 * 1024
@@ -45,7 +47,7 @@ _DIE_WITH_CALLER: Final = ("setpriv", "--pdeathsig", "KILL", "--")
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A command that has ended; output is cut at 64 KiB."""
+    """A command that has ended; of its errors it has the last 64 KiB."""
 
     exit_status: int
     output: str
@@ -73,17 +75,23 @@ def run(
 
     """
     process = _start(command)
+    deadline = Deadline(deadline_s)
+    output, errors = bytearray(), b""
     try:
-        output, errors = process.communicate(timeout=deadline_s)
+        for is_error, piece in _pieces(process, deadline):
+            if is_error:
+                errors = (errors + piece)[-_OUTPUT_SIZE_MAX:]
+            else:
+                output += piece[: output_size_max - len(output)]
+        status = process.wait(deadline.remaining_s())
     except subprocess.TimeoutExpired:
-        _kill(process)
         raise DeadlineError(
             f"'{command[0]}' was still running after {deadline_s:.0f} s"
         ) from None
+    finally:
+        _kill(process)
     completed = Completed(
-        process.returncode,
-        output[:output_size_max].decode(errors="replace"),
-        errors[:_OUTPUT_SIZE_MAX].decode(errors="replace"),
+        status, output.decode(errors="replace"), errors.decode(errors="replace")
     )
     return _checked(command, completed, allowed)
 
@@ -103,7 +111,7 @@ def run_with_progress(
 
     Raises:
         BackendError: the program is missing or failed.
-        DeadlineError: nothing was printed for *stall_s*; it has been killed.
+        DeadlineError: it stood still for *stall_s*; it has been killed.
 
     """
     with closing(stream(command, stall_s=stall_s, stdin=stdin)) as pieces:
@@ -118,44 +126,35 @@ def stream(
     """
     Yield the output of *command* piece by piece, and b"" in each second of silence.
 
-    The command is killed when the reader stops. If it fails, the last line of its
-    standard error is part of the error.
+    The command stands still while it prints nothing, reads nothing and writes nothing.
+    It is killed when the reader stops. If it fails, the last line of its standard error
+    is part of the error.
 
     Raises:
         BackendError: the program is missing or failed; what was yielded is not all.
-        DeadlineError: nothing was printed for *stall_s*; it has been killed.
+        DeadlineError: it stood still for *stall_s*; it has been killed.
 
     """
     process = _start(command, stdin=stdin)
+    errors, moved, silence = b"", [""], Deadline(stall_s)
     try:
-        errors = yield from _pieces(process, stall_s)
+        for is_error, piece in _pieces(process):
+            if is_error:
+                errors = (errors + piece)[-_OUTPUT_SIZE_MAX:]
+            else:
+                yield piece
+            before, moved = moved, moved if piece else traffic(process.pid)
+            # How long the reader takes is not the program's silence.
+            if piece or moved != before:
+                silence = Deadline(stall_s)
+            elif silence.passed():
+                raise DeadlineError(f"no progress for {stall_s:.0f} s")
         status = process.wait(timeout=_KILL_WAIT_S)
     except subprocess.TimeoutExpired:
         raise DeadlineError(f"'{command[0]}' did not end") from None
     finally:
         _kill(process)
     _checked(command, Completed(status, "", errors.decode(errors="replace")), (0,))
-
-
-def lines_of(pieces: Iterator[bytes], ends: re.Pattern[bytes]) -> Iterator[bytes]:
-    """
-    Yield the lines of *pieces*, as *ends* separates them, and b"" for an empty piece.
-
-    What follows the last end is left out, and so are lines without anything in them.
-
-    Raises:
-        BackendError: one is longer than any line should be.
-
-    """
-    pending = b""
-    for piece in pieces:
-        if not piece:
-            yield b""
-            continue
-        *lines, pending = ends.split(pending + piece)
-        yield from filter(None, lines)
-        if len(pending) > _OUTPUT_SIZE_MAX:
-            raise BackendError("a program prints what is no line")
 
 
 def own_program(module: ModuleType, *arguments: str) -> list[str]:
@@ -310,37 +309,38 @@ class Service:
 
 
 def _pieces(
-    process: subprocess.Popen[bytes], stall_s: float
-) -> Generator[bytes, None, bytes]:
-    """Yield as `stream` does; return the end of what was said on standard error."""
+    process: subprocess.Popen[bytes], deadline: Deadline | None = None
+) -> Iterator[tuple[bool, bytes]]:
+    """
+    Yield what the command says, and whether that is on standard error.
+
+    Nothing is yielded in each second of silence.
+
+    Raises:
+        TimeoutExpired: *deadline* has passed, if there is one.
+
+    """
     if process.stdout is None or process.stderr is None:
         raise BackendError("a program has no output to read")
-    output, told = process.stdout.fileno(), process.stderr.fileno()
+    told = process.stderr.fileno()
     poll = select.poll()
-    for descriptor in (output, told):
+    left = {process.stdout.fileno(), told}
+    for descriptor in left:
         poll.register(descriptor, select.POLLIN)
-    errors = b""
-    silence = Deadline(stall_s)
-    left = {output, told}
     while left:
-        found = poll.poll(1000)
+        wait_s = 1.0 if deadline is None else min(1.0, deadline.remaining_s())
+        if not wait_s:
+            raise subprocess.TimeoutExpired(process.args, 0)
+        found = poll.poll(wait_s * 1000)
         if not found:
-            if silence.passed():
-                raise DeadlineError(f"no progress for {stall_s:.0f} s")
-            yield b""
-            continue
+            yield False, b""
         for descriptor, _ in found:
             chunk = os.read(descriptor, 65536)
-            if not chunk:
+            if chunk:
+                yield descriptor == told, chunk
+            else:
                 poll.unregister(descriptor)
                 left.discard(descriptor)
-            elif descriptor == told:
-                errors = (errors + chunk)[-_OUTPUT_SIZE_MAX:]
-            else:
-                yield chunk
-        # How long the reader takes is not the program's silence.
-        silence = Deadline(stall_s)
-    return errors
 
 
 def _ready(descriptor: int, for_what: int, timeout_s: float) -> bool:

@@ -32,7 +32,7 @@ from plugin.peers.keys import NodeKeys
 from plugin.peers.server import PeerServer
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
-from plugin.replication.node import ReplicationNode
+from plugin.replication.node import TRANSFERS, ReplicationNode
 from plugin.replication.placement import Placement
 from plugin.store.base import Store
 from plugin.swarm.engine_api import EngineApi
@@ -162,6 +162,7 @@ class ClusterNode:
                 "replica": self.members.asked,
             },
             receiver=self.replication.receiving,
+            transfers=TRANSFERS,
         )
 
     def faults(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Asks
 from plugin.replication.node import ReplicationNode
-from plugin.replication.progress import TransferFacts
+from plugin.replication.progress import CopyFacts
 from plugin.volumes.adoption import Adoption
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.copying_under_way import CopyingUnderWay
@@ -84,7 +83,7 @@ def build_use_cases(given: Given) -> UseCases:
         references,
         discovery,
         ownership,
-        owning.replication.transfers_of if owning.replication else _no_transfers,
+        owning.replication.copies_of if owning.replication else _no_copies,
         given.mount_dir,
     )
     unmounting = Unmounting(
@@ -105,7 +104,7 @@ def build_use_cases(given: Given) -> UseCases:
     return _with_the_rest(given, discovery, creation, copying)
 
 
-def _no_transfers(record: VolumeRecord) -> Sequence[TransferFacts] | None:
+def _no_copies(record: VolumeRecord) -> CopyFacts | None:
     del record
     return None
 

@@ -31,6 +31,7 @@ from plugin.ownership.heads import (
 from plugin.ownership.refusals import contended, elsewhere, explained
 from plugin.ownership.release import give_up
 from plugin.ownership.resuming import resume
+from plugin.ownership.sealing import flush_live
 from plugin.ownership.state import (
     EMPTY,
     Choice,
@@ -266,6 +267,7 @@ class Acquisition:
 
     def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
         """Let this node's copy promise *epoch*; return its commit."""
+        flush_live(self.ownership, record)
         with self.ownership.copy_states.changing(record.id):
             promised = rules.promise(self._copy(record), epoch, writers_stopped=True)
             self.ownership.copy_states.write(record.id, promised)

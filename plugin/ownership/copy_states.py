@@ -45,6 +45,10 @@ class CopyStates:
         self._guard = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
 
+    def directory(self, volume_id: str) -> Path | None:
+        """Return where the copy lies, None if there is none."""
+        return self._locate(volume_id)
+
     def read(self, volume_id: str, *, initial: Commit) -> CopyState | None:
         """
         Return the copy state; None if there is no copy.

@@ -157,7 +157,8 @@ def publish(
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     if commit < head.committed:
         return head
-    quality = head.quality if commit == head.committed else quality
+    if commit == head.committed:  # members may come to it in several rounds
+        quality, holders = head.quality, tuple(sorted({*head.holders, *holders}))
     known = _members(head, holders)
     return msgspec.structs.replace(
         head, committed=commit, quality=quality, holders=known

@@ -1,13 +1,27 @@
-"""Commits of what this node has written: while containers write, and at the end."""
+"""
+Commits of what this node has written: while containers write, and at the end.
+
+What is sealed is flushed before: the commit's number is voted, pulled and built upon,
+and after a power failure the bytes must be there.
+"""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Final
+
+from backends.errors import BackendError
 from backends.system import files
 from plugin.errors import NotOwnerError
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.state import Commit
 from plugin.ownership.view import OwnershipView
+
+# Less than who asks for a promise waits for it.
+_WAIT_S: Final = 3.0
 
 
 def commit_running(
@@ -33,20 +47,77 @@ def seal(ownership: OwnershipView, record: VolumeRecord) -> Commit | None:
     """Return the copy's commit, made of all that was written; None without a copy."""
     if ownership.is_shared(record):
         return None
+    # Before others have to wait for the copy's state: the first one may take long.
+    flush_live(ownership, record)
     with ownership.copy_states.changing(record.id):
         copy = ownership.copy_state(record)
         if copy is None:
             return None
         if copy.live_epoch:
-            if not ownership.membership.alone:
-                _flush(ownership, record)
+            flush_live(ownership, record)
             copy = rules.seal(copy)
             ownership.copy_states.write(record.id, copy)
         return copy.commit
 
 
-def _flush(ownership: OwnershipView, record: VolumeRecord) -> None:
-    """Flush the copy: what a commit names must be on the disk after a power failure."""
-    directory = ownership.backend_of(record).copy_directory(record.volume())
+def flush_live(ownership: OwnershipView, record: VolumeRecord) -> None:
+    """Make what was written to this node's live copy durable; alone it need not be."""
+    copy = ownership.copy_state(record)
+    directory = ownership.copy_states.directory(record.id)
+    if copy is None or not copy.live_epoch or ownership.membership.alone:
+        return
     if directory is not None:
         files.sync_filesystem(directory)
+
+
+class Flushes:
+    """
+    Flushes copies whose writers have been stopped, each in a thread of its own.
+
+    Nobody waits longer than `_WAIT_S`. A slow disk goes on meanwhile, and whoever asks
+    again finds it further.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._flushes: dict[tuple[str, int], Future[None]] = {}
+
+    def flush(self, record: VolumeRecord, live_epoch: int, directory: Path) -> None:
+        """
+        Return when all that was written in *live_epoch* is durable.
+
+        Raises:
+            BackendError: the disk is not done yet, or refuses.
+
+        """
+        key = record.id, live_epoch
+        with self._lock:
+            flush = self._flushes.get(key)
+            if flush is None:
+                flush = self._flushes[key] = _begun(directory)
+        if not wait([flush], _WAIT_S).done:
+            raise BackendError(
+                f"what was written to '{record.name}' is still being flushed",
+                hint="retry; it goes on meanwhile",
+            )
+        with self._lock:
+            self._flushes.pop(key, None)
+        error = flush.exception()
+        if error is not None:
+            raise BackendError(f"'{record.name}' cannot be flushed: {error}")
+
+
+def _begun(directory: Path) -> Future[None]:
+    """Return a flush of the filesystem of *directory* that has begun."""
+    flush: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            files.sync_filesystem(directory)
+        except OSError as error:
+            flush.set_exception(error)
+        else:
+            flush.set_result(None)
+
+    threading.Thread(target=work, name="flush", daemon=True).start()
+    return flush

@@ -23,6 +23,7 @@ from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import Heads
+from plugin.ownership.sealing import Flushes
 from plugin.ownership.state import Choice, Commit, Head, Lineage, RefusedError
 from plugin.ownership.view import initial_commit
 from plugin.peers.lines import read_request
@@ -202,12 +203,16 @@ class Witness:
         self._find = find
         self._stop_writers = stop_writers
         self._require_free = require_free
+        self._flushes = Flushes()
 
     def promise(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """
         Promise a volume's epoch to its new owner; return the commit of our copy.
 
+        What our containers have written is durable by then.
+
         Raises:
+            BackendError: the disk is not done with that yet.
             PeerRefusedError: the store does not say that *node_id* recovers it, or
                 there is no copy here, or a newer promise.
 
@@ -222,6 +227,10 @@ class Witness:
             self._require_free(record.id)
         live = 0 < copy.live_epoch < request.epoch
         stopped = not live or self._stop_writers(record)
+        directory = self._copy_states.directory(record.id)
+        if live and stopped and directory is not None:
+            # Nobody writes to it any more, so nothing is left to be flushed later.
+            self._flushes.flush(record, copy.live_epoch, directory)
         with self._copy_states.changing(record.id):
             copy = self._copy_states.read(record.id, initial=initial)
             if copy is None:

@@ -130,19 +130,27 @@ class PeerChannel:
                 self._connecting = False
                 self._attempts += 1
                 if connection is None:
-                    self._fault = fault
-                    self._again_at_s = monotonic_s() + self._pause_s
-                    self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
+                    self._back_off(fault)
                 else:
                     self._connection = connection
                     self._fault = f"node '{self.peer.name}' hung up at once"
-                    self._pause_s = _FIRST_PAUSE_S
                 closed = self._closed
                 self._changed.notify_all()
         if connection is not None:
             if closed:
                 connection.close("closed while it was opened")
             connection.serve()
+            with self._changed:
+                if connection.answered:
+                    self._pause_s = _FIRST_PAUSE_S
+                else:
+                    self._back_off(connection.fault)
+
+    def _back_off(self, fault: str) -> None:
+        """Fail calls with *fault* for a while, each time a longer one."""
+        self._fault = fault
+        self._again_at_s = monotonic_s() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
 
 
 class Peers:

@@ -45,6 +45,8 @@ class Connection:
         self._pending: dict[int, Future[dict[str, Any]]] = {}
         self._count = 0
         self._fault = ""
+        # Whether the node has ever answered: one that lets us in may still refuse.
+        self.answered = False
 
     @property
     def fault(self) -> str:
@@ -100,6 +102,7 @@ class Connection:
         try:
             while (line := self._lines.next()) is not None:
                 answer = decode(line)
+                self.answered = True
                 with self._lock:
                     pending = self._pending.pop(answer.get("id", 0), None)
                 if pending is not None:

@@ -24,6 +24,7 @@ import socket
 import sys
 from contextlib import suppress
 
+from backends.system.traffic import traffic
 from plugin.peers import jail
 
 # The options that the sender gives to rsync, and those that rsync then asks for here. A
@@ -56,6 +57,7 @@ _ANSWER_WITHIN_S = 60.0
 # The wait for the rsync before us, which is ending, or for a commit to be applied.
 _TURN_WITHIN_S = 30
 _CHUNK = 65536
+_LOOK_EVERY_MS = 1000
 EXIT_UNAVAILABLE = 1
 EXIT_REFUSED = 3
 
@@ -162,11 +164,29 @@ def _receive(daemon: socket.socket, place: dict[str, str], capabilities: str) ->
     poll = select.poll()
     poll.register(ended, select.POLLIN)
     poll.register(daemon, select.POLLIN)
+    in_proc, moved = _in_proc(ended), [""]
+    while not (ready := [each for each, _ in poll.poll(_LOOK_EVERY_MS)]):
+        # rsync says nothing for minutes while it reads what a large file was. An empty
+        # line, which no error shows, tells the sender that it does not stand still.
+        before, moved = moved, traffic(in_proc)
+        if moved != before:
+            _say("")
     # The daemon is silent until we have told it the end: this is its hanging up.
-    if ended not in [each for each, _ in poll.poll()]:
+    if ended not in ready:
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _in_proc(process: int) -> int:
+    """
+    Return the number that *process* (a pidfd) has in /proc, which is not our own's.
+
+    Source: pidfd_open(2), proc_pid_fdinfo(5).
+    """
+    with open(f"/proc/self/fdinfo/{process}", encoding="ascii") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines["Pid"])
 
 
 def _become_rsync(place: dict[str, str], capabilities: str) -> None:

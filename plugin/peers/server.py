@@ -22,22 +22,25 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from backends.errors import InvalidRequestError, RemoraError, one_line
+from backends.errors import InvalidRequestError, RemoraError
 from backends.system.decoding import from_json
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
+from plugin.peers.control import (
+    TRANSFERS_MAX,
+    ControlSession,
+    Handler,
+    hang_up,
+    log_refusal,
+)
 from plugin.peers.lines import Lines, decode, encode, error_as_json
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
-
 # A node has one control session and a few transfers. One node's faults must not use up
-# the places of all others.
+# the places of all others, nor its transfers the place of its control session.
 SESSIONS_MAX: Final = 256
-SESSIONS_OF_NODE_MAX: Final = 32
-# Requests of one control session under way: a slow one must not delay the others.
-REQUESTS_MAX: Final = 8
+SESSIONS_OF_NODE_MAX: Final = TRANSFERS_MAX
 # A reader that takes nothing for this long is not waited for.
 _SEND_TIMEOUT_S: Final = 10
 _FIRST_LINE_TIMEOUT_S: Final = 10.0
@@ -112,7 +115,11 @@ class _First(msgspec.Struct, frozen=True):
 
 
 class PeerServer:
-    """Answers the sessions that come to *listener*."""
+    """
+    Answers the sessions that come to *listener*.
+
+    *transfers* are the requests that take as long as a transfer.
+    """
 
     def __init__(
         self,
@@ -120,12 +127,14 @@ class PeerServer:
         *,
         handlers: Mapping[str, Handler],
         receiver: Receiver,
+        transfers: Collection[str] = (),
     ) -> None:
         self._listener = listener
         self._handlers = handlers
+        self._transfers = frozenset(transfers)
         self._receiver = receiver
         self._members: frozenset[str] = frozenset()
-        self._sessions: dict[socket.socket, str] = {}
+        self._sessions: dict[socket.socket, _First | None] = {}
         self._lock = threading.Lock()
         self._stopping = False
         self._thread = threading.Thread(
@@ -144,7 +153,7 @@ class PeerServer:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # close() would not wake accept()
         for each in sessions:
-            _hang_up(each)
+            hang_up(each)
         if self._thread.is_alive():
             self._thread.join(_STOP_WAIT_S)
         self._listener.close()
@@ -155,11 +164,11 @@ class PeerServer:
             self._members = frozenset(node_ids)
             ended = [
                 each
-                for each, node_id in self._sessions.items()
-                if node_id and node_id not in self._members
+                for each, first in self._sessions.items()
+                if first is not None and first.node not in self._members
             ]
         for each in ended:
-            _hang_up(each)
+            hang_up(each)
 
     def session_count(self) -> int:
         """Return the number of sessions that are open."""
@@ -179,7 +188,7 @@ class PeerServer:
             with self._lock:
                 full = len(self._sessions) >= SESSIONS_MAX or self._stopping
                 if not full:
-                    self._sessions[connection] = ""
+                    self._sessions[connection] = None
             if full:
                 log.warning("a peer's session was refused: too many are open")
                 connection.close()
@@ -203,13 +212,13 @@ class PeerServer:
                 self._admit(connection, first)
                 session = self._opened(first)
             except RemoraError as error:
-                _log_refusal(node_id, error, session=first.session)
+                log_refusal(node_id, error, session=first.session)
                 connection.sendall(encode({"error": error_as_json(error)}))
                 return
             _wait_for_ever_to_read(connection)
             session(connection, lines, first)
         except RemoraError as error:
-            _log_refusal(node_id, error)
+            log_refusal(node_id, error)
         except OSError as error:
             log.info(
                 "a peer's session broke: %s", error.strerror, extra=fields(node=node_id)
@@ -224,12 +233,16 @@ class PeerServer:
         with self._lock:
             if first.node not in self._members:
                 raise PeerRefusedError(f"node {first.node} is no member of the cluster")
-            count = sum(each == first.node for each in self._sessions.values())
+            count = sum(
+                each is not None
+                and (each.node, each.session) == (first.node, first.session)
+                for each in self._sessions.values()
+            )
             if count >= SESSIONS_OF_NODE_MAX:
                 raise PeerRefusedError(
                     f"node {first.node} has {count} sessions open, and may no more"
                 )
-            self._sessions[connection] = first.node
+            self._sessions[connection] = first
 
     def _opened(self, first: _First) -> Callable[[socket.socket, Lines, _First], None]:
         """Return how the session goes on."""
@@ -248,10 +261,10 @@ class PeerServer:
         }
         try:
             place = self._receiver.begin(
-                first.node, **about, hang_up=partial(_hang_up, connection)
+                first.node, **about, hang_up=partial(hang_up, connection)
             )
         except RemoraError as error:
-            _log_refusal(first.node, error, **about)
+            log_refusal(first.node, error, **about)
             connection.sendall(encode({"error": error_as_json(error)}))
             return
         exit_status: int | None = None
@@ -275,7 +288,9 @@ class PeerServer:
     def _control(self, connection: socket.socket, lines: Lines, first: _First) -> None:
         """Answer requests, several at a time, until the session ends."""
         connection.sendall(encode({"result": {}}))
-        session = _Control(connection, first.node, self._handlers)
+        session = ControlSession(
+            connection, first.node, self._handlers, self._transfers
+        )
         try:
             while (line := lines.next()) is not None:
                 session.handle(line)
@@ -283,66 +298,6 @@ class PeerServer:
             # Nobody knows any more where the next request begins.
             session.send({"error": error_as_json(error)})
             raise
-
-
-class _Control:
-    """The requests of one control session."""
-
-    def __init__(
-        self,
-        connection: socket.socket,
-        node_id: str,
-        handlers: Mapping[str, Handler],
-    ) -> None:
-        self._connection = connection
-        self._node_id = node_id
-        self._handlers = handlers
-        self._sending = threading.Lock()
-        self._slots = threading.BoundedSemaphore(REQUESTS_MAX)
-
-    def handle(self, line: bytes) -> None:
-        """Begin to answer *line*."""
-        message = decode(line)
-        number = message.pop("id", None)
-        if not self._slots.acquire(blocking=False):
-            busy = PeerRefusedError(f"{REQUESTS_MAX} requests are under way already")
-            self._refuse(number, busy)
-            return
-        threading.Thread(
-            target=self._answer, args=(number, message), name="peers:call", daemon=True
-        ).start()
-
-    def send(self, message: Mapping[str, Any]) -> None:
-        """Send *message*; a session that cannot take it is ended."""
-        try:
-            with self._sending:
-                self._connection.sendall(encode(message))
-        except OSError:
-            _hang_up(self._connection)
-
-    def _answer(self, number: object, message: dict[str, Any]) -> None:
-        try:
-            request = message.get("request")
-            handler = self._handlers.get(str(request), _unknown)
-            answer = {"id": number, "result": handler(self._node_id, message)}
-            encode(answer)  # what is too long becomes an error
-            self.send(answer)
-        except RemoraError as error:
-            self._refuse(number, error)
-        except Exception:
-            log.exception("a fault of ours", extra=fields(node=self._node_id))
-            self._refuse(number, RemoraError("a fault in the daemon; see its log"))
-        finally:
-            self._slots.release()
-
-    def _refuse(self, number: object, error: RemoraError) -> None:
-        _log_refusal(self._node_id, error)
-        self.send({"id": number, "error": error_as_json(error)})
-
-
-def _unknown(node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
-    del node_id
-    raise InvalidRequestError(f"there is no request {message.get('request')!r}")
 
 
 def _first(lines: Lines) -> _First:
@@ -367,15 +322,4 @@ def _wait_for_ever_to_read(connection: socket.socket) -> None:
     connection.settimeout(None)
     connection.setsockopt(
         socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _SEND_TIMEOUT_S, 0)
-    )
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-
-
-def _log_refusal(node_id: str, error: RemoraError, **values: object) -> None:
-    log.warning(
-        "refused a peer: %s", error, extra=fields(node=one_line(node_id), **values)
     )

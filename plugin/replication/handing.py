@@ -23,6 +23,7 @@ from plugin.ownership.votes import require_recovering
 from plugin.peers.lines import read_request
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import decoded_paths
+from plugin.replication.room import on_disk_of
 from plugin.replication.transfer import RsyncTransfer
 
 # Of a whole volume.
@@ -153,7 +154,8 @@ class Handing:
                 source=journal.source(),
                 total_bytes=journal.manifest.size_bytes(),
             )
-        package = journal.pack(base, only=paths)
+        with on_disk_of(self._ownership.own.name):
+            package = journal.pack(base, only=paths)
         self._require_sealed(record, commit)
         size_bytes += self._transfer.send(
             node_id,

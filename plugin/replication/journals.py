@@ -19,6 +19,7 @@ import msgspec
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import OUTBOX_NAME, Journal
+from backends.rsync.journal.outbox import lacking_space
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.system.clock import Deadline
@@ -77,6 +78,22 @@ class Journals:
         if apart and not (live.is_dir() and any(live.iterdir())):
             return max(apart, key=lambda tree: tree.set_apart_at).path
         return live
+
+    def lacking_space(self, record: VolumeRecord, size_bytes: int) -> str:
+        """
+        Return why *size_bytes* from another node do not fit here, "" if they do.
+
+        Raises:
+            BackendError: the pool cannot be looked at.
+
+        """
+        home = self.home(record)
+        try:
+            if home is None:
+                return lacking_space(self._backend.pool.volumes, size_bytes)
+            return Staging(home).lacking_space(size_bytes)
+        except OSError as error:
+            raise BackendError(f"the pool cannot be looked at: {error}") from error
 
     def make(self, record: VolumeRecord, promised: int, deadline: Deadline) -> None:
         """

@@ -77,6 +77,10 @@ class Looking:
         self._seen.pop(record.id, None)
         return journal.look(EVERYTHING)
 
+    def missed(self, record: VolumeRecord) -> None:
+        """Let the next look find again what the last one found: it was not recorded."""
+        self._seen.setdefault(record.id, _Seen()).scan_due_s = 0.0
+
     def _hints(self, record: VolumeRecord, journal: Journal, seen: _Seen) -> Hints:
         hints = self._journals.hints(record, journal)
         if journal.by_snapshot:

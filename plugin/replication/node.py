@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Final
 
 import msgspec
 
@@ -15,21 +16,30 @@ from plugin.ownership.keeper import Keeper
 from plugin.ownership.state import Choice, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
-from plugin.peers.server import Handler
-from plugin.replication import quarantine
+from plugin.peers.control import Handler
+from plugin.replication import quarantine, reporting, room
 from plugin.replication.departing import Departing
 from plugin.replication.handing import Handing
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.moving import Moving
 from plugin.replication.placement import Placement
-from plugin.replication.progress import Progress, TransferFacts, TransferUnderWay
+from plugin.replication.progress import (
+    CopyFacts,
+    Progress,
+    TransferFacts,
+    TransferUnderWay,
+)
 from plugin.replication.pulling import Pulling
 from plugin.replication.receiving import Receiving
-from plugin.replication.reporting import REQUEST, Reporting
+from plugin.replication.reporting import Reporting
+from plugin.replication.room import Room
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
 from plugin.replication.transfer import RsyncTransfer
+
+# The requests of `ReplicationNode.handlers` that take as long as a transfer.
+TRANSFERS: Final = ("commit", "send", "ahead")
 
 
 class ReplicationNode:
@@ -57,11 +67,14 @@ class ReplicationNode:
         self._held = keeper.held
         self._reporting = Reporting(self.progress, peers)
         transfer = RsyncTransfer(peers, self.progress)
+        name = ownership.own.name
+        self._room = Room(self._journals, node_name=name, by_id=self._by_id)
         self.receiving = Receiving(
             ownership,
             self._journals,
             find=find,
             by_id=self._by_id,
+            room=self._room,
             stop_writers=keeper.stop_writers,
             note_apart=partial(quarantine.note, ownership, backend.quarantine),
             progress=self.progress,
@@ -74,7 +87,7 @@ class ReplicationNode:
         self._syncing = Syncing(
             ownership,
             self._journals,
-            Sending(peers, transfer),
+            Sending(peers, transfer, node_name=name),
             held=keeper.held,
             records=records,
             placement=placement,
@@ -92,7 +105,8 @@ class ReplicationNode:
             "ahead": self._handing.send_ahead,
             "move": self.moving.answer_start,
             "move-state": self.moving.answer_state,
-            REQUEST: self._reporting.answer,
+            reporting.REQUEST: self._reporting.answer,
+            room.REQUEST: self._room.answer,
         }
 
     def correct_copy_states(self) -> None:
@@ -134,11 +148,19 @@ class ReplicationNode:
         """Raise PeerRefusedError while an owner may rely on our word to wait."""
         self._holds.require_free(record.id)
 
-    def transfers_of(self, record: VolumeRecord) -> list[TransferFacts] | None:
-        """Return how far the volume's transfers are; None where nodes share it."""
+    def copies_of(self, record: VolumeRecord) -> CopyFacts | None:
+        """Return how far the volume's copies are; None where nodes share its bytes."""
         if self._ownership.is_shared(record):
             return None
-        return [self._facts(each) for each in self.progress.under_way(record.id)]
+        head = self._ownership.heads.read(record.id).head
+        behind = {
+            self._ownership.name_of(node_id): why
+            for node_id, why in self.progress.behind(record.id).items()
+            if head is not None and node_id in head.members
+        }
+        return CopyFacts(
+            [self._facts(each) for each in self.progress.under_way(record.id)], behind
+        )
 
     def transfers(self) -> list[dict[str, object]]:
         """Return how far all transfers are, for people."""

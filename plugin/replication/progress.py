@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -48,6 +49,17 @@ class TransferFacts(msgspec.Struct, frozen=True):
     total_bytes: int
     percent: int | None
     left_s: int | None
+
+
+class CopyFacts(msgspec.Struct, frozen=True):
+    """
+    How far a volume's copies are, as people are shown it.
+
+    ``behind`` says, by the names of nodes, why they lack the newest commit.
+    """
+
+    transfers: list[TransferFacts] = []
+    behind: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +123,8 @@ class Progress:
             "receiving": Carried(),
         }
         self._synced_s: dict[str, float] = {}
+        # By volume and node, why it lacks the newest commit.
+        self._behind: dict[str, dict[str, str]] = {}
 
     def begin(
         self, direction: Direction, volume_id: str, node_id: str, total_bytes: int = 0
@@ -188,6 +202,25 @@ class Progress:
         with self._lock:
             at_s = self._synced_s.get(volume_id)
         return None if at_s is None else monotonic_s() - at_s
+
+    def note_round(
+        self, volume_id: str, *, holders: Collection[str], faults: Mapping[str, str]
+    ) -> None:
+        """Take note that *holders* have a commit, and why other nodes could not."""
+        with self._lock:
+            before = self._behind.get(volume_id, {})
+            kept = {k: why for k, why in before.items() if k not in holders}
+            self._behind[volume_id] = {**kept, **faults}
+
+    def keep_faults(self, volume_ids: Collection[str]) -> None:
+        """Forget why nodes lack commits of other volumes than these."""
+        with self._lock:
+            self._behind = {k: v for k, v in self._behind.items() if k in volume_ids}
+
+    def behind(self, volume_id: str) -> dict[str, str]:
+        """Return why nodes lack the newest commit, as far as this node has met it."""
+        with self._lock:
+            return dict(self._behind.get(volume_id, {}))
 
     def under_way(self, volume_id: str = "") -> list[TransferUnderWay]:
         """Return the transfers of a volume, or all, the oldest first."""

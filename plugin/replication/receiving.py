@@ -9,10 +9,8 @@ taken in: the copy may have promised to another owner meanwhile.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +30,8 @@ from plugin.peers.server import StagingPlace
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
+from plugin.replication.room import Room
+from plugin.replication.sessions import Session, Sessions
 from plugin.replication.transfer import AHEAD_SEQ
 
 log = logging.getLogger(__name__)
@@ -57,17 +57,6 @@ class StandRequest(msgspec.Struct, frozen=True):
     volume: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """A transfer under way, from *node_id*; *number* is what `Progress` calls it."""
-
-    node_id: str
-    volume_id: str
-    commit: Commit
-    number: int
-    hang_up: Callable[[], None]
-
-
 class Receiving:
     """The daemon's word on each transfer; see `peers.server.Receiver`."""
 
@@ -78,6 +67,7 @@ class Receiving:
         *,
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
+        room: Room,
         stop_writers: Callable[[VolumeRecord], bool],
         note_apart: Callable[[str], None],
         progress: Progress,
@@ -89,13 +79,13 @@ class Receiving:
         self._journals = journals
         self._find = find
         self._by_id = by_id
+        self._room = room
         self._stop_writers = stop_writers
         self._note_apart = note_apart
         self._progress = progress
         self._nice = nice
         self._expected: dict[str, str] = {}
-        self._sessions: list[_Session] = []
-        self._lock = threading.Lock()
+        self._sessions = Sessions()
         self._departing: set[str] = set()
         # Volumes that are compared with a full delta: staging has nothing older.
         self._comparing: set[str] = set()
@@ -139,7 +129,7 @@ class Receiving:
         us, so are those from other nodes.
 
         Raises:
-            PeerRefusedError: it may not send it, or another node is sending.
+            PeerRefusedError: it may not, another node does, or the disk is too full.
 
         """
         is_tree = seq == AHEAD_SEQ
@@ -157,19 +147,17 @@ class Receiving:
             )
         if self._journals.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
+        self._room.require(record)
         # A marked commit is applied first: no other node may write to its files.
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             if node_id not in (head.owner, self._expected.get(volume)):
-                self._require_alone(node_id, volume)
-            self._hang_up(volume)
+                self._sessions.require_alone(node_id, volume)
+            self._sessions.hang_up(volume)
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
             number = self._progress.begin("receiving", volume, node_id)
             commit = Commit(epoch, seq)
-            with self._lock:
-                self._sessions.append(
-                    _Session(node_id, volume, commit, number, hang_up)
-                )
+            self._sessions.add(Session(node_id, volume, commit, number, hang_up))
         basis = self._journals.basis(record)
         return StagingPlace(directory, basis, staging.lock, self._nice, is_tree)
 
@@ -184,37 +172,17 @@ class Receiving:
     ) -> None:
         """Forget the transfer: its files are looked at when the commit is asked for."""
         del exit_status
-        about = node_id, Commit(epoch, seq)
-        with self._lock:
-            ended = next(
-                each
-                for each in self._sessions
-                if each.volume_id == volume and (each.node_id, each.commit) == about
-            )
-            self._sessions.remove(ended)
+        ended = self._sessions.take_out(node_id, volume, Commit(epoch, seq))
         self._progress.end(ended.number)
-
-    def _under_way(self, volume_id: str) -> list[_Session]:
-        with self._lock:
-            return [each for each in self._sessions if each.volume_id == volume_id]
-
-    def _require_alone(self, node_id: str, volume_id: str) -> None:
-        for each in self._under_way(volume_id):
-            if each.node_id != node_id:
-                raise PeerRefusedError(
-                    f"node {each.node_id} is sending volume {volume_id}",
-                    hint="retry when that has ended",
-                )
-
-    def _hang_up(self, volume_id: str) -> None:
-        """End all transfers of a volume; their rsyncs live on for a moment."""
-        for each in self._under_way(volume_id):
-            each.hang_up()
 
     def commit_of_copy(
         self, node_id: str, message: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Answer which commit our copy is at: zeros if there is none, or it is live."""
+        """
+        Answer which commit our copy is at: zeros if there is none, or it is live.
+
+        ``lacking`` says why no other commit is taken: the disk is too full.
+        """
         del node_id
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
@@ -222,7 +190,9 @@ class Receiving:
         self._comparing.discard(request.volume)
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
-        return {"commit": [commit.epoch, commit.seq]}
+        record = self._by_id(request.volume)
+        lacking = self._room.lacking(record) if record is not None else ""
+        return {"commit": [*pair(commit)], "lacking": lacking}
 
     def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """
@@ -281,7 +251,7 @@ class Receiving:
             if kept is None:
                 return {"commit": list(pair(wanted))}
             # Nobody needs a transfer any more that seems to be under way still.
-            self._hang_up(record.id)
+            self._sessions.hang_up(record.id)
             with (
                 journal.staging.still(Deadline(_STILL_DEADLINE_S)),
                 journal.staged() as delta,

@@ -13,15 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from backends.errors import BackendError, RemoraError
+from backends.errors import BackendError, RemoraError, one_line
 from backends.rsync.journal.journal import Journal, Package
 from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership.state import EMPTY, Commit, Lineage
+from plugin.ownership.state import Commit, Lineage
 from plugin.peers.channel import Peers
+from plugin.replication.grouping import Group, planned
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair
+from plugin.replication.room import on_disk_of
 from plugin.replication.seeding import Seeding
 from plugin.replication.transfer import RsyncTransfer
 
@@ -59,10 +61,13 @@ Advance = Callable[[bool], Commit]
 
 
 class Sending:
-    """Sends commits of the copies of this node."""
+    """Sends commits of the copies of this node, which is called *node_name*."""
 
-    def __init__(self, peers: Peers, transfer: RsyncTransfer) -> None:
+    def __init__(
+        self, peers: Peers, transfer: RsyncTransfer, *, node_name: str
+    ) -> None:
         self._peers = peers
+        self._node_name = node_name
         self._transfer = transfer
         self.seeding = Seeding(peers, transfer)
         self.progress = transfer.progress
@@ -87,34 +92,69 @@ class Sending:
         Errors of members are logged: they are tried again in the next round.
         """
         faults: dict[str, str] = {}
-        commits = self._commits(record, node_ids, faults)
+        lacking: dict[str, str] = {}
+        commits = self._commits(record, node_ids, faults, lacking)
         commit = advance(False)
+        for node_id, why in lacking.items():
+            if commits[node_id] != commit:
+                _note(record, node_id, why)
+                faults[node_id] = why
+                del commits[node_id]
         if faults:
             yield Report(commit, faults=faults)
-        sent = False
-        holder = ""
-        for base, group in _plan(journal, lineage, commits, commit):
-            if base == commit:
-                yield Report(commit, set(group))
-                holder = group[0]
-                continue
-            step = _Step(record, journal, advance, valid, base, journal.commit())
-            is_empty = commits[group[0]] == EMPTY  # then it is a group of its own
-            try:
-                if is_empty and not self._fill(
-                    step, group[0], holder=holder, wait_s=fill_wait_s
-                ):
-                    yield Report(commit, filling=set(group))
-                    continue
-                # Files may change between groups, so each group gets its own commit.
-                report = self._step(step, group, anew=sent)
-            except RemoraError as error:
-                _note(record, ",".join(group), error)
-                report = Report(commit, faults=dict.fromkeys(group, str(error)))
-            if is_empty and report.holders:
-                self.seeding.forget(record.id)
+        plan = planned(journal, lineage, commits, commit)
+        holder = min(plan.there, default="")
+        if plan.there:
+            yield Report(commit, set(plan.there))
+
+        def begin() -> _Step:
+            return _Step(record, journal, advance, valid, journal.commit())
+
+        groups = list(plan.alone)
+        if plan.together:
+            report, left = self._together(begin(), plan.together, commit)
             yield report
-            sent = True
+            holder = min(report.holders, default=holder)
+            groups = [*left, *groups]
+        yield from self._one_by_one(
+            begin,
+            groups,
+            commit,
+            holder=holder,
+            fill_wait_s=fill_wait_s,
+            anew=bool(plan.together),
+        )
+
+    def _one_by_one(
+        self,
+        begin: Callable[[], _Step],
+        groups: Sequence[Group],
+        commit: Commit,
+        *,
+        holder: str,
+        fill_wait_s: float,
+        anew: bool,
+    ) -> Iterator[Report]:
+        """
+        Bring each group a commit of its own: files may change meanwhile.
+
+        The first one gets *commit*, the newest, unless a new one is needed (*anew*).
+        """
+        for group in groups:
+            step = begin()
+            try:
+                if group.is_empty and not self._fill(
+                    step, group.node_ids[0], holder=holder, wait_s=fill_wait_s
+                ):
+                    yield Report(commit, filling=set(group.node_ids))
+                    continue
+                report = self._step(step, group, anew=anew)
+            except RemoraError as error:
+                report = _failed(step.record, commit, group.node_ids, error)
+            if group.is_empty and report.holders:
+                self.seeding.forget(step.record.id)
+            yield report
+            anew = True
             holder = min(report.holders, default=holder)
 
     def _fill(self, step: _Step, node_id: str, *, holder: str, wait_s: float) -> bool:
@@ -131,9 +171,17 @@ class Sending:
         return True
 
     def _commits(
-        self, record: VolumeRecord, node_ids: Sequence[str], faults: dict[str, str]
+        self,
+        record: VolumeRecord,
+        node_ids: Sequence[str],
+        faults: dict[str, str],
+        lacking: dict[str, str],
     ) -> dict[str, Commit]:
-        """Return the commit of each node that answers; add the others to *faults*."""
+        """
+        Return the commit of each node that answers; add the others to *faults*.
+
+        Those whose disk is too full for another one are added to *lacking*, too.
+        """
         answers = self._peers.call_all(
             node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
         )
@@ -144,41 +192,55 @@ class Sending:
                 faults[node_id] = str(answer)
             else:
                 commits[node_id] = Commit(*answer["commit"])
+                if text := answer.get("lacking"):  # earlier versions say nothing
+                    lacking[node_id] = one_line(str(text))
         return commits
 
-    def _step(self, step: _Step, group: Sequence[str], *, anew: bool) -> Report:
+    def _together(
+        self, step: _Step, groups: Mapping[Commit, Sequence[str]], commit: Commit
+    ) -> tuple[Report, list[Group]]:
+        """
+        Bring one commit to all members whose commit the journal knows.
+
+        With the report go those that need more, each a group of its own.
+        """
+        report = Report(commit)
+        left: list[Group] = []
+        try:
+            pending = self._exchange(step, groups, (), report)
+            for base, group in groups.items():
+                for each in pending.keys() & group:
+                    at = None if "full" in pending[each] else base
+                    left.append(Group(at, (each,)))
+        except RemoraError as error:
+            everybody = [each for group in groups.values() for each in group]
+            return _failed(step.record, commit, everybody, error), []
+        step.journal.unpack()
+        report.carried_bytes = sum(step.carried.values())
+        return report, left
+
+    def _step(self, step: _Step, group: Group, *, anew: bool) -> Report:
         """Bring a commit to members that are at one base; return who has it."""
         report = Report(step.advance(anew))
-        pending = set(group)
+        base = group.base
         # Without a base only these are sent; the member tells which others it lacks.
         missing = step.journal.changed_since(step.since)
+        pending = [*group.node_ids]
         for _ in range(_ROUNDS_MAX):
-            base = step.base
-            package = step.journal.pack(pair(base) if base else None, only=missing)
-            report.sent = True
-            report.size_bytes += package.size_bytes
-            if not step.valid():
-                # The journal may have recorded what a later owner has written.
-                step.journal.manifest.doubt()
-                raise BackendError("the volume has changed hands meanwhile")
-            answers = self._send_all(step, package, pending, report)
-            report.holders |= {each for each in answers if "commit" in answers[each]}
-            pending = {
-                each for each in answers if answers[each].keys() & {"missing", "full"}
-            }
+            answers = self._exchange(step, {base: pending}, missing, report)
+            pending = [*answers]
             if not pending:
                 break
             missing = set[bytes]().union(
-                *(decoded_paths(answers[each].get("missing", [])) for each in pending)
+                *(decoded_paths(each.get("missing", [])) for each in answers.values())
             )
-            if any("full" in answers[each] for each in pending):
-                step.base = None
-            if not report.holders:
-                before = step.journal.commit()
-                report.commit = step.advance(True)
-                missing |= step.journal.changed_since(before)
-            else:
+            if any("full" in each for each in answers.values()):
+                base = None
+            if report.holders:
                 break  # the others follow in the next round, with their own commit
+            before = step.journal.commit()
+            report.commit = step.advance(True)
+            missing |= step.journal.changed_since(before)
         step.journal.unpack()
         report.carried_bytes = sum(step.carried.values())
         if pending:
@@ -192,6 +254,39 @@ class Sending:
                 ),
             )
         return report
+
+    def _exchange(
+        self,
+        step: _Step,
+        groups: Mapping[Any, Sequence[str]],
+        missing: Collection[bytes],
+        report: Report,
+    ) -> dict[str, Mapping[str, Any]]:
+        """
+        Send the newest commit to *groups* of members, by their bases or None.
+
+        Return what those say that need more; who has it now is in *report*.
+        """
+        bases = [pair(base) if base else None for base in groups]
+        with on_disk_of(self._node_name):
+            package = step.journal.pack(*bases, only=missing)
+        report.sent = True
+        report.size_bytes += package.size_bytes
+        if not step.valid():
+            # The journal may have recorded what a later owner has written.
+            step.journal.manifest.doubt()
+            raise BackendError("the volume has changed hands meanwhile")
+        answers: dict[str, Mapping[str, Any]] = {}
+        for number, group in enumerate(groups.values()):
+            if number:
+                package = step.journal.repack(bases[number])
+            answers |= self._send_all(step, package, group, report)
+        report.holders |= {each for each in answers if "commit" in answers[each]}
+        return {
+            node_id: answer
+            for node_id, answer in answers.items()
+            if answer.keys() & {"missing", "full"}
+        }
 
     def _send_all(
         self,
@@ -245,41 +340,21 @@ class _Step:
     journal: Journal
     advance: Advance
     valid: Callable[[], bool]
-    base: Commit | None
     # The members lack what has changed after this commit.
     since: tuple[int, int]
     # Bytes on the line, by node.
     carried: dict[str, int] = field(default_factory=dict)
 
 
-def _plan(
-    journal: Journal, lineage: Lineage, commits: Mapping[str, Commit], commit: Commit
-) -> list[tuple[Commit | None, tuple[str, ...]]]:
-    """
-    Return groups of members, each with its base; base None means that all is named.
-
-    The members that have *commit* come first: they may not keep it for long. A member
-    without a copy is a group of its own, and comes last.
-    """
-    groups: dict[Commit | None, tuple[str, ...]] = {}
-    empty: list[tuple[Commit | None, tuple[str, ...]]] = []
-    for node_id, at in commits.items():
-        base = at if _leads_on(journal, lineage, at, commit) else None
-        if at == EMPTY:
-            empty.append((base, (node_id,)))
-        else:
-            groups[base] = (*groups.get(base, ()), node_id)
-    begun = sorted(groups.items(), key=lambda each: each[0] != commit)
-    return [*begun, *empty]
+def _failed(
+    record: VolumeRecord, commit: Commit, group: Sequence[str], error: RemoraError
+) -> Report:
+    """Return the report of what failed for all of *group*, which is logged."""
+    _note(record, ",".join(group), error)
+    return Report(commit, faults=dict.fromkeys(group, str(error)))
 
 
-def _leads_on(journal: Journal, lineage: Lineage, base: Commit, commit: Commit) -> bool:
-    """Return whether the journal knows the changes since *base*, an ancestor."""
-    known = journal.manifest.since(pair(base)) is not None
-    return known and lineage.contains(base, at=commit.epoch)
-
-
-def _note(record: VolumeRecord, node: str, error: RemoraError) -> None:
+def _note(record: VolumeRecord, node: str, error: RemoraError | str) -> None:
     quiet = isinstance(error, PeerUnreachableError)
     log.log(
         logging.INFO if quiet else logging.WARNING,

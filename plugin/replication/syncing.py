@@ -19,20 +19,20 @@ from backends.errors import RemoraError
 from backends.replication_options import ReplicationOptions
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline, monotonic_s
-from plugin.errors import ChangedError, StoreError
+from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.sealing import commit_running
-from plugin.ownership.state import Commit, Head, Quality, RefusedError
+from plugin.ownership.state import Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
+from plugin.replication.publishing import publish, tell
 from plugin.replication.receiving import pair
 from plugin.replication.schedule import Schedule
 from plugin.replication.sending import Report, Sending
-from plugin.store.contention import attempted
 
 log = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
@@ -155,6 +155,7 @@ class Syncing:
                 self._want(record, interval_s, partial(self.follow, record))
                 wanted.add(record.id)
         self._schedule.keep_only(wanted)
+        self._progress.keep_faults(wanted)
 
     def _want(
         self, record: VolumeRecord, interval_s: float, work: Callable[[], object]
@@ -189,8 +190,9 @@ class Syncing:
             RemoraError: it could not be done as a whole.
 
         """
-        enough = ReplicationOptions.of(record.options).min_acks
+        enough = max(1, ReplicationOptions.of(record.options).min_acks)
         reports = []
+        holders: dict[Commit, set[str]] = {}
         with self._journals.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
             if not self._ownership.still_owner(record, epoch):
                 return []
@@ -206,11 +208,17 @@ class Syncing:
                 fill_wait_s=_FILL_WAIT_S,
             ):
                 reports.append(report)
+                self._note_round(record, report)
                 if report.sent:
-                    self._tell(record, report, monotonic_s() - began_s)
+                    tell(self._ownership, record, report, monotonic_s() - began_s)
+                held = holders.setdefault(report.commit, set())
+                held |= report.holders
                 # Before enough members have it, nobody may rely on its being kept.
-                if len(report.holders) >= max(1, enough):
-                    self._publish(record, epoch, report, journal.quality())
+                if report.holders and len(held) >= enough:
+                    quality = journal.quality()
+                    publish(
+                        self._ownership, record, epoch, report.commit, held, quality
+                    )
                     self._progress.synced(record.id)
         return reports
 
@@ -223,9 +231,13 @@ class Syncing:
         if not (changes.changed or changes.deleted or anew) and current.epoch == epoch:
             journal.manifest.touch(changes.touched)
             return current
-        # The number is used up durably before anybody can have seen it.
-        commit = commit_running(self._ownership, record, epoch)
-        journal.record(changes, pair(commit))
+        try:
+            # The number is used up durably before anybody can have seen it.
+            commit = commit_running(self._ownership, record, epoch)
+            journal.record(changes, pair(commit))
+        except BaseException:
+            self._looking.missed(record)
+            raise
         return commit
 
     def _spread(
@@ -253,8 +265,9 @@ class Syncing:
             fill_wait_s=fill_wait_s,
         ):
             holders |= report.holders
+            self._note_round(record, report)
             if report.sent:
-                self._tell(record, report, monotonic_s() - began_s)
+                tell(self._ownership, record, report, monotonic_s() - began_s)
             reports.append(report)
         return reports
 
@@ -324,54 +337,9 @@ class Syncing:
         self._ownership.heads.change(state, spread)
         return reports
 
-    def _publish(
-        self, record: VolumeRecord, epoch: int, report: Report, quality: Quality
-    ) -> None:
-        """Let the store know which commit is kept, and by whom."""
-        attempted(lambda: self._try_publish(record, epoch, report, quality))
-
-    def _try_publish(
-        self, record: VolumeRecord, epoch: int, report: Report, quality: Quality
-    ) -> None:
-        everybody = tuple(sorted({*report.holders, self._ownership.node_id}))
-        state = self._ownership.heads.read(record.id)
-        if state.head is None:
-            return
-        try:
-            published = rules.publish(
-                state.head,
-                node=self._ownership.node_id,
-                epoch=epoch,
-                commit=report.commit,
-                holders=everybody,
-                quality=quality,
-            )
-        except RefusedError:
-            return
-        if published == state.head:
-            return
-        if self._ownership.heads.change(state, published) is None:
-            raise ChangedError("the volume's head has changed meanwhile")
-
-    def _tell(self, record: VolumeRecord, report: Report, took_s: float) -> None:
-        commit, duration_ms = str(report.commit), round(1000 * took_s, 1)
-        log.info(
-            "synced",
-            extra=fields(
-                volume=record.name,
-                commit=commit,
-                copies=len(report.holders),
-                bytes=report.size_bytes,
-                duration_ms=duration_ms,
-            ),
-        )
-        self._ownership.events.add(
-            record,
-            "committed",
-            commit=commit,
-            size_bytes=report.size_bytes,
-            duration_ms=duration_ms,
-            holders=",".join(sorted({*report.holders, self._ownership.node_id})),
+    def _note_round(self, record: VolumeRecord, report: Report) -> None:
+        self._progress.note_round(
+            record.id, holders=report.holders, faults=report.faults
         )
 
     def _others(self, head: Head | None) -> list[str]:

@@ -18,8 +18,10 @@ from backends.system.run import run_with_progress
 from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
 from plugin.replication.progress import Progress
+from plugin.replication.room import ask_for_room
 
-# rsync tells its progress every second; ssh gives a silent node up after six.
+# So long neither side may stand still. ssh gives a silent node up after six seconds; of
+# one that hangs, only its rsync tells.
 _STALL_S: Final = 60.0
 _OPTIONS: Final = ("--info=progress2", "--no-human-readable", "--log-file-format=")
 # The sequence that no commit has: files for the tree itself, before there is a commit.
@@ -54,11 +56,11 @@ class RsyncTransfer:
         All, or *names*, each ended by a zero byte. *total_bytes* may be 0: not known.
 
         Raises:
-            PeerUnreachableError: the node is not known, or has no address.
-            BackendError: rsync failed; the other node keeps what it has got.
+            RemoraError: the node is not reached, its disk is too full, or rsync failed.
 
         """
         channel = self._peers.channel(node_id)
+        ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
         with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
             command = self._peers.ssh.rsync_command(
                 channel.peer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import msgspec
 from plugin.errors import VolumeNotFoundError
 from plugin.model import VolumeRecord, VolumeSummary
 from plugin.ownership.view import OwnershipFacts, OwnershipView
-from plugin.replication.progress import TransferFacts
+from plugin.replication.progress import CopyFacts
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.discovery import Discovery
 from plugin.volumes.references import Count, References
@@ -23,8 +23,8 @@ class VolumeView:
     One volume as Docker and the CLI see it.
 
     ``mountpoint`` is "" if it is not mounted; ``storage`` are the backend's own facts.
-    Without a cluster there is no ``ownership``, without copies there are no
-    ``transfers``.
+    Without a cluster there is no ``ownership``, and without copies on other nodes
+    nothing is said of ``copies``.
     """
 
     record: VolumeRecord
@@ -32,7 +32,7 @@ class VolumeView:
     references: Count
     storage: Mapping[str, object]
     ownership: OwnershipFacts | None
-    transfers: Sequence[TransferFacts] | None
+    copies: CopyFacts | None
 
     def status(self) -> dict[str, object]:
         """Return all but name and mount point, as it is shown in one object."""
@@ -50,8 +50,8 @@ class VolumeView:
         }
         if self.ownership is not None:
             status |= msgspec.to_builtins(self.ownership)
-        if self.transfers is not None:
-            status["transfers"] = msgspec.to_builtins(self.transfers)
+        if self.copies is not None:
+            status |= msgspec.to_builtins(self.copies)
         return status
 
 
@@ -63,7 +63,7 @@ class VolumeViews:
     references: References
     discovery: Discovery
     ownership: OwnershipView
-    transfers: Callable[[VolumeRecord], Sequence[TransferFacts] | None]
+    copies: Callable[[VolumeRecord], CopyFacts | None]
     mount_dir: Path
 
     def get(self, name: str) -> VolumeView:
@@ -82,7 +82,7 @@ class VolumeViews:
             references=self.references.total(record.id),
             storage=backend.status(record.volume()),
             ownership=self.ownership.facts(record),
-            transfers=self.transfers(record),
+            copies=self.copies(record),
         )
 
     def all(self) -> list[VolumeSummary]:

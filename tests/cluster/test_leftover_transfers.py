@@ -15,27 +15,13 @@ from tests.protocol.node import wait_until
 from tests.support.copies import wait_same
 from tests.support.journal_trees import shape
 from tests.support.owners import WAIT_S, Owner, Records
-from tests.support.processes import stopped
+from tests.support.processes import stopped, with_open
 
 Make = Callable[..., Owner]
 NAME = "data"
 FILES, FILE_SIZE = 40, 200_000
 # The first copy takes a few seconds.
 LIMIT = '[replication]\nbandwidth_limit = "1MiB"'
-
-
-def holders(lock: Path) -> set[int]:
-    """Return the processes that have *lock* open: each rsync, and who waits for it."""
-    wanted = lock.stat() if lock.exists() else None
-    found = set()
-    for each in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            status = each.stat()
-        except OSError:
-            continue
-        if wanted and os.path.samestat(status, wanted):
-            found.add(int(each.parts[2]))
-    return found
 
 
 def is_waited_for(lock: Path) -> bool:
@@ -80,7 +66,7 @@ def test_a_leftover_transfer_writes_nothing_into_the_next_one(
     wait_until(
         lambda: tree.exists() and any(tree.iterdir()), "it comes", timeout_s=WAIT_S
     )
-    first = holders(lock)
+    first = with_open(lock)
     assert first
     with stopped(first.union(*map(session, first))):
         alpha.kill()
@@ -98,7 +84,7 @@ def test_a_leftover_transfer_writes_nothing_into_the_next_one(
         lambda: len(records.head(volume_id).holders) == 2, "held", timeout_s=WAIT_S
     )
     assert shape(home / "live") == shape(live)
-    assert not holders(lock)
+    assert not with_open(lock)
 
 
 def test_what_an_earlier_attempt_left_is_no_part_of_a_full_commit(

@@ -18,7 +18,7 @@ from tests.protocol.command import Done, caller
 from tests.protocol.node import wait_until
 from tests.support.copies import live, wait_same
 from tests.support.journal_trees import shape
-from tests.support.owners import WAIT_S, Owner, Records
+from tests.support.owners import WAIT_S, Owner, Records, Writer
 
 Make = Callable[..., Owner]
 Three = tuple[Owner, Owner, Owner]
@@ -202,6 +202,20 @@ def test_what_a_dead_owner_alone_has_is_set_apart(
     wait_members(records, volume_id, member, other)
     shutil.rmtree(apart)  # as a person does who has what it takes
     wait_gone(alpha, volume_id)
+
+
+def test_who_is_filled_later_comes_in_step_while_containers_write(
+    three: Three, records: Records
+) -> None:
+    """Both others get one commit in a round; a commit counts only with both."""
+    alpha, beta, gamma = three
+    volume_id = alpha.create(NAME, interval="1s", replicas="3", min_acks="2")
+    for each in (beta, gamma):
+        each.wait_known(NAME)
+    writer = Writer(alpha, alpha.mount_at_last(NAME))
+    wait_members(records, volume_id, *three)
+    writer.wait_writing()
+    writer.end()
 
 
 def test_copies_are_added_and_removed_by_hand(

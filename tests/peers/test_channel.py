@@ -212,6 +212,26 @@ def test_a_node_that_does_not_let_us_in(nodes: NODES) -> None:
     )
 
 
+def test_a_node_that_lets_us_in_and_refuses_is_not_asked_without_end(
+    nodes: NODES, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = nodes
+    second.server.set_members([])
+    opened: list[str] = []
+    control_command = first.ssh.control_command
+
+    def noted(peer: Any, address: str) -> list[str]:
+        opened.append(address)
+        return control_command(peer, address)
+
+    monkeypatch.setattr(first.ssh, "control_command", noted)
+    for _ in range(20):
+        assert not succeeds(first, second)
+    assert len(opened) < 10
+    second.server.set_members([first.id])
+    wait_until(lambda: succeeds(first, second), timeout_s=30, what="it answers again")
+
+
 def fault(call: Callable[[], object]) -> str:
     try:
         call()

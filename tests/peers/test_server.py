@@ -14,6 +14,7 @@ import pytest
 
 from plugin.daemon.sockets import bind_socket
 from plugin.peers import server as module
+from plugin.peers.control import REQUESTS_MAX, TRANSFERS_MAX
 from plugin.peers.server import PeerServer
 from tests.support.host import wait_until
 from tests.support.peers import VOLUME, Handlers, Staging
@@ -70,7 +71,10 @@ class World:
         self.handlers = Handlers()
         self.staging = Staging(directory)
         self.server = PeerServer(
-            bind_socket(self.path), handlers=self.handlers.all(), receiver=self.staging
+            bind_socket(self.path),
+            handlers={**self.handlers.all(), "send": self.handlers.promise},
+            receiver=self.staging,
+            transfers=["send"],
         )
         self.server.set_members([NODE])
         self.server.start()
@@ -244,14 +248,37 @@ def test_sessions_are_bounded(world: World, caplog: pytest.LogCaptureFixture) ->
 
 def test_requests_under_way_are_bounded(world: World) -> None:
     session = world.control()
-    for number in range(module.REQUESTS_MAX + 1):
+    for number in range(REQUESTS_MAX + 1):
         session.send({"id": number, "request": "promise", "epoch": 1})
     refused = session.answer()
-    assert refused["id"] == module.REQUESTS_MAX
+    assert refused["id"] == REQUESTS_MAX
     assert "under way already" in refused["error"]["cause"]
     world.handlers.go_on.set()
-    answers = {session.answer()["id"] for _ in range(module.REQUESTS_MAX)}
-    assert answers == set(range(module.REQUESTS_MAX))
+    answers = {session.answer()["id"] for _ in range(REQUESTS_MAX)}
+    assert answers == set(range(REQUESTS_MAX))
+
+
+def test_transfers_leave_room_for_requests(world: World) -> None:
+    session = world.control()
+    for number in range(TRANSFERS_MAX + 1):
+        session.send({"id": number, "request": "send", "epoch": 1})
+    refused = session.answer()
+    assert refused["id"] == TRANSFERS_MAX
+    assert "transfers are under way already" in refused["error"]["cause"]
+    session.send({"id": 100, "request": "hello"})
+    assert session.answer()["result"]["you"] == NODE
+    world.handlers.go_on.set()
+    answers = {session.answer()["id"] for _ in range(TRANSFERS_MAX)}
+    assert answers == set(range(TRANSFERS_MAX))
+
+
+def test_who_has_all_its_transfers_under_way_still_gets_a_control_session(
+    world: World,
+) -> None:
+    for _ in range(module.SESSIONS_OF_NODE_MAX):
+        assert "result" in world.receive().answer()
+    assert "may no more" in world.receive().answer()["error"]["cause"]
+    world.control()
 
 
 def test_who_takes_no_answers_is_hung_up_on(

@@ -20,6 +20,17 @@ def with_argument(clue: str) -> list[int]:
     return [pid for pid in found if pid != os.getpid()]
 
 
+def with_open(path: Path) -> set[int]:
+    """Return the processes that have *path* open."""
+    wanted = path.stat() if path.exists() else None
+    found = set()
+    for each in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):
+            if wanted and os.path.samestat(each.stat(), wanted):
+                found.add(int(each.parts[2]))
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """Return every process below *pid*."""
     found: list[int] = []

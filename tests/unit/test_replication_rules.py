@@ -70,6 +70,19 @@ def test_a_member_leaves_while_others_hold_the_newest_commit() -> None:
     assert rules.leave(head, node="a", epoch=3, members=("c",), keep=2)
 
 
+def test_members_may_come_to_one_commit_in_several_rounds() -> None:
+    head = msgspec.structs.replace(OWNED, members=("a", "b", "c"))
+    for node in ("b", "c"):
+        head = rules.publish(
+            head, node="a", epoch=3, commit=Commit(3, 1), holders=("a", node)
+        )
+    assert head.holders == ("a", "b", "c")
+    head = rules.publish(
+        head, node="a", epoch=3, commit=Commit(3, 2), holders=("a", "c")
+    )
+    assert head.holders == ("a", "c")
+
+
 def test_an_owner_does_not_leave_and_nobody_does_before_a_first_commit() -> None:
     head = msgspec.structs.replace(
         OWNED, committed=Commit(3, 1), holders=("a", "b"), members=("a", "b")

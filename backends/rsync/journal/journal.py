@@ -18,7 +18,7 @@ stands still. Elsewhere, files are copied while others write to them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from backends.rsync.journal.entries import Commit, Entry, Known, certain
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     TREE_NAME,
+    Filled,
     fill,
     fill_from,
     require_space,
@@ -61,6 +62,14 @@ class Package:
     size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """What is in the outbox, and the paths that are to be sent of it, by base."""
+
+    filled: Filled
+    paths: Mapping[Commit | None, Collection[bytes]]
+
+
 class Journal:
     """
     The copy of volume *volume_id* in *home*; use it in one thread at a time.
@@ -78,6 +87,7 @@ class Journal:
         self._commits = Commits(home, self.live)
         self.by_snapshot = self._commits.possible()
         self.manifest = self._open()
+        self._packed = _Packed(Filled([], []), {})
 
     def close(self) -> None:
         """Close the manifest."""
@@ -151,13 +161,19 @@ class Journal:
         """Return "snapshot" if the commit's files are of one moment, else "fuzzy"."""
         return "fuzzy" if self.source() == self.live else "snapshot"
 
-    def pack(self, base: Commit | None, *, only: Collection[bytes] = ()) -> Package:
+    def pack(
+        self,
+        base: Commit | None,
+        *others: Commit | None,
+        only: Collection[bytes] = (),
+    ) -> Package:
         """
         Return what leads a copy from *base* to this one's commit.
 
         Without a base everything is named and the files of *only* are sent: the others
         are there already. What has changed since it was recorded is recorded as it is
-        sent, and is the same commit to everybody: call this once for each.
+        sent, and is the same commit to everybody: call this once for each, with all
+        bases that it is to be led to from; those of *others* are `repack`'s.
 
         Raises:
             BackendError: the base is too old or not known; send a full one.
@@ -165,7 +181,9 @@ class Journal:
 
         """
         commit = self.manifest.commit()
-        wanted = self._wanted(base, only)
+        by_base = {each: self._wanted(each, only) for each in (base, *others)}
+        found = {path: each for part in by_base.values() for path, each in part.items()}
+        wanted = [found[path] for path in sorted(found)]
         self.unpack()
         snapshot = self._commits.of(commit)
         if snapshot:
@@ -174,14 +192,25 @@ class Journal:
             require_space(self.home, sum(each.entry.size for each in wanted))
             filled = fill(self.live, wanted, self._outbox)
             self.manifest.record(filled.entries, filled.gone, commit=commit)
+        self._packed = _Packed(filled, {k: v.keys() for k, v in by_base.items()})
+        return self.repack(base)
+
+    def repack(self, base: Commit | None) -> Package:
+        """Return what was packed last, for copies at another of its bases."""
+        packed, commit = self._packed, self.manifest.commit()
         header = Header(volume=self._volume_id, base=base, commit=commit)
-        entries, deletions = self._after(base)
-        write_delta(self._outbox / DELTA_NAME, header, entries, deletions)
+        named, deletions = self._after(base)
+        write_delta(self._outbox / DELTA_NAME, header, named, deletions)
+        wanted = set(packed.paths[base])
+        if base is not None:
+            # What others lacked has been copied and recorded anew: it is sent to all.
+            wanted |= self.changed_since(base)
+        entries = [each for each in packed.filled.entries if each.entry.path in wanted]
         return Package(
             self._outbox,
             commit,
-            b"".join(name + b"\0" for name in _names(filled.entries)),
-            filled.size_bytes,
+            b"".join(name + b"\0" for name in _names(entries)),
+            sum({each.inode: each.entry.size for each in entries}.values()),
         )
 
     def unpack(self) -> None:
@@ -194,7 +223,9 @@ class Journal:
         since = self.manifest.since(commit)
         return {entry.path for entry in since[0]} if since else set()
 
-    def _wanted(self, base: Commit | None, only: Collection[bytes]) -> list[Known]:
+    def _wanted(
+        self, base: Commit | None, only: Collection[bytes]
+    ) -> dict[bytes, Known]:
         """Return the entries whose contents are to be sent, files with all names."""
         if base is None:
             paths = set(only)
@@ -209,7 +240,7 @@ class Journal:
             if known.entry.links:
                 for each in self.manifest.with_inode(known.inode):
                     found[each.entry.path] = each
-        return [found[path] for path in sorted(found)]
+        return found
 
     def _after(self, base: Commit | None) -> tuple[Iterator[Entry], Iterator[bytes]]:
         """Return what the delta from *base* names; without one, everything."""

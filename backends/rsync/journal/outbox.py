@@ -32,7 +32,9 @@ TREE_NAME: Final = "tree"
 # Most files that are written to hold still for as long as it takes to copy a small one.
 _TRIES_MAX: Final = 4
 _SMALL_MAX_BYTES: Final = 16 * 2**20
-_RESERVE: Final = 20  # a part of the filesystem that stays free
+# What stays free for others: a part of the filesystem, but no more than so much.
+_RESERVE: Final = 20
+_RESERVE_BYTES_MAX: Final = 4 * 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +48,30 @@ class Filled:
 
     entries: list[Known]
     gone: list[bytes]
-    size_bytes: int
 
 
 def require_space(path: Path, size_bytes: int) -> None:
     """
-    Check that *size_bytes* more fit on *path*'s filesystem, with a twentieth to spare.
+    Check that *size_bytes* more fit on *path*'s filesystem, with a reserve to spare.
 
     Raises:
         CopyError: they do not.
 
     """
+    if lacking := lacking_space(path, size_bytes):
+        raise CopyError(lacking, no_space=True)
+
+
+def lacking_space(path: Path, size_bytes: int) -> str:
+    """Return why *size_bytes* more do not fit on *path*'s filesystem, "" if they do."""
     total, available = free_bytes(path)
-    if available < size_bytes + total // _RESERVE:
-        raise CopyError(
-            f"{path} has {available >> 20} MiB free; {size_bytes >> 20} MiB and "
-            f"{total // _RESERVE >> 20} MiB of reserve are needed",
-            no_space=True,
-        )
+    reserve = min(total // _RESERVE, _RESERVE_BYTES_MAX)
+    if available >= size_bytes + reserve:
+        return ""
+    return (
+        f"{path} has {available >> 20} MiB free; {size_bytes >> 20} MiB and "
+        f"{reserve >> 20} MiB of reserve are needed"
+    )
 
 
 def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
@@ -110,8 +118,7 @@ def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
             f"cannot take a snapshot of {snapshot}: {error.strerror}",
             no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from error
-    sizes = {known.inode: known.entry.size for known in entries}
-    return Filled(entries, [], sum(sizes.values()))
+    return Filled(entries, [])
 
 
 @dataclass(slots=True)
@@ -120,7 +127,6 @@ class _Filling:
     target: Beneath
     copier: FileCopier
     gone: set[bytes] = field(default_factory=set)
-    size_bytes: int = 0
     # What each copied path was in the source, and from when that is.
     before: dict[bytes, tuple[os.stat_result, int]] = field(default_factory=dict)
     # The first path of each file with several names.
@@ -201,7 +207,7 @@ class _Filling:
                     attributes = self.attributes.get(path, {})
                     self.copier.put_attributes(directory, status, attributes)
         entries = [self._made(path) for path in sorted(self.before)]
-        return Filled(entries, sorted(self.gone), self.size_bytes)
+        return Filled(entries, sorted(self.gone))
 
     def _made(self, path: bytes) -> Known:
         before, begun_ns = self.before[path]
@@ -210,7 +216,5 @@ class _Filling:
             raise BackendError(f"{path!r} has vanished from the outbox")
         entry = made.entry
         links = before.st_ino if entry.links else 0
-        if self.first.get(before.st_ino, path) == path:
-            self.size_bytes += entry.size
         linked = msgspec.structs.replace(entry, links=links)
         return certain(Known(linked, before.st_ino, before.st_ctime_ns), begun_ns)

@@ -19,13 +19,13 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from backends.errors import BackendError
+from backends.errors import BackendError, DeadlineError
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import (
     UNWRITTEN,
@@ -37,15 +37,17 @@ from backends.rsync.journal.entries import (
     untouched,
 )
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.outbox import TREE_NAME
+from backends.rsync.journal.outbox import TREE_NAME, lacking_space
 from backends.system import files
 from backends.system.beneath import Beneath
 from backends.system.clock import Deadline, pause
 from backends.system.decoding import from_json
+from backends.system.run import run
 
 LIVE_NAME: Final = "live"
 _MISSING_MAX: Final = 500
 _LOOK_AGAIN_S: Final = 0.02
+_COUNT_WITHIN_S: Final = 5.0
 
 
 class Marker(msgspec.Struct, frozen=True):
@@ -81,6 +83,25 @@ class Staging:
         path = self.directory() / TREE_NAME
         path.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    def lacking_space(self, size_bytes: int) -> str:
+        """Return why the disk cannot take *size_bytes*, "" if it can; see `outbox`."""
+        lacking = lacking_space(self.home, size_bytes)
+        if lacking and size_bytes and self._directory.is_dir():
+            # A part of it may have come already, before the sender was interrupted.
+            rest_bytes = max(0, size_bytes - self._staged_bytes())
+            lacking = lacking_space(self.home, rest_bytes)
+        return lacking
+
+    def _staged_bytes(self) -> int:
+        """Return what the files here take on the disk, 0 if that cannot be counted."""
+        options = ("--summarize", "--block-size=1", "--one-file-system", "--")
+        with suppress(BackendError, DeadlineError, ValueError):
+            done = run(
+                ["du", *options, str(self._directory)], deadline_s=_COUNT_WITHIN_S
+            )
+            return int(done.output.partition("\t")[0])
+        return 0
 
     @contextmanager
     def still(self, deadline: Deadline) -> Iterator[None]:

@@ -1,0 +1,61 @@
+"""What a look has found, and could not be recorded, is found again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backends.system.clock import Deadline
+from plugin.errors import NotOwnerError
+from plugin.peers.channel import Peers
+from plugin.peers.sharing import SharedSsh
+from plugin.replication.journals import Journals
+from plugin.replication.looking import Looking
+from plugin.replication.placement import Placement
+from plugin.replication.progress import Progress
+from plugin.replication.sending import Sending
+from plugin.replication.syncing import Syncing
+from plugin.replication.transfer import RsyncTransfer
+from tests.fault.two_nodes import World
+from tests.support.namespaces import enter_private_mounts
+
+
+def syncing_of(world: World, journals: Journals, sockets: Path) -> Syncing:
+    peers = Peers(SharedSsh(world.home, sockets=sockets))
+    sending = Sending(peers, RsyncTransfer(peers, Progress()), node_name="alpha")
+    return Syncing(
+        world.ownership,
+        journals,
+        sending,
+        held=list,
+        records=list,
+        placement=Placement(
+            world.ownership, find=lambda _: None, replace_after_s=None, interval_s=60
+        ),
+        looking=Looking(journals, interval_s=600),
+    )
+
+
+def test_a_commit_that_fails_loses_no_change(tmp_path: Path) -> None:
+    enter_private_mounts()
+    world = World(tmp_path, "alpha")
+    world.volumes.creation.create("v", {})
+    live = world.mount()
+    record = world.volumes.views.existing("v").record
+    epoch = world.head().epoch
+    # More than those that are looked at in every round, because they changed lately.
+    for number in range(600):
+        (live / f"{number:03}").write_text("there")
+    journals = Journals(world.pool, world.ownership.copy_states)
+    syncing = syncing_of(world, journals, tmp_path / "ssh")
+    with journals.using(record, Deadline(30)) as journal:
+        syncing._advance(record, epoch, journal, anew=False)
+        assert journal.manifest.get(b"000") is not None
+        (live / "000").unlink()
+        with pytest.raises(NotOwnerError):
+            syncing._advance(record, epoch + 1, journal, anew=False)
+        syncing._advance(record, epoch, journal, anew=False)
+        assert journal.manifest.get(b"000") is None
+    journals.close()
+    world.close()
