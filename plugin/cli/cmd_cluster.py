@@ -83,7 +83,9 @@ def join(
 
 
 @cluster.command()
-@click.option("--output", "path", type=click.Path(path_type=Path), help="Write there.")
+@click.option(
+    "-o", "--output", "path", type=click.Path(path_type=Path), help="Write there."
+)
 @pass_context
 def dump(context: Context, path: Path | None) -> None:
     """

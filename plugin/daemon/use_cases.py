@@ -136,7 +136,7 @@ def _with_the_rest(
             views, operations, copying, ownership, acquisition, unmounting
         ),
         importing=Importing(creation, given.resolver, copying),
-        adoption=Adoption(catalogue, operations.locks, ownership),
+        adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
         history=VolumeHistory(views, ownership, given.events, owning.peers),
         reconciler=Reconciler(

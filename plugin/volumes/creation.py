@@ -18,7 +18,6 @@ from backends.errors import (
     BackendError,
     InvalidRequestError,
     RemoraError,
-    VolumeBusyError,
     VolumeExistsError,
 )
 from backends.options import source_volume
@@ -168,10 +167,6 @@ class Creation:
         """
         stored = self.catalogue.find(name)
         if stored is not None and stored.record.phase == "creating":
-            if not self.ownership.is_ours_to_finish(stored.record):
-                raise VolumeBusyError(
-                    f"'{name}' is being made on another node", hint="retry"
-                )
             self.removal.roll_back_creation(stored, deadline)
             stored = None
         if stored is None:
@@ -186,13 +181,22 @@ class Creation:
                 node=self.ownership.node_id,
                 filled=filled,
             )
-            self.ownership.require_possible(record)
+            self._require_creatable(resolved, record)
             stored = self.catalogue.insert(record)
             if stored is not None:
                 return stored
             stored = self.views.existing(name)  # another node was quicker
         require_same_options(resolved, stored.record)
         return None
+
+    def _require_creatable(self, resolved: Resolved, record: VolumeRecord) -> None:
+        """Raise what is known to be in the way before anything is written."""
+        self.ownership.require_possible(record)
+        resolved.backend.require_creatable(record.volume(), filled=record.filled)
+        chosen = resolved.chosen.get("members", "")
+        if not self.ownership.membership.alone:
+            for node in filter(None, chosen.split(",")):
+                self.ownership.nodes.find(node)
 
     def _make(
         self, name: str, resolved: Resolved, deadline: Deadline, fill: Fill | None
