@@ -22,6 +22,7 @@ from plugin.membership.nodes import (
     owner_of,
 )
 from plugin.membership.quarantine_records import QuarantineRecords
+from plugin.membership.snapshot_records import SnapshotRecords
 from plugin.store.base import Compare, Delete, Put, Store
 from plugin.store.contention import attempted
 
@@ -47,6 +48,7 @@ class NodeDirectory:
         always_alive: str = "",
     ) -> None:
         self._store = store
+        self.snapshots = SnapshotRecords(store)
         self._data_only_on = data_only_on
         self._always_alive = always_alive
         self._offsets_s: dict[str, float] = {}

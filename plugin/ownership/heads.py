@@ -5,6 +5,7 @@ What the store keeps of who owns a volume; every change is a compare-and-set.
     v/<id>/lock          Lock, on the owner's lease: it goes when the owner is gone
     v/<id>/epochs/<n>    Epoch: what each epoch began with; never changed
     v/<id>/conflicts/…   QuarantineRecord; see `quarantine_records.py`
+    v/<id>/snapshots/…   the snapshots on a node; see `snapshot_records.py`
     tomb/<id>            Tomb: the volume was removed; its copies are to go
 
 A volume without a head was never owned; `OwnershipView.initial_head` makes its first.

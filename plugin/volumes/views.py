@@ -164,6 +164,28 @@ class VolumeViews:
             raise VolumeNotFoundError(f"there is no volume '{name[:255]}'")
         return stored
 
+    def with_snapshots(self, name: str) -> VolumeRecord:
+        """Return the volume; or, by name or id, what is left here of a removed one."""
+        try:
+            return self.existing(name).record
+        except VolumeNotFoundError:
+            for volume_id, tomb in self.ownership.heads.tombs().items():
+                if name not in (volume_id, tomb.name):
+                    continue
+                backend = self.ownership.registry.get(tomb.backend)
+                left = VolumeRecord(
+                    id=volume_id,
+                    name=tomb.name,
+                    backend=tomb.backend,
+                    requested={},
+                    options=backend.default_options(),
+                    created_at="",
+                    phase="removing",
+                )
+                if backend.copy_directory(left.volume()) is not None:
+                    return left
+            raise
+
     def _mountpoint(self, record: VolumeRecord) -> str:
         """Return where *record* is mounted, "" if it has no references."""
         held = self.references.total(record.id)
