@@ -275,8 +275,7 @@ class OwnershipView:
 
     def name_of(self, node_id: str) -> str:
         """Return a node's name for people."""
-        record = self.nodes.record(node_id)
-        return record.name if record else node_id
+        return self.nodes.name_of(node_id)
 
     def deadline_or_none(self) -> float | None:
         """Return the lease's deadline for the log; None if none is needed."""
