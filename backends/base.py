@@ -187,6 +187,19 @@ class Backend(Protocol):
         """Return whether *raw* options can only be meant for this backend."""
         ...
 
+    def require_creatable(self, volume: Volume, *, filled: bool) -> None:
+        """
+        Raise what `create` would raise at once, before any record of *volume* is made.
+
+        *filled*: `create` is to be given a `fill`.
+
+        Raises:
+            InvalidRequestError: the options do not say all that is needed, or too much.
+            BackendError: this node's storage is not there, or cannot do it.
+
+        """
+        ...
+
     def create(
         self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
     ) -> Volume:
@@ -211,7 +224,8 @@ class Backend(Protocol):
         """
         Undo an unfinished `create` of exactly this id, of which nobody was told.
 
-        What `create` found there, or another node has made, stays.
+        What `create` found there, or another node has made, stays. Options of which
+        `create` can have made nothing leave nothing to undo.
         """
         ...
 
@@ -276,8 +290,14 @@ class Backend(Protocol):
         """Return facts for people from local knowledge; quick, never raises."""
         ...
 
-    def require_ready(self, volume: Volume) -> None:
-        """Raise BackendError, within seconds, unless *volume*'s storage is ready."""
+    def require_removable(self, volume: Volume) -> None:
+        """
+        Raise, within seconds, what `remove` would refuse as things are; change nothing.
+
+        Raises:
+            BackendError, VolumeBusyError: storage is not ready, or bytes would be lost.
+
+        """
         ...
 
     def storages(self) -> list[Storage]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from backends.base import Fill, Storage, Volume
 from backends.errors import (
     BackendError,
+    DeadlineError,
+    InvalidRequestError,
     RemoraError,
     VolumeExistsError,
     one_line,
@@ -18,7 +21,7 @@ from backends.errors import (
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
-from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
+from backends.nfs.options import DEFAULTS, export_of, is_direct, owner_of, subdir_of
 from backends.nfs.share import CALL_BUDGET_S, Share
 from backends.nfs.shares import Shares
 from backends.nfs.snapshots import NfsSnapshots, filled
@@ -81,11 +84,21 @@ class NfsBackend:
         keys = {key.lower() for key in raw}
         return bool(keys & {"server", "share", "device"}) or "type" in keys
 
+    def require_creatable(self, volume: Volume, *, filled: bool) -> None:
+        """Raise unless the options name a share; its server is not asked."""
+        nfs_options.require_complete(volume.options)
+        if filled and volume.requested.get("existing") == "adopt":
+            raise InvalidRequestError(
+                "existing=adopt takes over the bytes that are there: nothing can be "
+                "copied",
+                hint="leave one of the two out",
+            )
+
     def create(
         self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
     ) -> Volume:
         """Claim name and directory on the share; both have one winner."""
-        nfs_options.require_complete(volume.options)
+        self.require_creatable(volume, filled=fill is not None)
         budget_s = min(deadline_s, CALL_BUDGET_S)
         if is_direct(volume):
             mounting.ping(export_of(volume.options))
@@ -97,7 +110,7 @@ class NfsBackend:
 
         try:
             marker = claim("") if fill is None else filled(share, volume, fill, claim)
-        except BackendError:
+        except (BackendError, DeadlineError):
             self._shares.forget(share)
             raise
         found = _volume(marker)
@@ -139,15 +152,23 @@ class NfsBackend:
 
     def discard(self, volume: Volume, *, deadline_s: float) -> None:
         """Take back claims and an empty directory; a finished volume stays."""
-        if is_direct(volume):
-            return
-        self._shares.of(volume).call(
-            "discard",
-            deadline=Deadline(min(deadline_s, CALL_BUDGET_S)),
-            name=volume.name,
-            id=volume.id,
-            **owner_of(volume),
-        )
+        complete = self.merge_options(DEFAULTS, volume.options)
+        volume = replace(volume, options=complete)
+        if is_direct(volume) or not {"server", "share"} <= complete.keys():
+            return  # nothing was made
+        watched = self._shares.watched()
+        share = self._shares.of(volume)
+        try:
+            share.call(
+                "discard",
+                deadline=Deadline(min(deadline_s, CALL_BUDGET_S)),
+                name=volume.name,
+                id=volume.id,
+                **owner_of(volume),
+            )
+        finally:
+            if share not in watched:
+                self._shares.forget(share)
 
     def remove(self, volume: Volume, *, deadline_s: float) -> None:
         """Remove the volume from the share as `onDelete` says."""
@@ -217,7 +238,7 @@ class NfsBackend:
             facts["warnings"] = warnings
         return facts
 
-    def require_ready(self, volume: Volume) -> None:
+    def require_removable(self, volume: Volume) -> None:
         """Raise NfsError unless the volume's server answers."""
         if not is_direct(volume):
             self._shares.of(volume).require_server(Deadline(CALL_BUDGET_S))

@@ -148,11 +148,6 @@ def filled(
     share: Share, volume: Volume, fill: Fill, create: Callable[[str], Any]
 ) -> Any:
     """Return what *create* makes of a copy's token, after *fill* has filled it."""
-    if volume.requested.get("existing") == "adopt":
-        raise InvalidRequestError(
-            "existing=adopt takes over the bytes that are there: nothing can be copied",
-            hint="leave one of the two out",
-        )
     with copy_on(share, volume) as (token, destination):
         with _as_nfs_errors(share):
             fill(destination)

@@ -95,6 +95,13 @@ class RsyncBackend:
         del raw
         return False
 
+    def require_creatable(self, volume: Volume, *, filled: bool) -> None:
+        """Raise unless the pool is there and can keep a `size`."""
+        del filled
+        self.pool.require()
+        if "size" in volume.options:
+            quota.require_enforceable(self.pool.volumes)
+
     def create(
         self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
     ) -> Volume:
@@ -104,8 +111,7 @@ class RsyncBackend:
         home = self.pool.home(volume)
         if (home / "volume.json").exists():
             return volume
-        if "size" in volume.options:
-            quota.require_enforceable(self.pool.volumes)
+        self.require_creatable(volume, filled=fill is not None)
         live = home / "live"
         try:
             home.mkdir(mode=0o700, exist_ok=True)
@@ -130,17 +136,9 @@ class RsyncBackend:
     def remove(self, volume: Volume, *, deadline_s: float) -> None:
         """Rename the directory into the trash, which `collect_garbage` empties."""
         del deadline_s  # one rename; nothing to interrupt
-        self.pool.require()
-        home = self.pool.home(volume)
-        if inside := mounts.mount_points_below(home):
-            raise VolumeBusyError(
-                f"'{volume.name}' has another filesystem mounted in it, at {inside[0]}",
-                hint="unmount that, then remove the volume",
-            )
-        require_none(volume, self.snapshots.all(volume))
-        self._require_nothing_apart(volume)
+        self.require_removable(volume)
         try:
-            self.pool.trash.throw_away(home)
+            self.pool.trash.throw_away(self.pool.home(volume))
         except FileNotFoundError:
             return
         except OSError as error:
@@ -276,10 +274,16 @@ class RsyncBackend:
                 facts["set_apart"] = [each.commit for each in apart]
         return facts
 
-    def require_ready(self, volume: Volume) -> None:
-        """Raise BackendError unless the pool is there and is the one we know."""
-        del volume  # all live in one pool
+    def require_removable(self, volume: Volume) -> None:
+        """Raise unless the pool is there, and has nothing that would be lost."""
         self.pool.require()
+        if inside := mounts.mount_points_below(self.pool.home(volume)):
+            raise VolumeBusyError(
+                f"'{volume.name}' has another filesystem mounted in it, at {inside[0]}",
+                hint="unmount that, then remove the volume",
+            )
+        require_none(volume, self.snapshots.all(volume))
+        self._require_nothing_apart(volume)
 
     def storages(self) -> list[Storage]:
         """Return the pool."""

@@ -83,7 +83,9 @@ def join(
 
 
 @cluster.command()
-@click.option("--output", "path", type=click.Path(path_type=Path), help="Write there.")
+@click.option(
+    "-o", "--output", "path", type=click.Path(path_type=Path), help="Write there."
+)
 @pass_context
 def dump(context: Context, path: Path | None) -> None:
     """
@@ -196,7 +198,7 @@ def _status_without_daemon(config: Config, fault: str) -> dict[str, Any]:
         health = look(etcd_settings(config.cluster))
     if health.answers:
         with _store(config) as (store, _):
-            directory = NodeDirectory(store, data_only_on=lambda _: [])
+            directory = NodeDirectory(store, data_only_on=lambda _: {})
             nodes = [
                 {"name": each.record.name, "id": each.record.id, "state": each.state}
                 for each in directory.all()

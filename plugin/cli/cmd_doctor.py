@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from functools import cache, partial
+from typing import Any, Final
 
 import click
 
 from plugin.cli import output
 from plugin.cli.context import Context, json_option, pass_context
+from plugin.errors import EngineError
+
+_ENGINE_TIMEOUT_S: Final = 5.0
 
 
 @click.command()
@@ -16,27 +20,25 @@ from plugin.cli.context import Context, json_option, pass_context
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check privileges, kernel, programs, sockets, pool, shares, mounts and nodes.
+    Check privileges, kernel, programs, sockets, pool, shares, mounts, nodes, volumes.
 
     It also tells of bytes that were set apart. Each line is a check, its verdict and
     the evidence; a hint says what to do. Exits with 1 if a check failed.
     """
     from plugin.cli.doctor import examine  # noqa: PLC0415 - only this verb needs it
 
-    def held_ids() -> set[str]:
-        volumes = context.client.call("GET", "/v1/volumes")
-        return {each["id"] for each in volumes if each["mountpoint"]}
+    @cache
+    def told(what: str) -> Any:
+        return context.client.call("GET", f"/v1/{what}")
 
-    def storages() -> dict[str, dict[str, Any]]:
-        return dict(context.client.call("GET", "/v1/status")["storages"])
-
-    def nodes() -> list[dict[str, Any]]:
-        return list(context.client.call("GET", "/v1/nodes"))
-
-    def set_apart() -> list[dict[str, Any]]:
-        return list(context.client.call("GET", "/v1/quarantine"))
-
-    findings = examine(context.config, held_ids, storages, nodes, set_apart)
+    findings = examine(
+        context.config,
+        volumes=partial(told, "volumes"),
+        status=partial(told, "status"),
+        nodes=partial(told, "nodes"),
+        set_apart=partial(told, "quarantine"),
+        local_volumes=_local_volumes,
+    )
     if as_json:
         output.print_json([asdict(each) for each in findings])
     else:
@@ -45,3 +47,13 @@ def doctor(context: Context, as_json: bool) -> None:
             click.echo(f"{each.verdict:8} {each.check:15} {each.evidence}{hint}")
     if any(each.verdict == "failed" for each in findings):
         raise SystemExit(1)
+
+
+def _local_volumes() -> list[str]:
+    """Return the names of Docker's own volumes; none if there is no Docker here."""
+    from plugin.cli.engine import Engine  # noqa: PLC0415 - only this verb needs it
+
+    try:
+        return Engine(timeout_s=_ENGINE_TIMEOUT_S).local_volumes()
+    except EngineError:
+        return []

@@ -29,8 +29,9 @@ def snapshot() -> None:
 
     Each file of a snapshot is of one moment, but not all files are of the same one
     while something writes: stop the containers, or use --pause, which makes it as if
-    the power had failed at that moment. What other nodes have not written yet is not in
-    it.
+    the power had failed at that moment. It is taken where the volume's newest bytes
+    are, and stays on that node; of a volume on a share, what other nodes have not
+    written yet is not in it.
     """
 
 
@@ -66,16 +67,22 @@ def create_snapshot(
 @json_option
 @pass_context
 def list_snapshots(context: Context, volume: str, as_json: bool) -> None:
-    """List the snapshots of VOLUME, oldest first."""
+    """
+    List the snapshots of VOLUME, oldest first.
+
+    NODE is where it lies (* is this one): there it is removed, restored and cloned. A
+    volume on a share has its snapshots there, and every node can do all of it.
+    """
     found = context.client.call("GET", _path(volume, "snapshots"))
     if as_json:
         output.print_json(found)
         return
     output.print_table(
-        ("NAME", "FILES", "SIZE", "CREATED"),
+        ("NAME", "NODE", "FILES", "SIZE", "CREATED"),
         [
             (
                 each["name"],
+                (each["node"] or "-") + ("*" if each["this_node"] else ""),
                 each["files"],
                 output.size(each["size_bytes"]),
                 each["created_at"],

@@ -11,14 +11,14 @@ from plugin.cli.context import Context, json_option, pass_context, volume_option
 from plugin.model import check_name
 
 # What fits into a column; `inspect` says the rest.
-_HEALTH_WORDS = ("ok", "unknown", "stale", "unreachable")
+_HEALTH_WORDS = ("ok", "creating", "unknown", "stale", "unreachable")
 
 
 @click.command("ls")
 @json_option
 @pass_context
 def list_volumes(context: Context, as_json: bool) -> None:
-    """List the volumes."""
+    """List the volumes; of HEALTH `creating` are those that are not made to the end."""
     volumes = context.client.call("GET", "/v1/volumes")
     if as_json:
         output.print_json(volumes)
@@ -111,14 +111,15 @@ def repair(context: Context, dry_run: bool, as_json: bool) -> None:
     """
     Make records agree with storage and with what runs.
 
-    Volumes found on storage without a record (the store was lost) are adopted, and
-    mounts that no container uses any more are released. No data is changed.
+    Volumes found on storage without a record (the store was lost) are adopted,
+    creations that were broken off are undone, and mounts that no container uses any
+    more are released. No data is changed.
     """
     report = context.client.call("POST", "/v1/repair", {"dry_run": dry_run})
     if as_json:
         output.print_json(report)
         return
-    for verb in ("adopted", "released", "refused"):
+    for verb in ("adopted", "undone", "released", "refused"):
         for line in report[verb]:
             click.echo(f"{'would be ' if dry_run else ''}{verb}: {line}")
     if not any(report.values()):

@@ -60,17 +60,17 @@ class Finding:
 
 def examine(
     config: Config,
-    held_ids: Callable[[], set[str]],
-    storages: Callable[[], dict[str, dict[str, Any]]],
+    volumes: Callable[[], list[dict[str, Any]]],
+    status: Callable[[], dict[str, Any]],
     nodes: Callable[[], list[dict[str, Any]]],
     set_apart: Callable[[], list[dict[str, Any]]] = list,
+    local_volumes: Callable[[], list[str]] = list,
 ) -> list[Finding]:
     """
     Return the findings of every check, in a fixed order.
 
-    *held_ids* asks the daemon which volumes, by id, the engine holds mounted, and
-    *storages* for what it knows of each storage: backend, health, sizes; *nodes* for
-    the rows of `remora node ls`; *set_apart* for those of `remora quarantine ls`.
+    The functions ask the daemon for the answers of `remora ls`, `status`, `node ls` and
+    `quarantine ls`; *local_volumes* asks Docker for the names of its own driver's.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
@@ -78,10 +78,11 @@ def examine(
         "programs": _programs,
         "sockets": lambda: _sockets(config),
         "pool": lambda: _pool(config),
-        "shares": lambda: _shares(storages()),
-        "mounts": lambda: _mounts(config, held_ids()),
+        "shares": lambda: _shares(status()["storages"]),
+        "mounts": lambda: _mounts(config, volumes()),
         "cluster": lambda: _cluster(nodes()) if config.cluster.etcd else iter(()),
         "set apart": lambda: _set_apart(set_apart()),
+        "volumes": lambda: _volumes(volumes(), status()["left_over"], local_volumes()),
     }
     findings: list[Finding] = []
     for name, check in checks.items():
@@ -223,8 +224,9 @@ def _delegations() -> Iterator[Finding]:
         yield Finding("NFS directories", "ok", "are not delegated to this node")
 
 
-def _mounts(config: Config, held: set[str]) -> Iterator[Finding]:
+def _mounts(config: Config, rows: list[dict[str, Any]]) -> Iterator[Finding]:
     """Compare mount points with what the daemon says it holds."""
+    held = {each["id"] for each in rows if each["mountpoint"]}
     present = {each.name for each in mounts.mount_points_below(config.mount_dir)}
     stale = present - held
     if stale:
@@ -266,3 +268,30 @@ def _set_apart(rows: list[dict[str, Any]]) -> Iterator[Finding]:
             f"commit {each['commit']} of '{each['volume']}' on node '{each['node']}'",
             "remora quarantine ls; see docs/guides/replication.md",
         )
+
+
+def _volumes(
+    rows: list[dict[str, Any]], left_over: list[str], local: list[str]
+) -> Iterator[Finding]:
+    """Tell of volumes that are not what their users may take them for."""
+    for name in left_over[:_NAMED_MAX]:
+        yield Finding(
+            "volume",
+            "warning",
+            f"'{name}' was not made to the end, and could not be undone yet",
+            f"the daemon's log says why; remora rm {name}",
+        )
+    for name in sorted({each["name"] for each in rows}.intersection(local))[
+        :_NAMED_MAX
+    ]:
+        yield Finding(
+            "volume",
+            "warning",
+            f"Docker uses a volume of its own driver, 'local', for the name '{name}'",
+            f"docker volume rm {name}, once you have its bytes; or: remora import",
+        )
+    warned = [
+        (each["name"], line) for each in rows for line in each.get("warnings", ())
+    ]
+    for name, line in warned[:_NAMED_MAX]:
+        yield Finding("volume", "warning", f"'{name}': {line}")

@@ -25,14 +25,20 @@ _PAUSE_WAIT_S: Final = 0.2
 class Engine:
     """The engine at ``DOCKER_HOST``, which must be a Unix socket of this machine."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, timeout_s: float = _TIMEOUT_S) -> None:
         host = os.environ.get("DOCKER_HOST", _DEFAULT_HOST)
         if not host.startswith("unix://"):
             raise EngineError(
                 f"DOCKER_HOST is {host}",
                 hint="import reads the volume's files: use the engine of this machine",
             )
-        self._call = EngineApi(host.removeprefix("unix://"), timeout_s=_TIMEOUT_S).call
+        self._call = EngineApi(host.removeprefix("unix://"), timeout_s=timeout_s).call
+
+    def local_volumes(self) -> list[str]:
+        """Return the names of the volumes of driver `local`."""
+        filters = quote(json.dumps({"driver": ["local"]}))
+        found = self._call("GET", f"/volumes?filters={filters}")
+        return [each["Name"] for each in found.get("Volumes") or []]
 
     def local_volume_path(self, name: str) -> Path:
         """

@@ -131,7 +131,12 @@ def _founded(
     )
 
 
-def _data_only_on(catalogue: Catalogue, heads: Heads, node_id: str) -> list[str]:
-    """Return names of volumes; for a removed one with bytes set apart, its id."""
+def _data_only_on(
+    catalogue: Catalogue, heads: Heads, node_id: str
+) -> dict[str, list[str]]:
+    """Return `Heads.held_only_by` with names; of a removed volume it is the id."""
     names = catalogue.names()
-    return sorted(names.get(each, each) for each in heads.held_only_by(node_id))
+    return {
+        part: sorted(names.get(each, each) for each in ids)
+        for part, ids in heads.held_only_by(node_id).items()
+    }

@@ -23,8 +23,10 @@ from plugin.volumes.discovery import Discovery
 from plugin.volumes.history import VolumeHistory
 from plugin.volumes.importing import Importing
 from plugin.volumes.mounting import Mounting
+from plugin.volumes.newest import NewestBytes
 from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
+from plugin.volumes.own_snapshots import OwnSnapshots
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
@@ -99,7 +101,14 @@ def build_use_cases(given: Given) -> UseCases:
     )
     removal = Removal(catalogue, operations, ownership, unmounting)
     creation = Creation(
-        views, catalogue, given.resolver, operations, copying, ownership, removal
+        views,
+        catalogue,
+        given.resolver,
+        operations,
+        copying,
+        ownership,
+        removal,
+        NewestBytes(ownership, owning.acquisition.replication),
     )
     return _with_the_rest(given, discovery, creation, copying)
 
@@ -125,6 +134,7 @@ def _with_the_rest(
         ownership,
         given.quarantine,
     )
+    own_snapshots = OwnSnapshots(ownership)
     return UseCases(
         views=views,
         creation=creation,
@@ -132,10 +142,17 @@ def _with_the_rest(
         unmounting=unmounting,
         removal=removal,
         snapshots=SnapshotService(
-            views, operations, copying, ownership, acquisition, unmounting
+            views,
+            operations,
+            copying,
+            ownership,
+            acquisition,
+            unmounting,
+            creation.newest,
+            own_snapshots,
         ),
         importing=Importing(creation, given.resolver, copying),
-        adoption=Adoption(catalogue, operations.locks, ownership),
+        adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
         history=VolumeHistory(views, ownership, given.events, owning.peers),
         reconciler=Reconciler(
@@ -146,7 +163,10 @@ def _with_the_rest(
             removal,
             owning.replication.departing if owning.replication else None,
             interval_s=given.times.reconcile_interval_s,
-            also={"the record of what is set apart": quarantine.mend},
+            also={
+                "the record of what is set apart": quarantine.mend,
+                "the record of snapshots": own_snapshots.mend,
+            },
         ),
         operations=operations,
     )

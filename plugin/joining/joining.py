@@ -146,7 +146,7 @@ class Joining:
 
     def _refuse_node(self) -> None:
         """Raise `NodeConflictError` if the cluster cannot have this node."""
-        nodes = NodeDirectory(self.cluster, data_only_on=lambda _: [])
+        nodes = NodeDirectory(self.cluster, data_only_on=lambda _: {})
         owner = owner_of(self.cluster.get(NAMES + self.own.name))
         refuse_name(self.own, owner, nodes.record(owner))
         if self.cluster.get(ALIVE + self.own.id) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +14,7 @@ from plugin.errors import ChangedError, NodeConflictError, NodeNotFoundError
 from plugin.logs import fields
 from plugin.membership.nodes import (
     ALIVE,
+    FORMER_NODES,
     NAMES,
     NODES,
     NodeRecord,
@@ -22,7 +23,8 @@ from plugin.membership.nodes import (
     owner_of,
 )
 from plugin.membership.quarantine_records import QuarantineRecords
-from plugin.store.base import Compare, Delete, Put, Store
+from plugin.membership.snapshot_records import SnapshotRecords
+from plugin.store.base import Compare, Delete, Operation, Put, Store
 from plugin.store.contention import attempted
 
 log = logging.getLogger(__name__)
@@ -35,18 +37,20 @@ class NodeDirectory:
     """
     Reads and changes nodes' records; reads answer from local knowledge.
 
-    *data_only_on* returns the volumes with data that only the node of a given id has.
-    *always_alive* is the id of a node that is alone and needs no lease to be alive.
+    *data_only_on* returns the volumes with data that only the node of a given id has,
+    by the part of their data. *always_alive* is the id of a node that is alone and
+    needs no lease to be alive.
     """
 
     def __init__(
         self,
         store: Store,
         *,
-        data_only_on: Callable[[str], list[str]],
+        data_only_on: Callable[[str], Mapping[str, list[str]]],
         always_alive: str = "",
     ) -> None:
         self._store = store
+        self.snapshots = SnapshotRecords(store)
         self._data_only_on = data_only_on
         self._always_alive = always_alive
         self._offsets_s: dict[str, float] = {}
@@ -71,6 +75,12 @@ class NodeDirectory:
     def record(self, node_id: str) -> NodeRecord | None:
         """Return the record of the node of that id, None if there is none."""
         return decoded(NodeRecord, self._store.get(NODES + node_id))
+
+    def name_of(self, node_id: str) -> str:
+        """Return a node's name, also of one that was removed; else its id."""
+        record = self.record(node_id)
+        former = self._store.get(FORMER_NODES + node_id)
+        return record.name if record else owner_of(former) or node_id
 
     def find(self, name_or_id: str) -> NodeView:
         """
@@ -130,27 +140,28 @@ class NodeDirectory:
                 f"node '{record.name}' is alive",
                 hint="stop its daemon first (systemctl stop remora, there)",
             )
-        volumes = [] if force else self._data_only_on(record.id)
-        if volumes:
-            more = len(volumes) - _VOLUMES_NAMED_MAX
+        lost = {} if force else self._data_only_on(record.id)
+        if lost:
             raise NodeConflictError(
-                f"node '{record.name}' has data that no other node has, of: "
-                + ", ".join(volumes[:_VOLUMES_NAMED_MAX])
-                + (f" and {more} more" if more > 0 else ""),
+                f"node '{record.name}' has data that no other node has: "
+                + "; ".join(f"{part} {_named(names)}" for part, names in lost.items()),
                 hint="start it, and let others catch up; or, if it is gone for good, "
-                "give that data up with --force",
+                "start the containers elsewhere where others have copies, and give up "
+                "what is still listed then with --force",
             )
         name = self._store.get(NAMES + record.name)
         ours = owner_of(name) == record.id
+        operations: list[Operation] = [
+            Delete(NODES + record.id),
+            Put(FORMER_NODES + record.id, record.name.encode()),
+            *QuarantineRecords(self._store).drops(record.id),
+            *self.snapshots.drops(record.id),
+        ]
         outcome = self._store.transact(
             [Compare(NODES + record.id, self._revision(record.id))]
             + [Compare(ALIVE + record.id, 0)]
             + ([Compare(name.key, name.mod_revision)] if name and ours else []),
-            [
-                Delete(NODES + record.id),
-                *QuarantineRecords(self._store).drops(record.id),
-            ]
-            + ([Delete(name.key)] if name and ours else []),
+            operations + ([Delete(name.key)] if name and ours else []),
         )
         if not outcome.succeeded:
             raise _changed(name_or_id)
@@ -206,6 +217,12 @@ class NodeDirectory:
     def _revision(self, node_id: str) -> int:
         stored = self._store.get(NODES + node_id)
         return stored.mod_revision if stored else 0
+
+
+def _named(volumes: list[str]) -> str:
+    more = len(volumes) - _VOLUMES_NAMED_MAX
+    shown = ", ".join(volumes[:_VOLUMES_NAMED_MAX])
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _changed(name: str) -> ChangedError:

@@ -4,6 +4,7 @@ What a cluster knows of its nodes, and what forbids a node to be one of them.
     nodes/<node id>      NodeRecord: who it is, where it is reached, what it offers
     node_names/<name>    the node id: a name belongs to one node
     alive/<node id>      AliveRecord, on the node's lease: gone when the node is
+    former_nodes/<id>    the name of a node that was removed, for people
 
 A record may have fields of a newer version; they are ignored. The reasons for all of
 this: docs/adr/0014-membership.md.
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 NODES: Final = "nodes/"
 NAMES: Final = "node_names/"
 ALIVE: Final = "alive/"
+FORMER_NODES: Final = "former_nodes/"
 # A clock that is further off is warned about: the times in the nodes' records and logs
 # no longer fit together. Nothing that decides anything reads a wall clock.
 CLOCK_OFFSET_MAX_S: Final = 5.0
@@ -160,7 +162,7 @@ def decoded(kind: type[Kind], stored: Record | None) -> Kind | None:
 
 
 def owner_of(stored: Record | None) -> str:
-    """Return the node id in the record of a name, "" if there is no record."""
+    """Return the plain text of a record, such as the id of a name; "" if none is."""
     return stored.value.decode(errors="replace") if stored else ""
 
 

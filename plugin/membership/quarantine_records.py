@@ -25,7 +25,7 @@ from plugin.store.base import Compare, Delete, Put, Record, Store
 log = logging.getLogger(__name__)
 _KEY: Final = re.compile(r"v/([^/]+)/conflicts/([^/]+)/([0-9]+\.[0-9]+)")
 # A transaction takes 128 operations. Records that are left over do not count anyway.
-_DROPPED_MAX: Final = 100
+_DROPPED_MAX: Final = 90
 
 
 class QuarantineRecord(msgspec.Struct, frozen=True, kw_only=True):

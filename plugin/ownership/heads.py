@@ -5,6 +5,7 @@ What the store keeps of who owns a volume; every change is a compare-and-set.
     v/<id>/lock          Lock, on the owner's lease: it goes when the owner is gone
     v/<id>/epochs/<n>    Epoch: what each epoch began with; never changed
     v/<id>/conflicts/…   QuarantineRecord; see `quarantine_records.py`
+    v/<id>/snapshots/…   the snapshots on a node; see `snapshot_records.py`
     tomb/<id>            Tomb: the volume was removed; its copies are to go
 
 A volume without a head was never owned; `OwnershipView.initial_head` makes its first.
@@ -24,6 +25,7 @@ from backends.system.decoding import from_json
 from plugin.errors import StoreError
 from plugin.membership.nodes import NODES
 from plugin.membership.quarantine_records import QuarantineRecords
+from plugin.membership.snapshot_records import SnapshotRecords
 from plugin.ownership.state import EMPTY, Choice, Epoch, Head, Lineage
 from plugin.store.base import (
     Change,
@@ -127,16 +129,17 @@ class Heads:
                 found.append(volume_id)
         return found
 
-    def held_only_by(self, node: str) -> list[str]:
-        """Return the ids of volumes of which *node* alone may have some bytes."""
+    def held_only_by(self, node: str) -> dict[str, list[str]]:
+        """
+        Return the ids of volumes of which *node* alone may have bytes, by which ones.
+
+        The keys are for people: how much of a volume that is.
+        """
         records, _ = self._store.prefix(_VOLUMES)
         nodes, _ = self._store.prefix(NODES)
         others = {each.key.removeprefix(NODES) for each in nodes} - {node}
-        found = [
-            each.volume_id
-            for each in self._quarantine_records.all()
-            if each.node_id == node
-        ]
+        found: dict[str, list[str]] = {"all of": [], "the newest bytes of": []}
+        found["perhaps the last seconds of"] = []
         for record in records:
             volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")
             if rest != "head":
@@ -144,9 +147,20 @@ class Heads:
             head = _decode(Head, record)
             last = node in head.holders and not others.intersection(head.holders)
             wrote = head.owner == node and head.phase == "owned"
-            if (last or wrote) and head.phase != "removing":
-                found.append(volume_id)
-        return list(dict.fromkeys(found))
+            if not (last or wrote) or head.phase == "removing":
+                continue
+            if head.committed == EMPTY or not others.intersection(head.members):
+                found["all of"].append(volume_id)
+            elif not others.intersection(head.holders):
+                found["the newest bytes of"].append(volume_id)
+            else:
+                found["perhaps the last seconds of"].append(volume_id)
+        apart = [
+            each for each in self._quarantine_records.all() if each.node_id == node
+        ]
+        found["bytes set apart of"] = list({each.volume_id: "" for each in apart})
+        found["snapshots of"] = SnapshotRecords(self._store).volumes_on(node)
+        return {part: ids for part, ids in found.items() if ids}
 
     def lineage(self, volume_id: str) -> Lineage:
         """Return the epochs that owners of *volume_id* have begun."""

@@ -73,6 +73,15 @@ def set_apart(
     )
 
 
+def has_snapshots(volume: str, snapshots: Sequence[str], node: str) -> BackendError:
+    """Return the error for a volume of which *node* has snapshots."""
+    return BackendError(
+        f"'{volume}' has snapshots on node '{node}', which would be lost with it: "
+        + ", ".join(snapshots[:5]),
+        hint=f"on that node: remora snapshot rm {volume} {snapshots[0]}",
+    )
+
+
 def contended(volume: str) -> NotOwnerError:
     """Return the error for a volume that changes under each attempt."""
     return NotOwnerError(

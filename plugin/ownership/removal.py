@@ -14,7 +14,7 @@ from plugin.ownership.heads import (
     put_head,
     put_tomb,
 )
-from plugin.ownership.refusals import explained, set_apart
+from plugin.ownership.refusals import explained, has_snapshots, set_apart
 from plugin.ownership.state import RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.store.base import NO_CHANGE, Change
@@ -28,12 +28,17 @@ def removal(
 
     Raises:
         NotOwnerError: another node has it mounted.
-        BackendError: a node has set bytes of it apart, which only people delete.
+        BackendError: another node has snapshots of it, or bytes that were set apart:
+            only people delete them.
 
     """
     for each in ownership.quarantine_records.of(record.id):
         if each.node_id != ownership.node_id:  # the backend looks at our own disk
             raise set_apart(record.name, each, ownership.name_of)
+    for node_id, snapshots in ownership.nodes.snapshots.of(record.id).items():
+        if node_id != ownership.node_id:
+            names = [each.name for each in snapshots]
+            raise has_snapshots(record.name, names, ownership.name_of(node_id))
     for fresh in (False, True):
         if fresh:
             # We may know an old state: the other node may have let the volume go.

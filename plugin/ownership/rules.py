@@ -263,15 +263,17 @@ def remove(head: Head, *, locked_by: str) -> Head:
     """
     Return the head of a volume that is being removed; nobody acquires it any more.
 
+    A released one changes in nothing else, so that `keep` gives it back as it was.
+
     Raises:
         RefusedError: locked.
 
     """
     if locked_by:
         raise RefusedError("locked", node=locked_by)
-    if head.phase == "removing":
-        return head
-    return msgspec.structs.replace(head, epoch=head.epoch + 1, phase="removing")
+    raised = not (head.released or head.phase == "removing")
+    epoch = head.epoch + 1 if raised else head.epoch
+    return msgspec.structs.replace(head, epoch=epoch, phase="removing")
 
 
 def keep(head: Head) -> Head:

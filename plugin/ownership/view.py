@@ -37,11 +37,11 @@ from plugin.store.base import Put
 log = logging.getLogger(__name__)
 
 
-def _in_words(head: Head) -> str:
-    """Return how many of the copies hold the newest commit that is known."""
+def _in_words(head: Head, wanted: int) -> str:
+    """Return how many of the *wanted* copies hold the newest commit that is known."""
     if len(head.members) < 2:
         return "unreplicated"
-    return f"{len(head.holders)} of {len(head.members)} copies"
+    return f"{len(head.holders)} of {max(wanted, len(head.members))} copies"
 
 
 def initial_commit(record: VolumeRecord, node_id: str) -> Commit:
@@ -193,16 +193,33 @@ class OwnershipView:
         shared = self.is_shared(record)
         apart = self.quarantine_records.of(record.id)
         names = {self.name_of(each.node_id) for each in apart}
+        wanted = ReplicationOptions.of(record.options).copies
         return OwnershipFacts(
             owner=self.name_of(head.owner) if head.phase != "idle" else "",
             epoch=head.epoch,
             ownership=head.phase,
             commit=str(head.committed),
             holders=[self.name_of(each) for each in head.holders],
-            replication=UNSET if shared else _in_words(head),
+            replication=UNSET if shared else _in_words(head, wanted),
             quality=UNSET if shared else head.quality or "unknown",
             set_apart_on=sorted(names) or UNSET,
         )
+
+    def warnings(self, record: VolumeRecord) -> list[str]:
+        """Return what the cluster lacks for the copies that were asked for."""
+        asked = {"members", "replicas"} & record.options.keys()
+        if not asked or self.membership.alone:
+            return []
+        wanted = ReplicationOptions.of(record.options)
+        nodes = {each.record.name for each in self.nodes.all()}
+        if strangers := sorted(wanted.members - nodes):
+            return [f"option 'members' names what is no node: {', '.join(strangers)}"]
+        if wanted.copies > len(nodes):
+            count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+            return [
+                f"{wanted.copies} copies are asked for, and the cluster has {count}"
+            ]
+        return []
 
     def require_valid(self) -> None:
         """
@@ -258,8 +275,7 @@ class OwnershipView:
 
     def name_of(self, node_id: str) -> str:
         """Return a node's name for people."""
-        record = self.nodes.record(node_id)
-        return record.name if record else node_id
+        return self.nodes.name_of(node_id)
 
     def deadline_or_none(self) -> float | None:
         """Return the lease's deadline for the log; None if none is needed."""

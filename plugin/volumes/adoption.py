@@ -1,4 +1,9 @@
-"""Making records anew for volumes that storage has but the store does not know."""
+"""
+What `remora repair` does with records.
+
+They are made anew for volumes that storage has but the store does not know; those of
+volumes that were never made to the end go.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +16,30 @@ from plugin.limits import LONG_DEADLINE_S
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.view import OwnershipView
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.operations import VolumeLocks
+from plugin.volumes.operations import Operations
+from plugin.volumes.removal import Removal
+from plugin.volumes.views import VolumeViews
 
 
 @dataclass(frozen=True, slots=True)
 class Adoption:
-    """What `remora repair` does for volumes without a record."""
+    """See the module's text."""
 
+    views: VolumeViews
     catalogue: Catalogue
-    locks: VolumeLocks
+    operations: Operations
     ownership: OwnershipView
+    removal: Removal
 
     def adopt(self, *, dry_run: bool) -> dict[str, list[str]]:
         """
-        Return the names ``adopted`` and, with the reason, those ``refused``.
+        Return the names ``adopted``, ``undone``, and, with the reason, ``refused``.
 
         A volume is refused if a record has its name under another id: a person has to
         say which of the two is the right one. Nothing on storage is changed.
         """
         known = {record.id for record in self.catalogue.all()}
-        report: dict[str, list[str]] = {"adopted": [], "refused": []}
+        report: dict[str, list[str]] = {"adopted": [], "undone": [], "refused": []}
         for backend in self.ownership.registry.all().values():
             for volume in backend.discover():
                 if volume.id in known:
@@ -41,16 +50,33 @@ class Adoption:
                     report["refused"].append(f"{volume.name} ({volume.id}): {error}")
                 else:
                     report["adopted"].append(volume.name)
+        self._undo_left_over(report, dry_run=dry_run)
         return report
+
+    def _undo_left_over(self, report: dict[str, list[str]], *, dry_run: bool) -> None:
+        """Undo creations that nothing goes on with; *report* them."""
+        busy = self.operations.under_way()
+        for name in self.views.left_over():
+            if name in busy:
+                continue
+            try:
+                if not dry_run:
+                    self.removal.remove(name)
+            except RemoraError as error:
+                report["refused"].append(f"{name}: {error}")
+            else:
+                report["undone"].append(name)
 
     def _adopt(self, backend: Backend, volume: Volume, *, dry_run: bool) -> None:
         check_name(volume.name)
         options = backend.parse_options(volume.options)
         if self.ownership.heads.is_removed(volume.id):
             raise VolumeExistsError(
-                "it was removed while this node was away", hint="it goes to the trash"
+                "it was removed on another node",
+                hint="it goes to the trash when it has no snapshots and nothing is set "
+                f"apart: remora snapshot ls {volume.id}, remora quarantine ls",
             )
-        with self.locks.hold(volume.name, Deadline(LONG_DEADLINE_S)):
+        with self.operations.locks.hold(volume.name, Deadline(LONG_DEADLINE_S)):
             taken = self.catalogue.find(volume.name)
             if taken is not None:
                 raise VolumeExistsError(

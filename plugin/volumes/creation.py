@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from backends.base import Fill
@@ -18,7 +19,6 @@ from backends.errors import (
     BackendError,
     InvalidRequestError,
     RemoraError,
-    VolumeBusyError,
     VolumeExistsError,
 )
 from backends.options import source_volume
@@ -32,8 +32,10 @@ from plugin.model import VolumeRecord, check_name
 from plugin.ownership.view import OwnershipView
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.copying_under_way import CopyingUnderWay
+from plugin.volumes.newest import NewestBytes
 from plugin.volumes.operations import CallerGone, Operations, never
 from plugin.volumes.options import OptionResolver, Resolved, require_same_options
+from plugin.volumes.own_snapshots import on_their_node
 from plugin.volumes.removal import Removal
 from plugin.volumes.views import VolumeViews
 
@@ -51,6 +53,7 @@ class Creation:
     copying: CopyingUnderWay
     ownership: OwnershipView
     removal: Removal
+    newest: NewestBytes
 
     def scope(self) -> str:
         """Return "global" if a volume without options is usable on every node."""
@@ -143,15 +146,28 @@ class Creation:
             source_name, _, snapshot = source_volume(wanted[0]).partition("@")
         except ValueError as error:
             raise InvalidRequestError(f"option 'from': {error}") from None
-        source = self.views.existing(source_name).record
+        source = (
+            self.views.existing(source_name).record
+            if not snapshot
+            else self.views.with_snapshots(source_name)
+        )
         volume = source.volume()
         backend = self.ownership.backend_of(source)
+        command = f"remora clone {wanted[0]} {name}"
+        with on_their_node(self.ownership, volume, snapshot, command=command):
+            if not snapshot:
+                self.newest.require_here(source, command=command)
+            backend.data_directory(volume, snapshot)
 
         def fill(destination: Destination) -> None:
             directory = backend.data_directory(volume, snapshot)
             mounted = not snapshot and mounted_at(self.views.target(source))
             flush = [self.views.target(source)] if mounted else []
-            with self.copying.track(name, caller_gone) as progress:
+            live = self.newest.reading(source, command=command)
+            with (
+                self.copying.track(name, caller_gone) as progress,
+                nullcontext() if snapshot else live,
+            ):
                 copy_tree(directory, destination, progress=progress, flush=flush)
             # Raise an error if a removal has deleted files of the source meanwhile.
             backend.data_directory(volume, snapshot)
@@ -168,10 +184,6 @@ class Creation:
         """
         stored = self.catalogue.find(name)
         if stored is not None and stored.record.phase == "creating":
-            if not self.ownership.is_ours_to_finish(stored.record):
-                raise VolumeBusyError(
-                    f"'{name}' is being made on another node", hint="retry"
-                )
             self.removal.roll_back_creation(stored, deadline)
             stored = None
         if stored is None:
@@ -186,13 +198,22 @@ class Creation:
                 node=self.ownership.node_id,
                 filled=filled,
             )
-            self.ownership.require_possible(record)
+            self._require_creatable(resolved, record)
             stored = self.catalogue.insert(record)
             if stored is not None:
                 return stored
             stored = self.views.existing(name)  # another node was quicker
         require_same_options(resolved, stored.record)
         return None
+
+    def _require_creatable(self, resolved: Resolved, record: VolumeRecord) -> None:
+        """Raise what is known to be in the way before anything is written."""
+        self.ownership.require_possible(record)
+        resolved.backend.require_creatable(record.volume(), filled=record.filled)
+        chosen = resolved.chosen.get("members", "")
+        if not self.ownership.membership.alone:
+            for node in filter(None, chosen.split(",")):
+                self.ownership.nodes.find(node)
 
     def _make(
         self, name: str, resolved: Resolved, deadline: Deadline, fill: Fill | None

@@ -119,10 +119,13 @@ class VolumeMembers:
         try:
             node_id = self.ownership.nodes.find(node).record.id
         except NodeNotFoundError:
-            # A node that was removed may still be a member, by its id.
-            if node not in self._head(self._existing(name).record).members:
+            # A node that was removed may still be a member.
+            members = self._head(self._existing(name).record).members
+            name_of = self.ownership.name_of
+            found = [each for each in members if node in (each, name_of(each))]
+            if not found:
                 raise
-            node_id = node
+            node_id = found[0]
         self._change(name, node_id, "remove", hand_on=True)
 
     def asked(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:

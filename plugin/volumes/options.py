@@ -22,11 +22,17 @@ DEFAULT_PROFILE = "default"
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """What a request means; both dictionaries are canonical."""
+    """
+    What a request means; the dictionaries are canonical.
+
+    ``chosen`` are the options that the request or its profile names: the others are
+    defaults, or those of the volume that it copies.
+    """
 
     backend: Backend
     requested: dict[str, str]
     options: dict[str, str]
+    chosen: dict[str, str]
 
 
 class OptionResolver:
@@ -68,12 +74,9 @@ class OptionResolver:
                 )
             profile = {}  # the default profile is for another backend
         requested = backend.parse_options(asked)
-        options = backend.merge_options(
-            backend.default_options(), backend.parse_options(profile)
-        )
-        options = backend.merge_options(options, requested)
-        requested["backend"] = kind
-        return Resolved(backend, requested, options)
+        chosen = backend.merge_options(backend.parse_options(profile), requested)
+        options = backend.merge_options(backend.default_options(), chosen)
+        return Resolved(backend, {**requested, "backend": kind}, options, chosen)
 
     def _stays_with(self, source: VolumeRecord, asked: Mapping[str, str]) -> bool:
         """Return whether *asked* names no storage but that of *source*."""
@@ -85,7 +88,8 @@ class OptionResolver:
         asked.pop("backend", None)
         requested = backend.parse_options(asked)
         options = backend.merge_options(source.options, requested)
-        return Resolved(backend, {**requested, "backend": source.backend}, options)
+        full = {**requested, "backend": source.backend}
+        return Resolved(backend, full, options, requested)
 
     def profiles_of(self, kind: str) -> list[dict[str, str]]:
         """Return the canonical options of each profile for backend *kind*."""

@@ -7,11 +7,13 @@ steps leaves a note of what to finish, and the reconciler finishes it.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from backends.errors import BackendError, VolumeBusyError
 from backends.system.clock import Deadline
 from plugin.limits import SHORT_DEADLINE_S
+from plugin.logs import fields
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.removal import removal, removal_cancelled, removal_done
 from plugin.ownership.view import OwnershipView
@@ -20,6 +22,8 @@ from plugin.store.contention import attempted
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.operations import CallerGone, Operations, never
 from plugin.volumes.unmounting import Unmounting
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +81,22 @@ class Removal:
         self.ownership.events.add(record, "removed")
 
     def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
-        """Undo a creation that nobody was told of; the volume's lock is held."""
+        """
+        Undo a creation that nobody was told of; the volume's lock is held.
+
+        Raises:
+            VolumeBusyError: it is another node's.
+            BackendError, DeadlineError, StoreError: it is as it was.
+
+        """
         record = stored.record
+        if not self.ownership.is_ours_to_finish(record):
+            raise VolumeBusyError(
+                f"'{record.name}' is being made on another node, "
+                f"'{self.ownership.name_of(record.node)}'",
+                hint="retry; or, if nothing goes on with it there, on that node: "
+                f"remora rm {record.name}",
+            )
         self.ownership.backend_of(record).discard(
             record.volume(), deadline_s=deadline.remaining_s()
         )
@@ -103,14 +121,14 @@ class Removal:
                 f"'{seen.name}' is being removed on another node", hint="retry"
             )
         if stored.record.phase == "creating":
-            self.roll_back_creation(stored, deadline)
+            self._forget_creation(stored, deadline)
             return None
         if stored.record.phase == "removing":
             self.unmounting.require_unused(stored.record)
             return stored
         # All checks come before the first write: a refused removal changes nothing.
         record = stored.record
-        self.ownership.backend_of(record).require_ready(record.volume())
+        self.ownership.backend_of(record).require_removable(record.volume())
         self.unmounting.require_unused(record)
         also = NO_CHANGE
         if self.ownership.exclusive(record):
@@ -118,6 +136,18 @@ class Removal:
         return self.catalogue.set_phase(
             stored, "removing", node=self.ownership.node_id, also=also
         )
+
+    def _forget_creation(self, stored: Stored, deadline: Deadline) -> None:
+        """Undo a creation; if storage refuses, let it go without: nobody was told."""
+        try:
+            self.roll_back_creation(stored, deadline)
+        except BackendError as error:
+            log.warning(
+                "what was begun of it stays on storage: %s",
+                error,
+                extra=fields(volume=stored.record.name),
+            )
+            self.catalogue.delete(stored)
 
     def _cancel(self, stored: Stored) -> None:
         kept = removal_cancelled(self.ownership, stored.record)

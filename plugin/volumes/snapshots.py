@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from backends.base import Snapshot, Snapshots
 from backends.errors import VolumeBusyError
@@ -16,7 +17,9 @@ from plugin.model import VolumeRecord, check_snapshot_name
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.view import OwnershipView
 from plugin.volumes.copying_under_way import CopyingUnderWay
+from plugin.volumes.newest import NewestBytes
 from plugin.volumes.operations import CallerGone, Operations
+from plugin.volumes.own_snapshots import OwnSnapshots, on_their_node
 from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.views import VolumeViews
 
@@ -31,6 +34,8 @@ class SnapshotService:
     ownership: OwnershipView
     acquisition: Acquisition
     unmounting: Unmounting
+    newest: NewestBytes
+    own: OwnSnapshots
 
     def create(self, name: str, snapshot: str, *, caller_gone: CallerGone) -> Snapshot:
         """
@@ -40,32 +45,61 @@ class SnapshotService:
 
         Raises:
             VolumeNotFoundError, SnapshotExistsError, BackendError: as they say.
-            VolumeBusyError: the caller left; nothing of it is kept.
+            NotOwnerError: another node has newer bytes.
+            VolumeBusyError: the caller left, or a commit came in; nothing is kept.
 
         """
         snapshot = check_snapshot_name(snapshot)
         record = self._ready(name)
         target = self.views.target(record)
-        with self.copying.track(f"{name}@{snapshot}", caller_gone) as progress:
-            return self._of(record).create(
+        command = f"remora snapshot create {name} {snapshot}"
+        with (
+            self.copying.track(f"{name}@{snapshot}", caller_gone) as progress,
+            self.newest.reading(record, command=command),
+        ):
+            made = self._of(record).create(
                 record.volume(),
                 snapshot,
                 mounted_at=target if mounted_at(target) else None,
                 progress=progress,
             )
+        self.own.tell(record)
+        return made
 
-    def all(self, name: str) -> list[Snapshot]:
-        """Return the snapshots of volume *name*, oldest first."""
-        record = self._ready(name)
-        return self._of(record).all(record.volume())
+    def all(self, name: str) -> list[dict[str, Any]]:
+        """Return the snapshots of volume *name* with their nodes, oldest first."""
+        record = self.views.with_snapshots(name)
+        own, shared = self.ownership.node_id, self.ownership.is_shared(record)
+        known = {} if shared else self.ownership.nodes.snapshots.of(record.id)
+        known[own] = self._of(record).all(record.volume())  # here the disk counts
+        rows = [
+            {
+                **asdict(each),
+                "node": "" if shared else self.ownership.name_of(node_id),
+                "this_node": node_id == own and not shared,
+            }
+            for node_id, snapshots in known.items()
+            for each in snapshots
+        ]
+        return sorted(rows, key=lambda row: (row["created_at"], row["name"]))
 
     def remove(self, name: str, snapshot: str) -> None:
-        """Remove one; raises SnapshotNotFoundError if there is none."""
+        """
+        Remove one, of a removed volume as well.
+
+        Raises:
+            SnapshotNotFoundError: there is none; NotOwnerError: another node has it.
+
+        """
         check_snapshot_name(snapshot)
+        command = f"remora snapshot rm {name} {snapshot}"
 
         def work(_deadline: Deadline) -> None:
-            record = self._ready(name)
-            self._of(record).remove(record.volume(), snapshot)
+            record = self.views.with_snapshots(name)
+            volume = record.volume()
+            with on_their_node(self.ownership, volume, snapshot, command=command):
+                self._of(record).remove(volume, snapshot)
+            self.own.tell(record)
 
         self.operations.run(name, work, deadline_s=SHORT_DEADLINE_S)
 
@@ -75,7 +109,7 @@ class SnapshotService:
 
         Raises:
             VolumeBusyError: something uses the volume, or the caller left.
-            NotOwnerError: another node has it, or its newest bytes.
+            NotOwnerError: another node has the volume, its newest bytes, or *snapshot*.
             SnapshotNotFoundError, BackendError, StoreError: as they say; nothing was
                 changed.
 
@@ -86,14 +120,19 @@ class SnapshotService:
         def work(deadline: Deadline) -> None:
             record = self._ready(name)
             self.unmounting.require_unused(record)
+            command = f"remora snapshot restore {name} {snapshot}"
+            volume = record.volume()
+            with on_their_node(self.ownership, volume, snapshot, command=command):
+                self.ownership.backend_of(record).data_directory(volume, snapshot)
             self.unmounting.drop_mount(record, deadline)
             with (
                 self._owned(record, deadline),
                 self.copying.track(name, caller_gone) as progress,
             ):
                 self._of(record).restore(
-                    record.volume(), snapshot, keep_as=keep_as, progress=progress
+                    volume, snapshot, keep_as=keep_as, progress=progress
                 )
+            self.own.tell(record)
 
         self.operations.run(name, work, deadline_s=COPY_DEADLINE_S)
         return keep_as

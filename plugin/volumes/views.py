@@ -75,18 +75,52 @@ class VolumeViews:
 
         """
         record = self.existing(name).record
-        backend = self.ownership.backend_of(record)
+        storage = dict(self.ownership.backend_of(record).status(record.volume()))
+        if lacking := self.ownership.warnings(record):
+            storage["warnings"] = lacking
         return VolumeView(
             record=record,
             mountpoint=self._mountpoint(record),
             references=self.references.total(record.id),
-            storage=backend.status(record.volume()),
+            storage=storage,
             ownership=self.ownership.facts(record),
             copies=self.copies(record),
         )
 
-    def all(self) -> list[VolumeSummary]:
-        """Return what a list shows of all volumes, from local knowledge."""
+    def look_at(self, name: str) -> VolumeView:
+        """
+        Return the volume for people: as `get` does, and also one that is being made.
+
+        Of such a one nothing but the record is shown: there may be nothing else yet.
+
+        Raises:
+            VolumeNotFoundError: there is none.
+
+        """
+        stored = self.catalogue.find(name)
+        if stored is None or stored.record.phase != "creating":
+            return self.get(name)
+        facts = {"being_made_on": self.ownership.name_of(stored.record.node)}
+        return VolumeView(stored.record, "", Count(), facts, None, None)
+
+    def left_over(self) -> list[str]:
+        """Return the volumes whose making has begun and is for this node to end."""
+        names = [
+            each.name for each in self.catalogue.heads() if each.phase == "creating"
+        ]
+        found = [self.catalogue.find(each) for each in names]
+        return [
+            each.record.name
+            for each in found
+            if each is not None and self.ownership.is_ours_to_finish(each.record)
+        ]
+
+    def all(self, *, being_made: bool = False) -> list[VolumeSummary]:
+        """
+        Return what a list shows of all volumes, from local knowledge.
+
+        Those that are *being_made* are for people: an engine would take them for there.
+        """
         mounted = set(self.references.volumes())
         return [
             VolumeSummary(
@@ -97,7 +131,7 @@ class VolumeViews:
                 created_at=head.created_at,
             )
             for head in self.catalogue.heads()
-            if head.phase != "creating"
+            if being_made or head.phase != "creating"
         ]
 
     def is_healthy(self, record: VolumeRecord) -> bool:
@@ -129,6 +163,28 @@ class VolumeViews:
         if stored is None or stored.record.phase == "creating":
             raise VolumeNotFoundError(f"there is no volume '{name[:255]}'")
         return stored
+
+    def with_snapshots(self, name: str) -> VolumeRecord:
+        """Return the volume; or, by name or id, what is left here of a removed one."""
+        try:
+            return self.existing(name).record
+        except VolumeNotFoundError:
+            for volume_id, tomb in self.ownership.heads.tombs().items():
+                if name not in (volume_id, tomb.name):
+                    continue
+                backend = self.ownership.registry.get(tomb.backend)
+                left = VolumeRecord(
+                    id=volume_id,
+                    name=tomb.name,
+                    backend=tomb.backend,
+                    requested={},
+                    options=backend.default_options(),
+                    created_at="",
+                    phase="removing",
+                )
+                if backend.copy_directory(left.volume()) is not None:
+                    return left
+            raise
 
     def _mountpoint(self, record: VolumeRecord) -> str:
         """Return where *record* is mounted, "" if it has no references."""

@@ -12,7 +12,7 @@ import pytest
 
 from plugin.model import VolumeRecord
 from plugin.ownership.state import Commit
-from plugin.store.base import Compare, Put
+from plugin.store.base import Compare, Delete, Put
 from tests.protocol.node import wait_until
 from tests.support.owners import WAIT_S, Owner, Records
 
@@ -84,23 +84,41 @@ def test_a_node_that_was_away_does_not_bring_a_removed_volume_back(
     assert alpha.names() == [name]
 
 
-def test_repair_leaves_a_copy_alone_whose_volume_was_removed(
-    make_owner: Make, name: str
+def test_snapshots_of_which_a_removal_did_not_know_stay_within_reach(
+    make_owner: Make, records: Records, name: str
 ) -> None:
-    """As long as the trash cannot take it, that is."""
+    """As after a removal by an older version, or in the moment they were taken."""
     alpha, beta = make_owner("alpha"), make_owner("beta")
     volume_id = alpha.create(name)
-    alpha.mount(name)
-    alpha.unmount(name)
-    # A snapshot keeps the copy from being thrown away.
-    alpha.control_ok("POST", f"/v1/volumes/{name}/snapshots", {"snapshot": "s"})
+    write(alpha, name, "precious")
+    target = f"/v1/volumes/{name}/snapshots"
+    alpha.control_ok("POST", target, {"snapshot": "s"})
     beta.wait_known(name, ownership="idle")
-    beta.ok("Remove", Name=name)
-    alpha.wait_unknown(name)
+    alpha_id = alpha.id
+    alpha.stop()
+    key = f"v/{volume_id}/snapshots/{alpha_id}"
+    assert records.store.transact([], [Delete(key)]).succeeded
+    wait_until(
+        lambda: not beta.call("Remove", {"Name": name}).error,
+        "beta removes it",
+        timeout_s=WAIT_S,
+    )
+    alpha.start()
+    alpha.wait_member()
     report = alpha.control_ok("POST", "/v1/repair", {})
     assert report["adopted"] == []
     assert any("it was removed" in each for each in report["refused"])
     assert alpha.copy(volume_id).exists()
+    for known_as in (name, volume_id):
+        [row] = alpha.control_ok("GET", f"/v1/volumes/{known_as}/snapshots")
+        assert (row["name"], row["node"]) == ("s", "alpha")
+    body = {"name": f"{name}-saved", "source": f"{name}@s", "options": {}}
+    saved = alpha.control_ok("POST", "/v1/clone", body)
+    assert (alpha.copy(saved["id"]) / "live/file").read_text() == "precious\n"
+    alpha.control_ok("DELETE", f"/v1/volumes/{volume_id}/snapshots/s")
+    wait_until(
+        lambda: not alpha.copy(volume_id).exists(), "its copy goes", timeout_s=WAIT_S
+    )
 
 
 def test_what_another_node_is_making_is_not_rolled_back(
@@ -137,6 +155,17 @@ def test_what_another_node_is_making_is_not_rolled_back(
     )
     assert records.store.get(key) is not None
     assert "is being made on another node" in alpha.refused("Create", Name=name)
+    # People see it, and where; an engine does not.
+    [row] = [
+        each for each in alpha.control_ok("GET", "/v1/volumes") if each["name"] == name
+    ]
+    assert row == alpha.control_ok("GET", f"/v1/volumes/{name}")
+    shown = (row["health"], row["phase"], row["being_made_on"])
+    assert shown == ("creating", "creating", "maker")
+    assert name not in alpha.names()
+    refused = alpha.control_refused("DELETE", f"/v1/volumes/{name}")
+    assert "another node, 'maker'" in refused
+    assert alpha.control_ok("GET", "/v1/status")["left_over"] == []
     # A node that is gone for good finishes nothing.
     wait_until(
         lambda: alpha.control("DELETE", "/v1/nodes/maker").status == 200,

@@ -66,12 +66,17 @@ def test_who_removes_the_last_holder_gives_its_commit_up(
     assert f"commit {newest} of 'data' is on 'gamma', which is silent" in refused
     assert "remora node rm gamma --force" in refused
     refused = beta.control_refused("DELETE", "/v1/nodes/gamma")
-    assert "has data that no other node has, of: data" in refused
+    assert "that no other node has: the newest bytes of data" in refused
     beta.control_ok("DELETE", "/v1/nodes/gamma?force=1")
     beta.mount_at_last(NAME)
     assert names(live(beta, volume_id)) == ["first"]
     (event,) = beta.events("owned", NAME)
     assert event["lost"] == str(newest)
+    # A node that was removed is still called by its name.
+    copies = beta.control_ok("GET", f"/v1/volumes/{NAME}/replicas")
+    states = {each["node"]: each["state"] for each in copies}
+    assert states == {"alpha": "gone", "beta": "owner", "gamma": "gone"}
+    beta.control_ok("DELETE", f"/v1/volumes/{NAME}/replicas/alpha")
     gamma.start()
     gamma.wait_member()
     wait_until(

@@ -99,7 +99,7 @@ def test_nobody_uses_a_volume_that_only_the_daemon_mounts(bench: Bench) -> None:
 def test_status_and_health_are_told_without_storage(bench: Bench) -> None:
     volume = bench.created()
     assert bench.backend.status(volume)
-    bench.backend.require_ready(volume)
+    bench.backend.require_removable(volume)
     assert [each.error for each in bench.backend.storages()] == [""]
     assert bench.backend.status(bench.volume("never-made"))
 
@@ -244,7 +244,7 @@ def test_a_pool_whose_disk_is_not_mounted_is_no_empty_pool(stored: Bench) -> Non
         with pytest.raises(BackendError, match="not mounted"):
             act()
     with pytest.raises(BackendError, match="not mounted"):
-        stored.backend.require_ready(volume)
+        stored.backend.require_removable(volume)
     assert "not mounted" in stored.backend.storages()[0].error
     assert list(pool.iterdir()) == []
     pool.rmdir()

@@ -41,7 +41,7 @@ class World:
             self.engine,
             store=self.store,
             heads=heads,
-            nodes=NodeDirectory(self.store, data_only_on=lambda _: []),
+            nodes=NodeDirectory(self.store, data_only_on=lambda _: {}),
             own_id=OURS,
             records=lambda: self.records,
             driver="remora",

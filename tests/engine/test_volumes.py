@@ -339,7 +339,7 @@ def test_the_verbs_of_the_command_line(
     findings = json.loads(daemon.cli("doctor", "--json").stdout)
     assert {each["verdict"] for each in findings} <= {"ok", "warning"}
     assert daemon.cli_json("config", "check")["faults"] == []
-    assert daemon.cli_json("repair") == {"adopted": [], "refused": [], "released": []}
+    assert not any(daemon.cli_json("repair").values())
     assert machine.mounted("verbs")
     engine.docker("rm", "-f", "held")
     assert daemon.cli_json("rm", "--force", "verbs") == {"removed": "verbs"}
@@ -368,3 +368,12 @@ def test_import_takes_over_a_local_volume(
         "hard 0 0 644 2 regular file",
         "from the image",
     ]
+    # Docker's own volume of that name is used in place of ours, without a word.
+    engine.docker("volume", "create", "twin")
+    daemon.cli("create", "twin")
+    [twin] = [
+        each
+        for each in json.loads(daemon.cli("doctor", "--json").stdout)
+        if "'twin'" in each["evidence"]
+    ]
+    assert (twin["check"], twin["verdict"]) == ("volume", "warning")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from backends.errors import VolumeBusyError
@@ -165,6 +166,24 @@ def test_a_release_is_orderly(world: World) -> None:
     record = world.volumes.views.existing("v").record
     _, orderly = world.volumes.mounting.acquisition._raise_epoch(record, Deadline(5))
     assert orderly
+
+
+def test_what_another_nodes_commit_came_into_is_not_read(world: World) -> None:
+    released(world)
+    world.volumes.unmounting.unmount("v", "engine")
+    record = world.volumes.views.existing("v").record
+    ownership, newest = world.ownership, world.volumes.creation.newest
+    with newest.reading(record, command="remora clone v w"):
+        (world.mount() / "file").write_text("of this node")
+        world.volumes.unmounting.unmount("v", "engine")
+    copy = ownership.copy_state(record)
+    assert copy is not None
+    later = msgspec.structs.replace(copy, commit=Commit(copy.commit.epoch + 2, 1))
+    with (
+        pytest.raises(VolumeBusyError, match="was brought up to date meanwhile"),
+        newest.reading(record, command="remora clone v w"),
+    ):
+        ownership.copy_states.write(record.id, later)
 
 
 def test_nodes_are_drained_and_removed_although_others_change_them(

@@ -222,7 +222,7 @@ def test_a_node_that_is_removed_takes_its_records_along(tmp_path: Path) -> None:
     node.ownership.quarantine_records.note(
         node.record.id, "stranger", "8.8", known.quarantined
     )
-    assert heads.held_only_by("other") == [node.record.id]
+    assert heads.held_only_by("other") == {"bytes set apart of": [node.record.id]}
     assert sorted(node.recorded()) == ["3.7", "9.9"]  # a stranger's count no more
     directory = node.ownership.nodes
     directory.remove("other", force=True)

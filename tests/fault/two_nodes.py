@@ -93,7 +93,7 @@ class World:
             self.node.set_fact("pool_id", self.pool.pool.initialise())
         registry = Registry([self.pool])
         self.catalogue = Catalogue(self.store)
-        self.nodes = NodeDirectory(self.store, data_only_on=lambda _: [])
+        self.nodes = NodeDirectory(self.store, data_only_on=lambda _: {})
         self.membership = self._membership(name)
         self.events = Events(home)
         quarantine_records = QuarantineRecords(self.store)

@@ -99,7 +99,7 @@ class Claimant:
             boot_id=clock.boot_id(),
             session=str(uuid.uuid4()),
         )
-        nodes = NodeDirectory(self.store, data_only_on=lambda _: [])
+        nodes = NodeDirectory(self.store, data_only_on=lambda _: {})
         self.membership = Membership(
             self.store,
             own,

@@ -24,7 +24,6 @@ from typing import Final
 from . import invariants, replication_checker
 from .cluster import NAMES, Cluster
 from .commands import text_of
-from .disks import Disk
 from .engine_side import (
     FENCED_S,
     WRITER,
@@ -37,21 +36,11 @@ from .engine_side import (
 )
 from .history import Recorder
 from .invariants import Violation
-from .lab import Lab, Topology
-from .node import NodeSpec
+from .lab import Lab
 from .replication_facts import Begun, Copy, Facts, Head, commit_of, pair
-from .replication_faults import KINDS, POOL_DISK, ReplicationFaults, empty_disks
+from .replication_faults import KINDS, ReplicationFaults, empty_disks
+from .replication_pools import POOL, SETTINGS, topology
 
-
-def topology(filesystem: str, size: str = "512M") -> Topology:
-    """Return the nodes, each with a pool of its own on *filesystem*."""
-    disk = Disk(filesystem, at=POOL_DISK, size=size)
-    return Topology.of(*(NodeSpec(name, disks=(disk,)) for name in NAMES))
-
-
-TOPOLOGY: Final = topology("ext4")
-POOL: Final = f"{POOL_DISK}/remora"
-SETTINGS: Final = {name: {"pool": POOL} for name in NAMES}
 # After these the volumes of a node may be had by another one.
 TAKEN_FROM: Final = frozenset(
     {"power", "cut", "etcd-cut", "daemon-kill", "daemon-freeze"}

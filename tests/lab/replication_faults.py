@@ -18,8 +18,8 @@ from typing import Final
 from .cluster import NAMES, Cluster
 from .faults import KINDS as COMMON_KINDS
 from .faults import Faults
+from .replication_pools import POOL_DISK
 
-POOL_DISK: Final = "/pool"
 _STANDS_S, _RUNS_S = 2.5, 0.4
 _RESTARTS_S: Final = (0.3, 0.8, 1.5, 2.5)
 _DESCRIPTORS_MAX: Final = 4096

@@ -8,13 +8,18 @@ volume's labels, options and references: then silence is the only right answer.
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 
+from plugin.model import VolumeRecord
+from plugin.store.base import Compare, Put
+from plugin.store.sqlite import SqliteStore
 from tests.protocol import client
-from tests.protocol.node import Node
+from tests.protocol.node import Node, wait_until
 
 pytestmark = pytest.mark.xdist_group("protocol-storage")
 
@@ -105,3 +110,35 @@ def test_a_damaged_head_does_not_hide_the_others(node: Node) -> None:
     assert rows["kept"]["health"] == "ok"
     assert rows["used"]["health"] == "error"
     assert f"record {key} cannot be read" in rows["used"]["error"]
+
+
+def test_what_can_never_be_made_leaves_no_record(node: Node) -> None:
+    for name in ("y", "y"):
+        error = node.refused("Create", Name=name, Opts={"backend": "nfs"})
+        assert error.startswith("invalid-request: backend 'nfs' needs the option 'ser")
+    assert [each["name"] for each in node.control("GET", "/v1/volumes").json()] == [
+        "kept",
+        "used",
+    ]
+    node.create("y")
+
+
+def test_a_record_of_it_that_an_older_version_left_goes(node: Node) -> None:
+    record = VolumeRecord(
+        id=str(uuid.uuid4()),
+        name="y",
+        backend="nfs",
+        requested={"backend": "nfs"},
+        options={},
+        created_at="2026-01-02T03:04:05Z",
+        phase="creating",
+    )
+    store = SqliteStore(node.state_dir / "store.db")
+    try:
+        put = Put("volumes/y", msgspec.json.encode(record))
+        assert store.transact([Compare("volumes/y", 0)], [put]).succeeded
+        wait_until(lambda: store.get("volumes/y") is None, "it is undone", timeout_s=60)
+    finally:
+        store.close()
+    assert not node.control("GET", "/v1/status").json()["left_over"]
+    node.create("y")

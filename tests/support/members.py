@@ -76,7 +76,7 @@ class Members:
         self.store = open_store()
         self.ttl_s = ttl_s
         self.alone = alone
-        self.only_on: dict[str, list[str]] = {}
+        self.only_on: dict[str, dict[str, list[str]]] = {}
         self.machines: dict[str, FakeMachine] = {}
         self._facts: dict[str, FactsInMemory] = {}
         self._running: list[tuple[Member, LeasedStore]] = []
@@ -147,7 +147,7 @@ class Members:
         machine = self.machines[own.name]
         directory = NodeDirectory(
             store,
-            data_only_on=lambda node_id: self.only_on.get(node_id, []),
+            data_only_on=lambda node_id: self.only_on.get(node_id, {}),
             always_alive=own.id if self.alone else "",
         )
         made = Member(

@@ -55,6 +55,10 @@ class MemoryBackend:
     def snapshots(self) -> Snapshots:
         raise BackendError("memory has no snapshots")
 
+    def require_creatable(self, volume: Volume, *, filled: bool) -> None:
+        if self.fault:
+            raise BackendError(self.fault)
+
     def create(
         self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
     ) -> Volume:
@@ -104,7 +108,7 @@ class MemoryBackend:
     def status(self, volume: Volume) -> Mapping[str, object]:
         return {"replication": "none"}
 
-    def require_ready(self, volume: Volume) -> None:
+    def require_removable(self, volume: Volume) -> None:
         if self.fault:
             raise BackendError(self.fault)
 

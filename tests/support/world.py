@@ -105,7 +105,7 @@ def owning_alone(
         boot_id="boot",
         session="session",
     )
-    nodes = NodeDirectory(store, data_only_on=lambda _: [], always_alive=own.id)
+    nodes = NodeDirectory(store, data_only_on=lambda _: {}, always_alive=own.id)
     membership = Membership(
         store,
         own,

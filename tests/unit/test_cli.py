@@ -174,7 +174,7 @@ def test_storage_that_fails(cli: Cli, node: Node) -> None:
 def test_repair_adopts_what_the_store_has_lost(cli: Cli, node: Node) -> None:
     assert cli("repair").out == "nothing to repair\n"
     report = cli("repair", "--json").json()
-    assert report == {"adopted": [], "refused": [], "released": []}
+    assert report == {"adopted": [], "undone": [], "refused": [], "released": []}
     source = node.pool / "volumes" / cli("create", "left", "--json").json()["id"]
     copy = source.with_name("11111111-1111-1111-1111-111111111111")
     subprocess.run(["cp", "-a", source, copy], check=True)

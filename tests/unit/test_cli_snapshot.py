@@ -51,8 +51,9 @@ def test_snapshots_and_clones(cli: Cli, node: Node) -> None:
     assert re.fullmatch(r"db@\d{8}T\d{6}Z", unnamed)
     (live / "file").write_text("tuesday")
     [heading, *rows] = cli("snapshot", "ls", "db").out.splitlines()
-    assert heading.split() == ["NAME", "FILES", "SIZE", "CREATED"]
-    assert ["monday", "1", "6", "B"] in [row.split()[:4] for row in rows]
+    assert heading.split() == ["NAME", "NODE", "FILES", "SIZE", "CREATED"]
+    shown = f"{node.control('GET', '/v1/status').json()['node']['name']}*"
+    assert ["monday", shown, "1", "6", "B"] in [row.split()[:5] for row in rows]
     assert cli("clone", "db@monday", "old", "-o", "mode=0700").out == "old\n"
     options = node.get("old")["Status"]["options"]
     assert (options["from"], options["mode"]) == ("db@monday", "0700")

@@ -45,11 +45,43 @@ def by_check(found: list[Finding]) -> Findings:
 
 def examined(
     node: Node,
-    held: Callable[[], set[str]] = set[str],
+    volumes: Callable[[], list[dict[str, Any]]] = list,
     storages: Mapping[str, dict[str, Any]] | None = None,
 ) -> Findings:
     config = load(node.config, {})
-    return by_check(examine(config, held, lambda: dict(storages or {}), list))
+    return by_check(examine(config, volumes, lambda: told_status(storages), list))
+
+
+def told_status(
+    storages: Mapping[str, dict[str, Any]] | None = None, *left_over: str
+) -> dict[str, Any]:
+    """Return what a daemon answers to `remora status`, as far as it is looked at."""
+    return {"storages": dict(storages or {}), "left_over": [*left_over]}
+
+
+def test_volumes_that_are_not_what_they_seem(node: Node) -> None:
+    rows = [
+        {"name": name, "id": name, "mountpoint": "", **more}
+        for name, more in (
+            ("db", {"warnings": ["9 copies are asked for"]}),
+            ("rows", {}),
+            ("half", {"phase": "creating"}),
+        )
+    ]
+    found = examine(
+        load(node.config, {}),
+        lambda: rows,
+        lambda: told_status(None, "half"),
+        list,
+        local_volumes=lambda: ["rows", "other"],
+    )
+    warned = [each for each in found if each.check == "volume"]
+    assert {each.verdict for each in warned} == {"warning"}
+    evidence = [each.evidence for each in warned]
+    assert evidence[0].startswith("'half' was not made to the end")
+    assert "'local', for the name 'rows'" in evidence[1]
+    assert evidence[2] == "'db': 9 copies are asked for"
+    assert "remora rm half" in warned[0].hint
 
 
 def test_the_cluster_is_told_where_there_is_one(node: Node) -> None:
@@ -64,7 +96,7 @@ def test_the_cluster_is_told_where_there_is_one(node: Node) -> None:
     member = load(node.config, {"REMORA_ETCD": "http://127.0.0.1:1"})
 
     def found(config: Config) -> list[Finding]:
-        findings = examine(config, set[str], dict, lambda: rows)
+        findings = examine(config, list, told_status, lambda: rows)
         return [
             each for each in findings if each.check.startswith(("cluster", "clock"))
         ]
@@ -148,10 +180,10 @@ def test_a_mount_that_nothing_holds_is_a_warning(node: Node) -> None:
 def test_without_a_daemon_the_sockets_fail_and_the_rest_is_checked(
     stranger: Node,
 ) -> None:
-    def held() -> set[str]:
+    def volumes() -> list[dict[str, Any]]:
         raise DaemonUnreachableError("there is no daemon")
 
-    findings = examined(stranger, held)
+    findings = examined(stranger, volumes)
     for label in ("control", "plugin"):
         finding = findings[f"{label} socket"]
         assert (finding.verdict, finding.hint) == (
@@ -228,10 +260,10 @@ def test_a_program_that_is_missing(node: Node) -> None:
 
 
 def test_a_check_that_breaks_does_not_hide_the_others(node: Node) -> None:
-    def held() -> set[str]:
+    def volumes() -> list[dict[str, Any]]:
         raise BackendError("no\nanswer")
 
-    finding = examined(node, held)["mounts"]
+    finding = examined(node, volumes)["mounts"]
     assert finding.verdict == "failed"
     assert finding.evidence == "backend-failed: no\\nanswer"
 

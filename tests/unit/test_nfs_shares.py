@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from backends.base import Volume
-from backends.errors import DeadlineError
+from backends.errors import DeadlineError, InvalidRequestError, RemoraError
 from backends.nfs.backend import NfsBackend
-from backends.nfs.errors import NfsTimeoutError
+from backends.nfs.errors import NfsError, NfsTimeoutError
 from backends.nfs.share import Share, ShareState
 
 VOLUME = Volume(
@@ -161,3 +161,37 @@ def test_trash_that_stays_on_one_share_stays_on_no_other(
 
     monkeypatch.setattr(Share, "empty_trash", empty_trash)
     assert backend.collect_garbage(deadline_s=10) == 3
+
+
+def test_a_creation_without_a_server_has_nothing_to_undo(tmp_path: Path) -> None:
+    backend = NfsBackend(tmp_path, node="node")
+    for options in ({}, {"server": "192.0.2.1"}, {"mountMode": "direct"}):
+        unfinished = dataclasses.replace(VOLUME, options=options)
+        backend.discard(unfinished, deadline_s=1)
+        with pytest.raises(InvalidRequestError, match="needs the option"):
+            backend.require_creatable(unfinished, filled=False)
+    assert backend.storages() == []
+
+
+def test_a_share_that_was_never_there_is_not_watched_after_a_refused_creation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else `remora status` told of each misspelt server until a restart."""
+    monkeypatch.setattr(Share, "start", lambda _: None)
+    backend = NfsBackend(tmp_path, node="node")
+    options = {**backend.default_options(), **VOLUME.options}
+
+    def silent(*_: Any, **__: Any) -> None:
+        raise NfsTimeoutError("no answer", "192.0.2.1:/x")
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise NfsError("UNREACHABLE", "no answer", "192.0.2.1:/x")
+
+    volume = dataclasses.replace(VOLUME, options=options)
+    for answer in (silent, unreachable):
+        monkeypatch.setattr(Share, "call", answer)
+        with pytest.raises(RemoraError):
+            backend.create(volume, deadline_s=1)
+        with pytest.raises(RemoraError):
+            backend.discard(volume, deadline_s=1)
+        assert backend.storages() == []

@@ -120,10 +120,10 @@ def test_removing_nodes(cli: Cli, members: Members) -> None:
     assert done.error.startswith("node-conflict: node 'beta' is alive (hint: stop")
     members.crash(beta)
     members.store.revoke_lease(beta.lease)
-    members.only_on[beta.own.id] = ["db"]
+    members.only_on[beta.own.id] = {"all of": ["db"], "snapshots of": ["rows"]}
     refused = cli("node", "rm", "beta")
     assert refused.code == 27
-    assert "has data that no other node has, of: db" in refused.error
+    assert "that no other node has: all of db; snapshots of rows (" in refused.error
     assert cli("node", "rm", "beta", "--force", "--json").json() == {"removed": "beta"}
     assert [each["name"] for each in cli("node", "ls", "--json").json()] == ["alpha"]
 

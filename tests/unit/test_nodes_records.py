@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import pytest
 
+from backends.base import Snapshot
 from plugin.errors import NodeConflictError, NodeNotFoundError
+from plugin.membership.quarantine_records import QuarantineRecord, QuarantineRecords
+from plugin.membership.snapshot_records import SnapshotRecords
+from plugin.ownership.heads import Heads, put_head
+from plugin.ownership.state import Commit, Head
 from plugin.store.base import Put
 from tests.support.etcd import wait_until
 from tests.support.members import Members
@@ -73,17 +79,51 @@ def test_removing_a_node(members: Members) -> None:
     members.crash(beta)
     members.store.revoke_lease(beta.lease)
     assert alpha.directory.find("beta").state == "down"
-    members.only_on[beta.own.id] = [f"volume-{number}" for number in range(7)]
+    members.only_on[beta.own.id] = {
+        "all of": [f"volume-{number}" for number in range(7)],
+        "perhaps the last seconds of": ["db"],
+    }
     with pytest.raises(NodeConflictError) as refused:
         alpha.remove("beta")
-    assert "volume-0, volume-1" in refused.value.cause
-    assert refused.value.cause.endswith("and 2 more")
+    assert "all of volume-0, volume-1" in refused.value.cause
+    assert "and 2 more; perhaps the last seconds of db" in refused.value.cause
     alpha.remove("beta", force=True)
     assert [each.record.name for each in alpha.directory.all()] == ["alpha"]
-    assert not [
-        key for key in members.all_keys() if beta.own.id in key or "beta" in key
-    ]
+    left = [key for key in members.all_keys() if beta.own.id in key or "beta" in key]
+    assert left == [f"former_nodes/{beta.own.id}"]
+    assert alpha.directory.name_of(beta.own.id) == "beta"
+    assert alpha.directory.name_of("nobody") == "nobody"
     assert members.started("beta").fault() is None
+
+
+def test_what_a_node_alone_has_is_told_by_how_much_it_is(members: Members) -> None:
+    alpha, beta = (members.started(name).own.id for name in ("alpha", "beta"))
+    quarantine_records = QuarantineRecords(members.store)
+    heads = Heads(members.store, quarantine_records)
+
+    def put(volume_id: str, holders: tuple[str, ...], **values: Any) -> None:
+        head = Head(committed=Commit(1, 2), holders=holders, **values)
+        members.store.transact([], [put_head(volume_id, head)])
+
+    put("solo", (beta,), members=(beta,))
+    put("ahead", (beta,), members=(alpha, beta))
+    put("busy", (alpha, beta), members=(alpha, beta), owner=beta, phase="owned")
+    put("safe", (alpha, beta), members=(alpha, beta), owner=beta)
+    put("other", (alpha,), members=(alpha, beta))
+    put("going", (beta,), members=(beta,), phase="removing")
+    quarantine_records.note("safe", beta, "1.1", QuarantineRecord(set_apart_at=""))
+    SnapshotRecords(members.store).write("safe", beta, [Snapshot("monday", "", 1, 2)])
+    assert heads.held_only_by(beta) == {
+        "all of": ["solo"],
+        "the newest bytes of": ["ahead"],
+        "perhaps the last seconds of": ["busy"],
+        "bytes set apart of": ["safe"],
+        "snapshots of": ["safe"],
+    }
+    # Who had died is counted no more; what was never synced is all that there is.
+    members.delete(f"nodes/{alpha}")
+    put("busy", (), members=(alpha, beta), owner=beta, phase="owned")
+    assert heads.held_only_by(beta)["all of"] == ["ahead", "busy", "safe", "solo"]
 
 
 def test_a_record_that_somebody_deleted_comes_back(members: Members) -> None:

@@ -156,3 +156,17 @@ def test_of_another_commit_or_by_another_node_it_is_refused(
         rules.spread(IDLE, node=node, commit=Commit(3, seq), holders=("c",))
     with pytest.raises(RefusedError, match="not-owner"):
         rules.spread(OWNED, node="a", commit=Commit(0, 0), holders=("c",))
+
+
+def test_a_refused_removal_of_a_released_volume_changes_nothing() -> None:
+    removing = rules.remove(IDLE, locked_by="")
+    with pytest.raises(RefusedError, match="removing"):
+        rules.acquire(removing, locked_by="", node="b", boot_id="1")
+    assert rules.keep(removing) == IDLE
+
+
+def test_what_was_not_released_does_not_pass_for_it_after_a_refused_removal() -> None:
+    kept = rules.keep(rules.remove(OWNED, locked_by=""))
+    assert (kept.epoch, kept.phase, kept.released) == (4, "idle", False)
+    with pytest.raises(RefusedError, match="not-owner"):
+        rules.resume(kept, locked_by="", node="a", boot_id="1", epoch=3)

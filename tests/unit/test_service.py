@@ -63,6 +63,51 @@ def test_a_failed_creation_leaves_nothing(world: World) -> None:
     world.volumes.creation.create("v", {})
 
 
+def test_what_cannot_be_made_is_refused_before_anything_is_written(
+    world: World,
+) -> None:
+    world.backend.fault = "the disk is not mounted"
+    written: list[str] = []
+    world.backend.before = lambda name, _volume: written.append(name)
+    with pytest.raises(BackendError, match="not mounted"):
+        world.volumes.creation.create("v", {})
+    assert (written, world.catalogue.all()) == ([], [])
+
+
+def test_people_see_what_is_not_made_to_the_end_and_may_remove_it(
+    world: World,
+) -> None:
+    def silent(name: str, _volume: Volume) -> None:
+        if name in ("create", "remove"):
+            raise DeadlineError("storage does not answer")
+
+    world.backend.before = silent
+    with pytest.raises(DeadlineError):
+        world.volumes.creation.create("v", {})
+    views = world.volumes.views
+    assert [each.name for each in views.all(being_made=True)] == ["v"]
+    assert views.look_at("v").status()["phase"] == "creating"
+    assert views.left_over() == ["v"]
+    assert world.volumes.adoption.adopt(dry_run=True)["undone"] == ["v"]
+    report = world.volumes.adoption.adopt(dry_run=False)
+    assert "storage does not answer" in report["refused"][0]
+    # Storage that says no for ever must not keep the name for ever.
+    world.backend.before = failing("remove")
+    world.volumes.removal.remove("v")
+    assert world.catalogue.all() == []
+
+
+def test_repair_undoes_what_was_not_made_to_the_end(world: World) -> None:
+    world.backend.before = lambda name, _: (
+        (_ for _ in ()).throw(SystemExit) if (name in ("create", "remove")) else None
+    )
+    with pytest.raises(SystemExit):
+        world.volumes.creation.create("v", {})
+    world.restart()
+    assert world.volumes.adoption.adopt(dry_run=False)["undone"] == ["v"]
+    assert world.catalogue.all() == []
+
+
 def test_a_creation_that_cannot_be_rolled_back_is_invisible_until_it_is(
     world: World,
 ) -> None:

@@ -126,7 +126,7 @@ def _add_volumes(
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
-        return answer([_listed(views, each) for each in views.all()])
+        return answer([_listed(views, each) for each in views.all(being_made=True)])
 
     @app.get("/v1/volumes/<name>", endpoint="inspect")
     def inspect(name: str) -> Response:
@@ -148,7 +148,7 @@ def _add_volumes(
     @app.delete("/v1/volumes/<name>", endpoint="rm")
     def remove(name: str) -> Response:
         g.volume = name
-        views.existing(name)  # raises: people want to know that a name is wrong
+        views.look_at(name)  # raises: people want to know that a name is wrong
         removal.remove(name)
         return answer({"removed": name})
 
@@ -232,13 +232,15 @@ def _listed(views: VolumeViews, volume: VolumeSummary) -> dict[str, Any]:
 
 
 def _row(views: VolumeViews, name: str) -> dict[str, Any]:
-    view = views.get(name)
-    healthy = views.is_healthy(view.record)
+    view = views.look_at(name)
+    health = "creating"
+    if view.record.phase != "creating":
+        health = "ok" if views.is_healthy(view.record) else "error"
     return {
         "name": view.record.name,
         "created_at": view.record.created_at,
         "mountpoint": view.mountpoint,
-        "health": "ok" if healthy else "error",
+        "health": health,
         **view.status(),
     }
 
@@ -246,6 +248,7 @@ def _row(views: VolumeViews, name: str) -> dict[str, Any]:
 def _status(volumes: UseCases, registry: Registry) -> dict[str, Any]:
     """Return the daemon's state: version, storage, counts, what is under way."""
     found = volumes.views.all()
+    busy = volumes.operations.under_way()
     storages = {
         storage.name: {
             "backend": kind,
@@ -261,7 +264,8 @@ def _status(volumes: UseCases, registry: Registry) -> dict[str, Any]:
         "scope": volumes.creation.scope(),
         "volumes": len(found),
         "mounted": sum(bool(each.mountpoint) for each in found),
-        "operations": volumes.operations.under_way(),
+        "left_over": [each for each in volumes.views.left_over() if each not in busy],
+        "operations": busy,
         "copies": volumes.creation.copying.under_way(),
         "storages": storages,
     }
