@@ -121,6 +121,20 @@ def test_snapshots_of_which_a_removal_did_not_know_stay_within_reach(
     )
 
 
+def check_shown_to_people(alpha: Owner, name: str) -> None:
+    """Assert that people see what maker makes, and where, and engines do not."""
+    [row] = [
+        each for each in alpha.control_ok("GET", "/v1/volumes") if each["name"] == name
+    ]
+    assert row == alpha.control_ok("GET", f"/v1/volumes/{name}")
+    shown = (row["health"], row["phase"], row["being_made_on"])
+    assert shown == ("creating", "creating", "maker")
+    assert name not in alpha.names()
+    refused = alpha.control_refused("DELETE", f"/v1/volumes/{name}")
+    assert "another node, 'maker'" in refused
+    assert alpha.control_ok("GET", "/v1/status")["left_over"] == []
+
+
 def test_what_another_node_is_making_is_not_rolled_back(
     make_owner: Make, records: Records, name: str
 ) -> None:
@@ -155,17 +169,7 @@ def test_what_another_node_is_making_is_not_rolled_back(
     )
     assert records.store.get(key) is not None
     assert "is being made on another node" in alpha.refused("Create", Name=name)
-    # People see it, and where; an engine does not.
-    [row] = [
-        each for each in alpha.control_ok("GET", "/v1/volumes") if each["name"] == name
-    ]
-    assert row == alpha.control_ok("GET", f"/v1/volumes/{name}")
-    shown = (row["health"], row["phase"], row["being_made_on"])
-    assert shown == ("creating", "creating", "maker")
-    assert name not in alpha.names()
-    refused = alpha.control_refused("DELETE", f"/v1/volumes/{name}")
-    assert "another node, 'maker'" in refused
-    assert alpha.control_ok("GET", "/v1/status")["left_over"] == []
+    check_shown_to_people(alpha, name)
     # A node that is gone for good finishes nothing.
     wait_until(
         lambda: alpha.control("DELETE", "/v1/nodes/maker").status == 200,
