@@ -39,13 +39,13 @@ def seal(ownership: OwnershipView, record: VolumeRecord) -> Commit | None:
             return None
         if copy.live_epoch:
             if not ownership.membership.alone:
-                _flush(ownership, record)
+                flush(ownership, record)
             copy = rules.seal(copy)
             ownership.copy_states.write(record.id, copy)
         return copy.commit
 
 
-def _flush(ownership: OwnershipView, record: VolumeRecord) -> None:
+def flush(ownership: OwnershipView, record: VolumeRecord) -> None:
     """Flush the copy: what a commit names must be on the disk after a power failure."""
     directory = ownership.backend_of(record).copy_directory(record.volume())
     if directory is not None:
