@@ -204,7 +204,8 @@ class Keeper:
         round_s = _ROUND * self._failsafe.hold_s
         if self._dying or left_s <= 0:
             return round_s / 10
-        return min(round_s, left_s)
+        pause_s = self._failsafe.pause_s()
+        return min(round_s, pause_s if pause_s > 0 else left_s)
 
     def _round(self) -> None:
         """Do what is due; nothing here waits for one volume, for all have deadlines."""
