@@ -33,8 +33,8 @@ DEFAULT_PATH: Final = Path("/etc/remora/remora.toml")
 Seconds = Annotated[float, msgspec.Meta(ge=0.1, le=LONG_DEADLINE_S)]
 Grace = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-# Below 9 s nothing would be left of a lease between the keepalives and the margin.
-LeaseTtl = Annotated[float, msgspec.Meta(ge=9, le=300)]
+# Of 8 s half is the margin. In the other half come two keepalives, and the failsafe.
+LeaseTtl = Annotated[float, msgspec.Meta(ge=8, le=300)]
 Nice = Annotated[int, msgspec.Meta(ge=0, le=19)]
 FreezeMax = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 MountWait = Annotated[float, msgspec.Meta(ge=0, le=60)]

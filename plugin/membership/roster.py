@@ -3,13 +3,15 @@ Letting the cluster's nodes in, and reaching them: in step with their records.
 
 A node that joins is let in within a second or two, and one that is removed is shut out
 as soon. Each node is greeted now and then; its answer tells how far its clock is off.
+A node that lives and is not connected is greeted at once: when a volume needs its vote
+there is no time to connect.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from backends.errors import RemoraError
@@ -25,6 +27,8 @@ from plugin.peers.server import PeerServer
 log = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0
 _GREET_S: Final = 60.0
+# A connection that has broken is renewed as soon; the channel itself holds back.
+_CONNECT_S: Final = 1.0
 _GREET_DEADLINE_S: Final = 5.0
 _STOP_WAIT_S: Final = 6.0
 
@@ -53,30 +57,37 @@ class Roster:
         self._peers = peers
         self._server = server
         self._known: list[Peer] | None = None
+        self._living: frozenset[str] = frozenset()
         self._greeted_s: dict[str, float] = {}
         self._refused: set[str] = set()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="roster", daemon=True)
+        # A node that is slow to greet keeps nobody else from being let in.
+        self._threads = [
+            threading.Thread(target=self._repeat, args=(each,), name=name, daemon=True)
+            for each, name in ((self._look, "roster"), (self._greet, "greeting"))
+        ]
 
     def start(self) -> None:
         """Begin; what is known is let in before this returns."""
         self._look()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the threads."""
         self._stopping.set()
-        self._thread.join(_STOP_WAIT_S)
+        for thread in self._threads:
+            thread.join(_STOP_WAIT_S)
 
-    def _run(self) -> None:
-        while not self._stopping.wait(_LOOK_S):
+    def _repeat(self, work: Callable[[], None]) -> None:
+        while not self._stopping.is_set():
             try:
-                self._look()
-                self._greet()
+                work()
             except RemoraError as error:
                 log.debug("the nodes' records cannot be read: %s", error)
             except Exception:
                 log.exception("the roster failed")
+            self._stopping.wait(_LOOK_S)
 
     def _look(self) -> None:
         """Let in and reach the nodes that have a record now."""
@@ -84,6 +95,7 @@ class Roster:
             nodes = self._nodes.all()
         except RemoraError:
             return  # the records were never read yet; the known nodes stay
+        self._living = frozenset(each.record.id for each in nodes if each.alive)
         peers = [
             peer
             for each in nodes
@@ -115,13 +127,8 @@ class Roster:
             return None
 
     def _greet(self) -> None:
-        """Greet each node that was not greeted for a while, and note its clock."""
-        now_s = clock.monotonic_s()
-        due = [
-            each.id
-            for each in self._known or ()
-            if now_s - self._greeted_s.get(each.id, -_GREET_S) >= _GREET_S
-        ]
+        """Greet whom it is time to greet, and note its clock."""
+        due = [each.id for each in self._known or () if self._is_due(each.id)]
         if not due:
             return
         sent_s = clock.wall_s()
@@ -134,3 +141,10 @@ class Roster:
             theirs_s = answer.get("wall_s")
             if isinstance(theirs_s, int | float):
                 self._nodes.note_clock(node_id, theirs_s - middle_s)
+
+    def _is_due(self, node_id: str) -> bool:
+        """Return whether the node was not greeted for long, or lost its connection."""
+        lost = node_id in self._living and not self._peers.is_connected(node_id)
+        pause_s = _CONNECT_S if lost else _GREET_S
+        greeted_s = self._greeted_s.get(node_id, -_GREET_S)
+        return clock.monotonic_s() - greeted_s >= pause_s

@@ -8,7 +8,6 @@ understands what a crash between any two has left. The steps are rules of `rules
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +19,7 @@ from plugin.errors import NotOwnerError, PeerRefusedError, StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
+from plugin.ownership.ballot import Ballot
 from plugin.ownership.bytes_port import Replication
 from plugin.ownership.heads import (
     REFRESH_DEADLINE_S,
@@ -28,21 +28,19 @@ from plugin.ownership.heads import (
     drop_old_epochs,
     put_epoch,
 )
-from plugin.ownership.refusals import contended, elsewhere, explained
+from plugin.ownership.refusals import contended, explained
 from plugin.ownership.release import give_up
 from plugin.ownership.resuming import resume
-from plugin.ownership.sealing import flush_live
 from plugin.ownership.state import (
     EMPTY,
     Choice,
-    Commit,
     CopyState,
     Head,
     Lineage,
     RefusedError,
 )
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Votes, unheard
+from plugin.ownership.votes import Votes, was_released
 
 log = logging.getLogger(__name__)
 # Another node may change the state in between; it is then read anew.
@@ -132,7 +130,7 @@ class Acquisition:
     def _raise_epoch(
         self, record: VolumeRecord, deadline: Deadline
     ) -> tuple[VolumeState, bool]:
-        """Return the volume state, recovered by us now; and whether it was idle."""
+        """Return the volume state, recovered by us now; and if it was released."""
         for attempt in range(_ATTEMPTS_MAX):
             state = self.ownership.heads.read(record.id)
             head = state.head or self.ownership.initial_head(record)
@@ -160,7 +158,7 @@ class Acquisition:
                 state, raised, self.ownership.put_lock(record, raised.epoch)
             )
             if changed is not None:
-                return changed, head.released
+                return changed, was_released(head)
             self.ownership.heads.refresh(
                 min(deadline.remaining_s(), REFRESH_DEADLINE_S)
             )
@@ -221,57 +219,20 @@ class Acquisition:
         orderly: bool,
     ) -> Choice:
         """Return what to begin with; by then this node has promised, and has it."""
-        try:
-            votes, no_copy = self.votes.of_others(
-                record, head, deadline, orderly=orderly
-            )
-            if self.ownership.copy_state(record) is not None:
-                votes[self.ownership.node_id] = self._promise(record, head.epoch)
-            elif self.ownership.node_id not in lineage.owners():
-                votes[self.ownership.node_id] = (
-                    EMPTY  # it has never had anything to lose
-                )
-            choice = self.ownership.choose(record, head, lineage, votes)
-            missing = unheard(head, lineage, votes, choice, orderly=orderly)
-            if living := self._living(missing - no_copy):  # silent is not dead
-                raise elsewhere(record.name, head.committed, self._names(living))
-        except RefusedError as error:
-            raise self._why_not(record, head, error) from None
+        ballot = Ballot(self.ownership, self.votes, record, head, lineage, orderly)
+        choice = ballot.choose(deadline)
         self.ownership.copy_states.make(
             self.ownership.backend_of(record),
             record.volume(),
             promised=head.epoch,
             deadline_s=deadline.remaining_s(),
         )
-        if votes.get(self.ownership.node_id) == choice.base:
+        if self._copy(record).commit == choice.base:
             return choice
         self.replication.pull(record, head.epoch, choice, deadline)
+        ballot.require_nobody_back(choice, deadline)
         holders = tuple(sorted({*choice.holders, self.ownership.node_id}))
         return Choice(choice.base, holders, choice.lost)
-
-    def _why_not(
-        self, record: VolumeRecord, head: Head, error: RefusedError
-    ) -> NotOwnerError:
-        """Return the error if nobody offers the commit; a living holder may, later."""
-        living = self._living(head.holders)
-        # A holder of EMPTY, the volume as it was made, has no bytes to give.
-        if living and error.reason != "stale-epoch" and head.committed != EMPTY:
-            return elsewhere(record.name, head.committed, self._names(living))
-        return explained(record.name, error, self.ownership.name_of)
-
-    def _living(self, nodes: Iterable[str]) -> list[str]:
-        """Return the others of *nodes* whose lease has not ended."""
-        return self.ownership.membership.living(
-            each for each in nodes if each != self.ownership.node_id
-        )
-
-    def _promise(self, record: VolumeRecord, epoch: int) -> Commit:
-        """Let this node's copy promise *epoch*; return its commit."""
-        flush_live(self.ownership, record)
-        with self.ownership.copy_states.changing(record.id):
-            promised = rules.promise(self._copy(record), epoch, writers_stopped=True)
-            self.ownership.copy_states.write(record.id, promised)
-        return promised.commit
 
     def _go_live(
         self, record: VolumeRecord, epoch: int, choice: Choice, lineage: Lineage
@@ -332,7 +293,7 @@ class Acquisition:
         """Raise NotOwnerError while an owner relies on our word not to promise."""
         state = self.ownership.heads.read(record.id)
         head = state.head
-        if head is None or head.released or head.owner == self.ownership.node_id:
+        if head is None or was_released(head) or head.owner == self.ownership.node_id:
             return
         if self.ownership.is_shared(record):
             return  # no member is asked to wait
@@ -361,9 +322,6 @@ class Acquisition:
         if copy is None:
             raise BackendError(f"the copy of '{record.name}' has gone")
         return copy
-
-    def _names(self, node_ids: Iterable[str]) -> list[str]:
-        return [self.ownership.name_of(each) for each in node_ids]
 
 
 def _known(head: Head | None) -> Head:

@@ -38,6 +38,8 @@ _MARGIN: Final = 0.3
 # Members are asked again when no more than this share of the agreed time is left.
 _RENEW_BELOW: Final = 0.5
 _ASK_DEADLINE_S: Final = 2.0
+# Asking takes no more than this share of what is left: the guard is told afterwards.
+_ASK_SHARE: Final = 0.5
 
 
 class Held(Protocol):
@@ -129,6 +131,11 @@ class Failsafe:
         """For how long members agree each time."""
         return self._holds.hold_s
 
+    def pause_s(self) -> float:
+        """Return the time until members may have to be asked; it may be over."""
+        left_s = self._ownership.membership.deadline_s() - clock.boottime_s()
+        return left_s - self._ask_below_s
+
     def deadline_s(self, volume_id: str) -> float:
         """Return until when the members' word may be used, in `clock.boottime_s`."""
         return self._until_s.get(volume_id, -math.inf)
@@ -183,7 +190,10 @@ class Failsafe:
         if not by_node:
             return
         with ThreadPoolExecutor(len(by_node), "failsafe") as pool:
-            asking = [pool.submit(self._ask, *each) for each in by_node.items()]
+            within_s = self._ask_within_s()
+            asking = [
+                pool.submit(self._ask, *each, within_s) for each in by_node.items()
+            ]
             # A volume's time does not wait for nodes that have no part in it.
             for done in as_completed(asking):
                 node_id, agreeing = done.result()
@@ -192,9 +202,16 @@ class Failsafe:
                     if not missing[volume_id]:
                         self._agreed(volume_id, asked_s)
 
-    def _ask(self, node_id: str, volumes: Sequence[Held]) -> tuple[str, list[str]]:
+    def _ask_within_s(self) -> float:
+        left_s = self._ownership.membership.deadline_s() - clock.boottime_s()
+        share_s = _ASK_SHARE * left_s
+        return min(share_s, _ASK_DEADLINE_S) if left_s > 0 else _ASK_DEADLINE_S
+
+    def _ask(
+        self, node_id: str, volumes: Sequence[Held], within_s: float
+    ) -> tuple[str, list[str]]:
         """Return the node, and of *volumes* the ids for which it agrees."""
-        deadline = clock.Deadline(_ASK_DEADLINE_S)
+        deadline = clock.Deadline(within_s)
         agreeing = []
         for each in volumes:
             if deadline.passed():

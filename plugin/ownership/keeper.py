@@ -225,7 +225,8 @@ class Keeper:
         round_s = _ROUND * self._failsafe.hold_s
         if self._dying or left_s <= 0:
             return round_s / 10
-        return min(round_s, left_s)
+        pause_s = self._failsafe.pause_s()
+        return min(round_s, pause_s if pause_s > 0 else left_s)
 
     def _take_over(self) -> None:
         """Hold what was left mounted; raises StoreError while nobody knows that."""

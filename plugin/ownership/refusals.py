@@ -61,6 +61,18 @@ def elsewhere(volume: str, commit: Commit, nodes: Sequence[str]) -> NotOwnerErro
     )
 
 
+def unanswered(volume: str, nodes: Sequence[str], why: str) -> NotOwnerError:
+    """Return the error for a volume of which a node that lives may have newer bytes."""
+    where = " and ".join(f"'{each}'" for each in nodes)
+    return NotOwnerError(
+        f"'{volume}' may have newer data on node {where}, which lives and does not "
+        f"vote: {why}",
+        hint="retry; if it goes on, restart remora there; stopped, it counts as dead "
+        "as soon as its lease has ended",
+        transient=True,
+    )
+
+
 def set_apart(
     volume: str, apart: KnownQuarantineRecord, name_of: Callable[[str], str]
 ) -> BackendError:

@@ -4,8 +4,8 @@ The rules by which nodes own volumes and copies follow them: pure, without I/O.
 A volume has one *head* in the store, and a *copy state* on each node that has a copy.
 Each function here takes what is written there and returns what is to be written next,
 or refuses. The other modules of this room call them between a read and a
-compare-and-set; the model in `tests/model` calls the same functions in every order that
-it can find. So the rules that are checked are those that run.
+compare-and-set; `tests/model` calls them in every order that it can find. So the rules
+that are checked are those that run.
 
 - An *epoch*, the fencing token, is raised each time a node becomes owner.
 - A *commit* (epoch, seq) names one state of the bytes. Within an epoch a later commit
@@ -62,11 +62,7 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
 
 
 def choose(
-    head: Head,
-    lineage: Lineage,
-    votes: Mapping[str, Commit],
-    *,
-    accept_loss: bool,
+    head: Head, lineage: Lineage, votes: Mapping[str, Commit], *, accept_loss: bool
 ) -> Choice:
     """
     Return the best of *votes*: commits, by node, of copies that promised this epoch.

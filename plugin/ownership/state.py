@@ -50,8 +50,8 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     ``committed`` is the newest commit that is known to be kept, by ``holders``;
     ``quality`` is its quality, "" if unknown. ``owner`` owns it in boot ``boot_id``, or
-    was the last to; ``members`` are to keep copies. ``released_at`` is for people: when
-    the last epoch that was begun was released, "" if it was not.
+    was the last to; ``members`` are to keep copies. ``released_at`` is when the last
+    epoch that was begun was released, "" if it was not; the time is for people.
     """
 
     epoch: int = 0

@@ -1,6 +1,9 @@
 """
 Promises: asking the other members of a volume for them, and giving them.
 
+Silent is not dead: who lives and may have newer bytes is asked until it has answered,
+or the new owner has to do without the volume. Only an end of a lease is an end.
+
 A member that promises an epoch takes nothing from earlier owners any more. If it was an
 owner itself, it first stops its writers for good and seals what they wrote, so that the
 new owner can have it. It promises only what the store confirms: a thief of a node's key
@@ -10,7 +13,8 @@ cannot make a volume's copies useless.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -24,15 +28,17 @@ from plugin.ownership import rules
 from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import Heads
 from plugin.ownership.sealing import Flushes
-from plugin.ownership.state import Choice, Commit, Head, Lineage, RefusedError
+from plugin.ownership.state import Choice, Commit, Head, RefusedError
 from plugin.ownership.view import initial_commit
 from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
-# After an orderly release nobody has anything newer: a silent member is not missed.
+# How long a round waits. Who is still busy then (it ends writers, it flushes) is asked
+# again, and has meanwhile gone on. After a release a member is seldom missed.
 _ORDERLY_WAIT_S: Final = 2.0
-# After a crash a member that is slow may have the newest commit.
 _FAILOVER_WAIT_S: Final = 5.0
+# For a node with neither a lease nor a connection to here.
+_ABSENT_WAIT_S: Final = 1.0
 _REFRESH_DEADLINE_S: Final = 2.0
 
 
@@ -56,6 +62,10 @@ class Asks(Protocol):
         """Return each node's answer, or its error."""
         ...
 
+    def is_connected(self, node_id: str) -> bool:
+        """Return whether a connection to the node stands at this moment."""
+        ...
+
 
 class OwnersRequest(Protocol):
     """What each request of an owner says of itself."""
@@ -77,7 +87,7 @@ class OwnersRequest(Protocol):
 
 
 class PromiseRequest(msgspec.Struct, frozen=True):
-    """What a recovering owner asks of a member; see `Votes.of_others`."""
+    """What a recovering owner asks of a member; see `Votes.ask`."""
 
     volume: str
     name: str
@@ -100,6 +110,19 @@ class NoCopyError(PeerRefusedError):
         super().__init__(f"there is no copy of '{volume}' here")
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """
+    What nodes have answered: the commits of their copies, or that they have none.
+
+    ``faults`` says of the others why they have given no vote.
+    """
+
+    votes: dict[str, Commit] = field(default_factory=dict)
+    without_copy: set[str] = field(default_factory=set)
+    faults: dict[str, str] = field(default_factory=dict)
+
+
 class Votes:
     """The asking side."""
 
@@ -107,76 +130,102 @@ class Votes:
         self._asks = asks
         self._node_id = node_id
 
-    def of_others(
-        self, record: VolumeRecord, head: Head, deadline: Deadline, *, orderly: bool
-    ) -> tuple[dict[str, Commit], set[str]]:
+    def ask(
+        self,
+        record: VolumeRecord,
+        head: Head,
+        heard: Heard,
+        deadline: Deadline,
+        *,
+        absent: Collection[str],
+        orderly: bool,
+    ) -> None:
         """
-        Return the commits of the other members that have promised ``head.epoch``.
+        Ask who was not *heard* yet to promise ``head.epoch``, and add what it says.
 
-        With them, the members that say that they have no copy. *orderly* says that the
-        last owner has released the volume.
+        *absent* are the nodes without a lease. *orderly* says that the last owner has
+        released the volume.
 
         Raises:
             RefusedError: stale-epoch: the records are older than a copy.
 
         """
-        others = [each for each in head.members if each != self._node_id]
-        if not others or self._asks is None:
-            return {}, set()
+        others = {*head.members} - {self._node_id, *heard.votes, *heard.without_copy}
+        if self._asks is None:
+            return
+        silent = {
+            each
+            for each in others.intersection(absent)
+            if not self._asks.is_connected(each)
+        }
         wait_s = _ORDERLY_WAIT_S if orderly else _FAILOVER_WAIT_S
-        answers = self._asks.call_all(
-            others,
-            "promise",
-            {
-                "volume": record.id,
-                "name": record.name,
-                "epoch": head.epoch,
-                "orderly": orderly,
-            },
-            deadline_s=min(wait_s, deadline.remaining_s()),
-        )
-        votes, without_copy = {}, set()
-        for node_id, answer in answers.items():
-            if isinstance(answer, RemoraError):
-                level = (
-                    logging.INFO
-                    if isinstance(answer, PeerUnreachableError)
-                    else logging.WARNING
-                )
-                log.log(
-                    level,
-                    "no promise: %s",
-                    answer,
-                    extra=fields(volume=record.name, node=node_id),
-                )
-                if answer.code == NewerPromiseError.code:
-                    raise RefusedError("stale-epoch", node=node_id)
-                if answer.code == NoCopyError.code:
-                    without_copy.add(node_id)
-                continue
-            votes[node_id] = Commit(*answer["commit"])
-        return votes, without_copy
+        body = {
+            "volume": record.id,
+            "name": record.name,
+            "epoch": head.epoch,
+            "orderly": orderly,
+        }
+        for nodes, within_s in ((others - silent, wait_s), (silent, _ABSENT_WAIT_S)):
+            answers = self._asks.call_all(
+                sorted(nodes),
+                "promise",
+                body,
+                deadline_s=min(within_s, deadline.remaining_s()),
+            )
+            for node_id, answer in answers.items():
+                _take(record, node_id, answer, heard)
+
+
+def _take(
+    record: VolumeRecord,
+    node_id: str,
+    answer: Mapping[str, Any] | RemoraError,
+    heard: Heard,
+) -> None:
+    """Add a node's answer to *heard*; what is no answer, or a "not now", is logged."""
+    if not isinstance(answer, RemoraError):
+        heard.votes[node_id] = Commit(*answer["commit"])
+        return
+    quiet = isinstance(answer, PeerUnreachableError)
+    log.log(
+        logging.INFO if quiet else logging.WARNING,
+        "no promise: %s",
+        answer,
+        extra=fields(volume=record.name, node=node_id),
+    )
+    if answer.code == NewerPromiseError.code:
+        raise RefusedError("stale-epoch", node=node_id)
+    if answer.code == NoCopyError.code:
+        heard.without_copy.add(node_id)
+    heard.faults[node_id] = answer.cause
+
+
+def was_released(head: Head) -> bool:
+    """
+    Return whether the last owner to begin has released the volume, so all is known.
+
+    Nodes that raised the epoch since, and gave up, have written nothing.
+    """
+    return head.released or head.released_at != ""
 
 
 def unheard(
     head: Head,
-    lineage: Lineage,
     votes: Mapping[str, Commit],
-    choice: Choice,
+    choice: Choice | None,
     *,
     orderly: bool,
 ) -> set[str]:
     """
-    Return the nodes that may have newer bytes than *choice*, and have not voted.
+    Return the nodes that have not voted, and may have newer bytes than *choice*.
 
-    These are the last owner, unless it has released the volume itself (*orderly*), and
-    the holders of what is committed, if that would be lost.
+    After a release (*orderly*) nobody has newer ones than what is committed. Else any
+    member may: the last owner, and whom it has sent a commit that it did not live to
+    publish. None as the choice: *votes* do not do.
     """
-    wanted = {*head.holders} if choice.lost is not None else set()
-    last = lineage.epochs.get(lineage.newest(head.epoch - 1))
-    if last is not None and not orderly:
-        wanted.add(last.owner)
-    return wanted - {*votes}
+    if orderly and choice is not None and choice.lost is None:
+        return set()
+    return {*head.members} - {*votes}
 
 
 class Witness:

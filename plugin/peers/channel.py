@@ -1,5 +1,5 @@
 """
-The way to other nodes: a channel to each, opened when it is needed and kept open.
+The way to other nodes: a channel to each, opened at the first call and kept open.
 
 A call never waits longer than its deadline, whatever state the other node, its machine
 or the network is in: connections are made in threads of their own.
@@ -46,6 +46,12 @@ class PeerChannel:
         """Return the address that the node answers at, or the first one it may have."""
         connection = self._connection
         return connection.address if connection else self.peer.addresses[0]
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection stands at this moment."""
+        connection = self._connection
+        return connection is not None and not connection.fault
 
     def call(
         self, request: str, body: Mapping[str, Any], *, deadline_s: float
@@ -189,6 +195,12 @@ class Peers:
         if channel is None:
             raise PeerUnreachableError(f"node {node_id} is not known here")
         return channel
+
+    def is_connected(self, node_id: str) -> bool:
+        """Return whether a connection to the node stands at this moment."""
+        with self._lock:
+            channel = self._channels.get(node_id)
+        return channel is not None and channel.is_connected
 
     def call(
         self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float

@@ -181,6 +181,10 @@ class World:
                 answers[node_id] = error
         return answers
 
+    def is_connected(self, node_id: str) -> bool:
+        """Return whether the node lives; see `votes.Asks`."""
+        return node_id in self.others
+
     def meet(self, other: World) -> None:
         """Let the two ask each other."""
         self.others[other.node.id] = other

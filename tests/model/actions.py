@@ -9,10 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from plugin.ownership.state import Commit, CopyState, Epoch, RefusedError
+from msgspec.structs import replace
+
+from plugin.ownership.state import Epoch, RefusedError
 
 from .membership import MEMBERSHIP
-from .world import Bytes, Node, Scope, Steps, World, changed, name
+from .voting import (
+    abandon,
+    chosen,
+    has_lease,
+    hear,
+    leases,
+    vote,
+    with_commit,
+    with_replica,
+)
+from .world import Node, Scope, Steps, World, changed, name
 
 
 def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
@@ -24,7 +36,9 @@ def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
                 yield from action(world, scope, number, node)
             except RefusedError:
                 continue
-    if world.lock:
+    if scope.time:
+        yield from leases(world)
+    elif world.lock:
         yield "the lease ends", world._replace(lock="", lost=False)
     if scope.removal and world.head.epoch < scope.epochs:
         try:
@@ -37,88 +51,29 @@ def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
 def _acquire(world: World, scope: Scope, number: int, node: Node) -> Steps:
     if node.role != "-" or world.head.epoch >= scope.epochs:
         return
+    if not has_lease(world, scope, number):
+        return
+    orderly = scope.time and scope.rules.was_released(world.head)
     head = scope.rules.acquire(
         world.head, locked_by=world.lock, node=name(number), boot_id="1"
     )
     yield (
         f"acquire {name(number)}",
         world._replace(
-            nodes=changed(world, number, role="R", epoch=head.epoch),
+            nodes=changed(world, number, role="R", epoch=head.epoch, orderly=orderly),
             head=head,
             lock=name(number),
             votes=(),
+            answers=frozenset(),
             lost=False,
         ),
     )
 
 
-def _recovering(world: World, number: int, node: Node) -> bool:
-    """Return whether node may go on: it asks the store before each step."""
-    return (
-        node.role == "R"
-        and world.lock == name(number)
-        and world.head.epoch == node.epoch
-    )
-
-
-def _vote(world: World, scope: Scope, number: int, node: Node) -> Steps:
-    if not _recovering(world, number, node):
-        return
-    for other, voter in enumerate(world.nodes):
-        if name(other) in dict(world.votes):
-            continue
-        if other != number and name(other) not in world.head.members:
-            continue
-        stopped = scope.fenced or voter.role != "O"
-        try:
-            replica = scope.rules.promise(
-                voter.replica, node.epoch, writers_stopped=stopped
-            )
-        except RefusedError:
-            continue
-        nodes = _with_replica(world, other, replica)
-        if voter.role == "O" and not replica.live_epoch:
-            # Its writers have been stopped; they do not come back.
-            nodes = changed(world._replace(nodes=nodes), other, role="-")
-        yield (
-            f"vote {name(other)} for {name(number)}",
-            world._replace(
-                nodes=nodes,
-                history=_with_commit(world, other, replica),
-                votes=tuple(sorted((*world.votes, (name(other), replica.commit)))),
-                lost=False,
-            ),
-        )
-
-
-def _with_replica(world: World, number: int, replica: CopyState) -> tuple[Node, ...]:
-    """Return the nodes after a replica's live tree has, or has not, been sealed."""
-    node = world.nodes[number]
-    if node.replica.live_epoch and not replica.live_epoch:
-        assert node.live is not None
-        return changed(world, number, replica=replica, tree=node.live, live=None)
-    return changed(world, number, replica=replica)
-
-
-def _with_commit(
-    world: World, number: int, replica: CopyState
-) -> frozenset[tuple[Commit, Bytes]]:
-    """Return history with what a node has just committed of its live tree."""
-    node = world.nodes[number]
-    if replica.commit == node.replica.commit or node.live is None:
-        return world.history
-    return world.history | {(replica.commit, node.live)}
-
-
 def _pull(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """Take the base from a holder before the epoch begins; nobody is told."""
-    votes = dict(world.votes)
-    if not _recovering(world, number, node) or name(number) not in votes:
-        return
-    choice = scope.rules.choose(
-        world.head, world.lineage, votes, accept_loss=scope.accept_loss
-    )
-    if choice.base == node.replica.commit:
+    choice = chosen(world, scope, number, node)
+    if choice is None or choice.base == node.replica.commit:
         return
     kept = scope.rules.take_over(
         node.replica,
@@ -142,12 +97,9 @@ def _pull(world: World, scope: Scope, number: int, node: Node) -> Steps:
 
 
 def _begin(world: World, scope: Scope, number: int, node: Node) -> Steps:
-    votes = dict(world.votes)
-    if not _recovering(world, number, node) or name(number) not in votes:
+    choice = chosen(world, scope, number, node)
+    if choice is None:
         return
-    choice = scope.rules.choose(
-        world.head, world.lineage, votes, accept_loss=scope.accept_loss
-    )
     yield (
         f"begin {name(number)} {node.epoch} from {choice.base}",
         world._replace(
@@ -215,6 +167,8 @@ def _sync(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """Commit, and send the commit to all; each copy arrives later, or never."""
     if node.role != "O" or node.live is None or node.replica.next_seq > scope.seqs:
         return
+    if node.replica.live_epoch != node.epoch:
+        return  # it is sealed: no commit of a copy that is not live
     if scope.fenced and not _owns(world, number, node):
         return
     replica = scope.rules.commit_live(node.replica)
@@ -223,7 +177,7 @@ def _sync(world: World, scope: Scope, number: int, node: Node) -> Steps:
         f"sync {name(number)} {replica.commit}",
         world._replace(
             nodes=changed(world, number, replica=replica, tree=node.live),
-            history=_with_commit(world, number, replica),
+            history=with_commit(world, number, replica),
             running=world.running | {replica.commit},
             pushes=world.pushes
             | {(each, replica.commit, node.live) for each in others},
@@ -258,6 +212,8 @@ def _publish(world: World, scope: Scope, number: int, node: Node) -> Steps:
 def _resume(world: World, scope: Scope, number: int, node: Node) -> Steps:
     if node.role not in ("O", "B") or world.lock:
         return
+    if not has_lease(world, scope, number):
+        return
     head = scope.rules.resume(
         world.head,
         locked_by=world.lock,
@@ -278,7 +234,7 @@ def _seal(world: World, scope: Scope, number: int, node: Node) -> Steps:
     if node.replica.next_seq > scope.seqs + 1:
         return
     replica = scope.rules.seal(node.replica)
-    nodes = _with_replica(world, number, replica)
+    nodes = with_replica(world, number, replica)
     yield (
         f"seal {name(number)} {replica.commit}",
         world._replace(
@@ -287,7 +243,7 @@ def _seal(world: World, scope: Scope, number: int, node: Node) -> Steps:
                 number,
                 role="S" if node.role == "O" else "-",
             ),
-            history=_with_commit(world, number, replica),
+            history=with_commit(world, number, replica),
             lost=False,
         ),
     )
@@ -303,6 +259,8 @@ def _release(world: World, scope: Scope, number: int, node: Node) -> Steps:
         commit=node.replica.commit,
         holders=(name(number),),
     )
+    if scope.time:
+        head = replace(head, released_at="now")
     yield (
         f"release {name(number)}",
         world._replace(
@@ -367,7 +325,9 @@ def _deliver(world: World, scope: Scope, number: int, node: Node) -> Steps:
 
 _ACTIONS = (
     _acquire,
-    _vote,
+    vote,
+    hear,
+    abandon,
     _pull,
     _begin,
     _go_live,

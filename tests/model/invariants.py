@@ -7,7 +7,15 @@ from typing import Any, Final
 
 import msgspec
 
-from plugin.ownership.state import EMPTY, CopyState, Epoch, Head, Lineage, RefusedError
+from plugin.ownership.state import (
+    EMPTY,
+    Commit,
+    CopyState,
+    Epoch,
+    Head,
+    Lineage,
+    RefusedError,
+)
 
 from .world import Scope, World, name
 
@@ -105,10 +113,29 @@ def _of_step(before: World, step: str, after: World) -> str:
         }
         if accepted and base not in offered:
             return "I13: an old copy of no member's was taken in place of a newer one"
+        if passed_over := _passed_over(before, after.head.owner, base):
+            return passed_over
         if base == EMPTY and before.writes:
             return "I12: a volume that was written to begins empty"
         if before.removed:
             return "I11: a removed volume has an owner"
+    return ""
+
+
+def _passed_over(before: World, owner: str, base: Commit) -> str:
+    """Return which node that lives has newer bytes than *base*, "" if none has."""
+    at, lineage = before.head.epoch - 1, before.lineage
+    for number, node in enumerate(before.nodes):
+        if name(number) not in before.living.intersection(before.head.members) - {
+            owner
+        }:
+            continue
+        commit, live = node.replica.commit, node.live or frozenset()
+        is_last = 0 < node.replica.live_epoch == lineage.newest(at)
+        if is_last and not live <= before.content(base):
+            return f"I15: {name(number)} lives, and what it wrote is passed over"
+        if commit > base and lineage.contains(commit, at=at):
+            return f"I15: {name(number)} lives, and its commit is passed over"
     return ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from plugin.ownership import rules
+from plugin.ownership import rules, votes
 from plugin.ownership.state import (
     EMPTY,
     Choice,
@@ -122,6 +122,36 @@ def _whoever_left_votes(head: Head, *arguments: Any, **rest: Any) -> Choice:
     return rules.choose(replace(head, members=tuple("abc")), *arguments, **rest)
 
 
+def _the_silent_are_dead(*_: Any, **__: Any) -> set[str]:
+    return set()
+
+
+def _members_are_not_missed(
+    head: Head, votes: dict[str, Commit], choice: Choice, *, orderly: bool
+) -> set[str]:
+    del orderly
+    return {*head.holders} - {*votes} if choice.lost else set()
+
+
+def _nobody_is_missed_after_a_release(*arguments: Any, orderly: bool) -> set[str]:
+    return set() if orderly else votes.unheard(*arguments, orderly=orderly)
+
+
+def _given_up_is_released(head: Head) -> bool:
+    return head.phase == "idle"
+
+
+def _a_release_is_for_ever(head: Head, choice: Choice) -> Head:
+    return replace(rules.begin(head, choice), released_at=head.released_at)
+
+
+def _writers_may_run_on(
+    replica: CopyState, epoch: int, *, writers_stopped: bool
+) -> CopyState:
+    del writers_stopped
+    return rules.promise(replica, epoch, writers_stopped=True)
+
+
 def _everything_is_superseded(*_: Any) -> bool:
     return True
 
@@ -172,4 +202,15 @@ MEMBERS_MUTANTS = {
     "a copy that nobody else has is thrown away": _with(
         superseded=_everything_is_superseded, diverged=_nothing_has_diverged
     ),
+}
+# Of time; looked for in scopes in which nodes are slow.
+TIME_MUTANTS = {
+    "who is silent is dead": _with(unheard=_the_silent_are_dead),
+    "only holders are waited for": _with(unheard=_members_are_not_missed),
+    "after a release nobody is waited for": _with(
+        unheard=_nobody_is_missed_after_a_release
+    ),
+    "who gave up has released": _with(was_released=_given_up_is_released),
+    "a release holds for later owners": _with(begin=_a_release_is_for_ever),
+    "a vote comes before the writers have ended": _with(promise=_writers_may_run_on),
 }

@@ -9,7 +9,7 @@ import secrets
 import pytest
 
 from .explore import search, wander
-from .mutants import MEMBERS_MUTANTS, MUTANTS
+from .mutants import MEMBERS_MUTANTS, MUTANTS, TIME_MUTANTS
 from .world import Scope
 
 FENCES = pytest.mark.parametrize("fenced", [True, False])
@@ -86,15 +86,41 @@ def test_long_ways_on_which_members_come_and_go_are_right(
     assert found.states > 10_000
 
 
+@FENCES
+def test_the_first_worlds_in_which_nodes_are_slow_are_right(fenced: bool) -> None:
+    scope = Scope(nodes=2, writes=1, seqs=1, fenced=fenced, accept_loss=True, time=True)
+    found = search(scope, states_max=40_000)
+    assert not found.fault, found
+    assert found.states > 40_000
+
+
+@FENCES
+@pytest.mark.parametrize("accept_loss", [True, False])
+@pytest.mark.parametrize("membership", [True, False])
+def test_long_ways_on_which_nodes_are_slow_are_right(
+    fenced: bool, accept_loss: bool, membership: bool
+) -> None:
+    """Votes come late or never, before and after a lease ends, and writers go on."""
+    scope = Scope(
+        fenced=fenced, accept_loss=accept_loss, membership=membership, time=True, **WIDE
+    )
+    found = wander(scope, seed=seed(), walks=500, length=150)
+    assert not found.fault, found
+    assert found.states > 10_000
+
+
 @pytest.mark.long
 @FENCES
+@pytest.mark.parametrize("time", [True, False])
 @pytest.mark.parametrize("membership", [True, False])
 @pytest.mark.parametrize("accept_loss", [True, False])
 def test_millions_of_steps_are_right(
-    fenced: bool, accept_loss: bool, membership: bool
+    fenced: bool, accept_loss: bool, membership: bool, time: bool
 ) -> None:
-    scope = Scope(fenced=fenced, accept_loss=accept_loss, membership=membership, **WIDE)
-    found = wander(scope, seed=seed(), walks=40_000, length=150)
+    scope = Scope(
+        fenced=fenced, accept_loss=accept_loss, membership=membership, time=time, **WIDE
+    )
+    found = wander(scope, seed=seed(), walks=20_000, length=150)
     assert not found.fault, found
     assert found.states > 1_000_000
 
@@ -124,5 +150,15 @@ def test_a_wrong_rule_of_members_is_found(mutant: str) -> None:
     for accept_loss in (True, False):
         scope = Scope(accept_loss=accept_loss, membership=True, rules=wrong, **WIDE)
         if wander(scope, seed=1, walks=4_000, length=100).fault:
+            return
+    pytest.fail("nothing was found")
+
+
+@pytest.mark.parametrize("mutant", TIME_MUTANTS)
+def test_a_wrong_rule_of_time_is_found(mutant: str) -> None:
+    wrong = TIME_MUTANTS[mutant]
+    for fenced in (False, True):
+        scope = Scope(fenced=fenced, accept_loss=True, time=True, rules=wrong, **WIDE)
+        if wander(scope, seed=1, walks=3_000, length=150).fault:
             return
     pytest.fail("nothing was found")

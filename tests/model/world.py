@@ -13,6 +13,10 @@ The state of a node between two durable steps is its `role`:
     B  has begun its epoch in the store, not yet on its own disk
     O  owner: containers may write
     S  has sealed its tree, not yet told the store
+
+With `Scope.time` nodes are slow. Each has a lease, which ends and is had again; writers
+of a former owner have to end before it votes; a vote is given at one moment and heard
+at a later one, or never; and a new owner waits for whom it has to.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from plugin.ownership import rules as real_rules
+from plugin.ownership import rules, votes
 from plugin.ownership.state import EMPTY, Commit, CopyState, Epoch, Head, Lineage
 
 Bytes = frozenset[int]
@@ -38,6 +42,8 @@ class Node(NamedTuple):
     role: str = "-"
     epoch: int = 0
     kept: frozenset[Bytes] = frozenset()
+    # As it came to recover, the last owner had released the volume.
+    orderly: bool = False
 
 
 class World(NamedTuple):
@@ -50,6 +56,10 @@ class World(NamedTuple):
     history: frozenset[tuple[Commit, Bytes]] = frozenset({(EMPTY, NOTHING)})
     pushes: frozenset[tuple[int, Commit, Bytes]] = frozenset()
     votes: tuple[tuple[str, Commit], ...] = ()
+    # Votes that were given, and are not heard yet.
+    answers: frozenset[tuple[str, Commit]] = frozenset()
+    # The nodes that have a lease.
+    living: frozenset[str] = frozenset()
     writes: int = 0
     # What was acknowledged by a publication or an orderly end: no later owner lacks it.
     settled: Bytes = NOTHING
@@ -70,6 +80,20 @@ class World(NamedTuple):
 Steps = Iterator[tuple[str, World]]
 
 
+class Rules(SimpleNamespace):
+    """Rules, each of them the same as itself alone."""
+
+    __hash__ = object.__hash__
+
+
+REAL = Rules(**vars(rules), unheard=votes.unheard, was_released=votes.was_released)
+
+
+def mutant(**functions: Any) -> Rules:
+    """Return the rules with some of them replaced."""
+    return Rules(**{**vars(REAL), **functions})
+
+
 @dataclass(frozen=True)
 class Scope:
     """How far to go, and under which conditions."""
@@ -84,7 +108,9 @@ class Scope:
     removal: bool = False
     # Whether nodes become members, and cease to be.
     membership: bool = False
-    rules: Any = real_rules
+    # Whether nodes are slow; see the module's text.
+    time: bool = False
+    rules: Any = REAL
 
 
 def name(number: int) -> str:
@@ -93,20 +119,13 @@ def name(number: int) -> str:
 
 def begin(scope: Scope) -> World:
     members = tuple(name(number) for number in range(scope.nodes))
-    return World(nodes=(Node(),) * scope.nodes, head=Head(members=members))
+    return World(
+        nodes=(Node(),) * scope.nodes,
+        head=Head(members=members),
+        living=frozenset(members if scope.time else ()),
+    )
 
 
 def changed(world: World, number: int, **fields: Any) -> tuple[Node, ...]:
     node = world.nodes[number]._replace(**fields)
     return (*world.nodes[:number], node, *world.nodes[number + 1 :])
-
-
-class Rules(SimpleNamespace):
-    """Rules, each of them the same as itself alone."""
-
-    __hash__ = object.__hash__
-
-
-def mutant(**functions: Any) -> Rules:
-    """Return the rules with some of them replaced."""
-    return Rules(**{**vars(real_rules), **functions})

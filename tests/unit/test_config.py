@@ -101,6 +101,12 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
         assert getattr(config.cluster, key) != getattr(ClusterConfig(), key), key
 
 
+def test_the_shortest_lease(tmp_path: Path) -> None:
+    path = tmp_path / "remora.toml"
+    path.write_text("[cluster]\nlease_ttl_s = 8")
+    assert load(path, {}).cluster.lease_ttl_s == 8
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
@@ -112,7 +118,7 @@ def test_every_key_is_read_from_the_file_and_from_the_environment(
         ('etcd_key_file = "/k"', "belong together"),
         ('etcd_user = "u"', "etcd_user needs an etcd_password_file"),
         ('peer_address = "host"', "peer_address: 'host' is not an IP address"),
-        ("lease_ttl_s = 5", "[cluster] lease_ttl_s: "),
+        ("lease_ttl_s = 7.9", "[cluster] lease_ttl_s: Expected `float` >= 8"),
         ("colour = 1", "[cluster] colour: unknown key (valid: etcd, "),
     ],
 )

@@ -24,6 +24,7 @@ class Asks:
     def __init__(self, **kinds: str) -> None:
         self.kinds = kinds
         self.asked: Counter[str] = Counter()
+        self.within_s: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def call(
@@ -32,6 +33,7 @@ class Asks:
         assert request == "hold"
         with self._lock:
             self.asked[node_id] += 1
+            self.within_s[node_id] = deadline_s
         kind = self.kinds.get(node_id, "well")
         if kind == "silent":
             time.sleep(deadline_s)
@@ -46,10 +48,18 @@ class Asks:
 class Volumes:
     """What the node owns: volumes by name, with their other members."""
 
-    def __init__(self, members: Mapping[str, Sequence[str]], asks: Asks) -> None:
+    def __init__(
+        self,
+        members: Mapping[str, Sequence[str]],
+        asks: Asks,
+        *,
+        left_s: float = -1.0,
+        ask_below_s: float = 5.0,
+    ) -> None:
+        ends_s = clock.boottime_s() + left_s
         ownership = SimpleNamespace(
             node_id="own",
-            membership=SimpleNamespace(deadline_s=lambda: clock.boottime_s() - 1),
+            membership=SimpleNamespace(deadline_s=lambda: ends_s),
             heads=SimpleNamespace(
                 read=lambda name: SimpleNamespace(
                     head=SimpleNamespace(members=("own", *members[name]))
@@ -58,7 +68,9 @@ class Volumes:
             is_shared=lambda _: False,
             still_owner=lambda _record, _epoch: True,
         )
-        self.failsafe = Failsafe(ownership, asks, Holds(HOLD_S), ask_below_s=5.0)
+        self.failsafe = Failsafe(
+            ownership, asks, Holds(HOLD_S), ask_below_s=ask_below_s
+        )
         self.held = [
             SimpleNamespace(record=SimpleNamespace(id=name, name=name), epoch=1)
             for name in members
@@ -91,6 +103,27 @@ def test_a_volume_does_not_wait_for_the_members_of_others() -> None:
         time.sleep(0.01)
     assert thread.is_alive()
     thread.join()
+
+
+def test_asking_leaves_time_to_tell_the_guard() -> None:
+    """With the shortest lease, members are asked two seconds before the deadline."""
+    asks = Asks()
+    volumes = Volumes({"v": ["beta"]}, asks, left_s=2.0, ask_below_s=2.0)
+    assert volumes.failsafe.pause_s() <= 0
+    assert volumes.round() == {"v"}
+    assert asks.within_s["beta"] <= 1.0
+    # Without a lease there is nothing to keep time for.
+    volumes = Volumes({"v": ["beta"]}, asks, ask_below_s=2.0)
+    volumes.round()
+    assert 1.5 < asks.within_s["beta"] <= 2.0
+
+
+def test_nobody_is_asked_while_the_lease_is_renewed() -> None:
+    asks = Asks()
+    volumes = Volumes({"v": ["beta"]}, asks, left_s=4.0, ask_below_s=2.0)
+    assert 1.5 < volumes.failsafe.pause_s() <= 2.0
+    assert volumes.round() == set()
+    assert not asks.asked
 
 
 def test_all_members_have_to_agree() -> None:

@@ -81,12 +81,14 @@ def make_keeper(
         events=SimpleNamespace(add=lambda *_args, **_more: None),
     )
     failsafe: Any = SimpleNamespace(
-        extend=lambda _: None, deadline_s=lambda _: -math.inf, hold_s=1.0
+        extend=lambda _: None, deadline_s=lambda _: -math.inf
     )
     entry = SimpleNamespace(device="8:1", root="/x", source="")
     monkeypatch.setattr(module.mounts, "mounted_at", lambda _: entry)
 
-    def make(names: list[str] | LeftMounted) -> Keeper:
+    def make(names: list[str] | LeftMounted, **times_s: float) -> Keeper:
+        failsafe.pause_s = lambda: times_s.get("pause_s", math.inf)
+        failsafe.hold_s = times_s.get("hold_s", 1.0)
         made.append(Keeper(ownership, guard, failsafe, freeze_max_s=60))  # type: ignore[arg-type]
         if isinstance(names, list):
             left = {each: (record(each), Path("/x")) for each in names}
@@ -197,6 +199,15 @@ def test_the_guard_is_not_told_less_than_it_knows(
     known.set()
     wait_until(lambda: guard.told, timeout_s=20, what="the guard is told")
     assert guard.told[0] == ["healthy"]
+
+
+def test_members_are_asked_as_soon_as_it_is_time(
+    make_keeper: Callable[..., Keeper], guard: Guard
+) -> None:
+    """A short lease has less than the usual pause from then until its deadline."""
+    make_keeper(["healthy"], hold_s=1000.0, pause_s=0.05)
+    told = 10  # two in each round; the next would come when the lease is over
+    wait_until(lambda: len(guard.told_s) >= told, timeout_s=8, what="it looks again")
 
 
 def test_no_thread_is_left(make_keeper: Callable[..., Keeper], guard: Guard) -> None:
