@@ -155,20 +155,35 @@ def _with_the_rest(
         adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
         history=VolumeHistory(views, ownership, given.events, owning.peers),
-        reconciler=Reconciler(
-            catalogue,
+        reconciler=_reconciler(
+            given,
             discovery,
-            views,
-            unmounting,
             removal,
-            owning.replication.departing if owning.replication else None,
-            interval_s=given.times.reconcile_interval_s,
-            also={
+            {
                 "the record of what is set apart": quarantine.mend,
                 "the record of snapshots": own_snapshots.mend,
             },
         ),
         operations=operations,
+    )
+
+
+def _reconciler(
+    given: Given,
+    discovery: Discovery,
+    removal: Removal,
+    also: Mapping[str, Callable[[], object]],
+) -> Reconciler:
+    replication = given.owning.replication
+    return Reconciler(
+        given.catalogue,
+        discovery,
+        removal.unmounting.views,
+        removal.unmounting,
+        removal,
+        replication.departing if replication else None,
+        interval_s=given.times.reconcile_interval_s,
+        also=also,
     )
 
 

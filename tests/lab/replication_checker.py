@@ -126,6 +126,11 @@ def failovers_lose_only_a_suffix(facts: Facts) -> Iterator[str]:
                 *change.before.found.logs[file],
                 *((number, n) for n in _numbers(file, attempted)),
             ]
+            if found[-1:] == ((0, 0),) and written[len(found) - 1 :] == [
+                (number, attempted)
+            ]:
+                # A power failure may leave the room of what was never acknowledged.
+                found = found[:-1]  # noqa: PLW2901
             if list(found) != written[: len(found)]:
                 odd = next(
                     (pair for pair in zip(found, written, strict=False) if _odd(pair)),

@@ -268,7 +268,8 @@ def test_copies_that_hang_leave_the_control_socket_to_short_calls(node: Node) ->
             error = node.control("POST", path, body).json()["error"]
             assert error["code"] == "volume-busy"
             assert error["cause"] == f"{COPIES_MAX} copies are being made already"
-        assert node.control("GET", "/v1/volumes").json()[0]["name"] == "source"
+        rows = node.control("GET", "/v1/volumes").json()
+        assert "source" in [each["name"] for each in rows]
         node.thaw()
         assert [each.result().json()["name"] for each in answers] == names
     assert sorted(node.names()) == [*names, "source"]

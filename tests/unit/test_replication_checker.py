@@ -316,6 +316,23 @@ def test_a_loss_that_was_announced() -> None:
     assert violations(facts) == []
 
 
+def test_a_power_failure_leaves_the_room_of_what_was_not_acknowledged() -> None:
+    file = (LAST + 1) % FILES
+    for acknowledged, right in ((LAST, True), (LAST + FILES, False)):
+        facts = history()
+        facts.sessions[1].acknowledged = acknowledged
+        written = contents(*run(1, ORDERLY), *run(2, LAST))
+        logs = [*written.logs]
+        logs[file] = (*logs[file], (0, 0))
+        found = dataclasses.replace(written, logs=tuple(logs))
+        facts.sessions[2].found = found
+        facts.begun[3] = Begun(NAME, 4, "gamma", (2, 9))
+        told = [
+            each for each in violations(facts) if "in the place of" in each.evidence
+        ]
+        assert (told == []) == right
+
+
 def test_what_the_writer_tells_is_read(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
