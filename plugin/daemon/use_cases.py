@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,7 +173,7 @@ def _reconciler(
     given: Given,
     discovery: Discovery,
     removal: Removal,
-    also: Mapping[str, Callable[[], object]],
+    also: Mapping[str, Callable[[], None]],
 ) -> Reconciler:
     replication = given.owning.replication
     return Reconciler(
