@@ -62,7 +62,7 @@ def test_the_first_worlds_of_a_large_scope_are_right(fenced: bool) -> None:
 @pytest.mark.parametrize("removal", [True, False])
 def test_long_ways_are_right(fenced: bool, accept_loss: bool, removal: bool) -> None:
     scope = Scope(fenced=fenced, accept_loss=accept_loss, removal=removal, **WIDE)
-    found = wander(scope, seed=seed(), walks=1_000, length=100)
+    found = wander(scope, seed=seed(), walks=750, length=100)
     assert not found.fault, found
     assert found.states > 10_000
 
@@ -81,7 +81,7 @@ def test_long_ways_on_which_members_come_and_go_are_right(
     fenced: bool, accept_loss: bool
 ) -> None:
     scope = Scope(fenced=fenced, accept_loss=accept_loss, membership=True, **WIDE)
-    found = wander(scope, seed=seed(), walks=1_000, length=150)
+    found = wander(scope, seed=seed(), walks=750, length=150)
     assert not found.fault, found
     assert found.states > 10_000
 
@@ -104,7 +104,7 @@ def test_long_ways_on_which_nodes_are_slow_are_right(
     scope = Scope(
         fenced=fenced, accept_loss=accept_loss, membership=membership, time=True, **WIDE
     )
-    found = wander(scope, seed=seed(), walks=500, length=150)
+    found = wander(scope, seed=seed(), walks=300, length=150)
     assert not found.fault, found
     assert found.states > 10_000
 
