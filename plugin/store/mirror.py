@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +24,15 @@ from plugin.store.base import (
     Outcome,
     Record,
 )
-from plugin.store.etcd.store import EtcdStore, Snapshot
+from plugin.store.etcd.pages import Snapshot
+from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirrored import MirroredRecords
 
 log = logging.getLogger(__name__)
 _RETRY_PAUSE_S: Final = 0.5
 _FOLLOW_S: Final = 1.0
+# What has just been written is told by the watch within this time, as a rule.
+_TOLD_WITHIN_S: Final = 0.05
 # For the refresh after a refused transaction: one attempt, so that all ends within 5 s.
 _SEE_WHY_S: Final = 1.25
 _STOP_S: Final = 10.0
@@ -54,6 +57,8 @@ class MirrorStore:
         self._heard_s = clock.monotonic_s()
         # Everything was read since the last break.
         self._current = False
+        # In this era all changes up to this revision were seen to be here.
+        self._complete = (0, 0)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
@@ -102,7 +107,7 @@ class MirrorStore:
 
         Others write to etcd, too, so the watch may never tell of its revision. So the
         records put since are asked for. If there are then as many here as in etcd, none
-        was deleted. Else all keys are read, which costs ten times as much.
+        was deleted. Else all keys are asked for, without what they hold.
         """
         deadline = clock.Deadline(deadline_s)
         era, reached = self._await_current(deadline)
@@ -112,22 +117,16 @@ class MirrorStore:
                 f"etcd is at revision {revision}, before our {reached}",
                 hint="it was restored from a backup, and is read anew: try again",
             )
-        for after_revision in (reached, 0):
-            with self._changed:
-                if self._mirrored.era == era and self._mirrored.reached >= revision:
-                    return
-            found = self._etcd.changed_since(
-                after_revision, deadline_s=deadline.remaining_s()
+        if self._await_told(era, revision):
+            return
+        found = self._etcd.changed_since(reached, deadline_s=deadline.remaining_s())
+        self._learn((Event(e.key, e.mod_revision, e) for e in found.records), era)
+        if not self._holds(found):
+            there = self._etcd.keys_at(
+                found.revision, deadline_s=deadline.remaining_s()
             )
-            events = [
-                Event(each.key, each.mod_revision, each) for each in found.records
-            ]
-            if not after_revision:
-                events += self._deleted(found)
-            if not self._mirrored.learn(events, era):
-                raise StoreError("etcd's records were replaced meanwhile: try again")
-            if self._holds(found):
-                return
+            self._learn(self._deleted(there, found.revision), era)
+        self._complete = (era, found.revision)
 
     def transact(
         self, conditions: Sequence[Compare], operations: Sequence[Operation]
@@ -237,12 +236,26 @@ class MirrorStore:
                 raise StoreError(f"not in step with etcd: {self._cause}", hint=_HINT)
             return self._mirrored.era, self._mirrored.reached
 
-    def _deleted(self, found: Snapshot) -> list[Event]:
-        """Return a deletion for each key of ours that is not in *found*."""
-        there = {each.key for each in found.records}
+    def _await_told(self, era: int, revision: int) -> bool:
+        """Return whether all changes up to *revision* are here, or soon are."""
+        if self._complete[0] == era and self._complete[1] >= revision:
+            return True
+        mirrored = self._mirrored
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: mirrored.era == era and mirrored.reached >= revision,
+                _TOLD_WITHIN_S,
+            )
+
+    def _learn(self, events: Iterable[Event], era: int) -> None:
+        if not self._mirrored.learn(events, era):
+            raise StoreError("etcd's records were replaced meanwhile: try again")
+
+    def _deleted(self, there: set[str], revision: int) -> list[Event]:
+        """Return a deletion for each key of ours that was not *there* at *revision*."""
         with self._changed:
             here = [each.key for each in self._mirrored.table.below("")]
-        return [Event(key, found.revision, None) for key in here if key not in there]
+        return [Event(key, revision, None) for key in here if key not in there]
 
     def _holds(self, found: Snapshot) -> bool:
         """

@@ -29,12 +29,14 @@ class MirrorFile:
     Records, the cluster that they are of, and the revision that they have reached.
 
     One thread at a time uses it. Each write is one transaction: a process that is
-    killed leaves the file as it was before or after it.
+    killed leaves the file as it was before or after it. A machine that loses its power
+    may lose the last ones, for none waits for the disk: etcd has them.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = open_database(path, _MIGRATIONS)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def load(self) -> tuple[list[Record], str, int]:
         """Return the records, their cluster's identity, and their revision."""

@@ -104,8 +104,10 @@ class MirroredRecords:
                     self._deleted = {}
                     self.newest = revision
                 self.cluster = cluster
-                for key, record in changes.items():
-                    self._set(key, record)
+                for key in changes:
+                    self._deleted.pop(key, None)
+                if changes:
+                    self.table.change(changes)
                 self._reach(revision)
             self._save(changes)
 
@@ -160,6 +162,7 @@ class MirroredRecords:
             key: deleted for key, deleted in self._deleted.items() if deleted > revision
         }
         self.newest = max(self.newest, revision)
+        self.changed.notify_all()
 
     def _is_other(self, cluster: str, revision: int, asked_at: int) -> bool:
         """Return whether *cluster* at *revision* has another history than ours."""
@@ -196,7 +199,7 @@ class MirroredRecords:
 
     def _save(self, changes: dict[str, Record | None]) -> None:
         """
-        Write *changes* durably; a failure is logged, and the next write mends it.
+        Write *changes*; a failure is logged, and the next write mends it.
 
         The caller does not fail: etcd has its change, and memory has it, too.
         """

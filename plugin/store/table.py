@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from plugin.store.base import Record
 
@@ -30,6 +30,15 @@ class Table:
         first = bisect_left(self._keys, prefix)
         after = bisect_left(self._keys, prefix + _LAST)
         return [self._records[key] for key in self._keys[first:after]]
+
+    def change(self, changes: Mapping[str, Record | None]) -> None:
+        """Do many *changes* at once: each alone would move all keys behind its own."""
+        for key, record in changes.items():
+            if record is None:
+                self._records.pop(key, None)
+            else:
+                self._records[key] = record
+        self._keys = sorted(self._records)
 
     def put(self, record: Record) -> None:
         """Let *record* be what its key holds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -246,6 +247,20 @@ def test_a_file_that_cannot_be_written_is_told_and_made_good(
     mirror.close()
     mirrors.kill()
     assert keys(mirrors.mirror()) == ["after", "before", "during"]
+
+
+def test_a_change_waits_for_no_disk(tmp_path: Path) -> None:
+    """A disk that is slow to sync would else delay each Mount by its time."""
+    script = tmp_path / "writer.py"
+    script.write_text(WRITER.replace("while True", "for _ in range(100)"))
+    command = [sys.executable, str(script), str(tmp_path / "mirror.db")]
+    calls = tmp_path / "calls"
+    trace = ["strace", "-f", "-e", "trace=fsync,fdatasync", "-o", str(calls)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([*trace, *command], check=True, timeout=60, env=environment)
+    syncs = calls.read_text().count("sync(")
+    # What is left: making the file, its checkpoints, closing it.
+    assert syncs < 40
 
 
 @pytest.mark.long

@@ -90,6 +90,11 @@ class Namespace:
         return decoded(message["key"]).decode().removeprefix(self._records)
 
 
+def key_after(key: str) -> str:
+    """Return the key that comes next after etcd's *key*."""
+    return encoded(decoded(key) + b"\0")
+
+
 def unchanged_since(key: str, mod_revision: int) -> dict[str, Any]:
     """Return the condition that *key* was last changed at *mod_revision*."""
     return {
