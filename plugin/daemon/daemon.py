@@ -18,7 +18,7 @@ from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
-from backends.system.mounts import mount_table
+from backends.system.mounts import mounted
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.http import create_app as create_control_app
 from plugin.api.admin.http import create_metrics_app
@@ -207,10 +207,9 @@ class Daemon:
 
     def _left_mounted(self) -> dict[str, tuple[VolumeRecord, Path]]:
         """Return the exclusive volumes that an earlier process has left mounted."""
-        points = {entry.mount_point for entry in mount_table()}
-        target = self._volumes.views.target
+        points, target = mounted(), self._volumes.views.target
         try:
-            records = self._catalogue.all()
+            records = self._catalogue.of_ids({Path(each).name for each in points})
         except StoreError:
             return {}  # nothing was ever known of the cluster
         return {

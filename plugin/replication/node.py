@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import msgspec
 
+from backends.errors import BackendError
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
 from plugin.model import VolumeRecord
@@ -31,6 +33,8 @@ from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
 from plugin.replication.transfer import RsyncTransfer
 
+log = logging.getLogger(__name__)
+
 
 class ReplicationNode:
     """The parts, built; to ownership it is a `Replication`, see `bytes_port.py`."""
@@ -43,7 +47,7 @@ class ReplicationNode:
         *,
         holds: Holds,
         find: Callable[[str], VolumeRecord | None],
-        records: Callable[[], Sequence[VolumeRecord]],
+        records: Callable[[Collection[str]], Sequence[VolumeRecord]],
         keeper: Keeper,
         nice: int,
         placement: Placement,
@@ -97,11 +101,11 @@ class ReplicationNode:
 
     def correct_copy_states(self) -> None:
         """Have copies say what a crash has made of them, before anybody is answered."""
-        self._journals.correct_copy_states(self._records())
+        self._journals.correct_copy_states(self._copied())
 
     def start(self) -> None:
         """Begin to keep members in step, and finish what a crash has left."""
-        self._journals.repair(self._records())
+        self._journals.repair(self._copied())
         self._syncing.start()
         self._reporting.start()
 
@@ -142,13 +146,15 @@ class ReplicationNode:
 
     def transfers(self) -> list[dict[str, object]]:
         """Return how far all transfers are, for people."""
-        names = {each.id: each.name for each in self._records()}
+        transfers = self.progress.under_way()
+        records = self._records({each.volume_id for each in transfers})
+        names = {each.id: each.name for each in records}
         return [
             {
                 "volume": names.get(each.volume_id, each.volume_id),
                 **msgspec.to_builtins(self._facts(each)),
             }
-            for each in self.progress.under_way()
+            for each in transfers
         ]
 
     def sync_ages_s(self) -> dict[str, float]:
@@ -159,11 +165,16 @@ class ReplicationNode:
         }
         return {name: age_s for name, age_s in ages.items() if age_s is not None}
 
+    def _copied(self) -> Sequence[VolumeRecord]:
+        """Return the volumes of which this node has copies."""
+        try:
+            return self._records(self._ownership.copies())
+        except BackendError as error:
+            log.warning("copies are not looked at: %s", error)
+            return []
+
     def _facts(self, transfer: TransferUnderWay) -> TransferFacts:
         return transfer.facts(self._ownership.name_of(transfer.node_id))
 
     def _by_id(self, volume_id: str) -> VolumeRecord | None:
-        for record in self._records():
-            if record.id == volume_id:
-                return record
-        return None
+        return next(iter(self._records([volume_id])), None)

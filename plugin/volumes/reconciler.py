@@ -20,7 +20,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from backends.errors import RemoraError, VolumeBusyError
+from backends.errors import BackendError, RemoraError, VolumeBusyError
+from backends.system import mounts
 from backends.system.clock import Deadline
 from plugin.limits import GARBAGE_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
@@ -132,25 +133,29 @@ class Reconciler:
 
     def _unfinished(self) -> Iterable[VolumeRecord]:
         """Return the volumes whose making or removing this node has begun."""
-        return [
-            each
-            for each in self._catalogue.all()
-            if each.phase != "ready" and self._ownership.is_ours_to_finish(each)
-        ]
+        ids = {each.id for each in self._catalogue.heads() if each.phase != "ready"}
+        is_ours = self._ownership.is_ours_to_finish
+        return filter(is_ours, self._catalogue.of_ids(ids))
 
     def _owned(self) -> Iterable[VolumeRecord]:
-        """Return the volumes that this node owns, as the cluster knows."""
-        ids = {*self._ownership.heads.owned_by(self._ownership.node_id)}
-        if not ids:
-            return []
-        return [each for each in self._catalogue.all() if each.id in ids]
+        """Return the volumes that this node owns, as the cluster knows, unmounted."""
+        ids = self._ownership.heads.owned_by(self._ownership.node_id)
+        mounted, target = mounts.mounted(), self._views.target
+        return [
+            each
+            for each in self._catalogue.of_ids(ids)
+            if str(target(each)) not in mounted
+        ]
 
     def _departed(self) -> Iterable[VolumeRecord]:
         """Return the volumes of which this node has a copy but is no member."""
         if self._ownership.membership.fault():
             return []  # `depart` would wait for the cluster, which does not answer
-        has_departed = self._ownership.has_departed
-        return [each for each in self._catalogue.all() if has_departed(each)]
+        try:
+            spare = self._ownership.spare_copies()
+        except BackendError:
+            return []  # nothing goes from a pool that is not there
+        return filter(self._ownership.has_departed, self._catalogue.of_ids(spare))
 
     def _attempt(
         self, record: VolumeRecord, action: Callable[[Stored, Deadline], None]
