@@ -93,7 +93,7 @@ class Keeper:
         for volume_id, (record, target) in mounted.items():
             # Its lock may have gone with the lease. If its epoch is over, the first
             # round finds that out.
-            head = self._ownership.heads.read(volume_id).head
+            head = self._ownership.heads.head(volume_id)
             self._held[volume_id] = Holding(record, head.epoch if head else 0, target)
         self._valid = set(self._held)
         self._ownership.membership.add_listener(self._due.set)
@@ -327,10 +327,11 @@ class Keeper:
         """Tell the guard all deadlines; log what has become valid or invalid."""
         with self._turn:
             told = []
+            table = mounts.mounted()
             for holding in self._holdings():
                 deadline_s = self._deadline_s(holding)
                 self._mark(holding, valid=deadline_s > clock.boottime_s())
-                entry = mounts.mounted_at(holding.target)
+                entry = table.get(str(holding.target))
                 if entry is not None:
                     told.append(self._as_held(holding, entry, deadline_s))
             self._states = self._guard.hold(told)

@@ -28,6 +28,7 @@ class Guard:
         self.told_s: list[float] = []
         self.asked: list[str] = []
         self.fails = ""
+        self.tables_read = 0
 
     def start(self) -> None:
         pass
@@ -71,7 +72,8 @@ def make_keeper(
         heads=SimpleNamespace(
             read=lambda _: SimpleNamespace(
                 head=SimpleNamespace(epoch=1), lock_lease=1, locked_by="own"
-            )
+            ),
+            head=lambda _: SimpleNamespace(epoch=1),
         ),
         still_owner=lambda record, _: record.id in healthy,
         is_shared=lambda _: False,
@@ -82,7 +84,13 @@ def make_keeper(
         extend=lambda _: None, deadline_s=lambda _: -math.inf, hold_s=1.0
     )
     entry = SimpleNamespace(device="8:1", root="/x", source="")
-    monkeypatch.setattr(module.mounts, "mounted_at", lambda _: entry)
+
+    def mounted() -> dict[str, Any]:
+        guard.tables_read += 1
+        return {"/x": entry}
+
+    monkeypatch.setattr(module.mounts, "mounted", mounted)
+    monkeypatch.setattr(module.mounts, "mounted_at", lambda _: mounted()["/x"])
 
     def make(names: list[str]) -> Keeper:
         made.append(Keeper(ownership, guard, failsafe, freeze_max_s=60))  # type: ignore[arg-type]
@@ -114,6 +122,15 @@ def test_a_guard_that_fails_for_one_is_told_of_the_others(
     guard.fails = "lost0"
     make_keeper(["lost0", "lost1", "healthy"])
     wait_until(lambda: "lost1" in guard.asked, timeout_s=20, what="the next is ended")
+
+
+def test_the_table_of_mounts_is_read_once_each_time_it_is_told(
+    make_keeper: Callable[..., Keeper], guard: Guard
+) -> None:
+    keeper = make_keeper([f"healthy{number}" for number in range(50)])
+    wait_until(lambda: len(guard.told_s) >= 4, timeout_s=20, what="it runs")
+    keeper.stop()
+    assert guard.tables_read == len(guard.told_s)
 
 
 def test_no_thread_is_left(make_keeper: Callable[..., Keeper], guard: Guard) -> None:
