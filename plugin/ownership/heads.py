@@ -15,7 +15,7 @@ less of the lineage, and set a copy apart of which they cannot tell where it cam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,6 +46,7 @@ _TOMBS: Final = "tomb/"
 # one transaction, of at most 128 operations.
 EPOCHS_MAX: Final = 64
 _ACKNOWLEDGED_MAX: Final = 50
+_NOBODY: Final = '"pending":[]'
 # Nobody is refused because of old knowledge: it is refreshed first, for so long.
 REFRESH_DEADLINE_S: Final = 3.0
 
@@ -134,7 +135,7 @@ class Heads:
         """Return when what is read is as new as this call; see `Store.refresh`."""
         self._store.refresh(deadline_s)
 
-    def naming(self, node: str) -> dict[str, Head]:
+    def naming(self, node: str) -> Mapping[str, Head]:
         """Return the heads in which *node* has a part, by volume's id."""
         return self._heads.read(naming=node).values
 
@@ -215,9 +216,19 @@ class Heads:
                 written = _with_lock(written, each, outcome.revision)
         return written
 
-    def tombs(self) -> dict[str, Tomb]:
+    def tombs(self) -> Mapping[str, Tomb]:
         """Return the removed volumes, by id."""
         return self._tombs.read().values
+
+    def tombs_for(self, node: str, copies: Iterable[str]) -> dict[str, Tomb]:
+        """Return the tombs that wait for *node* or for nobody, or are of *copies*."""
+        found = dict(self._tombs.read(naming=node).values)
+        found |= self._tombs.read(naming=_NOBODY).values
+        for each in copies:
+            tomb = readable(self._store.get(_TOMBS + each), Tomb)
+            if tomb is not None:
+                found[each] = tomb
+        return found
 
     def is_removed(self, volume_id: str) -> bool:
         """Return whether *volume_id* has a tomb."""

@@ -22,19 +22,16 @@ def bury_copies(ownership: OwnershipView) -> None:
     The tomb stays until each node of its time has: a node that comes back after years
     must not bring the volume back.
     """
-    tombs = ownership.heads.tombs()
-    if not tombs:
-        return
+    node_id = ownership.node_id
     try:
-        copies = ownership.copies()
+        # A node that had ceased to be a member may have a copy all the same.
+        spare = ownership.spare_copies()
         gone = [
             volume_id
-            for volume_id, tomb in tombs.items()
-            # A node that had ceased to be a member may have a copy all the same.
-            if (volume_id not in copies or _is_removed(ownership, volume_id, tomb))
-            and (ownership.node_id in tomb.pending or not tomb.pending)
+            for volume_id, tomb in ownership.heads.tombs_for(node_id, spare).items()
+            if _is_removed(ownership, volume_id, tomb)
         ]
-        ownership.heads.acknowledge(gone, ownership.node_id)
+        ownership.heads.acknowledge(gone, node_id)
     except RemoraError as error:
         log.warning("copies of removed volumes are dealt with later: %s", error)
 

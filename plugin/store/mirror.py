@@ -101,6 +101,11 @@ class MirrorStore:
             self._require_filled()
             return self._mirrored.table.below(prefix), self._mirrored.reached
 
+    def version(self) -> int:
+        """Return how often a record has changed here."""
+        self._require_filled()
+        return self._mirrored.changes
+
     def refresh(self, deadline_s: float) -> None:
         """
         Ask etcd for what is missing here, if anything is; see `Store.refresh`.

@@ -10,6 +10,7 @@ and nobody may take it for absent where something is destroyed because nothing i
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -63,8 +64,8 @@ def readable(record: Record | None, kind: type[Kind]) -> Kind | None:
 class Read(Generic[Kind]):
     """Values by name, sorted, and the names of records that cannot be read."""
 
-    values: dict[str, Kind]
-    unreadable: list[str]
+    values: Mapping[str, Kind]
+    unreadable: Sequence[str]
 
 
 class Values(Generic[Kind]):
@@ -85,13 +86,18 @@ class Values(Generic[Kind]):
         # With each value what tells whether its record has changed; the record itself
         # would take more memory than the value.
         self._decoded: dict[str, tuple[int, Kind | None]] = {}
+        # What was read last, and of which version of the store.
+        self._last: tuple[int, str, Read[Kind]] | None = None
 
     def read(self, *, naming: str = "") -> Read[Kind]:
-        """Return the values; of records that contain *naming* only, the rest costs."""
-        clue = naming.encode()
+        """Return the values; with *naming*, only of the records that contain it."""
+        version, last = self._store.version(), self._last
+        if last is not None and last[:2] == (version, naming):
+            return last[2]
+        clue, suffix = naming.encode(), self._suffix
         before, decoded = self._decoded, {}
         for record in self._store.prefix(self._prefix)[0]:
-            if not record.key.endswith(self._suffix) or clue not in record.value:
+            if not record.key.endswith(suffix) or clue not in record.value:
                 continue
             mark = hash((record.mod_revision, record.value))
             known = before.get(record.key)
@@ -99,11 +105,13 @@ class Values(Generic[Kind]):
                 known = (mark, readable(record, self._kind))
             decoded[record.key] = known
         self._decoded = decoded
-        begin, end = len(self._prefix), -len(self._suffix) or None
-        found: Read[Kind] = Read({}, [])
+        begin, end = len(self._prefix), -len(suffix) or None
+        values, unreadable = {}, []
         for key, (_, value) in decoded.items():
             if value is None:
-                found.unreadable.append(key[begin:end])
+                unreadable.append(key[begin:end])
             else:
-                found.values[key[begin:end]] = value
+                values[key[begin:end]] = value
+        found = Read(values, unreadable)
+        self._last = (version, naming, found)
         return found

@@ -7,7 +7,7 @@ volume exists all the same: `unreadable` has its name.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,7 +45,7 @@ class Catalogue:
         """Return the heads of every record, sorted by name, from local knowledge."""
         return list(self._heads.read().values.values())
 
-    def unreadable(self) -> list[str]:
+    def unreadable(self) -> Sequence[str]:
         """Return the names of the volumes whose records cannot be read."""
         return self._heads.read().unreadable
 

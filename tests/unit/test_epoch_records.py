@@ -153,6 +153,16 @@ def test_a_tomb_stays_while_bytes_are_set_apart(nodes: Nodes) -> None:
     assert heads.tombs() == {}
 
 
+def test_a_node_looks_only_at_tombs_that_ask_something_of_it(nodes: Nodes) -> None:
+    ours = msgspec.structs.replace(TOMB, pending=("node-a", "node-b"))
+    done = msgspec.structs.replace(TOMB, pending=())
+    theirs = msgspec.structs.replace(TOMB, pending=("node-b",))
+    tombs = {"ours": ours, "done": done, "theirs": theirs, "copied": theirs}
+    nodes.store.transact([], [put_tomb(key, tomb) for key, tomb in tombs.items()])
+    found = nodes.heads.tombs_for("node-a", ["copied", "of no tomb"])
+    assert set(found) == {"ours", "done", "copied"}
+
+
 def test_tombs_of_thousands_end_by_and_by(nodes: Nodes) -> None:
     """A transaction takes 128 operations."""
     tombs = {f"id{number}" for number in range(120)}

@@ -111,6 +111,20 @@ def test_what_has_not_changed_is_not_decoded_again(
     assert decoded == ["volumes/b"]
 
 
+def test_a_store_that_has_not_changed_is_not_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, read = Catalogue(store), store.prefix
+    asked: list[str] = []
+    monkeypatch.setattr(store, "prefix", lambda key: asked.append(key) or read(key))
+    store.transact([], [volume("a")])
+    for _ in range(3):
+        assert [each.name for each in catalogue.heads()] == ["a"]
+    assert asked == ["volumes/"]
+    store.transact([], [volume("b")])
+    assert [each.name for each in catalogue.heads()] == ["a", "b"]
+
+
 def test_heads_of_volumes_of_other_nodes_cost_nothing(
     store: Store, decoded: list[str]
 ) -> None:

@@ -69,6 +69,10 @@ class EtcdStore:
         found = self._pages.read(wanted, lambda: deadline, revision=revision)
         return {each.key for each in found.records}
 
+    def version(self) -> int:
+        """Return the cluster's revision."""
+        return self.revision(deadline_s=self._client.settings.call_deadline_s)
+
     def refresh(self, deadline_s: float) -> None:
         """Return when a majority answered; see `Store.refresh`."""
         self.revision(deadline_s=deadline_s)
