@@ -24,7 +24,7 @@ from plugin.store.base import (
     Outcome,
     Record,
 )
-from plugin.store.etcd.pages import Snapshot
+from plugin.store.etcd.pages import PAGE_KEYS, Parts, Snapshot
 from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirrored import MirroredRecords
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _RETRY_PAUSE_S: Final = 0.5
 _FOLLOW_S: Final = 1.0
 # What has just been written is told by the watch within this time, as a rule.
-_TOLD_WITHIN_S: Final = 0.05
+_TOLD_WITHIN_S: Final = 0.1
 # For the refresh after a refused transaction: one attempt, so that all ends within 5 s.
 _SEE_WHY_S: Final = 1.25
 _STOP_S: Final = 10.0
@@ -124,11 +124,14 @@ class MirrorStore:
             )
         if self._await_told(era, revision):
             return
-        found = self._etcd.changed_since(reached, deadline_s=deadline.remaining_s())
+        parts = self._parts()
+        found = self._etcd.changed_since(
+            reached, parts=parts, deadline_s=deadline.remaining_s()
+        )
         self._learn((Event(e.key, e.mod_revision, e) for e in found.records), era)
         if not self._holds(found):
             there = self._etcd.keys_at(
-                found.revision, deadline_s=deadline.remaining_s()
+                found.revision, parts=parts, deadline_s=deadline.remaining_s()
             )
             self._learn(self._deleted(there, found.revision), era)
         self._complete = (era, found.revision)
@@ -204,7 +207,7 @@ class MirrorStore:
         asked_s = clock.monotonic_s()
         asked_at = self._mirrored.newest
         cluster = self._etcd.identity()
-        records, revision = self._etcd.prefix("")
+        records, revision = self._etcd.prefix("", parts=self._parts())
         self._mirrored.replace(records, revision, cluster=cluster, asked_at=asked_at)
         with self._changed:
             self._heard_s = asked_s
@@ -240,6 +243,12 @@ class MirrorStore:
             if not self._current:
                 raise StoreError(f"not in step with etcd: {self._cause}", hint=_HINT)
             return self._mirrored.era, self._mirrored.reached
+
+    def _parts(self) -> Parts:
+        """Return how to read everything: about half a page of known keys at a time."""
+        with self._changed:
+            table = self._mirrored.table
+            return Parts(table.every(PAGE_KEYS // 2), table.get)
 
     def _await_told(self, era: int, revision: int) -> bool:
         """Return whether all changes up to *revision* are here, or soon are."""

@@ -43,7 +43,7 @@ class MirrorFile:
         cluster, revision = self._connection.execute(
             "SELECT cluster, revision FROM mirror"
         ).fetchone()
-        rows = self._connection.execute("SELECT * FROM records").fetchall()
+        rows = self._connection.execute("SELECT * FROM records")
         return [Record(*row) for row in rows], cluster, revision
 
     def save(

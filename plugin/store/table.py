@@ -25,6 +25,10 @@ class Table:
         """Return the record of *key*."""
         return self._records.get(key)
 
+    def every(self, count: int) -> list[str]:
+        """Return each key that has a multiple of *count* keys before it, but none."""
+        return self._keys[count::count]
+
     def below(self, prefix: str) -> list[Record]:
         """Return the records whose key starts with *prefix*, sorted."""
         first = bisect_left(self._keys, prefix)

@@ -103,12 +103,22 @@ def test_a_mirror_reads_and_refreshes_by_pages(
     mirror.refresh(WITHIN_S)
     assert len(keys(mirror)) == KEYS
     monkeypatch.setattr(mirror._mirrored, "follow", lambda _: None)
-    for first in range(0, KEYS - 100, 100):
+    for first in range(0, 400, 100):
         other.transact([], [Put(f"k/{first + n:05}", b"new") for n in range(100)])
     other.transact([], [Delete(LAST)])
+    sizes.clear()
     mirror.refresh(WITHIN_S)
     assert mirror.prefix("")[0] == other.prefix("")[0]
-    assert max(sizes) == PAGE_KEYS
+    # The mirror knows where half a page ends.
+    assert len(sizes) >= 5
+    assert max(sizes) == PAGE_KEYS // 2
+    # It reads all others again, though many have come and gone between two cuts.
+    many = range(0, PAGE_KEYS, 100)
+    for first in many:
+        other.transact([], [Put(f"k/000000{first + n}", b"") for n in range(100)])
+    again = other.prefix("")[0]
+    assert mirror._etcd.prefix("", parts=mirror._parts())[0] == again
+    assert len(again) == KEYS - 1 + PAGE_KEYS
 
 
 def test_what_was_seen_to_be_complete_is_not_read_again(

@@ -4,12 +4,17 @@ Reading many keys: by pages, all of them at one revision.
 etcd's gateway sends the first byte of an answer when it has encoded the last one, so
 that a member that is asked for everything seems to be silent. A page's first byte comes
 soon, however many keys there are; each page has a deadline of its own.
+
+A limit alone does not do: for each page etcd goes through all keys of the range that it
+is asked for, and if it looks for new ones, it reads them all. So whoever knows some of
+the keys, as a mirror does, has the range cut there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 from backends.system.clock import Deadline
@@ -20,7 +25,7 @@ from plugin.store.etcd.codec import Namespace, key_after, revision_of
 from plugin.store.etcd.errors import OUT_OF_RANGE, RefusedError
 
 # A tenth of what a member on a loaded machine tells within an attempt.
-PAGE_KEYS: Final = 2_000
+PAGE_KEYS: Final = 4_000
 # Others may compact etcd's history while we read; hardly twice.
 _READS_MAX: Final = 3
 
@@ -32,6 +37,26 @@ class Snapshot:
     records: list[Record]
     count: int
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """
+    What the reader of a range knows of it: keys at which to cut it, sorted.
+
+    *known* gives the records that it has: what is equal is not kept twice.
+    """
+
+    cuts: Sequence[str]
+    known: Callable[[str], Record | None]
+
+    def same(self, record: Record) -> Record:
+        """Return *record*, which was read, or the equal one that is known."""
+        known = self.known(record.key)
+        return known if known is not None and known == record else record
+
+
+WHOLE: Final = Parts((), lambda _: None)
 
 
 class Pages:
@@ -47,6 +72,7 @@ class Pages:
         deadline: Callable[[], Deadline],
         *,
         revision: int = 0,
+        parts: Parts = WHOLE,
     ) -> Snapshot:
         """
         Return what etcd's RangeRequest *wanted* finds, at *revision*, or else now.
@@ -59,7 +85,7 @@ class Pages:
         """
         for _ in range(1 if revision else _READS_MAX):
             try:
-                return self._read(wanted, deadline, revision)
+                return self._read(wanted, deadline, revision, parts)
             except RefusedError as error:
                 if error.grpc_code != OUT_OF_RANGE:
                     raise
@@ -71,17 +97,23 @@ class Pages:
         wanted: Mapping[str, Any],
         deadline: Callable[[], Deadline],
         revision: int,
+        parts: Parts,
     ) -> Snapshot:
-        page = {**wanted, "limit": str(PAGE_KEYS), "revision": str(revision)}
         records: list[Record] = []
-        count = -1
-        while True:
-            answer = self._client.call("/v3/kv/range", page, deadline=deadline())
-            found = answer.get("kvs", [])
-            records += [self._names.record(each) for each in found]
-            revision = revision or revision_of(answer)
-            # Later pages count only what their own range has.
-            count = int(answer.get("count", 0)) if count < 0 else count
-            if not (answer.get("more") and found):
-                return Snapshot(records, count, revision)
-            page |= {"key": key_after(found[-1]["key"]), "revision": str(revision)}
+        count = 0
+        edges = [wanted["key"], *map(self._names.key, parts.cuts), wanted["range_end"]]
+        for first, after in pairwise(edges):
+            page = {**wanted, "limit": str(PAGE_KEYS), "key": first, "range_end": after}
+            more = True
+            while more:
+                page["revision"] = str(revision)
+                answer = self._client.call("/v3/kv/range", page, deadline=deadline())
+                revision = revision or revision_of(answer)
+                if page["key"] == first:  # later pages count what is left
+                    count += int(answer.get("count", 0))
+                found = answer.get("kvs", [])
+                records += [parts.same(self._names.record(each)) for each in found]
+                more = bool(answer.get("more") and found)
+                if more:
+                    page["key"] = key_after(found[-1]["key"])
+        return Snapshot(records, count, revision)

@@ -18,7 +18,7 @@ from plugin.store.etcd.codec import (
     unchanged_since,
 )
 from plugin.store.etcd.leases import Leases
-from plugin.store.etcd.pages import Pages, Snapshot
+from plugin.store.etcd.pages import WHOLE, Pages, Parts, Snapshot
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.transactions import Transactions
 from plugin.store.etcd.watch import EtcdWatch
@@ -51,22 +51,27 @@ class EtcdStore:
         pairs = answer.get("kvs", [])
         return self._names.record(pairs[0]) if pairs else None
 
-    def prefix(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records below *prefix*; see `Store.prefix`."""
-        found = self._pages.read(self._names.below(prefix), self._client.deadline)
+    def prefix(self, prefix: str, *, parts: Parts = WHOLE) -> tuple[list[Record], int]:
+        """Return the records below *prefix*, read in *parts*; see `Store.prefix`."""
+        wanted = self._names.below(prefix)
+        found = self._pages.read(wanted, self._client.deadline, parts=parts)
         return found.records, found.revision
 
-    def changed_since(self, revision: int, *, deadline_s: float) -> Snapshot:
+    def changed_since(
+        self, revision: int, *, parts: Parts, deadline_s: float
+    ) -> Snapshot:
         """Return the records that were put after *revision*, and how many there are."""
         wanted = {**self._names.below(""), "min_mod_revision": str(revision + 1)}
         deadline = clock.Deadline(deadline_s)
-        return self._pages.read(wanted, lambda: deadline)
+        return self._pages.read(wanted, lambda: deadline, parts=parts)
 
-    def keys_at(self, revision: int, *, deadline_s: float) -> set[str]:
+    def keys_at(self, revision: int, *, parts: Parts, deadline_s: float) -> set[str]:
         """Return the keys that there were at *revision*."""
         wanted = {**self._names.below(""), "keys_only": True}
         deadline = clock.Deadline(deadline_s)
-        found = self._pages.read(wanted, lambda: deadline, revision=revision)
+        found = self._pages.read(
+            wanted, lambda: deadline, revision=revision, parts=parts
+        )
         return {each.key for each in found.records}
 
     def version(self) -> int:
