@@ -43,8 +43,14 @@ class MirrorFile:
         cluster, revision = self._connection.execute(
             "SELECT cluster, revision FROM mirror"
         ).fetchone()
-        rows = self._connection.execute("SELECT * FROM records")
-        return [Record(*row) for row in rows], cluster, revision
+        # Most keys are never changed: one object does for both of their revisions.
+        records = [
+            Record(key, value, changed if made == changed else made, changed, lease)
+            for key, value, made, changed, lease in self._connection.execute(
+                "SELECT key, value, create_revision, mod_revision, lease FROM records"
+            )
+        ]
+        return records, cluster, revision
 
     def save(
         self, changes: Iterable[Change], *, cluster: str, revision: int, whole: bool
