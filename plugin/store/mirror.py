@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -112,7 +113,7 @@ class MirrorStore:
 
         Others write to etcd, too, so the watch may never tell of its revision. So the
         records put since are asked for. If there are then as many here as in etcd, none
-        was deleted. Else all keys are asked for, without what they hold.
+        was deleted. Else the keys are asked for, where there are more here.
         """
         deadline = clock.Deadline(deadline_s)
         era, reached = self._await_current(deadline)
@@ -129,11 +130,11 @@ class MirrorStore:
             reached, parts=parts, deadline_s=deadline.remaining_s()
         )
         self._learn((Event(e.key, e.mod_revision, e) for e in found.records), era)
-        if not self._holds(found):
+        for first, after in self._unequal(parts, found):
             there = self._etcd.keys_at(
-                found.revision, parts=parts, deadline_s=deadline.remaining_s()
+                found.revision, first, after, deadline_s=deadline.remaining_s()
             )
-            self._learn(self._deleted(there, found.revision), era)
+            self._learn(self._deleted(there, first, after, found.revision), era)
         self._complete = (era, found.revision)
 
     def transact(
@@ -265,24 +266,32 @@ class MirrorStore:
         if not self._mirrored.learn(events, era):
             raise StoreError("etcd's records were replaced meanwhile: try again")
 
-    def _deleted(self, there: set[str], revision: int) -> list[Event]:
-        """Return a deletion for each key of ours that was not *there* at *revision*."""
+    def _deleted(
+        self, there: set[str], first: str, after: str, revision: int
+    ) -> list[Event]:
+        """Return a deletion for each key of a part that was not *there*."""
         with self._changed:
-            here = [each.key for each in self._mirrored.table.below("")]
+            here = self._mirrored.table.keys(first, after)
         return [Event(key, revision, None) for key in here if key not in there]
 
-    def _holds(self, found: Snapshot) -> bool:
+    def _unequal(self, parts: Parts, found: Snapshot) -> list[tuple[str, str]]:
         """
-        Return whether all changes up to the revision of *found* are surely here.
+        Return the parts in which keys may be here that etcd had no more.
 
         All keys of *found* are here already. If nothing here is newer, and there are as
-        many keys here as there were in etcd, then they are the same keys.
+        many keys of a part here as there were in etcd, then they are the same keys.
         """
+        bounds = pairwise(["", *parts.cuts, ""])
         with self._changed:
-            return self._mirrored.reached >= found.revision or (
-                self._mirrored.newest <= found.revision
-                and len(self._mirrored.table) == found.count
-            )
+            mirrored = self._mirrored
+            if mirrored.reached >= found.revision:
+                return []
+            is_newer = mirrored.newest > found.revision
+            return [
+                (first, after)
+                for (first, after), count in zip(bounds, found.counts, strict=True)
+                if is_newer or len(mirrored.table.keys(first, after)) != count
+            ]
 
     def _require_filled(self) -> None:
         self._require_open()

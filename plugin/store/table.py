@@ -25,6 +25,11 @@ class Table:
         """Return the record of *key*."""
         return self._records.get(key)
 
+    def keys(self, first: str, after: str) -> list[str]:
+        """Return the keys from *first* to before *after*, "" for no end."""
+        end = bisect_left(self._keys, after) if after else len(self._keys)
+        return self._keys[bisect_left(self._keys, first) : end]
+
     def every(self, count: int) -> list[str]:
         """Return each key that has a multiple of *count* keys before it, but none."""
         return self._keys[count::count]

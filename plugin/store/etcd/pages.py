@@ -32,10 +32,10 @@ _READS_MAX: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Records as they were at *revision*, when their range had *count* keys in all."""
+    """Records as they were at *revision*, and how many keys each part then had."""
 
     records: list[Record]
-    count: int
+    counts: list[int]
     revision: int
 
 
@@ -100,7 +100,7 @@ class Pages:
         parts: Parts,
     ) -> Snapshot:
         records: list[Record] = []
-        count = 0
+        counts: list[int] = []
         edges = [wanted["key"], *map(self._names.key, parts.cuts), wanted["range_end"]]
         for first, after in pairwise(edges):
             page = {**wanted, "limit": str(PAGE_KEYS), "key": first, "range_end": after}
@@ -110,10 +110,10 @@ class Pages:
                 answer = self._client.call("/v3/kv/range", page, deadline=deadline())
                 revision = revision or revision_of(answer)
                 if page["key"] == first:  # later pages count what is left
-                    count += int(answer.get("count", 0))
+                    counts.append(int(answer.get("count", 0)))
                 found = answer.get("kvs", [])
                 records += [parts.same(self._names.record(each)) for each in found]
                 more = bool(answer.get("more") and found)
                 if more:
                     page["key"] = key_after(found[-1]["key"])
-        return Snapshot(records, count, revision)
+        return Snapshot(records, counts, revision)

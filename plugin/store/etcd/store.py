@@ -65,13 +65,13 @@ class EtcdStore:
         deadline = clock.Deadline(deadline_s)
         return self._pages.read(wanted, lambda: deadline, parts=parts)
 
-    def keys_at(self, revision: int, *, parts: Parts, deadline_s: float) -> set[str]:
-        """Return the keys that there were at *revision*."""
-        wanted = {**self._names.below(""), "keys_only": True}
+    def keys_at(
+        self, revision: int, first: str, after: str, *, deadline_s: float
+    ) -> set[str]:
+        """Return the keys from *first* to before *after* that were at *revision*."""
+        wanted = {**self._names.between(first, after), "keys_only": True}
         deadline = clock.Deadline(deadline_s)
-        found = self._pages.read(
-            wanted, lambda: deadline, revision=revision, parts=parts
-        )
+        found = self._pages.read(wanted, lambda: deadline, revision=revision)
         return {each.key for each in found.records}
 
     def version(self) -> int:
