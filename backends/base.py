@@ -20,7 +20,7 @@ at the same one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -255,6 +255,15 @@ class Backend(Protocol):
         Raises:
             BackendError: that cannot be known now.
 
+        """
+        ...
+
+    def copies(self) -> Collection[str]:
+        """
+        Return the ids of all volumes of which this node has anything of its own.
+
+        It is for those who would else ask `copy_directory` for each volume that the
+        cluster knows; raises as that does.
         """
         ...
 

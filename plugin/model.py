@@ -77,13 +77,17 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VolumeHead(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of a `VolumeRecord` that a list shows; decoding skips the rest."""
+    """
+    The fields of a `VolumeRecord` that are looked at for all volumes.
+
+    Decoding skips the rest; and a phase of a newer version is a phase, too.
+    """
 
     id: str
     name: str
     backend: str
     created_at: str
-    phase: Phase
+    phase: str
 
 
 class VolumeSummary(msgspec.Struct, frozen=True, kw_only=True):

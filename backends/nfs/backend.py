@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -196,6 +196,10 @@ class NfsBackend:
         """Return None: the server has the bytes."""
         del volume
         return None
+
+    def copies(self) -> Collection[str]:
+        """Return nothing: the server has the bytes."""
+        return ()
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Take the lease, mount, and see that it answers; else leave nothing."""

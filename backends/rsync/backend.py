@@ -11,7 +11,7 @@ the options that say so, and `status` says `unreplicated`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -185,6 +185,14 @@ class RsyncBackend:
             raise failed(
                 f"cannot see whether there is a copy in {home}", error
             ) from error
+
+    def copies(self) -> Collection[str]:
+        """Return the names of the pool's directories."""
+        self.pool.require()
+        try:
+            return [each.name for each in self.pool.volumes.iterdir()]
+        except OSError as error:
+            raise failed("cannot list the pool's volumes", error) from error
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Bind the volume's live directory to *target*."""

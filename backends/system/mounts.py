@@ -41,14 +41,14 @@ def mount_table() -> list[MountEntry]:
     return list(parse_mountinfo(_read("/proc/self/mountinfo")))
 
 
+def mounted() -> dict[str, MountEntry]:
+    """Return the topmost mount on each mount point; for those who ask for many."""
+    return {entry.mount_point: entry for entry in mount_table()}
+
+
 def mounted_at(target: Path) -> MountEntry | None:
     """Return the topmost mount on *target*, None if *target* is no mount point."""
-    wanted = str(target)
-    found = None
-    for entry in mount_table():
-        if entry.mount_point == wanted:
-            found = entry
-    return found
+    return mounted().get(str(target))
 
 
 def mount_points_below(directory: Path) -> list[Path]:

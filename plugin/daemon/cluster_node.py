@@ -7,7 +7,7 @@ A node that is alone has none of it, and owns its volumes by the same rules.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 
 from backends.options import seconds
@@ -55,11 +55,7 @@ def swarm_labels(
         heads=ownership.heads,
         nodes=ownership.nodes,
         own_id=ownership.node_id,
-        records=lambda: [
-            each
-            for each in _records(catalogue)
-            if not has_catalogue_on_storage(each.backend)
-        ],
+        records=partial(_with_copies, catalogue),
         driver=config.plugin_socket.stem,
     )
 
@@ -220,11 +216,20 @@ def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:
     )
 
 
-def _records(catalogue: Catalogue) -> list[VolumeRecord]:
+def _records(catalogue: Catalogue, ids: Collection[str]) -> list[VolumeRecord]:
     try:
-        return catalogue.all()
+        return catalogue.of_ids(ids)
     except StoreError:
         return []  # nothing was ever known of the cluster
+
+
+def _with_copies(catalogue: Catalogue) -> list[VolumeRecord]:
+    ids = {
+        each.id
+        for each in catalogue.heads()
+        if not has_catalogue_on_storage(each.backend)
+    }
+    return catalogue.of_ids(ids)
 
 
 def _record(catalogue: Catalogue, name: str) -> VolumeRecord | None:

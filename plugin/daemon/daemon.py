@@ -18,7 +18,7 @@ from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
-from backends.system.mounts import mount_table
+from backends.system.mounts import mounted
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.http import create_app as create_control_app
 from plugin.api.admin.http import create_metrics_app
@@ -217,14 +217,15 @@ class Daemon:
             StoreError: there are mounts, and nobody knows yet of which volumes.
 
         """
-        targets = {Path(entry.mount_point) for entry in mount_table()}
+        targets = map(Path, mounted())
         ids = {each.name for each in targets if each.parent == self._config.mount_dir}
-        records = self._catalogue.all() if ids else []
-        return {
-            each.id: (each, self._volumes.views.target(each))
-            for each in records
-            if each.id in ids and self._ownership.exclusive(each)
-        }
+        records = [*filter(self._ownership.exclusive, self._catalogue.of_ids(ids))]
+        if ids and self._catalogue.unreadable():
+            missing = ids - {each.id for each in records}
+            heads = self._ownership.heads
+            # A record that cannot be read must not leave its writers unguarded.
+            records += [_unread(each) for each in missing if heads.head(each)]
+        return {each.id: (each, self._volumes.views.target(each)) for each in records}
 
     def _build_servers(self) -> list[Server]:
         """Return the servers; the plugin socket comes last, after all that can fail."""
@@ -359,3 +360,16 @@ def _loopback_socket(address: str) -> socket.socket:
             [f"metrics_address: cannot listen at {address}: {error.strerror}"],
             source="[daemon]",
         ) from error
+
+
+def _unread(volume_id: str) -> VolumeRecord:
+    """Return what the guard needs of a volume whose record cannot be read."""
+    return VolumeRecord(
+        id=volume_id,
+        name=volume_id,
+        backend=RsyncBackend.kind,
+        requested={},
+        options={},
+        created_at="",
+        phase="ready",
+    )

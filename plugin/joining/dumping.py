@@ -29,8 +29,9 @@ from plugin.errors import NodeConflictError, StoreError
 from plugin.joining import batches
 from plugin.joining.batches import Step
 from plugin.membership.loading import LOADING, refuse_loading
-from plugin.membership.nodes import ALIVE, NODES, NodeRecord, decoded
+from plugin.membership.nodes import ALIVE, NODES, NodeRecord
 from plugin.store.base import Compare, Delete, Put, Record, Store
+from plugin.store.values import readable
 
 log = logging.getLogger(__name__)
 FORMAT: Final = 1
@@ -261,13 +262,13 @@ class Loading:
 
 
 def _marker(record: Record | None) -> Marker | None:
-    return decoded(Marker, record)
+    return readable(record, Marker)
 
 
 def _name(key: str, there: dict[str, Record]) -> str:
     """Return the name of the node whose `ALIVE` record *key* is."""
     node_id = key.removeprefix(ALIVE)
-    record = decoded(NodeRecord, there.get(NODES + node_id))
+    record = readable(there.get(NODES + node_id), NodeRecord)
     return record.name if record else node_id
 
 

@@ -17,14 +17,14 @@ from typing import Final, Literal
 import msgspec
 
 from backends.registry import has_catalogue_on_storage
-from backends.system.decoding import from_json
-from plugin.errors import NodeConflictError, StoreError
+from plugin.errors import NodeConflictError
 from plugin.joining.batches import Step
 from plugin.joining.dumping import is_passing
 from plugin.joining.joined import VOLUMES
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.state import FILLED, Head
 from plugin.store.base import Compare, Put, Record
+from plugin.store.values import value_of
 
 _HEADS: Final = "v/"
 _TOMBS: Final = "tomb/"
@@ -99,7 +99,7 @@ class Planner:
         self._there = {each.key: each for each in cluster}
         self._local = _by_volume(local)
         names = {_id_of(each): _name_of(each) for each in cluster if _is_volume(each)}
-        volumes = [_decoded(each) for each in local if _is_volume(each)]
+        volumes = [value_of(each, VolumeRecord) for each in local if _is_volume(each)]
         self._conflicts = self._wrong_renames(volumes)
         plan = Plan([], [])
         for volume in volumes:
@@ -176,8 +176,8 @@ class Planner:
         theirs = self._there.get(_head_key(volume_id))
         if ours is None or theirs is None or ours.value == theirs.value:
             return False
-        here = from_json(ours.value, Head)
-        there = from_json(theirs.value, Head)
+        here = value_of(ours, Head)
+        there = value_of(theirs, Head)
         epochs = sorted(each for each in records if "/epochs/" in each)
         # An epoch that the cluster has otherwise, or has not, was begun here since.
         newest = epochs[-1] if epochs else ""
@@ -246,15 +246,8 @@ def _name_of(record: Record) -> str:
 
 
 def _id_of(record: Record) -> str:
-    return _decoded(record).id
+    return value_of(record, VolumeRecord).id
 
 
 def _head_key(volume_id: str) -> str:
     return f"{_HEADS}{volume_id}/head"
-
-
-def _decoded(record: Record) -> VolumeRecord:
-    try:
-        return from_json(record.value, VolumeRecord)
-    except msgspec.DecodeError as error:
-        raise StoreError(f"record {record.key} cannot be read: {error}") from error

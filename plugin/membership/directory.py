@@ -19,13 +19,13 @@ from plugin.membership.nodes import (
     NODES,
     NodeRecord,
     NodeView,
-    decoded,
     owner_of,
 )
 from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.snapshot_records import SnapshotRecords
 from plugin.store.base import Compare, Delete, Operation, Put, Store
 from plugin.store.contention import attempted
+from plugin.store.values import readable
 
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 3.5
@@ -61,11 +61,19 @@ class NodeDirectory:
         alive = {each.key for each in self._store.prefix(ALIVE)[0]}
         found = []
         for stored in self._store.prefix(NODES)[0]:
-            record = decoded(NodeRecord, stored)
+            record = readable(stored, NodeRecord)
             if record is not None:
                 lives = record.id == self._always_alive or ALIVE + record.id in alive
                 found.append(NodeView(record, lives, self._offsets_s.get(record.id)))
         return sorted(found, key=lambda each: each.record.name)
+
+    def ids(self) -> list[str]:
+        """Return the ids of all nodes, also of those whose records cannot be read."""
+        return [each.key.removeprefix(NODES) for each in self._store.prefix(NODES)[0]]
+
+    def has(self, node_id: str) -> bool:
+        """Return whether the cluster has a node of that id, dead or alive."""
+        return self._store.get(NODES + node_id) is not None
 
     def lease_of(self, node_id: str) -> int:
         """Return the lease of the node of that id, 0 if it has none."""
@@ -74,7 +82,7 @@ class NodeDirectory:
 
     def record(self, node_id: str) -> NodeRecord | None:
         """Return the record of the node of that id, None if there is none."""
-        return decoded(NodeRecord, self._store.get(NODES + node_id))
+        return readable(self._store.get(NODES + node_id), NodeRecord)
 
     def name_of(self, node_id: str) -> str:
         """Return a node's name, also of one that was removed; else its id."""

@@ -12,22 +12,18 @@ this: docs/adr/0014-membership.md.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import msgspec
 
 from backends.options import NODE_NAME
-from backends.system.decoding import from_json
 from plugin.errors import ConfigError, NodeConflictError
 from plugin.store.base import Record
-
-log = logging.getLogger(__name__)
 
 NODES: Final = "nodes/"
 NAMES: Final = "node_names/"
@@ -43,7 +39,6 @@ PROTOCOL_OLDEST: Final = 1
 _NAME_LENGTH_MAX: Final = 63
 
 State = Literal["ready", "drained", "down"]
-Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,22 +138,6 @@ def machine_id() -> str:
         with suppress(OSError, UnicodeDecodeError):
             return Path(root, "etc/machine-id").read_text("ascii").strip()
     return ""
-
-
-def decoded(kind: type[Kind], stored: Record | None) -> Kind | None:
-    """
-    Return *stored* as *kind*; None if there is nothing that can be read.
-
-    One record that a fault or a person has spoilt must not stop the work with the
-    others; a write of it compares its revision all the same.
-    """
-    if stored is None:
-        return None
-    try:
-        return from_json(stored.value, kind)
-    except msgspec.DecodeError as error:
-        log.warning("record %s cannot be read: %s", stored.key, error)
-        return None
 
 
 def owner_of(stored: Record | None) -> str:

@@ -11,18 +11,16 @@ more.
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from backends.system.decoding import from_json
 from plugin.membership.nodes import NODES
-from plugin.store.base import Compare, Delete, Put, Record, Store
+from plugin.store.base import Compare, Delete, Put, Store
+from plugin.store.values import readable
 
-log = logging.getLogger(__name__)
 _KEY: Final = re.compile(r"v/([^/]+)/conflicts/([^/]+)/([0-9]+\.[0-9]+)")
 # A transaction takes 128 operations. Records that are left over do not count anyway.
 _DROPPED_MAX: Final = 90
@@ -96,20 +94,12 @@ class QuarantineRecords:
         for record in self._store.prefix(prefix)[0]:
             key = _KEY.fullmatch(record.key) if "/conflicts/" in record.key else None
             if key is not None and self._store.get(NODES + key[2]) is not None:
-                found.append(
-                    KnownQuarantineRecord(key[1], key[2], key[3], _decoded(record))
-                )
+                # Also one that cannot be read says that there are bytes.
+                known = readable(record, QuarantineRecord)
+                known = known or QuarantineRecord(set_apart_at="")
+                found.append(KnownQuarantineRecord(key[1], key[2], key[3], known))
         return found
 
 
 def _key(volume_id: str, node_id: str, commit: str) -> str:
     return f"v/{volume_id}/conflicts/{node_id}/{commit}"
-
-
-def _decoded(record: Record) -> QuarantineRecord:
-    """Return the value; even a record that cannot be read says that there are bytes."""
-    try:
-        return from_json(record.value, QuarantineRecord)
-    except msgspec.DecodeError as error:
-        log.warning("record %s cannot be read: %s", record.key, error)
-        return QuarantineRecord(set_apart_at="")

@@ -32,13 +32,13 @@ from plugin.membership.nodes import (
     Identity,
     NodeRecord,
     clone_error,
-    decoded,
     owner_of,
     refuse_clone,
     refuse_name,
     refuse_protocol,
 )
 from plugin.store.base import Compare, Delete, Operation, Put, Record, Store
+from plugin.store.values import readable
 
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 3.5
@@ -119,7 +119,7 @@ class Registration:
             self._store.get(NAMES + own.name),
             self._store.get(ALIVE + own.id),
         )
-        known = decoded(NodeRecord, seen.node)
+        known = readable(seen.node, NodeRecord)
         self._refuse(seen, known)
         conditions = [*seen.conditions(own), Compare(LOADING, 0)]
         record = self._own_record(known)
@@ -157,7 +157,7 @@ class Registration:
             return
         owner = owner_of(seen.name)
         refuse_name(own, owner, self._nodes.record(owner))
-        alive = decoded(AliveRecord, seen.alive)
+        alive = readable(seen.alive, AliveRecord)
         if seen.alive and alive is not None and alive.session != own.session:
             refuse_clone(own, known)
             if alive.boot_id != own.boot_id:
@@ -232,7 +232,7 @@ class Registration:
         """
         self._store.refresh(_REFRESH_DEADLINE_S)
         stored = self._store.get(NODES + self._own.id)
-        known = decoded(NodeRecord, stored)
+        known = readable(stored, NodeRecord)
         alive = self._lease is None or self._store.get(ALIVE + self._own.id)
         if stored is None or known is None or not alive:
             return False
@@ -248,7 +248,7 @@ class Registration:
 
     def refuse_successor(self) -> None:
         """Raise `NodeConflictError` if another daemon is this node now."""
-        alive = decoded(AliveRecord, self._store.get(ALIVE + self._own.id))
+        alive = readable(self._store.get(ALIVE + self._own.id), AliveRecord)
         if alive and alive.session != self._own.session:
             raise _succeeded(self._own)
 

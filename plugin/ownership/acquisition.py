@@ -25,7 +25,6 @@ from plugin.ownership.heads import (
     REFRESH_DEADLINE_S,
     VolumeState,
     begun_epoch,
-    drop_old_epochs,
     put_epoch,
 )
 from plugin.ownership.refusals import contended, explained
@@ -181,13 +180,13 @@ class Acquisition:
         else:
             choice = self._choose(record, head, lineage, deadline, orderly=orderly)
         begun = rules.begin(head, choice)
-        epoch = begun_epoch(head, choice, self.ownership.node_id)
+        epoch = begun_epoch(head, choice, self.ownership.node_id, lineage)
         if (
             self.ownership.heads.change(
                 state,
                 begun,
                 put_epoch(record.id, head.epoch, epoch),
-                *drop_old_epochs(record.id, lineage, begun),
+                *self.ownership.heads.drop_epochs(record.id),
             )
             is None
         ):

@@ -3,20 +3,22 @@ What the store keeps of who owns a volume; every change is a compare-and-set.
 
     v/<id>/head          Head: epoch, owner, the newest commit that is kept
     v/<id>/lock          Lock, on the owner's lease: it goes when the owner is gone
-    v/<id>/epochs/<n>    Epoch: what each epoch began with; never changed
+    v/<id>/epochs/<n>    Epoch: what the newest epoch, and those before, began with
     v/<id>/conflicts/…   QuarantineRecord; see `quarantine_records.py`
     v/<id>/snapshots/…   the snapshots on a node; see `snapshot_records.py`
     tomb/<id>            Tomb: the volume was removed; its copies are to go
 
 A volume without a head was never owned; `OwnershipView.initial_head` makes its first.
+Older versions wrote a record for each epoch, and read no other: beside them they see
+less of the lineage, and set a copy apart of which they cannot tell where it came from.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 
@@ -26,7 +28,7 @@ from plugin.errors import StoreError
 from plugin.membership.nodes import NODES
 from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.snapshot_records import SnapshotRecords
-from plugin.ownership.state import EMPTY, Choice, Epoch, Head, Lineage
+from plugin.ownership.state import EMPTY, Choice, EarlierEpoch, Epoch, Head, Lineage
 from plugin.store.base import (
     Change,
     Compare,
@@ -36,16 +38,19 @@ from plugin.store.base import (
     Record,
     Store,
 )
+from plugin.store.values import Values, readable, value_of
 
 _VOLUMES: Final = "v/"
 _TOMBS: Final = "tomb/"
 # Epochs that are kept. A copy that is older than all of them counts as diverged, so it
 # is set apart and never overwritten; no node stays away for so many owners.
-# A removal deletes all of them in one transaction, of at most 128 operations.
+# Older versions have left as many records, which the next epoch or a removal deletes in
+# one transaction, of at most 128 operations.
 EPOCHS_MAX: Final = 64
+_ACKNOWLEDGED_MAX: Final = 50
+_NOBODY: Final = '"pending":[]'
 # Nobody is refused because of old knowledge: it is refreshed first, for so long.
 REFRESH_DEADLINE_S: Final = 3.0
-Kind = TypeVar("Kind", bound=msgspec.Struct)
 
 
 class Lock(msgspec.Struct, frozen=True):
@@ -56,7 +61,7 @@ class Lock(msgspec.Struct, frozen=True):
 
 
 class Tomb(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume that was removed; *pending* are the nodes that may have a copy."""
+    """A volume that was removed; *pending* are the nodes that may have copies yet."""
 
     name: str
     backend: str
@@ -98,53 +103,65 @@ class Heads:
     def __init__(self, store: Store, quarantine_records: QuarantineRecords) -> None:
         self._store = store
         self._quarantine_records = quarantine_records
+        self._heads = Values(store, Head, prefix=_VOLUMES, suffix="/head")
+        self._tombs = Values(store, Tomb, prefix=_TOMBS)
 
     def read(self, volume_id: str) -> VolumeState:
-        """Return the volume state of *volume_id*."""
+        """
+        Return the volume state of *volume_id*.
+
+        Raises:
+            StoreError: it cannot be read.
+
+        """
         head = self._store.get(f"{_VOLUMES}{volume_id}/head")
         lock = self._store.get(f"{_VOLUMES}{volume_id}/lock")
         return VolumeState(
             volume_id,
-            _decode(Head, head) if head else None,
+            value_of(head, Head) if head else None,
             head.mod_revision if head else 0,
-            _decode(Lock, lock) if lock else None,
+            value_of(lock, Lock) if lock else None,
             lock.mod_revision if lock else 0,
             lock.lease if lock else 0,
         )
+
+    def head(self, volume_id: str) -> Head | None:
+        """
+        Return the head, None if there is none that can be read.
+
+        It is for those who look at many volumes, and leave one alone that has none.
+        """
+        return readable(self._store.get(f"{_VOLUMES}{volume_id}/head"), Head)
 
     def refresh(self, deadline_s: float) -> None:
         """Return when what is read is as new as this call; see `Store.refresh`."""
         self._store.refresh(deadline_s)
 
-    def owned_by(self, node: str) -> list[str]:
+    def naming(self, node: str) -> Mapping[str, Head]:
+        """Return the heads in which *node* has a part, by volume's id."""
+        return self._heads.read(naming=node).values
+
+    def owned_by(self, node: str) -> set[str]:
         """Return the ids of volumes that *node* owns or recovers, by their heads."""
-        records, _ = self._store.prefix(_VOLUMES)
-        found = []
-        for record in records:
-            volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")
-            if rest != "head":
-                continue
-            head = _decode(Head, record)
-            if head.owner == node and head.phase in ("recovering", "owned"):
-                found.append(volume_id)
-        return found
+        return {
+            volume_id
+            for volume_id, head in self.naming(node).items()
+            if head.owner == node and head.phase in ("recovering", "owned")
+        }
 
     def held_only_by(self, node: str) -> dict[str, list[str]]:
         """
         Return the ids of volumes of which *node* alone may have bytes, by which ones.
 
-        The keys are for people: how much of a volume that is.
+        The keys are for people: how much of a volume that is. What a head says that
+        cannot be read, nobody knows: it counts as all.
         """
-        records, _ = self._store.prefix(_VOLUMES)
         nodes, _ = self._store.prefix(NODES)
         others = {each.key.removeprefix(NODES) for each in nodes} - {node}
-        found: dict[str, list[str]] = {"all of": [], "the newest bytes of": []}
-        found["perhaps the last seconds of"] = []
-        for record in records:
-            volume_id, _, rest = record.key.removeprefix(_VOLUMES).partition("/")
-            if rest != "head":
-                continue
-            head = _decode(Head, record)
+        heads = self._heads.read()
+        found: dict[str, list[str]] = {"all of": [*heads.unreadable]}
+        found["the newest bytes of"], found["perhaps the last seconds of"] = [], []
+        for volume_id, head in heads.values.items():
             last = node in head.holders and not others.intersection(head.holders)
             wrote = head.owner == node and head.phase == "owned"
             if not (last or wrote) or head.phase == "removing":
@@ -163,15 +180,31 @@ class Heads:
         return {part: ids for part, ids in found.items() if ids}
 
     def lineage(self, volume_id: str) -> Lineage:
-        """Return the epochs that owners of *volume_id* have begun."""
-        prefix = f"{_VOLUMES}{volume_id}/epochs/"
-        records, _ = self._store.prefix(prefix)
-        return Lineage(
-            {
-                int(each.key.removeprefix(prefix)): _decode(Epoch, each)
-                for each in records
-            }
-        )
+        """
+        Return the epochs that owners of *volume_id* have begun.
+
+        Raises:
+            StoreError: one cannot be read; without it, an owner could be overlooked.
+
+        """
+        begun = {
+            _number(key): value_of(record, Epoch)
+            for key, record in self._epochs(volume_id).items()
+        }
+        earlier = {
+            each.number: Epoch(*msgspec.structs.astuple(each)[1:])
+            for _, epoch in sorted(begun.items())
+            for each in epoch.earlier
+        }
+        return Lineage({**earlier, **begun})
+
+    def drop_epochs(self, volume_id: str) -> list[Delete]:
+        """Return the removals of all records of epochs that there are now."""
+        return [Delete(key) for key in self._epochs(volume_id)]
+
+    def _epochs(self, volume_id: str) -> dict[str, Record]:
+        found = self._store.prefix(f"{_VOLUMES}{volume_id}/epochs/")[0]
+        return {each.key: each for each in found}
 
     def change(
         self, state: VolumeState, head: Head, *operations: Operation
@@ -201,26 +234,58 @@ class Heads:
             [operation for each in changes for operation in each.operations],
         ).succeeded
 
-    def tombs(self) -> dict[str, Tomb]:
+    def tombs(self) -> Mapping[str, Tomb]:
         """Return the removed volumes, by id."""
-        records, _ = self._store.prefix(_TOMBS)
-        return {each.key.removeprefix(_TOMBS): _decode(Tomb, each) for each in records}
+        return self._tombs.read().values
+
+    def tombs_for(self, node: str, copies: Iterable[str]) -> dict[str, Tomb]:
+        """Return the tombs that wait for *node* or for nobody, or are of *copies*."""
+        found = dict(self._tombs.read(naming=node).values)
+        found |= self._tombs.read(naming=_NOBODY).values
+        for each in copies:
+            tomb = readable(self._store.get(_TOMBS + each), Tomb)
+            if tomb is not None:
+                found[each] = tomb
+        return found
 
     def is_removed(self, volume_id: str) -> bool:
         """Return whether *volume_id* has a tomb."""
         return self._store.get(_TOMBS + volume_id) is not None
 
-    def acknowledge(self, volume_id: str, node: str) -> None:
-        """Note in the tomb that *node* has no copy any more."""
-        record = self._store.get(_TOMBS + volume_id)
-        if record is None:
-            return
-        tomb = _decode(Tomb, record)
-        rest = tuple(each for each in tomb.pending if each != node)
-        self._store.transact(
-            [Compare(record.key, record.mod_revision)],
-            [_put(record.key, msgspec.structs.replace(tomb, pending=rest))],
-        )
+    def acknowledge(self, volume_ids: Iterable[str], node: str) -> None:
+        """
+        Note in the volumes' tombs that *node* has no copies any more.
+
+        A tomb ends when all nodes of its time have; and not while bytes of the volume
+        are set apart, which people find by its name.
+        """
+        conditions: list[Compare] = []
+        operations: list[Operation] = []
+        for volume_id in volume_ids:
+            record = self._store.get(_TOMBS + volume_id)
+            tomb = readable(record, Tomb)
+            if record is None or tomb is None:
+                continue
+            rest = tuple(each for each in tomb.pending if each != node)
+            if not rest and not self._quarantine_records.of(volume_id):
+                operations.append(Delete(record.key))
+            elif len(rest) < len(tomb.pending):
+                tomb = msgspec.structs.replace(tomb, pending=rest)
+                operations.append(_put(record.key, tomb))
+            else:
+                continue
+            conditions.append(Compare(record.key, record.mod_revision))
+            if len(operations) == _ACKNOWLEDGED_MAX:
+                break
+        if operations:
+            self._store.transact(conditions, operations)
+
+
+def _number(key: str) -> int:
+    digits = key.rpartition("/")[2]
+    if not digits.isdecimal():
+        raise StoreError(f"record {key} is no epoch's", hint="remove it with etcdctl")
+    return int(digits)
 
 
 def _with_lock(state: VolumeState, operation: Operation, revision: int) -> VolumeState:
@@ -255,23 +320,28 @@ def put_epoch(volume_id: str, number: int, epoch: Epoch) -> Put:
     return _put(f"{_VOLUMES}{volume_id}/epochs/{number:010}", epoch)
 
 
-def begun_epoch(head: Head, choice: Choice, owner: str) -> Epoch:
-    """Return the record of the epoch that *owner*, recovering *head*, begins now."""
+def begun_epoch(head: Head, choice: Choice, owner: str, lineage: Lineage) -> Epoch:
+    """
+    Return the record of the epoch that *owner*, recovering *head*, begins now.
+
+    It has in it what of *lineage* is kept.
+    """
+    numbers = sorted(lineage.epochs)
+    kept = {*numbers[1 - EPOCHS_MAX :]}
+    if choice.base == EMPTY:
+        # Each former owner still has to say that it wrote nothing.
+        kept.update({lineage.epochs[each].owner: each for each in numbers}.values())
     return Epoch(
         choice.base,
         owner,
         began_at=clock.now_rfc3339(),
         lost=choice.lost,
         before_released_at=head.released_at,
+        earlier=tuple(
+            EarlierEpoch(each, *msgspec.structs.astuple(lineage.epochs[each])[:-1])
+            for each in sorted(kept)
+        ),
     )
-
-
-def drop_old_epochs(volume_id: str, lineage: Lineage, head: Head) -> list[Delete]:
-    """Return the removals that keep the number of epochs in bounds."""
-    if head.committed == EMPTY:
-        return []  # each former owner still has to say that it wrote nothing
-    old = sorted(lineage.epochs)[: -EPOCHS_MAX or None]
-    return [Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}") for number in old]
 
 
 def put_tomb(volume_id: str, tomb: Tomb) -> Put:
@@ -279,21 +349,10 @@ def put_tomb(volume_id: str, tomb: Tomb) -> Put:
     return _put(_TOMBS + volume_id, tomb)
 
 
-def bury(volume_id: str, lineage: Lineage) -> list[Operation]:
-    """Return the removals of a volume's head and epochs."""
-    epochs = [
-        Delete(f"{_VOLUMES}{volume_id}/epochs/{number:010}")
-        for number in lineage.epochs
-    ]
-    return [*epochs, Delete(f"{_VOLUMES}{volume_id}/head")]
+def drop_head(volume_id: str) -> Delete:
+    """Return the removal of a volume's head."""
+    return Delete(f"{_VOLUMES}{volume_id}/head")
 
 
 def _put(key: str, value: msgspec.Struct) -> Put:
     return Put(key, msgspec.json.encode(value))
-
-
-def _decode(kind: type[Kind], record: Record) -> Kind:
-    try:
-        return from_json(record.value, kind)
-    except msgspec.DecodeError as error:
-        raise StoreError(f"record {record.key} cannot be read: {error}") from error

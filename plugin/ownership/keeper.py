@@ -349,10 +349,11 @@ class Keeper:
         with self._turn:
             self._take_over()
             told = []
+            table = mounts.mounted()
             for holding in self._holdings():
                 deadline_s = self._deadline_s(holding)
                 self._mark(holding, valid=deadline_s > clock.boottime_s())
-                entry = mounts.mounted_at(holding.target)
+                entry = table.get(str(holding.target))
                 if entry is not None:
                     told.append(self._as_held(holding, entry, deadline_s))
             self._states = self._guard.hold(told)

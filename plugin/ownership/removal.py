@@ -9,7 +9,7 @@ from plugin.ownership import rules
 from plugin.ownership.heads import (
     REFRESH_DEADLINE_S,
     Tomb,
-    bury,
+    drop_head,
     drop_lock,
     put_head,
     put_tomb,
@@ -68,20 +68,20 @@ def removal_cancelled(ownership: OwnershipView, record: VolumeRecord) -> Change:
 
 
 def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
-    """Return the change that leaves only the volume's tomb in the store."""
+    """Return the change that leaves only the volume's tomb in the store, if any."""
     state = ownership.heads.read(record.id)
+    if ownership.membership.alone and state.head is None:
+        return NO_CHANGE
     head = state.head or ownership.initial_head(record)
-    if ownership.membership.alone:
-        if state.head is None:
-            return NO_CHANGE
-        return state.change(*bury(record.id, ownership.heads.lineage(record.id)))
-    others = [each for each in head.members if each != ownership.node_id]
+    gone = [*ownership.heads.drop_epochs(record.id), drop_head(record.id)]
+    # Also a node that is no member any more may have a copy that it could not let go.
+    others = {*head.members, *ownership.nodes.ids()} - {ownership.node_id}
+    if ownership.membership.alone or ownership.is_shared(record) or not others:
+        return state.change(*gone)
     tomb = Tomb(
         name=record.name,
         backend=record.backend,
         removed_at=clock.now_rfc3339(),
-        pending=() if ownership.is_shared(record) else tuple(others),
+        pending=tuple(sorted(others)),
     )
-    return state.change(
-        *bury(record.id, ownership.heads.lineage(record.id)), put_tomb(record.id, tomb)
-    )
+    return state.change(*gone, put_tomb(record.id, tomb))

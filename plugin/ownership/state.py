@@ -97,13 +97,25 @@ class RefusedError(Exception):
         self.commit = commit
 
 
+class EarlierEpoch(msgspec.Struct, frozen=True, array_like=True):
+    """An `Epoch` with its number, as a later one keeps it; the fields are the same."""
+
+    number: int
+    base: Commit
+    owner: str
+    began_at: str = ""
+    lost: Commit | None = None
+    before_released_at: str = ""
+
+
 class Epoch(msgspec.Struct, frozen=True):
     """
     An epoch that was begun, as the store keeps it under ``v/<id>/epochs/<n>``.
 
-    Only the first two fields decide anything. The others are for people: when it began,
-    by its owner's clock; the newer commit that nobody offered; when the epoch before it
-    was released, "" if it was not. Records of older versions do not have them.
+    Only the first two fields decide anything. The next three are for people: when it
+    began, by its owner's clock; the newer commit that nobody offered; when the epoch
+    before it was released, "" if it was not. ``earlier`` are those before it, whose
+    records it replaces. Records of older versions do not have all of them.
     """
 
     base: Commit
@@ -111,6 +123,7 @@ class Epoch(msgspec.Struct, frozen=True):
     began_at: str = ""
     lost: Commit | None = None
     before_released_at: str = ""
+    earlier: tuple[EarlierEpoch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

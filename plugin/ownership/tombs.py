@@ -19,33 +19,34 @@ def bury_copies(ownership: OwnershipView) -> None:
     """
     Remove each copy of a volume that has a tomb, and say so in the tomb.
 
-    The tomb stays for good: a node that comes back after years must not bring the
-    volume back.
+    The tomb stays until each node of its time has: a node that comes back after years
+    must not bring the volume back.
     """
-    for volume_id, tomb in ownership.heads.tombs().items():
-        pending = ownership.node_id in tomb.pending
-        try:
-            # A node that had ceased to be a member may have a copy all the same.
-            _remove_copy(ownership, volume_id, tomb)
-            if pending:
-                ownership.heads.acknowledge(volume_id, ownership.node_id)
-        except RemoraError as error:
-            log.warning(
-                "the copy of a removed volume stays: %s",
-                error,
-                extra=fields(volume=tomb.name, id=volume_id),
-            )
+    node_id = ownership.node_id
+    try:
+        # A node that had ceased to be a member may have a copy all the same.
+        spare = ownership.spare_copies()
+        gone = [
+            volume_id
+            for volume_id, tomb in ownership.heads.tombs_for(node_id, spare).items()
+            if _is_removed(ownership, volume_id, tomb)
+        ]
+        ownership.heads.acknowledge(gone, node_id)
+    except RemoraError as error:
+        log.warning("copies of removed volumes are dealt with later: %s", error)
 
 
-def _remove_copy(ownership: OwnershipView, volume_id: str, tomb: Tomb) -> None:
-    backend = ownership.registry.get(tomb.backend)
-    if backend.traits.reachable_from_every_node:
-        return
+def _is_removed(ownership: OwnershipView, volume_id: str, tomb: Tomb) -> bool:
+    """Remove the copy; return whether it is gone."""
     volume = Volume(id=volume_id, name=tomb.name, options={}, created_at="")
-    if backend.copy_directory(volume) is not None:
-        backend.remove(volume, deadline_s=_DEADLINE_S)
-        ownership.events.add(volume, "copy-removed")
-        log.info(
-            "a copy goes: the volume was removed elsewhere",
-            extra=fields(volume=tomb.name, id=volume_id),
-        )
+    about = fields(volume=tomb.name, id=volume_id)
+    try:
+        backend = ownership.registry.get(tomb.backend)
+        if backend.copy_directory(volume) is not None:
+            backend.remove(volume, deadline_s=_DEADLINE_S)
+            ownership.events.add(volume, "copy-removed")
+            log.info("a copy goes: the volume was removed elsewhere", extra=about)
+    except RemoraError as error:
+        log.warning("the copy of a removed volume stays: %s", error, extra=about)
+        return False
+    return True

@@ -122,7 +122,7 @@ class OwnershipView:
 
     def is_member(self, node_id: str) -> bool:
         """Return whether the cluster has a node of that id, dead or alive."""
-        return self.nodes.record(node_id) is not None
+        return self.nodes.has(node_id)
 
     def is_ours_to_finish(self, record: VolumeRecord) -> bool:
         """Return whether it is for this node to finish what was begun with it."""
@@ -150,6 +150,25 @@ class OwnershipView:
             accept_loss=accepted or not holders,
         )
 
+    def copies(self) -> set[str]:
+        """
+        Return the ids of volumes of which this node has a copy, in whatever state.
+
+        Raises:
+            BackendError: that cannot be known now.
+
+        """
+        backends = self.registry.all().values()
+        return {each for backend in backends for each in backend.copies()}
+
+    def spare_copies(self) -> set[str]:
+        """Return the ids of those copies of which this node may not be a member."""
+        if self.membership.alone:
+            return set()
+        heads = self.heads.naming(self.node_id)
+        ours = {key for key, head in heads.items() if self.node_id in head.members}
+        return self.copies() - ours
+
     def has_departed(self, record: VolumeRecord) -> bool:
         """
         Return whether this node has a copy although it is no member.
@@ -157,7 +176,7 @@ class OwnershipView:
         A node that acquired the volume but has not begun keeps its copy: it may
         continue from it.
         """
-        head = self.heads.read(record.id).head
+        head = self.heads.head(record.id)
         if self.membership.alone or head is None or self.is_shared(record):
             return False
         if self.node_id in head.members or head.phase not in ("owned", "idle"):
@@ -186,8 +205,8 @@ class OwnershipView:
             )
 
     def facts(self, record: VolumeRecord) -> OwnershipFacts | None:
-        """Return who owns the volume, for people; None where there is one node."""
-        head = self.heads.read(record.id).head
+        """Return who owns the volume, for people; None where nobody can tell."""
+        head = self.heads.head(record.id)
         if self.membership.alone or head is None:
             return None
         shared = self.is_shared(record)

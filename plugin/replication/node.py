@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -53,7 +53,7 @@ class ReplicationNode:
         *,
         holds: Holds,
         find: Callable[[str], VolumeRecord | None],
-        records: Callable[[], Sequence[VolumeRecord]],
+        records: Callable[[Collection[str]], Sequence[VolumeRecord]],
         keeper: Keeper,
         nice: int,
         placement: Placement,
@@ -164,13 +164,15 @@ class ReplicationNode:
 
     def transfers(self) -> list[dict[str, object]]:
         """Return how far all transfers are, for people."""
-        names = {each.id: each.name for each in self._records()}
+        transfers = self.progress.under_way()
+        records = self._records({each.volume_id for each in transfers})
+        names = {each.id: each.name for each in records}
         return [
             {
                 "volume": names.get(each.volume_id, each.volume_id),
                 **msgspec.to_builtins(self._facts(each)),
             }
-            for each in self.progress.under_way()
+            for each in transfers
         ]
 
     def sync_ages_s(self) -> dict[str, float]:
@@ -185,7 +187,4 @@ class ReplicationNode:
         return transfer.facts(self._ownership.name_of(transfer.node_id))
 
     def _by_id(self, volume_id: str) -> VolumeRecord | None:
-        for record in self._records():
-            if record.id == volume_id:
-                return record
-        return None
+        return next(iter(self._records([volume_id])), None)

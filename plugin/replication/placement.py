@@ -215,9 +215,9 @@ class Placement:
             return self._ownership.heads.read(record.id).head
         return changed
 
-    def lacks(self, record: VolumeRecord, head: Head) -> bool:
+    def leads(self, head: Head) -> bool:
         """
-        Return whether this node has to bring the copies of a released volume in step.
+        Return whether this node has to look after the copies of a released volume.
 
         That is the last owner's task or, if it does not live, another holder's. Every
         volume is asked about, so this relies on what `look` has seen.
@@ -227,8 +227,13 @@ class Placement:
         living = {each.record.id for each in self._nodes if each.alive}
         able = living.intersection(head.holders)
         first = head.owner if head.owner in able else min(able, default="")
-        if first != self._ownership.node_id:
+        return first == self._ownership.node_id
+
+    def lacks(self, record: VolumeRecord, head: Head) -> bool:
+        """Return whether this node has to bring copies of a released volume in step."""
+        if not self.leads(head):
             return False
+        living = {each.record.id for each in self._nodes if each.alive}
         planned = self._planned(self._nodes, record, head, self._gone)
         behind = living.intersection(head.members) - {*head.holders}
         return bool(behind or planned.join or planned.leave)

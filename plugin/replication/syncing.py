@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -56,7 +56,7 @@ class Syncing:
         sending: Sending,
         *,
         held: Callable[[], Sequence[tuple[VolumeRecord, int]]],
-        records: Callable[[], Sequence[VolumeRecord]],
+        records: Callable[[Collection[str]], Sequence[VolumeRecord]],
         placement: Placement,
         looking: Looking,
     ) -> None:
@@ -149,7 +149,9 @@ class Syncing:
         if monotonic_s() >= self._idle_due_s:
             self._idle_due_s = monotonic_s() + interval_s
             self.placement.look()
-            self._behind = [each for each in self._records() if self._is_behind(each)]
+            heads = self._ownership.heads.naming(self._ownership.node_id)
+            led = {key for key, head in heads.items() if self.placement.leads(head)}
+            self._behind = [e for e in self._records(led) if self._is_behind(e)]
         for record in self._behind:
             if record.id not in wanted:
                 self._want(record, interval_s, partial(self.follow, record))
@@ -280,7 +282,7 @@ class Syncing:
 
     def _is_behind(self, record: VolumeRecord) -> bool:
         """Return whether members lack what was released, and we are to bring it."""
-        head = self._ownership.heads.read(record.id).head
+        head = self._ownership.heads.head(record.id)
         return (
             head is not None
             and not self._ownership.is_shared(record)

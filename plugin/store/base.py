@@ -99,6 +99,10 @@ class Store(Protocol):
         """Return the records whose key starts with *prefix*, sorted; and a revision."""
         ...
 
+    def version(self) -> int:
+        """Return a number that is another one after each change of local knowledge."""
+        ...
+
     def refresh(self, deadline_s: float) -> None:
         """
         Return when local knowledge holds all that was committed before this call.

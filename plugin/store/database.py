@@ -2,7 +2,7 @@
 SQLite files as the daemon uses them: durable, checked at start, versioned.
 
 Source: sqlite.org/wal.html, sqlite.org/pragma.html#pragma_synchronous (FULL in WAL mode
-makes a committed transaction survive a power loss).
+makes a committed transaction survive a power loss; with NORMAL the file stays whole).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -24,12 +25,15 @@ from plugin.store.base import (
     Outcome,
     Record,
 )
-from plugin.store.etcd.store import EtcdStore, Snapshot
+from plugin.store.etcd.pages import PAGE_KEYS, Parts, Snapshot
+from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirrored import MirroredRecords
 
 log = logging.getLogger(__name__)
 _RETRY_PAUSE_S: Final = 0.5
 _FOLLOW_S: Final = 1.0
+# What has just been written is told by the watch within this time, as a rule.
+_TOLD_WITHIN_S: Final = 0.1
 # For the refresh after a refused transaction: one attempt, so that all ends within 5 s.
 _SEE_WHY_S: Final = 1.25
 _STOP_S: Final = 10.0
@@ -54,6 +58,8 @@ class MirrorStore:
         self._heard_s = clock.monotonic_s()
         # Everything was read since the last break.
         self._current = False
+        # In this era all changes up to this revision were seen to be here.
+        self._complete = (0, 0)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
         self._thread.start()
@@ -96,13 +102,18 @@ class MirrorStore:
             self._require_filled()
             return self._mirrored.table.below(prefix), self._mirrored.reached
 
+    def version(self) -> int:
+        """Return how often a record has changed here."""
+        self._require_filled()
+        return self._mirrored.changes
+
     def refresh(self, deadline_s: float) -> None:
         """
         Ask etcd for what is missing here, if anything is; see `Store.refresh`.
 
         Others write to etcd, too, so the watch may never tell of its revision. So the
         records put since are asked for. If there are then as many here as in etcd, none
-        was deleted. Else all keys are read, which costs ten times as much.
+        was deleted. Else the keys are asked for, where there are more here.
         """
         deadline = clock.Deadline(deadline_s)
         era, reached = self._await_current(deadline)
@@ -112,22 +123,19 @@ class MirrorStore:
                 f"etcd is at revision {revision}, before our {reached}",
                 hint="it was restored from a backup, and is read anew: try again",
             )
-        for after_revision in (reached, 0):
-            with self._changed:
-                if self._mirrored.era == era and self._mirrored.reached >= revision:
-                    return
-            found = self._etcd.changed_since(
-                after_revision, deadline_s=deadline.remaining_s()
+        if self._await_told(era, revision):
+            return
+        parts = self._parts()
+        found = self._etcd.changed_since(
+            reached, parts=parts, deadline_s=deadline.remaining_s()
+        )
+        self._learn((Event(e.key, e.mod_revision, e) for e in found.records), era)
+        for first, after in self._unequal(parts, found):
+            there = self._etcd.keys_at(
+                found.revision, first, after, deadline_s=deadline.remaining_s()
             )
-            events = [
-                Event(each.key, each.mod_revision, each) for each in found.records
-            ]
-            if not after_revision:
-                events += self._deleted(found)
-            if not self._mirrored.learn(events, era):
-                raise StoreError("etcd's records were replaced meanwhile: try again")
-            if self._holds(found):
-                return
+            self._learn(self._deleted(there, first, after, found.revision), era)
+        self._complete = (era, found.revision)
 
     def transact(
         self, conditions: Sequence[Compare], operations: Sequence[Operation]
@@ -200,7 +208,7 @@ class MirrorStore:
         asked_s = clock.monotonic_s()
         asked_at = self._mirrored.newest
         cluster = self._etcd.identity()
-        records, revision = self._etcd.prefix("")
+        records, revision = self._etcd.prefix("", parts=self._parts())
         self._mirrored.replace(records, revision, cluster=cluster, asked_at=asked_at)
         with self._changed:
             self._heard_s = asked_s
@@ -237,25 +245,53 @@ class MirrorStore:
                 raise StoreError(f"not in step with etcd: {self._cause}", hint=_HINT)
             return self._mirrored.era, self._mirrored.reached
 
-    def _deleted(self, found: Snapshot) -> list[Event]:
-        """Return a deletion for each key of ours that is not in *found*."""
-        there = {each.key for each in found.records}
+    def _parts(self) -> Parts:
+        """Return how to read everything: about half a page of known keys at a time."""
         with self._changed:
-            here = [each.key for each in self._mirrored.table.below("")]
-        return [Event(key, found.revision, None) for key in here if key not in there]
+            table = self._mirrored.table
+            return Parts(table.every(PAGE_KEYS // 2), table.get)
 
-    def _holds(self, found: Snapshot) -> bool:
+    def _await_told(self, era: int, revision: int) -> bool:
+        """Return whether all changes up to *revision* are here, or soon are."""
+        if self._complete[0] == era and self._complete[1] >= revision:
+            return True
+        mirrored = self._mirrored
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: mirrored.era == era and mirrored.reached >= revision,
+                _TOLD_WITHIN_S,
+            )
+
+    def _learn(self, events: Iterable[Event], era: int) -> None:
+        if not self._mirrored.learn(events, era):
+            raise StoreError("etcd's records were replaced meanwhile: try again")
+
+    def _deleted(
+        self, there: set[str], first: str, after: str, revision: int
+    ) -> list[Event]:
+        """Return a deletion for each key of a part that was not *there*."""
+        with self._changed:
+            here = self._mirrored.table.keys(first, after)
+        return [Event(key, revision, None) for key in here if key not in there]
+
+    def _unequal(self, parts: Parts, found: Snapshot) -> list[tuple[str, str]]:
         """
-        Return whether all changes up to the revision of *found* are surely here.
+        Return the parts in which keys may be here that etcd had no more.
 
         All keys of *found* are here already. If nothing here is newer, and there are as
-        many keys here as there were in etcd, then they are the same keys.
+        many keys of a part here as there were in etcd, then they are the same keys.
         """
+        bounds = pairwise(["", *parts.cuts, ""])
         with self._changed:
-            return self._mirrored.reached >= found.revision or (
-                self._mirrored.newest <= found.revision
-                and len(self._mirrored.table) == found.count
-            )
+            mirrored = self._mirrored
+            if mirrored.reached >= found.revision:
+                return []
+            is_newer = mirrored.newest > found.revision
+            return [
+                (first, after)
+                for (first, after), count in zip(bounds, found.counts, strict=True)
+                if is_newer or len(mirrored.table.keys(first, after)) != count
+            ]
 
     def _require_filled(self) -> None:
         self._require_open()

@@ -29,20 +29,28 @@ class MirrorFile:
     Records, the cluster that they are of, and the revision that they have reached.
 
     One thread at a time uses it. Each write is one transaction: a process that is
-    killed leaves the file as it was before or after it.
+    killed leaves the file as it was before or after it. A machine that loses its power
+    may lose the last ones, for none waits for the disk: etcd has them.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._connection = open_database(path, _MIGRATIONS)
+        self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def load(self) -> tuple[list[Record], str, int]:
         """Return the records, their cluster's identity, and their revision."""
         cluster, revision = self._connection.execute(
             "SELECT cluster, revision FROM mirror"
         ).fetchone()
-        rows = self._connection.execute("SELECT * FROM records").fetchall()
-        return [Record(*row) for row in rows], cluster, revision
+        # Most keys are never changed: one object does for both of their revisions.
+        records = [
+            Record(key, value, changed if made == changed else made, changed, lease)
+            for key, value, made, changed, lease in self._connection.execute(
+                "SELECT key, value, create_revision, mod_revision, lease FROM records"
+            )
+        ]
+        return records, cluster, revision
 
     def save(
         self, changes: Iterable[Change], *, cluster: str, revision: int, whole: bool

@@ -53,6 +53,8 @@ class MirroredRecords:
         self._deleted: dict[str, int] = {}
         # The newest change in memory; never before `reached`.
         self.newest = max([reached, *(each.mod_revision for each in records)])
+        # Grows with each change in memory.
+        self.changes = 0
         # Grows when etcd's history turns out to be another one than ours.
         self.era = 0
         self._writing = threading.Lock()
@@ -104,8 +106,11 @@ class MirroredRecords:
                     self._deleted = {}
                     self.newest = revision
                 self.cluster = cluster
-                for key, record in changes.items():
-                    self._set(key, record)
+                for key in changes:
+                    self._deleted.pop(key, None)
+                if changes:
+                    self.table.change(changes)
+                    self.changes += 1
                 self._reach(revision)
             self._save(changes)
 
@@ -148,6 +153,7 @@ class MirroredRecords:
 
     def _set(self, key: str, record: Record | None) -> None:
         self._deleted.pop(key, None)
+        self.changes += 1
         if record is None:
             self.table.remove(key)
         else:
@@ -160,6 +166,7 @@ class MirroredRecords:
             key: deleted for key, deleted in self._deleted.items() if deleted > revision
         }
         self.newest = max(self.newest, revision)
+        self.changed.notify_all()
 
     def _is_other(self, cluster: str, revision: int, asked_at: int) -> bool:
         """Return whether *cluster* at *revision* has another history than ours."""
@@ -196,7 +203,7 @@ class MirroredRecords:
 
     def _save(self, changes: dict[str, Record | None]) -> None:
         """
-        Write *changes* durably; a failure is logged, and the next write mends it.
+        Write *changes*; a failure is logged, and the next write mends it.
 
         The caller does not fail: etcd has its change, and memory has it, too.
         """

@@ -62,6 +62,11 @@ class SqliteStore:
                 connection.execute("COMMIT")
         return [Record(*row) for row in rows], revision
 
+    def version(self) -> int:
+        """Return the revision."""
+        with self._reading() as connection:
+            return _revision(connection)
+
     def refresh(self, deadline_s: float) -> None:
         """Do nothing: on one node local knowledge is all there is."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from plugin.store.base import Record
 
@@ -25,11 +25,29 @@ class Table:
         """Return the record of *key*."""
         return self._records.get(key)
 
+    def keys(self, first: str, after: str) -> list[str]:
+        """Return the keys from *first* to before *after*, "" for no end."""
+        end = bisect_left(self._keys, after) if after else len(self._keys)
+        return self._keys[bisect_left(self._keys, first) : end]
+
+    def every(self, count: int) -> list[str]:
+        """Return each key that has a multiple of *count* keys before it, but none."""
+        return self._keys[count::count]
+
     def below(self, prefix: str) -> list[Record]:
         """Return the records whose key starts with *prefix*, sorted."""
         first = bisect_left(self._keys, prefix)
         after = bisect_left(self._keys, prefix + _LAST)
         return [self._records[key] for key in self._keys[first:after]]
+
+    def change(self, changes: Mapping[str, Record | None]) -> None:
+        """Do many *changes* at once: each alone would move all keys behind its own."""
+        for key, record in changes.items():
+            if record is None:
+                self._records.pop(key, None)
+            else:
+                self._records[key] = record
+        self._keys = sorted(self._records)
 
     def put(self, record: Record) -> None:
         """Let *record* be what its key holds."""

@@ -212,7 +212,7 @@ class SwarmLabels:
         """Return the volumes that have copies, and how they stand."""
         found = []
         for record in self._records()[:SWARM_VOLUMES_MAX]:
-            head = self._heads.read(record.id).head
+            head = self._heads.head(record.id)
             if head is not None and head.members:
                 found.append((record.name, head))
         return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from backends.base import Backend, Volume
 from backends.errors import RemoraError, VolumeExistsError
 from backends.system.clock import Deadline
+from plugin.errors import StoreError
 from plugin.limits import LONG_DEADLINE_S
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.view import OwnershipView
@@ -37,8 +38,18 @@ class Adoption:
 
         A volume is refused if a record has its name under another id: a person has to
         say which of the two is the right one. Nothing on storage is changed.
+
+        Raises:
+            StoreError: a record cannot be read, which may be that of any volume found.
+
         """
-        known = {record.id for record in self.catalogue.all()}
+        if unreadable := self.catalogue.unreadable():
+            raise StoreError(
+                f"the record of '{unreadable[0]}' cannot be read, so that nobody knows "
+                "which volumes have none",
+                hint="mend or remove it, then repeat: remora repair",
+            )
+        known = self.catalogue.names()
         report: dict[str, list[str]] = {"adopted": [], "undone": [], "refused": []}
         for backend in self.ownership.registry.all().values():
             for volume in backend.discover():

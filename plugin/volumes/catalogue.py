@@ -1,20 +1,24 @@
-"""The volume records in the store: one key each, ``volumes/<name>``."""
+"""
+The volume records in the store: one key each, ``volumes/<name>``.
+
+A record that cannot be read is passed over by whoever goes through all of them. Its
+volume exists all the same: `unreadable` has its name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
-from backends.system.decoding import json_decoder
-from plugin.errors import ChangedError, StoreError
+from plugin.errors import ChangedError
 from plugin.model import Phase, VolumeHead, VolumeRecord
 from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Record, Store
+from plugin.store.values import Values, readable, value_of
 
 _PREFIX: Final = "volumes/"
-_DECODER: Final = json_decoder(VolumeRecord)
-_HEAD_DECODER: Final = json_decoder(VolumeHead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,21 +34,31 @@ class Catalogue:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._heads = Values(store, VolumeHead, prefix=_PREFIX)
 
     def find(self, name: str) -> Stored | None:
         """Return the record of *name*, in whatever phase, from local knowledge."""
         found = self._store.get(_PREFIX + name)
         return _decode(found) if found else None
 
-    def all(self) -> list[VolumeRecord]:
-        """Return every record, sorted by name, from local knowledge."""
-        records, _ = self._store.prefix(_PREFIX)
-        return [_decode(each).record for each in records]
-
     def heads(self) -> list[VolumeHead]:
-        """Return the heads of every record; ten times quicker than `all`."""
-        records, _ = self._store.prefix(_PREFIX)
-        return [_decode_head(each) for each in records]
+        """Return the heads of every record, sorted by name, from local knowledge."""
+        return list(self._heads.read().values.values())
+
+    def unreadable(self) -> Sequence[str]:
+        """Return the names of the volumes whose records cannot be read."""
+        return self._heads.read().unreadable
+
+    def of_ids(self, ids: Collection[str]) -> list[VolumeRecord]:
+        """Return the records of volumes by id; only these are decoded."""
+        found = []
+        for name, head in self._heads.read().values.items() if ids else ():
+            if head.id in ids:
+                record = readable(self._store.get(_PREFIX + name), VolumeRecord)
+                # The name may have gone to another volume meanwhile.
+                if record is not None and record.id == head.id:
+                    found.append(record)
+        return found
 
     def names(self) -> dict[str, str]:
         """Return the name of every volume by its id."""
@@ -110,17 +124,7 @@ class Catalogue:
 
 
 def _decode(found: Record) -> Stored:
-    try:
-        return Stored(_DECODER.decode(found.value), found.mod_revision)
-    except msgspec.DecodeError as error:
-        raise StoreError(f"record {found.key} cannot be read: {error}") from error
-
-
-def _decode_head(found: Record) -> VolumeHead:
-    try:
-        return _HEAD_DECODER.decode(found.value)
-    except msgspec.DecodeError as error:
-        raise StoreError(f"record {found.key} cannot be read: {error}") from error
+    return Stored(value_of(found, VolumeRecord), found.mod_revision)
 
 
 def _changed(name: str) -> ChangedError:

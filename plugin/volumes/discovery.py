@@ -17,7 +17,7 @@ from backends.errors import RemoraError, VolumeBusyError
 from backends.registry import Registry
 from backends.system.clock import Deadline
 from plugin.logs import fields
-from plugin.model import NAME_PATTERN, VolumeRecord
+from plugin.model import NAME_PATTERN, VolumeHead, VolumeRecord
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.operations import VolumeLocks
 from plugin.volumes.references import References
@@ -55,14 +55,15 @@ class Discovery:
         """Compare every record of shared storage with what was last seen there."""
         for backend in self._shared():
             found = {volume.name: volume for volume in backend.discover()}
-            for record in self.catalogue.all():
-                if record.backend != backend.kind:
-                    found.pop(record.name, None)  # the name is taken here
+            for head in self.catalogue.heads():
+                if head.backend != backend.kind:
+                    found.pop(head.name, None)  # the name is taken here
                     continue
-                seen = found.pop(record.name, None)
-                if seen is None or seen.id != record.id:
-                    self._check(backend, record)
-            for name in found:
+                seen = found.pop(head.name, None)
+                if seen is None or seen.id != head.id:
+                    self._check(backend, head)
+            # Their volumes have records, if none that can be read.
+            for name in sorted({*found}.difference(self.catalogue.unreadable())):
                 self._adopt(backend, name)
 
     def _shared(self) -> list[Backend]:
@@ -92,33 +93,34 @@ class Discovery:
         except RemoraError as error:
             log.warning("'%s' was not looked at: %s", name, error)
 
-    def _check(self, backend: Backend, record: VolumeRecord) -> None:
+    def _check(self, backend: Backend, head: VolumeHead) -> None:
         """
         Delete or replace a record whose volume storage did not have when last read.
 
         It may have been made since, so storage is asked again, under the volume's lock.
         """
-        if record.phase != "ready" or not backend.knows(record.volume()):
-            return
-        if self.references.total(record.id):
+        if head.phase != "ready" or self.references.total(head.id):
             return  # it is used here: its mount shows what is wrong
         try:
-            with self.locks.hold(record.name, Deadline(_LOCK_WAIT_S)):
-                stored = self.catalogue.find(record.name)
-                if stored is None or stored.record != record:
+            with self.locks.hold(head.name, Deadline(_LOCK_WAIT_S)):
+                stored = self.catalogue.find(head.name)
+                if stored is None or stored.record.id != head.id:
                     return
-                seen = backend.find(record.name, deadline_s=_FIND_DEADLINE_S)
-                if not backend.knows(record.volume()):
+                volume = stored.record.volume()
+                if stored.record.phase != "ready" or not backend.knows(volume):
+                    return
+                seen = backend.find(head.name, deadline_s=_FIND_DEADLINE_S)
+                if not backend.knows(volume):
                     return
                 if seen is None:
                     self.catalogue.delete(stored)
-                    log.info("removed elsewhere", extra=fields(volume=record.name))
-                elif seen.id != record.id:
+                    log.info("removed elsewhere", extra=fields(volume=head.name))
+                elif seen.id != head.id:
                     self.catalogue.replace(
                         stored, VolumeRecord.of(seen, backend=backend.kind)
                     )
-                    log.info("replaced elsewhere", extra=fields(volume=record.name))
+                    log.info("replaced elsewhere", extra=fields(volume=head.name))
         except VolumeBusyError:
             return
         except RemoraError as error:
-            log.warning("'%s' was not checked: %s", record.name, error)
+            log.warning("'%s' was not checked: %s", head.name, error)

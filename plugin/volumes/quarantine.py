@@ -227,9 +227,8 @@ class QuarantineService:
         stored = self.catalogue.find(name)
         if stored is not None:
             return _Known(stored.record.id, name, stored.record)
-        for record in self.catalogue.all():
-            if record.id == name:
-                return _Known(record.id, record.name, record)
+        for record in self.catalogue.of_ids([name]):
+            return _Known(record.id, record.name, record)
         held = {each.volume_id for each in self._trees() or ()}
         held |= {each.volume_id for each in self.ownership.quarantine_records.all()}
         tombs = self.ownership.heads.tombs()

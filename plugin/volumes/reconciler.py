@@ -24,7 +24,8 @@ from functools import partial
 from typing import Final
 
 from backends.base import Backend
-from backends.errors import RemoraError
+from backends.errors import BackendError, RemoraError
+from backends.system import mounts
 from backends.system.clock import Deadline
 from plugin.limits import GARBAGE_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
@@ -140,11 +141,9 @@ class Reconciler:
 
     def _unfinished(self) -> Records:
         """Return the volumes whose making or removing this node has begun."""
-        return [
-            each
-            for each in self._catalogue.all()
-            if each.phase != "ready" and self._ownership.is_ours_to_finish(each)
-        ]
+        ids = {each.id for each in self._catalogue.heads() if each.phase != "ready"}
+        is_ours = self._ownership.is_ours_to_finish
+        return [each for each in self._catalogue.of_ids(ids) if is_ours(each)]
 
     def _lost(self) -> Records:
         """Return the volumes that other nodes have taken and whose writers are dead."""
@@ -152,18 +151,25 @@ class Reconciler:
         return keeper.lost() if keeper is not None else []
 
     def _owned(self) -> Records:
-        """Return the volumes that this node owns, as the cluster knows."""
-        ids = {*self._ownership.heads.owned_by(self._ownership.node_id)}
-        if not ids:
-            return []
-        return [each for each in self._catalogue.all() if each.id in ids]
+        """Return the volumes that this node owns, as the cluster knows, unmounted."""
+        ids = self._ownership.heads.owned_by(self._ownership.node_id)
+        mounted, target = mounts.mounted(), self._views.target
+        return [
+            each
+            for each in self._catalogue.of_ids(ids)
+            if str(target(each)) not in mounted
+        ]
 
     def _departed(self) -> Records:
         """Return the volumes of which this node has a copy but is no member."""
         if self._ownership.membership.fault():
             return []  # `depart` would wait for the cluster, which does not answer
+        try:
+            spare = self._ownership.spare_copies()
+        except BackendError:
+            return []  # nothing goes from a pool that is not there
         found = []
-        for each in self._catalogue.all():
+        for each in self._catalogue.of_ids(spare):
             with suppress(RemoraError, OSError):  # what cannot be seen stays
                 if self._ownership.has_departed(each):
                     found.append(each)

@@ -66,9 +66,8 @@ class Removal:
 
     def discard(self, volume_id: str | None) -> None:
         """Take back a creation whose caller is gone."""
-        for record in self.catalogue.all():
-            if record.id == volume_id:
-                self.remove_seen(record, Deadline(SHORT_DEADLINE_S))
+        for record in self.catalogue.of_ids([volume_id] if volume_id else []):
+            self.remove_seen(record, Deadline(SHORT_DEADLINE_S))
 
     def finish(self, stored: Stored, deadline: Deadline) -> None:
         """Remove a volume that is in phase `removing` and proven unused; lock held."""

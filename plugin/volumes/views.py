@@ -144,7 +144,7 @@ class VolumeViews:
         """Return the volumes with references, or with a mount point's directory."""
         ids = set(self.references.volumes())
         ids.update(each.name for each in self.mount_dir.iterdir())
-        return [each for each in self.catalogue.all() if each.id in ids] if ids else []
+        return self.catalogue.of_ids(ids)
 
     def path(self, name: str) -> str:
         """Return the volume's mount point, "" while it is not mounted."""

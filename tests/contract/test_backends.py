@@ -49,6 +49,13 @@ def test_every_method_may_be_repeated(bench: Bench) -> None:
     bench.unmount(volume)
 
 
+def test_what_this_node_has_of_its_own_is_listed(bench: Bench) -> None:
+    volume, other = bench.created(), bench.created("other")
+    bench.backend.remove(other, deadline_s=30)
+    has_copies = bench.backend.copy_directory(volume) is not None
+    assert set(bench.backend.copies()) == ({volume.id} if has_copies else set())
+
+
 def test_a_volume_never_created_is_removed_already(bench: Bench) -> None:
     bench.backend.remove(bench.volume(), deadline_s=30)
 
@@ -257,6 +264,8 @@ def test_another_nodes_pool_is_not_taken_for_ours(stored: Bench) -> None:
     volume = stored.created()
     pool = Path(str(stored.backend.status(volume)["path"])).parents[2]
     (pool / "pool.json").write_text('{"id": "another"}')
+    with pytest.raises(BackendError):
+        stored.backend.copies()  # or what lies elsewhere would count as gone
     with pytest.raises(BackendError, match="holds pool another"):
         stored.mount(volume)
 

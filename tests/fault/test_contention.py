@@ -113,7 +113,7 @@ def test_a_creation_is_not_taken_back_from_its_namesake(
     world.volumes.removal.remove("v")
     world.volumes.creation.create("v", {})
     # It was made anew after all records were looked through.
-    monkeypatch.setattr(world.catalogue, "all", lambda: [seen])
+    monkeypatch.setattr(world.catalogue, "of_ids", lambda _: [seen])
     world.volumes.removal.discard(seen.id)
     assert world.volumes.views.existing("v").record.phase == "ready"
 

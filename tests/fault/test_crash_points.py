@@ -45,8 +45,8 @@ def check_clean(world: World, directory: Path) -> None:
     assert mounts.mount_points_below(directory) == []
     assert list((directory / "mounts").iterdir()) == []
     assert world.node.references.volumes() == []
-    assert all(each.phase == "ready" for each in world.catalogue.all())
-    ids = {each.id for each in world.catalogue.all()}
+    assert all(each.phase == "ready" for each in world.catalogue.heads())
+    ids = {each.id for each in world.catalogue.heads()}
     assert {each.name for each in (directory / "pool/volumes").iterdir()} == ids
     trash = directory / "pool/trash"
     assert not trash.exists() or list(trash.iterdir()) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from backends import options as parse
@@ -86,6 +86,9 @@ class MemoryBackend:
         copy = self.directory / volume.id
         copy.mkdir(exist_ok=True)
         return copy
+
+    def copies(self) -> Collection[str]:
+        return {*self.disk} if self.directory is not None else ()
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         self.before("mount", volume)

@@ -82,6 +82,12 @@ class MemoryStore:
             self._prepare()
             return self._memory.table.below(prefix), self._memory.revision
 
+    def version(self) -> int:
+        """Return the revision."""
+        with self._memory.lock:
+            self._prepare()
+            return self._memory.revision
+
     def refresh(self, deadline_s: float) -> None:
         """Do nothing: there is nothing newer."""
 

@@ -29,6 +29,7 @@ class Guard:
         self.told: list[list[str]] = []
         self.asked: list[str] = []
         self.fails = ""
+        self.tables_read = 0
 
     def start(self) -> None:
         pass
@@ -73,7 +74,8 @@ def make_keeper(
         heads=SimpleNamespace(
             read=lambda _: SimpleNamespace(
                 head=SimpleNamespace(epoch=1), lock_lease=1, locked_by="own"
-            )
+            ),
+            head=lambda _: SimpleNamespace(epoch=1),
         ),
         still_owner=lambda record, _: record.id in healthy,
         is_shared=lambda _: False,
@@ -84,7 +86,13 @@ def make_keeper(
         extend=lambda _: None, deadline_s=lambda _: -math.inf
     )
     entry = SimpleNamespace(device="8:1", root="/x", source="")
-    monkeypatch.setattr(module.mounts, "mounted_at", lambda _: entry)
+
+    def mounted() -> dict[str, Any]:
+        guard.tables_read += 1
+        return {"/x": entry}
+
+    monkeypatch.setattr(module.mounts, "mounted", mounted)
+    monkeypatch.setattr(module.mounts, "mounted_at", lambda _: mounted()["/x"])
 
     def make(names: list[str] | LeftMounted, **times_s: float) -> Keeper:
         failsafe.pause_s = lambda: times_s.get("pause_s", math.inf)
@@ -208,6 +216,15 @@ def test_members_are_asked_as_soon_as_it_is_time(
     make_keeper(["healthy"], hold_s=1000.0, pause_s=0.05)
     told = 10  # two in each round; the next would come when the lease is over
     wait_until(lambda: len(guard.told_s) >= told, timeout_s=8, what="it looks again")
+
+
+def test_the_table_of_mounts_is_read_once_each_time_it_is_told(
+    make_keeper: Callable[..., Keeper], guard: Guard
+) -> None:
+    keeper = make_keeper([f"healthy{number}" for number in range(50)])
+    wait_until(lambda: len(guard.told_s) >= 4, timeout_s=20, what="it runs")
+    keeper.stop()
+    assert guard.tables_read == len(guard.told_s)
 
 
 def test_no_thread_is_left(make_keeper: Callable[..., Keeper], guard: Guard) -> None:

@@ -58,7 +58,7 @@ def test_a_failed_creation_leaves_nothing(world: World) -> None:
     world.backend.before = failing("create")
     with pytest.raises(BackendError, match="create failed"):
         world.volumes.creation.create("v", {})
-    assert world.catalogue.all() == []
+    assert world.catalogue.heads() == []
     world.backend.before = lambda _operation, _volume: None
     world.volumes.creation.create("v", {})
 
@@ -125,7 +125,7 @@ def test_a_creation_that_cannot_be_rolled_back_is_invisible_until_it_is(
         world.volumes.mounting.mount("v", "id")
     world.backend.before = lambda _operation, _volume: None
     world.volumes.reconciler.run_once()
-    assert world.catalogue.all() == []
+    assert world.catalogue.heads() == []
 
 
 def test_a_refused_creation_is_forgotten_though_storage_is_gone(world: World) -> None:
@@ -136,7 +136,7 @@ def test_a_refused_creation_is_forgotten_though_storage_is_gone(world: World) ->
     world.backend.before = broken
     with pytest.raises(BackendError):
         world.volumes.creation.create("v", {})
-    assert world.catalogue.all() == []
+    assert world.catalogue.heads() == []
 
 
 def test_create_makes_a_new_volume_of_one_that_a_crash_left(world: World) -> None:
@@ -146,7 +146,7 @@ def test_create_makes_a_new_volume_of_one_that_a_crash_left(world: World) -> Non
     with pytest.raises(SystemExit):
         world.volumes.creation.create("v", {"mode": "0700"})
     world.restart()
-    assert world.catalogue.all()[0].phase == "creating"
+    assert world.catalogue.heads()[0].phase == "creating"
     world.volumes.creation.create("v", {"mode": "0750"})
     assert world.volumes.views.get("v").status()["options"] == {"mode": "0750"}
 
@@ -221,7 +221,7 @@ def test_a_creation_whose_caller_is_gone_is_taken_back(world: World) -> None:
     deadline = Deadline(10)
     while world.volumes.operations.under_way() and not deadline.passed():
         pass
-    assert world.catalogue.all() == []
+    assert world.catalogue.heads() == []
     assert world.disk == {}
 
 

@@ -52,6 +52,12 @@ class Namespace:
         after = first[:-1] + bytes([first[-1] + 1])
         return {"key": encoded(first), "range_end": encoded(after)}
 
+    def between(self, first: str, after: str) -> dict[str, str]:
+        """Return the range of keys from *first* to before *after*, "" for no end."""
+        whole = self.below("")
+        end = self.key(after) if after else whole["range_end"]
+        return {"key": self.key(first), "range_end": end}
+
     def record(self, message: Message) -> Record:
         """Return the record that etcd's KeyValue *message* is."""
         return Record(
@@ -88,6 +94,11 @@ class Namespace:
 
     def _name(self, message: Message) -> str:
         return decoded(message["key"]).decode().removeprefix(self._records)
+
+
+def key_after(key: str) -> str:
+    """Return the key that comes next after etcd's *key*."""
+    return encoded(decoded(key) + b"\0")
 
 
 def unchanged_since(key: str, mod_revision: int) -> dict[str, Any]:

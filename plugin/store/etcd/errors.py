@@ -8,6 +8,8 @@ from plugin.errors import StoreError
 
 # gRPC status codes. Source: grpc.github.io/grpc/core/md_doc_statuscodes.html.
 NOT_FOUND: Final = 5
+# A revision is no longer kept.
+OUT_OF_RANGE: Final = 11
 ALREADY_EXISTS_MESSAGE: Final = "lease already exists"
 _UNAUTHENTICATED: Final = 16
 # With these codes the member gave up waiting: the request may still be done, or not.

@@ -6,7 +6,6 @@ import threading
 import uuid
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from backends.system import clock
 from plugin.store.base import Compare, Operation, Outcome, Record
@@ -19,18 +18,10 @@ from plugin.store.etcd.codec import (
     unchanged_since,
 )
 from plugin.store.etcd.leases import Leases
+from plugin.store.etcd.pages import WHOLE, Pages, Parts, Snapshot
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.transactions import Transactions
 from plugin.store.etcd.watch import EtcdWatch
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Records as they were at *revision*, when there were *count* in all."""
-
-    records: list[Record]
-    count: int
-    revision: int
 
 
 class EtcdStore:
@@ -44,6 +35,7 @@ class EtcdStore:
     def __init__(self, settings: EtcdSettings) -> None:
         self._client = Client(settings)
         self._names = Namespace(settings.prefix)
+        self._pages = Pages(self._client, self._names)
         self._leases = Leases(self._client, self._names)
         self._transactions = Transactions(self._client, self._names, self._leases)
         self._watches: weakref.WeakSet[EtcdWatch] = weakref.WeakSet()
@@ -59,23 +51,32 @@ class EtcdStore:
         pairs = answer.get("kvs", [])
         return self._names.record(pairs[0]) if pairs else None
 
-    def prefix(self, prefix: str) -> tuple[list[Record], int]:
-        """Return the records below *prefix*; see `Store.prefix`."""
-        answer = self._client.call(
-            "/v3/kv/range", self._names.below(prefix), deadline=self._client.deadline()
-        )
-        records = [self._names.record(each) for each in answer.get("kvs", [])]
-        return records, revision_of(answer)
+    def prefix(self, prefix: str, *, parts: Parts = WHOLE) -> tuple[list[Record], int]:
+        """Return the records below *prefix*, read in *parts*; see `Store.prefix`."""
+        wanted = self._names.below(prefix)
+        found = self._pages.read(wanted, self._client.deadline, parts=parts)
+        return found.records, found.revision
 
-    def changed_since(self, revision: int, *, deadline_s: float) -> Snapshot:
+    def changed_since(
+        self, revision: int, *, parts: Parts, deadline_s: float
+    ) -> Snapshot:
         """Return the records that were put after *revision*, and how many there are."""
-        answer = self._client.call(
-            "/v3/kv/range",
-            {**self._names.below(""), "min_mod_revision": str(revision + 1)},
-            deadline=clock.Deadline(deadline_s),
-        )
-        records = [self._names.record(each) for each in answer.get("kvs", [])]
-        return Snapshot(records, int(answer.get("count", 0)), revision_of(answer))
+        wanted = {**self._names.below(""), "min_mod_revision": str(revision + 1)}
+        deadline = clock.Deadline(deadline_s)
+        return self._pages.read(wanted, lambda: deadline, parts=parts)
+
+    def keys_at(
+        self, revision: int, first: str, after: str, *, deadline_s: float
+    ) -> set[str]:
+        """Return the keys from *first* to before *after* that were at *revision*."""
+        wanted = {**self._names.between(first, after), "keys_only": True}
+        deadline = clock.Deadline(deadline_s)
+        found = self._pages.read(wanted, lambda: deadline, revision=revision)
+        return {each.key for each in found.records}
+
+    def version(self) -> int:
+        """Return the cluster's revision."""
+        return self.revision(deadline_s=self._client.settings.call_deadline_s)
 
     def refresh(self, deadline_s: float) -> None:
         """Return when a majority answered; see `Store.refresh`."""

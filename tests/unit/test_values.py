@@ -1,0 +1,212 @@
+"""Records as values: decoded once, and one that cannot be read stops nobody."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from plugin.errors import StoreError
+from plugin.membership.directory import NodeDirectory
+from plugin.membership.quarantine_records import QuarantineRecords
+from plugin.model import VolumeRecord
+from plugin.ownership.heads import Heads, put_head
+from plugin.ownership.state import Head
+from plugin.store import values as module
+from plugin.store.base import Delete, Put, Store
+from plugin.store.sqlite import SqliteStore
+from plugin.store.values import value_of
+from plugin.volumes.catalogue import Catalogue
+from tests.support.memory_store import MemoryStore
+from tests.support.world import World
+
+RECORD = VolumeRecord(
+    id="id",
+    name="good",
+    backend="memory",
+    requested={},
+    options={},
+    created_at="",
+    phase="ready",
+)
+NEWER = msgspec.json.encode(RECORD).replace(b'"ready"', b'"of a newer version"')
+UNREADABLE = [b"", b"\xff", b'{"id": "\xff"}', b"{}", b"[" * 100_000]
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """Yield a store that gives the same objects again, or equal ones."""
+    made = SqliteStore(tmp_path / "s") if request.param == "sqlite" else MemoryStore()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the keys of records that are decoded from now on."""
+    found: list[str] = []
+    monkeypatch.setattr(
+        module,
+        "value_of",
+        lambda record, kind: found.append(record.key) or value_of(record, kind),
+    )
+    return found
+
+
+def volume(name: str) -> Put:
+    record = msgspec.structs.replace(RECORD, id=f"id-{name}", name=name)
+    return Put(f"volumes/{name}", msgspec.json.encode(record))
+
+
+@pytest.mark.parametrize("value", UNREADABLE)
+def test_one_that_cannot_be_read_is_told_once_and_passed_over(
+    store: Store, value: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    module._told.clear()
+    catalogue = Catalogue(store)
+    store.transact([], [volume("a"), Put("volumes/bad", value), volume("c")])
+    for _ in range(3):
+        assert [each.name for each in catalogue.heads()] == ["a", "c"]
+        assert catalogue.unreadable() == ["bad"]
+    assert caplog.text.count("volumes/bad cannot be read") == 1
+    # It is there all the same.
+    with pytest.raises(StoreError, match="volumes/bad cannot be read"):
+        catalogue.find("bad")
+    assert catalogue.insert(msgspec.structs.replace(RECORD, name="bad")) is None
+
+
+def test_a_phase_of_a_newer_version_is_shown_and_nothing_is_done(store: Store) -> None:
+    catalogue = Catalogue(store)
+    store.transact([], [volume("a"), Put("volumes/good", NEWER)])
+    assert [each.name for each in catalogue.heads()] == ["a", "good"]
+    assert catalogue.unreadable() == []
+    assert [each.name for each in catalogue.of_ids(["id-a", "id"])] == ["a"]
+    with pytest.raises(StoreError, match="volumes/good cannot be read"):
+        catalogue.find("good")
+
+
+def test_what_has_not_changed_is_not_decoded_again(
+    store: Store, decoded: list[str]
+) -> None:
+    catalogue = Catalogue(store)
+    store.transact([], [volume("a"), volume("b"), Put("volumes/bad", b"")])
+    catalogue.heads()
+    decoded.clear()
+    for _ in range(3):
+        catalogue.heads()
+        catalogue.names()
+        catalogue.unreadable()
+    assert decoded == []
+    store.transact([], [volume("b"), volume("c"), Delete("volumes/a")])
+    store.transact([], [Delete("volumes/c"), Delete("volumes/bad")])
+    assert [each.name for each in catalogue.heads()] == ["b"]
+    assert decoded == ["volumes/b"]
+    decoded.clear()
+    assert [each.id for each in catalogue.of_ids(["id-b", "other"])] == ["id-b"]
+    assert catalogue.of_ids([]) == []
+    assert decoded == ["volumes/b"]
+
+
+def test_a_store_that_has_not_changed_is_not_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue, read = Catalogue(store), store.prefix
+    asked: list[str] = []
+    monkeypatch.setattr(store, "prefix", lambda key: asked.append(key) or read(key))
+    store.transact([], [volume("a")])
+    for _ in range(3):
+        assert [each.name for each in catalogue.heads()] == ["a"]
+    assert asked == ["volumes/"]
+    store.transact([], [volume("b")])
+    assert [each.name for each in catalogue.heads()] == ["a", "b"]
+
+
+def test_heads_of_volumes_of_other_nodes_cost_nothing(
+    store: Store, decoded: list[str]
+) -> None:
+    heads = Heads(store, QuarantineRecords(store))
+    owned = {"phase": "owned", "members": ("us", "a")}
+    store.transact(
+        [],
+        [
+            put_head("ours", Head(owner="us", **owned)),  # type: ignore[arg-type]
+            put_head("copied", Head(owner="a", **owned)),  # type: ignore[arg-type]
+            put_head("theirs", Head(owner="b", phase="owned", members=("b",))),
+            Put("v/bad/head", b"{"),
+            Put("v/ours/lock", b"{}"),
+        ],
+    )
+    assert heads.owned_by("us") == {"ours"}
+    assert sorted(heads.naming("us")) == ["copied", "ours"]
+    assert decoded == ["v/copied/head", "v/ours/head"]
+
+
+def test_a_head_that_cannot_be_read_may_be_that_of_a_node_that_leaves(
+    store: Store,
+) -> None:
+    heads = Heads(store, QuarantineRecords(store))
+    store.transact([], [Put("v/bad/head", b"{"), Put("nodes/us", b"{}")])
+    assert heads.held_only_by("us") == ["bad"]
+    assert heads.head("bad") is None
+    with pytest.raises(StoreError, match="v/bad/head cannot be read"):
+        heads.read("bad")
+
+
+def test_an_epoch_that_cannot_be_read_is_not_left_out(store: Store) -> None:
+    heads = Heads(store, QuarantineRecords(store))
+    for key in ("v/id/epochs/0000000001", "v/id/epochs/x"):
+        store.transact([], [Put(key, b"{")])
+        with pytest.raises(StoreError, match=key):
+            heads.lineage("id")
+        store.transact([], [Delete(key)])
+
+
+def test_a_node_whose_record_cannot_be_read_is_in_the_cluster(store: Store) -> None:
+    """Else its copies would count as given up by people."""
+    nodes = NodeDirectory(store, data_only_on=lambda _: [])
+    store.transact([], [Put("nodes/bad", b"{")])
+    assert nodes.record("bad") is None
+    assert nodes.has("bad")
+    assert nodes.ids() == ["bad"]
+
+
+def test_an_idle_pass_decodes_nothing(tmp_path: Path, decoded: list[str]) -> None:
+    world = World(tmp_path)
+    try:
+        for number in range(20):
+            world.volumes.creation.create(f"v{number}", {})
+            theirs = put_head(f"{number}", Head(owner="b", phase="owned"))
+            world.store.transact([], [volume(f"theirs-{number}"), theirs])
+        world.volumes.reconciler.run_once()
+        decoded.clear()
+        world.volumes.reconciler.run_once()
+        assert len(world.volumes.views.all()) == 40
+        assert decoded == []
+    finally:
+        world.close()
+
+
+def test_a_pass_goes_on_behind_records_that_cannot_be_read(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    try:
+        world.volumes.creation.create("good", {})
+        good_id = world.volume_id("good")
+        garbage = [Put(f"volumes/{n}", v) for n, v in enumerate(UNREADABLE)]
+        world.store.transact([], [*garbage, Put("v/x/head", b"{"), Put("tomb/x", b"{")])
+        assert [each.name for each in world.volumes.views.all()] == ["good"]
+        stored = world.catalogue.find("good")
+        assert stored is not None
+        world.catalogue.set_phase(stored, "removing")
+        world.volumes.reconciler.run_once()
+        assert world.catalogue.find("good") is None
+        assert good_id not in world.disk
+        assert world.store.get("tomb/x") is not None
+        # Nobody knows whether what lies in the pool is that of a record.
+        with pytest.raises(StoreError, match="cannot be read"):
+            world.volumes.adoption.adopt(dry_run=False)
+    finally:
+        world.close()
