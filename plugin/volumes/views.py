@@ -134,6 +134,10 @@ class VolumeViews:
             if being_made or head.phase != "creating"
         ]
 
+    def require_readable(self, volume_id: str) -> None:
+        """Raise StoreError if what the store says of the volume cannot be read."""
+        self.ownership.heads.read(volume_id)
+
     def is_healthy(self, record: VolumeRecord) -> bool:
         """Return whether the storage of the volume's backend was well, last time."""
         # The status of a volume says more, if the backend knows its storage.

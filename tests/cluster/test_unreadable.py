@@ -52,6 +52,12 @@ def test_all_other_volumes_go_on(make_owner: Make, records: Records) -> None:
     # What was spoilt is there all the same.
     assert "cannot be read" in alpha.refused("Mount", Name="a-head-is-spoilt", ID="one")
     assert "cannot be read" in alpha.refused("Create", Name="spoilt")
+    [row] = [
+        each
+        for each in alpha.control_ok("GET", "/v1/volumes")
+        if each["name"] == "a-head-is-spoilt"
+    ]
+    assert row["health"] == "error"
     assert alpha.copy(spoilt).exists()
     assert alpha.copy(left).exists()
     told = [each for each in beta.log_lines() if "volumes/spoilt" in each["event"]]

@@ -199,7 +199,7 @@ def unused(world: World, *names: str) -> None:
 
 def mounted(world: World) -> set[str]:
     ids = set(world.backend.mounted.values())
-    return {each.name for each in world.catalogue.all() if each.id in ids}
+    return {each.name for each in world.catalogue.heads() if each.id in ids}
 
 
 def test_a_volume_that_hangs_holds_up_no_other(

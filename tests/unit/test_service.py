@@ -71,7 +71,7 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(
     world.backend.before = lambda name, _volume: written.append(name)
     with pytest.raises(BackendError, match="not mounted"):
         world.volumes.creation.create("v", {})
-    assert (written, world.catalogue.all()) == ([], [])
+    assert (written, world.catalogue.heads()) == ([], [])
 
 
 def test_people_see_what_is_not_made_to_the_end_and_may_remove_it(
@@ -94,7 +94,7 @@ def test_people_see_what_is_not_made_to_the_end_and_may_remove_it(
     # Storage that says no for ever must not keep the name for ever.
     world.backend.before = failing("remove")
     world.volumes.removal.remove("v")
-    assert world.catalogue.all() == []
+    assert world.catalogue.heads() == []
 
 
 def test_repair_undoes_what_was_not_made_to_the_end(world: World) -> None:
@@ -105,7 +105,7 @@ def test_repair_undoes_what_was_not_made_to_the_end(world: World) -> None:
         world.volumes.creation.create("v", {})
     world.restart()
     assert world.volumes.adoption.adopt(dry_run=False)["undone"] == ["v"]
-    assert world.catalogue.all() == []
+    assert world.catalogue.heads() == []
 
 
 def test_a_creation_that_cannot_be_rolled_back_is_invisible_until_it_is(

@@ -150,7 +150,7 @@ def test_a_head_that_cannot_be_read_may_be_that_of_a_node_that_leaves(
 ) -> None:
     heads = Heads(store, QuarantineRecords(store))
     store.transact([], [Put("v/bad/head", b"{"), Put("nodes/us", b"{}")])
-    assert heads.held_only_by("us") == ["bad"]
+    assert heads.held_only_by("us") == {"all of": ["bad"]}
     assert heads.head("bad") is None
     with pytest.raises(StoreError, match="v/bad/head cannot be read"):
         heads.read("bad")

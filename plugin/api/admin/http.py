@@ -225,6 +225,7 @@ def create_metrics_app(metrics: Metrics) -> Flask:
 def _listed(views: VolumeViews, volume: VolumeSummary) -> dict[str, Any]:
     """Return the volume's row; what is wrong with it hides no other volume."""
     try:
+        views.require_readable(volume.id)
         return _row(views, volume.name)
     except RemoraError as error:
         fault = {"phase": "unknown", "health": "error", "error": str(error)}
