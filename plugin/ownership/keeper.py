@@ -238,7 +238,7 @@ class Keeper:
             # read, the first round finds that out.
             head = None
             with suppress(StoreError):
-                head = self._ownership.heads.read(volume_id).head
+                head = self._ownership.heads.head(volume_id)
             holding = Holding(record, head.epoch if head else 0, target)
             with self._lock:
                 self._held.setdefault(volume_id, holding)

@@ -152,7 +152,7 @@ class ReplicationNode:
         """Return how far the volume's copies are; None where nodes share its bytes."""
         if self._ownership.is_shared(record):
             return None
-        head = self._ownership.heads.read(record.id).head
+        head = self._ownership.heads.head(record.id)
         behind = {
             self._ownership.name_of(node_id): why
             for node_id, why in self.progress.behind(record.id).items()
