@@ -16,6 +16,7 @@ import pytest
 
 from plugin.ownership.heads import Lock, put_lock
 from plugin.ownership.state import Commit
+from plugin.store.base import Put
 from tests.protocol.node import wait_until
 from tests.support.etcd import Cluster
 from tests.support.link import Link
@@ -131,6 +132,25 @@ def test_a_daemon_that_knows_nothing_yet_leaves_the_guard_what_it_knows(
     writer.wait_writing()
     assert records.head(volume_id) == before
     assert records.heads.read(volume_id).lock == Lock(owner.id, before.epoch)
+
+
+def test_a_record_that_cannot_be_read_leaves_no_writer_unguarded(
+    make_owner: Make, server: Cluster, records: Records
+) -> None:
+    owner = make_owner("alpha", failsafe=False)
+    _, writer = start_writer(owner)
+    owner.kill()
+    key = f"volumes/{NAME}"
+    record = records.store.get(key)
+    assert record is not None
+    records.store.transact([], [Put(key, b"{")])
+    owner.start()
+    writer.wait_writing()
+    server.members[0].freeze()
+    writer.wait_still()
+    server.members[0].thaw()
+    records.store.transact([], [Put(key, record.value)])
+    writer.wait_writing()
 
 
 def test_a_volume_taken_while_its_daemon_was_dead_is_lost_with_its_tail_kept(
