@@ -32,6 +32,8 @@ class _Seen:
     """What is remembered of a volume from one round to the next."""
 
     scan_due_s: float = 0.0
+    # Not before, even if hints say that everything may have changed.
+    rest_until_s: float = 0.0
     recent: tuple[bytes, ...] = ()
 
 
@@ -66,8 +68,9 @@ class Looking:
             raise
         if hints.everything:
             end_s = monotonic_s()
-            pause_s = max(self._interval_s, _SCAN_PAUSE_PER_LOOK * (end_s - begin_s))
-            seen.scan_due_s = end_s + min(pause_s, _SCAN_PAUSE_MAX_S)
+            rest_s = min(_SCAN_PAUSE_PER_LOOK * (end_s - begin_s), _SCAN_PAUSE_MAX_S)
+            seen.rest_until_s = end_s + rest_s
+            seen.scan_due_s = end_s + max(self._interval_s, rest_s)
         changed = [each.entry.path for each in changes.changed]
         seen.recent = _newest(seen.recent, changed)
         return changes
@@ -79,14 +82,20 @@ class Looking:
 
     def missed(self, record: VolumeRecord) -> None:
         """Let the next look find again what the last one found: it was not recorded."""
-        self._seen.setdefault(record.id, _Seen()).scan_due_s = 0.0
+        self._seen[record.id] = _Seen()
 
     def _hints(self, record: VolumeRecord, journal: Journal, seen: _Seen) -> Hints:
         hints = self._journals.hints(record, journal)
         if journal.by_snapshot:
             return hints  # what no event tells of, the filesystem does
-        if hints.everything or monotonic_s() >= seen.scan_due_s:
+        due_s = seen.rest_until_s if hints.everything else seen.scan_due_s
+        if monotonic_s() >= due_s:
             return EVERYTHING
+        if hints.everything:
+            # Where nothing can be watched, or more happens than events can tell, all
+            # names would else be looked at in every round.
+            self._journals.give_back(record, hints)
+            hints = Hints()
         # What a database writes directly to a file that stays open causes no event.
         return dataclasses.replace(hints, paths=hints.paths.union(seen.recent))
 
