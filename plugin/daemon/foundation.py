@@ -7,6 +7,7 @@ import uuid
 from dataclasses import dataclass, replace
 from functools import partial
 
+from backends.registry import has_catalogue_on_storage
 from backends.system import clock, files
 from plugin.config import Config
 from plugin.daemon.node import Node
@@ -135,8 +136,19 @@ def _data_only_on(
     catalogue: Catalogue, heads: Heads, node_id: str
 ) -> dict[str, list[str]]:
     """Return `Heads.held_only_by` with names; of a removed volume it is the id."""
-    names = catalogue.names()
+    names, found = catalogue.names(), heads.held_only_by(node_id)
+    # What was imported or cloned, and never mounted, has no head.
+    unmounted = {each for each in names if heads.head(each) is None}
+    filled = [
+        each.id
+        for each in catalogue.of_ids(unmounted)
+        if each.filled
+        and each.node == node_id
+        and not has_catalogue_on_storage(each.backend)
+    ]
+    if filled:
+        found["all of"] = list(dict.fromkeys([*found.get("all of", []), *filled]))
     return {
         part: sorted(names.get(each, each) for each in ids)
-        for part, ids in heads.held_only_by(node_id).items()
+        for part, ids in found.items()
     }

@@ -44,9 +44,10 @@ _VOLUMES: Final = "v/"
 _TOMBS: Final = "tomb/"
 # Epochs that are kept. A copy that is older than all of them counts as diverged, so it
 # is set apart and never overwritten; no node stays away for so many owners.
-# Older versions have left as many records, which the next epoch or a removal deletes in
-# one transaction, of at most 128 operations.
 EPOCHS_MAX: Final = 64
+# Older versions have left a record for each epoch, of shared volumes one for all that
+# there were; a transaction of etcd has at most 128 operations.
+_DROPPED_MAX: Final = 100
 _ACKNOWLEDGED_MAX: Final = 50
 _NOBODY: Final = '"pending":[]'
 # Nobody is refused because of old knowledge: it is refreshed first, for so long.
@@ -61,12 +62,18 @@ class Lock(msgspec.Struct, frozen=True):
 
 
 class Tomb(msgspec.Struct, frozen=True, kw_only=True):
-    """A volume that was removed; *pending* are the nodes that may have copies yet."""
+    """
+    A volume that was removed; *pending* are the nodes that may have copies yet.
+
+    Older versions name members alone, although other nodes may have copies as well:
+    what they wrote does not say ``all_nodes``.
+    """
 
     name: str
     backend: str
     removed_at: str
     pending: tuple[str, ...]
+    all_nodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +206,18 @@ class Heads:
         return Lineage({**earlier, **begun})
 
     def drop_epochs(self, volume_id: str) -> list[Delete]:
-        """Return the removals of all records of epochs that there are now."""
-        return [Delete(key) for key in self._epochs(volume_id)]
+        """Return the removals of the oldest records of epochs, 100 at most."""
+        return [Delete(key) for key in self._oldest_epochs(volume_id)[:_DROPPED_MAX]]
+
+    def shorten_epochs(self, volume_id: str) -> None:
+        """Remove all records of epochs but what `drop_epochs` takes."""
+        surplus = self._oldest_epochs(volume_id)[:-_DROPPED_MAX]
+        for begin in range(0, len(surplus), _DROPPED_MAX):
+            batch = surplus[begin : begin + _DROPPED_MAX]
+            self._store.transact([], [Delete(key) for key in batch])
+
+    def _oldest_epochs(self, volume_id: str) -> list[str]:
+        return sorted(self._epochs(volume_id), key=_number)
 
     def _epochs(self, volume_id: str) -> dict[str, Record]:
         found = self._store.prefix(f"{_VOLUMES}{volume_id}/epochs/")[0]
@@ -261,17 +278,22 @@ class Heads:
         """
         conditions: list[Compare] = []
         operations: list[Operation] = []
+        nodes, _ = self._store.prefix(NODES)
+        all_nodes = [each.key.removeprefix(NODES) for each in nodes]
         for volume_id in volume_ids:
             record = self._store.get(_TOMBS + volume_id)
             tomb = readable(record, Tomb)
             if record is None or tomb is None:
                 continue
-            rest = tuple(each for each in tomb.pending if each != node)
+            rest = {*tomb.pending} if tomb.all_nodes else {*tomb.pending, *all_nodes}
+            rest.discard(node)
+            left = msgspec.structs.replace(
+                tomb, pending=tuple(sorted(rest)), all_nodes=True
+            )
             if not rest and not self._quarantine_records.of(volume_id):
                 operations.append(Delete(record.key))
-            elif len(rest) < len(tomb.pending):
-                tomb = msgspec.structs.replace(tomb, pending=rest)
-                operations.append(_put(record.key, tomb))
+            elif left != tomb:
+                operations.append(_put(record.key, left))
             else:
                 continue
             conditions.append(Compare(record.key, record.mod_revision))

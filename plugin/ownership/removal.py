@@ -73,6 +73,7 @@ def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
     if ownership.membership.alone and state.head is None:
         return NO_CHANGE
     head = state.head or ownership.initial_head(record)
+    ownership.heads.shorten_epochs(record.id)
     gone = [*ownership.heads.drop_epochs(record.id), drop_head(record.id)]
     # Also a node that is no member any more may have a copy that it could not let go.
     others = {*head.members, *ownership.nodes.ids()} - {ownership.node_id}
@@ -83,5 +84,6 @@ def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
         backend=record.backend,
         removed_at=clock.now_rfc3339(),
         pending=tuple(sorted(others)),
+        all_nodes=True,
     )
     return state.change(*gone, put_tomb(record.id, tomb))

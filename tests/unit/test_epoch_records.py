@@ -90,6 +90,21 @@ def test_records_of_older_versions_are_taken_in(nodes: Nodes) -> None:
     assert len(after) == EPOCHS_MAX
 
 
+def test_more_records_than_a_transaction_takes_go_by_and_by(nodes: Nodes) -> None:
+    """Older versions kept a record for each Mount of a volume that nodes share."""
+    for number in range(1, 351):
+        nodes.begin_old(number, "old")
+    assert len(nodes.heads.drop_epochs("id")) <= 100
+    nodes.begin(351, "new")
+    assert len(nodes.store.prefix("v/id/epochs/")[0]) == 251
+    assert nodes.heads.lineage("id").owners() == {"old", "new"}
+    nodes.heads.shorten_epochs("id")
+    left = nodes.store.prefix("v/id/epochs/")[0]
+    assert len(left) == len(nodes.heads.drop_epochs("id")) == 100
+    nodes.heads.shorten_epochs("id")
+    assert nodes.store.prefix("v/id/epochs/")[0] == left
+
+
 def test_nodes_of_both_versions_begin_epochs_in_turn(nodes: Nodes) -> None:
     for number in range(1, 10, 3):
         nodes.begin(number, "new")
@@ -138,6 +153,17 @@ def test_a_tomb_ends_with_the_last_node_that_acknowledges(nodes: Nodes) -> None:
     store.transact([], [put_tomb("y", done)])
     heads.acknowledge(["y"], "a")
     assert heads.tombs() == {}
+
+
+def test_a_tomb_of_an_older_version_waits_for_all_nodes(nodes: Nodes) -> None:
+    """It names members alone, and other nodes may have copies."""
+    done = msgspec.structs.replace(TOMB, pending=())
+    records = [Put(NODES + each, b"{}") for each in ("a", "b", "c")]
+    nodes.store.transact([], [*records, put_tomb("x", done)])
+    for number, each in enumerate(("a", "b", "c")):
+        assert len(nodes.heads.tombs()["x"].pending) == (3 - number if number else 0)
+        nodes.heads.acknowledge(["x"], each)
+    assert nodes.heads.tombs() == {}
 
 
 def test_a_tomb_stays_while_bytes_are_set_apart(nodes: Nodes) -> None:

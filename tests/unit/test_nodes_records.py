@@ -10,12 +10,15 @@ import msgspec
 import pytest
 
 from backends.base import Snapshot
+from plugin.daemon.foundation import _data_only_on
 from plugin.errors import NodeConflictError, NodeNotFoundError
 from plugin.membership.quarantine_records import QuarantineRecord, QuarantineRecords
 from plugin.membership.snapshot_records import SnapshotRecords
+from plugin.model import VolumeRecord
 from plugin.ownership.heads import Heads, put_head
 from plugin.ownership.state import Commit, Head
 from plugin.store.base import Put
+from plugin.volumes.catalogue import Catalogue
 from tests.support.etcd import wait_until
 from tests.support.members import Members
 from tests.support.memory_store import Memory, MemoryStore
@@ -124,6 +127,32 @@ def test_what_a_node_alone_has_is_told_by_how_much_it_is(members: Members) -> No
     members.delete(f"nodes/{alpha}")
     put("busy", (), members=(alpha, beta), owner=beta, phase="owned")
     assert heads.held_only_by(beta)["all of"] == ["ahead", "busy", "safe", "solo"]
+
+
+def test_what_was_filled_and_never_mounted_counts_as_well(members: Members) -> None:
+    """It has no head yet, and its bytes are on the node that made it."""
+    catalogue = Catalogue(members.store)
+    heads = Heads(members.store, QuarantineRecords(members.store))
+    for name, backend, filled, node in (
+        ("imported", "rsync", True, "beta"),
+        ("empty", "rsync", False, "beta"),
+        ("shared", "nfs", True, "beta"),
+        ("elsewhere", "rsync", True, "alpha"),
+    ):
+        record = VolumeRecord(
+            id=name,
+            name=name,
+            backend=backend,
+            requested={},
+            options={},
+            created_at="2026-01-02T03:04:05Z",
+            phase="ready",
+            node=node,
+            filled=filled,
+        )
+        assert catalogue.insert(record)
+    assert _data_only_on(catalogue, heads, "beta") == {"all of": ["imported"]}
+    assert _data_only_on(catalogue, heads, "gamma") == {}
 
 
 def test_a_record_that_somebody_deleted_comes_back(members: Members) -> None:
