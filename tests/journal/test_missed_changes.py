@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,12 @@ def test_a_commit_that_fails_loses_no_change(tmp_path: Path) -> None:
     for number in range(600):
         (live / f"{number:03}").write_text("there")
     journals = Journals(world.pool, world.ownership.copy_states)
-    syncing = syncing_of(world, journals, tmp_path / "ssh")
-    with journals.using(record, Deadline(30)) as journal:
+    # The path of a socket must be short.
+    with (
+        tempfile.TemporaryDirectory(prefix="rp") as sockets,
+        journals.using(record, Deadline(30)) as journal,
+    ):
+        syncing = syncing_of(world, journals, Path(sockets))
         syncing._advance(record, epoch, journal, anew=False)
         assert journal.manifest.get(b"000") is not None
         (live / "000").unlink()

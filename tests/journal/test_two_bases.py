@@ -21,7 +21,7 @@ def copies(tmp_path: Path) -> list[Journal]:
 
 
 def record(owner: Journal) -> None:
-    owner.record(owner.look(EVERYTHING, ()), (1, owner.commit()[1] + 1))
+    owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
 
 
 def test_one_commit_leads_on_from_two_bases(copies: list[Journal]) -> None:

@@ -12,12 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.cluster import Cluster
-from tests.lab.replication_campaign import (
-    SETTINGS,
-    TOPOLOGY,
-    Plan,
-    ReplicationCampaign,
-)
+from tests.lab.replication_campaign import Plan, ReplicationCampaign
+from tests.lab.replication_pools import SETTINGS, TOPOLOGY
 
 __all__ = ["SETTINGS", "TOPOLOGY"]
 
