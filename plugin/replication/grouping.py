@@ -26,8 +26,8 @@ class Plan:
 
     Those that are ``there`` come first: they may not keep it for long. Then all whose
     base the journal knows, ``together``: were each group brought a commit of its own,
-    they would never be at one while containers write. A member without a copy is a
-    group of its own, and comes last.
+    they would never be at one while containers write. A member that is at an unknown
+    commit is a group of its own, and so is one without a copy, which comes last.
     """
 
     there: Sequence[str]
@@ -53,7 +53,7 @@ def planned(
             together.setdefault(at, []).append(node_id)
         else:
             unknown.append(node_id)
-    groups = [Group(None, unknown)] if unknown else []
+    groups = [Group(None, (each,)) for each in unknown]
     return Plan(there, together, [*groups, *empty])
 
 

@@ -155,8 +155,9 @@ class Handing:
                 total_bytes=journal.manifest.size_bytes(),
             )
         with on_disk_of(self._ownership.own.name):
-            package = journal.pack(base, only=paths)
-        self._require_sealed(record, commit)
+            package = journal.pack(
+                base, only=paths, valid=lambda: self._is_sealed(record, commit)
+            )
         size_bytes += self._transfer.send(
             node_id,
             volume_id=record.id,
@@ -169,6 +170,9 @@ class Handing:
         return size_bytes
 
     def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:
-        copy = self._ownership.copy_state(record)
-        if copy is None or copy.live_epoch or copy.commit != commit:
+        if not self._is_sealed(record, commit):
             raise PeerRefusedError(f"this copy is not at commit {commit}")
+
+    def _is_sealed(self, record: VolumeRecord, commit: Commit) -> bool:
+        copy = self._ownership.copy_state(record)
+        return copy is not None and not copy.live_epoch and copy.commit == commit

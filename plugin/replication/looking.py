@@ -77,8 +77,12 @@ class Looking:
 
     def look_at_all(self, record: VolumeRecord, journal: Journal) -> Changes:
         """Return all that has changed in a volume that nobody writes to any more."""
-        self._seen.pop(record.id, None)
+        self.forget(record)
         return journal.look(EVERYTHING)
+
+    def forget(self, record: VolumeRecord) -> None:
+        """Let the next look be at everything: nobody has watched in between."""
+        self._seen.pop(record.id, None)
 
     def missed(self, record: VolumeRecord) -> None:
         """Let the next look find again what the last one found: it was not recorded."""

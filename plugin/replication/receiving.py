@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import BackendError
+from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
-from backends.system.clock import Deadline
+from backends.system.clock import Deadline, wall_ns
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -87,12 +88,12 @@ class Receiving:
         self._expected: dict[str, str] = {}
         self._sessions = Sessions()
         self._departing: set[str] = set()
-        # Volumes that are compared with a full delta: staging has nothing older.
-        self._comparing: set[str] = set()
+        # What has come for each volume since its last commit.
+        self._arrivals: dict[str, Arrivals] = {}
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
-        self._comparing.discard(volume_id)
+        self._arrivals.pop(volume_id, None)
         self._expected[volume_id] = node_id
 
     def expect_nothing(self, volume_id: str) -> None:
@@ -153,6 +154,7 @@ class Receiving:
             if node_id not in (head.owner, self._expected.get(volume)):
                 self._sessions.require_alone(node_id, volume)
             self._sessions.hang_up(volume)
+            self._note_arrival(volume, journal, Commit(epoch, seq))
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
             number = self._progress.begin("receiving", volume, node_id)
@@ -187,7 +189,8 @@ class Receiving:
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        self._comparing.discard(request.volume)
+        if request.volume in self._arrivals:
+            self._arrivals[request.volume].round_began_ns = wall_ns()
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         record = self._by_id(request.volume)
@@ -264,17 +267,27 @@ class Receiving:
                     return {"full": True}
                 if apart:
                     self._keep_apart(record, journal, copy)
-                if base is None and copy.commit != EMPTY:
-                    # Not all that it names is sent, and what an earlier attempt has
-                    # left may have the size and times of something newer.
-                    if record.id not in self._comparing:
-                        journal.staging.clear_tree()
-                    self._comparing.add(record.id)
-                if missing := journal.missing(delta):
+                if missing := journal.missing(delta, self._arrivals.get(record.id)):
                     return {"missing": encoded_paths(missing)}
                 self._mark(record, journal, delta, rule)
                 journal.apply()
+                self._arrivals.pop(record.id, None)
         return {"commit": list(pair(wanted))}
+
+    def _note_arrival(self, volume_id: str, journal: Journal, commit: Commit) -> None:
+        """
+        Note that files of *commit* come, or files ahead of it.
+
+        What lies here of another epoch, or of before our start, is of no use, unless
+        rsync compares all of it: as files ahead, which an empty copy begins with.
+        """
+        known = self._arrivals.get(volume_id)
+        if commit.seq == AHEAD_SEQ or journal.commit() == pair(EMPTY):
+            self._arrivals[volume_id] = Arrivals(commit.epoch, None, wall_ns())
+        elif known is None or known.epoch != commit.epoch:
+            with journal.staging.still(Deadline(_STILL_DEADLINE_S)):
+                journal.staging.clear_tree()
+            self._arrivals[volume_id] = Arrivals(commit.epoch, pair(commit), wall_ns())
 
     def _mark(
         self,

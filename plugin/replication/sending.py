@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from backends.errors import BackendError, RemoraError, one_line
+from backends.errors import RemoraError, one_line
 from backends.rsync.journal.journal import Journal, Package
 from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
@@ -34,6 +34,8 @@ _COMMIT_DEADLINE_S: Final = 900.0
 # Each round sends what was missing; files that change all the time would never be done.
 _ROUNDS_MAX: Final = 8
 _AT_ONCE_MAX: Final = 8
+# A member that lacks so many files of a whole commit would need many exchanges.
+_FAR_BEHIND_FROM: Final = 100
 
 
 @dataclass(slots=True)
@@ -70,6 +72,8 @@ class Sending:
         self._node_name = node_name
         self._transfer = transfer
         self.seeding = Seeding(peers, transfer)
+        # Copies, by volume and node, that lack so much that they are filled first.
+        self._far_behind: set[tuple[str, str]] = set()
         self.progress = transfer.progress
 
     def distribute(
@@ -103,6 +107,11 @@ class Sending:
         if faults:
             yield Report(commit, faults=faults)
         plan = planned(journal, lineage, commits, commit)
+        # What is copied now may be newer than what those have that are there.
+        moves_on = bool(plan.there) and journal.quality() == "fuzzy"
+        if moves_on and plan.together:
+            commit = advance(True)
+            plan = planned(journal, lineage, commits, commit)
         holder = min(plan.there, default="")
         if plan.there:
             yield Report(commit, set(plan.there))
@@ -122,7 +131,7 @@ class Sending:
             commit,
             holder=holder,
             fill_wait_s=fill_wait_s,
-            anew=bool(plan.together),
+            anew=bool(plan.together) or moves_on,
         )
 
     def _one_by_one(
@@ -143,7 +152,8 @@ class Sending:
         for group in groups:
             step = begin()
             try:
-                if group.is_empty and not self._fill(
+                far = (step.record.id, group.node_ids[0]) in self._far_behind
+                if (group.is_empty or far) and not self._fill(
                     step, group.node_ids[0], holder=holder, wait_s=fill_wait_s
                 ):
                     yield Report(commit, filling=set(group.node_ids))
@@ -151,8 +161,9 @@ class Sending:
                 report = self._step(step, group, anew=anew)
             except RemoraError as error:
                 report = _failed(step.record, commit, group.node_ids, error)
-            if group.is_empty and report.holders:
+            if (group.is_empty or far) and report.holders:
                 self.seeding.forget(step.record.id)
+                self._far_behind.discard((step.record.id, group.node_ids[0]))
             yield report
             anew = True
             holder = min(report.holders, default=holder)
@@ -167,6 +178,7 @@ class Sending:
         if filling is None:
             return False
         step.since = filling.since
+        step.filled = True
         step.carried[node_id] = filling.carried_bytes
         return True
 
@@ -215,7 +227,6 @@ class Sending:
         except RemoraError as error:
             everybody = [each for group in groups.values() for each in group]
             return _failed(step.record, commit, everybody, error), []
-        step.journal.unpack()
         report.carried_bytes = sum(step.carried.values())
         return report, left
 
@@ -234,6 +245,9 @@ class Sending:
             missing = set[bytes]().union(
                 *(decoded_paths(each.get("missing", [])) for each in answers.values())
             )
+            if base is None and not step.filled and len(missing) >= _FAR_BEHIND_FROM:
+                self._far_behind.add((step.record.id, group.node_ids[0]))
+                break
             if any("full" in each for each in answers.values()):
                 base = None
             if report.holders:
@@ -241,7 +255,6 @@ class Sending:
             before = step.journal.commit()
             report.commit = step.advance(True)
             missing |= step.journal.changed_since(before)
-        step.journal.unpack()
         report.carried_bytes = sum(step.carried.values())
         if pending:
             log.info(
@@ -267,21 +280,31 @@ class Sending:
 
         Return what those say that need more; who has it now is in *report*.
         """
-        bases = [pair(base) if base else None for base in groups]
-        with on_disk_of(self._node_name):
-            package = step.journal.pack(*bases, only=missing)
+        by_base = {pair(base) if base else None: groups[base] for base in groups}
+        try:
+            with on_disk_of(self._node_name):
+                package = step.journal.pack(*by_base, only=missing, valid=step.valid)
+            return self._carry(step, package, by_base, report)
+        finally:
+            step.journal.unpack()
+
+    def _carry(
+        self,
+        step: _Step,
+        package: Package,
+        groups: Mapping[tuple[int, int] | None, Sequence[str]],
+        report: Report,
+    ) -> dict[str, Mapping[str, Any]]:
+        """Send what was packed to *groups*; return what those say that need more."""
         report.sent = True
         report.size_bytes += package.size_bytes
-        if not step.valid():
-            # The journal may have recorded what a later owner has written.
-            step.journal.manifest.doubt()
-            raise BackendError("the volume has changed hands meanwhile")
         answers: dict[str, Mapping[str, Any]] = {}
-        for number, group in enumerate(groups.values()):
+        for number, (base, group) in enumerate(groups.items()):
             if number:
-                package = step.journal.repack(bases[number])
-            answers |= self._send_all(step, package, group, report)
-        report.holders |= {each for each in answers if "commit" in answers[each]}
+                package = step.journal.repack(base)
+            told = self._send_all(step, package, group, report)
+            report.holders |= {each for each in told if "commit" in told[each]}
+            answers |= told
         return {
             node_id: answer
             for node_id, answer in answers.items()
@@ -342,6 +365,8 @@ class _Step:
     valid: Callable[[], bool]
     # The members lack what has changed after this commit.
     since: tuple[int, int]
+    # The member was filled before.
+    filled: bool = False
     # Bytes on the line, by node.
     carried: dict[str, int] = field(default_factory=dict)
 

@@ -93,6 +93,7 @@ class Syncing:
         It takes no longer than an engine waits; nothing but time is lost without it.
         """
         self._journals.unwatch(record)
+        self._looking.forget(record)
         self._progress.forget(record.id)
         head = self._ownership.heads.read(record.id).head
         if head is not None:

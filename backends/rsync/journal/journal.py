@@ -18,7 +18,7 @@ stands still. Elsewhere, files are copied while others write to them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Final, Literal
 
 from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
+from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known, certain
@@ -166,6 +167,7 @@ class Journal:
         base: Commit | None,
         *others: Commit | None,
         only: Collection[bytes] = (),
+        valid: Callable[[], bool] = lambda: True,
     ) -> Package:
         """
         Return what leads a copy from *base* to this one's commit.
@@ -176,7 +178,9 @@ class Journal:
         bases that it is to be led to from; those of *others* are `repack`'s.
 
         Raises:
-            BackendError: the base is too old or not known; send a full one.
+            BackendError: the base is too old or not known; send a full one. Or the
+                files are not *valid* any more: a later owner may have written to them,
+                and nothing was recorded.
             CopyError: there is not enough space for the copies.
 
         """
@@ -191,6 +195,9 @@ class Journal:
         else:
             require_space(self.home, sum(each.entry.size for each in wanted))
             filled = fill(self.live, wanted, self._outbox)
+        if not valid():
+            raise BackendError("the volume has changed hands meanwhile")
+        if not snapshot:
             self.manifest.record(filled.entries, filled.gone, commit=commit)
         self._packed = _Packed(filled, {k: v.keys() for k, v in by_base.items()})
         return self.repack(base)
@@ -285,9 +292,9 @@ class Journal:
             raise BackendError("the delta is of another volume")
         return delta
 
-    def missing(self, delta: Delta) -> list[bytes]:
+    def missing(self, delta: Delta, arrivals: Arrivals | None = None) -> list[bytes]:
         """Return paths that have yet to be sent; see `Staging.missing`."""
-        return self.staging.missing(delta, self.manifest)
+        return self.staging.missing(delta, self.manifest, arrivals)
 
     def mark(self, delta: Delta) -> None:
         """Make the commit ours, through any crash; `apply` then has to be called."""

@@ -25,7 +25,6 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import (
-    DOUBTED,
     UNWRITTEN,
     Commit,
     Entry,
@@ -156,9 +155,10 @@ class Manifest:
         return self._number("SELECT count(*) FROM entries")
 
     def size_bytes(self) -> int:
-        """Return the sum of the files' sizes; it reads the table whole."""
+        """Return the sum of the files' sizes, each once; it reads the table whole."""
         # total() and not sum(): two sparse files can be larger than 64 bits together.
-        return self._number("SELECT total(size) FROM entries")
+        files = "SELECT size FROM entries WHERE kind = 'file' GROUP BY inode"
+        return self._number(f"SELECT total(size) FROM ({files})")
 
     def record(
         self,
@@ -192,10 +192,8 @@ class Manifest:
             )
             # What exists again is not deleted. A trigger would double the whole cost.
             connection.execute(
-                "DELETE FROM tombstones WHERE path IN"
-                " (SELECT path FROM entries WHERE epoch = ? AND seq = ?)"
-                " AND EXISTS (SELECT 1 FROM tombstones)",
-                commit,
+                "DELETE FROM tombstones WHERE EXISTS"
+                " (SELECT 1 FROM entries WHERE entries.path = tombstones.path)"
             )
             # Nobody knows what was deleted before the first commit of this file.
             first = whole or self._commit == (0, 0)
@@ -217,15 +215,6 @@ class Manifest:
                     (_signed(each.inode), each.ctime_ns, each.entry.path)
                     for each in known
                 ),
-            )
-            connection.execute("COMMIT")
-
-    def doubt(self) -> None:
-        """Let all that the newest commit has written count as changed at a look."""
-        with self._transaction() as connection:
-            connection.execute(
-                "UPDATE entries SET ctime_ns = ? WHERE epoch = ? AND seq = ?",
-                (DOUBTED, *self._commit),
             )
             connection.execute("COMMIT")
 

@@ -35,6 +35,8 @@ _SMALL_MAX_BYTES: Final = 16 * 2**20
 # What stays free for others: a part of the filesystem, but no more than so much.
 _RESERVE: Final = 20
 _RESERVE_BYTES_MAX: Final = 4 * 2**30
+# What is to come without a size may be deletions, which a full disk needs most.
+_LEAST_BYTES: Final = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ def require_space(path: Path, size_bytes: int) -> None:
 def lacking_space(path: Path, size_bytes: int) -> str:
     """Return why *size_bytes* more do not fit on *path*'s filesystem, "" if they do."""
     total, available = free_bytes(path)
-    reserve = min(total // _RESERVE, _RESERVE_BYTES_MAX)
+    reserve = min(total // _RESERVE, _RESERVE_BYTES_MAX) if size_bytes else _LEAST_BYTES
     if available >= size_bytes + reserve:
         return ""
     return (

@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError, DeadlineError
+from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import (
     UNWRITTEN,
@@ -136,7 +137,9 @@ class Staging:
         """
         return Delta.open(self._directory / "delta")
 
-    def missing(self, delta: Delta, manifest: Manifest) -> list[bytes]:
+    def missing(
+        self, delta: Delta, manifest: Manifest, arrivals: Arrivals | None = None
+    ) -> list[bytes]:
         """
         Return paths that have yet to be sent, some 500 of them at most, sorted.
 
@@ -153,7 +156,8 @@ class Staging:
         with Beneath(self.tree()) as staged, Beneath(self.home / LIVE_NAME) as live:
             # A part of a commit may not be what the volume happens to have.
             source = live if delta.header.base is None else None
-            check = _Check(self._directory, staged, source, manifest)
+            arrived = arrivals if delta.header.base is None else None
+            check = _Check(self._directory, staged, source, manifest, arrived)
             for entry in delta.entries():
                 if entry.links:
                     groups.setdefault(entry.links, []).append(entry)
@@ -267,7 +271,9 @@ class _Check:
         staged: Beneath,
         live: Beneath | None,
         manifest: Manifest,
+        arrivals: Arrivals | None,
     ) -> None:
+        self._arrivals = arrivals
         self._staging = staging
         self._staged = staged
         self._live = live
@@ -302,6 +308,10 @@ class _Check:
     def _is_staged(self, group: list[Entry]) -> bool:
         known = [look_at(self._staged, entry.path) for entry in group]
         if not _all_alike(group, known):
+            return False
+        arrived = self._arrivals
+        first = known[0]
+        if arrived is not None and first and not arrived.include(group[0], first):
             return False
         if not group[0].links:
             return True
