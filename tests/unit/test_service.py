@@ -347,6 +347,27 @@ def test_a_creation_is_not_forgotten_while_storage_is_away(
     assert (world.catalogue.heads(), world.disk) == ([], {})
 
 
+def test_repair_leaves_alone_what_is_made_to_the_end_meanwhile(world: World) -> None:
+    for name in ("a", "b", "c"):
+        leave_creation(world, name)
+    found = {each.name: each.id for each in world.catalogue.heads()}
+
+    def before(operation: str, volume: Volume) -> None:
+        if (operation, volume.name) == ("remove", "a"):
+            world.volumes.creation.create("b", {})  # as the engine does again
+            stored = world.catalogue.find("c")
+            assert stored is not None
+            world.catalogue.set_phase(stored, "ready")
+
+    world.backend.before = before
+    # All were listed before the first of them was undone.
+    assert world.volumes.adoption.adopt(dry_run=False)["undone"] == ["a"]
+    left = {each.name: (each.id, each.phase) for each in world.catalogue.heads()}
+    assert left["c"] == (found["c"], "ready")
+    assert left["b"][0] != found["b"]
+    assert set(world.disk) == {each for each, _ in left.values()}
+
+
 def leave_creation(world: World, name: str) -> None:
     """Leave a volume as a crash does that comes before its record is `ready`."""
     world.volumes.creation.create(name, {})
