@@ -8,12 +8,13 @@ volumes that were never made to the end go.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from backends.base import Backend, Volume
 from backends.errors import RemoraError, VolumeExistsError
 from backends.system.clock import Deadline
 from plugin.errors import StoreError
-from plugin.limits import LONG_DEADLINE_S
+from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.view import OwnershipView
 from plugin.volumes.catalogue import Catalogue
@@ -68,15 +69,31 @@ class Adoption:
         """Undo creations that nothing goes on with; *report* them."""
         busy = self.operations.under_way()
         for name in self.views.left_over():
-            if name in busy:
+            seen = self.catalogue.find(name)
+            if name in busy or seen is None or seen.record.phase != "creating":
                 continue
             try:
-                if not dry_run:
-                    self.removal.remove(name)
+                undone = dry_run or self.operations.run(
+                    name, partial(self._undo, seen.record), deadline_s=SHORT_DEADLINE_S
+                )
             except RemoraError as error:
                 report["refused"].append(f"{name}: {error}")
             else:
-                report["undone"].append(name)
+                report["undone"] += [name] if undone else []
+
+    def _undo(self, seen: VolumeRecord, deadline: Deadline) -> bool:
+        """
+        Return whether the creation *seen* was undone; the volume's lock is held.
+
+        It may have been made to the end meanwhile, or another in its place.
+        """
+        stored = self.catalogue.find(seen.name)
+        if stored is None or stored.record.id != seen.id:
+            return False
+        if stored.record.phase != "creating":
+            return False
+        self.removal.roll_back_creation(stored, deadline)
+        return True
 
     def _adopt(self, backend: Backend, volume: Volume, *, dry_run: bool) -> None:
         check_name(volume.name)

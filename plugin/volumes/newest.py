@@ -19,6 +19,7 @@ from plugin.limits import SHORT_DEADLINE_S
 from plugin.model import VolumeRecord
 from plugin.ownership.bytes_port import Replication
 from plugin.ownership.view import OwnershipView
+from plugin.ownership.votes import was_released
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class NewestBytes:
         nodes = head.holders or head.members
         if head.phase != "idle":
             nodes = (head.owner,)
-        elif not head.released:
+        elif not was_released(head):
             raise NotOwnerError(
                 f"'{record.name}' was not let go orderly by its last owner, node "
                 f"'{ownership.name_of(head.owner)}'",

@@ -59,9 +59,10 @@ class Removal:
         try:
             self.finish(stored, deadline)
         except (BackendError, VolumeBusyError):
-            # Storage said no and changed nothing. If the outcome is unknown, the record
-            # stays `removing`, and the reconciler finishes it.
-            attempted(lambda: self._cancel(stored))
+            # Storage said no and changed nothing. If the outcome is unknown, or was of
+            # an earlier try, the record stays `removing`, and the reconciler goes on.
+            if seen.phase != "removing":
+                attempted(lambda: self._cancel(stored))
             raise
 
     def discard(self, volume_id: str | None) -> None:
@@ -137,16 +138,30 @@ class Removal:
         )
 
     def _forget_creation(self, stored: Stored, deadline: Deadline) -> None:
-        """Undo a creation; if storage refuses, let it go without: nobody was told."""
+        """
+        Undo a creation; if storage refuses, let it go without: nobody was told.
+
+        Raises:
+            BackendError: storage is away, and may have some of it; it is as it was.
+
+        """
         try:
             self.roll_back_creation(stored, deadline)
         except BackendError as error:
+            if error.transient or self._is_away(stored.record):
+                raise
             log.warning(
                 "what was begun of it stays on storage: %s",
                 error,
                 extra=fields(volume=stored.record.name),
             )
             self.catalogue.delete(stored)
+
+    def _is_away(self, record: VolumeRecord) -> bool:
+        """Return whether this node's own storage for the volume is not there."""
+        healthy = self.unmounting.views.is_healthy(record)
+        # A share that is away says so in its errors; others do not matter here.
+        return not (healthy or self.ownership.is_shared(record))
 
     def _cancel(self, stored: Stored) -> None:
         kept = removal_cancelled(self.ownership, stored.record)

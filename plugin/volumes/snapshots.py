@@ -96,10 +96,8 @@ class SnapshotService:
 
         def work(_deadline: Deadline) -> None:
             record = self.views.with_snapshots(name)
-            volume = record.volume()
-            with on_their_node(self.ownership, volume, snapshot, command=command):
-                self._of(record).remove(volume, snapshot)
-            self.own.tell(record)
+            with self._found(record, snapshot, command=command):
+                self._of(record).remove(record.volume(), snapshot)
 
         self.operations.run(name, work, deadline_s=SHORT_DEADLINE_S)
 
@@ -122,7 +120,7 @@ class SnapshotService:
             self.unmounting.require_unused(record)
             command = f"remora snapshot restore {name} {snapshot}"
             volume = record.volume()
-            with on_their_node(self.ownership, volume, snapshot, command=command):
+            with self._found(record, snapshot, command=command):
                 self.ownership.backend_of(record).data_directory(volume, snapshot)
             self.unmounting.drop_mount(record, deadline)
             with (
@@ -136,6 +134,23 @@ class SnapshotService:
 
         self.operations.run(name, work, deadline_s=COPY_DEADLINE_S)
         return keep_as
+
+    @contextmanager
+    def _found(
+        self, record: VolumeRecord, snapshot: str, *, command: str
+    ) -> Iterator[None]:
+        """
+        Do as `on_their_node`, and let others know which snapshots there are now.
+
+        One that is not found may have gone unseen: others still think that it is here.
+        """
+        try:
+            with on_their_node(
+                self.ownership, record.volume(), snapshot, command=command
+            ):
+                yield
+        finally:
+            self.own.tell(record)
 
     @contextmanager
     def _owned(self, record: VolumeRecord, deadline: Deadline) -> Iterator[None]:

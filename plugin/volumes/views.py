@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from backends.errors import InvalidRequestError
 from plugin.errors import VolumeNotFoundError
 from plugin.model import VolumeRecord, VolumeSummary
 from plugin.ownership.view import OwnershipFacts, OwnershipView
@@ -169,10 +170,18 @@ class VolumeViews:
         return stored
 
     def with_snapshots(self, name: str) -> VolumeRecord:
-        """Return the volume; or, by name or id, what is left here of a removed one."""
+        """
+        Return the volume; or, by name or id, what is left here of a removed one.
+
+        Raises:
+            VolumeNotFoundError: there is none.
+            InvalidRequestError: several removed volumes had that name.
+
+        """
         try:
             return self.existing(name).record
         except VolumeNotFoundError:
+            found: list[VolumeRecord] = []
             for volume_id, tomb in self.ownership.heads.tombs().items():
                 if name not in (volume_id, tomb.name):
                     continue
@@ -187,8 +196,16 @@ class VolumeViews:
                     phase="removing",
                 )
                 if backend.copy_directory(left.volume()) is not None:
-                    return left
-            raise
+                    found.append(left)
+            if not found:
+                raise
+        if len(found) > 1:
+            ids = ", ".join(sorted(each.id for each in found)[:5])
+            raise InvalidRequestError(
+                f"several removed volumes were called '{name}'",
+                hint=f"use the id: {ids}",
+            )
+        return found[0]
 
     def _mountpoint(self, record: VolumeRecord) -> str:
         """Return where *record* is mounted, "" if it has no references."""

@@ -160,6 +160,20 @@ def test_an_acquisition_that_was_given_up_is_no_release(world: World) -> None:
     assert not orderly
 
 
+def test_an_acquisition_that_was_given_up_ends_no_release(world: World) -> None:
+    """Who gave up has written nothing: the newest bytes are where they were."""
+    volume_id = released(world)
+    world.volumes.unmounting.unmount("v", "engine")
+    record = world.volumes.views.existing("v").record
+    heads = world.ownership.heads
+    state = heads.read(volume_id)
+    assert state.head is not None
+    raised = rules.acquire(state.head, locked_by="", node="other", boot_id="boot")
+    idle = rules.abandon(raised, node="other", epoch=raised.epoch)
+    assert heads.change(state, idle) is not None
+    world.volumes.creation.newest.require_here(record, command="remora clone v w")
+
+
 def test_a_release_is_orderly(world: World) -> None:
     released(world)
     world.volumes.unmounting.unmount("v", "engine")

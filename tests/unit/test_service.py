@@ -17,7 +17,7 @@ from backends.errors import (
 )
 from backends.system.clock import Deadline
 from backends.system.mounts import VolumeUser
-from plugin.errors import VolumeNotFoundError
+from plugin.errors import StoreError, VolumeNotFoundError
 from plugin.volumes.references import Count
 from tests.support.world import World, failing
 
@@ -300,3 +300,77 @@ def test_a_removal_with_unknown_outcome_is_finished_later(world: World) -> None:
     world.volumes.reconciler.run_once()
     assert world.volumes.views.all() == []
     assert world.disk == {}
+
+
+def test_a_removal_begun_earlier_is_not_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes may be gone: the record stays `removing`, whatever storage says."""
+    world.volumes.creation.create("v", {})
+
+    def away(*_: object, **_more: object) -> None:
+        raise StoreError("the cluster does not answer")
+
+    with monkeypatch.context() as patched, pytest.raises(StoreError):
+        patched.setattr(world.catalogue, "delete", away)
+        world.volumes.removal.remove("v")
+    assert world.disk == {}
+    world.backend.before = failing("remove")
+    with pytest.raises(BackendError):
+        world.volumes.removal.remove("v")
+    assert world.catalogue.heads()[0].phase == "removing"
+    world.backend.before = lambda _operation, _volume: None
+    world.volumes.reconciler.run_once()
+    assert world.catalogue.heads() == []
+
+
+@pytest.mark.parametrize("transient", [False, True])
+def test_a_creation_is_not_forgotten_while_storage_is_away(
+    world: World, *, transient: bool
+) -> None:
+    """What there is of it would come back as a volume that nobody has asked for."""
+    leave_creation(world, "v")
+
+    def away(name: str, _volume: Volume) -> None:
+        if name == "remove":
+            error = BackendError("it does not answer")
+            error.transient = transient
+            raise error
+
+    world.backend.before = away
+    world.backend.fault = "" if transient else "the disk is not mounted"
+    with pytest.raises(BackendError, match="does not answer"):
+        world.volumes.removal.remove("v")
+    assert world.catalogue.heads()[0].phase == "creating"
+    world.backend.before, world.backend.fault = (lambda _operation, _volume: None), ""
+    world.volumes.removal.remove("v")
+    assert (world.catalogue.heads(), world.disk) == ([], {})
+
+
+def test_repair_leaves_alone_what_is_made_to_the_end_meanwhile(world: World) -> None:
+    for name in ("a", "b", "c"):
+        leave_creation(world, name)
+    found = {each.name: each.id for each in world.catalogue.heads()}
+
+    def before(operation: str, volume: Volume) -> None:
+        if (operation, volume.name) == ("remove", "a"):
+            world.volumes.creation.create("b", {})  # as the engine does again
+            stored = world.catalogue.find("c")
+            assert stored is not None
+            world.catalogue.set_phase(stored, "ready")
+
+    world.backend.before = before
+    # All were listed before the first of them was undone.
+    assert world.volumes.adoption.adopt(dry_run=False)["undone"] == ["a"]
+    left = {each.name: (each.id, each.phase) for each in world.catalogue.heads()}
+    assert left["c"] == (found["c"], "ready")
+    assert left["b"][0] != found["b"]
+    assert set(world.disk) == {each for each, _ in left.values()}
+
+
+def leave_creation(world: World, name: str) -> None:
+    """Leave a volume as a crash does that comes before its record is `ready`."""
+    world.volumes.creation.create(name, {})
+    stored = world.catalogue.find(name)
+    assert stored is not None
+    world.catalogue.set_phase(stored, "creating")
