@@ -45,15 +45,6 @@ def write_unseen(file: Path, content: bytes) -> None:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def bring(owner: Journal, member: Journal, base: tuple[int, int] | None) -> None:
-    """Bring the owner's newest commit to a member that is at *base*."""
-    missing: list[bytes] = []
-    while missing := carry(owner.pack(base, only=missing), member):
-        pass
-    owner.unpack()
-    member.apply()
-
-
 def bring_whole(owner: Journal, member: Journal) -> list[bytes]:
     """Bring the owner's next commit by a full delta; return what was missing first."""
     owner.record(owner.look(EVERYTHING), (1, member.commit()[1] + 1))
@@ -128,33 +119,6 @@ def test_what_a_later_owner_may_have_written_is_not_recorded(
         pass
     member.apply()
     assert shape(member.live) == shape(owner.live)
-
-
-def test_a_name_that_came_back_is_not_deleted_by_a_later_owner(
-    tmp_path: Path,
-) -> None:
-    """A member that missed the commit in between kept the tombstone of the name."""
-    names = ("owner", "first", "second", "third")
-    owner, first, second, third = (make(tmp_path / name) for name in names)
-    (owner.live / "kept").write_text("kept")
-    (owner.live / "directory").mkdir()
-    replicate(owner, second)
-    bring(owner, third, None)
-    bring(owner, first, None)
-    (owner.live / "directory").rmdir()
-    replicate(owner, first)
-    (owner.live / "directory").mkdir()
-    (owner.live / "directory/file").write_text("back")
-    replicate(owner, third)
-    (owner.live / "kept").write_text("changed")
-    replicate(owner, first)
-    bring(owner, third, third.commit())
-    assert not [*first.manifest.since(first.commit())[1]]  # type: ignore[index]
-    bring(first, second, second.commit())
-    second.record(second.look(EVERYTHING), (2, 1))
-    bring(second, third, third.commit())
-    assert shape(third.live) == shape(second.live)
-    assert (third.live / "directory/file").read_text() == "back"
 
 
 class EntryOfBefore(msgspec.Struct, frozen=True, array_like=True):

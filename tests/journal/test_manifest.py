@@ -178,6 +178,19 @@ def test_what_fails_half_way_has_not_happened(manifest: Manifest) -> None:
     assert happened(manifest, (1, 1)) == ([b"c"], [])
 
 
+def test_a_name_that_an_earlier_commit_brought_back_is_not_deleted(
+    manifest: Manifest,
+) -> None:
+    """A member that missed that commit gets it with a later one."""
+    manifest.record(tree(b"", b"d"), [], commit=(5, 1))
+    manifest.record([], [b"d"], commit=(5, 2))
+    [back] = tree(b"d")
+    entry = msgspec.structs.replace(back.entry, commit=(5, 3))
+    manifest.record([msgspec.structs.replace(back, entry=entry)], [], commit=(5, 4))
+    assert happened(manifest, (5, 2)) == ([b"d"], [])
+    assert happened(manifest, (5, 1)) == ([b"d"], [])
+
+
 def test_touching_is_no_change(manifest: Manifest) -> None:
     manifest.record(tree(b"", b"a"), [], commit=(1, 1))
     manifest.touch([known(b"a", inode=77, ctime_ns=88), known(b"not there")])
