@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import socket
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,6 @@ from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
-from backends.system.mounts import mounted
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.http import create_app as create_control_app
 from plugin.api.admin.http import create_metrics_app
@@ -26,6 +26,7 @@ from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
 from plugin.daemon.cluster_node import ClusterNode, swarm_labels
 from plugin.daemon.foundation import lay_foundation
+from plugin.daemon.left_mounted import left_mounted
 from plugin.daemon.node import Node, lock_state
 from plugin.daemon.notify import notify
 from plugin.daemon.server import Server
@@ -41,7 +42,6 @@ from plugin.limits import (
     SERVER_THREADS,
 )
 from plugin.logs import fields
-from plugin.model import VolumeRecord
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.bytes_port import Alone
 from plugin.ownership.copy_states import CopyStates, locate_with
@@ -123,7 +123,14 @@ class Daemon:
             self._foundation.note_cluster(self._node)
             if self._cluster is not None:
                 # What runs already comes first, then what calls need.
-                self._cluster.protect(self._left_mounted)
+                self._cluster.protect(
+                    partial(
+                        left_mounted,
+                        self._config.mount_dir,
+                        self._catalogue,
+                        self._ownership,
+                    )
+                )
             for server in self._servers:
                 server.start()
             if self._cluster is not None:
@@ -208,24 +215,6 @@ class Daemon:
                 ),
             )
         )
-
-    def _left_mounted(self) -> dict[str, tuple[VolumeRecord, Path]]:
-        """
-        Return the exclusive volumes that an earlier process has left mounted.
-
-        Raises:
-            StoreError: there are mounts, and nobody knows yet of which volumes.
-
-        """
-        targets = map(Path, mounted())
-        ids = {each.name for each in targets if each.parent == self._config.mount_dir}
-        records = [*filter(self._ownership.exclusive, self._catalogue.of_ids(ids))]
-        if ids and self._catalogue.unreadable():
-            missing = ids - {each.id for each in records}
-            heads = self._ownership.heads
-            # A record that cannot be read must not leave its writers unguarded.
-            records += [_unread(each) for each in missing if heads.head(each)]
-        return {each.id: (each, self._volumes.views.target(each)) for each in records}
 
     def _build_servers(self) -> list[Server]:
         """Return the servers; the plugin socket comes last, after all that can fail."""
@@ -360,16 +349,3 @@ def _loopback_socket(address: str) -> socket.socket:
             [f"metrics_address: cannot listen at {address}: {error.strerror}"],
             source="[daemon]",
         ) from error
-
-
-def _unread(volume_id: str) -> VolumeRecord:
-    """Return what the guard needs of a volume whose record cannot be read."""
-    return VolumeRecord(
-        id=volume_id,
-        name=volume_id,
-        backend=RsyncBackend.kind,
-        requested={},
-        options={},
-        created_at="",
-        phase="ready",
-    )

@@ -23,7 +23,7 @@ from plugin.membership.nodes import (
 )
 from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.snapshot_records import SnapshotRecords
-from plugin.store.base import Compare, Delete, Operation, Put, Store
+from plugin.store.base import Compare, Delete, Put, Store
 from plugin.store.contention import attempted
 from plugin.store.values import readable
 
@@ -125,9 +125,21 @@ class NodeDirectory:
         self._store.refresh(_REFRESH_DEADLINE_S)
         return attempted(lambda: self._set_drained(name_or_id, drained=drained))
 
-    def remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
+    def id_of(self, name_or_id: str) -> str:
         """
-        Remove a node that does not live from the cluster; return its last record.
+        Return a node's id; by its id, also of one whose record cannot be read.
+
+        Raises:
+            NodeNotFoundError: there is no such node.
+
+        """
+        if self.has(name_or_id):
+            return name_or_id
+        return self.find(name_or_id).record.id
+
+    def remove(self, name_or_id: str, *, force: bool) -> str:
+        """
+        Remove a node that does not live from the cluster; return the name it had.
 
         With *force* it may have data that no other node has.
 
@@ -140,43 +152,48 @@ class NodeDirectory:
         self._store.refresh(_REFRESH_DEADLINE_S)
         return attempted(lambda: self._remove(name_or_id, force=force))
 
-    def _remove(self, name_or_id: str, *, force: bool) -> NodeRecord:
-        view = self.find(name_or_id)
-        record = view.record
-        if view.alive:
+    def _remove(self, name_or_id: str, *, force: bool) -> str:
+        node_id = self.id_of(name_or_id)
+        record = self.record(node_id)
+        taken = [
+            each for each in self._store.prefix(NAMES)[0] if owner_of(each) == node_id
+        ]
+        names = [record.name] if record else [each.key[len(NAMES) :] for each in taken]
+        name = names[0] if names else node_id
+        if node_id == self._always_alive or self._store.get(ALIVE + node_id):
             raise NodeConflictError(
-                f"node '{record.name}' is alive",
+                f"node '{name}' is alive",
                 hint="stop its daemon first (systemctl stop remora, there)",
             )
-        lost = {} if force else self._data_only_on(record.id)
+        lost = {} if force else self._data_only_on(node_id)
         if lost:
             raise NodeConflictError(
-                f"node '{record.name}' has data that no other node has: "
-                + "; ".join(f"{part} {_named(names)}" for part, names in lost.items()),
+                f"node '{name}' has data that no other node has: "
+                + "; ".join(f"{part} {_named(ids)}" for part, ids in lost.items()),
                 hint="start it, and let others catch up; or, if it is gone for good, "
                 "start the containers elsewhere where others have copies, and give up "
                 "what is still listed then with --force",
             )
-        name = self._store.get(NAMES + record.name)
-        ours = owner_of(name) == record.id
-        operations: list[Operation] = [
-            Delete(NODES + record.id),
-            Put(FORMER_NODES + record.id, record.name.encode()),
-            *QuarantineRecords(self._store).drops(record.id),
-            *self.snapshots.drops(record.id),
-        ]
         outcome = self._store.transact(
-            [Compare(NODES + record.id, self._revision(record.id))]
-            + [Compare(ALIVE + record.id, 0)]
-            + ([Compare(name.key, name.mod_revision)] if name and ours else []),
-            operations + ([Delete(name.key)] if name and ours else []),
+            [
+                Compare(NODES + node_id, self._revision(node_id)),
+                Compare(ALIVE + node_id, 0),
+                *(Compare(each.key, each.mod_revision) for each in taken),
+            ],
+            [
+                Delete(NODES + node_id),
+                Put(FORMER_NODES + node_id, name.encode()),
+                *QuarantineRecords(self._store).drops(node_id),
+                *self.snapshots.drops(node_id),
+                *(Delete(each.key) for each in taken),
+            ],
         )
         if not outcome.succeeded:
             raise _changed(name_or_id)
         with self._lock:
-            self._offsets_s.pop(record.id, None)
-        log.info("node removed", extra=fields(node=record.name, node_id=record.id))
-        return record
+            self._offsets_s.pop(node_id, None)
+        log.info("node removed", extra=fields(node=name, node_id=node_id))
+        return name
 
     def note_clock(self, node_id: str, offset_s: float) -> None:
         """Keep by how much the wall clock of a node is ahead of ours."""

@@ -22,7 +22,7 @@ from plugin.errors import NodeConflictError, StoreError
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.lease import Facts, Leases, NodeLease
-from plugin.membership.nodes import Identity, NodeRecord
+from plugin.membership.nodes import Identity
 from plugin.membership.registration import Registration, Sources
 from plugin.store.base import Store
 
@@ -172,9 +172,9 @@ class Membership:
         """Look at the addresses again, soon; returns at once."""
         self._upkeep_due.set()
 
-    def remove(self, name_or_id: str, *, force: bool = False) -> NodeRecord:
+    def remove(self, name_or_id: str, *, force: bool = False) -> str:
         """Remove a node that is gone for good; see `NodeDirectory.remove`."""
-        self.end_forgotten(self._nodes.lease_of(self._nodes.find(name_or_id).record.id))
+        self.end_forgotten(self._nodes.lease_of(self._nodes.id_of(name_or_id)))
         return self._nodes.remove(name_or_id, force=force)
 
     def _beat(self) -> None:

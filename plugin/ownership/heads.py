@@ -140,6 +140,10 @@ class Heads:
         """
         return readable(self._store.get(f"{_VOLUMES}{volume_id}/head"), Head)
 
+    def has(self, volume_id: str) -> bool:
+        """Return whether there is a head, even one that cannot be read."""
+        return self._store.get(f"{_VOLUMES}{volume_id}/head") is not None
+
     def refresh(self, deadline_s: float) -> None:
         """Return when what is read is as new as this call; see `Store.refresh`."""
         self._store.refresh(deadline_s)

@@ -43,13 +43,16 @@ _LOST_GRACE_S: Final = 30.0
 _STOP_WAIT_S: Final = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Holding:
-    """A volume that is mounted at *target* in *epoch*."""
+    """A volume mounted at *target* in *epoch*, 0 while nobody could read in which."""
 
     record: VolumeRecord
     epoch: int
     target: Path
+    # Until when its writers may write, as the guard was told, and the log, last.
+    told_s: float = -math.inf
+    valid: bool = True
 
 
 # The volumes that an earlier process has left mounted, by id, and where.
@@ -72,8 +75,6 @@ class Keeper:
         self._failsafe = failsafe
         self._freeze_max_s = freeze_max_s
         self._held: dict[str, Holding] = {}
-        # The volumes whose writers may write, as the last log lines say.
-        self._valid: set[str] = set()
         self._states: Mapping[str, State] = {}
         self._lost_s: dict[str, float] = {}
         # Writers of a lost volume are being killed.
@@ -121,7 +122,6 @@ class Keeper:
         """
         with self._lock:
             self._held[record.id] = Holding(record, epoch, target)
-            self._valid.add(record.id)
         self._tell_guard()
         if self._failsafe.deadline_s(record.id) <= clock.boottime_s():
             self._ownership.require_valid()
@@ -149,7 +149,7 @@ class Keeper:
                 hint="retry when they are gone",
                 transient=True,
             )
-        if not self._locked(holding):
+        if self._still_ours(holding) and not self._locked(holding):
             self._regain([holding])
         return holding.epoch if self._deadline_s(holding) > clock.boottime_s() else 0
 
@@ -158,7 +158,6 @@ class Keeper:
         with self._lock:
             if self._held.pop(record.id, None) is None:
                 return
-            self._valid.discard(record.id)
             self._lost_s.pop(record.id, None)
         try:
             self._guard.forget(record.id)
@@ -234,15 +233,12 @@ class Keeper:
         if left_mounted is None:
             return
         for volume_id, (record, target) in left_mounted().items():
-            # Its lock may have gone with the lease. If its epoch is over, or cannot be
-            # read, the first round finds that out.
-            head = None
-            with suppress(StoreError):
-                head = self._ownership.heads.head(volume_id)
-            holding = Holding(record, head.epoch if head else 0, target)
+            # Its lock may have gone with the lease; the first round finds that out.
+            holding = Holding(record, 0, target)
+            with suppress(RemoraError):
+                self._still_ours(holding)
             with self._lock:
                 self._held.setdefault(volume_id, holding)
-                self._valid.add(volume_id)
         self._left_mounted = None
 
     def _round(self) -> None:
@@ -259,7 +255,7 @@ class Keeper:
         unlocked = []
         for holding in self._holdings():
             try:
-                if not self._ownership.still_owner(holding.record, holding.epoch):
+                if not self._still_ours(holding):
                     self._lose(holding)
                 elif not self._locked(holding):
                     unlocked.append(holding)
@@ -276,13 +272,19 @@ class Keeper:
         with self._lock:
             return list(self._held.values())
 
+    def _still_ours(self, holding: Holding) -> bool:
+        """Return whether its epoch goes on; one that is unknown is read first."""
+        if not holding.epoch:
+            head = self._ownership.heads.read(holding.record.id).head
+            holding.epoch = head.epoch if head else 0
+        return self._ownership.still_owner(holding.record, holding.epoch)
+
     def _locked(self, holding: Holding) -> bool:
         """Return whether the volume's lock hangs on the lease that we have."""
-        state = self._ownership.heads.read(holding.record.id)
-        membership = self._ownership.membership
-        return state.lock_lease == membership.lease and (
-            state.locked_by == self._ownership.node_id
-        )
+        own = self._ownership
+        state = own.heads.read(holding.record.id)
+        lock = (state.lock_lease, state.locked_by)
+        return lock == (own.membership.lease, own.node_id)
 
     def _regain(self, holdings: Sequence[Holding]) -> bool:
         """
@@ -351,7 +353,7 @@ class Keeper:
             told = []
             table = mounts.mounted()
             for holding in self._holdings():
-                deadline_s = self._deadline_s(holding)
+                holding.told_s = deadline_s = self._deadline_s(holding)
                 self._mark(holding, valid=deadline_s > clock.boottime_s())
                 entry = table.get(str(holding.target))
                 if entry is not None:
@@ -362,16 +364,14 @@ class Keeper:
         """Return until when writers of the volume may write; never after a loss."""
         record = holding.record
         try:
-            if not self._ownership.still_owner(record, holding.epoch):
+            if not self._still_ours(holding):
                 return -math.inf
             locked = self._locked(holding)
-        except RemoraError as error:  # what is not known of it harms no other volume
+        except RemoraError as error:  # what was told ends by itself
             log.warning("%s", error, extra=fields(volume=record.name))
-            return -math.inf
-        deadline_s = self._failsafe.deadline_s(record.id)
-        if locked:
-            deadline_s = max(deadline_s, self._ownership.membership.deadline_s())
-        return deadline_s
+            return holding.told_s
+        lease_s = self._ownership.membership.deadline_s() if locked else -math.inf
+        return max(lease_s, self._failsafe.deadline_s(record.id))
 
     def _as_held(
         self, holding: Holding, entry: MountEntry, deadline_s: float
@@ -391,10 +391,9 @@ class Keeper:
 
     def _mark(self, holding: Holding, *, valid: bool) -> None:
         """Log the moment at which a volume's time ends, or goes on."""
-        volume_id = holding.record.id
         with self._lock:
-            if valid == (volume_id in self._valid):
+            if valid == holding.valid:
                 return
-            (self._valid.add if valid else self._valid.discard)(volume_id)
+            holding.valid = valid
         event = "regained" if valid else "lost"
         self._ownership.note(event, holding.record, holding.epoch)

@@ -99,11 +99,7 @@ class Sending:
         lacking: dict[str, str] = {}
         commits = self._commits(record, node_ids, faults, lacking)
         commit = advance(False)
-        for node_id, why in lacking.items():
-            if commits[node_id] != commit:
-                _note(record, node_id, why)
-                faults[node_id] = why
-                del commits[node_id]
+        faults |= _left_out(record, commits, lacking, commit)
         if faults:
             yield Report(commit, faults=faults)
         plan = planned(journal, lineage, commits, commit)
@@ -369,6 +365,20 @@ class _Step:
     filled: bool = False
     # Bytes on the line, by node.
     carried: dict[str, int] = field(default_factory=dict)
+
+
+def _left_out(
+    record: VolumeRecord,
+    commits: dict[str, Commit],
+    lacking: Mapping[str, str],
+    commit: Commit,
+) -> dict[str, str]:
+    """Take those out of *commits* that lack the room for another; return why."""
+    full = {each: why for each, why in lacking.items() if commits[each] != commit}
+    for node_id, why in full.items():
+        _note(record, node_id, why)
+        del commits[node_id]
+    return full
 
 
 def _failed(

@@ -106,15 +106,10 @@ class VolumeViews:
 
     def left_over(self) -> list[str]:
         """Return the volumes whose making has begun and is for this node to end."""
-        names = [
-            each.name for each in self.catalogue.heads() if each.phase == "creating"
-        ]
-        found = [self.catalogue.find(each) for each in names]
-        return [
-            each.record.name
-            for each in found
-            if each is not None and self.ownership.is_ours_to_finish(each.record)
-        ]
+        ids = {each.id for each in self.catalogue.heads() if each.phase == "creating"}
+        found = self.catalogue.of_ids(ids)
+        is_ours = self.ownership.is_ours_to_finish
+        return [each.name for each in found if is_ours(each)]
 
     def all(self, *, being_made: bool = False) -> list[VolumeSummary]:
         """

@@ -27,6 +27,7 @@ class Guard:
     def __init__(self) -> None:
         self.told_s: list[float] = []
         self.told: list[list[str]] = []
+        self.until_s: dict[str, float] = {}
         self.asked: list[str] = []
         self.fails = ""
         self.tables_read = 0
@@ -49,6 +50,7 @@ class Guard:
     def hold(self, volumes: list[HeldVolume]) -> dict[str, Any]:
         self.told_s.append(clock.monotonic_s())
         self.told.append([each.id for each in volumes])
+        self.until_s = {each.id: each.deadline_s for each in volumes}
         return {}
 
 
@@ -58,26 +60,37 @@ def guard() -> Guard:
 
 
 @pytest.fixture
+def spoilt() -> set[str]:
+    """Return the volumes whose heads cannot be read."""
+    return set()
+
+
+@pytest.fixture
 def make_keeper(
-    guard: Guard, monkeypatch: pytest.MonkeyPatch
+    guard: Guard, spoilt: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Keeper]]:
     made: list[Keeper] = []
-    healthy = {"healthy"}
     membership = SimpleNamespace(
         lease=1,
         deadline_s=lambda: clock.boottime_s() + 10,
         add_listener=lambda _: None,
     )
+
+    def read(volume_id: str) -> Any:
+        if volume_id in spoilt:
+            raise StoreError("planned")
+        head = SimpleNamespace(epoch=1)
+        return SimpleNamespace(head=head, lock_lease=1, locked_by="own")
+
+    def still_owner(record: Any, epoch: int) -> bool:
+        read(record.id)
+        return (record.id, epoch) == ("healthy", 1)
+
     ownership: Any = SimpleNamespace(
         node_id="own",
         membership=membership,
-        heads=SimpleNamespace(
-            read=lambda _: SimpleNamespace(
-                head=SimpleNamespace(epoch=1), lock_lease=1, locked_by="own"
-            ),
-            head=lambda _: SimpleNamespace(epoch=1),
-        ),
-        still_owner=lambda record, _: record.id in healthy,
+        heads=SimpleNamespace(read=read),
+        still_owner=still_owner,
         is_shared=lambda _: False,
         note=lambda *_args, **_more: None,
         events=SimpleNamespace(add=lambda *_args, **_more: None),
@@ -207,6 +220,35 @@ def test_the_guard_is_not_told_less_than_it_knows(
     known.set()
     wait_until(lambda: guard.told, timeout_s=20, what="the guard is told")
     assert guard.told[0] == ["healthy"]
+
+
+def test_a_head_that_cannot_be_read_leaves_its_writers_the_time_they_were_told(
+    make_keeper: Callable[..., Keeper], guard: Guard, spoilt: set[str]
+) -> None:
+    make_keeper(["healthy"], hold_s=0.1)
+    wait_until(lambda: guard.told, timeout_s=20, what="the guard is told")
+    spoilt.add("healthy")
+    told = len(guard.told) + 3  # a round that is under way may have read it before
+    wait_until(lambda: len(guard.told) > told, timeout_s=20, what="rounds go on")
+    until_s = guard.until_s["healthy"]
+    assert until_s > clock.boottime_s()
+    told = len(guard.told)
+    wait_until(lambda: len(guard.told) > told, timeout_s=20, what="it is told again")
+    assert guard.until_s["healthy"] == until_s
+
+
+def test_a_head_that_is_mended_after_the_start_loses_no_volume(
+    make_keeper: Callable[..., Keeper], guard: Guard, spoilt: set[str]
+) -> None:
+    spoilt.add("healthy")
+    keeper = make_keeper(["healthy"], hold_s=0.1)
+    wait_until(lambda: guard.told, timeout_s=20, what="the guard is told")
+    assert guard.until_s["healthy"] == 0
+    spoilt.clear()
+    wait_until(lambda: guard.until_s["healthy"], timeout_s=20, what="it may write")
+    assert [(each.id, epoch) for each, epoch in keeper.held()] == [("healthy", 1)]
+    assert keeper.valid_epoch(record("healthy")) == 1
+    assert guard.asked == []
 
 
 def test_members_are_asked_as_soon_as_it_is_time(

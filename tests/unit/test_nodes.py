@@ -178,7 +178,7 @@ def test_a_boot_whose_lease_the_store_forgets_does_not_hinder_the_next() -> None
         members.crash(last)
         store.forgotten = last.lease
         gamma = members.started("gamma")
-        assert gamma.remove("beta").name == "beta"
+        assert gamma.remove("beta") == "beta"
     finally:
         members.close()
 

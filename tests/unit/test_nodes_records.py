@@ -59,6 +59,23 @@ def test_a_spoilt_record_hides_no_other(members: Members) -> None:
         members.started("x")
 
 
+def test_a_node_whose_record_cannot_be_read_is_removed_by_its_id(
+    members: Members,
+) -> None:
+    alpha = members.started("alpha")
+    beta = members.started("beta")
+    members.store.transact([], [Put(f"nodes/{beta.own.id}", b"{")])
+    with pytest.raises(NodeConflictError, match="'beta' is alive"):
+        alpha.remove(beta.own.id)
+    members.crash(beta)
+    members.store.revoke_lease(beta.lease)
+    wait_until(lambda: not alpha.directory.lease_of(beta.own.id), "it is dead")
+    assert alpha.remove(beta.own.id) == "beta"
+    assert alpha.directory.ids() == [alpha.own.id]
+    assert alpha.directory.name_of(beta.own.id) == "beta"
+    assert members.started("beta").fault() is None  # the name is free
+
+
 def test_an_unknown_node_is_told_with_those_there_are(members: Members) -> None:
     members.started("beta")
     alpha = members.started("alpha")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from backends.base import Volume
@@ -18,6 +19,7 @@ from backends.errors import (
 from backends.system.clock import Deadline
 from backends.system.mounts import VolumeUser
 from plugin.errors import StoreError, VolumeNotFoundError
+from plugin.store.base import Put
 from plugin.volumes.references import Count
 from tests.support.world import World, failing
 
@@ -72,6 +74,18 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(
     with pytest.raises(BackendError, match="not mounted"):
         world.volumes.creation.create("v", {})
     assert (written, world.catalogue.heads()) == ([], [])
+
+
+def test_a_record_that_cannot_be_read_keeps_nobody_from_what_else_is_left_over(
+    world: World,
+) -> None:
+    fields = {"backend": "memory", "created_at": "", "requested": {}}
+    for name, options in (("good", {}), ("spoilt", {"size": 5})):
+        record = {"id": name, "name": name, "phase": "creating", "options": options}
+        value = msgspec.json.encode(fields | record)
+        world.store.transact([], [Put(f"volumes/{name}", value)])
+    assert world.volumes.views.left_over() == ["good"]
+    assert world.volumes.adoption.adopt(dry_run=True)["undone"] == ["good"]
 
 
 def test_people_see_what_is_not_made_to_the_end_and_may_remove_it(

@@ -34,7 +34,7 @@ def add_nodes(app: Flask, membership: Membership, nodes: NodeDirectory) -> None:
     @app.delete("/v1/nodes/<name>", endpoint="node-rm")
     def remove(name: str) -> Response:
         force = request.args.get("force") == "1"
-        return answer({"removed": membership.remove(name, force=force).name})
+        return answer({"removed": membership.remove(name, force=force)})
 
 
 def node_status(membership: Membership, nodes: NodeDirectory) -> dict[str, Any]:
