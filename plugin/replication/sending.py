@@ -95,8 +95,7 @@ class Sending:
 
         Errors of members are logged: they are tried again in the next round.
         """
-        faults: dict[str, str] = {}
-        lacking: dict[str, str] = {}
+        faults, lacking = dict[str, str](), dict[str, str]()
         commits = self._commits(record, node_ids, faults, lacking)
         commit = advance(False)
         faults |= _left_out(record, commits, lacking, commit)
@@ -122,9 +121,7 @@ class Sending:
             holder = min(report.holders, default=holder)
             groups = [*left, *groups]
         yield from self._one_by_one(
-            begin,
-            groups,
-            commit,
+            *(begin, groups, commit),
             holder=holder,
             fill_wait_s=fill_wait_s,
             anew=bool(plan.together) or moves_on,
