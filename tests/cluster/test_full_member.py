@@ -46,6 +46,17 @@ def test_a_member_without_room_is_sent_nothing(
         timeout_s=WAIT_S,
     )
     wait_until(lambda: not why(), "nothing is wrong any more", timeout_s=WAIT_S)
+    # With less than the reserve left it can still be relieved.
+    free = int(beta.run("df", "--output=avail", "-B1", str(beta.pool)).split()[-1])
+    filler = beta.pool / "filler"
+    beta.run("fallocate", "-l", str(free - 2 * MIB), str(filler))
+    big.unlink()
+    copied = live(beta, volume_id)
+    wait_until(
+        lambda: not beta.run("ls", str(copied)).split(),
+        "what was deleted goes",
+        timeout_s=WAIT_S,
+    )
 
 
 def test_of_the_senders_own_disk_the_node_is_named_too() -> None:

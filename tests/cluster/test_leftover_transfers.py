@@ -12,7 +12,7 @@ from pathlib import Path
 
 from plugin.ownership.state import EMPTY
 from tests.protocol.node import wait_until
-from tests.support.copies import wait_same
+from tests.support.copies import live, wait_same
 from tests.support.journal_trees import shape
 from tests.support.owners import WAIT_S, Owner, Records
 from tests.support.processes import stopped, with_open
@@ -57,9 +57,9 @@ def test_a_leftover_transfer_writes_nothing_into_the_next_one(
     alpha, beta = make_owner("alpha", profiles=LIMIT), make_owner("beta")
     volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
     beta.wait_known(NAME)
-    live = alpha.copy(volume_id) / "live"
+    source = live(alpha, volume_id)
     for number in range(FILES):
-        (live / f"{number:02}").write_bytes(os.urandom(FILE_SIZE))
+        (source / f"{number:02}").write_bytes(os.urandom(FILE_SIZE))
     alpha.mount(NAME)
     home = beta.copy(volume_id)
     lock, tree = home / "receiving", home / "staging/tree"
@@ -71,7 +71,7 @@ def test_a_leftover_transfer_writes_nothing_into_the_next_one(
     with stopped(first.union(*map(session, first))):
         alpha.kill()
         for number in range(FILES):
-            (live / f"{number:02}").write_bytes(os.urandom(FILE_SIZE))
+            (source / f"{number:02}").write_bytes(os.urandom(FILE_SIZE))
         alpha.start()
         alpha.wait_member()
         wait_until(
@@ -83,7 +83,7 @@ def test_a_leftover_transfer_writes_nothing_into_the_next_one(
     wait_until(
         lambda: len(records.head(volume_id).holders) == 2, "held", timeout_s=WAIT_S
     )
-    assert shape(home / "live") == shape(live)
+    assert shape(home / "live") == shape(source)
     assert not with_open(lock)
 
 
@@ -115,3 +115,27 @@ def test_what_an_earlier_attempt_left_is_no_part_of_a_full_commit(
     (file.parent / "other").write_text("new")
     wait_same(alpha, beta, volume_id)
     alpha.unmount(NAME)
+
+
+def test_a_member_that_lost_its_manifest_is_in_step_again(
+    make_owner: Make, records: Records
+) -> None:
+    """It believes nothing of what it has, and lacks more than a few exchanges bring."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
+    beta.wait_known(NAME)
+    alpha.mount(NAME)
+    directory = live(alpha, volume_id)
+    for number in range(4200):
+        (directory / f"{number:04}").write_text("there")
+    wait_same(alpha, beta, volume_id)
+    beta.kill()
+    (beta.copy(volume_id) / "manifest.db").unlink()
+    beta.start()
+    beta.wait_member()
+    (directory / "new").write_text("there")
+    wait_same(alpha, beta, volume_id)
+    alpha.unmount(NAME)
+    wait_until(
+        lambda: len(records.head(volume_id).holders) == 2, "held", timeout_s=WAIT_S
+    )

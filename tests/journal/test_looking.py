@@ -53,5 +53,12 @@ def test_without_events_no_round_looks_at_all_names_at_once_again(
         assert b"new" in found(looking, record, journal)
         (live / "newer").write_text("more")
         assert b"newer" in found(looking, record, journal)
+        # Nobody has watched in between: the next look is at everything at once.
+        monkeypatch.setattr(module, "_SCAN_PAUSE_PER_LOOK", 1_000_000)
+        looking.missed(record)
+        found(looking, record, journal)
+        (live / "last").write_text("more")
+        looking.forget(record)
+        assert b"last" in found(looking, record, journal)
     journals.close()
     world.close()

@@ -1,0 +1,88 @@
+"""Who is at the newest commit gets the next one too, if files may have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from plugin.errors import PeerUnreachableError
+from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
+from plugin.replication.progress import Progress
+from plugin.replication.sending import Sending
+from tests.support.journal_trees import VOLUME
+
+RECORD: Any = SimpleNamespace(id=VOLUME, name="v")
+LINEAGE = Lineage({1: Epoch(EMPTY, "owner")})
+
+
+class Line:
+    """Says at which commits members are, and brings nothing: it notes for whom."""
+
+    def __init__(self, **commits: Commit) -> None:
+        self.commits = commits
+        self.progress = Progress()
+        self.sent: list[tuple[str, Commit]] = []
+
+    def call_all(self, *_: object, **__: object) -> dict[str, dict[str, object]]:
+        return {
+            name: {"commit": [at.epoch, at.seq]} for name, at in self.commits.items()
+        }
+
+    def send(self, node_id: str, *, commit: Commit, **_: object) -> int:
+        self.sent.append((node_id, commit))
+        raise PeerUnreachableError("planned")
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    (tmp_path / "live").mkdir()
+    made = Journal(tmp_path, VOLUME)
+    for number in (1, 2):
+        (made.live / "file").write_text(str(number))
+        made.record(made.look(EVERYTHING), (1, number))
+    yield made
+    made.close()
+
+
+def distribute(journal: Journal, line: Line) -> list[bool]:
+    """Return which commits had to be new, in a volume in which nothing has changed."""
+    asked: list[bool] = []
+
+    def advance(anew: bool) -> Commit:
+        asked.append(anew)
+        if anew:
+            number = journal.commit()[1] + 1
+            journal.record(journal.look(EVERYTHING), (1, number))
+        return Commit(*journal.commit())
+
+    peers: Any = line
+    sending = Sending(peers, peers, node_name="owner")
+    list(
+        sending.distribute(
+            *(RECORD, journal, LINEAGE, [*line.commits]),
+            advance=advance,
+            valid=lambda: True,
+            fill_wait_s=0,
+        )
+    )
+    return asked
+
+
+def test_a_commit_that_somebody_has_is_not_copied_again(journal: Journal) -> None:
+    """What containers write meanwhile would be part of it for one member alone."""
+    line = Line(there=Commit(1, 2), behind=Commit(1, 1))
+    assert distribute(journal, line) == [False, True]
+    assert set(line.sent) == {("there", Commit(1, 3)), ("behind", Commit(1, 3))}
+
+
+@pytest.mark.parametrize("at", [Commit(1, 2), Commit(1, 1)])
+def test_members_that_are_at_one_commit_need_no_other(
+    journal: Journal, at: Commit
+) -> None:
+    line = Line(one=at, two=at)
+    assert distribute(journal, line) == [False]
