@@ -141,6 +141,7 @@ class Journal:
         changes = scan_paths(new, self.manifest, found.paths, written=found.written)
         if not changes.changed and not changes.deleted:
             # Reading a file changes its inode, too: the next look is not for that.
+            self.manifest.touch(changes.touched)
             self._commits.keep(commit)
         return changes
 
