@@ -142,8 +142,7 @@ def _data_only_on(
     filled = [
         each.id
         for each in catalogue.of_ids(unmounted)
-        if each.filled
-        and each.node == node_id
+        if (each.filled, each.phase, each.node) == (True, "ready", node_id)
         and not has_catalogue_on_storage(each.backend)
     ]
     if filled:

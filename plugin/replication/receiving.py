@@ -278,16 +278,16 @@ class Receiving:
         """
         Note that files of *commit* come, or files ahead of it.
 
-        What lies here of another epoch, or of before our start, is of no use, unless
-        rsync compares all of it: as files ahead, which an empty copy begins with.
+        What lies here of another epoch, or of before our start, is only of use to
+        rsync, which compares it with what it sends. Files ahead are all compared, and
+        an empty copy begins with them.
         """
-        known = self._arrivals.get(volume_id)
+        known, now_ns = self._arrivals.get(volume_id), wall_ns()
         if commit.seq == AHEAD_SEQ or journal.commit() == pair(EMPTY):
-            self._arrivals[volume_id] = Arrivals(commit.epoch, None, wall_ns())
+            self._arrivals[volume_id] = Arrivals(commit.epoch, None, now_ns, now_ns)
         elif known is None or known.epoch != commit.epoch:
-            with journal.staging.still(Deadline(_STILL_DEADLINE_S)):
-                journal.staging.clear_tree()
-            self._arrivals[volume_id] = Arrivals(commit.epoch, pair(commit), wall_ns())
+            first = pair(commit)
+            self._arrivals[volume_id] = Arrivals(commit.epoch, first, now_ns, now_ns)
 
     def _mark(
         self,

@@ -10,7 +10,7 @@ from backends.rsync.journal.entries import Commit, Entry, Known
 @dataclass(slots=True)
 class Arrivals:
     """
-    What has come in ``epoch`` for a commit that names everything, in some rounds.
+    What has come in ``epoch``, since ``began_ns``, for a commit that names everything.
 
     ``first`` is the oldest commit that files came from; None if rsync has compared all
     of them. Size and times do not tell whether a file that came earlier is the one that
@@ -20,6 +20,7 @@ class Arrivals:
 
     epoch: int
     first: Commit | None
+    began_ns: int
     round_began_ns: int
 
     def include(self, entry: Entry, known: Known) -> bool:
@@ -27,6 +28,6 @@ class Arrivals:
         return (
             entry.kind != "file"
             or self.first is None
-            or entry.commit <= self.first
+            or (entry.commit <= self.first and known.ctime_ns >= self.began_ns)
             or known.ctime_ns >= self.round_began_ns
         )

@@ -221,10 +221,6 @@ class Staging:
         self._marker.unlink(missing_ok=True)
         files.sync_directory(self.home)
 
-    def clear_tree(self) -> None:
-        """Remove the files that have come, and leave the delta."""
-        files.remove_tree(self._directory / TREE_NAME)
-
     def clear(self) -> None:
         """
         Remove what has come; a later transfer cannot make use of it.
