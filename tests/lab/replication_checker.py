@@ -120,17 +120,15 @@ def failovers_lose_only_a_suffix(facts: Facts) -> Iterator[str]:
     """Yield what was found that is no beginning of what had been written."""
     for change in _changes(facts):
         attempted = change.before.acknowledged + 1
-        for file, found in enumerate(change.found.logs):
+        for file, log in enumerate(change.found.logs):
             number = change.before.number
             written = [
                 *change.before.found.logs[file],
                 *((number, n) for n in _numbers(file, attempted)),
             ]
-            if found[-1:] == ((0, 0),) and written[len(found) - 1 :] == [
-                (number, attempted)
-            ]:
-                # A power failure may leave the room of what was never acknowledged.
-                found = found[:-1]  # noqa: PLW2901
+            # A power failure may leave the room of what was never acknowledged.
+            last = written[len(log) - 1 :] == [(number, attempted)]
+            found = log[:-1] if last and log[-1:] == ((0, 0),) else log
             if list(found) != written[: len(found)]:
                 odd = next(
                     (pair for pair in zip(found, written, strict=False) if _odd(pair)),
