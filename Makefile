@@ -21,7 +21,7 @@ setup-bench:
 # A test waits for daemons, kernels and leases more than it computes: more workers than
 # processors. They begin in the order of tests/support/order.py.
 PYTEST := $(PYTHON) -m pytest --dist loadgroup --no-loadscope-reorder
-WORKERS := 5
+WORKERS := 6
 
 # While writing: what needs no engine, no lab and no cluster of daemons.
 check: setup-test lint
