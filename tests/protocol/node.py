@@ -37,7 +37,8 @@ UNSHARE = ("unshare", "--mount", "--propagation", "private", "--")
 # Holds the namespace until this process ends, however it does, and its disk thawed
 # after that: on a frozen one the daemon could not end, nor the namespace with it.
 HOLD = 'echo up; cat; [ ! -d "$1" ] || fsfreeze --unfreeze "$1" 2>/dev/null; true'
-START_DEADLINE_S = 20.0
+# A start takes half a second of a processor, which may be long in coming.
+START_DEADLINE_S = 60.0
 STOP_DEADLINE_S = 20.0
 LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.02, 0.1
 _CAP_SYS_ADMIN = 21
