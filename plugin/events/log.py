@@ -14,7 +14,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 

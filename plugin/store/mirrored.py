@@ -132,7 +132,7 @@ class MirroredRecords:
         return events
 
     def newest_reached(self) -> Record | None:
-        """Return the record that was changed last, up to `reached`; None without one."""
+        """Return the record that changed last, up to `reached`; None without one."""
         known = (r for r in self.table.below("") if r.mod_revision <= self.reached)
         return max(known, key=attrgetter("mod_revision"), default=None)
 

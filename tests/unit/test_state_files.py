@@ -196,5 +196,5 @@ def test_a_guard_passes_over_what_is_no_volume(tmp_path: Path) -> None:
 
 def test_a_lock_that_is_no_file_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    with pytest.raises(StoreError, match="cannot open .*/lock"):
+    with pytest.raises(StoreError, match="cannot open"):
         lock_state(tmp_path)

@@ -46,6 +46,7 @@ from backends.system.clock import wall_ns
 
 DELTA_NAME: Final = "delta"
 OUTBOX_NAME: Final = "outbox"
+QUARANTINE_NAME: Final = "quarantine"
 EVERYTHING: Final = Hints(everything=True)
 
 
@@ -330,7 +331,7 @@ class Journal:
         Source: replication protocol, divergence.
 
         """
-        quarantine = self.home / "quarantine"
+        quarantine = self.home / QUARANTINE_NAME
         target = quarantine / name
         try:
             quarantine.mkdir(mode=0o700, exist_ok=True)
