@@ -4,6 +4,9 @@ What this node knows of its own copies: one small file for each, changed durably
 The file lies with the copy (`Backend.copy_directory`), so that a pool that moves to
 another machine, or comes back from a backup, brings its promises along. A copy without
 a file is as its volume was made: nobody has owned it.
+
+A crash may leave the file older than the bytes. What it has made of the copy is seen
+beside it at each read, so that a pool may come at any time.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from backends.base import Backend, Volume
 from backends.errors import BackendError
+from backends.rsync.journal.journal import QUARANTINE_NAME
+from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.system import files
 from backends.system.decoding import from_json
+from plugin.ownership import rules
 from plugin.ownership.state import EMPTY, Commit, CopyState
 
 _NAME: Final = "replica.json"
@@ -64,9 +71,7 @@ class CopyStates:
             return None
         path = directory / _NAME
         try:
-            return from_json(path.read_bytes(), CopyState)
-        except FileNotFoundError:
-            return CopyState(commit=initial)
+            return _as_left(directory, _read(path, initial))
         except (OSError, msgspec.DecodeError) as error:
             raise BackendError(
                 f"cannot read {path}: {error}",
@@ -113,3 +118,27 @@ class CopyStates:
             files.write_durably(path, msgspec.json.encode(copy))
         except OSError as error:
             raise BackendError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _read(path: Path, initial: Commit) -> CopyState:
+    try:
+        return from_json(path.read_bytes(), CopyState)
+    except FileNotFoundError:
+        return CopyState(commit=initial)
+
+
+def _as_left(directory: Path, copy: CopyState) -> CopyState:
+    """
+    Return what a crash has made of *copy* since its file was written.
+
+    A commit that is marked is the copy's, though it may still have to be applied. Bytes
+    that were set apart are the copy's no more.
+    """
+    marked = Staging(directory).marked()
+    if marked is not None and copy.commit != Commit(*marked):
+        promised = max(copy.promised, marked[0])
+        return replace(copy, commit=Commit(*marked), promised=promised, live_epoch=0)
+    apart = directory / QUARANTINE_NAME / str(rules.seal(copy).commit)
+    if apart.is_dir() and not (directory / LIVE_NAME).is_dir():
+        return replace(copy, commit=EMPTY, live_epoch=0)
+    return copy

@@ -311,7 +311,7 @@ class Receiving:
             raise BackendError(f"there is no copy of '{record.name}' here")
         with closing(Journal(home, record.id)) as journal:
             with journal.staging.still(Deadline(_STILL_DEADLINE_S)):
-                journal.apply()
+                self._journals.apply(record, journal)
             self._keep_apart(record, journal, self._copy_state(record))
 
     def _keep_apart(

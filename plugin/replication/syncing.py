@@ -231,7 +231,7 @@ class Syncing:
         """Return the newest commit, made now if anything has changed."""
         changes = self._looking.look(record, journal)
         current = Commit(*journal.commit())
-        if not (changes.changed or changes.deleted or anew) and current.epoch == epoch:
+        if not (changes or anew) and current.epoch == epoch:
             journal.manifest.touch(changes.touched)
             return current
         try:

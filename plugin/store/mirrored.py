@@ -22,6 +22,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from plugin.store.base import Event, Operation, Put, Record
@@ -129,6 +130,11 @@ class MirroredRecords:
                 )
             events.append(Event(key, revision, record))
         return events
+
+    def newest_reached(self) -> Record | None:
+        """Return the record that changed last, up to `reached`; None without one."""
+        known = (r for r in self.table.below("") if r.mod_revision <= self.reached)
+        return max(known, key=attrgetter("mod_revision"), default=None)
 
     def close(self) -> None:
         """Close the file."""

@@ -17,6 +17,7 @@ from plugin.store.etcd.codec import (
     revision_of,
     unchanged_since,
 )
+from plugin.store.etcd.errors import OUT_OF_RANGE, RefusedError
 from plugin.store.etcd.leases import Leases
 from plugin.store.etcd.pages import WHOLE, Pages, Parts, Snapshot
 from plugin.store.etcd.settings import EtcdSettings
@@ -64,6 +65,32 @@ class EtcdStore:
         wanted = {**self._names.below(""), "min_mod_revision": str(revision + 1)}
         deadline = clock.Deadline(deadline_s)
         return self._pages.read(wanted, lambda: deadline, parts=parts)
+
+    def had(self, record: Record | None, count: int, *, revision: int) -> bool:
+        """
+        Return whether etcd had *count* records at *revision*, *record* among them.
+
+        It is False as well where etcd no longer knows that, or has not got so far.
+        """
+        then = {"revision": str(revision)}
+        counted = {**self._names.below(""), **then, "count_only": True}
+        try:
+            answer = self._client.call(
+                "/v3/kv/range", counted, deadline=self._client.deadline()
+            )
+            there = int(answer.get("count", 0))
+            if there != count or record is None:
+                return there == count
+            found = self._client.call(
+                "/v3/kv/range",
+                {"key": self._names.key(record.key), **then},
+                deadline=self._client.deadline(),
+            )
+        except RefusedError as error:
+            if error.grpc_code != OUT_OF_RANGE:
+                raise
+            return False
+        return record in map(self._names.record, found.get("kvs", []))
 
     def keys_at(
         self, revision: int, first: str, after: str, *, deadline_s: float
