@@ -74,8 +74,9 @@ class EtcdStore:
         found = self._pages.read(wanted, lambda: deadline, revision=revision)
         return {each.key for each in found.records}
 
-    def version(self) -> int:
+    def version(self, prefix: str) -> int:
         """Return the cluster's revision."""
+        del prefix
         return self.revision(deadline_s=self._client.settings.call_deadline_s)
 
     def refresh(self, deadline_s: float) -> None:
