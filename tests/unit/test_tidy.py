@@ -31,7 +31,6 @@ STAND_ALONE = {"backends.nfs.agent", "backends.nfs.unmount"}
 BECOME_ANOTHER = {
     "plugin.peers.enclosure",
     "plugin.peers.receive",
-    "plugin.peers.relay",
     "plugin.fencing.guard",
 }
 # Paths of the machine that this was written on, and registries that were used there.
