@@ -104,10 +104,10 @@ class MirrorStore:
             self._require_filled()
             return self._mirrored.table.below(prefix), self._mirrored.reached
 
-    def version(self) -> int:
-        """Return how often a record has changed here."""
+    def version(self, prefix: str) -> int:
+        """Return how often records like those below *prefix* have changed here."""
         self._require_filled()
-        return self._mirrored.changes
+        return self._mirrored.table.changes(prefix)
 
     def refresh(self, deadline_s: float) -> None:
         """

@@ -54,8 +54,6 @@ class MirroredRecords:
         self._deleted: dict[str, int] = {}
         # The newest change in memory; never before `reached`.
         self.newest = max([reached, *(each.mod_revision for each in records)])
-        # Grows with each change in memory.
-        self.changes = 0
         # Grows when etcd's history turns out to be another one than ours.
         self.era = 0
         self._writing = threading.Lock()
@@ -111,7 +109,6 @@ class MirroredRecords:
                     self._deleted.pop(key, None)
                 if changes:
                     self.table.change(changes)
-                    self.changes += 1
                 self._reach(revision)
             self._save(changes)
 
@@ -159,7 +156,6 @@ class MirroredRecords:
 
     def _set(self, key: str, record: Record | None) -> None:
         self._deleted.pop(key, None)
-        self.changes += 1
         if record is None:
             self.table.remove(key)
         else:

@@ -196,7 +196,7 @@ class Node:
         self.launch(environment)
         self.wait_ready()
 
-    def wait_ready(self) -> None:
+    def wait_ready(self, timeout_s: float = START_DEADLINE_S) -> None:
         """Return when both sockets answer; fail at once if the daemon has ended."""
 
         def answers() -> bool:
@@ -208,7 +208,7 @@ class Node:
             except (FileNotFoundError, ConnectionRefusedError):
                 return False
 
-        wait_until(answers, "the daemon answers", timeout_s=START_DEADLINE_S)
+        wait_until(answers, "the daemon answers", timeout_s=timeout_s)
 
     def wait_exit(self, timeout_s: float = STOP_DEADLINE_S) -> int:
         """Return the daemon's exit code."""

@@ -101,8 +101,9 @@ class EtcdStore:
         found = self._pages.read(wanted, lambda: deadline, revision=revision)
         return {each.key for each in found.records}
 
-    def version(self) -> int:
+    def version(self, prefix: str) -> int:
         """Return the cluster's revision."""
+        del prefix
         return self.revision(deadline_s=self._client.settings.call_deadline_s)
 
     def refresh(self, deadline_s: float) -> None:
@@ -122,16 +123,21 @@ class EtcdStore:
     def identity(self) -> str:
         """Return the unchanging id of these records; the first node to ask makes it."""
         key = self._names.identity
-        put = {"key": key, "value": encoded(str(uuid.uuid4()).encode())}
-        body = {
-            "compare": [unchanged_since(key, 0)],
-            "success": [{"request_put": put}, {"request_range": {"key": key}}],
-            "failure": [{"request_range": {"key": key}}],
-        }
-        # Safe to repeat: only the first can succeed, the next one finds its id.
-        answer = self._client.call("/v3/kv/txn", body, deadline=self._client.deadline())
-        found = answer["responses"][-1]["response_range"]["kvs"][0]
-        return decoded(found["value"]).decode()
+        deadline = self._client.deadline()
+        # Every watch that was opened anew asks, which must not make etcd write.
+        answer = self._client.call("/v3/kv/range", {"key": key}, deadline=deadline)
+        found = answer.get("kvs", [])
+        if not found:
+            put = {"key": key, "value": encoded(str(uuid.uuid4()).encode())}
+            body = {
+                "compare": [unchanged_since(key, 0)],
+                "success": [{"request_put": put}, {"request_range": {"key": key}}],
+                "failure": [{"request_range": {"key": key}}],
+            }
+            # Safe to repeat: only the first can succeed, the next one finds its id.
+            answer = self._client.call("/v3/kv/txn", body, deadline=deadline)
+            found = answer["responses"][-1]["response_range"]["kvs"]
+        return decoded(found[0]["value"]).decode()
 
     def transact(
         self, conditions: Sequence[Compare], operations: Sequence[Operation]
