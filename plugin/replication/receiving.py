@@ -133,18 +133,19 @@ class Receiving:
             PeerRefusedError: it may not, another node does, or the disk is too full.
 
         """
+        commit = Commit(epoch, seq)
         is_tree = seq == AHEAD_SEQ
-        head = self._require_sender(node_id, volume, epoch, ahead=is_tree)
+        head = self._require_sender(node_id, volume, commit)
         record = self._by_id(volume)
         if record is None:
             raise PeerRefusedError(f"volume {volume} is not known here")
         copy = self._journals.copy_states.read(volume, initial=EMPTY)
         if copy is None:
             self._journals.make(record, head.epoch, Deadline(_USE_DEADLINE_S))
-        elif self._expected.get(volume) != node_id and epoch < copy.promised:
+        elif self._expected.get(volume) != node_id and head.epoch < copy.promised:
             raise PeerRefusedError(
                 f"stale-epoch: epoch {copy.promised} of volume {volume} was "
-                f"promised, {epoch} is over"
+                f"promised, {head.epoch} is over"
             )
         if self._journals.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
@@ -154,11 +155,10 @@ class Receiving:
             if node_id not in (head.owner, self._expected.get(volume)):
                 self._sessions.require_alone(node_id, volume)
             self._sessions.hang_up(volume)
-            self._note_arrival(volume, journal, Commit(epoch, seq))
+            self._note_arrival(volume, journal, commit)
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
             number = self._progress.begin("receiving", volume, node_id)
-            commit = Commit(epoch, seq)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
         basis = self._journals.basis(record)
         return StagingPlace(directory, basis, staging.lock, self._nice, is_tree)
@@ -210,14 +210,14 @@ class Receiving:
         """
         request = read_request(message, CommitRequest)
         wanted = Commit(request.epoch, request.seq)
-        self._require_sender(node_id, request.volume, request.epoch)
+        at = self._require_sender(node_id, request.volume, wanted).epoch
         record = self._find(request.name)
         if record is None or record.id != request.volume:
             raise PeerRefusedError(f"volume {request.volume} is not known here")
         lineage = self._heads.lineage(record.id)
 
         def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
-            return rules.receive(copy, wanted, lineage, writers_stopped=stopped)
+            return rules.receive(copy, wanted, lineage, at=at, writers_stopped=stopped)
 
         answer = self.receive(record, wanted, to_keep)
         if "commit" in answer:
@@ -335,37 +335,41 @@ class Receiving:
             raise BackendError(f"there is no copy of '{record.name}' here")
         return copy
 
-    def _require_sender(
-        self, node_id: str, volume: str, epoch: int, *, ahead: bool = False
-    ) -> Head:
-        """Return the head if *node_id* may send commits of *epoch*, or files ahead."""
+    def _require_sender(self, node_id: str, volume: str, commit: Commit) -> Head:
+        """Return the head if *node_id* may send *commit*, or files ahead of it."""
         head = self._heads.read(volume).head
-        if not self._may_send(head, node_id, volume, epoch, ahead=ahead):
+        if not self._may_send(head, node_id, volume, commit):
             self._heads.refresh(_REFRESH_DEADLINE_S)
             head = self._heads.read(volume).head
         if head is None or self._node_id not in (*head.members, head.owner):
             raise PeerRefusedError(f"not-a-member: volume {volume} has no copy here")
-        if not self._may_send(head, node_id, volume, epoch, ahead=ahead):
+        if not self._may_send(head, node_id, volume, commit):
             raise PeerRefusedError(
                 f"stale-epoch: node {node_id} does not own volume {volume} "
-                f"in epoch {epoch}"
+                f"in epoch {commit.epoch}"
             )
         return head
 
     def _may_send(
-        self, head: Head | None, node_id: str, volume: str, epoch: int, *, ahead: bool
+        self, head: Head | None, node_id: str, volume: str, commit: Commit
     ) -> bool:
         if head is None:
             return False
         if self._expected.get(volume) == node_id:
             recovering = head.owner == self._node_id and head.phase == "recovering"
-            return recovering and epoch < head.epoch
-        if self._node_id not in head.members or head.epoch != epoch:
+            return recovering and commit.epoch < head.epoch
+        if self._node_id not in head.members:
             return False
-        # After a release any holder may have to send the last commit to others; and an
-        # owner asks a holder to send files ahead.
+        ahead = commit.seq == AHEAD_SEQ
+        if head.released:
+            # Any holder may have to send the last commit to others.
+            epoch, seq = pair(head.committed)
+            last = commit.epoch == epoch and (ahead or commit.seq == seq)
+            return last and node_id in head.holders
+        # An owner asks a holder to send files ahead.
         owns = head.owner == node_id and head.phase == "owned"
-        return owns or ((head.released or ahead) and node_id in head.holders)
+        may = owns or (ahead and node_id in head.holders)
+        return may and commit.epoch == head.epoch
 
 
 def pair(commit: Commit) -> tuple[int, int]:
