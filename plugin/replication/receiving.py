@@ -183,19 +183,22 @@ class Receiving:
         """
         Answer which commit our copy is at: zeros if there is none, or it is live.
 
-        ``lacking`` says why no other commit is taken: the disk is too full.
+        ``lacking`` says why no other commit is taken: the disk is too full. ``ahead``:
+        files were sent ahead of a commit, and only who knows since when may bring that.
         """
         del node_id
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        if request.volume in self._arrivals:
-            self._arrivals[request.volume].round_began_ns = wall_ns()
+        arrivals = self._arrivals.get(request.volume)
+        if arrivals is not None:
+            arrivals.round_began_ns = wall_ns()
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         record = self._by_id(request.volume)
         lacking = self._room.lacking(record) if record is not None else ""
-        return {"commit": [*pair(commit)], "lacking": lacking}
+        ahead = arrivals is not None and arrivals.first is None
+        return {"commit": [*pair(commit)], "lacking": lacking, "ahead": ahead}
 
     def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """
