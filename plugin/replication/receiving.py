@@ -16,7 +16,6 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline, wall_ns
@@ -28,6 +27,7 @@ from plugin.ownership.state import EMPTY, Commit, CopyState, Head, Kept, Refused
 from plugin.ownership.view import OwnershipView
 from plugin.peers.lines import read_request
 from plugin.peers.server import StagingPlace
+from plugin.replication.incoming import Incoming
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
@@ -88,12 +88,11 @@ class Receiving:
         self._expected: dict[str, str] = {}
         self._sessions = Sessions()
         self._departing: set[str] = set()
-        # What has come for each volume since its last commit.
-        self._arrivals: dict[str, Arrivals] = {}
+        self._incoming = Incoming()
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
-        self._arrivals.pop(volume_id, None)
+        self._incoming.distrust(volume_id)
         self._expected[volume_id] = node_id
 
     def expect_nothing(self, volume_id: str) -> None:
@@ -109,6 +108,7 @@ class Receiving:
         caller, which reads the store inside the block, sees that.
         """
         self._departing.add(volume_id)
+        self._incoming.forget(volume_id)
         try:
             yield
         finally:
@@ -155,7 +155,7 @@ class Receiving:
             if node_id not in (head.owner, self._expected.get(volume)):
                 self._sessions.require_alone(node_id, volume)
             self._sessions.hang_up(volume)
-            self._note_arrival(volume, journal, commit)
+            self._incoming.note(volume, journal, commit)
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
             number = self._progress.begin("receiving", volume, node_id)
@@ -190,7 +190,7 @@ class Receiving:
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        arrivals = self._arrivals.get(request.volume)
+        arrivals = self._incoming.of(request.volume)
         if arrivals is not None:
             arrivals.round_began_ns = wall_ns()
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
@@ -270,27 +270,13 @@ class Receiving:
                     return {"full": True}
                 if apart:
                     self._keep_apart(record, journal, copy)
-                if missing := journal.missing(delta, self._arrivals.get(record.id)):
+                if missing := journal.missing(delta, self._incoming.of(record.id)):
                     return {"missing": encoded_paths(missing)}
+                self._incoming.flush(record.id, journal)
                 self._mark(record, journal, delta, rule)
+                self._incoming.forget(record.id)
                 journal.apply()
-                self._arrivals.pop(record.id, None)
         return {"commit": list(pair(wanted))}
-
-    def _note_arrival(self, volume_id: str, journal: Journal, commit: Commit) -> None:
-        """
-        Note that files of *commit* come, or files ahead of it.
-
-        What lies here of another epoch, or of before our start, is only of use to
-        rsync, which compares it with what it sends. Files ahead are all compared, and
-        an empty copy begins with them.
-        """
-        known, now_ns = self._arrivals.get(volume_id), wall_ns()
-        if commit.seq == AHEAD_SEQ or journal.commit() == pair(EMPTY):
-            self._arrivals[volume_id] = Arrivals(commit.epoch, None, now_ns, now_ns)
-        elif known is None or known.epoch != commit.epoch:
-            first = pair(commit)
-            self._arrivals[volume_id] = Arrivals(commit.epoch, first, now_ns, now_ns)
 
     def _mark(
         self,

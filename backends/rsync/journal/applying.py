@@ -40,6 +40,7 @@ from backends.rsync.journal.staging import (
 from backends.system import files, quota
 from backends.system.beneath import Beneath, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
+from backends.system.writeback import Writeback
 
 
 def apply(home: Path, manifest: Manifest) -> Commit:
@@ -128,6 +129,7 @@ class _Applying:
 
         *whole*: live/ is what was sent, and lacks nothing but directories.
         """
+        written = Writeback(self._top)
         self._work = self._top / marker.work
         # What is in it is lost work, or was to be removed.
         files.remove_tree(self._work)
@@ -138,7 +140,7 @@ class _Applying:
                 self._delete()
                 # Emptied at once: the files to come may need the room.
                 self._remove_work()
-                files.sync_filesystem(self._top)
+                written.flush()
                 staging.write_marker(msgspec.structs.replace(marker, deleted=True))
                 self._make_work()
             for entry in self._delta.entries():
@@ -151,7 +153,7 @@ class _Applying:
             if entry.kind == "directory":
                 self._finish_directory(entry)
         restored = self._restore_times()
-        files.sync_filesystem(self._top)
+        written.flush()
         self._manifest.touch(restored)
         self._record()
 
