@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from backends.errors import BackendError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import wall_ns
 from backends.system.writeback import Writeback
 from plugin.errors import PeerRefusedError
-from plugin.ownership.state import EMPTY, Commit
+from plugin.ownership.state import Commit
 from plugin.replication.transfer import AHEAD_SEQ
 
 
@@ -19,19 +21,19 @@ class Incoming:
         self._arrivals: dict[str, Arrivals] = {}
         self._writebacks: dict[str, Writeback] = {}
 
-    def note(self, volume_id: str, journal: Journal, commit: Commit) -> None:
+    def note(self, volume_id: str, home: Path, commit: Commit, *, empty: bool) -> None:
         """
-        Note that files of *commit* come, or files ahead of it.
+        Note that files of *commit* come to the copy in *home*, or files ahead of it.
 
         What lies here of another epoch, or of before our start, is only of use to
         rsync, which compares it with what it sends. Files ahead are all compared, and
         an empty copy begins with them.
         """
         if volume_id not in self._writebacks:
-            self._writebacks[volume_id] = Writeback(journal.home)
+            self._writebacks[volume_id] = Writeback(home)
         known, now_ns = self._arrivals.get(volume_id), wall_ns()
         epoch, seq = commit.epoch, commit.seq
-        if seq == AHEAD_SEQ or journal.commit() == (EMPTY.epoch, EMPTY.seq):
+        if seq == AHEAD_SEQ or empty:
             self._arrivals[volume_id] = Arrivals(epoch, None, now_ns, now_ns)
         elif known is None or known.epoch != epoch:
             self._arrivals[volume_id] = Arrivals(epoch, (epoch, seq), now_ns, now_ns)

@@ -155,7 +155,8 @@ class Receiving:
             if node_id not in (head.owner, self._expected.get(volume)):
                 self._sessions.require_alone(node_id, volume)
             self._sessions.hang_up(volume)
-            self._incoming.note(volume, journal, commit)
+            empty = copy is None or copy.commit == EMPTY
+            self._incoming.note(volume, journal.home, commit, empty=empty)
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
             number = self._progress.begin("receiving", volume, node_id)

@@ -79,14 +79,14 @@ def test_what_was_sent_and_is_lost_has_to_be_sent_again(disk: LosingDisk) -> Non
     (home / "live").mkdir(parents=True)
     incoming = Incoming()
     with closing(Journal(home, VOLUME)) as journal:
-        incoming.note(VOLUME, journal, Commit(1, 1))
+        incoming.note(VOLUME, home, Commit(1, 1), empty=True)
         came = journal.staging.tree() / "file"
         came.write_bytes(WRITTEN)
         disk.lose()
         with pytest.raises(BackendError, match="the disk has lost what was sent"):
             incoming.flush(VOLUME, journal)
         assert not came.exists()
-        incoming.note(VOLUME, journal, Commit(1, 1))
+        incoming.note(VOLUME, home, Commit(1, 1), empty=True)
         came = journal.staging.tree() / "file"
         came.write_bytes(WRITTEN)
         incoming.flush(VOLUME, journal)
