@@ -19,6 +19,7 @@ import msgspec
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import OUTBOX_NAME, Journal
+from backends.rsync.journal.manifest import DamagedManifestError
 from backends.rsync.journal.outbox import lacking_space
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
@@ -123,7 +124,8 @@ class Journals:
         """
         Yield the copy's journal, which nobody else uses meanwhile.
 
-        A commit that was marked is applied first.
+        A commit that was marked is applied first. A manifest that turns out to be
+        damaged is made anew by the next use.
 
         Raises:
             VolumeBusyError: another use did not end before *deadline*.
@@ -142,6 +144,9 @@ class Journals:
                     with journal.staging.still(deadline):
                         self.apply(record, journal)
                 yield journal
+            except DamagedManifestError:
+                journal.forget()
+                raise
             finally:
                 journal.close()
 

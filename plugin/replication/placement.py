@@ -233,15 +233,20 @@ class Placement:
         """
         Return whether this node has to look after the copies of a released volume.
 
-        That is the last owner's task or, if it does not live, another holder's. Every
-        volume is asked about, so this relies on what `look` has seen.
+        Every volume is asked about, so this relies on what `look` has seen.
         """
-        if not head.released or self._ownership.node_id not in head.holders:
-            return False
+        own = self._ownership.node_id
+        return head.released and own in head.holders and self.bringer(head) == own
+
+    def bringer(self, head: Head) -> str:
+        """
+        Return the node that brings the newest commit to others: the owner.
+
+        After a release another holder does if that one does not live, or gave it up.
+        """
         living = {each.record.id for each in self._nodes if each.alive}
-        able = living.intersection(head.holders)
-        first = head.owner if head.owner in able else min(able, default="")
-        return first == self._ownership.node_id
+        able = living.intersection(head.holders) if head.released else set()
+        return head.owner if head.owner in able else min(able, default=head.owner)
 
     def lacks(self, record: VolumeRecord, head: Head) -> bool:
         """Return whether this node has to bring copies of a released volume in step."""
@@ -272,7 +277,8 @@ class Placement:
         head: Head,
         gone: Collection[str],
     ) -> Plan:
-        if self._bound_for.get(record.id) == head.owner:
+        begun = head.phase == "owned" or head.committed.epoch == head.epoch
+        if begun and self._bound_for.get(record.id) == head.owner:
             del self._bound_for[record.id]  # it has arrived
         bound_for = self._bound_for.get(record.id, "")
         wanted = ReplicationOptions.of(record.options)

@@ -313,10 +313,7 @@ class Syncing:
             return []
         deadline = Deadline(_ROUND_DEADLINE_S)
         with self._journals.using(record, deadline) as journal:
-            # Only the owner may still have to record what its commit is to be.
-            known = journal.commit() == pair(head.committed)
-            is_owner = head.owner == self._ownership.node_id
-            if not self._is_sealed(record, head.committed) or not (known or is_owner):
+            if not self._is_sealed(record, head.committed):
                 return []
             holders: set[str] = set()
             reports = self._spread(

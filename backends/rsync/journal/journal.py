@@ -19,7 +19,7 @@ stands still. Elsewhere, files are copied while others write to them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -267,16 +267,11 @@ class Journal:
         Return the manifest, made anew if it is damaged.
 
         A passing error (no descriptor left, a full disk) discards nothing: without its
-        manifest a whole volume would have to be sent again. Nor is it discarded while a
-        delta is marked that leads on from it: only with it can the commit be applied.
+        manifest a whole volume would have to be sent again.
         """
         try:
             return Manifest(self._path)
         except DamagedManifestError:
-            if self.staging.marked() is not None:
-                with closing(self.staging.delta()) as delta:
-                    if delta.header.base is not None:
-                        raise
             Manifest.discard(self._path)
             return Manifest(self._path)
 
@@ -309,11 +304,16 @@ class Journal:
         return self.staging.marked()
 
     def apply(self) -> None:
-        """Bring the marked commit, if there is one, into ``live``."""
+        """
+        Bring the marked commit, if there is one, into ``live``.
+
+        If the manifest has been lost meanwhile, it describes nothing afterwards: the
+        copy has the commit, and is compared with another member's before the next one.
+        """
         if self.staging.marked() is None:
             return
         commit = apply(self.home, self.manifest)
-        if self.by_snapshot:
+        if self.by_snapshot and self.commit() == commit:
             # Without it, the next look is at everything.
             with suppress(BackendError):
                 self._commits.create()
