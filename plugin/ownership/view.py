@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from backends.base import Backend
-from backends.errors import InvalidRequestError
+from backends.errors import BackendError, InvalidRequestError
 from backends.registry import Registry
 from backends.replication_options import ReplicationOptions
 from backends.system import clock
@@ -35,6 +37,8 @@ from plugin.ownership.state import (
 from plugin.store.base import Put
 
 log = logging.getLogger(__name__)
+# A volume that is not mounted has no mount that would say where its bytes are.
+_NO_TARGET: Final = Path("/nonexistent")
 
 
 def _in_words(head: Head, wanted: int) -> str:
@@ -282,6 +286,14 @@ class OwnershipView:
     def backend_of(self, record: VolumeRecord) -> Backend:
         """Return the backend that carries the volume."""
         return self.registry.get(record.backend)
+
+    def has_users(self, record: VolumeRecord) -> bool:
+        """Return whether a process of this node may have the volume; none is proven."""
+        backend = self.backend_of(record)
+        try:
+            return bool(backend.users(record.volume(), _NO_TARGET))
+        except BackendError:
+            return True
 
     def is_shared(self, record: VolumeRecord) -> bool:
         """Return whether all nodes have the same bytes, so that none has a copy."""
