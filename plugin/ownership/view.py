@@ -190,8 +190,20 @@ class OwnershipView:
         return self.backend_of(record).copy_directory(record.volume()) is not None
 
     def still_owner(self, record: VolumeRecord, epoch: int) -> bool:
-        """Return whether this boot's *epoch* goes on, even if its lock is missing."""
+        """
+        Return whether this boot's *epoch* goes on, even if its lock is missing.
+
+        Raises:
+            StoreError: no record says whose it is; that the records have gone, without
+                a tomb, makes nobody else its owner.
+
+        """
         head = self.heads.read(record.id).head
+        if head is None and not self.heads.is_removed(record.id):
+            raise StoreError(
+                f"no record says who owns '{record.name}'",
+                hint="are the cluster's records gone? remora cluster load",
+            )
         if head is None or (head.owner, head.boot_id) != (self.node_id, self.boot_id):
             return False
         if head.epoch != epoch or head.phase != "owned":
