@@ -100,7 +100,8 @@ def build_use_cases(given: Given) -> UseCases:
         given.times.mount_deadline_s,
         given.times.disuse_grace_s,
     )
-    removal = Removal(catalogue, operations, ownership, unmounting)
+    replication = owning.acquisition.replication
+    removal = Removal(catalogue, operations, ownership, unmounting, replication)
     creation = Creation(
         views,
         catalogue,
@@ -109,7 +110,7 @@ def build_use_cases(given: Given) -> UseCases:
         copying,
         ownership,
         removal,
-        NewestBytes(ownership, owning.acquisition.replication),
+        NewestBytes(ownership, replication),
     )
     return _with_the_rest(given, discovery, creation, copying)
 

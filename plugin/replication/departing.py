@@ -71,6 +71,19 @@ class Departing:
             extra=fields(volume=record.name, id=record.id),
         )
 
+    def keep_live(self, record: VolumeRecord) -> None:
+        """
+        Set apart what this node has written to a removed volume since its last commit.
+
+        Raises:
+            VolumeBusyError: the copy is in use.
+
+        """
+        with self._journals.alone(record, Deadline(_USE_WAIT_S)):
+            copy = self._ownership.copy_state(record)
+            if copy is not None and copy.live_epoch:
+                self._receiving.set_apart(record)
+
     def _require_superseded(self, record: VolumeRecord) -> None:
         """Set diverged bytes apart; raise BackendError unless others keep the rest."""
         head = self._ownership.heads.read(record.id).head
