@@ -10,6 +10,7 @@ from backends.rsync.quarantine import Quarantine
 from plugin.events.log import Events
 from plugin.model import VolumeRecord
 from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
 from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
@@ -137,6 +138,7 @@ def _with_the_rest(
         given.quarantine,
     )
     own_snapshots = OwnSnapshots(ownership)
+    holders = Holders(ownership, owning.peers)
     return UseCases(
         views=views,
         creation=creation,
@@ -164,6 +166,7 @@ def _with_the_rest(
             {
                 "the record of what is set apart": quarantine.mend,
                 "the record of snapshots": own_snapshots.mend,
+                "the record of what is held": holders.mend,
             },
         ),
         operations=operations,

@@ -17,7 +17,8 @@ from backends.errors import BackendError, RemoraError
 from backends.system.clock import Deadline
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership import rules
+from plugin.ownership import copy_worth
+from plugin.ownership.holders import Holders
 from plugin.ownership.view import OwnershipView
 from plugin.replication.journals import Journals
 from plugin.replication.receiving import Receiving
@@ -32,9 +33,14 @@ class Departing:
     """See the module's text."""
 
     def __init__(
-        self, ownership: OwnershipView, journals: Journals, receiving: Receiving
+        self,
+        ownership: OwnershipView,
+        holders: Holders,
+        journals: Journals,
+        receiving: Receiving,
     ) -> None:
         self._ownership = ownership
+        self._holders = holders
         self._journals = journals
         self._receiving = receiving
         self._told: dict[str, str] = {}
@@ -91,13 +97,12 @@ class Departing:
         if head is None or copy is None:
             raise BackendError("it is not known what the copy has")
         lineage = self._ownership.heads.lineage(record.id)
-        if rules.diverged(copy, head, lineage):
+        if copy_worth.diverged(copy, head, lineage):
             self._receiving.set_apart(record)
-        elif not rules.superseded(copy, head, lineage):
+        elif not copy_worth.superseded(copy, head, lineage):
             raise BackendError(f"commit {copy.commit} is not known to be kept yet")
-        nodes = self._ownership.nodes.all()
-        if not any(each.alive and each.record.id in head.holders for each in nodes):
-            raise BackendError("no node that has the newest commit is alive")
+        if not self._holders.standing(record.id):
+            raise BackendError("no other node says that it has the newest commit")
 
     def _tell(self, record: VolumeRecord, reason: str) -> None:
         """Warn once of each reason: `depart` is called again every few seconds."""

@@ -13,6 +13,7 @@ from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Holds
+from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
 from plugin.ownership.state import Choice, Commit, Head
 from plugin.ownership.view import OwnershipView
@@ -101,7 +102,8 @@ class ReplicationNode:
             looking=Looking(self._journals, interval_s=look_interval_s),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
-        self.departing = Departing(ownership, self._journals, self.receiving)
+        holders = Holders(ownership, peers)
+        self.departing = Departing(ownership, holders, self._journals, self.receiving)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what other nodes may ask."""
