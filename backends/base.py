@@ -21,6 +21,7 @@ at the same one.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,13 +135,20 @@ class Snapshots(Protocol):
         ...
 
     def restore(
-        self, volume: Volume, name: str, *, keep_as: str, progress: Progress
+        self,
+        volume: Volume,
+        name: str,
+        *,
+        keep_as: str,
+        progress: Progress,
+        exchanging: AbstractContextManager[None],
     ) -> None:
         """
         Give *volume* the bytes of its snapshot; those it had become a new snapshot.
 
         The caller has seen that nobody on this node uses the volume. It has the one or
-        the other bytes, whatever happens.
+        the other bytes, whatever happens. Inside *exchanging*, which may refuse, they
+        change places; all else, which takes long, is done before.
 
         Raises:
             SnapshotNotFoundError: there is none.

@@ -27,7 +27,7 @@ from plugin.ownership.heads import (
     begun_epoch,
     put_epoch,
 )
-from plugin.ownership.refusals import contended, explained
+from plugin.ownership.refusals import contended, explained, in_use
 from plugin.ownership.release import give_up
 from plugin.ownership.resuming import resume
 from plugin.ownership.state import (
@@ -301,11 +301,7 @@ class Acquisition:
         try:
             self.replication.require_free(record)
         except PeerRefusedError as error:
-            raise NotOwnerError(
-                f"'{record.name}' may still be written to: {error.cause}",
-                hint="retry",
-                transient=True,
-            ) from None
+            raise in_use(record.name, error) from None
 
     def _require_may_begin(self) -> None:
         if self.ownership.membership.drained:

@@ -15,6 +15,7 @@ from backends.system.clock import Deadline
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord, check_name
+from plugin.ownership.bytes_port import Replication
 from plugin.ownership.removal import removal, removal_cancelled, removal_done
 from plugin.ownership.view import OwnershipView
 from plugin.store.base import NO_CHANGE
@@ -34,6 +35,7 @@ class Removal:
     operations: Operations
     ownership: OwnershipView
     unmounting: Unmounting
+    replication: Replication
 
     def remove(self, name: str, *, caller_gone: CallerGone = never) -> None:
         """
@@ -132,7 +134,7 @@ class Removal:
         self.unmounting.require_unused(record)
         also = NO_CHANGE
         if self.ownership.exclusive(record):
-            also = removal(self.ownership, record, deadline)
+            also = removal(self.ownership, self.replication, record, deadline)
         return self.catalogue.set_phase(
             stored, "removing", node=self.ownership.node_id, also=also
         )

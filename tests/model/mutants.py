@@ -115,6 +115,10 @@ def _anybody_leaves(head: Head, *, members: tuple[str, ...], **_: Any) -> Head:
     return replace(head, members=rest)
 
 
+def _who_counts_as_a_holder_is_not_asked(head: Head, **rest: Any) -> Head:
+    return rules.leave(head, **{**rest, "standing": head.holders})
+
+
 def _anybody_holds(head: Head, *, holders: tuple[str, ...], **rest: Any) -> Head:
     return replace(rules.publish(head, holders=holders, **rest), holders=holders)
 
@@ -249,6 +253,12 @@ MEMBERS_MUTANTS = {
     ),
     "a promise to who gave up is forgotten": _with(
         receive=_a_promise_to_who_gave_up_is_forgotten
+    ),
+}
+# Of pools that come back from backups.
+BACKUPS_MUTANTS = {
+    "who counts as a holder is not asked": _with(
+        leave=_who_counts_as_a_holder_is_not_asked
     ),
 }
 # Of time; looked for in scopes in which nodes are slow.
