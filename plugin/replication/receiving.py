@@ -19,7 +19,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
-from backends.system.clock import Deadline, wall_ns
+from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
+# What rsync exits with if it has gone through all files, but for those that vanished.
+_WHOLE: Final = (0, 23, 24)
 
 
 class CommitRequest(msgspec.Struct, frozen=True):
@@ -90,10 +92,18 @@ class Receiving:
         self._departing: set[str] = set()
         # What has come for each volume since its last commit.
         self._arrivals: dict[str, Arrivals] = {}
+        # The commit that it has come for, if this node has asked holders for it.
+        self._pulled: dict[str, Commit] = {}
 
-    def expect(self, volume_id: str, node_id: str) -> None:
-        """Let *node_id*, a holder, send a volume that this node recovers."""
-        self._arrivals.pop(volume_id, None)
+    def expect(self, volume_id: str, node_id: str, commit: Commit) -> None:
+        """
+        Let *node_id*, a holder, send *commit* of a volume that this node recovers.
+
+        What holders have sent of it before stays: all have the same bytes.
+        """
+        if self._pulled.get(volume_id) != commit:
+            self._arrivals.pop(volume_id, None)
+        self._pulled[volume_id] = commit
         self._expected[volume_id] = node_id
 
     def expect_nothing(self, volume_id: str) -> None:
@@ -173,9 +183,10 @@ class Receiving:
         exit_status: int | None,
     ) -> None:
         """Forget the transfer: its files are looked at when the commit is asked for."""
-        del exit_status
         ended = self._sessions.take_out(node_id, volume, Commit(epoch, seq))
         self._progress.end(ended.number)
+        if seq == AHEAD_SEQ and exit_status in _WHOLE and volume in self._arrivals:
+            self._arrivals[volume].first = None
 
     def commit_of_copy(
         self, node_id: str, message: Mapping[str, Any]
@@ -190,7 +201,7 @@ class Receiving:
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
         if request.volume in self._arrivals:
-            self._arrivals[request.volume].round_began_ns = wall_ns()
+            self._arrivals[request.volume].begin_round()
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         record = self._by_id(request.volume)
@@ -267,11 +278,14 @@ class Receiving:
                     return {"full": True}
                 if apart:
                     self._keep_apart(record, journal, copy)
-                if missing := journal.missing(delta, self._arrivals.get(record.id)):
+                arrivals = self._arrivals.get(record.id) or Arrivals.begun(pair(wanted))
+                if missing := journal.missing(delta, arrivals):
                     return {"missing": encoded_paths(missing)}
+                journal.flush_staged()  # no promise is to wait for it
                 self._mark(record, journal, delta, rule)
                 journal.apply()
                 self._arrivals.pop(record.id, None)
+                self._pulled.pop(record.id, None)
         return {"commit": list(pair(wanted))}
 
     def _note_arrival(self, volume_id: str, journal: Journal, commit: Commit) -> None:
@@ -279,15 +293,15 @@ class Receiving:
         Note that files of *commit* come, or files ahead of it.
 
         What lies here of another epoch, or of before our start, is only of use to
-        rsync, which compares it with what it sends. Files ahead are all compared, and
-        an empty copy begins with them.
+        rsync, which compares it with what it sends. Files ahead are all compared by the
+        end of their transfer, and an empty copy begins with them.
         """
-        known, now_ns = self._arrivals.get(volume_id), wall_ns()
-        if commit.seq == AHEAD_SEQ or journal.commit() == pair(EMPTY):
-            self._arrivals[volume_id] = Arrivals(commit.epoch, None, now_ns, now_ns)
-        elif known is None or known.epoch != commit.epoch:
-            first = pair(commit)
-            self._arrivals[volume_id] = Arrivals(commit.epoch, first, now_ns, now_ns)
+        known, arrivals = self._arrivals.get(volume_id), Arrivals.begun(pair(commit))
+        if commit.seq != AHEAD_SEQ and journal.commit() == pair(EMPTY):
+            arrivals.first = None
+        elif commit.seq != AHEAD_SEQ and known and known.continues(arrivals):
+            return
+        self._arrivals[volume_id] = arrivals
 
     def _mark(
         self,

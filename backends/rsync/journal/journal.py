@@ -297,6 +297,10 @@ class Journal:
         """Return paths that have yet to be sent; see `Staging.missing`."""
         return self.staging.missing(delta, self.manifest, arrivals)
 
+    def flush_staged(self) -> None:
+        """Bring what has come to the disk, before it is marked."""
+        self.staging.flush()
+
     def mark(self, delta: Delta) -> None:
         """Make the commit ours, through any crash; `apply` then has to be called."""
         self.staging.mark(delta)

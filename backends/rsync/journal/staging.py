@@ -168,11 +168,15 @@ class Staging:
                     found += [entry.path for entry in group]
         return sorted(found)
 
+    def flush(self) -> None:
+        """Bring what is here to the disk."""
+        files.sync_filesystem(self._directory)
+
     def mark(self, delta: Delta) -> None:
         """
         Make *delta*'s commit ours: durable, to be applied through any crash.
 
-        Nothing may be missing, and nobody may write here any more.
+        Nothing may be missing, nobody may write here any more, and all is flushed.
 
         Raises:
             BackendError: another commit is being applied.
@@ -184,7 +188,6 @@ class Staging:
             return
         if marked is not None:
             raise BackendError(f"commit {marked} has to be applied before {commit}")
-        files.sync_filesystem(self._directory)
         self.write_marker(Marker(commit, f".remora.{secrets.token_hex(16)}"))
 
     def marked(self) -> Commit | None:
