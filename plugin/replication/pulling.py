@@ -120,6 +120,8 @@ class Pulling:
                 return
         tried = {self._ownership.node_id}
         while left := [each for each in pull.choice.holders if each not in tried]:
+            if pull.unwanted.is_set():
+                return
             holder = left[0]
             tried.add(holder)
             self._receiving.expect(record.id, holder, pull.choice.base)
