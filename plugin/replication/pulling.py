@@ -192,9 +192,12 @@ class Pulling:
                 self._receiving.count(size_bytes)
                 return
             paths = answer.get("missing", [])
+            # A sealed copy stands still: if more is missing when all that was told has
+            # come, not all was told.
+            is_far = bool(request.paths) or len(paths) >= _FAR_BEHIND_FROM
             if "full" in answer:
                 have = pair(EMPTY)
-            elif have != pair(EMPTY) and len(paths) >= _FAR_BEHIND_FROM:
+            elif is_far and have != pair(EMPTY):
                 have, paths = pair(EMPTY), []
         raise PeerRefusedError("there is always something missing")
 

@@ -22,7 +22,6 @@ from tests.support.host import wait_until
 
 RECORD: Any = SimpleNamespace(id="volume", name="v")
 OLD, BASE = Commit(1, 3), Commit(1, 5)
-AT_ONCE_MAX = 500
 
 
 class Line:
@@ -32,6 +31,7 @@ class Line:
         self.missing = [f"f{number}" for number in range(files)]
         self.silent = silent
         self.at = OLD
+        self.at_once_max = 500
         self.asked: list[str] = []
         self.leases = {"beta": 0, "gamma": 7}
 
@@ -58,7 +58,7 @@ class Line:
 
     def receive(self, *_: object) -> dict[str, object]:
         if self.missing:
-            return {"missing": self.missing[:AT_ONCE_MAX]}
+            return {"missing": self.missing[: self.at_once_max]}
         self.at = BASE
         return {"commit": [1, 5]}
 
@@ -98,10 +98,15 @@ def pull(line: Line, pulling: Pulling, *holders: str) -> None:
     assert line.at == BASE
 
 
-def test_a_copy_that_lacks_very_many_files_gets_all_of_them_ahead() -> None:
+@pytest.mark.parametrize(("at_once_max", "requests"), [(500, 2), (50, 3)])
+def test_a_copy_that_lacks_very_many_files_gets_all_of_them_ahead(
+    at_once_max: int, requests: int
+) -> None:
+    """Of those with long paths fewer can be told at once."""
     line = Line(files=20_000)
+    line.at_once_max = at_once_max
     pull(line, line.pulling(), "gamma")
-    assert len(line.asked) == 2
+    assert len(line.asked) == requests
 
 
 def test_a_holder_that_is_silent_without_a_lease_makes_way(
