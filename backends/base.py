@@ -24,13 +24,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from backends.system.copying import Copied, Destination, Progress
 from backends.system.mounts import VolumeUser
 
 # Puts a new volume's first bytes into the directory that it is given.
 Fill = Callable[[Destination], None]
+NOTHING: Final[Mapping[str, bytes]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +210,19 @@ class Backend(Protocol):
         ...
 
     def create(
-        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+        self,
+        volume: Volume,
+        *,
+        deadline_s: float,
+        fill: Fill | None = None,
+        beside: Mapping[str, bytes] = NOTHING,
     ) -> Volume:
         """
         Make *volume*, empty or as *fill* fills it, and return it; durable on return.
 
         Until *fill* has returned nobody sees the volume; the time that it takes does
-        not count. Owner and mode are then its own, but for those asked for.
+        not count. Owner and mode are then its own, but for those asked for. The files
+        *beside* are in its `copy_directory` before that is seen, if it has one.
 
         What another node has made before, with the same name and the same requested
         options, is returned as it is on storage, with its own id.

@@ -20,7 +20,7 @@ from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.control import Handler
 from plugin.peers.lines import read_request
-from plugin.replication import quarantine, reporting, room
+from plugin.replication import at_work, quarantine, reporting, room
 from plugin.replication.departing import Departing
 from plugin.replication.handing import Handing
 from plugin.replication.journals import Journals, is_whole
@@ -115,6 +115,7 @@ class ReplicationNode:
             "ahead": self._handing.send_ahead,
             "move": self.moving.answer_start,
             "move-state": self.moving.answer_state,
+            at_work.REQUEST: self._handing.workers.answer,
             reporting.REQUEST: self._reporting.answer,
             room.REQUEST: self._room.answer,
         }

@@ -22,6 +22,7 @@ from backends.rsync.journal.journal import Journal
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
+from plugin.replication.at_work import Patience
 from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
 from plugin.replication.transfer import RsyncTransfer
 
@@ -162,6 +163,7 @@ class Seeding:
                 "ahead",
                 msgspec.to_builtins(request),
                 deadline_s=TRANSFER_DEADLINE_S,
+                patient=Patience(self._peers, holder, record.id),
             )
         except RemoraError as error:
             log.info(
