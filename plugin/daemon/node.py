@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import uuid
 from pathlib import Path
 from typing import Final
@@ -31,11 +32,7 @@ class Node:
         self._connection = open_database(path, _MIGRATIONS)
         # For facts: other threads set them while the references are in a transaction.
         self._facts = connect(path)
-        same_boot = self.fact("boot_id") == clock.boot_id()
-        self.references = References(self._connection, same_boot=same_boot)
-        # This comes after an older boot's references are gone: a crash in between must
-        # not make them look like this boot's.
-        self.set_fact("boot_id", clock.boot_id())
+        self.references = References(self._connection, boot_id=clock.boot_id())
         self.id = self.fact("node_id") or str(uuid.uuid4())
         self.set_fact("node_id", self.id)
 
@@ -47,11 +44,15 @@ class Node:
         return str(row[0]) if row else None
 
     def set_fact(self, key: str, value: str) -> None:
-        """Keep *value* under *key*, durably."""
-        if self.fact(key) != value:
+        """Keep *value* under *key*, durably; raises StoreError if that is not done."""
+        if self.fact(key) == value:
+            return
+        try:
             self._facts.execute(
                 "INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value)
             )
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write node.db: {error}") from error
 
     def forget(self, *keys: str) -> None:
         """Forget facts, durably."""

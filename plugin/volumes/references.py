@@ -11,6 +11,10 @@ each volume and id, two counts:
   begins when the engine activates the plugin (it has restarted) and when the daemon
   starts.
 
+An epoch is begun in memory alone, since every start begins one: what the file calls
+live is inherited by whoever reads it. So a daemon starts, and protects what runs, on a
+disk that is full.
+
 An Unmount takes from live first, then from inherited. A volume that only inherited
 counts hold is unmounted on proof of disuse alone: leaking a mount is safe, dropping one
 that is used is not. A reboot ends every mount, and so every reference.
@@ -76,30 +80,29 @@ class References:
     Each change is durable before it returns; a failed one changes nothing.
     """
 
-    def __init__(self, connection: sqlite3.Connection, *, same_boot: bool) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, boot_id: str) -> None:
+        """Read the counts, if they are of boot *boot_id*."""
         self._connection = connection
+        self._boot_id = boot_id
         self._lock = threading.Lock()
         self._counts: dict[str, dict[str, Count]] = {}
-        if same_boot:
+        row = connection.execute(
+            "SELECT value FROM facts WHERE key = 'boot_id'"
+        ).fetchone()
+        # Those of an earlier boot go with the first change.
+        self._of_this_boot = row is not None and row[0] == boot_id
+        if self._of_this_boot:
             for volume_id, mount_id, live, inherited in connection.execute(
                 "SELECT volume_id, mount_id, live, inherited FROM mount_references"
             ):
                 self._counts.setdefault(volume_id, {})[mount_id] = Count(
                     live, inherited
                 )
-        else:
-            with self._durably():
-                connection.execute("DELETE FROM mount_references")
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Make every live count inherited: the engine may have forgotten its Mounts."""
         with self._lock:
-            with self._durably() as connection:
-                connection.execute(
-                    "UPDATE mount_references"
-                    " SET inherited = inherited + live, live = 0 WHERE live > 0"
-                )
             self._counts = {
                 volume_id: {
                     mount_id: count.next_epoch() for mount_id, count in ids.items()
@@ -184,11 +187,18 @@ class References:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                if not self._of_this_boot:
+                    self._connection.execute("DELETE FROM mount_references")
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO facts VALUES ('boot_id', ?)",
+                        (self._boot_id,),
+                    )
                 yield self._connection
             except BaseException:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+            self._of_this_boot = True
         except sqlite3.Error as error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
