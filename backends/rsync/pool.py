@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from backends.base import Volume
+from backends.base import VOLUME_ID, Volume
 from backends.errors import BackendError
 from backends.rsync.trash import Trash
 from backends.system import files, quota
@@ -68,7 +68,15 @@ class Pool:
         return found
 
     def home(self, volume: Volume) -> Path:
-        """Return the directory of everything that is *volume*'s."""
+        """
+        Return the directory of everything that is *volume*'s.
+
+        Raises:
+            BackendError: its id is none; the path could lead anywhere.
+
+        """
+        if not VOLUME_ID.fullmatch(volume.id):
+            raise BackendError(f"'{volume.id[:80]}' is no id of a volume")
         return self.volumes / volume.id
 
     def fault(self) -> str:
