@@ -84,7 +84,8 @@ class References:
         """Read the counts, if they are of boot *boot_id*."""
         self._connection = connection
         self._boot_id = boot_id
-        self._lock = threading.Lock()
+        # Whoever else uses the connection holds it.
+        self.lock = threading.Lock()
         self._counts: dict[str, dict[str, Count]] = {}
         row = connection.execute(
             "SELECT value FROM facts WHERE key = 'boot_id'"
@@ -102,7 +103,7 @@ class References:
 
     def begin_epoch(self) -> None:
         """Make every live count inherited: the engine may have forgotten its Mounts."""
-        with self._lock:
+        with self.lock:
             self._counts = {
                 volume_id: {
                     mount_id: count.next_epoch() for mount_id, count in ids.items()
@@ -117,26 +118,26 @@ class References:
 
     def add(self, volume_id: str, mount_id: str) -> None:
         """Count one Mount."""
-        with self._lock:
+        with self.lock:
             count = self._counts.get(volume_id, {}).get(mount_id, Count())
             self._set(volume_id, mount_id, count.mounted())
 
     def drop(self, volume_id: str, mount_id: str) -> None:
         """Count one Unmount; an id that was never mounted changes nothing."""
-        with self._lock:
+        with self.lock:
             count = self._counts.get(volume_id, {}).get(mount_id)
             if count is not None:
                 self._set(volume_id, mount_id, count.unmounted())
 
     def inherit(self, volume_id: str, mount_id: str) -> None:
         """Count one inherited reference: a process uses a mount without a Mount."""
-        with self._lock:
+        with self.lock:
             count = self._counts.get(volume_id, {}).get(mount_id, Count())
             self._set(volume_id, mount_id, count + Count(inherited=1))
 
     def forget(self, volume_id: str) -> None:
         """Drop every count of a volume: it is proven unused, or gone."""
-        with self._lock:
+        with self.lock:
             if volume_id not in self._counts:
                 return
             with self._durably() as connection:
@@ -147,18 +148,18 @@ class References:
 
     def total(self, volume_id: str) -> Count:
         """Return the sum over a volume's mount ids."""
-        with self._lock:
+        with self.lock:
             ids = self._counts.get(volume_id)
             return sum(ids.values(), Count()) if ids else Count()
 
     def of(self, volume_id: str) -> dict[str, Count]:
         """Return a volume's counts by mount id."""
-        with self._lock:
+        with self.lock:
             return dict(self._counts.get(volume_id, {}))
 
     def volumes(self) -> list[str]:
         """Return the ids of the volumes that have a count."""
-        with self._lock:
+        with self.lock:
             return list(self._counts)
 
     def _set(self, volume_id: str, mount_id: str, count: Count) -> None:
