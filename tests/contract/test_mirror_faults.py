@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import shutil
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
-import urllib3
 
 from backends.system import clock
 from plugin.errors import StoreError
-from plugin.store.base import Delete, Put
-from plugin.store.etcd.codec import Namespace
+from plugin.store.base import Put
 from plugin.store.mirror import MirrorStore
 from tests.support import etcd
 from tests.support.etcd import wait_until
@@ -46,40 +43,6 @@ def test_reads_go_on_without_etcd_and_across_a_restart(mirrors: MirrorBench) -> 
     put(mirrors.etcd(), "new")
     wait_until(lambda: keys(again) == ["new", "ours", "theirs"], "the new record")
     assert again.fault() is None
-
-
-def test_a_key_that_is_no_text_is_passed_over(mirrors: MirrorBench) -> None:
-    """Before any is read, by the watch, and while the mirror is refreshed."""
-    client, etcd_store = mirrors.cluster, mirrors.etcd()
-    put_odd(client, mirrors.prefix, b"records/volumes/one\xe9")
-    put(etcd_store, "a")
-    mirror = mirrors.ready()
-    put_odd(client, mirrors.prefix, b"records/volumes/two\xe9")
-    put(etcd_store, "b")
-    wait_until(lambda: keys(mirror) == ["a", "b"], "what came after it")
-    etcd_store.transact([], [Delete("a")])
-    mirror.refresh(WITHIN_S)
-    assert keys(mirror) == keys(etcd_store) == ["b"]
-    assert mirror.fault() is None
-
-
-def test_a_watch_that_fails_has_all_read_anew(
-    mirrors: MirrorBench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mirror, writer = mirrors.ready(), mirrors.etcd()
-    with monkeypatch.context() as broken:
-        broken.setattr(Namespace, "events", lambda *_: int("no number"))
-        put(writer, "a")
-        wait_until(lambda: keys(mirror) == ["a"], "it was read anew")
-    put(writer, "b")
-    wait_until(lambda: keys(mirror) == ["a", "b"], "it is followed again")
-
-
-def put_odd(cluster: etcd.Cluster, prefix: str, name: bytes) -> None:
-    """Write a key that no text is, as etcd takes it from anybody."""
-    key = base64.b64encode(prefix.encode() + name).decode()
-    url = f"{cluster.endpoints[0]}/v3/kv/put"
-    assert urllib3.request("POST", url, json={"key": key}, timeout=10).status == 200
 
 
 def test_a_mirror_that_never_read_says_so_and_recovers(mirrors: MirrorBench) -> None:
