@@ -1,11 +1,13 @@
-"""Two engines make the same volume at one moment, as for a service on every node."""
+"""A Create meets what another node has begun with the volume of that name."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.support.owners import Owner
+from plugin.store.base import Put
+from tests.support.owners import Owner, Records
 
 
 def test_each_create_is_answered_with_the_one_volume(alpha: Owner, beta: Owner) -> None:
@@ -22,3 +24,21 @@ def test_each_create_is_answered_with_the_one_volume(alpha: Owner, beta: Owner) 
             assert len(ids) == 1
     for number in range(8):
         alpha.ok("Remove", Name=f"at-once-{number}")
+
+
+def test_the_removal_of_a_node_that_is_dead_is_ended_first(
+    make_owner: Callable[..., Owner], records: Records
+) -> None:
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    removed = alpha.create("db", replicas="1")
+    beta.wait_known("db")
+    alpha.stop()
+    stored = records.store.get("volumes/db")
+    assert stored is not None
+    value = stored.value.replace(b'"phase":"ready"', b'"phase":"removing"')
+    records.store.transact([], [Put(stored.key, value)])
+    beta.wait_known("db", phase="removing")
+    made = beta.create("db", replicas="1")
+    assert made != removed
+    beta.mount("db")
+    assert records.store.get(f"tomb/{removed}") is not None
