@@ -190,6 +190,9 @@ class Creation:
         while (
             stored := attempted(lambda: self._settled(name, patience, deadline))
         ) is None:
+            if "from" in resolved.requested and not filled:
+                # It was there a moment ago; the one to be made must not be empty.
+                raise VolumeBusyError(f"'{name}' was removed meanwhile", hint="retry")
             record = VolumeRecord(
                 id=str(uuid.uuid4()),
                 name=name,

@@ -20,6 +20,7 @@ from plugin.errors import StoreError
 from plugin.model import VolumeRecord
 from plugin.store.base import Outcome, Put
 from plugin.store.etcd.errors import UnknownOutcomeError
+from plugin.volumes.options import Resolved
 from plugin.volumes.references import Count
 from tests.support.host import wait_until
 from tests.support.world import World, failing
@@ -358,3 +359,12 @@ def test_create_ends_a_removal_first(world: World) -> None:
     assert world.volume_id("v") != before
     assert set(world.disk) == {world.volume_id("v")}
     world.volumes.mounting.mount("v", "a")
+
+
+def test_a_copy_is_never_made_empty(world: World) -> None:
+    """It was there when the request was read, so that nothing was to be copied."""
+    asked = {"backend": "rsync", "from": "source"}
+    resolved = Resolved(world.backend, asked, {"mode": "0755"}, asked)
+    with pytest.raises(VolumeBusyError, match="removed meanwhile"):
+        world.volumes.creation._begin("v", resolved, Deadline(5), filled=False)
+    assert world.catalogue.find("v") is None
