@@ -64,13 +64,14 @@ class Namespace:
 
     def records(self, messages: Iterable[Message]) -> list[Record]:
         """Return the records that etcd's KeyValue *messages* are, if they are ours."""
-        return [self._record(each) for each in messages if self._is_ours(each)]
+        return [self.record(each) for each in messages if self._is_ours(each)]
 
     def events(self, messages: Iterable[Message]) -> list[Event]:
         """Return the changes that etcd's Event *messages* are, if they are of ours."""
         return [self._event(each) for each in messages if self._is_ours(each["kv"])]
 
-    def _record(self, message: Message) -> Record:
+    def record(self, message: Message) -> Record:
+        """Return the record that etcd's KeyValue *message* is; its key is text."""
         return Record(
             key=self._name(message),
             value=decoded(message.get("value", "")),
@@ -84,7 +85,7 @@ class Namespace:
         revision = int(pair["mod_revision"])
         if message.get("type") == "DELETE":
             return Event(self._name(pair), revision, None)
-        return Event(self._name(pair), revision, self._record(pair))
+        return Event(self._name(pair), revision, self.record(pair))
 
     def comparison(self, condition: Compare) -> dict[str, Any]:
         """Return *condition* for a transaction."""
