@@ -61,7 +61,6 @@ class Lock(msgspec.Struct, frozen=True):
     """Who holds the volume, and in which epoch."""
 
     KEY: ClassVar[re.Pattern[str]] = re.compile(rf"v/{VOLUME_ID.pattern}/lock")
-
     node: NodeId
     epoch: WholeNumber
 
@@ -75,7 +74,6 @@ class Tomb(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     KEY: ClassVar[re.Pattern[str]] = re.compile(rf"tomb/{VOLUME_ID.pattern}")
-
     name: VolumeName
     backend: BackendKind
     removed_at: LineText
