@@ -20,15 +20,26 @@ at the same one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
+
+import msgspec
 
 from backends.system.copying import Copied, Destination, Progress
 from backends.system.mounts import VolumeUser
 
+# Directories have the ids of volumes as their names: nothing else may be one.
+VOLUME_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# What is decoded from where others write: one line of text, and a number that SQLite
+# can keep.
+LineText = Annotated[
+    str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096)
+]
+WholeNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 # Puts a new volume's first bytes into the directory that it is given.
 Fill = Callable[[Destination], None]
 NOTHING: Final[Mapping[str, bytes]] = {}
@@ -79,11 +90,11 @@ class Storage:
 class Snapshot:
     """A copy of a volume at some time; sizes as the files tell them."""
 
-    name: str
-    created_at: str
-    files: int
-    size_bytes: int
-    attributes_lost: int = 0
+    name: LineText
+    created_at: LineText
+    files: WholeNumber
+    size_bytes: WholeNumber
+    attributes_lost: WholeNumber = 0
 
     @classmethod
     def of_copy(cls, name: str, created_at: str, copied: Copied) -> Snapshot:

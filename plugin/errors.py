@@ -5,6 +5,7 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     ├── VolumeNotFoundError     no record of that name
     ├── StoreError              the records cannot be read or written
     │   ├── ChangedError        somebody else changed one since it was read
+    │   ├── TooEarlyError       this node is a member of its cluster in a moment
     │   └── UnusableDatabaseError   a file is damaged or too new (`store.database`)
     ├── ConfigError             the configuration is wrong (all faults in one error)
     ├── NodeConflictError       a node's record or its name forbids it
@@ -38,6 +39,10 @@ class StoreError(RemoraError):
     code = "store-unavailable"
     transient = True
     exit_code = 13
+
+
+class TooEarlyError(StoreError):
+    """It is a matter of time only: whoever can wait a while should."""
 
 
 class ChangedError(StoreError):

@@ -20,7 +20,7 @@ import msgspec
 
 from backends import options as parse
 from backends import replication_options
-from backends.base import NOTHING, Fill, Storage, Volume
+from backends.base import NOTHING, VOLUME_ID, Fill, Storage, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.rsync.quarantine import Quarantine
@@ -194,12 +194,13 @@ class RsyncBackend:
             ) from error
 
     def copies(self) -> Collection[str]:
-        """Return the names of the pool's directories."""
+        """Return the names of the pool's directories that are ids of volumes."""
         self.pool.require()
         try:
-            return [each.name for each in self.pool.volumes.iterdir()]
+            names = [each.name for each in self.pool.volumes.iterdir()]
         except OSError as error:
             raise failed("cannot list the pool's volumes", error) from error
+        return list(filter(VOLUME_ID.fullmatch, names))
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Bind the volume's live directory to *target*."""

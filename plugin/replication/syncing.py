@@ -152,7 +152,7 @@ class Syncing:
             self.placement.look()
             heads = self._ownership.heads.naming(self._ownership.node_id)
             led = {key for key, head in heads.items() if self.placement.leads(head)}
-            self._behind = [e for e in self._records(led) if self._is_behind(e)]
+            self._behind = [e for e in self._records(led) if self._may_be_behind(e)]
         for record in self._behind:
             if record.id not in wanted:
                 self._want(record, interval_s, partial(self.follow, record))
@@ -290,6 +290,14 @@ class Syncing:
             and self.placement.lacks(record, head)
         )
 
+    def _may_be_behind(self, record: VolumeRecord) -> bool:
+        """Return `_is_behind`; what cannot be told of one volume hides no other."""
+        try:
+            return self._is_behind(record)
+        except Exception as error:  # noqa: BLE001 - whatever it is, others go on
+            _note(record, error)
+            return False
+
     def follow(self, record: VolumeRecord, only: str = "") -> list[Report]:
         """
         Bring the last commit to the members that lack it, or to node *only*.
@@ -355,5 +363,5 @@ def _guarded(record: VolumeRecord, work: Callable[[], object]) -> None:
         _note(record, error)
 
 
-def _note(record: VolumeRecord, error: RemoraError) -> None:
+def _note(record: VolumeRecord, error: Exception) -> None:
     log.warning("copies are behind: %s", error, extra=fields(volume=record.name))

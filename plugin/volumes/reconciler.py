@@ -190,8 +190,7 @@ class Reconciler:
         if stored.record.phase == "creating":
             self._removal.roll_back_creation(stored, deadline)
         elif stored.record.phase == "removing":
-            self._unmounting.require_unused(stored.record)
-            self._removal.finish(stored, deadline)
+            self._removal.finish_begun(stored, deadline)
         log.info(
             "finished what a crash left",
             extra=fields(volume=stored.record.name, phase=stored.record.phase),

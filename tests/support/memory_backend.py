@@ -20,7 +20,8 @@ class MemoryBackend:
     block, fail or crash.
     """
 
-    kind = "memory"
+    # The records name only backends that there are.
+    kind = "rsync"
 
     def __init__(self, disk: dict[str, Volume], directory: Path | None = None) -> None:
         self.disk = disk
