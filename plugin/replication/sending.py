@@ -97,14 +97,16 @@ class Sending:
         """
         faults, lacking = dict[str, str](), dict[str, str]()
         commits = self._commits(record, node_ids, faults, lacking)
+        before = journal.commit()
         commit = advance(False)
         faults |= _left_out(record, commits, lacking, commit)
         if faults:
             yield Report(commit, faults=faults)
         plan = planned(journal, lineage, commits, commit)
-        # What is copied now may be newer than what those have that are there.
-        moves_on = bool(plan.there) and journal.quality() == "fuzzy"
-        if moves_on and plan.together:
+        # What is copied now may be newer than what was copied in an earlier round, and
+        # who was asked to take that may do so yet, whether or not it has answered.
+        is_used = pair(commit) == before and journal.quality() == "fuzzy"
+        if is_used and plan.together:
             commit = advance(True)
             plan = planned(journal, lineage, commits, commit)
         holder = min(plan.there, default="")
@@ -124,7 +126,7 @@ class Sending:
             *(begin, groups, commit),
             holder=holder,
             fill_wait_s=fill_wait_s,
-            anew=bool(plan.together) or moves_on,
+            anew=bool(plan.together) or is_used,
         )
 
     def _one_by_one(

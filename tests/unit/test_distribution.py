@@ -1,4 +1,4 @@
-"""Who is at the newest commit gets the next one too, if files may have changed."""
+"""What was copied in an earlier round is not copied again under the same number."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     made.close()
 
 
-def distribute(journal: Journal, line: Line) -> list[bool]:
-    """Return which commits had to be new, in a volume in which nothing has changed."""
+def distribute(journal: Journal, line: Line, *, changed: bool = False) -> list[bool]:
+    """Return which commits had to be new, whether or not files have *changed*."""
     asked: list[bool] = []
 
     def advance(anew: bool) -> Commit:
         asked.append(anew)
-        if anew:
+        if anew or changed:
             number = journal.commit()[1] + 1
             journal.record(journal.look(EVERYTHING), (1, number))
         return Commit(*journal.commit())
@@ -80,9 +80,18 @@ def test_a_commit_that_somebody_has_is_not_copied_again(journal: Journal) -> Non
     assert set(line.sent) == {("there", Commit(1, 3)), ("behind", Commit(1, 3))}
 
 
-@pytest.mark.parametrize("at", [Commit(1, 2), Commit(1, 1)])
-def test_members_that_are_at_one_commit_need_no_other(
-    journal: Journal, at: Commit
-) -> None:
-    line = Line(one=at, two=at)
-    assert distribute(journal, line) == [False]
+def test_a_commit_that_was_offered_is_not_copied_again(journal: Journal) -> None:
+    """Its answer may be lost: the member takes those bytes, and none of the others."""
+    at = Commit(1, 1)
+    assert distribute(journal, Line(one=at, two=at)) == [False, True]
+
+
+def test_a_new_commit_is_copied(journal: Journal) -> None:
+    line = Line(one=Commit(1, 2))
+    assert distribute(journal, line, changed=True) == [False]
+    assert line.sent == [("one", Commit(1, 3))]
+
+
+def test_members_that_are_there_need_no_other(journal: Journal) -> None:
+    at = Commit(1, 2)
+    assert distribute(journal, Line(one=at, two=at)) == [False]
