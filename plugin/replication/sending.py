@@ -102,15 +102,17 @@ class Sending:
         faults |= _left_out(record, commits, lacking, commit)
         if faults:
             yield Report(commit, faults=faults)
-        plan = planned(journal, lineage, commits, commit)
+        far_behind = {node for key, node in self._far_behind if key == record.id}
+        plan = planned(journal, lineage, commits, commit, far_behind=far_behind)
         # What is copied now may be newer than what was copied in an earlier round, and
         # who was asked to take that may do so yet, whether or not it has answered.
         is_used = pair(commit) == before and journal.quality() == "fuzzy"
         if is_used and plan.together:
             commit = advance(True)
-            plan = planned(journal, lineage, commits, commit)
+            plan = planned(journal, lineage, commits, commit, far_behind=far_behind)
         holder = min(plan.there, default="")
         if plan.there:
+            self._far_behind -= {(record.id, each) for each in plan.there}
             yield Report(commit, set(plan.there))
 
         def begin() -> _Step:
