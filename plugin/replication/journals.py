@@ -19,7 +19,7 @@ import msgspec
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import OUTBOX_NAME, Journal
-from backends.rsync.journal.outbox import lacking_space
+from backends.rsync.journal.outbox import lacking_space, unpack_all
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.system.clock import Deadline
@@ -289,7 +289,7 @@ class Journals:
         marked = Staging(home).marked()
         if marked is None and not (home / OUTBOX_NAME).exists():
             return
-        with self.using(record, Deadline(_REPAIR_DEADLINE_S)) as journal:
-            journal.unpack()
+        with self.using(record, Deadline(_REPAIR_DEADLINE_S)):
+            unpack_all(home / OUTBOX_NAME)
         if marked is not None:
             log.info("a commit was applied", extra=fields(volume=record.name))
