@@ -42,12 +42,12 @@ def planned(
     commits: Mapping[str, Commit],
     commit: Commit,
     *,
-    far_behind: Collection[str],
+    apart: Collection[str],
 ) -> Plan:
     """
     Return the plan for members at *commits*, by their nodes.
 
-    Those *far_behind* are filled anew, whatever their commit is.
+    Those *apart* need a commit that names everything, whatever theirs is.
     """
     there: list[str] = []
     together: dict[Commit, list[str]] = {}
@@ -59,7 +59,7 @@ def planned(
             there.append(node_id)
         elif at == EMPTY:
             empty.append(Group(at if known else None, (node_id,), is_empty=True))
-        elif known and node_id not in far_behind:
+        elif known and node_id not in apart:
             together.setdefault(at, []).append(node_id)
         else:
             unknown.append(node_id)

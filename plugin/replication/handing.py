@@ -21,6 +21,7 @@ from plugin.ownership.state import EMPTY, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import require_recovering
 from plugin.peers.lines import read_request
+from plugin.replication.deliveries import Deliveries
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.room import on_disk_of
@@ -65,12 +66,14 @@ class Handing:
         ownership: OwnershipView,
         journals: Journals,
         transfer: RsyncTransfer,
+        deliveries: Deliveries,
         *,
         find: Callable[[str], VolumeRecord | None],
     ) -> None:
         self._ownership = ownership
         self._journals = journals
         self._transfer = transfer
+        self._deliveries = deliveries
         self._find = find
 
     def send(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -88,6 +91,8 @@ class Handing:
         if head is None or head.phase != "recovering":
             raise PeerRefusedError(f"'{record.name}' is not recovered any more")
         commit = Commit(*request.commit)
+        # What it gets by that need not be sent again; two at once would end each other.
+        self._deliveries.wait(record.id, node_id)
         with self._journals.using(record, Deadline(TRANSFER_DEADLINE_S)) as journal:
             self._require_sealed(record, commit)
             if journal.commit() != request.commit:
@@ -166,7 +171,6 @@ class Handing:
             names=[package.names],
             total_bytes=package.size_bytes,
         )
-        journal.unpack()
         return size_bytes
 
     def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:

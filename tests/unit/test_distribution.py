@@ -27,11 +27,20 @@ class Line:
         self.commits = commits
         self.progress = Progress()
         self.sent: list[tuple[str, Commit]] = []
+        self.fillers: list[str] = []
 
     def call_all(self, *_: object, **__: object) -> dict[str, dict[str, object]]:
         return {
             name: {"commit": [at.epoch, at.seq]} for name, at in self.commits.items()
         }
+
+    def call(self, node_id: str, *_: object, **__: object) -> dict[str, object]:
+        self.fillers.append(node_id)
+        return {"carried_bytes": 0}
+
+    def send_ahead(self, *_: object, **__: object) -> int:
+        self.fillers.append("owner")
+        return 0
 
     def send(self, node_id: str, *, commit: Commit, **_: object) -> int:
         self.sent.append((node_id, commit))
@@ -67,7 +76,7 @@ def distribute(journal: Journal, line: Line, *, changed: bool = False) -> list[b
             *(RECORD, journal, LINEAGE, [*line.commits]),
             advance=advance,
             valid=lambda: True,
-            fill_wait_s=0,
+            fill_wait_s=30,
         )
     )
     return asked
@@ -95,3 +104,16 @@ def test_a_new_commit_is_copied(journal: Journal) -> None:
 def test_members_that_are_there_need_no_other(journal: Journal) -> None:
     at = Commit(1, 2)
     assert distribute(journal, Line(one=at, two=at)) == [False]
+
+
+def test_who_has_an_older_commit_fills_nobody(journal: Journal) -> None:
+    """What has changed since would not be sent to the member that is filled."""
+    line = Line(there=Commit(1, 2), unknown=Commit(7, 1), empty=EMPTY)
+    assert distribute(journal, line) == [False, True, True]
+    assert line.fillers == ["owner"]
+
+
+def test_who_has_the_newest_commit_fills_another(journal: Journal) -> None:
+    line = Line(there=Commit(1, 2), empty=EMPTY)
+    assert distribute(journal, line) == [False, True]
+    assert line.fillers == ["there"]
