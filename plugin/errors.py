@@ -15,6 +15,7 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     ├── NotOwnerError           another node has the volume, or its bytes
     ├── FencingError            the guard that stops writers does not answer
     ├── PeerUnreachableError    another node gave no answer
+    │   └── PeerSilentError     as long as it was waited for
     ├── PeerRefusedError        a node asks for what it may not have
     └── EngineError             the Docker Engine would not do what the CLI asked
 
@@ -96,6 +97,10 @@ class PeerUnreachableError(RemoraError):
     code = "peer-unreachable"
     transient = True
     exit_code = 23
+
+
+class PeerSilentError(PeerUnreachableError):
+    """Another node gave no answer for as long as it was waited for."""
 
 
 class PeerRefusedError(RemoraError):

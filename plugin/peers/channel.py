@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from backends.errors import RemoraError
 from backends.system.clock import Deadline, monotonic_s, pause
-from plugin.errors import PeerUnreachableError
+from plugin.errors import PeerSilentError, PeerUnreachableError
 from plugin.peers.connection import Connection, StrangerError, connect
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
@@ -107,7 +107,7 @@ class PeerChannel:
                         target=self._connect, name="peers:channel", daemon=True
                     ).start()
                 if deadline.passed():
-                    raise PeerUnreachableError(
+                    raise PeerSilentError(
                         f"no connection to node '{self.peer.name}' in time"
                     )
                 self._changed.wait(deadline.remaining_s())

@@ -18,7 +18,7 @@ from typing import Any, Final
 from backends.errors import BackendError, RemoraError, one_line
 from backends.system.clock import Deadline
 from backends.system.run import Dialogue
-from plugin.errors import PeerUnreachableError
+from plugin.errors import PeerSilentError, PeerUnreachableError
 from plugin.peers.lines import Lines, decode, encode, error_from_json
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
@@ -80,7 +80,7 @@ class Connection:
             self._send(encode({**body, "id": number, "request": request}), deadline)
             while not wait([pending], min(_LOOK_EVERY_S, deadline.remaining_s())).done:
                 if deadline.passed() or not patient():
-                    raise PeerUnreachableError(
+                    raise PeerSilentError(
                         f"node '{self._peer.name}' did not answer '{request}' in time"
                     )
             answer = pending.result()

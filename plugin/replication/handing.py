@@ -22,6 +22,7 @@ from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import require_recovering
 from plugin.peers.lines import read_request
 from plugin.replication.at_work import Workers
+from plugin.replication.deliveries import Deliveries
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.room import on_disk_of
@@ -66,6 +67,7 @@ class Handing:
         ownership: OwnershipView,
         journals: Journals,
         transfer: RsyncTransfer,
+        deliveries: Deliveries,
         *,
         find: Callable[[str], VolumeRecord | None],
     ) -> None:
@@ -73,6 +75,7 @@ class Handing:
         self._journals = journals
         self._transfer = transfer
         self.workers = Workers()
+        self._deliveries = deliveries
         self._find = find
 
     def send(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -90,6 +93,8 @@ class Handing:
         if head is None or head.phase != "recovering":
             raise PeerRefusedError(f"'{record.name}' is not recovered any more")
         commit = Commit(*request.commit)
+        # What it gets by that need not be sent again; two at once would end each other.
+        self._deliveries.wait(record.id, node_id)
         with (
             self.workers.working(record.id),
             self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal,

@@ -78,8 +78,7 @@ class ReplicationNode:
         name = ownership.own.name
         self._room = Room(self._journals, node_name=name, by_id=self._by_id)
         self.receiving = Receiving(
-            ownership,
-            self._journals,
+            *(ownership, self._journals),
             find=find,
             by_id=self._by_id,
             room=self._room,
@@ -91,11 +90,12 @@ class ReplicationNode:
         self._pulling = Pulling(
             ownership, self._journals, self.receiving, peers, self.progress
         )
-        self._handing = Handing(ownership, self._journals, transfer, find=find)
+        sending = Sending(peers, transfer, node_name=name)
+        self._handing = Handing(
+            *(ownership, self._journals, transfer, sending.deliveries), find=find
+        )
         self._syncing = Syncing(
-            ownership,
-            self._journals,
-            Sending(peers, transfer, node_name=name),
+            *(ownership, self._journals, sending),
             held=keeper.held,
             records=records,
             placement=placement,

@@ -95,6 +95,12 @@ class Seeding:
             and filling.error is None
         )
 
+    def is_under_way(self, volume_id: str) -> bool:
+        """Return whether a member of the volume is being filled."""
+        with self._lock:
+            filling = self._fillings.get(volume_id)
+        return filling is not None and filling.thread.is_alive()
+
     def forget(self, volume_id: str) -> None:
         """Forget the filling: the member has its commit, or the filling failed."""
         with self._lock:

@@ -15,6 +15,7 @@ from .world import Scope
 FENCES = pytest.mark.parametrize("fenced", [True, False])
 # Where wrong rules are looked for, from the smallest scope to the largest.
 HUNTED_IN = (
+    Scope(nodes=2, epochs=1, writes=1, seqs=2),
     Scope(nodes=2, epochs=3, writes=1, seqs=1),
     Scope(nodes=2, epochs=3, writes=1, seqs=1, accept_loss=True),
     Scope(nodes=2, epochs=3, writes=1, seqs=1, removal=True),
