@@ -13,6 +13,7 @@ import pytest
 from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, CopyState, Epoch, Head, Lineage
+from plugin.replication.deliveries import Deliveries
 from plugin.replication.handing import Handing
 from plugin.replication.progress import Progress
 from tests.support.journal_trees import VOLUME
@@ -53,7 +54,9 @@ def test_a_failed_send_leaves_no_copies(tmp_path: Path) -> None:
         )
         journals: Any = SimpleNamespace(using=using)
         line: Any = Line()
-        handing = Handing(ownership, journals, line, find=lambda _: RECORD)
+        handing = Handing(
+            ownership, journals, line, Deliveries(), find=lambda _: RECORD
+        )
         request = {"volume": VOLUME, "name": "v", "epoch": 2, "commit": [1, 1]}
         with pytest.raises(PeerUnreachableError):
             handing.send("asker", {**request, "have": [0, 0], "paths": ["ZmlsZQ=="]})
