@@ -28,7 +28,8 @@ from backends.system import libc
 from backends.system.clock import Deadline
 from backends.system.mountinfo import MountEntry
 from backends.system.mounts import mount_table, mounted_at
-from backends.system.run import own_program, run
+from backends.system.programs import own_program
+from backends.system.run import run
 
 log = logging.getLogger(__name__)
 

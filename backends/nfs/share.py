@@ -27,7 +27,8 @@ from backends.nfs.options import Export
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.mounts import mount_table, mounted_at
-from backends.system.run import Helper, own_program, run
+from backends.system.programs import own_program
+from backends.system.run import Helper, run
 
 log = logging.getLogger(__name__)
 

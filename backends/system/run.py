@@ -14,12 +14,9 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 from backends.errors import BackendError, DeadlineError
@@ -155,22 +152,6 @@ def stream(
     finally:
         _kill(process)
     _checked(command, Completed(status, "", errors.decode(errors="replace")), (0,))
-
-
-def own_program(module: ModuleType, *arguments: str) -> list[str]:
-    """
-    Return the command that runs `main` of *module*, one of ours, in a bare Python.
-
-    For work that may have to be killed. The module may import the standard library and
-    its like alone.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    script = (
-        f"import sys; sys.path.insert(0, {root!r}); "
-        f"from {module.__name__} import main; main()"
-    )
-    # -I -S: no site-packages and nobody's environment: half the time to start.
-    return [sys.executable, "-IS", "-c", script, *arguments]
 
 
 class Helper:

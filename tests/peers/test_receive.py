@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.system.mountinfo import parse_mountinfo
 from plugin.peers import receive
 from plugin.peers.sharing import SharedSsh
 from tests.support.host import REPOSITORY, wait_until
@@ -173,18 +174,24 @@ def test_what_our_rsync_asks_for_is_what_is_let_through(
 # Outside
 
 
-def run_in_jail(staging: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """Return what *script* does where rsync would be."""
+def in_jail(staging: Path, script: str) -> list[str]:
+    """Return the command that does *script* where rsync would be."""
     program = (
         f"import sys, os; sys.path.insert(0, {str(REPOSITORY)!r});"
-        "from plugin.peers import jail; jail.enter(sys.argv[1], sys.argv[2]);"
+        "from backends.system import jail;"
+        "jail.enter(jail.Shown('staging', sys.argv[1], writable=True),"
+        " jail.Shown('basis/tree', sys.argv[2]), capabilities=jail.WRITING,"
+        " programs=True); os.chdir('/staging');"
         "os.execve('/bin/sh', ['sh', '-c', sys.argv[3]], {'PATH': '/usr/bin'})"
     )
+    python = [sys.executable, "-IS", "-c", program]
+    return [*python, str(staging), str(staging.parent), script]
+
+
+def run_in_jail(staging: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Return what *script* does where rsync would be."""
     return subprocess.run(
-        [
-            *(sys.executable, "-IS", "-c", program, str(staging)),
-            *(str(staging.parent), script),
-        ],
+        in_jail(staging, script),
         capture_output=True,
         text=True,
         timeout=COMMAND_DEADLINE_S,
@@ -226,12 +233,18 @@ def test_outside_of_it_nothing_can_be_written(staging: Path, path: str) -> None:
 
 
 def test_no_mount_of_the_machine_is_left_in_there(staging: Path) -> None:
-    done = run_in_jail(
-        staging,
-        "mkdir p; mount -t proc proc p; cut -d' ' -f5 p/self/mountinfo; umount p",
-    )
-    points = set(done.stdout.split())
-    allowed = {"/", "/basis/tree", "/staging", "/staging/p"}
+    with subprocess.Popen(
+        in_jail(staging, "echo here; read line"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        table = Path(f"/proc/{process.pid}/mountinfo").read_text()
+        process.communicate("\n", timeout=COMMAND_DEADLINE_S)
+    points = {each.mount_point for each in parse_mountinfo(table)}
+    allowed = {"/", "/basis/tree", "/staging"}
     allowed |= {f"/{each}" for each in ("usr", "bin", "sbin", "lib", "lib32", "lib64")}
     assert {"/", "/staging", "/usr"} <= points <= allowed | {"/libx32"}
     assert "/staging" not in Path("/proc/self/mountinfo").read_text()

@@ -22,7 +22,8 @@ from backends.nfs.agent.catalogue import (
     key_of,
 )
 from backends.nfs.agent.changing import CHANGE_FRESH_S, changing
-from backends.system.run import own_program, run
+from backends.system.programs import own_program
+from backends.system.run import run
 from tests.support.nfs_agent import Node
 
 

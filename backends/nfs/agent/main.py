@@ -16,6 +16,7 @@ from typing import Any
 
 from backends.nfs.agent import snapshots, volumes
 from backends.nfs.agent.catalogue import Catalogue, Json, Refused
+from backends.system.jail import as_user
 
 OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
     "create": volumes.create,
@@ -47,7 +48,7 @@ def _answer(catalogue: Catalogue, request: Json) -> Json:
             uid, gid = request.get("uid", 0), request.get("gid", 0)
             if not uid:
                 raise
-            with snapshots.as_user(uid, gid):
+            with as_user(uid, gid):
                 return {"result": act(catalogue, request)}
     except Refused as refusal:
         return {"code": refusal.code, "text": str(refusal)}

@@ -25,6 +25,7 @@ from backends.nfs.agent.catalogue import (
     key_of,
 )
 from backends.nfs.agent.changing import changing
+from backends.system.jail import as_user
 
 _DATA = "data"
 _FACTS = "snapshot.json"
@@ -309,18 +310,3 @@ def _as_owner_if_squashed(catalogue: Catalogue, request: Json) -> Iterator[None]
     squashed = os.stat(catalogue.base).st_uid != 0
     with as_user(*(request.get(key, 0) if squashed else 0 for key in ("uid", "gid"))):
         yield
-
-
-@contextmanager
-def as_user(uid: int, gid: int) -> Iterator[None]:
-    """Work as that user, unless we do so already."""
-    if not uid or os.geteuid() != 0:
-        yield
-        return
-    os.setegid(gid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from contextlib import suppress
 
-from backends.nfs.agent.snapshots import as_user
+from backends.system.jail import as_user
 
 
 def main() -> None:
