@@ -19,19 +19,28 @@ _RM = ("rm", "-rf", "--one-file-system", "--")
 
 def main() -> None:
     """Delete what is in `.dvol/trash` of the share at argument 1; print how many."""
+    try:
+        jail.enter(
+            jail.Shown("share", sys.argv[1], writable=True),
+            capabilities=jail.WRITING_AS_OWNER,
+            programs=True,
+        )
+        count = _empty(Below("/share"))
+    except OSError as error:
+        sys.stderr.write(f"{error.strerror} ({error.filename})\n")
+        sys.exit(1)
+    sys.stdout.write(str(count))
+
+
+def _empty(share: Below) -> int:
     count = 0
-    jail.enter(
-        jail.Shown("share", sys.argv[1], writable=True),
-        capabilities=jail.WRITING_AS_OWNER,
-        programs=True,
-    )
-    with suppress(FileNotFoundError), Below("/share").directory(".dvol/trash") as trash:
+    with suppress(FileNotFoundError), share.directory(".dvol/trash") as trash:
         # An owner that we become may not pass the way here.
         os.fchdir(trash)
         for name in os.listdir("."):
             _delete(name)
             count += not os.path.lexists(name)
-    sys.stdout.write(str(count))
+    return count
 
 
 def _delete(name: str) -> None:
