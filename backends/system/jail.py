@@ -59,13 +59,15 @@ def enter(
     *shown: Shown,
     capabilities: Collection[int],
     programs: bool = False,
+    account: bool = False,
     own_files: bool = False,
 ) -> None:
     """
     Confine this process, which has one thread, to the directories *shown*.
 
     It keeps *capabilities*. With *programs* it sees the machine's programs and their
-    libraries, with *own_files* what it has open, as /proc/self/fd.
+    libraries, with *account* a name for root and a /dev/null, with *own_files* what it
+    has open, as /proc/self/fd.
 
     Raises:
         OSError: a directory is not there, or the kernel refuses.
@@ -74,6 +76,7 @@ def enter(
     mount_namespace.enter_own_mounts()
     libc.call("unshare", _NEW_NETWORK, about="network")
     opened = [(each, _open(each)) for each in shown]
+    null = os.open(os.devnull, os.O_PATH) if account else -1
     own = _own_files() if own_files else -1
     mount_namespace.mount_memory(MOUNT_POINT, "mode=0755", source=ROOT_SOURCE)
     if programs:
@@ -83,6 +86,8 @@ def enter(
         os.makedirs(target)
         mount_namespace.bind(directory, target, read_only=not each.writable)
         os.close(directory)
+    if null >= 0:
+        _make_account(null)
     if own >= 0:
         os.makedirs(f"{MOUNT_POINT}/proc/self/fd")
         mount_namespace.bind(own, f"{MOUNT_POINT}/proc/self/fd")
@@ -143,6 +148,18 @@ def _show_programs() -> None:
             directory = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
             mount_namespace.bind(directory, target, read_only=True, programs=True)
             os.close(directory)
+
+
+def _make_account(null: int) -> None:
+    for name in ("etc", "dev"):
+        os.mkdir(f"{MOUNT_POINT}/{name}")
+    with open(f"{MOUNT_POINT}/etc/passwd", "w", encoding="ascii") as file:
+        file.write("root:x:0:0:root:/:/bin/false\n")
+    target = f"{MOUNT_POINT}{os.devnull}".encode()
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT, 0o600))
+    # Not as `bind` does it: this one device may be opened.
+    libc.mount(b"/proc/self/fd/%d" % null, target, None, libc.MS_BIND)
+    os.close(null)
 
 
 def _give_up_all_but(capabilities: Collection[int]) -> None:

@@ -20,7 +20,12 @@ def main() -> None:
     command = request["command"]
     try:
         shown = [jail.Shown(*each) for each in request["shown"]]
-        jail.enter(*shown, capabilities=request["capabilities"], programs=True)
+        jail.enter(
+            *shown,
+            capabilities=request["capabilities"],
+            programs=True,
+            account=request["account"],
+        )
         os.execvpe(command[0], command, os.environ)
     except OSError as error:
         name = f" ({error.filename})" if error.filename else ""

@@ -29,12 +29,27 @@ def own_program(module: ModuleType, *arguments: str) -> list[str]:
 
 
 def in_jail(
-    command: Sequence[str], *shown: Shown, capabilities: Collection[int] = READING
+    command: Sequence[str],
+    *shown: Shown,
+    capabilities: Collection[int] = READING,
+    account: bool = False,
 ) -> list[str]:
-    """Return the command that runs *command* where it sees but programs and *shown*."""
+    """
+    Return the command that runs *command* where it sees but programs and *shown*.
+
+    With *account* root has a name there, and there is a /dev/null: ssh wants both.
+    """
     request = {
         "shown": shown,
         "capabilities": sorted(capabilities),
+        "account": account,
         "command": list(command),
     }
     return own_program(jailed, json.dumps(request))
+
+
+def name_of(command: Sequence[str]) -> str:
+    """Return what people call the program that *command* runs."""
+    if jailed.__name__ in "".join(command[:-1]):
+        return str(json.loads(command[-1])["command"][0])
+    return command[0]
