@@ -20,10 +20,13 @@ MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 CAPABILITIES_MAX = 64
 _PR_SET_SECCOMP, _FILTER = 22, 2
+_AT_FDCWD = -100
 _STATFS_SIZE_MAX, _LONG = 256, struct.calcsize("@l")
 _CAPABILITY_VERSION = 0x20080522
 # The same on all machines.
-_OPENAT2 = 437
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_OPEN_TREE_CLONE, _AT_EMPTY_PATH, _FROM_DESCRIPTOR = 1, 0x1000, 4
+MOUNT_NOSUID, MOUNT_NODEV = 0x2, 0x4
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x2, 0x4, 0x8
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,7 +36,7 @@ _libc.mount.argtypes = (
     *(ctypes.c_ulong, ctypes.c_char_p),
 )
 _libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
-_libc.syscall.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 4)
+_libc.syscall.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
 _libc.syscall.restype = ctypes.c_long
 _libc.fanotify_mark.argtypes = (
     *(ctypes.c_int, ctypes.c_uint, ctypes.c_uint64),
@@ -89,8 +92,28 @@ def open_at(directory: int, path: bytes, flags: int, mode: int, resolve: int) ->
     Source: openat2(2), Linux 5.6.
     """
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
-    arguments = _OPENAT2, directory, path, how, len(how)
+    arguments = _OPENAT2, directory, path, how, len(how), None
     return call("syscall", *arguments, about=os.fsdecode(path))
+
+
+def bind(source: bytes, target: bytes, attributes: int) -> None:
+    """
+    Make directory *source* appear at *target*, with *attributes* from its first moment.
+
+    A bind that is changed afterwards has been copied to other namespaces before.
+    Source: open_tree(2), mount_setattr(2), Linux 5.12.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    arguments: tuple[Any, ...] = _OPEN_TREE, _AT_FDCWD, source, flags, None, None
+    tree = call("syscall", *arguments, about=os.fsdecode(source))
+    try:
+        wanted = struct.pack("=4Q", attributes, 0, 0, 0)
+        arguments = _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, len(wanted)
+        call("syscall", *arguments, about=os.fsdecode(target))
+        arguments = _MOVE_MOUNT, tree, b"", _AT_FDCWD, target, _FROM_DESCRIPTOR
+        call("syscall", *arguments, about=os.fsdecode(target))
+    finally:
+        os.close(tree)
 
 
 def set_capabilities(kept: Collection[int]) -> None:

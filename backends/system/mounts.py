@@ -76,16 +76,19 @@ def entry_covering(path: Path) -> MountEntry:
     return best
 
 
-def bind(source: Path, target: Path) -> None:
+def bind(source: Path, target: Path, *, suid: bool) -> None:
     """
     Make directory *source* appear at the existing directory *target*.
+
+    Devices in it cannot be opened, and set-id bits count only with *suid*.
 
     Raises:
         BackendError: the kernel refused.
 
     """
+    attributes = libc.MOUNT_NODEV | (0 if suid else libc.MOUNT_NOSUID)
     try:
-        libc.mount(os.fsencode(source), os.fsencode(target), None, libc.MS_BIND)
+        libc.bind(os.fsencode(source), os.fsencode(target), attributes)
     except OSError as error:
         hint = "the daemon needs CAP_SYS_ADMIN" if error.errno == errno.EPERM else ""
         raise BackendError(

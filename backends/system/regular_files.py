@@ -29,15 +29,17 @@ def open_regular(
     """
     Return the regular file *name*, opened by *open_file*; the caller closes it.
 
+    Who holds a lease on it (F_SETLEASE) is told, and has 45 seconds to give it back;
+    then the kernel takes it. Source: fcntl(2), /proc/sys/fs/lease-break-time.
+
     Raises:
         NotRegularError: it is something else, a symbolic link for instance.
-        BlockingIOError: another process holds a lease on it (F_SETLEASE).
 
     """
     found = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
             raise NotRegularError(errno.EINVAL, "no regular file", name)
-        return open_file(f"/proc/self/fd/{found}", flags | os.O_NONBLOCK)
+        return open_file(f"/proc/self/fd/{found}", flags)
     finally:
         os.close(found)
