@@ -16,7 +16,7 @@ from typing import Final
 from backends.errors import BackendError
 from backends.system.run import run_with_progress
 from plugin.ownership.state import Commit
-from plugin.peers.channel import Peers
+from plugin.peers.channel import PeerChannel, Peers
 from plugin.peers.sharing import AHEAD_SEQ
 from plugin.replication.progress import Progress
 from plugin.replication.room import ask_for_room
@@ -60,21 +60,15 @@ class RsyncTransfer:
         """
         channel = self._peers.channel(node_id)
         ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
-        ssh, to = self._peers.ssh, (channel.peer, channel.address)
         with tempfile.TemporaryFile() as file, tempfile.TemporaryDirectory() as logs:
             if names is None:
-                ssh.connect(*to)
-                command = ssh.rsync_tree_command(
-                    *to,
-                    source=source,
-                    volume=volume_id,
-                    epoch=commit.epoch,
-                    options=(*_OPTIONS, "--log-file=/log/log"),
-                    log_directory=Path(logs),
+                command = self._tree_command(
+                    channel, volume_id, commit.epoch, source, Path(logs)
                 )
             else:
-                command = ssh.rsync_command(
-                    *to,
+                command = self._peers.ssh.rsync_command(
+                    channel.peer,
+                    channel.address,
                     source=source,
                     volume=volume_id,
                     commit=(commit.epoch, commit.seq),
@@ -99,6 +93,21 @@ class RsyncTransfer:
                 carried_bytes = _carried_bytes(Path(logs, "log"))
                 self.progress.count("sending", size_bytes=carried_bytes)
         return carried_bytes
+
+    def _tree_command(
+        self, channel: PeerChannel, volume_id: str, epoch: int, source: Path, logs: Path
+    ) -> list[str]:
+        ssh = self._peers.ssh
+        ssh.connect(channel.peer, channel.address)
+        return ssh.rsync_tree_command(
+            channel.peer,
+            channel.address,
+            source=source,
+            volume=volume_id,
+            epoch=epoch,
+            options=(*_OPTIONS, "--log-file=/log/log"),
+            log_directory=logs,
+        )
 
     def send_ahead(
         self,
