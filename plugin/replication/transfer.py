@@ -61,19 +61,10 @@ class RsyncTransfer:
         channel = self._peers.channel(node_id)
         ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
         with tempfile.TemporaryFile() as file, tempfile.TemporaryDirectory() as logs:
-            if names is None:
-                command = self._tree_command(
-                    channel, volume_id, commit.epoch, source, Path(logs)
-                )
-            else:
-                command = self._peers.ssh.rsync_command(
-                    channel.peer,
-                    channel.address,
-                    source=source,
-                    volume=volume_id,
-                    commit=(commit.epoch, commit.seq),
-                    options=(*_OPTIONS, f"--log-file={logs}/log"),
-                )
+            whole = names is None
+            command = self._command(
+                channel, volume_id, commit, source, Path(logs), whole=whole
+            )
             number = self.progress.begin("sending", volume_id, node_id, total_bytes)
             try:
                 file.writelines(names or ())
@@ -94,17 +85,31 @@ class RsyncTransfer:
                 self.progress.count("sending", size_bytes=carried_bytes)
         return carried_bytes
 
-    def _tree_command(
-        self, channel: PeerChannel, volume_id: str, epoch: int, source: Path, logs: Path
+    def _command(
+        self,
+        channel: PeerChannel,
+        volume_id: str,
+        commit: Commit,
+        source: Path,
+        logs: Path,
+        *,
+        whole: bool,
     ) -> list[str]:
-        ssh = self._peers.ssh
-        ssh.connect(channel.peer, channel.address)
+        ssh, to = self._peers.ssh, (channel.peer, channel.address)
+        if not whole:
+            return ssh.rsync_command(
+                *to,
+                source=source,
+                volume=volume_id,
+                commit=(commit.epoch, commit.seq),
+                options=(*_OPTIONS, f"--log-file={logs}/log"),
+            )
+        ssh.connect(*to)
         return ssh.rsync_tree_command(
-            channel.peer,
-            channel.address,
+            *to,
             source=source,
             volume=volume_id,
-            epoch=epoch,
+            epoch=commit.epoch,
             options=(*_OPTIONS, "--log-file=/log/log"),
             log_directory=logs,
         )
