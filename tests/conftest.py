@@ -7,6 +7,7 @@ the gate installs and has everything, so there a skip hides a test that was not 
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 from collections import Counter
@@ -27,12 +28,20 @@ settings.register_profile("remora", deadline=None)
 settings.load_profile("remora")
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist writes groups into the tests' names
 def pytest_collection_modifyitems(
     config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Sort tests for workers; without them they stay as they are written."""
     if config.getoption("numprocesses", None) or hasattr(config, "workerinput"):
+        for item in items:
+            order.keep_together(item)
         items.sort(key=order.place)
+
+
+def pytest_collection_finish() -> None:
+    """Look for no garbage among what is there for the whole run."""
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

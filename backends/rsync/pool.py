@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -33,6 +34,13 @@ class _PoolFile(msgspec.Struct, frozen=True):
     """What `pool.json` holds."""
 
     id: str
+
+
+class Place(NamedTuple):
+    """Which file `pool.json` is; one that is mounted anew is elsewhere."""
+
+    device: int
+    inode: int
 
 
 class Pool:
@@ -70,6 +78,15 @@ class Pool:
     def home(self, volume: Volume) -> Path:
         """Return the directory of everything that is *volume*'s."""
         return self.volumes / volume.id
+
+    def place(self) -> Place | None:
+        """Return where the pool is at this moment, None if it is not there."""
+        try:
+            self.require()
+            found = (self.path / "pool.json").stat()
+        except (BackendError, OSError):
+            return None
+        return Place(found.st_dev, found.st_ino)
 
     def fault(self) -> str:
         """Return what is wrong with the pool, "" if nothing is."""

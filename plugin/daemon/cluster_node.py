@@ -123,7 +123,6 @@ class ClusterNode:
 
         """
         self.keeper.start(left_mounted)
-        self.replication.correct_copy_states()
         self._roster.start()
 
     def start(self) -> None:

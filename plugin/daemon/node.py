@@ -72,9 +72,13 @@ def lock_state(state_dir: Path) -> int:
         StoreError: a daemon uses it.
 
     """
-    descriptor = os.open(
-        state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-    )
+    path = state_dir / "lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(
+            f"cannot open {path}: {error.strerror}", hint="move it aside"
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

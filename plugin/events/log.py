@@ -14,7 +14,6 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -27,7 +26,7 @@ from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.lines import read_request
-from plugin.store.database import UnusableDatabaseError, open_database
+from plugin.store.database import open_cache
 
 log = logging.getLogger(__name__)
 FILE_NAME: Final = "events.db"
@@ -96,15 +95,10 @@ class Events:
     """See the module's text; threads may share it."""
 
     def __init__(self, state_dir: Path) -> None:
-        """
-        Open the file; a damaged one is renamed, and a new one made.
-
-        Raises:
-            StoreError: the file cannot be made.
-
-        """
+        """Open the file, a cache; see `open_cache`."""
         self._lock = threading.Lock()
-        self._connection = _open(state_dir / FILE_NAME)
+        # Events are not worth a Mount's time, so they do not wait for the disk.
+        self._connection = open_cache(state_dir / FILE_NAME, _MIGRATIONS)
 
     def add(self, volume: VolumeRecord | Volume, kind: str, **facts: Fact) -> None:
         """Keep an event of *kind*, which has just happened; leave out facts of ""."""
@@ -194,33 +188,6 @@ class Events:
                 return self._connection.execute(query, values).fetchall()
         except sqlite3.Error as error:
             raise StoreError(f"the events cannot be read: {error}") from error
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    try:
-        try:
-            connection = open_database(path, _MIGRATIONS)
-        except UnusableDatabaseError as error:
-            _set_aside(path, error)
-            connection = open_database(path, _MIGRATIONS)
-    except (StoreError, OSError) as error:
-        # What is passing costs no old events, and no start of the daemon.
-        log.warning("events are kept in memory until the next start: %s", error)
-        connection = sqlite3.connect(
-            ":memory:", isolation_level=None, check_same_thread=False
-        )
-        connection.executescript("".join(_MIGRATIONS))
-    # Events are not worth a Mount's time, so they do not wait for the disk.
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-def _set_aside(path: Path, why: StoreError) -> None:
-    aside = path.with_name(f"{path.name}.aside")
-    log.warning("events begin anew, %s has the old ones: %s", aside, why)
-    for suffix in ("-shm", "-wal", ""):
-        with suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").replace(f"{aside}{suffix}")
 
 
 def _bounded(value: Fact) -> Fact:

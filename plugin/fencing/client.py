@@ -71,7 +71,13 @@ class Guard:
             FencingError: none answers.
 
         """
-        os.makedirs(self._run_dir, mode=0o700, exist_ok=True)
+        try:
+            os.makedirs(self._run_dir, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise FencingError(
+                f"cannot make {self._run_dir}: {error.strerror}",
+                hint="move aside what is there",
+            ) from error
         with self._lock:
             self._connect()
         if not self._watcher.is_alive():

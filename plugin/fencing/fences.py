@@ -13,6 +13,7 @@ the daemon no longer mentions stays frozen; after `freeze_max_s` its writers are
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from backends.system import clock
@@ -75,7 +76,8 @@ class Fences:
     def hold(self, volumes: Sequence[HeldVolume]) -> None:
         """Hold exactly *volumes*; thaw those whose deadline was renewed."""
         now_s = clock.boottime_s()
-        self._memory.held = {volume.id: volume for volume in volumes}
+        before = self._memory.held
+        self._memory.held = {each.id: _resolved(each, before) for each in volumes}
         for volume_id, fence in list(self._memory.fences.items()):
             volume = self._memory.held.get(volume_id)
             if fence.kill:
@@ -324,3 +326,10 @@ class Fences:
             if not gone:
                 break
         return gone
+
+
+def _resolved(volume: HeldVolume, before: Mapping[str, HeldVolume]) -> HeldVolume:
+    """Return *volume* with its deadline; the past if it was never told."""
+    known = before.get(volume.id)
+    deadline_s = known.deadline_s if volume.as_before and known else volume.deadline_s
+    return replace(volume, deadline_s=deadline_s, as_before=False)

@@ -28,7 +28,8 @@ class HeldVolume:
 
     ``device`` and ``root`` are those of the mount on ``target``, in mountinfo. On NFS,
     where one device has many volumes, ``source`` tells them apart and stands in for
-    ``device``; elsewhere it is empty. ``deadline_s`` is in `clock.boottime_s`.
+    ``device``; elsewhere it is empty. ``deadline_s`` is in `clock.boottime_s`. While
+    the daemon does not know it, ``as_before`` has the one that was told before go on.
     """
 
     id: str
@@ -39,6 +40,7 @@ class HeldVolume:
     freeze_max_s: float = FREEZE_MAX_S
     policy: Policy = "freeze"
     source: str = ""
+    as_before: bool = False
 
 
 def code_version() -> str:

@@ -48,7 +48,7 @@ def load(run_dir: str) -> Memory:
             return Memory()
         held = [_volume(each) for each in content["held"]]
         fences = [_fence(each) for each in content["fences"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Memory()
     return Memory(
         {volume.id: volume for volume in held},

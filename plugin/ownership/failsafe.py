@@ -43,7 +43,7 @@ _ASK_SHARE: Final = 0.5
 
 
 class Held(Protocol):
-    """A volume that this node has; see `keeper.Holding`."""
+    """A volume that this node has; see `holding.Holding`."""
 
     @property
     def record(self) -> VolumeRecord:

@@ -132,6 +132,19 @@ class Heads:
             lock.lease if lock else 0,
         )
 
+    def lock(self, volume_id: str) -> tuple[Lock | None, int]:
+        """
+        Return the lock, None if nobody has it, and the lease that it is on.
+
+        It tells who has the volume though the head cannot be read.
+
+        Raises:
+            StoreError: it cannot be read itself.
+
+        """
+        record = self._store.get(f"{_VOLUMES}{volume_id}/lock")
+        return (value_of(record, Lock), record.lease) if record else (None, 0)
+
     def head(self, volume_id: str) -> Head | None:
         """
         Return the head, None if there is none that can be read.

@@ -15,20 +15,19 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError, RemoraError
 from backends.replication_options import ReplicationOptions
 from backends.system import clock, mounts
-from backends.system.mountinfo import MountEntry
 from plugin.errors import FencingError, NotOwnerError, StoreError
 from plugin.fencing.client import Guard
-from plugin.fencing.held import HeldVolume, State
+from plugin.fencing.held import State
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe
+from plugin.ownership.holding import Holding
 from plugin.ownership.resuming import TOGETHER_MAX, resume_all
 from plugin.ownership.view import OwnershipView
 
@@ -41,18 +40,6 @@ _KILL_PAUSE_S: Final = 0.1
 # A container may start so long after the answer to its Mount.
 _LOST_GRACE_S: Final = 30.0
 _STOP_WAIT_S: Final = 2.0
-
-
-@dataclass(slots=True)
-class Holding:
-    """A volume mounted at *target* in *epoch*, 0 while nobody could read in which."""
-
-    record: VolumeRecord
-    epoch: int
-    target: Path
-    # Until when its writers may write, as the guard was told, and the log, last.
-    told_s: float = -math.inf
-    valid: bool = True
 
 
 # The volumes that an earlier process has left mounted, by id, and where.
@@ -151,7 +138,9 @@ class Keeper:
             )
         if self._still_ours(holding) and not self._locked(holding):
             self._regain([holding])
-        return holding.epoch if self._deadline_s(holding) > clock.boottime_s() else 0
+        until_s = self._deadline_s(holding)
+        may_write = until_s is not None and until_s > clock.boottime_s()
+        return holding.epoch if may_write else 0
 
     def drop(self, record: VolumeRecord) -> None:
         """Watch over the volume no more: it is not mounted."""
@@ -273,18 +262,24 @@ class Keeper:
             return list(self._held.values())
 
     def _still_ours(self, holding: Holding) -> bool:
-        """Return whether its epoch goes on; one that is unknown is read first."""
-        if not holding.epoch:
-            head = self._ownership.heads.read(holding.record.id).head
-            holding.epoch = head.epoch if head else 0
-        return self._ownership.still_owner(holding.record, holding.epoch)
+        """
+        Return whether its epoch goes on; one that is unknown is read first.
+
+        Of a head that cannot be read, the lock tells as much.
+        """
+        try:
+            if not holding.epoch:
+                head = self._ownership.heads.read(holding.record.id).head
+                holding.epoch = head.epoch if head else 0
+            return self._ownership.still_owner(holding.record, holding.epoch)
+        except StoreError:
+            if self._locked(holding):
+                return True
+            raise
 
     def _locked(self, holding: Holding) -> bool:
         """Return whether the volume's lock hangs on the lease that we have."""
-        own = self._ownership
-        state = own.heads.read(holding.record.id)
-        lock = (state.lock_lease, state.locked_by)
-        return lock == (own.membership.lease, own.node_id)
+        return self._ownership.holds_lock(holding.record, holding.epoch)
 
     def _regain(self, holdings: Sequence[Holding]) -> bool:
         """
@@ -353,41 +348,39 @@ class Keeper:
             told = []
             table = mounts.mounted()
             for holding in self._holdings():
-                holding.told_s = deadline_s = self._deadline_s(holding)
-                self._mark(holding, valid=deadline_s > clock.boottime_s())
+                deadline_s = self._deadline_s(holding)
+                if deadline_s is not None:
+                    self._mark(holding, valid=deadline_s > clock.boottime_s())
                 entry = table.get(str(holding.target))
                 if entry is not None:
-                    told.append(self._as_held(holding, entry, deadline_s))
+                    shared = self._ownership.is_shared(holding.record)
+                    told.append(
+                        holding.as_held(
+                            entry,
+                            deadline_s,
+                            freeze_max_s=self._freeze_max_s,
+                            shared=shared,
+                        )
+                    )
             self._states = self._guard.hold(told)
 
-    def _deadline_s(self, holding: Holding) -> float:
-        """Return until when writers of the volume may write; never after a loss."""
+    def _deadline_s(self, holding: Holding) -> float | None:
+        """
+        Return until when writers of the volume may write; never after a loss.
+
+        None while nobody knows: the guard goes on with what it, or an earlier process,
+        has told it.
+        """
         record = holding.record
         try:
             if not self._still_ours(holding):
                 return -math.inf
             locked = self._locked(holding)
-        except RemoraError as error:  # what was told ends by itself
+        except RemoraError as error:
             log.warning("%s", error, extra=fields(volume=record.name))
-            return holding.told_s
+            return None
         lease_s = self._ownership.membership.deadline_s() if locked else -math.inf
         return max(lease_s, self._failsafe.deadline_s(record.id))
-
-    def _as_held(
-        self, holding: Holding, entry: MountEntry, deadline_s: float
-    ) -> HeldVolume:
-        shared = self._ownership.is_shared(holding.record)
-        return HeldVolume(
-            id=holding.record.id,
-            device=entry.device,
-            root=entry.root,
-            target=str(holding.target),
-            # JSON knows no infinity.
-            deadline_s=0.0 if deadline_s == -math.inf else deadline_s,
-            freeze_max_s=self._freeze_max_s,
-            policy=ReplicationOptions.of(holding.record.options).fence,
-            source=entry.source if shared else "",
-        )
 
     def _mark(self, holding: Holding, *, valid: bool) -> None:
         """Log the moment at which a volume's time ends, or goes on."""

@@ -28,6 +28,7 @@ import msgspec
 
 from plugin.ownership.state import (
     EMPTY,
+    TIME_UNKNOWN,
     Choice,
     Commit,
     CopyState,
@@ -46,7 +47,8 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
     Return the head with *node* recovering the next epoch.
 
     *locked_by* is the node with the lock, or ""; its own lock does not hinder *node*.
-    It becomes a member in `begin` only: until then, its copy may be an old one.
+    It becomes a member in `begin` only: until then, its copy may be an old one. If it
+    gives up, the volume is as released as it was.
 
     Raises:
         RefusedError: locked, removing.
@@ -56,6 +58,8 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
         raise RefusedError("locked", node=locked_by)
     if head.phase == "removing":
         raise RefusedError("removing")
+    if head.released and not head.released_at:
+        head = msgspec.structs.replace(head, released_at=TIME_UNKNOWN)
     return msgspec.structs.replace(
         head, epoch=head.epoch + 1, owner=node, boot_id=boot_id, phase="recovering"
     )
@@ -268,8 +272,7 @@ def remove(head: Head, *, locked_by: str) -> Head:
     if locked_by:
         raise RefusedError("locked", node=locked_by)
     raised = not (head.released or head.phase == "removing")
-    epoch = head.epoch + 1 if raised else head.epoch
-    return msgspec.structs.replace(head, epoch=epoch, phase="removing")
+    return msgspec.structs.replace(head, epoch=head.epoch + raised, phase="removing")
 
 
 def keep(head: Head) -> Head:
@@ -360,24 +363,25 @@ def go_live(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> K
 
 
 def receive(
-    copy: CopyState, commit: Commit, lineage: Lineage, *, writers_stopped: bool
+    copy: CopyState, commit: Commit, lineage: Lineage, *, at: int, writers_stopped: bool
 ) -> Kept | None:
     """
     Return the copy state after it has taken *commit* in; None if it has that already.
+
+    *at* is the epoch of the head that allows it. Of a released volume it may be later
+    than the commit's: whoever was promised those since has given them up.
 
     Raises:
         RefusedError: stale-epoch, writers-running; nothing may change.
 
     """
-    if commit.epoch < copy.promised or commit.epoch <= copy.live_epoch:
+    if at < copy.promised or commit.epoch <= copy.live_epoch:
         raise RefusedError("stale-epoch", epoch=max(copy.promised, copy.live_epoch))
     if copy.live_epoch and not writers_stopped:
         raise RefusedError("writers-running", epoch=copy.live_epoch)
     if commit.epoch == copy.commit.epoch and commit <= copy.commit:
         return None
-    taken = msgspec.structs.replace(
-        copy, promised=commit.epoch, commit=commit, live_epoch=0
-    )
+    taken = msgspec.structs.replace(copy, promised=at, commit=commit, live_epoch=0)
     return Kept(
         taken,
         keep_live=copy.live_epoch > 0,
@@ -387,8 +391,7 @@ def receive(
 
 def superseded(copy: CopyState, head: Head, lineage: Lineage) -> bool:
     """Return whether the members hold all that is in *copy*, which is no member's."""
-    known = copy.commit == EMPTY or copy.commit <= head.committed
-    return known and not diverged(copy, head, lineage)
+    return copy.commit <= head.committed and not diverged(copy, head, lineage)
 
 
 def diverged(copy: CopyState, head: Head, lineage: Lineage) -> bool:

@@ -8,15 +8,16 @@ and after a power failure the bytes must be there.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 from backends.errors import BackendError
-from backends.system import files
 from plugin.errors import NotOwnerError
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
+from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.state import Commit
 from plugin.ownership.view import OwnershipView
 
@@ -63,11 +64,8 @@ def seal(ownership: OwnershipView, record: VolumeRecord) -> Commit | None:
 def flush_live(ownership: OwnershipView, record: VolumeRecord) -> None:
     """Make what was written to this node's live copy durable; alone it need not be."""
     copy = ownership.copy_state(record)
-    directory = ownership.copy_states.directory(record.id)
-    if copy is None or not copy.live_epoch or ownership.membership.alone:
-        return
-    if directory is not None:
-        files.sync_filesystem(directory)
+    if copy is not None and copy.live_epoch and not ownership.membership.alone:
+        ownership.copy_states.flush(record.id)
 
 
 class Flushes:
@@ -78,11 +76,12 @@ class Flushes:
     again finds it further.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, copy_states: CopyStates) -> None:
+        self._copy_states = copy_states
         self._lock = threading.Lock()
         self._flushes: dict[tuple[str, int], Future[None]] = {}
 
-    def flush(self, record: VolumeRecord, live_epoch: int, directory: Path) -> None:
+    def flush(self, record: VolumeRecord, live_epoch: int) -> None:
         """
         Return when all that was written in *live_epoch* is durable.
 
@@ -94,7 +93,8 @@ class Flushes:
         with self._lock:
             flush = self._flushes.get(key)
             if flush is None:
-                flush = self._flushes[key] = _begun(directory)
+                work = partial(self._copy_states.flush, record.id)
+                flush = self._flushes[key] = _begun(work)
         if not wait([flush], _WAIT_S).done:
             raise BackendError(
                 f"what was written to '{record.name}' is still being flushed",
@@ -104,20 +104,21 @@ class Flushes:
             self._flushes.pop(key, None)
         error = flush.exception()
         if error is not None:
-            raise BackendError(f"'{record.name}' cannot be flushed: {error}")
+            cause = getattr(error, "cause", error)
+            raise BackendError(f"'{record.name}' cannot be flushed: {cause}")
 
 
-def _begun(directory: Path) -> Future[None]:
-    """Return a flush of the filesystem of *directory* that has begun."""
+def _begun(work: Callable[[], None]) -> Future[None]:
+    """Return the outcome of *work*, which has begun."""
     flush: Future[None] = Future()
 
-    def work() -> None:
+    def run() -> None:
         try:
-            files.sync_filesystem(directory)
-        except OSError as error:
+            work()
+        except Exception as error:  # noqa: BLE001 - it is the outcome
             flush.set_exception(error)
         else:
             flush.set_result(None)
 
-    threading.Thread(target=work, name="flush", daemon=True).start()
+    threading.Thread(target=run, name="flush", daemon=True).start()
     return flush

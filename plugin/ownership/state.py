@@ -28,6 +28,10 @@ Reason = Literal[
 ]
 
 
+# When a volume was released if nobody noted it, or it never had an owner.
+TIME_UNKNOWN: Final = "unknown"
+
+
 class Commit(msgspec.Struct, frozen=True, order=True, array_like=True):
     """One state of a volume's bytes; ordered by epoch, then by sequence."""
 
@@ -50,8 +54,9 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     ``committed`` is the newest commit that is known to be kept, by ``holders``;
     ``quality`` is its quality, "" if unknown. ``owner`` owns it in boot ``boot_id``, or
-    was the last to; ``members`` are to keep copies. ``released_at`` is when the last
-    epoch that was begun was released, "" if it was not; the time is for people.
+    was the last to raise the epoch; ``members`` are to keep copies. ``released_at`` is
+    when the last epoch that was begun was released, "" if it was not; the time is for
+    people. Older versions have not always written it.
     """
 
     epoch: int = 0
@@ -66,8 +71,13 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def released(self) -> bool:
-        """Whether its last owner has released it: then nobody has anything newer."""
-        return self.phase == "idle" and self.committed.epoch == self.epoch
+        """
+        Whether it was released, and nobody is about to begin: nobody has newer bytes.
+
+        Nodes that raised the epoch since, and gave up, have written nothing.
+        """
+        noted = self.released_at != "" or self.committed.epoch == self.epoch
+        return self.phase == "idle" and noted
 
 
 class CopyState(msgspec.Struct, frozen=True, kw_only=True):

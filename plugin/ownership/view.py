@@ -195,6 +195,20 @@ class OwnershipView:
         copy = self.copy_state(record)
         return copy is None or copy.live_epoch == epoch
 
+    def holds_lock(self, record: VolumeRecord, epoch: int) -> bool:
+        """
+        Return whether this node has the lock of *epoch*, on the lease that it has now.
+
+        If so nobody else can have come to own the volume, whatever is known of its
+        head. If *epoch* is 0, it is not known, the copy has to say that it is live.
+        """
+        lock, lease = self.heads.lock(record.id)
+        if lock is None or (lock.node, lease) != (self.node_id, self.membership.lease):
+            return False
+        copy = self.copy_state(record)
+        live = copy is None or copy.live_epoch == lock.epoch
+        return live and epoch in (0, lock.epoch)
+
     def require_owned(self, record: VolumeRecord, epoch: int) -> None:
         """Raise NotOwnerError if this boot's *epoch* is over."""
         if not self.still_owner(record, epoch):

@@ -252,7 +252,7 @@ class Witness:
         self._find = find
         self._stop_writers = stop_writers
         self._require_free = require_free
-        self._flushes = Flushes()
+        self._flushes = Flushes(copy_states)
 
     def promise(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """
@@ -276,10 +276,9 @@ class Witness:
             self._require_free(record.id)
         live = 0 < copy.live_epoch < request.epoch
         stopped = not live or self._stop_writers(record)
-        directory = self._copy_states.directory(record.id)
-        if live and stopped and directory is not None:
+        if live and stopped:
             # Nobody writes to it any more, so nothing is left to be flushed later.
-            self._flushes.flush(record, copy.live_epoch, directory)
+            self._flushes.flush(record, copy.live_epoch)
         with self._copy_states.changing(record.id):
             copy = self._copy_states.read(record.id, initial=initial)
             if copy is None:

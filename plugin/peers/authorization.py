@@ -49,6 +49,8 @@ class Authorization:
             path = self._directory / name
             content = "".join(f"{line}\n" for line in lines).encode()
             try:
+                if path.is_dir():
+                    path.rename(f"{path}.aside")
                 if not path.exists() or path.read_bytes() != content:
                     files.write_durably(path, content)
             except OSError as error:

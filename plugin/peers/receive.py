@@ -26,6 +26,7 @@ from contextlib import suppress
 
 from backends.system import jail
 from backends.system.traffic import traffic
+from plugin.peers import relay
 
 # The options that the sender gives to rsync, and those that rsync then asks for here. A
 # change of the first changes the second. A test compares them with a real rsync.
@@ -114,8 +115,7 @@ def _serve(daemon: Daemon, node: str, command: str) -> int:
     """Return the exit status of the session that *command* asks for."""
     if command == CONTROL:
         daemon.ask({"node": node, "session": "control"})
-        _copy(daemon.socket)
-        return 0
+        return _become_relay(daemon.socket)
     match = _RECEIVE.fullmatch(command)
     if match is None:
         shown = command[:COMMAND_LENGTH_MAX]
@@ -136,21 +136,16 @@ def _serve(daemon: Daemon, node: str, command: str) -> int:
     return status
 
 
-def _copy(daemon: socket.socket) -> None:
-    """Copy our input to the daemon and its answers to our output until one ends."""
+def _become_relay(daemon: socket.socket) -> int:
+    """Go on as `relay.py`, for good, in a Python that has not imported what we have."""
     daemon.settimeout(None)
-    poll = select.poll()
-    targets = {0: daemon.fileno(), daemon.fileno(): 1}
-    for each in targets:
-        poll.register(each, select.POLLIN)
-    with suppress(BrokenPipeError, ConnectionResetError):
-        while True:
-            for source, _ in poll.poll():
-                chunk = os.read(source, _CHUNK)
-                if not chunk:
-                    return
-                while chunk:
-                    chunk = chunk[os.write(targets[source], chunk) :]
+    daemon.set_inheritable(True)
+    script = (
+        f"import sys; sys.path.insert(0, {sys.path[0]!r}); "
+        f"from {relay.__name__} import main; main()"
+    )
+    arguments = [sys.executable, "-IS", "-c", script, str(daemon.fileno())]
+    os.execv(sys.executable, arguments)
 
 
 def _receive(daemon: socket.socket, place: dict[str, str], capabilities: str) -> int:

@@ -1,5 +1,5 @@
 """
-The journals of this node's copies: one use of each at a time, and repair at start.
+The journals of this node's copies: one use of each at a time, and repair.
 
 A journal is opened for each use. Changes of a mounted volume are watched from the first
 use until the volume is let go.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -19,20 +19,24 @@ import msgspec
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import OUTBOX_NAME, Journal
+from backends.rsync.journal.manifest import DamagedManifestError
 from backends.rsync.journal.outbox import lacking_space
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
+from backends.rsync.pool import Place
 from backends.system.clock import Deadline
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.copy_states import CopyStates
-from plugin.ownership.state import EMPTY, Commit, CopyState
+from plugin.ownership.state import EMPTY, CopyState
 
 log = logging.getLogger(__name__)
 # A commit that is applied after the daemon's start, whatever its size.
 _REPAIR_DEADLINE_S: Final = 3600.0
 _MAKE_DEADLINE_S: Final = 30.0
+# So soon it is seen that the pool's disk was mounted, or another one was.
+_LOOK_S: Final = 1.0
 
 
 class Journals:
@@ -44,7 +48,12 @@ class Journals:
         self._guard = threading.Lock()
         self._locks: dict[str, threading.Lock] = {}
         self._watcher: Watcher | None = None
+        self._watched_at: Place | None = None
         self._watched: dict[str, Watched] = {}
+        self._closing = threading.Event()
+        self._follower = threading.Thread(
+            target=self._follow_pool, name="journals:repair", daemon=True
+        )
 
     def home(self, record: VolumeRecord) -> Path | None:
         """Return the directory of this node's copy, None if there is none."""
@@ -115,7 +124,8 @@ class Journals:
         """
         Yield the copy's journal, which nobody else uses meanwhile.
 
-        A commit that was marked is applied first.
+        A commit that was marked is applied first. A manifest that turns out to be
+        damaged is made anew by the next use.
 
         Raises:
             VolumeBusyError: another use did not end before *deadline*.
@@ -132,8 +142,11 @@ class Journals:
                     self._finish_setting_apart(record, journal)
                 if journal.marked() is not None:
                     with journal.staging.still(deadline):
-                        journal.apply()
+                        self.apply(record, journal)
                 yield journal
+            except DamagedManifestError:
+                journal.forget()
+                raise
             finally:
                 journal.close()
 
@@ -160,8 +173,11 @@ class Journals:
 
     def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
         """Return where the volume may have changed since the last call."""
+        place = self._backend.pool.place()
+        self._end_watches(but_at=place)
         with self._guard:
             if self._watcher is None:
+                self._watched_at = place
                 self._watcher = Watcher(self._backend.pool.volumes)
                 if self._watcher.fault:
                     log.warning(
@@ -218,23 +234,33 @@ class Journals:
             )
         self.begin_empty(record, journal)
 
-    def correct_copy_states(self) -> None:
-        """
-        Have each copy say which commit it is at, after a crash; quick for each.
-
-        Nobody is answered before. A commit that is marked is the copy's, though it may
-        still have to be applied: that is done by its next use.
-        """
-        self._for_each(self._correct_copy_state)
+    def apply(self, record: VolumeRecord, journal: Journal) -> None:
+        """Apply the commit that is marked, if there is one."""
+        if journal.marked() is None:
+            return
+        # Without the mark, the file alone says which commit the copy is.
+        with self.copy_states.changing(record.id):
+            copy = self.copy_states.read(record.id, initial=EMPTY) or CopyState()
+            self.copy_states.write(record.id, copy)
+        journal.apply()
 
     def repair(self) -> None:
-        """Finish in the background what a crash has left; uses of a copy wait."""
-        threading.Thread(
-            target=self._for_each,
-            args=(self._repair,),
-            name="journals:repair",
-            daemon=True,
-        ).start()
+        """
+        Finish in the background what a crash has left, whenever the pool comes.
+
+        Uses of a copy wait for it meanwhile.
+        """
+        self._follower.start()
+
+    def _follow_pool(self) -> None:
+        came = None
+        while not self._closing.is_set():
+            place = self._backend.pool.place()
+            self._end_watches(but_at=place)
+            if place not in (None, came):
+                self._for_each(self._repair)
+            came = place
+            self._closing.wait(_LOOK_S)
 
     def _for_each(self, work: Callable[[VolumeRecord], None]) -> None:
         """Do *work* with each copy of the pool, which is there whatever is down."""
@@ -244,6 +270,8 @@ class Journals:
             log.warning("copies could not be repaired: %s", error)
             return
         for volume in volumes:
+            if self._closing.is_set():
+                return
             try:
                 work(VolumeRecord.of(volume, backend=self._backend.kind))
             except (RemoraError, OSError) as error:  # this one's directory may be bad
@@ -254,42 +282,31 @@ class Journals:
                 )
 
     def close(self) -> None:
-        """End all watches."""
+        """End all watches, and what `repair` has begun after the copy it is at."""
+        self._closing.set()
+        self._end_watches()
+
+    def _end_watches(self, *, but_at: Place | None = None) -> None:
+        """End all watches, but those on the disk *but_at*."""
         with self._guard:
+            if but_at is not None and self._watched_at == but_at:
+                return
             watcher, self._watcher = self._watcher, None
             self._watched.clear()
         if watcher is not None:
             watcher.close()
 
-    def _correct_copy_state(self, record: VolumeRecord) -> None:
-        home = self.home(record)
-        if home is None:
-            return
-        if not (home / LIVE_NAME).is_dir():
-            with closing(Journal(home, record.id)) as journal:
-                self._finish_setting_apart(record, journal)
-        marked = Staging(home).marked()
-        if marked is None:
-            return
-        with self.copy_states.changing(record.id):
-            copy = self.copy_states.read(record.id, initial=EMPTY) or CopyState()
-            if copy.commit != Commit(*marked):
-                corrected = msgspec.structs.replace(
-                    copy,
-                    commit=Commit(*marked),
-                    promised=max(copy.promised, marked[0]),
-                    live_epoch=0,
-                )
-                self.copy_states.write(record.id, corrected)
-
     def _repair(self, record: VolumeRecord) -> None:
         home = self.home(record)
-        if home is None:
+        if home is None or (is_whole(home) and not (home / OUTBOX_NAME).exists()):
             return
         marked = Staging(home).marked()
-        if marked is None and not (home / OUTBOX_NAME).exists():
-            return
         with self.using(record, Deadline(_REPAIR_DEADLINE_S)) as journal:
             journal.unpack()
         if marked is not None:
             log.info("a commit was applied", extra=fields(volume=record.name))
+
+
+def is_whole(home: Path) -> bool:
+    """Return whether the copy in *home* is what its state says: else use it once."""
+    return Staging(home).marked() is None and (home / LIVE_NAME).is_dir()

@@ -78,7 +78,8 @@ class Moving:
     ) -> None:
         self._ownership = ownership
         self._syncing = syncing
-        self._lives = syncing.placement.lives
+        self._placement = syncing.placement
+        self._lives = self._placement.lives
         self._progress = progress
         self._peers = peers
         self._find = find
@@ -98,11 +99,11 @@ class Moving:
             RemoraError: it cannot go there, or not now; nothing has changed.
 
         """
-        head, target = self._checked(record, node)
-        if head.owner == self._ownership.node_id:
+        owner, target = self._checked(record, node)
+        if owner == self._ownership.node_id:
             return self._begin(record, target.record.id)
         return self._peers.call(
-            head.owner,
+            owner,
             "move",
             {"volume": record.id, "name": record.name, "node": target.record.id},
             deadline_s=_ASK_DEADLINE_S,
@@ -133,8 +134,8 @@ class Moving:
         del node_id
         request = read_request(message, MoveRequest)
         record = self._known(request.volume, request.name)
-        head, target = self._checked(record, request.node)
-        if head.owner != self._ownership.node_id:
+        owner, target = self._checked(record, request.node)
+        if owner != self._ownership.node_id:
             raise NotOwnerError(
                 f"'{record.name}' changes hands", hint="retry", transient=True
             )
@@ -154,8 +155,8 @@ class Moving:
             raise PeerRefusedError(f"volume {volume_id} is not known here")
         return record
 
-    def _checked(self, record: VolumeRecord, node: str) -> tuple[Head, NodeView]:
-        """Return the volume's head and the target node, or raise why it cannot go."""
+    def _checked(self, record: VolumeRecord, node: str) -> tuple[str, NodeView]:
+        """Return who can bring it, and the target node, or raise why it cannot go."""
         ownership = self._ownership
         if ownership.is_shared(record):
             raise InvalidRequestError(
@@ -180,17 +181,19 @@ class Moving:
                 hint=f"start its container on '{name}'",
             )
         self._require_steady(record, head)
-        owner = ownership.name_of(head.owner)
-        if head.owner == target.record.id:
+        self._placement.look()
+        bringer = self._placement.bringer(head)
+        if bringer == target.record.id:
             raise InvalidRequestError(f"'{record.name}' is on node '{name}' already")
-        if not self._lives(head.owner):
+        if not self._lives(bringer):
+            owner = ownership.name_of(bringer)
             raise PeerUnreachableError(
                 f"'{record.name}' was last on node '{owner}', which is down, and only "
                 "that node could bring it",
                 hint=f"start '{owner}'; or start the container on '{name}', which "
                 "begins with the newest commit that can be had",
             )
-        return head, target
+        return bringer, target
 
     def _require_steady(self, record: VolumeRecord, head: Head) -> None:
         """Raise NotOwnerError for a volume that changes its owner, or is removed."""
@@ -321,9 +324,10 @@ class Moving:
         """Return the head, with *node_id* a member of the volume, which is ours."""
         head = self._ownership.heads.read(record.id).head
         if head is not None:
-            head = self._syncing.placement.bind(record, head.epoch, node_id)
-        if head is None or head.owner != self._ownership.node_id:
-            owner = self._ownership.name_of(head.owner) if head else "nobody"
+            head = self._placement.bind(record, head.epoch, node_id)
+        bringer = self._placement.bringer(head) if head else ""
+        if head is None or bringer != self._ownership.node_id:
+            owner = self._ownership.name_of(bringer) if bringer else "nobody"
             raise NotOwnerError(f"'{record.name}' has gone to '{owner}' meanwhile")
         self._require_steady(record, head)
         return head

@@ -20,7 +20,7 @@ from plugin.peers.control import Handler
 from plugin.replication import quarantine, reporting, room
 from plugin.replication.departing import Departing
 from plugin.replication.handing import Handing
-from plugin.replication.journals import Journals
+from plugin.replication.journals import Journals, is_whole
 from plugin.replication.looking import Looking
 from plugin.replication.moving import Moving
 from plugin.replication.placement import Placement
@@ -109,10 +109,6 @@ class ReplicationNode:
             room.REQUEST: self._room.answer,
         }
 
-    def correct_copy_states(self) -> None:
-        """Have copies say what a crash has made of them, before anybody is answered."""
-        self._journals.correct_copy_states()
-
     def start(self) -> None:
         """Begin to keep members in step, and finish what a crash has left."""
         self._journals.repair()
@@ -133,7 +129,7 @@ class ReplicationNode:
     def ready(self, record: VolumeRecord, deadline: Deadline) -> None:
         """Return when this node's copy, if there is one, is exactly its commit."""
         home = self._journals.home(record)
-        if home is None or self._journals.staging(record).marked() is None:
+        if home is None or is_whole(home):
             return
         with self._journals.using(record, deadline):
             return

@@ -8,6 +8,7 @@ living nodes hold the newest commit.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from backends.replication_options import ReplicationOptions
 from backends.system import clock
 from plugin.logs import fields
-from plugin.membership.nodes import NodeView
+from plugin.membership.nodes import NodeRecord, NodeView
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.state import Head, RefusedError
@@ -42,6 +43,7 @@ def plan(
     wanted: ReplicationOptions,
     gone: Collection[str],
     *,
+    volume_id: str,
     bound_for: str = "",
 ) -> Plan:
     """
@@ -62,7 +64,7 @@ def plan(
             if each in known and each not in gone and not known[each].record.drained
         }
         lacking = max(0, wanted.copies - len(counted - {bound_for}))
-        joining = _free(nodes, head)[:lacking]
+        joining = _free(nodes, head, volume_id)[:lacking]
     counted.discard(bound_for)
     steady = {each for each in head.holders if each in counted and known[each].alive}
     spare = [
@@ -82,15 +84,27 @@ def plan(
     return Plan(joining, tuple(leaving), wanted.copies)
 
 
-def _free(nodes: Sequence[NodeView], head: Head) -> tuple[str, ...]:
-    """Return the nodes that could keep one more copy, those with most space first."""
+def _free(nodes: Sequence[NodeView], head: Head, volume_id: str) -> tuple[str, ...]:
+    """
+    Return the nodes that could keep one more copy, the best first.
+
+    Free space counts by the power of two. Nodes tell it seldom, so of many volumes each
+    would else go to the one node that seems to have most; here each has an order of its
+    own of those that are alike.
+    """
     found = [
-        each
+        each.record
         for each in nodes
         if each.alive and not each.record.drained and each.record.id not in head.members
     ]
-    found.sort(key=lambda each: -each.record.pool_available_bytes)
-    return tuple(each.record.id for each in found)
+    most_bytes = max([each.pool_available_bytes for each in found], default=0)
+
+    def rank(record: NodeRecord) -> tuple[int, bytes]:
+        times = most_bytes // max(1, record.pool_available_bytes)
+        name = f"{volume_id} {record.id}"
+        return times.bit_length(), hashlib.sha256(name.encode()).digest()
+
+    return tuple(each.id for each in sorted(found, key=rank))
 
 
 def _rank(node: NodeView | None, head: Head, gone: Collection[str]) -> tuple[int, int]:
@@ -219,15 +233,20 @@ class Placement:
         """
         Return whether this node has to look after the copies of a released volume.
 
-        That is the last owner's task or, if it does not live, another holder's. Every
-        volume is asked about, so this relies on what `look` has seen.
+        Every volume is asked about, so this relies on what `look` has seen.
         """
-        if not head.released or self._ownership.node_id not in head.holders:
-            return False
+        own = self._ownership.node_id
+        return head.released and own in head.holders and self.bringer(head) == own
+
+    def bringer(self, head: Head) -> str:
+        """
+        Return the node that brings the newest commit to others: the owner.
+
+        After a release another holder does if that one does not live, or gave it up.
+        """
         living = {each.record.id for each in self._nodes if each.alive}
-        able = living.intersection(head.holders)
-        first = head.owner if head.owner in able else min(able, default="")
-        return first == self._ownership.node_id
+        able = living.intersection(head.holders) if head.released else set()
+        return head.owner if head.owner in able else min(able, default=head.owner)
 
     def lacks(self, record: VolumeRecord, head: Head) -> bool:
         """Return whether this node has to bring copies of a released volume in step."""
@@ -258,11 +277,12 @@ class Placement:
         head: Head,
         gone: Collection[str],
     ) -> Plan:
-        if self._bound_for.get(record.id) == head.owner:
+        begun = head.phase == "owned" or head.committed.epoch == head.epoch
+        if begun and self._bound_for.get(record.id) == head.owner:
             del self._bound_for[record.id]  # it has arrived
         bound_for = self._bound_for.get(record.id, "")
         wanted = ReplicationOptions.of(record.options)
-        return plan(nodes, head, wanted, gone, bound_for=bound_for)
+        return plan(nodes, head, wanted, gone, volume_id=record.id, bound_for=bound_for)
 
     def _step(self, head: Head, planned: Plan, epoch: int) -> Head:
         """Return the head after as much of the plan as the rules allow."""

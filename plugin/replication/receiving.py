@@ -16,7 +16,6 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline, wall_ns
@@ -29,6 +28,7 @@ from plugin.ownership.view import OwnershipView
 from plugin.peers.lines import read_request
 from plugin.peers.server import StagingPlace
 from plugin.peers.sharing import AHEAD_SEQ
+from plugin.replication.incoming import Incoming
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
@@ -88,12 +88,11 @@ class Receiving:
         self._expected: dict[str, str] = {}
         self._sessions = Sessions()
         self._departing: set[str] = set()
-        # What has come for each volume since its last commit.
-        self._arrivals: dict[str, Arrivals] = {}
+        self._incoming = Incoming()
 
     def expect(self, volume_id: str, node_id: str) -> None:
         """Let *node_id*, a holder, send a volume that this node recovers."""
-        self._arrivals.pop(volume_id, None)
+        self._incoming.distrust(volume_id)
         self._expected[volume_id] = node_id
 
     def expect_nothing(self, volume_id: str) -> None:
@@ -109,6 +108,7 @@ class Receiving:
         caller, which reads the store inside the block, sees that.
         """
         self._departing.add(volume_id)
+        self._incoming.forget(volume_id)
         try:
             yield
         finally:
@@ -133,18 +133,19 @@ class Receiving:
             PeerRefusedError: it may not, another node does, or the disk is too full.
 
         """
+        commit = Commit(epoch, seq)
         is_tree = seq == AHEAD_SEQ
-        head = self._require_sender(node_id, volume, epoch, ahead=is_tree)
+        head = self._require_sender(node_id, volume, commit)
         record = self._by_id(volume)
         if record is None:
             raise PeerRefusedError(f"volume {volume} is not known here")
         copy = self._journals.copy_states.read(volume, initial=EMPTY)
         if copy is None:
             self._journals.make(record, head.epoch, Deadline(_USE_DEADLINE_S))
-        elif self._expected.get(volume) != node_id and epoch < copy.promised:
+        elif self._expected.get(volume) != node_id and head.epoch < copy.promised:
             raise PeerRefusedError(
                 f"stale-epoch: epoch {copy.promised} of volume {volume} was "
-                f"promised, {epoch} is over"
+                f"promised, {head.epoch} is over"
             )
         if self._journals.home(record) is None:
             raise PeerRefusedError(f"the copy of volume {volume} has gone")
@@ -154,11 +155,11 @@ class Receiving:
             if node_id not in (head.owner, self._expected.get(volume)):
                 self._sessions.require_alone(node_id, volume)
             self._sessions.hang_up(volume)
-            self._note_arrival(volume, journal, Commit(epoch, seq))
+            empty = copy is None or copy.commit == EMPTY
+            self._incoming.note(volume, journal.home, commit, empty=empty)
             staging = journal.staging
             directory = staging.tree() if is_tree else staging.directory()
             number = self._progress.begin("receiving", volume, node_id)
-            commit = Commit(epoch, seq)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
         basis = self._journals.basis(record)
         return StagingPlace(directory, basis, staging.lock, self._nice, is_tree)
@@ -183,19 +184,22 @@ class Receiving:
         """
         Answer which commit our copy is at: zeros if there is none, or it is live.
 
-        ``lacking`` says why no other commit is taken: the disk is too full.
+        ``lacking`` says why no other commit is taken: the disk is too full. ``ahead``:
+        files were sent ahead of a commit, and only who knows since when may bring that.
         """
         del node_id
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        if request.volume in self._arrivals:
-            self._arrivals[request.volume].round_began_ns = wall_ns()
+        arrivals = self._incoming.of(request.volume)
+        if arrivals is not None:
+            arrivals.round_began_ns = wall_ns()
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         record = self._by_id(request.volume)
         lacking = self._room.lacking(record) if record is not None else ""
-        return {"commit": [*pair(commit)], "lacking": lacking}
+        ahead = arrivals is not None and arrivals.first is None
+        return {"commit": [*pair(commit)], "lacking": lacking, "ahead": ahead}
 
     def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """
@@ -210,14 +214,14 @@ class Receiving:
         """
         request = read_request(message, CommitRequest)
         wanted = Commit(request.epoch, request.seq)
-        self._require_sender(node_id, request.volume, request.epoch)
+        at = self._require_sender(node_id, request.volume, wanted).epoch
         record = self._find(request.name)
         if record is None or record.id != request.volume:
             raise PeerRefusedError(f"volume {request.volume} is not known here")
         lineage = self._heads.lineage(record.id)
 
         def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
-            return rules.receive(copy, wanted, lineage, writers_stopped=stopped)
+            return rules.receive(copy, wanted, lineage, at=at, writers_stopped=stopped)
 
         answer = self.receive(record, wanted, to_keep)
         if "commit" in answer:
@@ -267,27 +271,13 @@ class Receiving:
                     return {"full": True}
                 if apart:
                     self._keep_apart(record, journal, copy)
-                if missing := journal.missing(delta, self._arrivals.get(record.id)):
+                if missing := journal.missing(delta, self._incoming.of(record.id)):
                     return {"missing": encoded_paths(missing)}
+                self._incoming.flush(record.id, journal)
                 self._mark(record, journal, delta, rule)
+                self._incoming.forget(record.id)
                 journal.apply()
-                self._arrivals.pop(record.id, None)
         return {"commit": list(pair(wanted))}
-
-    def _note_arrival(self, volume_id: str, journal: Journal, commit: Commit) -> None:
-        """
-        Note that files of *commit* come, or files ahead of it.
-
-        What lies here of another epoch, or of before our start, is only of use to
-        rsync, which compares it with what it sends. Files ahead are all compared, and
-        an empty copy begins with them.
-        """
-        known, now_ns = self._arrivals.get(volume_id), wall_ns()
-        if commit.seq == AHEAD_SEQ or journal.commit() == pair(EMPTY):
-            self._arrivals[volume_id] = Arrivals(commit.epoch, None, now_ns, now_ns)
-        elif known is None or known.epoch != commit.epoch:
-            first = pair(commit)
-            self._arrivals[volume_id] = Arrivals(commit.epoch, first, now_ns, now_ns)
 
     def _mark(
         self,
@@ -311,7 +301,7 @@ class Receiving:
             raise BackendError(f"there is no copy of '{record.name}' here")
         with closing(Journal(home, record.id)) as journal:
             with journal.staging.still(Deadline(_STILL_DEADLINE_S)):
-                journal.apply()
+                self._journals.apply(record, journal)
             self._keep_apart(record, journal, self._copy_state(record))
 
     def _keep_apart(
@@ -335,37 +325,41 @@ class Receiving:
             raise BackendError(f"there is no copy of '{record.name}' here")
         return copy
 
-    def _require_sender(
-        self, node_id: str, volume: str, epoch: int, *, ahead: bool = False
-    ) -> Head:
-        """Return the head if *node_id* may send commits of *epoch*, or files ahead."""
+    def _require_sender(self, node_id: str, volume: str, commit: Commit) -> Head:
+        """Return the head if *node_id* may send *commit*, or files ahead of it."""
         head = self._heads.read(volume).head
-        if not self._may_send(head, node_id, volume, epoch, ahead=ahead):
+        if not self._may_send(head, node_id, volume, commit):
             self._heads.refresh(_REFRESH_DEADLINE_S)
             head = self._heads.read(volume).head
         if head is None or self._node_id not in (*head.members, head.owner):
             raise PeerRefusedError(f"not-a-member: volume {volume} has no copy here")
-        if not self._may_send(head, node_id, volume, epoch, ahead=ahead):
+        if not self._may_send(head, node_id, volume, commit):
             raise PeerRefusedError(
                 f"stale-epoch: node {node_id} does not own volume {volume} "
-                f"in epoch {epoch}"
+                f"in epoch {commit.epoch}"
             )
         return head
 
     def _may_send(
-        self, head: Head | None, node_id: str, volume: str, epoch: int, *, ahead: bool
+        self, head: Head | None, node_id: str, volume: str, commit: Commit
     ) -> bool:
         if head is None:
             return False
         if self._expected.get(volume) == node_id:
             recovering = head.owner == self._node_id and head.phase == "recovering"
-            return recovering and epoch < head.epoch
-        if self._node_id not in head.members or head.epoch != epoch:
+            return recovering and commit.epoch < head.epoch
+        if self._node_id not in head.members:
             return False
-        # After a release any holder may have to send the last commit to others; and an
-        # owner asks a holder to send files ahead.
+        ahead = commit.seq == AHEAD_SEQ
+        if head.released:
+            # Any holder may have to send the last commit to others.
+            epoch, seq = pair(head.committed)
+            last = commit.epoch == epoch and (ahead or commit.seq == seq)
+            return last and node_id in head.holders
+        # An owner asks a holder to send files ahead.
         owns = head.owner == node_id and head.phase == "owned"
-        return owns or ((head.released or ahead) and node_id in head.holders)
+        may = owns or (ahead and node_id in head.holders)
+        return may and commit.epoch == head.epoch
 
 
 def pair(commit: Commit) -> tuple[int, int]:

@@ -72,7 +72,7 @@ class Sending:
         self._node_name = node_name
         self._transfer = transfer
         self.seeding = Seeding(peers, transfer)
-        # Copies, by volume and node, that lack so much that they are filled first.
+        # Copies, by volume and node, that are filled first; members tell, not memory.
         self._far_behind: set[tuple[str, str]] = set()
         self.progress = transfer.progress
 
@@ -185,7 +185,8 @@ class Sending:
         """
         Return the commit of each node that answers; add the others to *faults*.
 
-        Those whose disk is too full for another one are added to *lacking*, too.
+        Those whose disk is too full for another one are added to *lacking*, too. Who
+        was sent files ahead is filled: only who did that knew what changed meanwhile.
         """
         answers = self._peers.call_all(
             node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
@@ -197,8 +198,11 @@ class Sending:
                 faults[node_id] = str(answer)
             else:
                 commits[node_id] = Commit(*answer["commit"])
-                if text := answer.get("lacking"):  # earlier versions say nothing
+                # Earlier versions say nothing of either.
+                if text := answer.get("lacking"):
                     lacking[node_id] = one_line(str(text))
+                if answer.get("ahead") is True:
+                    self._far_behind.add((record.id, node_id))
         return commits
 
     def _together(

@@ -231,7 +231,7 @@ class Syncing:
         """Return the newest commit, made now if anything has changed."""
         changes = self._looking.look(record, journal)
         current = Commit(*journal.commit())
-        if not (changes.changed or changes.deleted or anew) and current.epoch == epoch:
+        if not (changes or anew) and current.epoch == epoch:
             journal.manifest.touch(changes.touched)
             return current
         try:
@@ -313,10 +313,7 @@ class Syncing:
             return []
         deadline = Deadline(_ROUND_DEADLINE_S)
         with self._journals.using(record, deadline) as journal:
-            # Only the owner may still have to record what its commit is to be.
-            known = journal.commit() == pair(head.committed)
-            is_owner = head.owner == self._ownership.node_id
-            if not self._is_sealed(record, head.committed) or not (known or is_owner):
+            if not self._is_sealed(record, head.committed):
                 return []
             holders: set[str] = set()
             reports = self._spread(

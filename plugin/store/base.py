@@ -99,8 +99,12 @@ class Store(Protocol):
         """Return the records whose key starts with *prefix*, sorted; and a revision."""
         ...
 
-    def version(self) -> int:
-        """Return a number that is another one after each change of local knowledge."""
+    def version(self, prefix: str) -> int:
+        """
+        Return a number that is another one after each change below *prefix*.
+
+        *prefix* has the whole first part of its keys; other changes may count, too.
+        """
         ...
 
     def refresh(self, deadline_s: float) -> None:

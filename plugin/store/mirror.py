@@ -1,9 +1,9 @@
 """
 The store of a cluster's node: etcd decides, and reads answer whatever is down.
 
-Reads come from `MirroredRecords`, which a thread keeps up to date: it reads everything,
-follows a watch, and reads everything again after each break that the watch could not
-heal at once. Only that shows for sure whether etcd is still the one that we knew.
+Reads come from `MirroredRecords`, which a thread keeps up to date: it follows a watch
+from where they stand, at the start and after each break. Where etcd no longer has, or
+never had, what they are made of, it reads everything first.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _TOLD_WITHIN_S: Final = 0.1
 # For the refresh after a refused transaction: one attempt, so that all ends within 5 s.
 _SEE_WHY_S: Final = 1.25
 _STOP_S: Final = 10.0
+# Nearly all keys have a random id after one of these.
+_CUTS: Final = [kind + digit for kind in ("tomb/", "v/") for digit in "123456789abcdef"]
 _HINT: Final = "see that a majority of etcd's members runs and can be reached"
 
 
@@ -47,17 +49,17 @@ class MirrorStore:
         """
         Read the file *path* and begin to follow *etcd*, which this store also closes.
 
-        Raises:
-            StoreError: the file is damaged or cannot be opened.
-
+        A file that is of no use is set aside, and everything read from etcd.
         """
         self._etcd = etcd
         self._mirrored = MirroredRecords(path)
         self._changed = self._mirrored.changed
         self._cause = "no answer yet"
         self._heard_s = clock.monotonic_s()
-        # Everything was read since the last break.
+        # etcd has what is here, and since then there was no break.
         self._current = False
+        # Nothing here is to be followed on: a watch has found history to be gone.
+        self._doubted = False
         # In this era all changes up to this revision were seen to be here.
         self._complete = (0, 0)
         self._closed = False
@@ -102,10 +104,10 @@ class MirrorStore:
             self._require_filled()
             return self._mirrored.table.below(prefix), self._mirrored.reached
 
-    def version(self) -> int:
-        """Return how often a record has changed here."""
+    def version(self, prefix: str) -> int:
+        """Return how often records like those below *prefix* have changed here."""
         self._require_filled()
-        return self._mirrored.changes
+        return self._mirrored.table.changes(prefix)
 
     def refresh(self, deadline_s: float) -> None:
         """
@@ -191,17 +193,38 @@ class MirrorStore:
         """Keep the records until the store is closed."""
         while not self._closed:
             try:
-                self._follow(self._read_everything())
+                self._follow(self._reached_before() or self._read_everything())
             except CompactedError as error:
                 log.info("reading all records again: %s", error)
+                self._doubted = True
             except StoreError as error:
                 self._cause = str(error)
             except Exception as error:  # reads must not grow old without a word
                 log.exception("cannot follow etcd")
                 self._cause = f"internal error: {error}"
+                self._doubted = True
             with self._changed:
                 self._current = False
                 self._changed.wait_for(lambda: self._closed, _RETRY_PAUSE_S)
+
+    def _reached_before(self) -> int:
+        """
+        Return the revision after which to go on, 0 if everything has to be read first.
+
+        All this asks is whether etcd's history is still ours, which a backup that was
+        restored would replace: as it was at our revision, it had as many records, and
+        the same newest one.
+        """
+        asked_s = clock.monotonic_s()
+        with self._changed:
+            cluster, reached = self._mirrored.cluster, self._mirrored.reached
+            newest, count = self._mirrored.newest_reached(), len(self._mirrored.table)
+        if self._doubted or not reached or self._etcd.identity() != cluster:
+            return 0
+        if not self._etcd.had(newest, count, revision=reached):
+            return 0
+        self._in_step(asked_s)
+        return reached
 
     def _read_everything(self) -> int:
         """Replace all records; return the revision that it is of."""
@@ -210,12 +233,17 @@ class MirrorStore:
         cluster = self._etcd.identity()
         records, revision = self._etcd.prefix("", parts=self._parts())
         self._mirrored.replace(records, revision, cluster=cluster, asked_at=asked_at)
+        self._doubted = False
+        self._in_step(asked_s)
+        return revision
+
+    def _in_step(self, asked_s: float) -> None:
+        """Note that etcd, as it was asked, has what is here."""
         with self._changed:
             self._heard_s = asked_s
             self._current = True
             self._cause = "it is silent"
             self._changed.notify_all()
-        return revision
 
     def _follow(self, revision: int) -> None:
         """Take in all changes after *revision*, until an error ends it."""
@@ -235,7 +263,7 @@ class MirrorStore:
             watch.stop()
 
     def _await_current(self, deadline: clock.Deadline) -> tuple[int, int]:
-        """Return era and revision, once all was read since the last break."""
+        """Return era and revision, once etcd has what is here, after any break."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._current or self._closed, deadline.remaining_s()
@@ -249,7 +277,7 @@ class MirrorStore:
         """Return how to read everything: about half a page of known keys at a time."""
         with self._changed:
             table = self._mirrored.table
-            return Parts(table.every(PAGE_KEYS // 2), table.get)
+            return Parts(table.every(PAGE_KEYS // 2) or _CUTS, table.get)
 
     def _await_told(self, era: int, revision: int) -> bool:
         """Return whether all changes up to *revision* are here, or soon are."""

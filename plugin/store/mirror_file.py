@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from plugin.store.base import Record
-from plugin.store.database import open_database
+from plugin.store.database import open_cache
 
 _MIGRATIONS: Final = (
     """
@@ -35,8 +35,7 @@ class MirrorFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._connection = open_database(path, _MIGRATIONS)
-        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection = open_cache(path, _MIGRATIONS)
 
     def load(self) -> tuple[list[Record], str, int]:
         """Return the records, their cluster's identity, and their revision."""

@@ -22,6 +22,7 @@ import logging
 import sqlite3
 import threading
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 from plugin.store.base import Event, Operation, Put, Record
@@ -53,8 +54,6 @@ class MirroredRecords:
         self._deleted: dict[str, int] = {}
         # The newest change in memory; never before `reached`.
         self.newest = max([reached, *(each.mod_revision for each in records)])
-        # Grows with each change in memory.
-        self.changes = 0
         # Grows when etcd's history turns out to be another one than ours.
         self.era = 0
         self._writing = threading.Lock()
@@ -110,7 +109,6 @@ class MirroredRecords:
                     self._deleted.pop(key, None)
                 if changes:
                     self.table.change(changes)
-                    self.changes += 1
                 self._reach(revision)
             self._save(changes)
 
@@ -129,6 +127,11 @@ class MirroredRecords:
                 )
             events.append(Event(key, revision, record))
         return events
+
+    def newest_reached(self) -> Record | None:
+        """Return the record that changed last, up to `reached`; None without one."""
+        known = (r for r in self.table.below("") if r.mod_revision <= self.reached)
+        return max(known, key=attrgetter("mod_revision"), default=None)
 
     def close(self) -> None:
         """Close the file."""
@@ -153,7 +156,6 @@ class MirroredRecords:
 
     def _set(self, key: str, record: Record | None) -> None:
         self._deleted.pop(key, None)
-        self.changes += 1
         if record is None:
             self.table.remove(key)
         else:

@@ -62,8 +62,9 @@ class SqliteStore:
                 connection.execute("COMMIT")
         return [Record(*row) for row in rows], revision
 
-    def version(self) -> int:
+    def version(self, prefix: str) -> int:
         """Return the revision."""
+        del prefix
         with self._reading() as connection:
             return _revision(connection)
 

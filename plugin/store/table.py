@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from plugin.store.base import Record
@@ -17,6 +18,8 @@ class Table:
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self._records = {each.key: each for each in records}
         self._keys = sorted(self._records)
+        # By the first part of the keys: volumes, heads, nodes change at other times.
+        self._changes: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._records)
@@ -24,6 +27,10 @@ class Table:
     def get(self, key: str) -> Record | None:
         """Return the record of *key*."""
         return self._records.get(key)
+
+    def changes(self, prefix: str) -> int:
+        """Return a number that grows with each change below *prefix*, and others."""
+        return self._changes[_part(prefix)]
 
     def keys(self, first: str, after: str) -> list[str]:
         """Return the keys from *first* to before *after*, "" for no end."""
@@ -43,6 +50,7 @@ class Table:
     def change(self, changes: Mapping[str, Record | None]) -> None:
         """Do many *changes* at once: each alone would move all keys behind its own."""
         for key, record in changes.items():
+            self._changes[_part(key)] += 1
             if record is None:
                 self._records.pop(key, None)
             else:
@@ -51,6 +59,7 @@ class Table:
 
     def put(self, record: Record) -> None:
         """Let *record* be what its key holds."""
+        self._changes[_part(record.key)] += 1
         if record.key not in self._records:
             insort(self._keys, record.key)
         self._records[record.key] = record
@@ -59,5 +68,10 @@ class Table:
         """Let *key* be absent; return whether it was there."""
         if self._records.pop(key, None) is None:
             return False
+        self._changes[_part(key)] += 1
         del self._keys[bisect_left(self._keys, key)]
         return True
+
+
+def _part(key: str) -> str:
+    return key.partition("/")[0]

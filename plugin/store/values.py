@@ -86,12 +86,12 @@ class Values(Generic[Kind]):
         # With each value what tells whether its record has changed; the record itself
         # would take more memory than the value.
         self._decoded: dict[str, tuple[int, Kind | None]] = {}
-        # What was read last, and of which version of the store.
+        # What was read last, and of which version of these records.
         self._last: tuple[int, str, Read[Kind]] | None = None
 
     def read(self, *, naming: str = "") -> Read[Kind]:
         """Return the values; with *naming*, only of the records that contain it."""
-        version, last = self._store.version(), self._last
+        version, last = self._store.version(self._prefix), self._last
         if last is not None and last[:2] == (version, naming):
             return last[2]
         clue, suffix = naming.encode(), self._suffix

@@ -46,7 +46,9 @@ def labels_of(node_id: str, volumes: Iterable[tuple[str, Head]]) -> dict[str, st
     """Return the labels that tell what the node has of *volumes*, by their names."""
     found = {}
     for name, head in volumes:
-        if node_id == head.owner:
+        # Who came to own it and gave up is no member: it has nothing of it.
+        gave_up = head.phase == "idle" and node_id not in head.members
+        if node_id == head.owner and not gave_up:
             found[PREFIX + name] = "owner"
         elif node_id in head.members:
             found[PREFIX + name] = "replica"

@@ -7,7 +7,7 @@ volume exists all the same: `unreadable` has its name.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,7 @@ import msgspec
 from plugin.errors import ChangedError
 from plugin.model import Phase, VolumeHead, VolumeRecord
 from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Record, Store
-from plugin.store.values import Values, readable, value_of
+from plugin.store.values import Read, Values, readable, value_of
 
 _PREFIX: Final = "volumes/"
 
@@ -35,6 +35,8 @@ class Catalogue:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._heads = Values(store, VolumeHead, prefix=_PREFIX)
+        # The names by id, and what they were read from.
+        self._names: tuple[Read[VolumeHead], Mapping[str, str]] | None = None
 
     def find(self, name: str) -> Stored | None:
         """Return the record of *name*, in whatever phase, from local knowledge."""
@@ -50,19 +52,23 @@ class Catalogue:
         return self._heads.read().unreadable
 
     def of_ids(self, ids: Collection[str]) -> list[VolumeRecord]:
-        """Return the records of volumes by id; only these are decoded."""
+        """Return the records of volumes by id, sorted by name; only these are read."""
+        names = self.names() if ids else {}
         found = []
-        for name, head in self._heads.read().values.items() if ids else ():
-            if head.id in ids:
-                record = readable(self._store.get(_PREFIX + name), VolumeRecord)
-                # The name may have gone to another volume meanwhile.
-                if record is not None and record.id == head.id:
-                    found.append(record)
+        for name, volume_id in sorted((names[e], e) for e in ids if e in names):
+            record = readable(self._store.get(_PREFIX + name), VolumeRecord)
+            # The name may have gone to another volume meanwhile.
+            if record is not None and record.id == volume_id:
+                found.append(record)
         return found
 
-    def names(self) -> dict[str, str]:
+    def names(self) -> Mapping[str, str]:
         """Return the name of every volume by its id."""
-        return {each.id: each.name for each in self.heads()}
+        read, known = self._heads.read(), self._names
+        if known is None or known[0] is not read:
+            names = {head.id: name for name, head in read.values.items()}
+            known = self._names = read, names
+        return known[1]
 
     def insert(self, record: VolumeRecord) -> Stored | None:
         """Return *record* as stored; None if the name has been taken meanwhile."""

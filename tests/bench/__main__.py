@@ -15,7 +15,7 @@ from tests.support.host import Host
 
 from . import containers, disk, files, machine, protocol, start
 from .report import Row, tables
-from .scale import FULL, QUICK, Scale
+from .sizes import FULL, QUICK, Sizes
 from .subjects import InstalledDaemon, NoOp, Rclone
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def main() -> int:
         help="a fresh one for the volumes, or the machine's own (default: %(default)s)",
     )
     arguments = parser.parse_args()
-    scale = QUICK if arguments.quick else FULL
+    sizes = QUICK if arguments.quick else FULL
     if missing := engine_support.missing():
         parser.error(f"needs {missing}")
     peer_missing = Rclone.missing()
@@ -53,7 +53,7 @@ def main() -> int:
         described["filesystem"] = disk.prepare(host, arguments.filesystem)
         peers = disk.peer_directory(host, arguments.filesystem)
         _say("\n".join(f"{key}: {text}" for key, text in described.items()))
-        bench = Bench(host, scale, peers, with_rclone=not peer_missing)
+        bench = Bench(host, sizes, peers, with_rclone=not peer_missing)
         rows = list(bench.sections(arguments.section or SECTIONS))
     duration_s = round(time.monotonic() - began, 1)
     print(tables(rows))
@@ -62,7 +62,7 @@ def main() -> int:
     if arguments.json:
         result = {
             "machine": described,
-            "scale": scale.name,
+            "sizes": sizes.name,
             "duration_s": duration_s,
             "sections": bench.conditions,
             "rows": [each.json() for each in rows],
@@ -75,10 +75,10 @@ class Bench:
     """One run in one host."""
 
     def __init__(
-        self, host: Host, scale: Scale, peers: str, *, with_rclone: bool
+        self, host: Host, sizes: Sizes, peers: str, *, with_rclone: bool
     ) -> None:
         self._host = host
-        self._scale = scale
+        self._sizes = sizes
         self._rclone = Rclone(host, peers) if with_rclone else None
         self._no_op = NoOp(host, peers)
         self._empty = self._daemon("empty")
@@ -107,26 +107,26 @@ class Bench:
     def _protocol(self) -> Iterator[Row]:
         _say("calls on the plugin's socket")
         with _running(self._empty, self._rclone):
-            yield from protocol.measure(self._empty, self._rclone, self._scale)
+            yield from protocol.measure(self._empty, self._rclone, self._sizes)
         self._fill()
         with _running(self._full):
-            yield from protocol.measure_many(self._full, self._scale)
+            yield from protocol.measure_many(self._full, self._sizes)
 
     def _start(self) -> Iterator[Row]:
         _say("start and memory")
         self._fill()
-        yield from start.measure(self._empty, self._full, self._rclone, self._scale)
+        yield from start.measure(self._empty, self._full, self._rclone, self._sizes)
 
     def _containers(self) -> Iterator[Row]:
         _say("volumes and containers of an engine")
         with _running(self._empty, self._rclone, self._no_op):
             engine = self._started_engine()
-            yield from containers.measure(engine, self._rclone, self._scale)
+            yield from containers.measure(engine, self._rclone, self._sizes)
 
     def _files(self) -> Iterator[Row]:
         _say("file operations in a container")
         with _running(self._empty):
-            yield from files.measure(self._started_engine(), self._scale)
+            yield from files.measure(self._started_engine(), self._sizes)
 
     def _started_engine(self) -> Engine:
         """Return the engine that the sections share; it ends with the host."""
@@ -142,12 +142,12 @@ class Bench:
             began = time.monotonic()
             protocol.create_many(
                 self._full.socket,
-                self._scale.many_volumes,
+                self._sizes.many_volumes,
                 {},
                 parallel=protocol.PARALLEL_CREATES,
             )
             taken_s = time.monotonic() - began
-            _say(f"  {self._scale.many_volumes} volumes made in {taken_s:.1f} s")
+            _say(f"  {self._sizes.many_volumes} volumes made in {taken_s:.1f} s")
 
 
 class _running:  # noqa: N801 - reads as a statement

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.support.engine import Engine
 
-    from .scale import Scale
+    from .sizes import Sizes
 
 AGAINST_LOCAL = Target(ratio_max=1.15)
 SECTION = "Volumes and containers of an engine"
@@ -24,22 +24,22 @@ RUN_VOLUME = "bench-run"
 PAIR_VOLUME = "bench-pair"
 
 
-def measure(engine: Engine, rclone: Rclone | None, scale: Scale) -> Iterator[Row]:
+def measure(engine: Engine, rclone: Rclone | None, sizes: Sizes) -> Iterator[Row]:
     """Yield the rows; the engine runs, with the plugins of all drivers."""
     options: dict[str, Mapping[str, str]] = {"local": {}, "remora": {}, "no-op": {}}
     if rclone is not None:
         options["rclone"] = rclone.options
     api = EngineApi(engine.host)
     try:
-        bench = _Bench(engine, api, options, warm_up=scale.warm_up)
+        bench = _Bench(engine, api, options, warm_up=sizes.warm_up)
         bench.make_volumes()
         create = "volume create + rm, "
         run = "run --rm -v volume:/d image true, "
         for key, what, action, rounds in (
-            ("pair-api", create + "engine API", bench.pair_api, scale.pair_rounds_api),
-            ("pair-cli", create + "CLI", bench.pair_cli, scale.pair_rounds_cli),
-            ("run-api", run + "engine API", bench.run_api, scale.run_rounds),
-            ("run-cli", run + "CLI", bench.run_cli, scale.run_rounds),
+            ("pair-api", create + "engine API", bench.pair_api, sizes.pair_rounds_api),
+            ("pair-cli", create + "CLI", bench.pair_cli, sizes.pair_rounds_cli),
+            ("run-api", run + "engine API", bench.run_api, sizes.run_rounds),
+            ("run-cli", run + "CLI", bench.run_cli, sizes.run_rounds),
         ):
             samples = bench.in_turns(action, rounds)
             yield row(SECTION, key, what, samples, target=AGAINST_LOCAL)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.support.engine import Engine
 
-    from .scale import Scale
+    from .sizes import Sizes
 
 AGAINST_LOCAL = Target(ratio_min=0.97)
 SECTION = "File operations in a container (ratios of speeds)"
@@ -35,25 +35,25 @@ VOLUMES = {
 WORK_DEADLINE_S = 900.0
 
 
-def measure(engine: Engine, scale: Scale) -> Iterator[Row]:
+def measure(engine: Engine, sizes: Sizes) -> Iterator[Row]:
     """Yield the rows; the engine runs, with our plugin."""
     engine.docker("import", "-", IMAGE, stdin=_usr_image())
     for name, (_, driver) in VOLUMES.items():
         engine.docker("volume", "create", "-d", driver, f"bench-io-{name}")
     try:
-        times = json.loads(_work(engine, scale))
+        times = json.loads(_work(engine, sizes))
     finally:
         for name in VOLUMES:
             engine.docker("volume", "rm", f"bench-io-{name}", check=False)
-    small = f"{scale.io_small_files} files of 4 KiB"
+    small = f"{sizes.io_small_files} files of 4 KiB"
     words = {
-        "write": f"write {scale.io_file_bytes >> 20} MiB, fsync",
-        "read-cold": f"read {scale.io_file_bytes >> 20} MiB, not cached",
-        "read-cached": f"read {scale.io_file_bytes >> 20} MiB, cached",
+        "write": f"write {sizes.io_file_bytes >> 20} MiB, fsync",
+        "read-cold": f"read {sizes.io_file_bytes >> 20} MiB, not cached",
+        "read-cached": f"read {sizes.io_file_bytes >> 20} MiB, cached",
         "create": f"create {small}",
         "stat": f"stat {small}",
         "unlink": f"unlink {small}",
-        "synced-write": f"{scale.io_synced_writes} x 4 KiB with fsync",
+        "synced-write": f"{sizes.io_synced_writes} x 4 KiB with fsync",
     }
     for key, what in words.items():
         taken = {VOLUMES[name][0]: each for name, each in times[key].items()}
@@ -62,12 +62,12 @@ def measure(engine: Engine, scale: Scale) -> Iterator[Row]:
         )
 
 
-def _work(engine: Engine, scale: Scale) -> str:
+def _work(engine: Engine, sizes: Sizes) -> str:
     numbers = (
-        scale.io_rounds,
-        scale.io_file_bytes,
-        scale.io_small_files,
-        scale.io_synced_writes,
+        sizes.io_rounds,
+        sizes.io_file_bytes,
+        sizes.io_small_files,
+        sizes.io_synced_writes,
     )
     mounts = [f"--volume=bench-io-{name}:/{name}" for name in VOLUMES]
     return engine.run(

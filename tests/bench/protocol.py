@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from .scale import Scale
+    from .sizes import Sizes
 
 ENGINE_ID = "0123456789abcdef" * 4
 PARALLEL_CREATES = 16
@@ -25,30 +25,30 @@ Socket = tuple["Path", "dict[str, str]"]
 
 
 def measure(
-    daemon: InstalledDaemon, rclone: Rclone | None, scale: Scale
+    daemon: InstalledDaemon, rclone: Rclone | None, sizes: Sizes
 ) -> Iterator[Row]:
     """Yield the rows of the calls that read and those that change."""
     sockets = {"remora": (daemon.socket, {})}
     if rclone is not None:
         sockets["rclone"] = (rclone.socket, rclone.options)
     for path, options in sockets.values():
-        create_many(path, scale.volumes, options, parallel=1)
-    yield from _reads(sockets, scale)
-    yield from _changes(sockets, scale)
+        create_many(path, sizes.volumes, options, parallel=1)
+    yield from _reads(sockets, sizes)
+    yield from _changes(sockets, sizes)
     for path, _ in sockets.values():
-        for number in range(scale.volumes):
+        for number in range(sizes.volumes):
             _succeed(path, "Remove", {"Name": volume(number)})
 
 
-def measure_many(daemon: InstalledDaemon, scale: Scale) -> Iterator[Row]:
-    """Yield the rows of reading from a daemon that has `scale.many_volumes`."""
-    many = f"{scale.many_volumes:,}"
+def measure_many(daemon: InstalledDaemon, sizes: Sizes) -> Iterator[Row]:
+    """Yield the rows of reading from a daemon that has `sizes.many_volumes`."""
+    many = f"{sizes.many_volumes:,}"
     listed = call(daemon.socket, "VolumeDriver.List", {})["Volumes"]
-    if len(listed) != scale.many_volumes:
+    if len(listed) != sizes.many_volumes:
         raise AssertionError(f"{len(listed)} volumes are listed")
     calls = {
-        "list-many": ("List", b"{}", LONG_LIST, scale.many_calls),
-        "get-many": ("Get", _body(scale.many_volumes // 2), QUICK_CALL, scale.calls),
+        "list-many": ("List", b"{}", LONG_LIST, sizes.many_calls),
+        "get-many": ("Get", _body(sizes.many_volumes // 2), QUICK_CALL, sizes.calls),
     }
     for key, (method, body, target, count) in calls.items():
         sent = request(f"VolumeDriver.{method}", body)
@@ -75,28 +75,28 @@ def volume(number: int) -> str:
     return f"bench-volume-{number:05}"
 
 
-def _reads(sockets: Mapping[str, Socket], scale: Scale) -> Iterator[Row]:
+def _reads(sockets: Mapping[str, Socket], sizes: Sizes) -> Iterator[Row]:
     bodies = {"Path": _body(1), "Get": _body(1), "List": b"{}"}
     times: dict[str, dict[str, list[float]]] = {
         method: {name: [] for name in sockets} for method in bodies
     }
-    for order in turns(tuple(sockets), scale.calls):
+    for order in turns(tuple(sockets), sizes.calls):
         for method, body in bodies.items():
             sent = request(f"VolumeDriver.{method}", body)
             for name in order:
                 times[method][name].append(timed_call_ms(sockets[name][0], sent))
     for method, samples in times.items():
-        what = f"{method}, {scale.volumes} volumes"
+        what = f"{method}, {sizes.volumes} volumes"
         yield row(SECTION, method.lower(), what, samples, target=QUICK_CALL)
 
 
-def _changes(sockets: Mapping[str, Socket], scale: Scale) -> Iterator[Row]:
+def _changes(sockets: Mapping[str, Socket], sizes: Sizes) -> Iterator[Row]:
     """Yield rows without a target: the plugin's own part of what an engine takes."""
     methods = ("Create", "Mount", "Unmount", "Remove")
     times: dict[str, dict[str, list[float]]] = {
         method: {name: [] for name in sockets} for method in methods
     }
-    for number, order in enumerate(turns(tuple(sockets), scale.change_rounds)):
+    for number, order in enumerate(turns(tuple(sockets), sizes.change_rounds)):
         for name in order:
             path, options = sockets[name]
             target = f"bench-change-{number:05}"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from .scale import Scale
+    from .sizes import Sizes
 
 START = Target(p50_max=600.0)
 MEMORY = Target(p50_max=60.0)
@@ -27,29 +27,29 @@ def measure(
     empty: InstalledDaemon,
     full: InstalledDaemon,
     rclone: Rclone | None,
-    scale: Scale,
+    sizes: Sizes,
 ) -> Iterator[Row]:
-    """Yield the rows; *full* has `scale.many_volumes`, and nothing runs."""
+    """Yield the rows; *full* has `sizes.many_volumes`, and nothing runs."""
     subjects = {"empty": empty, "full": full}
     if rclone is not None:
         subjects["rclone"] = rclone
-    for subject in subjects.values() if scale.warm_up else ():
+    for subject in subjects.values() if sizes.warm_up else ():
         subject.timed_start_ms()  # reads the programs from disk, makes directories
         subject.stop()
     times: dict[str, list[float]] = {name: [] for name in subjects}
-    for order in turns(tuple(subjects), scale.start_rounds):
+    for order in turns(tuple(subjects), sizes.start_rounds):
         for name in order:
             times[name].append(subjects[name].timed_start_ms())
             subjects[name].stop()
-    many = f"{scale.many_volumes:,} volumes"
+    many = f"{sizes.many_volumes:,} volumes"
     peer = {"rclone": times["rclone"]} if rclone is not None else {}
     what = "start to first answer, "
     first = {"remora": times["empty"], **peer}
     second = {"remora": times["full"]}
     yield row(SECTION, "start-empty", what + "no volumes", first, target=START)
     yield row(SECTION, "start-many", what + many, second, target=START)
-    yield from _memory("empty", "no volumes", empty, rclone, scale)
-    yield from _memory("many", many, full, None, scale)
+    yield from _memory("empty", "no volumes", empty, rclone, sizes)
+    yield from _memory("many", many, full, None, sizes)
 
 
 def _memory(
@@ -57,19 +57,19 @@ def _memory(
     what: str,
     daemon: InstalledDaemon,
     rclone: Rclone | None,
-    scale: Scale,
+    sizes: Sizes,
 ) -> Iterator[Row]:
     subjects: dict[str, InstalledDaemon | Rclone] = {"remora": daemon}
     if rclone is not None:
         subjects["rclone"] = rclone
-    calls = f"{scale.calls_before_memory:,} calls"
+    calls = f"{sizes.calls_before_memory:,} calls"
     found: dict[str, dict[str, list[float]]] = {}
     for name, subject in subjects.items():
         subject.timed_start_ms()
         try:
-            settle(scale.settle_s)
+            settle(sizes.settle_s)
             _note(found, name, "start", subject.pid)
-            _call(subject.socket, scale.calls_before_memory)
+            _call(subject.socket, sizes.calls_before_memory)
             _note(found, name, "calls", subject.pid)
         finally:
             subject.stop()

@@ -137,6 +137,17 @@ def test_a_quick_run_between_nodes_gives_every_row() -> None:
     assert "together" in begins
 
 
+def test_a_quick_run_with_many_volumes_gives_every_row() -> None:
+    if missing := node.missing() or ("" if shutil.which("etcd") else "etcd"):
+        pytest.skip(f"needs {missing}")
+    rows = quick_rows("tests.bench.scale", timeout_s=180)
+    begins = [each.split("|")[1].strip() for each in rows]
+    assert "at rest: etcd's transactions a second" in begins
+    assert begins[-1].startswith("leases ended") or begins[-1].startswith("warning: ")
+    [never] = [each for each in rows if "never copied" in each]
+    assert never.endswith("| 0 |")
+
+
 @pytest.mark.long
 def test_a_quick_run_on_nfs_gives_every_row() -> None:
     rows = quick_rows("tests.bench.nfs", timeout_s=300)

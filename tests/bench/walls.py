@@ -148,11 +148,16 @@ def measure_daemon(owner: Owner, volumes: int) -> None:
         owner.launch()
         wait(lambda: owner.call("Capabilities").status == 200)
 
+    def told_cpu() -> None:
+        print(f"| the same: processor time | {cpu_s(owner.process.pid):.2f} s |")
+
     timed("a new node: start to first answer", started)
+    told_cpu()
     timed("the same: to a list of all volumes", listed)
     timed("the same: to membership", owner.wait_member)
     owner.stop()
     timed("a restarted node: start to first answer", started)
+    told_cpu()
     timed("the same: to a list of all volumes", listed)
     timed("the same: to membership", owner.wait_member)
     time.sleep(SETTLE_S)

@@ -106,11 +106,15 @@ def shared_records(server: etcd.Cluster) -> Iterator[Records]:
 def shared_owners(
     server: etcd.Cluster, shared_records: Records
 ) -> Iterator[tuple[Owner, Owner]]:
-    """Yield two nodes for tests that leave them as they were."""
+    """
+    Yield two nodes for tests that leave them as they were.
+
+    A Mount there waits for no other node's owner: it is refused at once.
+    """
     server.heal()
     owners = _owners(server, shared_records.store.settings.prefix)
     make = next(owners)
-    yield make("alpha"), make("beta")
+    yield make("alpha", mount_wait_s=0), make("beta", mount_wait_s=0)
     next(owners, None)
 
 

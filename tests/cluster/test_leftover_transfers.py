@@ -20,6 +20,8 @@ from tests.support.processes import stopped, with_open
 Make = Callable[..., Owner]
 NAME = "data"
 FILES, FILE_SIZE = 40, 200_000
+# More than a few exchanges bring, and fewer than that when half of them are there.
+AHEAD, AHEAD_SIZE = 150, 30_000
 # The first copy takes a few seconds.
 LIMIT = '[replication]\nbandwidth_limit = "1MiB"'
 
@@ -115,6 +117,40 @@ def test_what_an_earlier_attempt_left_is_no_part_of_a_full_commit(
     (file.parent / "other").write_text("new")
     wait_same(alpha, beta, volume_id)
     alpha.unmount(NAME)
+
+
+def test_files_that_came_ahead_of_an_owner_that_died_are_compared_again(
+    make_owner: Make, records: Records
+) -> None:
+    """One of them has changed since, and kept its size and times."""
+    alpha, beta = make_owner("alpha", profiles=LIMIT), make_owner("beta")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
+    beta.wait_known(NAME)
+    alpha.mount(NAME)
+    source, home = live(alpha, volume_id), beta.copy(volume_id)
+    for number in range(AHEAD):
+        (source / f"{number:03}").write_bytes(os.urandom(AHEAD_SIZE))
+    wait_same(alpha, beta, volume_id)
+    beta.kill()
+    (home / "manifest.db").unlink()  # it believes nothing of what it has
+    beta.start()
+    beta.wait_member()
+    (source / "new").write_text("there")
+    tree = home / "staging/tree"
+    wait_until(
+        lambda: tree.exists() and len([*tree.iterdir()]) > AHEAD // 2,
+        "it is filled",
+        timeout_s=WAIT_S,
+    )
+    alpha.kill()
+    # With it goes what it knew of the time since it has begun to fill.
+    (alpha.copy(volume_id) / "manifest.db").unlink()
+    before = (source / "000").stat()
+    (source / "000").write_bytes(os.urandom(AHEAD_SIZE))
+    os.utime(source / "000", ns=(before.st_atime_ns, before.st_mtime_ns))
+    alpha.start()
+    alpha.wait_member()
+    wait_same(alpha, beta, volume_id)
 
 
 def test_a_member_that_lost_its_manifest_is_in_step_again(

@@ -153,6 +153,26 @@ def test_a_record_that_cannot_be_read_leaves_no_writer_unguarded(
     writer.wait_writing()
 
 
+def test_a_head_that_cannot_be_read_ends_no_writer_while_the_lease_goes_on(
+    make_owner: Make, records: Records
+) -> None:
+    owner = make_owner("alpha", failsafe=False, lease_ttl_s=30)
+    volume_id, writer = start_writer(owner)
+    owner.kill()
+    key = f"v/{volume_id}/head"
+    head = records.store.get(key)
+    assert head is not None
+    records.store.transact([], [Put(key, b"{")])
+    owner.start()
+    owner.wait_member()
+    writer.wait_writing()
+    assert " stops " not in owner.guard_log()
+    records.store.transact([], [Put(key, head.value)])
+    writer.end()
+    owner.unmount(NAME)
+    assert records.head(volume_id).phase == "idle"
+
+
 def test_a_volume_taken_while_its_daemon_was_dead_is_lost_with_its_tail_kept(
     make_owner: Make, records: Records
 ) -> None:

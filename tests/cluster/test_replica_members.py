@@ -118,6 +118,40 @@ def test_of_an_idle_volume_copies_are_replaced_though_its_last_owner_is_dead(
     assert wait_members(records, volume_id, member, other).epoch == epoch
 
 
+def test_copies_of_a_released_volume_are_replaced_though_a_node_gave_it_up(
+    three: Three, records: Records
+) -> None:
+    """The copies have promised an epoch that nobody begins any more."""
+    alpha = three[0]
+    volume_id = create(*three)
+    member, other = with_copy(three, records, volume_id)
+    alpha.unmount(NAME)
+    epoch = wait_members(records, volume_id, alpha, member).epoch
+    other.wait_known(NAME, ownership="idle")
+    # Neither of them can hand its bytes out, so the Mount fails.
+    manifests = [each.copy(volume_id) / "manifest.db" for each in (alpha, member)]
+    for each in manifests:
+        each.rename(each.with_name("moved"))
+        each.mkdir()
+    assert other.call("Mount", {"Name": NAME, "ID": "one"}).error
+    for each in manifests:
+        each.rmdir()
+        each.with_name("moved").rename(each)
+    head = records.head(volume_id)
+    assert (head.epoch, head.phase, head.owner) == (epoch + 1, "idle", other.id)
+    assert member.replica(volume_id).promised == epoch + 1
+    alpha.kill()
+    head = wait_members(records, volume_id, member, other)
+    assert (head.epoch, head.phase) == (epoch + 1, "idle")
+    assert shape(live(other, volume_id)) == shape(live(member, volume_id))
+    replicas = f"/v1/volumes/{NAME}/replicas"
+    other.control_ok("DELETE", f"{replicas}/{member.name}")
+    wait_gone(member, volume_id)
+    moved = other.control_ok("POST", f"/v1/volumes/{NAME}/move", {"node": member.name})
+    assert moved["owner"] == other.name
+    wait_members(records, volume_id, member, other)
+
+
 def test_a_node_that_was_removed_is_replaced(three: Three, records: Records) -> None:
     alpha = three[0]
     volume_id = create(*three)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -288,3 +289,20 @@ def test_ten_thousand_records(mirrors: MirrorBench) -> None:
     mirrors.kill()
     timed("start without etcd", mirrors.mirror)
     assert len(mirrors.opened[-1].prefix("v/")[0]) == 9_999
+
+
+def test_who_asks_which_cluster_it_is_makes_etcd_write_nothing(
+    mirrors: MirrorBench,
+) -> None:
+    """Each mirror asks whenever its watch is opened anew, every few quiet seconds."""
+
+    def written() -> int:
+        [status] = json.loads(mirrors.cluster.ctl("endpoint", "status", "-w", "json"))
+        return int(status["Status"]["raftIndex"])
+
+    store = mirrors.etcd()
+    first = store.identity()
+    before = written()
+    assert {store.identity() for _ in range(5)} == {first}
+    assert mirrors.etcd().identity() == first
+    assert written() == before

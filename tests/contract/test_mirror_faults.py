@@ -11,7 +11,8 @@ import pytest
 
 from backends.system import clock
 from plugin.errors import StoreError
-from plugin.store.base import Put
+from plugin.store.base import Delete, Put
+from plugin.store.etcd.store import EtcdStore
 from plugin.store.mirror import MirrorStore
 from tests.support import etcd
 from tests.support.etcd import wait_until
@@ -96,6 +97,39 @@ def test_it_goes_on_after_a_compaction(own_mirrors: MirrorBench) -> None:
     own_mirrors.cluster.ctl("compact", str(last))
     put(other, "c")
     wait_until(lambda: keys(mirror) == ["a", "b", "c"], "the records")
+
+
+def test_a_restart_and_a_break_read_only_what_has_changed(
+    mirrors: MirrorBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many records it takes seconds to read all, which nobody must wait for."""
+    mirror, other = mirrors.ready(), mirrors.etcd()
+    for key in ("gone", "kept", "old"):
+        last = put(mirror, key, b"before")
+    wait_until(lambda: mirror.prefix("")[1] >= last, "the watch")
+    mirror.close()
+    put(other, "old", b"after")
+    other.transact([], [Delete("gone")])
+    monkeypatch.setattr(EtcdStore, "prefix", refuse_all)
+    mirror = mirrors.mirror()
+    mirror.refresh(WITHIN_S)
+    assert [(each.key, each.value) for each in mirror.prefix("")[0]] == [
+        ("kept", b"before"),
+        ("old", b"after"),
+    ]
+    last = put(mirror, "new")
+    wait_until(lambda: mirror.prefix("")[1] >= last, "the watch")
+    mirrors.kill()
+    wait_until(lambda: not mirror._current, "the break")
+    mirrors.cluster.heal()
+    put(mirrors.etcd(), "newer")
+    mirror.refresh(WITHIN_S)
+    assert keys(mirror) == ["kept", "new", "newer", "old"]
+    assert mirror.fault() is None
+
+
+def refuse_all(*_: object, **__: object) -> None:
+    raise AssertionError("everything was read")
 
 
 @pytest.mark.parametrize("heals_at_once", [True, False])

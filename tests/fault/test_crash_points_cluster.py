@@ -20,6 +20,9 @@ from tests.fault.two_nodes import World
 from tests.fault.world import PATIENCE_S
 from tests.support.fuse import lives
 
+# Of the Mount of a node that waits, for half of it, for the dead one to come back.
+SHORT_MOUNT_S = 8.0
+
 
 def first_mount(world: World) -> None:
     """Begin a volume that another node has made, write to it, and let it go."""
@@ -88,7 +91,7 @@ def test_a_kill_at_any_step_leaves_what_the_next_owner_understands(
     for directory, life in lives(
         disk, lambda at: prepare(at, written=act is next_mount), start, act
     ):
-        beta = World(directory, "beta")
+        beta = World(directory, "beta", mount_deadline_s=SHORT_MOUNT_S)
         written = alpha_content(directory, beta)
         before = beta.head()
         assert act is first_mount or written == "precious"

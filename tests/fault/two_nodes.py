@@ -79,9 +79,15 @@ class SharedStore(SqliteStore):
 
 
 class World:
-    """One start of the inside of node *name*'s daemon, which has joined the cluster."""
+    """
+    One start of the inside of node *name*'s daemon, which has joined the cluster.
 
-    def __init__(self, directory: Path, name: str) -> None:
+    A Mount waits for half of *mount_deadline_s* for who lives and does not answer.
+    """
+
+    def __init__(
+        self, directory: Path, name: str, *, mount_deadline_s: float = 30.0
+    ) -> None:
         self.others: dict[str, World] = {}
         home = directory / name
         (home / "mounts").mkdir(parents=True, exist_ok=True)
@@ -121,7 +127,7 @@ class World:
                 quarantine=self.pool.quarantine,
                 events=self.events,
                 mount_dir=home / "mounts",
-                times=Times(30, 0, 10.0),
+                times=Times(mount_deadline_s, 0, 10.0),
             )
         )
         self.witness = self._witness(self.catalogue)

@@ -10,6 +10,7 @@ import pytest
 from plugin.fencing import fences as fences_module
 from plugin.fencing import processes
 from plugin.fencing.fences import Fences
+from plugin.fencing.held import HeldVolume
 from tests.fencing.world import FLEE, WAIT_S, Volume, container
 from tests.support.host import wait_until
 
@@ -50,3 +51,24 @@ def test_who_was_stopped_last_goes_on_as_well(
 
         for _ in range(TURNS):
             wait_until(is_caught, timeout_s=WAIT_S, what="the process is stopped")
+
+
+def test_a_deadline_that_the_daemon_does_not_know_yet_is_the_one_told_before(
+    tmp_path: Path,
+) -> None:
+    def told(deadline_s: float, *, as_before: bool = False) -> HeldVolume:
+        return HeldVolume("a", "8:1", "/", "/x", deadline_s, as_before=as_before)
+
+    fences = Fences(str(tmp_path), log=print)
+    fences.hold([told(1e9)])
+    # Another guard goes on with it, for a daemon that knows nothing.
+    fences = Fences(str(tmp_path), log=print)
+    for _ in range(2):
+        fences.hold([told(0.0, as_before=True)])
+        assert fences.next_s() == 1e9
+    fences.hold([told(5.0)])
+    assert fences.next_s() == 5.0
+    # Whatever was never told is not to run.
+    fences.hold([])
+    fences.hold([told(0.0, as_before=True)])
+    assert fences.next_s() == 0.0

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal.journal import EVERYTHING, Journal
-from tests.support.journal_trees import VOLUME, carry
+from backends.rsync.journal.entries import Commit
+from backends.rsync.journal.journal import EVERYTHING, Journal, Package
+from backends.system.clock import Deadline
+from plugin.ownership.copy_states import CopyStates
+from plugin.replication.journals import Journals
+from tests.support.journal_trees import VOLUME, carry, shape
 from tests.support.processes import descriptors
 from tests.support.watching import make_root
 
@@ -43,29 +50,70 @@ def test_a_passing_error_discards_no_manifest(
     assert failed
 
 
-def test_a_damaged_manifest_is_kept_while_a_commit_depends_on_it(
+def commit(owner: Journal, seq: int, base: Commit | None) -> Package:
+    """Return the owner's next commit, packed, with all that is new since *base*."""
+    changes = owner.look(EVERYTHING)
+    owner.record(changes, (1, seq))
+    paths = [each.entry.path for each in changes.changed]
+    return owner.pack(base, only=[] if base else paths)
+
+
+def test_a_commit_is_applied_although_its_manifest_is_damaged_meanwhile(
     journal_of: Callable[[], Journal], tmp_path: Path
 ) -> None:
-    owner_home = tmp_path / "owner"
-    owner_home.mkdir()
-    make_root(owner_home / "live")
-    with closing(Journal(owner_home, VOLUME)) as owner, closing(journal_of()) as member:
-        for number, content in enumerate((b"1", b"22"), start=1):
-            (owner.live / "file").write_bytes(content)
-            owner.record(owner.look(EVERYTHING), (1, number))
-            base = (1, number - 1) if number > 1 else None
-            package = owner.pack(base, only=[] if base else [b"file"])
-            assert carry(package, member) == []
-            owner.unpack()
-            if number == 1:
-                member.apply()
-        path = member.home / "manifest.db"
-    whole = path.read_bytes()
-    path.write_bytes(b"not a database" * 99)
-    with pytest.raises(BackendError, match="cannot use the manifest"):
-        journal_of()
-    path.write_bytes(whole)
-    with closing(journal_of()) as member:
-        member.apply()
-        assert member.commit() == (1, 2)
-        assert (member.live / "file").read_bytes() == b"22"
+    """Its bytes are all here. What else is here is compared before the next commit."""
+    (tmp_path / "owner").mkdir()
+    make_root(tmp_path / "owner/live")
+    with closing(Journal(tmp_path / "owner", VOLUME)) as owner:
+        (owner.live / "below").mkdir()
+        for name in ("file", "below/kept", "below/goes"):
+            (owner.live / name).write_text(name)
+        with closing(journal_of()) as member:
+            assert carry(commit(owner, 1, None), member) == []
+            member.apply()
+            (owner.live / "file").write_text("other")
+            times = (owner.live / "below").stat().st_mtime_ns
+            (owner.live / "below/goes").unlink()
+            os.utime(owner.live / "below", ns=(times, times))
+            assert carry(commit(owner, 2, (1, 1)), member) == []
+        (member.home / "manifest.db").write_bytes(b"not a database" * 99)
+        with closing(journal_of()) as member:
+            member.apply()
+            assert member.marked() is None
+            assert shape(member.live) == shape(owner.live)
+            # It says that it knows nothing, and is sent all of it.
+            assert member.commit() == (0, 0)
+            (owner.live / "file").write_text("third")
+            with pytest.raises(BackendError, match="a full one is needed"):
+                carry(commit(owner, 3, (1, 2)), member)
+            missing = carry(owner.pack(None), member)
+            assert b"below/kept" in missing
+            assert carry(owner.pack(None, only=missing), member) == []
+            member.apply()
+            assert member.commit() == (1, 3)
+            assert shape(member.live) == shape(owner.live)
+
+
+def test_a_manifest_with_a_damaged_page_is_made_anew_by_the_next_use(
+    journal_of: Callable[[], Journal],
+) -> None:
+    with closing(journal_of()) as journal:
+        for number in range(2000):
+            (journal.live / f"{number}").touch()
+        journal.record(journal.look(EVERYTHING), (1, 1))
+        home = journal.home
+    content = bytearray((home / "manifest.db").read_bytes())
+    half = len(content) // 2
+    content[half:] = bytes(len(content) - half)
+    (home / "manifest.db").write_bytes(content)
+    place: Any = SimpleNamespace(copy_directory=lambda _: home)
+    journals = Journals(place, CopyStates(lambda _: home))
+    record: Any = SimpleNamespace(id=VOLUME, name="db", volume=lambda: None)
+    with (
+        pytest.raises(BackendError, match="cannot use the manifest"),
+        journals.using(record, Deadline(10)) as journal,
+    ):
+        journal.look(EVERYTHING)
+    with journals.using(record, Deadline(10)) as journal:
+        assert journal.commit() == (0, 0)
+        assert len(journal.look(EVERYTHING).changed) == 2002

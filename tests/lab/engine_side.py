@@ -19,8 +19,8 @@ from tests.support.host import wait_until
 
 from .cluster import Cluster, Member
 from .commands import NodeProcess, text_of
-from .history import OWNING
-from .replication_facts import Mark, Session, commit_of, read_writer
+from .history import OWNING, objects
+from .replication_facts import Commit, Mark, Session, commit_of, read_writer
 
 WRITER: Final = Path(__file__).resolve().parent / "writer.py"
 WRITER_LOGS: Final = "/data/writers"
@@ -52,6 +52,8 @@ class Use:
         self.session = session
         self._log = log
         self._process = process
+        self._log_read_to = member.remora.log.stat().st_size
+        self._newest: Commit = (0, 0)
 
     @classmethod
     def begin(
@@ -114,12 +116,26 @@ class Use:
         """Note which commit the head names, now that some records are acknowledged."""
         if not works(self.member):
             return
+        published = self._published()
         acknowledged = self._last_acknowledged()
         with contextlib.suppress(OSError, KeyError):
             head = facts(self.member, self.volume)
             if (head["epoch"], head["ownership"]) == (self.session.epoch, "owned"):
                 mark = Mark(commit_of(head["commit"]), acknowledged)
-                self.session.marks.append(mark)
+                # A daemon whose etcd is silent tells the head as it was.
+                if mark.commit >= published:
+                    self.session.marks.append(mark)
+
+    def _published(self) -> Commit:
+        """Return the newest commit that the daemon's log says the head has had."""
+        with self.member.remora.log.open("rb") as log:
+            log.seek(self._log_read_to)
+            lines, newline, _ = log.read().rpartition(b"\n")
+        self._log_read_to += len(lines + newline)
+        for each in objects(lines.decode(errors="replace")):
+            if each.get("event") == "synced" and each.get("volume") == self.volume:
+                self._newest = max(self._newest, commit_of(each["commit"]))
+        return self._newest
 
     def end_orderly(self) -> bool:
         """End the writer, then unmount; return whether the volume was let go so."""

@@ -110,6 +110,7 @@ def _begin(world: World, scope: Scope, number: int, node: Node) -> Steps:
                 (node.epoch, Epoch(choice.base, name(number))),
             ),
             settled=world.content(choice.base) if choice.lost else world.settled,
+            released=False,
             lost=choice.lost is not None,
         ),
     )
@@ -180,7 +181,7 @@ def _sync(world: World, scope: Scope, number: int, node: Node) -> Steps:
             history=with_commit(world, number, replica),
             running=world.running | {replica.commit},
             pushes=world.pushes
-            | {(each, replica.commit, node.live) for each in others},
+            | {(each, replica.commit, node.live, node.epoch) for each in others},
             lost=False,
         ),
     )
@@ -259,15 +260,14 @@ def _release(world: World, scope: Scope, number: int, node: Node) -> Steps:
         commit=node.replica.commit,
         holders=(name(number),),
     )
-    if scope.time:
-        head = replace(head, released_at="now")
     yield (
         f"release {name(number)}",
         world._replace(
             nodes=changed(world, number, role="-"),
-            head=head,
+            head=replace(head, released_at="now"),
             lock="",
             settled=node.tree,
+            released=True,
             lost=False,
         ),
     )
@@ -285,13 +285,17 @@ def _stop(world: World, scope: Scope, number: int, node: Node) -> Steps:
 
 def _deliver(world: World, scope: Scope, number: int, node: Node) -> Steps:
     for push in world.pushes:
-        target, commit, content = push
+        target, commit, content, at = push
         if target != number:
             continue
         rest = world.pushes - {push}
         try:
             kept = scope.rules.receive(
-                node.replica, commit, world.lineage, writers_stopped=node.role != "O"
+                node.replica,
+                commit,
+                world.lineage,
+                at=at,
+                writers_stopped=node.role != "O",
             )
         except RefusedError:
             kept = None

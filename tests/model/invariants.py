@@ -64,29 +64,70 @@ def _of_state(world: World, scope: Scope) -> str:
         return "I13: somebody who is no member counts as a holder"
     if world.head.quality == "quiesced" and world.head.committed in world.running:
         return "I14: a commit that was made under writes counts as quiesced"
-    return _of_joining(world.head, len(world.nodes), scope.rules)
+    if fault := _of_joining(world.head, world.released, len(world.nodes), scope.rules):
+        return fault
+    if not world.released or world.head.phase != "idle":
+        return ""
+    copies = tuple(node.replica for node in world.nodes)
+    return _of_following(world.head, world.epochs, copies, scope.rules)
 
 
 @lru_cache(maxsize=REMEMBERED_MAX)
-def _of_joining(head: Head, nodes: int, rules: Any) -> str:
+def _of_joining(head: Head, released: bool, nodes: int, rules: Any) -> str:
     """
     Return what is wrong with making another node a member now, "" if nothing.
 
     It is no step of its own: here every node votes and is sent commits, member or not,
     and a join that changes nothing but members leads to no other world.
     """
+    free = released and head.phase == "idle"
     for number in range(nodes):
         try:
             joined = rules.join(
                 head, node=name(number), epoch=head.epoch, members=("new",)
             )
         except RefusedError:
+            if free:
+                return "I16: it was released, and gets no members before it is begun"
             continue
         owns = head.owner == name(number) and head.phase == "owned"
-        if not (owns or head.released):
+        if not (owns or free):
             return f"a join by {name(number)}, which does not own it"
         if msgspec.structs.replace(joined, members=head.members) != head:
             return "a join changes more than members"
+    return ""
+
+
+@lru_cache(maxsize=REMEMBERED_MAX)
+def _of_following(
+    head: Head,
+    epochs: tuple[tuple[int, Epoch], ...],
+    copies: tuple[CopyState, ...],
+    rules: Any,
+) -> str:
+    """Return what keeps members from what was released last, "" if nothing does."""
+    if head.committed == EMPTY:
+        return ""
+    lineage = Lineage(dict(epochs))
+    for number, copy in enumerate(copies):
+        if name(number) not in head.members:
+            continue
+        try:
+            rules.receive(
+                copy,
+                head.committed,
+                lineage,
+                at=head.epoch,
+                writers_stopped=True,
+            )
+            rules.spread(
+                head,
+                node=next(iter(head.holders), ""),
+                commit=head.committed,
+                holders=(name(number),),
+            )
+        except RefusedError as error:
+            return f"I16: {name(number)} cannot have what was released: {error.reason}"
     return ""
 
 
@@ -97,7 +138,11 @@ def _of_step(before: World, step: str, after: World) -> str:
     if step.startswith("receive"):
         number = "abc".index(step[-1])
         old, new = before.nodes[number].replica, after.nodes[number].replica
-        if new.commit.epoch < old.promised:
+        if new.promised < old.promised:
+            return "I2: a promise was forgotten"
+        head, begun = after.head, after.lineage.newest(old.promised)
+        awaited = head.phase == "recovering" and head.epoch == old.promised
+        if new.commit.epoch < old.promised and (awaited or begun > new.commit.epoch):
             return "I2: a commit below the promise was taken"
         if new.commit < old.commit and after.lineage.contains(
             old.commit, at=new.commit.epoch

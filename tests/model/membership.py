@@ -97,7 +97,8 @@ def _follow(world: World, scope: Scope, number: int, node: Node) -> Steps:
     if commit != head.committed or node.replica.live_epoch:
         return
     others = (each for each in range(len(world.nodes)) if each != number)
-    pushes = world.pushes | {(each, commit, node.tree) for each in others}
+    sent = {(each, commit, node.tree, head.epoch) for each in others}
+    pushes = world.pushes | sent
     if pushes != world.pushes:
         yield f"follow {name(number)}", world._replace(pushes=pushes, lost=False)
 

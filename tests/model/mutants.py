@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
@@ -145,6 +146,39 @@ def _a_release_is_for_ever(head: Head, choice: Choice) -> Head:
     return replace(rules.begin(head, choice), released_at=head.released_at)
 
 
+def _whoever_gives_up_forgets_the_release(head: Head, **rest: Any) -> Head:
+    return replace(rules.acquire(head, **rest), released_at="")
+
+
+def _given_up_is_not_released(rule: Any) -> Any:
+    def wrong(head: Head, **rest: Any) -> Head:
+        changed: Head = rule(replace(head, released_at=""), **rest)
+        return replace(changed, released_at=head.released_at)
+
+    return wrong
+
+
+def _given_up_gets_members(head: Head, **rest: Any) -> Head:
+    joined = rules.join(replace(head, released_at="now"), **rest)
+    return replace(joined, released_at=head.released_at)
+
+
+def _a_promise_to_who_gave_up_holds(
+    copy: CopyState, commit: Commit, *arguments: Any, at: int, **rest: Any
+) -> Kept | None:
+    del at
+    return rules.receive(copy, commit, *arguments, at=commit.epoch, **rest)
+
+
+def _a_promise_to_who_gave_up_is_forgotten(
+    copy: CopyState, commit: Commit, *arguments: Any, **rest: Any
+) -> Kept | None:
+    kept = rules.receive(copy, commit, *arguments, **rest)
+    if kept is None:
+        return None
+    return dataclasses.replace(kept, copy=replace(kept.copy, promised=commit.epoch))
+
+
 def _writers_may_run_on(
     replica: CopyState, epoch: int, *, writers_stopped: bool
 ) -> CopyState:
@@ -201,6 +235,20 @@ MEMBERS_MUTANTS = {
     "who has left votes with an old copy": _with(choose=_whoever_left_votes),
     "a copy that nobody else has is thrown away": _with(
         superseded=_everything_is_superseded, diverged=_nothing_has_diverged
+    ),
+    "who gives up forgets the release": _with(
+        acquire=_whoever_gives_up_forgets_the_release
+    ),
+    "who gave up keeps members out": _with(join=_given_up_is_not_released(rules.join)),
+    "who gave up keeps holders out": _with(
+        spread=_given_up_is_not_released(rules.spread)
+    ),
+    "whatever was given up gets members": _with(join=_given_up_gets_members),
+    "a promise to who gave up keeps the commit out": _with(
+        receive=_a_promise_to_who_gave_up_holds
+    ),
+    "a promise to who gave up is forgotten": _with(
+        receive=_a_promise_to_who_gave_up_is_forgotten
     ),
 }
 # Of time; looked for in scopes in which nodes are slow.

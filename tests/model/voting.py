@@ -106,7 +106,7 @@ def hear(world: World, scope: Scope, number: int, node: Node) -> Steps:
 
 def abandon(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """Give the epoch up: somebody lives and is not heard."""
-    if not scope.time or not recovering(world, number, node):
+    if not (scope.time or scope.membership) or not recovering(world, number, node):
         return
     head = scope.rules.abandon(world.head, node=name(number), epoch=node.epoch)
     yield (

@@ -54,7 +54,8 @@ class World(NamedTuple):
     lock: str = ""
     epochs: tuple[tuple[int, Epoch], ...] = ()
     history: frozenset[tuple[Commit, Bytes]] = frozenset({(EMPTY, NOTHING)})
-    pushes: frozenset[tuple[int, Commit, Bytes]] = frozenset()
+    # To whom, what, and the epoch of the head under which it was sent.
+    pushes: frozenset[tuple[int, Commit, Bytes, int]] = frozenset()
     votes: tuple[tuple[str, Commit], ...] = ()
     # Votes that were given, and are not heard yet.
     answers: frozenset[tuple[str, Commit]] = frozenset()
@@ -66,6 +67,8 @@ class World(NamedTuple):
     # Commits that were made while containers could write.
     running: frozenset[Commit] = frozenset()
     removed: bool = False
+    # The last owner to begin has released the volume, whatever the head says.
+    released: bool = True
     # What the last step did that no state shows: a loss that was accepted.
     lost: bool = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -307,3 +309,33 @@ def test_what_a_daemon_does_not_pay_for() -> None:
         timeout=60,
     )
     assert shown.stdout.strip() == "False"
+
+
+def test_a_session_at_rest_takes_little_more_than_a_bare_python(
+    nodes: NODES,
+) -> None:
+    """A node has one with each other node of its cluster."""
+    hello(*nodes)
+    [session] = [
+        pid
+        for pid in descendants(os.getpid())
+        if command(pid).startswith("python") and "relay" in arguments(pid)
+    ]
+    bare = [sys.executable, "-IS", "-c", "import os, select; os.read(0, 1)"]
+    with subprocess.Popen(bare, stdin=subprocess.PIPE) as process:
+        wait_until(lambda: asleep(process.pid), timeout_s=20, what="it waits")
+        assert private_kib(session) < 1.2 * private_kib(process.pid)
+        process.kill()
+
+
+def arguments(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def asleep(pid: int) -> bool:
+    return b"pipe_read" in Path(f"/proc/{pid}/wchan").read_bytes()
+
+
+def private_kib(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text.partition("Private_Dirty:")[2].split()[0])

@@ -82,11 +82,11 @@ class MemoryStore:
             self._prepare()
             return self._memory.table.below(prefix), self._memory.revision
 
-    def version(self) -> int:
-        """Return the revision."""
+    def version(self, prefix: str) -> int:
+        """Return how often records like those below *prefix* have changed."""
         with self._memory.lock:
             self._prepare()
-            return self._memory.revision
+            return self._memory.table.changes(prefix)
 
     def refresh(self, deadline_s: float) -> None:
         """Do nothing: there is nothing newer."""

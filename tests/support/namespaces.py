@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,12 @@ def kernel_has_xfs_quota() -> bool:
 
 @contextmanager
 def loop_filesystem(
-    directory: Path, kind: str, *, options: str = "", size: str = "400M"
+    directory: Path,
+    kind: str,
+    *,
+    options: str = "",
+    size: str = "400M",
+    made_with: Sequence[str] = (),
 ) -> Iterator[Path]:
     """Yield the mount point of a new *kind* filesystem in a file of *directory*."""
     image = directory / f"{kind}.image"
@@ -49,7 +55,10 @@ def loop_filesystem(
     mount_point.mkdir()
     subprocess.run(["truncate", "-s", size, image], check=True, timeout=10)
     subprocess.run(
-        [f"mkfs.{kind}", "-q", image], check=True, timeout=60, capture_output=True
+        [f"mkfs.{kind}", "-q", *made_with, image],
+        check=True,
+        timeout=60,
+        capture_output=True,
     )
     # mount -o loop frees the loop device by itself when the filesystem is unmounted.
     subprocess.run(
@@ -62,3 +71,43 @@ def loop_filesystem(
     finally:
         subprocess.run(["umount", "-l", mount_point], check=True, timeout=60)
         image.unlink()
+
+
+@dataclass(frozen=True)
+class LosingDisk:
+    """A filesystem at *path*, in *image*, whose device has no room for new blocks."""
+
+    path: Path
+    image: Path
+
+    def lose(self) -> None:
+        """Lose what was written last, and let a flush of somebody else hear of it."""
+        used = os.statvfs(self.image.parent)
+        used_bytes = (used.f_blocks - used.f_bfree) * used.f_frsize
+        _remount(self.image.parent, used_bytes)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        failed = _libc.syncfs(descriptor)
+        os.close(descriptor)
+        _remount(self.image.parent, 128 * 2**20)
+        assert failed
+
+
+def _remount(path: Path, size: int) -> None:
+    command = ["mount", "-o", f"remount,size={size}", path]
+    subprocess.run(command, check=True, timeout=10)
+
+
+@contextmanager
+def losing_disk(directory: Path) -> Iterator[LosingDisk]:
+    """Yield a disk that can lose writes; it has no journal, which would stop it."""
+    device = directory / "device"
+    device.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={128 * 2**20}", "none", device]
+    subprocess.run(command, check=True, timeout=10)
+    try:
+        with loop_filesystem(
+            device, "ext4", size="64M", made_with=["-O", "^has_journal"]
+        ) as path:
+            yield LosingDisk(path, device / "ext4.image")
+    finally:
+        subprocess.run(["umount", "-l", device], check=True, timeout=60)

@@ -7,25 +7,39 @@ from typing import Final
 
 import pytest
 
-# Groups of a minute and more, longest first: begun late, they would end long after all
-# else. A lab keeps a processor busy, so other groups lie between.
+# Groups of a minute and more, and modules with such tests, longest first: begun late,
+# they would end long after all else. A lab keeps a processor busy, so other groups lie
+# between.
 LONG: Final = (
     "lab-nfs",
     "managed-plugin",
     "engine-chaos",
     "lab-test_cluster_campaign",
     "engine-checklist",
-    "lab-two-servers",
     "booted",
+    "lab-two-servers",
     "lab-cluster",
     "etcd-members",
     "lab-test_replication_campaign",
     "etcd",
     "lab-test_cluster_outage",
+    "tests/cluster/test_replication_writers.py",
+    "tests/cluster/test_replication_faults.py",
+    "tests/fault/test_crash_points_cluster.py",
+    "tests/cluster/test_ownership.py",
 )
 # Short tests fill what is left of each worker's time.
 SHORT: Final = ("unit", "protocol", "contract", "bench")
 StagingPlace = tuple[int, int, str]
+# Two daemons that a module's tests share: each worker would start its own.
+SHARED: Final = "shared_owners"
+
+
+def keep_together(item: pytest.Item) -> None:
+    """Put the tests of a module that share daemons into one group."""
+    if SHARED in getattr(item, "fixturenames", ()):
+        module = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(module))
 
 
 def place(item: pytest.Item) -> StagingPlace:

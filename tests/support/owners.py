@@ -51,7 +51,7 @@ while True:
 """
 _ENTER = 'mount --bind "$1" "$2" && exec "$3" -S -c "$4" "$2/stamps"'
 # Below the range that the kernel gives away; each process has its own part of it.
-_PORTS_FROM, _PORTS_EACH, _PARTS = 12000, 20, 1000
+_PORTS_FROM, _PORTS_EACH, _PARTS = 12000, 40, 500
 _ports = itertools.count()
 
 

@@ -28,6 +28,7 @@ class Guard:
         self.told_s: list[float] = []
         self.told: list[list[str]] = []
         self.until_s: dict[str, float] = {}
+        self.as_before: set[str] = set()
         self.asked: list[str] = []
         self.fails = ""
         self.tables_read = 0
@@ -51,6 +52,7 @@ class Guard:
         self.told_s.append(clock.monotonic_s())
         self.told.append([each.id for each in volumes])
         self.until_s = {each.id: each.deadline_s for each in volumes}
+        self.as_before = {each.id for each in volumes if each.as_before}
         return {}
 
 
@@ -66,8 +68,17 @@ def spoilt() -> set[str]:
 
 
 @pytest.fixture
+def unlocked() -> set[str]:
+    """Return the volumes whose locks went with an earlier lease."""
+    return set()
+
+
+@pytest.fixture
 def make_keeper(
-    guard: Guard, spoilt: set[str], monkeypatch: pytest.MonkeyPatch
+    guard: Guard,
+    spoilt: set[str],
+    unlocked: set[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Keeper]]:
     made: list[Keeper] = []
     membership = SimpleNamespace(
@@ -79,8 +90,7 @@ def make_keeper(
     def read(volume_id: str) -> Any:
         if volume_id in spoilt:
             raise StoreError("planned")
-        head = SimpleNamespace(epoch=1)
-        return SimpleNamespace(head=head, lock_lease=1, locked_by="own")
+        return SimpleNamespace(head=SimpleNamespace(epoch=1))
 
     def still_owner(record: Any, epoch: int) -> bool:
         read(record.id)
@@ -91,6 +101,7 @@ def make_keeper(
         membership=membership,
         heads=SimpleNamespace(read=read),
         still_owner=still_owner,
+        holds_lock=lambda record, _: record.id not in unlocked,
         is_shared=lambda _: False,
         note=lambda *_args, **_more: None,
         events=SimpleNamespace(add=lambda *_args, **_more: None),
@@ -222,30 +233,40 @@ def test_the_guard_is_not_told_less_than_it_knows(
     assert guard.told[0] == ["healthy"]
 
 
-def test_a_head_that_cannot_be_read_leaves_its_writers_the_time_they_were_told(
+def test_of_a_head_that_cannot_be_read_the_lock_tells_that_the_lease_counts(
     make_keeper: Callable[..., Keeper], guard: Guard, spoilt: set[str]
 ) -> None:
+    spoilt.add("healthy")
     make_keeper(["healthy"], hold_s=0.1)
     wait_until(lambda: guard.told, timeout_s=20, what="the guard is told")
-    spoilt.add("healthy")
-    told = len(guard.told) + 3  # a round that is under way may have read it before
-    wait_until(lambda: len(guard.told) > told, timeout_s=20, what="rounds go on")
     until_s = guard.until_s["healthy"]
     assert until_s > clock.boottime_s()
-    told = len(guard.told)
-    wait_until(lambda: len(guard.told) > told, timeout_s=20, what="it is told again")
-    assert guard.until_s["healthy"] == until_s
+    wait_until(
+        lambda: guard.until_s["healthy"] > until_s,
+        timeout_s=20,
+        what="it is told as the lease goes on",
+    )
+    assert guard.asked == []
+    assert guard.as_before == set()
 
 
-def test_a_head_that_is_mended_after_the_start_loses_no_volume(
-    make_keeper: Callable[..., Keeper], guard: Guard, spoilt: set[str]
+def test_of_what_cannot_be_known_the_guard_goes_on_with_what_it_was_told(
+    make_keeper: Callable[..., Keeper],
+    guard: Guard,
+    spoilt: set[str],
+    unlocked: set[str],
 ) -> None:
     spoilt.add("healthy")
+    unlocked.add("healthy")
     keeper = make_keeper(["healthy"], hold_s=0.1)
     wait_until(lambda: guard.told, timeout_s=20, what="the guard is told")
-    assert guard.until_s["healthy"] == 0
+    assert guard.as_before == {"healthy"}
+    with pytest.raises(StoreError):
+        keeper.valid_epoch(record("healthy"))
     spoilt.clear()
+    unlocked.clear()
     wait_until(lambda: guard.until_s["healthy"], timeout_s=20, what="it may write")
+    assert guard.as_before == set()
     assert [(each.id, epoch) for each, epoch in keeper.held()] == [("healthy", 1)]
     assert keeper.valid_epoch(record("healthy")) == 1
     assert guard.asked == []

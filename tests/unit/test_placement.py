@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
+
 import pytest
 
 from backends.replication_options import ReplicationOptions
@@ -36,7 +39,13 @@ def node(
     return NodeView(record, alive)
 
 
-def head(members: str, holders: str, *, owner: str = "a", idle: bool = False) -> Head:
+def head(
+    members: Iterable[str],
+    holders: Iterable[str],
+    *,
+    owner: str = "a",
+    idle: bool = False,
+) -> Head:
     return Head(
         epoch=3,
         owner=owner,
@@ -47,7 +56,7 @@ def head(members: str, holders: str, *, owner: str = "a", idle: bool = False) ->
     )
 
 
-A, B, C, D = node("a"), node("b", 20), node("c", 30), node("d", 40)
+A, B, C, D = node("a"), node("b", 20), node("c", 50), node("d", 120)
 DEAD_B, DRAINED_B = node("b", alive=False), node("b", drained=True)
 DEAD_A, DRAINED_A = node("a", alive=False), node("a", drained=True)
 
@@ -108,7 +117,7 @@ def test_the_plan(
     join: str,
     leave: str,
 ) -> None:
-    planned = plan(nodes, state, wanted, set(gone))
+    planned = plan(nodes, state, wanted, set(gone), volume_id="v")
     assert planned == Plan(tuple(join), tuple(leave), wanted.copies)
 
 
@@ -117,12 +126,25 @@ def test_a_plan_that_is_done_is_the_last_one() -> None:
     state = head("ab", "ab")
     nodes = (A, DEAD_B, C, D)
     for _ in range(4):
-        planned = plan(nodes, state, TWO, {"b"})
+        planned = plan(nodes, state, TWO, {"b"}, volume_id="v")
         members = [each for each in state.members if each not in planned.leave]
         members += planned.join
         state = head("".join(members), "".join(each for each in members if each != "b"))
     assert set(state.members) == {"a", "d"}
-    assert plan((A, B, C, D), state, TWO, set()) == Plan(keep=2)
+    assert plan((A, B, C, D), state, TWO, set(), volume_id="v") == Plan(keep=2)
+
+
+def test_nodes_that_are_alike_share_the_copies() -> None:
+    """One that seems to have a little more space than others does not get them all."""
+    nodes = [node(f"n{number}", 1000 + number) for number in range(30)]
+    small = node("small", 400)
+    taken: Counter[str] = Counter()
+    for number in range(900):
+        state = head([nodes[number % 30].record.id], [], owner="n0")
+        planned = plan([*nodes, small], state, TWO, set(), volume_id=f"v{number}")
+        taken.update(planned.join)
+    assert len(taken) == 30
+    assert max(taken.values()) < 2 * 900 / 30
 
 
 def test_who_has_not_lived_for_long_enough_is_gone() -> None:

@@ -58,6 +58,33 @@ def test_of_a_released_volume_any_node_says_who_keeps_copies() -> None:
             rules.leave(head, node="d", epoch=epoch, members=("c",))
 
 
+def test_a_release_holds_though_a_node_has_come_and_given_up() -> None:
+    # The first one has never been begun; of the second nobody noted the release.
+    for before in (Head(members=("a", "b")), IDLE):
+        raised = rules.acquire(before, locked_by="", node="x", boot_id="1")
+        head = rules.abandon(raised, node="x", epoch=raised.epoch)
+        assert head.released
+        joined = rules.join(head, node="d", epoch=head.epoch, members=("d",))
+        assert "d" in joined.members
+    spread = rules.spread(head, node="a", commit=Commit(3, 4), holders=("b",))
+    left = rules.leave(spread, node="d", epoch=head.epoch, members=("a",))
+    assert (left.members, left.holders) == (("b", "c"), ("b",))
+    assert rules.keep(rules.remove(left, locked_by="")) == left
+
+
+def test_a_member_takes_what_was_released_whoever_has_given_up_since() -> None:
+    copy = CopyState(promised=4, commit=Commit(3, 2))
+    lineage = Lineage({3: Epoch(Commit(2, 1), "a")})
+    kept = rules.receive(copy, Commit(3, 4), lineage, at=4, writers_stopped=True)
+    assert kept is not None
+    assert (kept.copy.promised, kept.copy.commit) == (4, Commit(3, 4))
+    # A node recovers epoch 5, which this copy has promised: what it took now would not
+    # be in its vote.
+    copy = msgspec.structs.replace(copy, promised=5)
+    with pytest.raises(RefusedError, match="stale-epoch"):
+        rules.receive(copy, Commit(3, 4), lineage, at=4, writers_stopped=True)
+
+
 def test_a_member_leaves_while_others_hold_the_newest_commit() -> None:
     head = msgspec.structs.replace(IDLE, holders=("a", "b"))
     left = rules.leave(head, node="a", epoch=3, members=("b",))

@@ -22,6 +22,11 @@ def test_each_node_of_the_cluster_has_a_label_for_each_volume() -> None:
     }
 
 
+def test_who_has_given_a_volume_up_without_bytes_is_not_its_owner() -> None:
+    head = Head(epoch=10, owner="a", phase="idle", members=("c",))
+    assert labels_of("a", [("pages", head)]) == {"remora.volume.pages": "none"}
+
+
 def test_labels_of_others_stay() -> None:
     spec = {
         "Role": "worker",

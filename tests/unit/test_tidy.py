@@ -249,7 +249,8 @@ def test_every_long_group_of_tests_is_there() -> None:
     modules_of_lab = {f"lab-{each.stem}" for each in REPOSITORY.glob("tests/lab/*.py")}
     shared = {f"lab-{name}" for name in re.findall(r'shared_as="([\w-]+)"', tests)}
     groups = set(re.findall(r'xdist_group\("([\w-]+)"\)', tests))
-    assert set(order.LONG) <= groups | shared | modules_of_lab
+    modules = {shown(path) for path in files(".py")}
+    assert set(order.LONG) <= groups | shared | modules_of_lab | modules
 
 
 def test_every_file_that_is_named_is_there() -> None:

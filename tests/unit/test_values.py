@@ -210,3 +210,23 @@ def test_a_pass_goes_on_behind_records_that_cannot_be_read(tmp_path: Path) -> No
             world.volumes.adoption.adopt(dry_run=False)
     finally:
         world.close()
+
+
+def test_a_volume_is_found_by_its_id_without_a_look_at_all_records(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Heads change with each sync of each node, and volumes hardly ever."""
+    store = MemoryStore()
+    catalogue = Catalogue(store)
+    store.transact([], [volume(name) for name in "abc"])
+    assert [e.name for e in catalogue.of_ids(["id-c", "none", "id-a"])] == ["a", "c"]
+    walks: list[str] = []
+    walk = store.prefix
+    monkeypatch.setattr(store, "prefix", lambda key: walks.append(key) or walk(key))
+    for number in range(3):
+        store.transact([], [put_head("id-b", Head(epoch=number))])
+        assert [each.name for each in catalogue.of_ids(["id-b"])] == ["b"]
+    assert walks == []
+    store.transact([], [Delete("volumes/b"), volume("d")])
+    assert catalogue.of_ids(["id-b"]) == []
+    assert [each.name for each in catalogue.of_ids(["id-d"])] == ["d"]

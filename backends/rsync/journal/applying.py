@@ -4,7 +4,8 @@ Rolls a commit that has been marked forward into the volume, through any crash.
 First what the commit deletes goes, then its entries come into place, then directories
 get their owners and times. Each step may be repeated: what is in place is no longer in
 staging, or is put there once more. At the end the manifest says the new commit, and the
-marker goes.
+marker goes. A manifest that is damaged meanwhile is made anew and describes nothing:
+the commit is applied without it, and the copy is compared with another one afterwards.
 
 A first copy comes as a whole: what was sent takes the place of the empty live/ in one
 step. Where live/ has a quota of XFS, files are given to its project before they are
@@ -19,7 +20,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Commit, Entry, Known, look_at
+from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.staging import (
@@ -41,6 +42,7 @@ from backends.system import files, quota
 from backends.system.beneath import Beneath, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
 from backends.system.regular_files import open_regular
+from backends.system.writeback import Writeback
 
 
 def apply(home: Path, manifest: Manifest) -> Commit:
@@ -67,7 +69,8 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                         f"the delta is commit {delta.header.commit}, not the marked "
                         f"{marker.commit}"
                     )
-                require_base(delta, manifest)
+                if not _has_lost_base(delta, manifest):
+                    require_base(delta, manifest)
                 applying = _Applying(home, manifest, delta, staged, live)
                 applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
@@ -78,6 +81,17 @@ def apply(home: Path, manifest: Manifest) -> Commit:
     staging.unmark()
     staging.clear()
     return marker.commit
+
+
+def _has_lost_base(delta: Delta, manifest: Manifest) -> bool:
+    """
+    Return whether *manifest* was made anew since *delta*, which led on from it, came.
+
+    The marker says that the bytes were at its base then, or are between it and the
+    commit. So the commit can be applied. But what else is there is not known any more.
+    """
+    at = manifest.commit()
+    return at == UNWRITTEN and delta.header.base not in (None, at)
 
 
 def _take_whole(staging: Staging, marker: Marker, delta: Delta) -> bool:
@@ -112,6 +126,7 @@ class _Applying:
         self._manifest = manifest
         self._delta = delta
         self._full = delta.header.base is None
+        self._lost = _has_lost_base(delta, manifest)
         self._staged = staged
         self._live = live
         self._work = self._top
@@ -129,6 +144,9 @@ class _Applying:
 
         *whole*: live/ is what was sent, and lacks nothing but directories.
         """
+        written = Writeback(self._top)
+        # Our work changes the times of directories.
+        times = self._times() if self._lost else {}
         self._work = self._top / marker.work
         # What is in it is lost work, or was to be removed.
         files.remove_tree(self._work)
@@ -139,7 +157,7 @@ class _Applying:
                 self._delete()
                 # Emptied at once: the files to come may need the room.
                 self._remove_work()
-                files.sync_filesystem(self._top)
+                written.flush()
                 staging.write_marker(msgspec.structs.replace(marker, deleted=True))
                 self._make_work()
             for entry in self._delta.entries():
@@ -151,8 +169,8 @@ class _Applying:
         for entry in self._delta.entries():
             if entry.kind == "directory":
                 self._finish_directory(entry)
-        restored = self._restore_times()
-        files.sync_filesystem(self._top)
+        restored = self._restore_times(times)
+        written.flush()
         self._manifest.touch(restored)
         self._record()
 
@@ -282,12 +300,12 @@ class _Applying:
         with self._staged.opened(entry.path) as directory:
             return self._copier.read_attributes(directory)
 
-    def _restore_times(self) -> list[Known]:
+    def _worked_in(self) -> list[bytes]:
         """
-        Return the directories that only our work has changed, their times put back.
+        Return the directories that only our work changes, the innermost first.
 
-        They are those that the commit does not name and has changed something in. A
-        full one names all.
+        They are those that the commit does not name and changes something in. A full
+        one names all.
         """
         if self._full:
             return []
@@ -299,15 +317,29 @@ class _Applying:
                 named.add(entry.path)
         for path in self._delta.deletions():
             worked_in.add(path.rpartition(b"/")[0])
+        return sorted(worked_in - named, reverse=True)
+
+    def _times(self) -> dict[bytes, int]:
+        """Return when those directories were changed last, as they are now."""
+        found = {path: self._live.status(path) for path in self._worked_in()}
+        return {path: each.st_mtime_ns for path, each in found.items() if each}
+
+    def _restore_times(self, times: Mapping[bytes, int]) -> list[Known]:
+        """
+        Return the directories that only our work has changed, their times put back.
+
+        Those of *times* are for a manifest that does not know them.
+        """
         restored = []
-        for path in sorted(worked_in - named, reverse=True):
+        for path in self._worked_in():
             row = self._manifest.get(path)
+            mtime_ns = row.entry.mtime_ns if row else times.get(path)
             status = self._live.status(path)
-            if row is None or status is None or not stat.S_ISDIR(status.st_mode):
+            if mtime_ns is None or status is None or not stat.S_ISDIR(status.st_mode):
                 continue
             directory, name = self._live.at(path)
-            times = status.st_atime_ns, row.entry.mtime_ns
-            os.utime(name, ns=times, dir_fd=directory, follow_symlinks=False)
+            both = status.st_atime_ns, mtime_ns
+            os.utime(name, ns=both, dir_fd=directory, follow_symlinks=False)
             known = look_at(self._live, path)
             if known is not None:
                 restored.append(known)
@@ -315,6 +347,10 @@ class _Applying:
 
     def _record(self) -> None:
         commit = self._delta.header.commit
+        if self._lost:
+            for _ in self._placed():  # it has to be there
+                pass
+            return
         if self._full:
             deleted = rows_beyond(self._manifest, self._delta.entries())
         else:

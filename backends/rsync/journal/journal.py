@@ -19,8 +19,9 @@ stands still. Elsewhere, files are copied while others write to them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
@@ -38,7 +39,7 @@ from backends.rsync.journal.outbox import (
     fill_from,
     require_space,
 )
-from backends.rsync.journal.scan import Changes, scan_all, scan_paths
+from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import btrfs, files
@@ -46,6 +47,7 @@ from backends.system.clock import wall_ns
 
 DELTA_NAME: Final = "delta"
 OUTBOX_NAME: Final = "outbox"
+QUARANTINE_NAME: Final = "quarantine"
 EVERYTHING: Final = Hints(everything=True)
 
 
@@ -127,19 +129,18 @@ class Journal:
             changes = scan_paths(
                 self.live, self.manifest, hints.paths, trees=hints.trees
             )
-        changed = [certain(known, begun_ns) for known in changes.changed]
-        return Changes(changed, changes.deleted, changes.touched)
+        return _certain(changes, begun_ns)
 
     def _look_at_snapshot(self, hints: Hints) -> Changes:
         commit = self.manifest.commit()
         if hints == Hints() and self._commits.is_unchanged(commit):
-            return Changes([], [], [])
+            return NOTHING
         new = self._commits.create()
         found = self._commits.differences(self.manifest)
         if found is None:
             return scan_all(new, self.manifest)
         changes = scan_paths(new, self.manifest, found.paths, written=found.written)
-        if not changes.changed and not changes.deleted:
+        if not changes:
             # Reading a file changes its inode, too: the next look is not for that.
             self.manifest.touch(changes.touched)
             self._commits.keep(commit)
@@ -148,10 +149,12 @@ class Journal:
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
         if self.by_snapshot:
-            same = not changes.changed and not changes.deleted
-            self._commits.keep(commit, same_as=self.commit() if same else None)
-        self.manifest.record(changes.changed, changes.deleted, commit=commit)
-        self.manifest.touch(changes.touched)
+            self._commits.keep(commit, same_as=None if changes else self.commit())
+        parts = chain([changes], changes.rest)
+        self.manifest.record_parts(
+            ((each.changed, each.deleted, each.touched) for each in parts),
+            commit=commit,
+        )
         if self.by_snapshot:
             self._commits.prune(commit)
 
@@ -264,16 +267,11 @@ class Journal:
         Return the manifest, made anew if it is damaged.
 
         A passing error (no descriptor left, a full disk) discards nothing: without its
-        manifest a whole volume would have to be sent again. Nor is it discarded while a
-        delta is marked that leads on from it: only with it can the commit be applied.
+        manifest a whole volume would have to be sent again.
         """
         try:
             return Manifest(self._path)
         except DamagedManifestError:
-            if self.staging.marked() is not None:
-                with closing(self.staging.delta()) as delta:
-                    if delta.header.base is not None:
-                        raise
             Manifest.discard(self._path)
             return Manifest(self._path)
 
@@ -306,11 +304,16 @@ class Journal:
         return self.staging.marked()
 
     def apply(self) -> None:
-        """Bring the marked commit, if there is one, into ``live``."""
+        """
+        Bring the marked commit, if there is one, into ``live``.
+
+        If the manifest has been lost meanwhile, it describes nothing afterwards: the
+        copy has the commit, and is compared with another member's before the next one.
+        """
         if self.staging.marked() is None:
             return
         commit = apply(self.home, self.manifest)
-        if self.by_snapshot:
+        if self.by_snapshot and self.commit() == commit:
             # Without it, the next look is at everything.
             with suppress(BackendError):
                 self._commits.create()
@@ -330,7 +333,7 @@ class Journal:
         Source: replication protocol, divergence.
 
         """
-        quarantine = self.home / "quarantine"
+        quarantine = self.home / QUARANTINE_NAME
         target = quarantine / name
         try:
             quarantine.mkdir(mode=0o700, exist_ok=True)
@@ -344,6 +347,15 @@ class Journal:
             ) from error
         self.forget()
         return target
+
+
+def _certain(changes: Changes, begun_ns: int) -> Changes:
+    """Return *changes* of a look that began at *begun_ns*; see `certain`."""
+    return replace(
+        changes,
+        changed=[certain(known, begun_ns) for known in changes.changed],
+        rest=changes.rest and (_certain(each, begun_ns) for each in changes.rest),
+    )
 
 
 def _names(entries: list[Known]) -> Iterator[bytes]:

@@ -35,6 +35,8 @@ from backends.system.files import sync_directory
 
 TOMBSTONES_MAX = 100_000
 
+# What has changed: what there is now, what is gone, what was only touched.
+Part = tuple[Iterable[Known], Iterable[bytes], Iterable[Known]]
 _VERSION: Final = 1
 _PAGE_ROWS: Final = 1000
 _CACHE_KIB: Final = 8192
@@ -179,17 +181,29 @@ class Manifest:
             BackendError: *commit* is older than what this describes.
 
         """
+        self.record_parts([(changed, deleted, ())], commit=commit, whole=whole)
+
+    def record_parts(
+        self, parts: Iterable[Part], *, commit: Commit, whole: bool = False
+    ) -> None:
+        """
+        Do as `record` with all *parts*, which may be found by reading this meanwhile.
+
+        What a reader has passed is all that a part may name.
+        """
         with self._transaction() as connection:
             if commit < self._commit:
                 raise BackendError(
                     f"{self._path} is at commit {self._commit}: {commit} is older"
                 )
-            for path in deleted:
-                self._bury(path, commit)
-            connection.executemany(
-                f"INSERT OR REPLACE INTO entries VALUES ({_marks(15)})",
-                (_row(known, commit) for known in changed),
-            )
+            for changed, deleted, touched in parts:
+                for path in deleted:
+                    self._bury(path, commit)
+                connection.executemany(
+                    f"INSERT OR REPLACE INTO entries VALUES ({_marks(15)})",
+                    (_row(known, commit) for known in changed),
+                )
+                self._touch(touched)
             # What exists again is not deleted. A trigger would double the whole cost.
             connection.execute(
                 "DELETE FROM tombstones WHERE EXISTS"
@@ -209,13 +223,7 @@ class Manifest:
     def touch(self, known: Iterable[Known]) -> None:
         """Note the inodes and ctimes of *known*, whose entries are as they were."""
         with self._transaction() as connection:
-            connection.executemany(
-                "UPDATE entries SET inode = ?, ctime_ns = ? WHERE path = ?",
-                (
-                    (_signed(each.inode), each.ctime_ns, each.entry.path)
-                    for each in known
-                ),
-            )
+            self._touch(known)
             connection.execute("COMMIT")
 
     def since(self, base: Commit) -> tuple[Iterator[Entry], Iterator[bytes]] | None:
@@ -259,6 +267,12 @@ class Manifest:
             )
         state = connection.execute("SELECT * FROM state").fetchone()
         return (state[0], state[1]), (state[2], state[3])
+
+    def _touch(self, known: Iterable[Known]) -> None:
+        self._connection.executemany(
+            "UPDATE entries SET inode = ?, ctime_ns = ? WHERE path = ?",
+            ((_signed(each.inode), each.ctime_ns, each.entry.path) for each in known),
+        )
 
     def _bury(self, path: bytes, commit: Commit) -> None:
         """Delete *path* and all below; each gets a tombstone."""

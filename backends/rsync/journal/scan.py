@@ -7,6 +7,9 @@ has gone. What lies below a mount is left as the manifest has it: hidden, not go
 
 A file whose ctime has moved counts as changed even if all else is as before: its times
 can have been put back after a write, and nothing but its content would tell.
+
+What has changed may be everything, and memory is not for that: it is told in parts, and
+where hints lead to much, all is looked at instead.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import (
@@ -30,8 +34,17 @@ from backends.rsync.journal.entries import (
     untouched,
 )
 from backends.rsync.journal.manifest import Manifest
-from backends.system.beneath import Beneath
+from backends.system.beneath import Beneath, opened
 from backends.system.walk import Found, walk
+
+# A changed path takes some 600 bytes; up to three parts are there at a time.
+PART_MAX: Final = 10_000
+# Beyond, all names are looked at: that takes longer, but no more memory.
+HINTED_MAX: Final = 50_000
+
+
+class _TooManyError(Exception):
+    """Hints lead to more than `HINTED_MAX` changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +54,46 @@ class Changes:
 
     ``changed`` is in the order of the paths, parents first, and has all names of a file
     if it has one. ``deleted`` has the uppermost of what is gone. ``touched`` is for
-    `touch`: nothing to send.
+    `touch`: nothing to send. The ``rest`` is found while `record` goes through it.
     """
 
     changed: list[Known]
     deleted: list[bytes]
     touched: list[Known]
+    rest: Iterable[Changes] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything to send, or may be."""
+        return bool(self.changed or self.deleted or self.rest)
 
 
-def scan_all(root: Path, manifest: Manifest) -> Changes:
+NOTHING: Final = Changes([], [], [])
+
+
+def scan_all(
+    root: Path, manifest: Manifest, *, written: Collection[bytes] = frozenset()
+) -> Changes:
     """
-    Return how the directory *root* differs from *manifest*.
+    Return how the directory *root* differs from *manifest*; *written* as `scan_paths`.
 
     Raises:
         BackendError: *root*, or something in it, cannot be read.
 
     """
-    with _scan(root, manifest, frozenset()) as scan:
-        scan.look_at(b"")
-        scan.look_below(b"")
-        return scan.changes()
+    parts = _parts(root, manifest, written)
+    first = next(parts)
+    return replace(first, rest=parts) if first.rest else first
+
+
+def _parts(
+    root: Path, manifest: Manifest, written: Collection[bytes]
+) -> Iterator[Changes]:
+    """Yield what `scan_all` finds; all but the last part say that there is a rest."""
+    with _scan(root, manifest, written) as scan:
+        for _ in scan.look_at_everything():
+            if scan.count() >= PART_MAX:
+                yield replace(scan.pop(), rest=(NOTHING,))
+        yield scan.pop()
 
 
 def scan_paths(
@@ -82,9 +115,12 @@ def scan_paths(
         BackendError: *root*, or something in it, cannot be read.
 
     """
-    with _scan(root, manifest, written) as scan:
-        scan.look_at_all({*paths, *written}, trees)
-        return scan.changes()
+    try:
+        with _scan(root, manifest, written) as scan:
+            scan.look_at_all({*paths, *written}, trees)
+            return scan.pop()
+    except _TooManyError:
+        return scan_all(root, manifest, written=written)
 
 
 @contextmanager
@@ -92,7 +128,8 @@ def _scan(
     root: Path, manifest: Manifest, written: Collection[bytes]
 ) -> Iterator[_Scan]:
     try:
-        with Beneath(root) as beneath:
+        # Not its name, which a snapshot gets while it is scanned.
+        with opened(root) as top, Beneath(top) as beneath:
             yield _Scan(beneath, manifest, written)
     except OSError as error:
         raise BackendError(f"cannot scan {root}: {error}") from error
@@ -129,6 +166,7 @@ class _Scan:
             for path in sorted(wanted):  # a new tree before what is in it
                 if self.look_at(path):
                     leads.add(parent(path))
+                self._require_few()
             done |= wanted
             for inode in self._inodes - inodes:
                 leads |= {row.entry.path for row in self._manifest.with_inode(inode)}
@@ -158,19 +196,27 @@ class _Scan:
         if was_directory and not is_directory:
             for below in self._manifest.below(path):
                 self._gone(below)
+                self._require_few()
         # A directory with the same inode has sent its own hints for its entries; only
         # a new one has to be walked.
         same = was_directory and _same_inode(row, known) and path not in self._trees
-        if is_directory and not same:
-            self.look_below(path)
+        if is_directory and not same and path not in self._walked:
+            for _ in self._look_below(path):
+                self._require_few()
         # A name that was made and deleted between two looks leaves no row, but it has
         # moved its directory's mtime.
         return known is None or path in self._changed
 
-    def look_below(self, path: bytes) -> None:
-        """Compare all that is below the directory *path*, if that is not done yet."""
-        if path in self._walked:
-            return
+    def look_at_everything(self) -> Iterator[None]:
+        """Compare all that there is; yield after each name, between which to `pop`."""
+        with self._beneath.opened(b"") as directory:
+            status = os.fstat(directory)
+        row = self._manifest.get(b"")
+        self._compare(b"", self._beneath.at(b""), status, row)
+        yield from self._look_below(b"")
+
+    def _look_below(self, path: bytes) -> Iterator[None]:
+        """Compare all that is below the directory *path*; yield after each name."""
         rows = self._manifest.below(path)
         row = next(rows, None)
         for at, name, directory, status in self._walk(path):
@@ -180,19 +226,36 @@ class _Scan:
             while row is not None and row.entry.path < at:
                 self._gone(row)
                 row = next(rows, None)
+                yield
             if row is None or row.entry.path != at:
                 self._compare(at, (directory, name), status, None)
             else:
                 if self._compare(at, (directory, name), status, row) is None:
                     self._gone(row)
                 row = next(rows, None)
+            yield
         while row is not None:
             self._gone(row)
             row = next(rows, None)
+            yield
         self._walked.add(path)
 
-    def changes(self) -> Changes:
-        """Return what was found."""
+    def _require_few(self) -> None:
+        if self.count() > HINTED_MAX:
+            raise _TooManyError
+
+    def count(self) -> int:
+        """Return how many changes were found since the last `pop`."""
+        return len(self._changed) + len(self._touched) + len(self._deleted)
+
+    def pop(self) -> Changes:
+        """Return what was found since the last call."""
+        found = self._found()
+        for each in (self._changed, self._touched, self._deleted, self._inodes):
+            each.clear()
+        return found
+
+    def _found(self) -> Changes:
         self._complete_links()
         deleted = list(topmost(sorted(self._deleted - self._changed.keys())))
         gone = set(deleted)

@@ -170,9 +170,10 @@ class Staging:
 
     def mark(self, delta: Delta) -> None:
         """
-        Make *delta*'s commit ours: durable, to be applied through any crash.
+        Make *delta*'s commit ours, to be applied through any crash.
 
-        Nothing may be missing, and nobody may write here any more.
+        Nothing may be missing, nobody may write here any more, and what has come has to
+        be durable: only who was there before it came can tell (`Writeback`).
 
         Raises:
             BackendError: another commit is being applied.
@@ -184,7 +185,6 @@ class Staging:
             return
         if marked is not None:
             raise BackendError(f"commit {marked} has to be applied before {commit}")
-        files.sync_filesystem(self._directory)
         self.write_marker(Marker(commit, f".remora.{secrets.token_hex(16)}"))
 
     def marked(self) -> Commit | None:

@@ -22,10 +22,13 @@ from plugin.errors import StoreError
 from plugin.store.base import Record
 from plugin.store.etcd.client import Client
 from plugin.store.etcd.codec import Namespace, key_after, revision_of
-from plugin.store.etcd.errors import OUT_OF_RANGE, RefusedError
+from plugin.store.etcd.errors import OUT_OF_RANGE, NoAnswerError, RefusedError
 
 # A tenth of what a member on a loaded machine tells within an attempt.
 PAGE_KEYS: Final = 4_000
+# A member that does not tell a page in time is asked for a quarter of it, down to this
+# part: where the machine is loaded, a reader would else begin anew for ever.
+_LEAST_PART: Final = 16
 # Others may compact etcd's history while we read; hardly twice.
 _READS_MAX: Final = 3
 
@@ -99,15 +102,16 @@ class Pages:
         revision: int,
         parts: Parts,
     ) -> Snapshot:
+        size = PAGE_KEYS
         records: list[Record] = []
         counts: list[int] = []
         edges = [wanted["key"], *map(self._names.key, parts.cuts), wanted["range_end"]]
         for first, after in pairwise(edges):
-            page = {**wanted, "limit": str(PAGE_KEYS), "key": first, "range_end": after}
+            page = {**wanted, "key": first, "range_end": after}
             more = True
             while more:
                 page["revision"] = str(revision)
-                answer = self._client.call("/v3/kv/range", page, deadline=deadline())
+                answer, size = self._page(page, size, deadline)
                 revision = revision or revision_of(answer)
                 if page["key"] == first:  # later pages count what is left
                     counts.append(int(answer.get("count", 0)))
@@ -117,3 +121,18 @@ class Pages:
                 if more:
                     page["key"] = key_after(found[-1]["key"])
         return Snapshot(records, counts, revision)
+
+    def _page(
+        self, page: Mapping[str, Any], size: int, deadline: Callable[[], Deadline]
+    ) -> tuple[dict[str, Any], int]:
+        """Return a page of *size* keys, or of fewer, and how many that were."""
+        while True:
+            limited = {**page, "limit": str(size)}
+            try:
+                return self._client.call(
+                    "/v3/kv/range", limited, deadline=deadline()
+                ), size
+            except NoAnswerError:
+                if size <= PAGE_KEYS // _LEAST_PART or deadline().passed():
+                    raise
+                size //= 4

@@ -17,6 +17,7 @@ from plugin.store.etcd.codec import (
     revision_of,
     unchanged_since,
 )
+from plugin.store.etcd.errors import OUT_OF_RANGE, RefusedError
 from plugin.store.etcd.leases import Leases
 from plugin.store.etcd.pages import WHOLE, Pages, Parts, Snapshot
 from plugin.store.etcd.settings import EtcdSettings
@@ -65,6 +66,32 @@ class EtcdStore:
         deadline = clock.Deadline(deadline_s)
         return self._pages.read(wanted, lambda: deadline, parts=parts)
 
+    def had(self, record: Record | None, count: int, *, revision: int) -> bool:
+        """
+        Return whether etcd had *count* records at *revision*, *record* among them.
+
+        It is False as well where etcd no longer knows that, or has not got so far.
+        """
+        then = {"revision": str(revision)}
+        counted = {**self._names.below(""), **then, "count_only": True}
+        try:
+            answer = self._client.call(
+                "/v3/kv/range", counted, deadline=self._client.deadline()
+            )
+            there = int(answer.get("count", 0))
+            if there != count or record is None:
+                return there == count
+            found = self._client.call(
+                "/v3/kv/range",
+                {"key": self._names.key(record.key), **then},
+                deadline=self._client.deadline(),
+            )
+        except RefusedError as error:
+            if error.grpc_code != OUT_OF_RANGE:
+                raise
+            return False
+        return record in map(self._names.record, found.get("kvs", []))
+
     def keys_at(
         self, revision: int, first: str, after: str, *, deadline_s: float
     ) -> set[str]:
@@ -74,8 +101,9 @@ class EtcdStore:
         found = self._pages.read(wanted, lambda: deadline, revision=revision)
         return {each.key for each in found.records}
 
-    def version(self) -> int:
+    def version(self, prefix: str) -> int:
         """Return the cluster's revision."""
+        del prefix
         return self.revision(deadline_s=self._client.settings.call_deadline_s)
 
     def refresh(self, deadline_s: float) -> None:
@@ -95,16 +123,21 @@ class EtcdStore:
     def identity(self) -> str:
         """Return the unchanging id of these records; the first node to ask makes it."""
         key = self._names.identity
-        put = {"key": key, "value": encoded(str(uuid.uuid4()).encode())}
-        body = {
-            "compare": [unchanged_since(key, 0)],
-            "success": [{"request_put": put}, {"request_range": {"key": key}}],
-            "failure": [{"request_range": {"key": key}}],
-        }
-        # Safe to repeat: only the first can succeed, the next one finds its id.
-        answer = self._client.call("/v3/kv/txn", body, deadline=self._client.deadline())
-        found = answer["responses"][-1]["response_range"]["kvs"][0]
-        return decoded(found["value"]).decode()
+        deadline = self._client.deadline()
+        # Every watch that was opened anew asks, which must not make etcd write.
+        answer = self._client.call("/v3/kv/range", {"key": key}, deadline=deadline)
+        found = answer.get("kvs", [])
+        if not found:
+            put = {"key": key, "value": encoded(str(uuid.uuid4()).encode())}
+            body = {
+                "compare": [unchanged_since(key, 0)],
+                "success": [{"request_put": put}, {"request_range": {"key": key}}],
+                "failure": [{"request_range": {"key": key}}],
+            }
+            # Safe to repeat: only the first can succeed, the next one finds its id.
+            answer = self._client.call("/v3/kv/txn", body, deadline=deadline)
+            found = answer["responses"][-1]["response_range"]["kvs"]
+        return decoded(found[0]["value"]).decode()
 
     def transact(
         self, conditions: Sequence[Compare], operations: Sequence[Operation]

@@ -1,0 +1,93 @@
+"""
+What the disk has lost counts as durable nowhere, whoever has heard of the error first.
+
+The kernel tells of a lost write once, to each descriptor that was open by then. Here it
+is told to somebody else, before anybody of ours asks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from backends.errors import BackendError
+from backends.rsync.journal.journal import Journal
+from backends.system.writeback import Writeback
+from plugin.errors import NotOwnerError
+from plugin.ownership.heads import drop_lock
+from plugin.ownership.state import Commit
+from plugin.replication.incoming import Incoming
+from tests.fault.two_nodes import World
+from tests.support.journal_trees import VOLUME
+from tests.support.namespaces import LosingDisk, enter_private_mounts, losing_disk
+
+WRITTEN = os.urandom(100_000)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[LosingDisk]:
+    enter_private_mounts()
+    with losing_disk(tmp_path) as disk:
+        yield disk
+
+
+def test_whoever_was_there_before_the_writes_hears_of_it_until_they_are_repaired(
+    disk: LosingDisk,
+) -> None:
+    written = Writeback(disk.path)
+    (disk.path / "tree").mkdir()
+    file = disk.path / "tree/file"
+    file.write_bytes(WRITTEN)
+    times = file.stat().st_mtime_ns
+    disk.lose()
+    Writeback(disk.path).flush()  # it hears of nothing
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"No space|lost"):
+            written.flush()
+    assert WRITTEN not in disk.image.read_bytes()
+    written.repair(disk.path / "tree", whole=False)
+    written.flush()
+    assert WRITTEN in disk.image.read_bytes()
+    assert file.stat().st_mtime_ns == times
+
+
+def test_a_copy_that_is_voted_for_is_on_the_disk(disk: LosingDisk) -> None:
+    alpha, beta = World(disk.path, "alpha"), World(disk.path, "beta")
+    alpha.meet(beta)
+    alpha.volumes.creation.create("v", {})
+    (alpha.mount() / "file").write_bytes(WRITTEN)
+    disk.lose()
+    record = alpha.volumes.views.existing("v").record
+    alpha.store.transact([], [drop_lock(record.id)])
+    # It asks alpha, which votes; the bytes it could fetch only in a real cluster.
+    with suppress(NotOwnerError):
+        beta.mount()
+    copy = alpha.ownership.copy_state(record)
+    assert copy is not None
+    assert copy.promised == beta.head().epoch
+    assert WRITTEN in disk.image.read_bytes()
+    for each in (alpha, beta):
+        each.close()
+
+
+def test_what_was_sent_and_is_lost_has_to_be_sent_again(disk: LosingDisk) -> None:
+    home = disk.path / "home"
+    (home / "live").mkdir(parents=True)
+    incoming = Incoming()
+    with closing(Journal(home, VOLUME)) as journal:
+        incoming.note(VOLUME, home, Commit(1, 1), empty=True)
+        came = journal.staging.tree() / "file"
+        came.write_bytes(WRITTEN)
+        disk.lose()
+        with pytest.raises(BackendError, match="the disk has lost what was sent"):
+            incoming.flush(VOLUME, journal)
+        assert not came.exists()
+        incoming.note(VOLUME, home, Commit(1, 1), empty=True)
+        came = journal.staging.tree() / "file"
+        came.write_bytes(WRITTEN)
+        incoming.flush(VOLUME, journal)
+    assert WRITTEN in disk.image.read_bytes()
