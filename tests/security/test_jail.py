@@ -148,7 +148,7 @@ def test_a_process_with_all_capabilities_of_its_own_cannot_be_made(
     # clone(2) with CLONE_NEWUSER, where unshare(2) is refused already.
     script = (
         "number = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
-        "says(lambda: libc.call('syscall', number, 0x10000000 | 17, 0, 0, 0))"
+        "says(lambda: libc.call('syscall', number, 0x10000000 | 17, 0, 0, 0, 0))"
     )
     assert python_in_jail(staging, script) == "EPERM\n"
 
