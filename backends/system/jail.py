@@ -10,6 +10,7 @@ Standard library alone and quick to import: programs that start in a bare Python
 Source: mount(2), pivot_root(2), network_namespaces(7), capabilities(7), seccomp(2).
 """
 
+import errno
 import os
 import signal
 from collections.abc import Collection, Iterator
@@ -168,7 +169,9 @@ def _give_up_all_but(capabilities: Collection[int]) -> None:
         if each not in capabilities:
             try:
                 libc.call("prctl", _PR_CAPBSET_DROP, each, 0, 0, 0, about="prctl")
-            except OSError:
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
                 break  # the kernel knows no more of them
     libc.set_capabilities(capabilities)
     libc.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, about="prctl")
