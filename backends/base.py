@@ -20,16 +20,29 @@ at the same one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Final, Protocol
+
+import msgspec
 
 from backends.system.copying import Copied, Destination, Progress
 from backends.system.mounts import VolumeUser
 
+# Directories have the ids of volumes as their names: nothing else may be one.
+VOLUME_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# What is decoded from where others write: one line of text, and a number that SQLite
+# can keep.
+LineText = Annotated[
+    str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096)
+]
+WholeNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 # Puts a new volume's first bytes into the directory that it is given.
 Fill = Callable[[Destination], None]
+NOTHING: Final[Mapping[str, bytes]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +90,11 @@ class Storage:
 class Snapshot:
     """A copy of a volume at some time; sizes as the files tell them."""
 
-    name: str
-    created_at: str
-    files: int
-    size_bytes: int
-    attributes_lost: int = 0
+    name: LineText
+    created_at: LineText
+    files: WholeNumber
+    size_bytes: WholeNumber
+    attributes_lost: WholeNumber = 0
 
     @classmethod
     def of_copy(cls, name: str, created_at: str, copied: Copied) -> Snapshot:
@@ -134,13 +147,20 @@ class Snapshots(Protocol):
         ...
 
     def restore(
-        self, volume: Volume, name: str, *, keep_as: str, progress: Progress
+        self,
+        volume: Volume,
+        name: str,
+        *,
+        keep_as: str,
+        progress: Progress,
+        exchanging: AbstractContextManager[None],
     ) -> None:
         """
         Give *volume* the bytes of its snapshot; those it had become a new snapshot.
 
         The caller has seen that nobody on this node uses the volume. It has the one or
-        the other bytes, whatever happens.
+        the other bytes, whatever happens. Inside *exchanging*, which may refuse, they
+        change places; all else, which takes long, is done before.
 
         Raises:
             SnapshotNotFoundError: there is none.
@@ -201,13 +221,19 @@ class Backend(Protocol):
         ...
 
     def create(
-        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+        self,
+        volume: Volume,
+        *,
+        deadline_s: float,
+        fill: Fill | None = None,
+        beside: Mapping[str, bytes] = NOTHING,
     ) -> Volume:
         """
         Make *volume*, empty or as *fill* fills it, and return it; durable on return.
 
         Until *fill* has returned nobody sees the volume; the time that it takes does
-        not count. Owner and mode are then its own, but for those asked for.
+        not count. Owner and mode are then its own, but for those asked for. The files
+        *beside* are in its `copy_directory` before that is seen, if it has one.
 
         What another node has made before, with the same name and the same requested
         options, is returned as it is on storage, with its own id.

@@ -5,6 +5,7 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     ├── VolumeNotFoundError     no record of that name
     ├── StoreError              the records cannot be read or written
     │   ├── ChangedError        somebody else changed one since it was read
+    │   ├── TooEarlyError       this node is a member of its cluster in a moment
     │   └── UnusableDatabaseError   a file is damaged or too new (`store.database`)
     ├── ConfigError             the configuration is wrong (all faults in one error)
     ├── NodeConflictError       a node's record or its name forbids it
@@ -14,6 +15,7 @@ The daemon's own errors; the tree's root and storage's errors: `backends.errors`
     ├── NotOwnerError           another node has the volume, or its bytes
     ├── FencingError            the guard that stops writers does not answer
     ├── PeerUnreachableError    another node gave no answer
+    │   └── PeerSilentError     as long as it was waited for
     ├── PeerRefusedError        a node asks for what it may not have
     └── EngineError             the Docker Engine would not do what the CLI asked
 
@@ -38,6 +40,10 @@ class StoreError(RemoraError):
     code = "store-unavailable"
     transient = True
     exit_code = 13
+
+
+class TooEarlyError(StoreError):
+    """It is a matter of time only: whoever can wait a while should."""
 
 
 class ChangedError(StoreError):
@@ -91,6 +97,10 @@ class PeerUnreachableError(RemoraError):
     code = "peer-unreachable"
     transient = True
     exit_code = 23
+
+
+class PeerSilentError(PeerUnreachableError):
+    """Another node gave no answer for as long as it was waited for."""
 
 
 class PeerRefusedError(RemoraError):

@@ -12,10 +12,13 @@ ENGINE_SHORT_TIMEOUT_S: Final = 60.0
 LONG_DEADLINE_S: Final = 100.0
 SHORT_DEADLINE_S: Final = 50.0
 
-# Slow operations (Create, Mount, Unmount, Remove) under way at once. The server has
-# more threads than this, so that one is always free for Get, List and Path.
+# Slow operations (Create, Mount, Unmount, Remove) under way at once. An engine starts
+# and stops all its containers at once: what comes beyond that waits for its turn, each
+# call in a thread of its own. The server has more threads than calls can take, so that
+# one is always free for Get, List and Path.
 OPERATIONS_MAX: Final = 48
-SERVER_THREADS: Final = 64
+CALLS_MAX: Final = 256
+SERVER_THREADS: Final = 288
 CONNECTIONS_MAX: Final = 4096
 # The control socket: copies (import, clone, snapshot, restore) hold a thread for hours,
 # so more than these are refused and the others answer short calls.

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
-from backends.base import Volume
+from backends.base import VOLUME_ID, LineText, Volume
 from backends.errors import InvalidRequestError
-from plugin.limits import MOUNT_ID_LENGTH_MAX
+from backends.registry import TRAITS
+from plugin.limits import MOUNT_ID_LENGTH_MAX, OPTION_KEY_LENGTH_MAX, OPTIONS_MAX
 
 # docs.docker.com allows the same alphabet; the engine itself checks nothing on the
 # plugin's way (moby passes `../../x` on), so this check is the only one.
 NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 SNAPSHOT_NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}")
+
+# The forms of what records hold, as a fault or a stranger may have written anything.
+# A record that does not have them cannot be read; see `store/values.py`.
+NODE_ID: Final = r"[0-9A-Za-z-]{1,64}"
+NodeId = Annotated[str, msgspec.Meta(pattern=rf"\A{NODE_ID}\Z")]
+NodeIdOrNone = Annotated[str, msgspec.Meta(pattern=rf"\A(?:{NODE_ID})?\Z")]
+VolumeId = Annotated[str, msgspec.Meta(pattern=rf"\A{VOLUME_ID.pattern}\Z")]
+VolumeName = Annotated[str, msgspec.Meta(pattern=rf"\A{NAME_PATTERN.pattern}\Z")]
+# A backend of a newer version is none: only that version knows what to do with it.
+BackendKind = Annotated[str, msgspec.Meta(pattern=rf"\A(?:{'|'.join(TRAITS)})\Z")]
+_OptionKey = Annotated[
+    str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_]+\Z", max_length=OPTION_KEY_LENGTH_MAX)
+]
+Options = Annotated[
+    dict[_OptionKey, LineText], msgspec.Meta(max_length=2 * OPTIONS_MAX)
+]
+_RECORD_KEY: Final = re.compile(rf"volumes/(?P<name>{NAME_PATTERN.pattern})")
 
 Phase = Literal["creating", "ready", "removing"]
 
@@ -32,14 +50,16 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     with bytes in it; records from before this field count as filled.
     """
 
-    id: str
-    name: str
-    backend: str
-    requested: dict[str, str]
-    options: dict[str, str]
-    created_at: str
+    KEY: ClassVar[re.Pattern[str]] = _RECORD_KEY
+
+    id: VolumeId
+    name: VolumeName
+    backend: BackendKind
+    requested: Options
+    options: Options
+    created_at: LineText
     phase: Phase
-    node: str = ""
+    node: NodeIdOrNone = ""
     filled: bool = True
 
     @classmethod
@@ -83,11 +103,13 @@ class VolumeHead(msgspec.Struct, frozen=True, kw_only=True):
     Decoding skips the rest; and a phase of a newer version is a phase, too.
     """
 
-    id: str
-    name: str
-    backend: str
-    created_at: str
-    phase: str
+    KEY: ClassVar[re.Pattern[str]] = _RECORD_KEY
+
+    id: VolumeId
+    name: VolumeName
+    backend: BackendKind
+    created_at: LineText
+    phase: LineText
 
 
 class VolumeSummary(msgspec.Struct, frozen=True, kw_only=True):

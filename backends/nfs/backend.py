@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Fill, Storage, Volume
+from backends.base import NOTHING, Fill, Storage, Volume
 from backends.errors import (
     BackendError,
     DeadlineError,
@@ -95,9 +95,15 @@ class NfsBackend:
             )
 
     def create(
-        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+        self,
+        volume: Volume,
+        *,
+        deadline_s: float,
+        fill: Fill | None = None,
+        beside: Mapping[str, bytes] = NOTHING,
     ) -> Volume:
         """Claim name and directory on the share; both have one winner."""
+        del beside  # this node has no copy
         self.require_creatable(volume, filled=fill is not None)
         budget_s = min(deadline_s, CALL_BUDGET_S)
         if is_direct(volume):

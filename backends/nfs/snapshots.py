@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,13 @@ class NfsSnapshots:
         self._call(self._share_of(volume), volume, "remove_snapshot", snapshot=name)
 
     def restore(
-        self, volume: Volume, name: str, *, keep_as: str, progress: Progress
+        self,
+        volume: Volume,
+        name: str,
+        *,
+        keep_as: str,
+        progress: Progress,
+        exchanging: AbstractContextManager[None],
     ) -> None:
         """Copy the snapshot, then have the agent swap the two directories."""
         share = self._share_of(volume)
@@ -76,7 +82,9 @@ class NfsSnapshots:
             with _as_nfs_errors(share):
                 copied = copy_tree(source, destination, progress=progress)
             facts = asdict(Snapshot.of_copy(keep_as, clock.now_rfc3339(), copied))
-            self._call(share, volume, "swap", token=token, keep_as=keep_as, facts=facts)
+            swap = {"token": token, "keep_as": keep_as, "facts": facts}
+            with exchanging:
+                self._call(share, volume, "swap", **swap)
 
     def data_directory(self, volume: Volume, snapshot: str) -> Path:
         """Return where on the control mount the bytes are; not for the daemon."""

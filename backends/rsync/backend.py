@@ -20,7 +20,7 @@ import msgspec
 
 from backends import options as parse
 from backends import replication_options
-from backends.base import Fill, Storage, Volume
+from backends.base import NOTHING, VOLUME_ID, Fill, Storage, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.rsync.quarantine import Quarantine
@@ -104,7 +104,12 @@ class RsyncBackend:
             quota.require_enforceable(self.pool.volumes)
 
     def create(
-        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+        self,
+        volume: Volume,
+        *,
+        deadline_s: float,
+        fill: Fill | None = None,
+        beside: Mapping[str, bytes] = NOTHING,
     ) -> Volume:
         """Make the directory; `volume.json` comes last and proves it whole."""
         deadline = Deadline(deadline_s)
@@ -121,6 +126,8 @@ class RsyncBackend:
             if fill is not None:
                 fill(Destination(live))
             _own(live, volume, keep=fill is not None)
+            for name, told in beside.items():
+                files.write_durably(home / name, told)
             content = _VolumeFile(
                 volume.id, volume.name, dict(volume.options), volume.created_at
             )
@@ -188,12 +195,13 @@ class RsyncBackend:
             ) from error
 
     def copies(self) -> Collection[str]:
-        """Return the names of the pool's directories."""
+        """Return the names of the pool's directories that are ids of volumes."""
         self.pool.require()
         try:
-            return [each.name for each in self.pool.volumes.iterdir()]
+            names = [each.name for each in self.pool.volumes.iterdir()]
         except OSError as error:
             raise failed("cannot list the pool's volumes", error) from error
+        return list(filter(VOLUME_ID.fullmatch, names))
 
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Bind the volume's live directory to *target*."""

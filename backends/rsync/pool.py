@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from backends.base import Volume
+from backends.base import VOLUME_ID, Volume
 from backends.errors import BackendError
 from backends.rsync.trash import Trash
 from backends.system import files, quota
@@ -76,7 +76,15 @@ class Pool:
         return found
 
     def home(self, volume: Volume) -> Path:
-        """Return the directory of everything that is *volume*'s."""
+        """
+        Return the directory of everything that is *volume*'s.
+
+        Raises:
+            BackendError: its id is none; the path could lead anywhere.
+
+        """
+        if not VOLUME_ID.fullmatch(volume.id):
+            raise BackendError(f"'{volume.id[:80]}' is no id of a volume")
         return self.volumes / volume.id
 
     def place(self) -> Place | None:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from backends.base import VOLUME_ID
 from backends.errors import BackendError, InvalidRequestError
 from backends.rsync.pool import Pool, failed
 from backends.system import files
@@ -32,7 +33,6 @@ from backends.system.walk import walk
 
 _NAME: Final = "quarantine"
 _COMMIT: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})\.(?:0|[1-9][0-9]{0,18})")
-_VOLUME_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # rsync is silent while it finds no difference: for as long as a scan of millions of
 # names takes, or the reading of all that is in them.
 _SCAN_STALL_S: Final = 600.0
@@ -130,7 +130,7 @@ class Quarantine:
             BackendError: they cannot be seen.
 
         """
-        if not _VOLUME_ID.fullmatch(volume_id):
+        if not VOLUME_ID.fullmatch(volume_id):
             return []
         found = []
         try:

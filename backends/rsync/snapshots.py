@@ -13,14 +13,14 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from backends.base import Snapshot, Volume
-from backends.errors import BackendError, SnapshotExistsError
+from backends.errors import BackendError, RemoraError, SnapshotExistsError
 from backends.rsync.pool import Pool, failed, make_live
 from backends.snapshots import DATA_NAME, FACTS_NAME, not_found
 from backends.system import clock, files, libc
@@ -87,7 +87,13 @@ class RsyncSnapshots:
             raise failed(f"cannot remove snapshot '{name}'", error) from error
 
     def restore(
-        self, volume: Volume, name: str, *, keep_as: str, progress: Progress
+        self,
+        volume: Volume,
+        name: str,
+        *,
+        keep_as: str,
+        progress: Progress,
+        exchanging: AbstractContextManager[None],
     ) -> None:
         """Copy the snapshot, then let the copy and the live directory change places."""
         self._pool.require()
@@ -101,9 +107,15 @@ class RsyncSnapshots:
         kept = self._directory(volume) / keep_as
         live = self._pool.home(volume) / "live"
         try:
-            _exchange(kept / DATA_NAME, live)
-            files.sync_directory(kept)
-            files.sync_directory(live.parent)
+            # From the exchange on the bytes count: a promise may seal them at once.
+            files.sync_filesystem(kept)
+            with exchanging:
+                _exchange(kept / DATA_NAME, live)
+                files.sync_directory(kept)
+                files.sync_directory(live.parent)
+        except RemoraError:
+            self._pool.trash.throw_away(kept)
+            raise
         except OSError as error:
             self._pool.trash.throw_away(kept)
             raise failed(f"cannot restore '{volume.name}'", error) from error

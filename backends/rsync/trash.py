@@ -81,7 +81,8 @@ def _delete(directory: Path, deadline: Deadline) -> None:
 def _data_directories(thrown: Path) -> list[Path]:
     """Return what may be subvolumes, or have a limit, in what was thrown away."""
     found = [thrown / "live", thrown / DATA_NAME, thrown / "outbox/tree"]
-    for each in (f"snapshots/*/{DATA_NAME}", "commits/*", "quarantine/*"):
+    snapshots = f"snapshots/*/{DATA_NAME}"
+    for each in (snapshots, "commits/*", "quarantine/*", "outbox/*/tree"):
         found += thrown.glob(each)
     found.append(thrown)  # what was set apart had been the `live` of its volume
     return [directory for directory in found if directory.is_dir()]

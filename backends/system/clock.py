@@ -48,6 +48,11 @@ def boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def thread_cpu_ns(thread: int) -> int:
+    """Return what a thread of this process, which must live, has had of processors."""
+    return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
+
+
 def boot_id() -> str:
     """
     Return the identity of this boot of the kernel.

@@ -19,6 +19,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from backends.system.libc import write_out
 from backends.system.opening import Opener
 from backends.system.regular_files import NotRegularError, open_regular
 
@@ -43,7 +44,7 @@ class FileCopier:
     Copies files between two filesystems, and remembers what these cannot do.
 
     ``fsync`` has each copy flushed, for servers that only then say no. ``flush_source``
-    has what is copied flushed before it is read: a page that stays dirty takes further
+    has what is copied written out before it is read: a page that stays dirty takes more
     stores through a mapping without moving any time of its file.
     """
 
@@ -81,7 +82,7 @@ class FileCopier:
             target = self._opener.open(name, flags, dir_fd=target_at)
             try:
                 if self.flush_source:
-                    os.fdatasync(source)
+                    write_out(source)
                 self._copy_content(source, target, status.st_size)
                 self.copy_attributes(source, target, status)
                 if self.fsync:

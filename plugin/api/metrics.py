@@ -101,8 +101,12 @@ class _VolumeCollector(Collector):
         references = GaugeMetricFamily(
             "remora_mount_references", "Mount references, by kind.", labels=["kind"]
         )
+        unreadable = GaugeMetricFamily(
+            "remora_unreadable_records", "Records of volumes that cannot be read."
+        )
         try:
             records = self._views.all()
+            unreadable.add_metric([], len(self._views.unreadable()))
         except RemoraError:
             return  # the scrape shows the rest; the gap shows that the store is away
         counts = dict.fromkeys(self._registry.all(), 0)
@@ -118,7 +122,7 @@ class _VolumeCollector(Collector):
         mounted.add_metric([], held)
         references.add_metric(["live"], live)
         references.add_metric(["inherited"], inherited)
-        yield from (volumes, mounted, references)
+        yield from (volumes, mounted, references, unreadable)
         yield from self._set_apart()
 
     def _set_apart(self) -> Iterator[Metric]:

@@ -23,6 +23,7 @@ from plugin.membership.lease import LEASE_MARGIN_S
 from plugin.membership.roster import Roster, hello
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe, Holds
+from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper, LeftMounted
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Witness
@@ -88,7 +89,7 @@ class ClusterNode:
             records=partial(_records, catalogue),
             keeper=self.keeper,
             nice=config.replication.nice,
-            placement=_placement(config, ownership, find),
+            placement=_placement(config, ownership, Holders(ownership, peers), find),
             look_interval_s=config.tuning.look_interval_s,
         )
         witness = Witness(
@@ -194,11 +195,15 @@ def _shared_ssh(config: Config, keys: NodeKeys) -> SharedSsh:
 
 
 def _placement(
-    config: Config, ownership: OwnershipView, find: Callable[[str], VolumeRecord | None]
+    config: Config,
+    ownership: OwnershipView,
+    holders: Holders,
+    find: Callable[[str], VolumeRecord | None],
 ) -> Placement:
     after = config.cluster.replace_after
     return Placement(
         ownership,
+        holders,
         find=find,
         replace_after_s=None if after is None else seconds(after),
         interval_s=config.tuning.follow_interval_s,

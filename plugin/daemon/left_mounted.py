@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from backends.base import VOLUME_ID
 from backends.errors import BackendError
 from backends.nfs.backend import NfsBackend
 from backends.rsync.backend import RsyncBackend
@@ -26,7 +27,11 @@ def left_mounted(
 
     """
     targets = map(Path, mounts.mounted())
-    found = {each.name: each for each in targets if each.parent == mount_dir}
+    found = {
+        each.name: each
+        for each in targets
+        if each.parent == mount_dir and VOLUME_ID.fullmatch(each.name)
+    }
     records = catalogue.of_ids(found)
     missing = found.keys() - {each.id for each in records}
     names = catalogue.names() if missing else {}

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import uuid
 from pathlib import Path
 from typing import Final
 
 from backends.system import clock
 from plugin.errors import StoreError
-from plugin.store.database import connect, open_database
+from plugin.store.database import open_database
 from plugin.volumes.references import MIGRATION, References
 
 _MIGRATIONS: Final = (
@@ -29,38 +30,38 @@ class Node:
     def __init__(self, state_dir: Path) -> None:
         path = state_dir / "node.db"
         self._connection = open_database(path, _MIGRATIONS)
-        # For facts: other threads set them while the references are in a transaction.
-        self._facts = connect(path)
-        same_boot = self.fact("boot_id") == clock.boot_id()
-        self.references = References(self._connection, same_boot=same_boot)
-        # This comes after an older boot's references are gone: a crash in between must
-        # not make them look like this boot's.
-        self.set_fact("boot_id", clock.boot_id())
+        self.references = References(self._connection, boot_id=clock.boot_id())
         self.id = self.fact("node_id") or str(uuid.uuid4())
         self.set_fact("node_id", self.id)
 
     def fact(self, key: str) -> str | None:
         """Return the fact *key*, None if it was never set."""
-        row = self._facts.execute(
-            "SELECT value FROM facts WHERE key = ?", (key,)
-        ).fetchone()
+        with self.references.lock:
+            row = self._connection.execute(
+                "SELECT value FROM facts WHERE key = ?", (key,)
+            ).fetchone()
         return str(row[0]) if row else None
 
     def set_fact(self, key: str, value: str) -> None:
-        """Keep *value* under *key*, durably."""
-        if self.fact(key) != value:
-            self._facts.execute(
-                "INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value)
-            )
+        """Keep *value* under *key*, durably; raises StoreError if that is not done."""
+        if self.fact(key) == value:
+            return
+        try:
+            with self.references.lock:
+                self._connection.execute(
+                    "INSERT OR REPLACE INTO facts VALUES (?, ?)", (key, value)
+                )
+        except sqlite3.Error as error:
+            raise StoreError(f"cannot write node.db: {error}") from error
 
     def forget(self, *keys: str) -> None:
         """Forget facts, durably."""
-        for key in keys:
-            self._facts.execute("DELETE FROM facts WHERE key = ?", (key,))
+        with self.references.lock:
+            for key in keys:
+                self._connection.execute("DELETE FROM facts WHERE key = ?", (key,))
 
     def close(self) -> None:
         """Close the file."""
-        self._facts.close()
         self._connection.close()
 
 

@@ -10,6 +10,7 @@ from backends.rsync.quarantine import Quarantine
 from plugin.events.log import Events
 from plugin.model import VolumeRecord
 from plugin.ownership.acquisition import Acquisition
+from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
 from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
@@ -100,7 +101,8 @@ def build_use_cases(given: Given) -> UseCases:
         given.times.mount_deadline_s,
         given.times.disuse_grace_s,
     )
-    removal = Removal(catalogue, operations, ownership, unmounting)
+    replication = owning.acquisition.replication
+    removal = Removal(catalogue, operations, ownership, unmounting, replication)
     creation = Creation(
         views,
         catalogue,
@@ -109,7 +111,7 @@ def build_use_cases(given: Given) -> UseCases:
         copying,
         ownership,
         removal,
-        NewestBytes(ownership, owning.acquisition.replication),
+        NewestBytes(ownership, replication),
     )
     return _with_the_rest(given, discovery, creation, copying)
 
@@ -136,6 +138,7 @@ def _with_the_rest(
         given.quarantine,
     )
     own_snapshots = OwnSnapshots(ownership)
+    holders = Holders(ownership, owning.peers)
     return UseCases(
         views=views,
         creation=creation,
@@ -163,6 +166,7 @@ def _with_the_rest(
             {
                 "the record of what is set apart": quarantine.mend,
                 "the record of snapshots": own_snapshots.mend,
+                "the record of what is held": holders.mend,
             },
         ),
         operations=operations,

@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -98,15 +98,15 @@ class Guard:
             self._volumes = tuple(volumes)
             return self._ask(_hold_request(self._volumes))
 
-    def kill(self, volume_id: str) -> State | None:
+    def kill(self, volume_ids: Collection[str]) -> Mapping[str, State]:
         """
-        Kill the volume's writers; return its state, None if the guard does not know it.
+        Kill the volumes' writers; return the state of each that the guard knows.
 
-        While the state is `stopping` or `frozen`, some writers are still dying: call it
+        While a state is `stopping` or `frozen`, some writers are still dying: call it
         again. Raises as `hold`.
         """
         with self._lock:
-            return self._ask({"op": "kill", "id": volume_id}).get(volume_id)
+            return self._ask({"op": "kill", "ids": sorted(volume_ids)})
 
     def forget(self, volume_id: str) -> None:
         """Let the volume's writers run and guard it no more; raises as `hold`."""

@@ -80,20 +80,23 @@ class Fences:
         self._memory.held = {each.id: _resolved(each, before) for each in volumes}
         for volume_id, fence in list(self._memory.fences.items()):
             volume = self._memory.held.get(volume_id)
-            if fence.kill:
+            if volume is not None and 0 < fence.volume.epoch < volume.epoch:
+                self._end(fence)
+            elif fence.kill:
                 if fence.killed and volume is None:
                     del self._memory.fences[volume_id]
             elif volume is not None and volume.deadline_s > now_s:
                 self._thaw(fence)
         self.save()
 
-    def kill(self, volume_id: str) -> None:
-        """Kill the writers of a volume that another node owns by now."""
-        fence = self._fence(volume_id)
-        if fence is not None:
-            fence.kill = True
-            self._scan_soon()
-            self.save()
+    def kill(self, volume_ids: Iterable[str]) -> None:
+        """Kill the writers of volumes that other nodes own by now."""
+        for volume_id in volume_ids:
+            fence = self._fence(volume_id)
+            if fence is not None:
+                fence.kill = True
+                self._scan_soon()
+        self.save()
 
     def forget(self, volume_id: str) -> None:
         """Thaw a volume, and guard it no more."""
@@ -290,6 +293,12 @@ class Fences:
         ]
         freezer.thaw(mine)
         self._log(f"{fence.volume.id}: its writers go on")
+
+    def _end(self, fence: Fence) -> None:
+        """Kill what *fence* stopped; who writes in a later epoch is none of it."""
+        del self._memory.fences[fence.volume.id]
+        freezer.kill(fence.targets)
+        freezer.thaw([each for each in fence.targets if each not in self._stopped()])
 
     def _kill(self, fences: Sequence[Fence]) -> None:
         """Kill the writers of *fences*; note the fences that have none left."""

@@ -7,7 +7,8 @@ nobody is connected. Requests are lines of JSON on a Unix socket of its run dire
 
     {"op": "hello", "version": V}       it ends if a daemon of other code started it
     {"op": "hold", "volumes": [...]}    all that is held, in place of what was before
-    {"op": "kill" | "forget", "id": I}
+    {"op": "kill", "ids": [...]}        volumes that other nodes own by now
+    {"op": "forget", "id": I}
     {"op": "states"}
 
 Every answer has `states`. Standard library only: it starts in a twentieth of a second.
@@ -164,7 +165,7 @@ class _Guard:
         if operation == "hold":
             self._fences.hold([HeldVolume(**each) for each in request["volumes"]])
         elif operation == "kill":
-            self._fences.kill(request["id"])
+            self._fences.kill(request["ids"])
         elif operation == "forget":
             self._fences.forget(request["id"])
         elif operation != "states":

@@ -30,6 +30,7 @@ class HeldVolume:
     where one device has many volumes, ``source`` tells them apart and stands in for
     ``device``; elsewhere it is empty. ``deadline_s`` is in `clock.boottime_s`. While
     the daemon does not know it, ``as_before`` has the one that was told before go on.
+    ``epoch`` tells a mount from an earlier one of the volume; 0 if it is not known.
     """
 
     id: str
@@ -41,6 +42,7 @@ class HeldVolume:
     policy: Policy = "freeze"
     source: str = ""
     as_before: bool = False
+    epoch: int = 0
 
 
 def code_version() -> str:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
+from backends.base import LineText
 from backends.errors import InvalidRequestError
 from backends.system import clock
 from backends.system.decoding import from_json
@@ -62,10 +64,12 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Marker(msgspec.Struct, frozen=True, kw_only=True):
     """The record `LOADING`: which dump is being loaded, and whether to *replace*."""
 
-    digest: str
-    taken_at: str
+    KEY: ClassVar[re.Pattern[str]] = re.compile(LOADING)
+
+    digest: LineText
+    taken_at: LineText
     replace: bool
-    started_at: str
+    started_at: LineText
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import msgspec
-
 from backends.registry import has_catalogue_on_storage
-from backends.system.decoding import from_json
 from plugin.config import Config
 from plugin.errors import StoreError
 from plugin.model import VolumeRecord
 from plugin.store.sqlite import SqliteStore
+from plugin.store.values import value_of
 
 _FACT: Final = "joined_cluster"
 VOLUMES: Final = "volumes/"
@@ -105,8 +103,5 @@ def _own_volumes(config: Config) -> list[str]:
         records, _ = store.prefix(VOLUMES)
     finally:
         store.close()
-    try:
-        volumes = [from_json(each.value, VolumeRecord) for each in records]
-    except msgspec.DecodeError as error:
-        raise StoreError(f"{path} has a record that cannot be read: {error}") from error
+    volumes = [value_of(each, VolumeRecord) for each in records]
     return [each.name for each in volumes if not has_catalogue_on_storage(each.backend)]

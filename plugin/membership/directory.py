@@ -19,6 +19,7 @@ from plugin.membership.nodes import (
     NODES,
     NodeRecord,
     NodeView,
+    node_ids,
     owner_of,
 )
 from plugin.membership.quarantine_records import QuarantineRecords
@@ -69,7 +70,7 @@ class NodeDirectory:
 
     def ids(self) -> list[str]:
         """Return the ids of all nodes, also of those whose records cannot be read."""
-        return [each.key.removeprefix(NODES) for each in self._store.prefix(NODES)[0]]
+        return node_ids(self._store)
 
     def has(self, node_id: str) -> bool:
         """Return whether the cluster has a node of that id, dead or alive."""

@@ -96,7 +96,11 @@ class NodeLease:
             if self._leases.keep_alive(int(number)):
                 return int(number)
         lease = self._leases.grant_lease(self.ttl_s)
-        self._facts.set_fact(_FACT, f"{self._boot_id} {lease}")
+        try:
+            self._facts.set_fact(_FACT, f"{self._boot_id} {lease}")
+        except StoreError as error:
+            # On a full disk containers run on; only the next start has another lease.
+            log.warning("the lease is not kept for the next start: %s", error)
         return lease
 
     def keep_alive(self) -> bool:

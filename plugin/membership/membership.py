@@ -18,7 +18,7 @@ from typing import Final
 
 from backends.errors import RemoraError
 from backends.system import clock
-from plugin.errors import NodeConflictError, StoreError
+from plugin.errors import NodeConflictError, StoreError, TooEarlyError
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.lease import Facts, Leases, NodeLease
@@ -67,7 +67,7 @@ class Membership:
             store, own, lease=self._lease, sources=sources, nodes=nodes
         )
         self._listeners: list[Callable[[], None]] = []
-        self._fault: RemoraError | None = StoreError("not registered yet")
+        self._fault: RemoraError | None = TooEarlyError("not registered yet")
         self._tried = threading.Event()
         self._stopping = threading.Event()
         self._upkeep_due = threading.Event()
@@ -142,6 +142,11 @@ class Membership:
         if clock.boottime_s() >= self.deadline_s():
             return "its lease has ended; another one is being asked for"
         return None
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether this node is no member yet, and will be without anybody's doing."""
+        return isinstance(self._fault, TooEarlyError)
 
     @property
     def drained(self) -> bool:

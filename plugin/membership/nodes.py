@@ -13,17 +13,21 @@ this: docs/adr/0014-membership.md.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
+from backends.base import LineText, WholeNumber
+from backends.errors import one_line
 from backends.options import NODE_NAME
 from plugin.errors import ConfigError, NodeConflictError
-from plugin.store.base import Record
+from plugin.model import NODE_ID, NodeId
+from plugin.store.base import Record, Store
 
 NODES: Final = "nodes/"
 NAMES: Final = "node_names/"
@@ -44,29 +48,34 @@ State = Literal["ready", "drained", "down"]
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A node as the store keeps it; ``addresses`` begin with the best one."""
 
-    id: str
-    name: str
-    addresses: tuple[str, ...] = ()
-    peer_port: int
-    version: str
-    protocol: int
-    protocol_oldest: int
-    machine_id: str
-    boot_id: str
-    host_key: str
-    public_key: str
-    pool_total_bytes: int = 0
-    pool_available_bytes: int = 0
+    KEY: ClassVar[re.Pattern[str]] = re.compile(rf"{NODES}(?P<id>{NODE_ID})")
+
+    id: NodeId
+    name: Annotated[str, msgspec.Meta(pattern=rf"\A{NODE_NAME.pattern}\Z")]
+    # What goes into files of ssh's has to have more than a form: see `peers/peer.py`.
+    addresses: Annotated[tuple[LineText, ...], msgspec.Meta(max_length=16)] = ()
+    peer_port: WholeNumber
+    version: LineText
+    protocol: WholeNumber
+    protocol_oldest: WholeNumber
+    machine_id: LineText
+    boot_id: LineText
+    host_key: LineText
+    public_key: LineText
+    pool_total_bytes: WholeNumber = 0
+    pool_available_bytes: WholeNumber = 0
     drained: bool = False
-    joined_at: str
+    joined_at: LineText
 
 
 class AliveRecord(msgspec.Struct, frozen=True, kw_only=True):
     """A running daemon; ``session`` is another one after each start."""
 
-    boot_id: str
-    started_at: str
-    session: str
+    KEY: ClassVar[re.Pattern[str]] = re.compile(rf"{ALIVE}{NODE_ID}")
+
+    boot_id: LineText
+    started_at: LineText
+    session: LineText
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +149,15 @@ def machine_id() -> str:
     return ""
 
 
+def node_ids(store: Store) -> list[str]:
+    """Return the ids of all nodes, also of those whose records cannot be read."""
+    ids = (each.key.removeprefix(NODES) for each in store.prefix(NODES)[0])
+    return [each for each in ids if re.fullmatch(NODE_ID, each)]
+
+
 def owner_of(stored: Record | None) -> str:
     """Return the plain text of a record, such as the id of a name; "" if none is."""
-    return stored.value.decode(errors="replace") if stored else ""
+    return one_line(stored.value.decode(errors="replace")) if stored else ""
 
 
 def refuse_name(own: Identity, owner: str, owners_record: NodeRecord | None) -> None:

@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
+from backends.base import VOLUME_ID, LineText, WholeNumber
 from plugin.membership.nodes import NODES
+from plugin.model import NODE_ID
 from plugin.store.base import Compare, Delete, Put, Store
 from plugin.store.values import readable
 
-_KEY: Final = re.compile(r"v/([^/]+)/conflicts/([^/]+)/([0-9]+\.[0-9]+)")
+_KEY: Final = re.compile(
+    rf"v/({VOLUME_ID.pattern})/conflicts/({NODE_ID})/([0-9]{{1,19}}\.[0-9]{{1,19}})"
+)
 # A transaction takes 128 operations. Records that are left over do not count anyway.
 _DROPPED_MAX: Final = 90
 
@@ -29,9 +33,11 @@ _DROPPED_MAX: Final = 90
 class QuarantineRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes that were set apart; *whole*: they were counted to the end."""
 
-    set_apart_at: str
-    files: int = 0
-    size_bytes: int = 0
+    KEY: ClassVar[re.Pattern[str]] = _KEY
+
+    set_apart_at: LineText
+    files: WholeNumber = 0
+    size_bytes: WholeNumber = 0
     whole: bool = False
 
 

@@ -18,7 +18,7 @@ import msgspec
 from backends.errors import RemoraError
 from backends.system import clock
 from plugin import __version__
-from plugin.errors import NodeConflictError, StoreError
+from plugin.errors import NodeConflictError, StoreError, TooEarlyError
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.lease import NodeLease
 from plugin.membership.loading import LOADING, refuse_loading
@@ -144,7 +144,9 @@ class Registration:
             )
             operations.append(Put(ALIVE + own.id, msgspec.json.encode(alive), lease))
         if not self._store.transact(conditions, operations).succeeded:
-            raise StoreError("the records of nodes changed meanwhile", hint="retrying")
+            raise TooEarlyError(
+                "the records of nodes changed meanwhile", hint="retrying"
+            )
         if self._lease is not None:
             self._lease.id = lease
         self._registered_once = True
@@ -182,7 +184,7 @@ class Registration:
             self._other_seen_s = now_s
         if now_s - self._other_seen_s > _DEAD_AFTER_TTLS * lease.ttl_s:
             raise clone_error(self._own, known)
-        raise StoreError(
+        raise TooEarlyError(
             "the lease of this node's last boot has not ended yet",
             hint=f"it does within {lease.ttl_s:.0f} s, seldom twice that",
         )

@@ -84,6 +84,6 @@ def _decoded(record: Record) -> list[Snapshot]:
     """Return the value; even a record that cannot be read says that there is one."""
     try:
         return from_json(record.value, list[Snapshot])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         log.warning("record %s cannot be read: %s", record.key, error)
         return [Snapshot("unknown", "", 0, 0)]

@@ -27,7 +27,7 @@ from plugin.ownership.heads import (
     begun_epoch,
     put_epoch,
 )
-from plugin.ownership.refusals import contended, explained
+from plugin.ownership.refusals import contended, explained, in_use
 from plugin.ownership.release import give_up
 from plugin.ownership.resuming import resume
 from plugin.ownership.state import (
@@ -66,7 +66,7 @@ class Acquisition:
             BackendError: the copy cannot be used.
 
         """
-        self.ownership.require_valid()
+        self._wait_valid(deadline)
         epoch = self.ownership.owned_epoch(record)
         if epoch and self._regain(record, epoch):
             return epoch
@@ -104,6 +104,21 @@ class Acquisition:
         self.ownership.note("regained", record, epoch)
         return True
 
+    def _wait_valid(self, deadline: Deadline) -> None:
+        """
+        Return when this node may own volumes; raise StoreError if it may not soon.
+
+        After a quick reboot it is no member until the lease of its last boot has ended,
+        and the engine starts its containers once.
+        """
+        patience = self._patience(deadline)
+        while self.ownership.membership.is_coming and not patience.passed():
+            clock.pause(_LOOK_AGAIN_S)
+        self.ownership.require_valid()
+
+    def _patience(self, deadline: Deadline) -> Deadline:
+        return Deadline(min(self.mount_wait_s, deadline.remaining_s() / 2))
+
     def _wait_free(self, record: VolumeRecord, deadline: Deadline) -> None:
         """
         Return when no other node has the volume, or when the wait is over.
@@ -111,7 +126,7 @@ class Acquisition:
         Schedulers start a container while its last node still lets the volume go; and
         nobody knows that a node is dead before its lease has ended.
         """
-        patience = Deadline(min(self.mount_wait_s, deadline.remaining_s() / 2))
+        patience = self._patience(deadline)
         while not self._is_free(record) and not patience.passed():
             clock.pause(_LOOK_AGAIN_S)
 
@@ -301,11 +316,7 @@ class Acquisition:
         try:
             self.replication.require_free(record)
         except PeerRefusedError as error:
-            raise NotOwnerError(
-                f"'{record.name}' may still be written to: {error.cause}",
-                hint="retry",
-                transient=True,
-            ) from None
+            raise in_use(record.name, error) from None
 
     def _require_may_begin(self) -> None:
         if self.ownership.membership.drained:

@@ -25,6 +25,8 @@ from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Heard, Votes, unheard
 
 _ASK_AGAIN_S: Final = 0.5
+# No holder that answers later makes these good.
+_OURS: Final = ("stale-epoch", "writers-running")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,11 @@ class Ballot:
         own, record = self.ownership.node_id, self.record
         if own in self.heard.votes:
             return
+        before = self.ownership.copy_state(record)
+        # What an earlier epoch has left running would write to what is sealed now.
+        live = before is not None and 0 < before.live_epoch < self.head.epoch
+        if live and self.ownership.has_users(record):
+            raise RefusedError("writers-running", node=own)
         flush_live(self.ownership, record)
         with self.ownership.copy_states.changing(record.id):
             copy = self.ownership.copy_state(record)
@@ -124,7 +131,7 @@ class Ballot:
             each for each in head.holders if each != own
         )
         # A holder of EMPTY, the volume as it was made, has no bytes to give.
-        if living and error.reason != "stale-epoch" and head.committed != EMPTY:
+        if living and error.reason not in _OURS and head.committed != EMPTY:
             return elsewhere(self.record.name, head.committed, self._names(living))
         return explained(self.record.name, error, self.ownership.name_of)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from backends.system.clock import Deadline
 from plugin.model import VolumeRecord
 from plugin.ownership.refusals import elsewhere
-from plugin.ownership.state import Choice, Commit
+from plugin.ownership.state import Choice, Commit, Head
 
 
 class Replication(Protocol):
@@ -37,6 +37,10 @@ class Replication(Protocol):
         """Raise PeerRefusedError while another owner relies on our word to wait."""
         ...
 
+    def require_unused(self, record: VolumeRecord, head: Head) -> None:
+        """Raise PeerRefusedError if a node that can be reached knows of its use."""
+        ...
+
 
 class Alone:
     """A node without others; see `Replication`."""
@@ -58,3 +62,6 @@ class Alone:
 
     def require_free(self, record: VolumeRecord) -> None:
         """Do nothing: there is no other owner."""
+
+    def require_unused(self, record: VolumeRecord, head: Head) -> None:
+        """Do nothing: no other node uses it."""

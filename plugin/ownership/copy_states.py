@@ -99,11 +99,11 @@ class CopyStates:
             BackendError: the pool refuses.
 
         """
-        if backend.copy_directory(volume) is not None:
-            return
-        backend.create(volume, deadline_s=deadline_s)
+        # Without its state it would count as the volume was made: filled, on its maker.
+        copy = msgspec.json.encode(CopyState(promised=promised, commit=EMPTY))
         with self.changing(volume.id):
-            self.write(volume.id, CopyState(promised=promised, commit=EMPTY))
+            if backend.copy_directory(volume) is None:
+                backend.create(volume, deadline_s=deadline_s, beside={_NAME: copy})
 
     @contextmanager
     def changing(self, volume_id: str) -> Iterator[None]:

@@ -92,16 +92,18 @@ class Holds:
                 raise PeerRefusedError("another node wants the volume")
             self._until_s[volume_id] = now_s + self.hold_s
 
-    def require_free(self, volume_id: str) -> None:
+    def require_free(self, volume_id: str, *, insist: bool = True) -> None:
         """
         Raise PeerRefusedError while an owner may rely on our agreement.
 
-        Another node wants the volume: for 3 * `hold_s` we do not agree again.
+        Another node wants the volume: for 3 * `hold_s` we do not agree again. If it
+        does not *insist*, a refusal leaves the owner what it has.
         """
         now_s = clock.boottime_s()
         with self._lock:
             until_s = max(self._until_s.get(volume_id, 0), self._quiet_until_s)
-            self._wanted_until_s[volume_id] = now_s + 3 * self.hold_s
+            if insist or until_s <= now_s:
+                self._wanted_until_s[volume_id] = now_s + 3 * self.hold_s
         if until_s > now_s:
             raise PeerRefusedError(
                 f"its owner may go on for {until_s - now_s:.0f} s without etcd"

@@ -16,18 +16,21 @@ less of the lineage, and set a copy apart of which they cannot tell where it cam
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
+from backends.base import VOLUME_ID, LineText, WholeNumber
 from backends.system import clock
 from backends.system.decoding import from_json
 from plugin.errors import StoreError
-from plugin.membership.nodes import NODES
+from plugin.membership.nodes import node_ids
 from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.snapshot_records import SnapshotRecords
+from plugin.model import BackendKind, NodeId, VolumeName
 from plugin.ownership.state import EMPTY, Choice, EarlierEpoch, Epoch, Head, Lineage
 from plugin.store.base import (
     Change,
@@ -57,8 +60,9 @@ REFRESH_DEADLINE_S: Final = 3.0
 class Lock(msgspec.Struct, frozen=True):
     """Who holds the volume, and in which epoch."""
 
-    node: str
-    epoch: int
+    KEY: ClassVar[re.Pattern[str]] = re.compile(rf"v/{VOLUME_ID.pattern}/lock")
+    node: NodeId
+    epoch: WholeNumber
 
 
 class Tomb(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +73,11 @@ class Tomb(msgspec.Struct, frozen=True, kw_only=True):
     what they wrote does not say ``all_nodes``.
     """
 
-    name: str
-    backend: str
-    removed_at: str
-    pending: tuple[str, ...]
+    KEY: ClassVar[re.Pattern[str]] = re.compile(rf"tomb/{VOLUME_ID.pattern}")
+    name: VolumeName
+    backend: BackendKind
+    removed_at: LineText
+    pending: tuple[NodeId, ...]
     all_nodes: bool = False
 
 
@@ -180,8 +185,7 @@ class Heads:
         The keys are for people: how much of a volume that is. What a head says that
         cannot be read, nobody knows: it counts as all.
         """
-        nodes, _ = self._store.prefix(NODES)
-        others = {each.key.removeprefix(NODES) for each in nodes} - {node}
+        others = {*node_ids(self._store)} - {node}
         heads = self._heads.read()
         found: dict[str, list[str]] = {"all of": [*heads.unreadable]}
         found["the newest bytes of"], found["perhaps the last seconds of"] = [], []
@@ -295,8 +299,7 @@ class Heads:
         """
         conditions: list[Compare] = []
         operations: list[Operation] = []
-        nodes, _ = self._store.prefix(NODES)
-        all_nodes = [each.key.removeprefix(NODES) for each in nodes]
+        all_nodes = node_ids(self._store)
         for volume_id in volume_ids:
             record = self._store.get(_TOMBS + volume_id)
             tomb = readable(record, Tomb)

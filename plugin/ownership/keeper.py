@@ -18,8 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from backends.errors import BackendError, RemoraError
-from backends.replication_options import ReplicationOptions
+from backends.errors import RemoraError
 from backends.system import clock, mounts
 from plugin.errors import FencingError, NotOwnerError, StoreError
 from plugin.fencing.client import Guard
@@ -63,7 +62,6 @@ class Keeper:
         self._freeze_max_s = freeze_max_s
         self._held: dict[str, Holding] = {}
         self._states: Mapping[str, State] = {}
-        self._lost_s: dict[str, float] = {}
         # Writers of a lost volume are being killed.
         self._dying = False
         self._left_mounted: LeftMounted | None = None
@@ -98,9 +96,11 @@ class Keeper:
         self._thread.join(_STOP_WAIT_S)
         self._guard.close()
 
-    def hold(self, record: VolumeRecord, epoch: int, target: Path) -> None:
+    def hold(self, record: VolumeRecord, epoch: int, target: Path | None) -> None:
         """
         Have the guard watch over the volume, which was just mounted.
+
+        Without *target* it is not: its lock is kept while the daemon changes its bytes.
 
         Raises:
             NotOwnerError, StoreError: it is not ours any more: unmount it.
@@ -129,14 +129,15 @@ class Keeper:
             holding = self._held.get(record.id)
         if holding is None:
             return 0
-        if record.id in self._lost_s:
+        if not self._still_ours(holding):
+            # A new epoch's containers would be ended with them, or meet their writes.
             raise NotOwnerError(
                 f"the containers that had '{record.name}' here are being ended: "
                 "another node has taken it",
                 hint="retry when they are gone",
                 transient=True,
             )
-        if self._still_ours(holding) and not self._locked(holding):
+        if not self._locked(holding):
             self._regain([holding])
         until_s = self._deadline_s(holding)
         may_write = until_s is not None and until_s > clock.boottime_s()
@@ -147,7 +148,6 @@ class Keeper:
         with self._lock:
             if self._held.pop(record.id, None) is None:
                 return
-            self._lost_s.pop(record.id, None)
         try:
             self._guard.forget(record.id)
         except FencingError as error:
@@ -158,14 +158,12 @@ class Keeper:
         before_s = clock.monotonic_s() - _LOST_GRACE_S
         with self._lock:
             return [
-                each.record
-                for each in self._held.values()
-                if self._lost_s.get(each.record.id, math.inf) <= before_s
+                each.record for each in self._held.values() if each.lost_s <= before_s
             ]
 
     def held(self) -> list[tuple[VolumeRecord, int]]:
         """Return the volumes that are mounted, with their epochs."""
-        return [(each.record, each.epoch) for each in self._holdings()]
+        return [(each.record, each.epoch) for each in self._holdings() if each.target]
 
     def state(self, volume_id: str) -> State | None:
         """Return what the guard last said of the volume's writers."""
@@ -180,12 +178,12 @@ class Keeper:
         with self._lock:
             holding = self._held.get(record.id)
         if holding is None:
-            return not self._has_users(record)
-        if ReplicationOptions.of(record.options).fence == "none":
+            return not self._ownership.has_users(record)
+        if holding.fence == "none":
             return False
         deadline = clock.Deadline(_KILL_DEADLINE_S)
         try:
-            while not self._killed(holding):
+            while not self._killed([holding]):
                 if deadline.passed():
                     return False
                 clock.pause(_KILL_PAUSE_S)
@@ -194,7 +192,7 @@ class Keeper:
             return False
         with self._lock:
             now = self._held.get(record.id)
-        return now is holding or (now is None and not self._has_users(record))
+        return now is holding or (now is None and not self._ownership.has_users(record))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -240,12 +238,11 @@ class Keeper:
         # A guard that does not answer must not keep locks from being taken again.
         with suppress(RemoraError):
             self._tell_guard()
-        self._dying = False
-        unlocked = []
+        lost, unlocked = [], []
         for holding in self._holdings():
             try:
                 if not self._still_ours(holding):
-                    self._lose(holding)
+                    lost.append(holding)
                 elif not self._locked(holding):
                     unlocked.append(holding)
             except RemoraError as error:
@@ -256,6 +253,7 @@ class Keeper:
             with suppress(RemoraError):
                 self._tell_guard()
         self._tell_guard()
+        self._lose(lost)
 
     def _holdings(self) -> list[Holding]:
         with self._lock:
@@ -298,48 +296,49 @@ class Keeper:
             return False
         return True
 
-    def _lose(self, holding: Holding) -> None:
+    def _lose(self, lost: Sequence[Holding]) -> None:
         """
-        End what still wants to write to the volume: another node owns it.
+        End what still wants to write to *lost* volumes: other nodes own them.
 
         A container that is just starting is ended as well: the guard looks for writers
         until the volume is unmounted.
         """
-        self._mark(holding, valid=False)
-        record = holding.record
-        if ReplicationOptions.of(record.options).fence == "none":
-            return
-        if not self._killed(holding):
-            self._dying = True  # the guard goes on; it is asked again soon
-            return
-        with self._lock:
-            if self._held.get(record.id) is not holding or record.id in self._lost_s:
-                return
-            self._lost_s[record.id] = clock.monotonic_s()
-        log.warning(
-            "another node owns it: its writers are ended",
-            extra=fields(volume=record.name),
-        )
-        self._ownership.events.add(record, "writers-killed", epoch=holding.epoch)
+        for each in lost:
+            self._mark(each, valid=False)
+        dying = [
+            each
+            for each in lost
+            if each.target and each.fence != "none" and each.lost_s == math.inf
+        ]
+        killed = self._killed(dying)
+        # The guard goes on with the others; it is asked again soon.
+        self._dying = len(killed) < len(dying)
+        for each in killed:
+            each.lost_s = clock.monotonic_s()
+            log.warning(
+                "another node owns it: its writers are ended",
+                extra=fields(volume=each.record.name),
+            )
+            self._ownership.events.add(each.record, "writers-killed", epoch=each.epoch)
 
-    def _killed(self, holding: Holding) -> bool:
+    def _killed(self, holdings: Sequence[Holding]) -> list[Holding]:
         """
-        Have the guard kill the volume's writers; return whether none is left.
+        Have the guard kill the volumes' writers; return where none is left.
 
         Those of a later mount are spared: the guard hears of none while it is our turn.
+        One request is for all, because each looks at all processes of the machine.
         """
         with self._turn:
-            with self._lock:
-                if self._held.get(holding.record.id) is not holding:
-                    return True  # it was unmounted meanwhile
-            return self._guard.kill(holding.record.id) in ("killed", None)
-
-    def _has_users(self, record: VolumeRecord) -> bool:
-        backend = self._ownership.backend_of(record)
-        try:
-            return bool(backend.users(record.volume(), Path("/nonexistent")))
-        except BackendError:
-            return True  # nobody can tell
+            with self._lock:  # what was unmounted meanwhile has no writers
+                left = set(holdings).intersection(self._held.values())
+            ids = {each.record.id for each in left}
+            states = self._guard.kill(ids) if ids else {}
+        gone = ("killed", None)
+        return [
+            each
+            for each in holdings
+            if each.record.id not in ids or states.get(each.record.id) in gone
+        ]
 
     def _tell_guard(self) -> None:
         """Tell the guard all deadlines; log what has become valid or invalid."""

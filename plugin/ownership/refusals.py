@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from backends.errors import BackendError
+from backends.errors import BackendError, RemoraError
 from plugin.errors import NotOwnerError
 from plugin.membership.quarantine_records import KnownQuarantineRecord
 from plugin.ownership.state import Commit, RefusedError
@@ -49,6 +49,15 @@ def explained(
     cause, hint = causes[error.reason]
     transient = error.reason in ("locked", "not-owner", "writers-running")
     return NotOwnerError(cause, hint=hint, transient=transient)
+
+
+def in_use(volume: str, error: RemoraError) -> NotOwnerError:
+    """Return the error for a volume whose owner goes on, as *error* of a node says."""
+    return NotOwnerError(
+        f"'{volume}' may still be written to: {error.cause}",
+        hint="retry",
+        transient=True,
+    )
 
 
 def elsewhere(volume: str, commit: Commit, nodes: Sequence[str]) -> NotOwnerError:

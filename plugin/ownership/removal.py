@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from backends.system import clock
 from backends.system.clock import Deadline
+from plugin.errors import PeerRefusedError
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
+from plugin.ownership.bytes_port import Replication
 from plugin.ownership.heads import (
     REFRESH_DEADLINE_S,
     Tomb,
@@ -14,20 +16,25 @@ from plugin.ownership.heads import (
     put_head,
     put_tomb,
 )
-from plugin.ownership.refusals import explained, has_snapshots, set_apart
-from plugin.ownership.state import RefusedError
+from plugin.ownership.refusals import explained, has_snapshots, in_use, set_apart
+from plugin.ownership.state import Head, RefusedError
 from plugin.ownership.view import OwnershipView
+from plugin.ownership.votes import was_released
 from plugin.store.base import NO_CHANGE, Change
 
 
 def removal(
-    ownership: OwnershipView, record: VolumeRecord, deadline: Deadline
+    ownership: OwnershipView,
+    replication: Replication,
+    record: VolumeRecord,
+    deadline: Deadline,
 ) -> Change:
     """
     Return the change that keeps every node from acquiring a volume before it goes.
 
     Raises:
-        NotOwnerError: another node has it mounted.
+        NotOwnerError: another node has it mounted, perhaps without a lock: its lease
+            has ended, and it goes on because members have agreed.
         BackendError: another node has snapshots of it, or bytes that were set apart:
             only people delete them.
 
@@ -54,9 +61,19 @@ def removal(
         except RefusedError as error:
             refused = error
             continue
+        if not was_released(head) and head.owner != ownership.node_id:
+            _require_unused(replication, record, head)
         operations = [drop_lock(record.id)] if state.locked_by else []
         return state.change(put_head(record.id, removing), *operations)
     raise explained(record.name, refused, ownership.name_of)
+
+
+def _require_unused(replication: Replication, record: VolumeRecord, head: Head) -> None:
+    """Raise NotOwnerError if members know that it is in use, though nobody locks it."""
+    try:
+        replication.require_unused(record, head)
+    except PeerRefusedError as error:
+        raise in_use(record.name, error) from None
 
 
 def removal_cancelled(ownership: OwnershipView, record: VolumeRecord) -> Change:

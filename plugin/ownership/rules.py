@@ -22,7 +22,7 @@ Source: docs/adr/0015-ownership.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -192,31 +192,37 @@ def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head
         RefusedError: not-owner.
 
     """
-    if head.epoch != epoch or not (_owns(head, node) or head.released):
-        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    _require_deciding(head, node, epoch)
     new = tuple(each for each in members if each not in head.members)
     return msgspec.structs.replace(head, members=(*head.members, *new))
 
 
 def leave(
-    head: Head, *, node: str, epoch: int, members: tuple[str, ...], keep: int = 1
+    head: Head,
+    *,
+    node: str,
+    epoch: int,
+    members: tuple[str, ...],
+    standing: Collection[str],
+    keep: int = 1,
 ) -> Head:
     """
     Return the head after *members* are to keep no copies any more.
 
-    At least *keep* others must hold what is committed. Nodes that may have newer bytes
-    have to stay: the owner, and all members after an owner that has not released it.
+    At least *keep* other holders must be *standing*: they have just said that they have
+    what is committed. Nodes that may have newer bytes have to stay: the owner, and all
+    members after an owner that has not released it.
 
     Raises:
         RefusedError: not-owner; locked: one of them is the owner; last-copy.
 
     """
-    if head.epoch != epoch or not (_owns(head, node) or head.released):
-        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
+    _require_deciding(head, node, epoch)
     if head.phase == "owned" and head.owner in members:
         raise RefusedError("locked", node=head.owner)
     holders = tuple(each for each in head.holders if each not in members)
-    if head.committed == EMPTY or len(holders) < max(1, keep):
+    sure = {*holders}.intersection(standing)
+    if head.committed == EMPTY or len(sure) < max(1, keep):
         alone = next(iter(holders or head.holders), head.owner)
         raise RefusedError("last-copy", node=alone, commit=head.committed)
     rest = tuple(each for each in head.members if each not in members)
@@ -280,8 +286,10 @@ def keep(head: Head) -> Head:
     return msgspec.structs.replace(head, phase="idle")
 
 
-def _owns(head: Head, node: str) -> bool:
-    return head.owner == node and head.phase == "owned"
+def _require_deciding(head: Head, node: str, epoch: int) -> None:
+    owns = head.owner == node and head.phase == "owned"
+    if head.epoch != epoch or not (owns or head.released):
+        raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
 
 
 def _members(head: Head, nodes: tuple[str, ...]) -> tuple[str, ...]:
@@ -387,14 +395,3 @@ def receive(
         keep_live=copy.live_epoch > 0,
         keep_commit=not lineage.contains(copy.commit, at=commit.epoch),
     )
-
-
-def superseded(copy: CopyState, head: Head, lineage: Lineage) -> bool:
-    """Return whether the members hold all that is in *copy*, which is no member's."""
-    return copy.commit <= head.committed and not diverged(copy, head, lineage)
-
-
-def diverged(copy: CopyState, head: Head, lineage: Lineage) -> bool:
-    """Return whether *copy*, no member's, has bytes that no owner has gone on from."""
-    grown = lineage.contains(copy.commit, at=head.epoch)
-    return copy.live_epoch > 0 or not (grown or copy.commit == EMPTY)

@@ -6,11 +6,15 @@ What is written down of a volume's ownership: in the store and beside each copy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import msgspec
+
+from backends.base import VOLUME_ID, LineText, WholeNumber
+from plugin.model import NodeId, NodeIdOrNone
 
 Phase = Literal["idle", "recovering", "owned", "removing"]
 # Of which moments a commit's files are: each of its own; all of one; and nobody wrote.
@@ -35,8 +39,8 @@ TIME_UNKNOWN: Final = "unknown"
 class Commit(msgspec.Struct, frozen=True, order=True, array_like=True):
     """One state of a volume's bytes; ordered by epoch, then by sequence."""
 
-    epoch: int = 0
-    seq: int = 0
+    epoch: WholeNumber = 0
+    seq: WholeNumber = 0
 
     def __str__(self) -> str:
         return f"{self.epoch}.{self.seq}"
@@ -59,15 +63,17 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     people. Older versions have not always written it.
     """
 
-    epoch: int = 0
-    owner: str = ""
-    boot_id: str = ""
+    KEY: ClassVar[re.Pattern[str]] = re.compile(rf"v/{VOLUME_ID.pattern}/head")
+
+    epoch: WholeNumber = 0
+    owner: NodeIdOrNone = ""
+    boot_id: LineText = ""
     phase: Phase = "idle"
     committed: Commit = EMPTY
     quality: Quality = ""
-    holders: tuple[str, ...] = ()
-    members: tuple[str, ...] = ()
-    released_at: str = ""
+    holders: tuple[NodeId, ...] = ()
+    members: tuple[NodeId, ...] = ()
+    released_at: LineText = ""
 
     @property
     def released(self) -> bool:
@@ -110,12 +116,12 @@ class RefusedError(Exception):
 class EarlierEpoch(msgspec.Struct, frozen=True, array_like=True):
     """An `Epoch` with its number, as a later one keeps it; the fields are the same."""
 
-    number: int
+    number: WholeNumber
     base: Commit
-    owner: str
-    began_at: str = ""
+    owner: NodeId
+    began_at: LineText = ""
     lost: Commit | None = None
-    before_released_at: str = ""
+    before_released_at: LineText = ""
 
 
 class Epoch(msgspec.Struct, frozen=True):
@@ -128,11 +134,15 @@ class Epoch(msgspec.Struct, frozen=True):
     records it replaces. Records of older versions do not have all of them.
     """
 
+    KEY: ClassVar[re.Pattern[str]] = re.compile(
+        rf"v/{VOLUME_ID.pattern}/epochs/[0-9]{{1,20}}"
+    )
+
     base: Commit
-    owner: str
-    began_at: str = ""
+    owner: NodeId
+    began_at: LineText = ""
     lost: Commit | None = None
-    before_released_at: str = ""
+    before_released_at: LineText = ""
     earlier: tuple[EarlierEpoch, ...] = ()
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from backends.base import Volume
 from backends.errors import RemoraError
+from backends.system.clock import Deadline
 from plugin.logs import fields
+from plugin.model import VolumeRecord
 from plugin.ownership.heads import Tomb
 from plugin.ownership.view import OwnershipView
 
@@ -15,9 +18,17 @@ log = logging.getLogger(__name__)
 _DEADLINE_S: Final = 30.0
 
 
-def bury_copies(ownership: OwnershipView) -> None:
+def bury_copies(
+    ownership: OwnershipView,
+    let_go: Callable[[VolumeRecord, Deadline], None],
+    keep_live: Callable[[VolumeRecord], None],
+) -> None:
     """
     Remove each copy of a volume that has a tomb, and say so in the tomb.
+
+    Who removed it may not have known that it was in use here. So *let_go* unmounts it,
+    or raises VolumeBusyError while it is used; then *keep_live* sets apart what was
+    written here, if it is of no commit.
 
     The tomb stays until each node of its time has: a node that comes back after years
     must not bring the volume back.
@@ -29,20 +40,29 @@ def bury_copies(ownership: OwnershipView) -> None:
         gone = [
             volume_id
             for volume_id, tomb in ownership.heads.tombs_for(node_id, spare).items()
-            if _is_removed(ownership, volume_id, tomb)
+            if _is_removed(ownership, volume_id, tomb, let_go, keep_live)
         ]
         ownership.heads.acknowledge(gone, node_id)
     except RemoraError as error:
         log.warning("copies of removed volumes are dealt with later: %s", error)
 
 
-def _is_removed(ownership: OwnershipView, volume_id: str, tomb: Tomb) -> bool:
+def _is_removed(
+    ownership: OwnershipView,
+    volume_id: str,
+    tomb: Tomb,
+    let_go: Callable[[VolumeRecord, Deadline], None],
+    keep_live: Callable[[VolumeRecord], None],
+) -> bool:
     """Remove the copy; return whether it is gone."""
     volume = Volume(id=volume_id, name=tomb.name, options={}, created_at="")
     about = fields(volume=tomb.name, id=volume_id)
     try:
         backend = ownership.registry.get(tomb.backend)
         if backend.copy_directory(volume) is not None:
+            record = VolumeRecord.of(volume, backend=tomb.backend)
+            let_go(record, Deadline(_DEADLINE_S))
+            keep_live(record)
             backend.remove(volume, deadline_s=_DEADLINE_S)
             ownership.events.add(volume, "copy-removed")
             log.info("a copy goes: the volume was removed elsewhere", extra=about)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from backends.base import Backend
-from backends.errors import InvalidRequestError
+from backends.errors import BackendError, InvalidRequestError
 from backends.registry import Registry
 from backends.replication_options import ReplicationOptions
 from backends.system import clock
@@ -35,6 +37,8 @@ from plugin.ownership.state import (
 from plugin.store.base import Put
 
 log = logging.getLogger(__name__)
+# A volume that is not mounted has no mount that would say where its bytes are.
+_NO_TARGET: Final = Path("/nonexistent")
 
 
 def _in_words(head: Head, wanted: int) -> str:
@@ -186,8 +190,20 @@ class OwnershipView:
         return self.backend_of(record).copy_directory(record.volume()) is not None
 
     def still_owner(self, record: VolumeRecord, epoch: int) -> bool:
-        """Return whether this boot's *epoch* goes on, even if its lock is missing."""
+        """
+        Return whether this boot's *epoch* goes on, even if its lock is missing.
+
+        Raises:
+            StoreError: no record says whose it is; that the records have gone, without
+                a tomb, makes nobody else its owner.
+
+        """
         head = self.heads.read(record.id).head
+        if head is None and not self.heads.is_removed(record.id):
+            raise StoreError(
+                f"no record says who owns '{record.name}'",
+                hint="are the cluster's records gone? remora cluster load",
+            )
         if head is None or (head.owner, head.boot_id) != (self.node_id, self.boot_id):
             return False
         if head.epoch != epoch or head.phase != "owned":
@@ -282,6 +298,14 @@ class OwnershipView:
     def backend_of(self, record: VolumeRecord) -> Backend:
         """Return the backend that carries the volume."""
         return self.registry.get(record.backend)
+
+    def has_users(self, record: VolumeRecord) -> bool:
+        """Return whether a process of this node may have the volume; none is proven."""
+        backend = self.backend_of(record)
+        try:
+            return bool(backend.users(record.volume(), _NO_TARGET))
+        except BackendError:
+            return True
 
     def is_shared(self, record: VolumeRecord) -> bool:
         """Return whether all nodes have the same bytes, so that none has a copy."""

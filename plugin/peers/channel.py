@@ -8,12 +8,12 @@ or the network is in: connections are made in threads of their own.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from backends.errors import RemoraError
 from backends.system.clock import Deadline, monotonic_s, pause
-from plugin.errors import PeerUnreachableError
+from plugin.errors import PeerSilentError, PeerUnreachableError
 from plugin.peers.connection import Connection, StrangerError, connect
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
@@ -24,6 +24,10 @@ _PAUSE_MAX_S: Final = 3.0
 # A node that has just joined is let in as soon as the other has read its record.
 _STRANGER_TRIES: Final = 6
 _STRANGER_PAUSE_S: Final = 0.3
+
+
+def _always() -> bool:
+    return True
 
 
 class PeerChannel:
@@ -54,10 +58,15 @@ class PeerChannel:
         return connection is not None and not connection.fault
 
     def call(
-        self, request: str, body: Mapping[str, Any], *, deadline_s: float
+        self,
+        request: str,
+        body: Mapping[str, Any],
+        *,
+        deadline_s: float,
+        patient: Callable[[], bool] = _always,
     ) -> Mapping[str, Any]:
         """
-        Return the node's answer to *request*.
+        Return the node's answer to *request*, for which it is waited while *patient*.
 
         Raises:
             PeerUnreachableError: it gave none in time; it may have done what we asked.
@@ -65,7 +74,8 @@ class PeerChannel:
 
         """
         deadline = Deadline(deadline_s)
-        return self._connected(deadline).ask(request, body, deadline=deadline)
+        connection = self._connected(deadline)
+        return connection.ask(request, body, deadline=deadline, patient=patient)
 
     def close(self) -> None:
         """End the connection; further calls fail."""
@@ -97,7 +107,7 @@ class PeerChannel:
                         target=self._connect, name="peers:channel", daemon=True
                     ).start()
                 if deadline.passed():
-                    raise PeerUnreachableError(
+                    raise PeerSilentError(
                         f"no connection to node '{self.peer.name}' in time"
                     )
                 self._changed.wait(deadline.remaining_s())
@@ -203,10 +213,17 @@ class Peers:
         return channel is not None and channel.is_connected
 
     def call(
-        self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
+        self,
+        node_id: str,
+        request: str,
+        body: Mapping[str, Any],
+        *,
+        deadline_s: float,
+        patient: Callable[[], bool] = _always,
     ) -> Mapping[str, Any]:
-        """Return a node's answer; raise as `PeerChannel.call`."""
-        return self.channel(node_id).call(request, body, deadline_s=deadline_s)
+        """Return a node's answer; see `PeerChannel.call`."""
+        channel = self.channel(node_id)
+        return channel.call(request, body, deadline_s=deadline_s, patient=patient)
 
     def call_all(
         self,

@@ -10,21 +10,22 @@ from __future__ import annotations
 import re
 import socket
 import threading
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import Any, Final
 
 from backends.errors import BackendError, RemoraError, one_line
 from backends.system.clock import Deadline
 from backends.system.run import Dialogue
-from plugin.errors import PeerUnreachableError
+from plugin.errors import PeerSilentError, PeerUnreachableError
 from plugin.peers.lines import Lines, decode, encode, error_from_json
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
 
 # The bound for all of it: name, address, keys, login.
 _OPEN_WITHIN_S: Final = 10.0
+_LOOK_EVERY_S: Final = 1.0
 # ssh has one exit status for all its errors, so its words tell them apart. Our sshd
 # ("MaxAuthTries 1") hangs up on a stranger before ssh can print the first of these.
 _STRANGER: Final = re.compile(r"Permission denied \(|Too many authentication failures")
@@ -54,10 +55,15 @@ class Connection:
         return self._fault
 
     def ask(
-        self, request: str, body: Mapping[str, Any], *, deadline: Deadline
+        self,
+        request: str,
+        body: Mapping[str, Any],
+        *,
+        deadline: Deadline,
+        patient: Callable[[], bool],
     ) -> Mapping[str, Any]:
         """
-        Return the node's answer.
+        Return the node's answer, if it comes while *patient* says yes.
 
         Raises:
             PeerUnreachableError: it gave none; it may have done what was asked.
@@ -72,11 +78,12 @@ class Connection:
             self._pending[number] = pending
         try:
             self._send(encode({**body, "id": number, "request": request}), deadline)
-            answer = pending.result(deadline.remaining_s())
-        except TimeoutError:
-            raise PeerUnreachableError(
-                f"node '{self._peer.name}' did not answer '{request}' in time"
-            ) from None
+            while not wait([pending], min(_LOOK_EVERY_S, deadline.remaining_s())).done:
+                if deadline.passed() or not patient():
+                    raise PeerSilentError(
+                        f"node '{self._peer.name}' did not answer '{request}' in time"
+                    )
+            answer = pending.result()
         finally:
             with self._lock:
                 self._pending.pop(number, None)

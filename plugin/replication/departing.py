@@ -17,7 +17,8 @@ from backends.errors import BackendError, RemoraError
 from backends.system.clock import Deadline
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership import rules
+from plugin.ownership import copy_worth
+from plugin.ownership.holders import Holders
 from plugin.ownership.view import OwnershipView
 from plugin.replication.journals import Journals
 from plugin.replication.receiving import Receiving
@@ -32,9 +33,14 @@ class Departing:
     """See the module's text."""
 
     def __init__(
-        self, ownership: OwnershipView, journals: Journals, receiving: Receiving
+        self,
+        ownership: OwnershipView,
+        holders: Holders,
+        journals: Journals,
+        receiving: Receiving,
     ) -> None:
         self._ownership = ownership
+        self._holders = holders
         self._journals = journals
         self._receiving = receiving
         self._told: dict[str, str] = {}
@@ -71,6 +77,19 @@ class Departing:
             extra=fields(volume=record.name, id=record.id),
         )
 
+    def keep_live(self, record: VolumeRecord) -> None:
+        """
+        Set apart what this node has written to a removed volume since its last commit.
+
+        Raises:
+            VolumeBusyError: the copy is in use.
+
+        """
+        with self._journals.alone(record, Deadline(_USE_WAIT_S)):
+            copy = self._ownership.copy_state(record)
+            if copy is not None and copy.live_epoch:
+                self._receiving.set_apart(record)
+
     def _require_superseded(self, record: VolumeRecord) -> None:
         """Set diverged bytes apart; raise BackendError unless others keep the rest."""
         head = self._ownership.heads.read(record.id).head
@@ -78,13 +97,12 @@ class Departing:
         if head is None or copy is None:
             raise BackendError("it is not known what the copy has")
         lineage = self._ownership.heads.lineage(record.id)
-        if rules.diverged(copy, head, lineage):
+        if copy_worth.diverged(copy, head, lineage):
             self._receiving.set_apart(record)
-        elif not rules.superseded(copy, head, lineage):
+        elif not copy_worth.superseded(copy, head, lineage):
             raise BackendError(f"commit {copy.commit} is not known to be kept yet")
-        nodes = self._ownership.nodes.all()
-        if not any(each.alive and each.record.id in head.holders for each in nodes):
-            raise BackendError("no node that has the newest commit is alive")
+        if not self._holders.standing(record.id):
+            raise BackendError("no other node says that it has the newest commit")
 
     def _tell(self, record: VolumeRecord, reason: str) -> None:
         """Warn once of each reason: `depart` is called again every few seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.rsync.journal.journal import Journal
@@ -27,7 +27,8 @@ class Plan:
     Those that are ``there`` come first: they may not keep it for long. Then all whose
     base the journal knows, ``together``: were each group brought a commit of its own,
     they would never be at one while containers write. A member that is at an unknown
-    commit is a group of its own, and so is one without a copy, which comes last.
+    commit is a group of its own, and so is one that is far behind: whatever else were
+    sent to it would end its filling. One without a copy comes last.
     """
 
     there: Sequence[str]
@@ -36,9 +37,18 @@ class Plan:
 
 
 def planned(
-    journal: Journal, lineage: Lineage, commits: Mapping[str, Commit], commit: Commit
+    journal: Journal,
+    lineage: Lineage,
+    commits: Mapping[str, Commit],
+    commit: Commit,
+    *,
+    apart: Collection[str],
 ) -> Plan:
-    """Return the plan for members at *commits*, by their nodes."""
+    """
+    Return the plan for members at *commits*, by their nodes.
+
+    Those *apart* need a commit that names everything, whatever theirs is.
+    """
     there: list[str] = []
     together: dict[Commit, list[str]] = {}
     unknown: list[str] = []
@@ -49,7 +59,7 @@ def planned(
             there.append(node_id)
         elif at == EMPTY:
             empty.append(Group(at if known else None, (node_id,), is_empty=True))
-        elif known:
+        elif known and node_id not in apart:
             together.setdefault(at, []).append(node_id)
         else:
             unknown.append(node_id)

@@ -21,12 +21,14 @@ from plugin.ownership.state import EMPTY, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import require_recovering
 from plugin.peers.lines import read_request
+from plugin.replication.at_work import Workers
+from plugin.replication.deliveries import Deliveries
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.room import on_disk_of
 from plugin.replication.transfer import RsyncTransfer
 
-# Of a whole volume.
+# Of a whole volume, while there is work on it: see `at_work.Patience`.
 TRANSFER_DEADLINE_S: Final = 6 * 3600.0
 _USE_DEADLINE_S: Final = 30.0
 
@@ -65,12 +67,15 @@ class Handing:
         ownership: OwnershipView,
         journals: Journals,
         transfer: RsyncTransfer,
+        deliveries: Deliveries,
         *,
         find: Callable[[str], VolumeRecord | None],
     ) -> None:
         self._ownership = ownership
         self._journals = journals
         self._transfer = transfer
+        self.workers = Workers()
+        self._deliveries = deliveries
         self._find = find
 
     def send(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -88,7 +93,12 @@ class Handing:
         if head is None or head.phase != "recovering":
             raise PeerRefusedError(f"'{record.name}' is not recovered any more")
         commit = Commit(*request.commit)
-        with self._journals.using(record, Deadline(TRANSFER_DEADLINE_S)) as journal:
+        # What it gets by that need not be sent again; two at once would end each other.
+        self._deliveries.wait(record.id, node_id)
+        with (
+            self.workers.working(record.id),
+            self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal,
+        ):
             self._require_sealed(record, commit)
             if journal.commit() != request.commit:
                 journal.record(journal.look(EVERYTHING), request.commit)
@@ -115,21 +125,24 @@ class Handing:
         head = heads.read(record.id).head
         if head is None or request.node not in head.members:
             raise PeerRefusedError(f"'{record.name}' is not kept by {request.node}")
-        with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
+        with (
+            self.workers.working(record.id),
+            self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal,
+        ):
             copy = self._ownership.copy_state(record)
             if copy is None or copy.live_epoch or copy.commit == EMPTY:
                 raise PeerRefusedError(f"this copy of '{record.name}' has no commit")
             # Not from the commit's snapshot: the next commit would delete that.
             source, size_bytes = journal.live, journal.manifest.size_bytes()
-        return {
-            "carried_bytes": self._transfer.send_ahead(
+        with self.workers.working(record.id):
+            carried = self._transfer.send_ahead(
                 request.node,
                 volume_id=record.id,
                 epoch=request.epoch,
                 source=source,
                 total_bytes=size_bytes,
             )
-        }
+        return {"carried_bytes": carried}
 
     def _send(
         self,
@@ -154,19 +167,21 @@ class Handing:
                 source=journal.source(),
                 total_bytes=journal.manifest.size_bytes(),
             )
-        with on_disk_of(self._ownership.own.name):
-            package = journal.pack(
-                base, only=paths, valid=lambda: self._is_sealed(record, commit)
+        try:
+            with on_disk_of(self._ownership.own.name):
+                package = journal.pack(
+                    base, only=paths, valid=lambda: self._is_sealed(record, commit)
+                )
+            size_bytes += self._transfer.send(
+                node_id,
+                volume_id=record.id,
+                commit=commit,
+                source=package.directory,
+                names=[package.names],
+                total_bytes=package.size_bytes,
             )
-        size_bytes += self._transfer.send(
-            node_id,
-            volume_id=record.id,
-            commit=commit,
-            source=package.directory,
-            names=[package.names],
-            total_bytes=package.size_bytes,
-        )
-        journal.unpack()
+        finally:
+            journal.unpack()
         return size_bytes
 
     def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:

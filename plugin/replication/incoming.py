@@ -7,7 +7,6 @@ from pathlib import Path
 from backends.errors import BackendError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.journal import Journal
-from backends.system.clock import wall_ns
 from backends.system.writeback import Writeback
 from plugin.errors import PeerRefusedError
 from plugin.ownership.state import Commit
@@ -20,31 +19,54 @@ class Incoming:
     def __init__(self) -> None:
         self._arrivals: dict[str, Arrivals] = {}
         self._writebacks: dict[str, Writeback] = {}
+        # Volumes of which files came ahead of a commit that has not come yet.
+        self._ahead: set[str] = set()
+        # The commit that has come, if this node has asked holders for it.
+        self._pulled: dict[str, Commit] = {}
 
     def note(self, volume_id: str, home: Path, commit: Commit, *, empty: bool) -> None:
         """
         Note that files of *commit* come to the copy in *home*, or files ahead of it.
 
         What lies here of another epoch, or of before our start, is only of use to
-        rsync, which compares it with what it sends. Files ahead are all compared, and
-        an empty copy begins with them.
+        rsync, which compares it with what it sends. Files ahead are all compared by the
+        end of their transfer, and an *empty* copy begins with them.
         """
         if volume_id not in self._writebacks:
             self._writebacks[volume_id] = Writeback(home)
-        known, now_ns = self._arrivals.get(volume_id), wall_ns()
-        epoch, seq = commit.epoch, commit.seq
-        if seq == AHEAD_SEQ or empty:
-            self._arrivals[volume_id] = Arrivals(epoch, None, now_ns, now_ns)
-        elif known is None or known.epoch != epoch:
-            self._arrivals[volume_id] = Arrivals(epoch, (epoch, seq), now_ns, now_ns)
+        known = self._arrivals.get(volume_id)
+        arrivals = Arrivals.begun((commit.epoch, commit.seq))
+        if commit.seq == AHEAD_SEQ:
+            self._ahead.add(volume_id)
+        elif empty:
+            arrivals.first = None
+        elif known is not None and known.continues(arrivals):
+            return
+        self._arrivals[volume_id] = arrivals
+
+    def note_all_ahead(self, volume_id: str) -> None:
+        """Note that rsync has compared every file that was sent ahead."""
+        if volume_id in self._arrivals:
+            self._arrivals[volume_id].first = None
+
+    def is_ahead(self, volume_id: str) -> bool:
+        """Return whether files came ahead of a commit that has not come yet."""
+        return volume_id in self._ahead
+
+    def begin_round(self, volume_id: str) -> None:
+        """Note that the owner begins a round."""
+        if volume_id in self._arrivals:
+            self._arrivals[volume_id].begin_round()
 
     def of(self, volume_id: str) -> Arrivals | None:
         """Return what has come, None if nothing has since this daemon's start."""
         return self._arrivals.get(volume_id)
 
-    def distrust(self, volume_id: str) -> None:
-        """Believe nothing of what has come so far: another node sends now."""
-        self._arrivals.pop(volume_id, None)
+    def pull(self, volume_id: str, commit: Commit) -> None:
+        """Believe what has come only if holders were asked for *commit* before."""
+        if self._pulled.get(volume_id) != commit:
+            self._arrivals.pop(volume_id, None)
+        self._pulled[volume_id] = commit
 
     def flush(self, volume_id: str, journal: Journal) -> None:
         """
@@ -73,3 +95,5 @@ class Incoming:
         """Forget what has come: it is part of the copy now, or has gone."""
         self._arrivals.pop(volume_id, None)
         self._writebacks.pop(volume_id, None)
+        self._ahead.discard(volume_id)
+        self._pulled.pop(volume_id, None)

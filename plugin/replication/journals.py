@@ -20,7 +20,7 @@ from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import OUTBOX_NAME, Journal
 from backends.rsync.journal.manifest import DamagedManifestError
-from backends.rsync.journal.outbox import lacking_space
+from backends.rsync.journal.outbox import lacking_space, unpack_all
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.rsync.pool import Place
@@ -301,8 +301,8 @@ class Journals:
         if home is None or (is_whole(home) and not (home / OUTBOX_NAME).exists()):
             return
         marked = Staging(home).marked()
-        with self.using(record, Deadline(_REPAIR_DEADLINE_S)) as journal:
-            journal.unpack()
+        with self.using(record, Deadline(_REPAIR_DEADLINE_S)):
+            unpack_all(home / OUTBOX_NAME)
         if marked is not None:
             log.info("a commit was applied", extra=fields(volume=record.name))
 

@@ -98,8 +98,8 @@ class Looking:
         if hints.everything:
             # Where nothing can be watched, or more happens than events can tell, all
             # names would else be looked at in every round.
-            self._journals.give_back(record, hints)
-            hints = Hints()
+            self._journals.give_back(record, EVERYTHING)
+            hints = dataclasses.replace(hints, everything=False)
         # What a database writes directly to a file that stays open causes no event.
         return dataclasses.replace(hints, paths=hints.paths.union(seen.recent))
 

@@ -36,7 +36,7 @@ from plugin.peers.channel import Peers
 from plugin.peers.lines import read_request
 from plugin.replication.move import Round, VolumeMove
 from plugin.replication.progress import Progress
-from plugin.replication.sending import Report
+from plugin.replication.report import Report
 from plugin.replication.syncing import Syncing
 
 log = logging.getLogger(__name__)

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
+from plugin.errors import PeerRefusedError
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Holds
+from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
-from plugin.ownership.state import Choice, Commit
+from plugin.ownership.state import Choice, Commit, Head
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.control import Handler
-from plugin.replication import quarantine, reporting, room
+from plugin.peers.lines import read_request
+from plugin.replication import at_work, quarantine, reporting, room
 from plugin.replication.departing import Departing
 from plugin.replication.handing import Handing
 from plugin.replication.journals import Journals, is_whole
@@ -40,6 +43,13 @@ from plugin.replication.transfer import RsyncTransfer
 
 # The requests of `ReplicationNode.handlers` that take as long as a transfer.
 TRANSFERS: Final = ("commit", "send", "ahead")
+_UNUSED_WAIT_S: Final = 2.0
+
+
+class UnusedRequest(msgspec.Struct, frozen=True):
+    """A volume that was not released is to be removed."""
+
+    volume: str
 
 
 class ReplicationNode:
@@ -59,19 +69,16 @@ class ReplicationNode:
         placement: Placement,
         look_interval_s: float,
     ) -> None:
-        self._holds = holds
-        self._records = records
+        self._holds, self._peers, self._records = holds, peers, records
         self._journals = Journals(backend, ownership.copy_states)
         self.progress = Progress()
-        self._ownership = ownership
-        self._held = keeper.held
+        self._ownership, self._held = ownership, keeper.held
         self._reporting = Reporting(self.progress, peers)
         transfer = RsyncTransfer(peers, self.progress)
         name = ownership.own.name
         self._room = Room(self._journals, node_name=name, by_id=self._by_id)
         self.receiving = Receiving(
-            ownership,
-            self._journals,
+            *(ownership, self._journals),
             find=find,
             by_id=self._by_id,
             room=self._room,
@@ -83,28 +90,32 @@ class ReplicationNode:
         self._pulling = Pulling(
             ownership, self._journals, self.receiving, peers, self.progress
         )
-        self._handing = Handing(ownership, self._journals, transfer, find=find)
+        sending = Sending(peers, transfer, node_name=name)
+        self._handing = Handing(
+            *(ownership, self._journals, transfer, sending.deliveries), find=find
+        )
         self._syncing = Syncing(
-            ownership,
-            self._journals,
-            Sending(peers, transfer, node_name=name),
+            *(ownership, self._journals, sending),
             held=keeper.held,
             records=records,
             placement=placement,
             looking=Looking(self._journals, interval_s=look_interval_s),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
-        self.departing = Departing(ownership, self._journals, self.receiving)
+        holders = Holders(ownership, peers)
+        self.departing = Departing(ownership, holders, self._journals, self.receiving)
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return what other nodes may ask."""
         return {
+            "unused": self.answer_unused,
             "stand": self.receiving.commit_of_copy,
             "commit": self.receiving.commit,
             "send": self._handing.send,
             "ahead": self._handing.send_ahead,
             "move": self.moving.answer_start,
             "move-state": self.moving.answer_state,
+            at_work.REQUEST: self._handing.workers.answer,
             reporting.REQUEST: self._reporting.answer,
             room.REQUEST: self._room.answer,
         }
@@ -143,6 +154,28 @@ class ReplicationNode:
     def require_free(self, record: VolumeRecord) -> None:
         """Raise PeerRefusedError while an owner may rely on our word to wait."""
         self._holds.require_free(record.id)
+
+    def require_unused(self, record: VolumeRecord, head: Head) -> None:
+        """Raise PeerRefusedError if a node that can be reached knows of its use."""
+        self._holds.require_free(record.id, insist=False)
+        others = {*head.members, head.owner} - {self._ownership.node_id}
+        answers = self._peers.call_all(
+            sorted(others), "unused", {"volume": record.id}, deadline_s=_UNUSED_WAIT_S
+        )
+        for answer in answers.values():
+            if isinstance(answer, PeerRefusedError):
+                raise answer
+
+    def answer_unused(
+        self, node_id: str, message: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Answer `require_unused`; refuse if it is mounted here, or may be there."""
+        del node_id
+        volume_id = read_request(message, UnusedRequest).volume
+        if volume_id in {record.id for record, _ in self._held()}:
+            raise PeerRefusedError(f"it is mounted on '{self._ownership.own.name}'")
+        self._holds.require_free(volume_id, insist=False)
+        return {}
 
     def copies_of(self, record: VolumeRecord) -> CopyFacts | None:
         """Return how far the volume's copies are; None where nodes share its bytes."""

@@ -21,6 +21,7 @@ from plugin.logs import fields
 from plugin.membership.nodes import NodeRecord, NodeView
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
+from plugin.ownership.holders import Holders
 from plugin.ownership.state import Head, RefusedError
 from plugin.ownership.view import OwnershipView
 
@@ -157,12 +158,14 @@ class Placement:
     def __init__(
         self,
         ownership: OwnershipView,
+        holders: Holders,
         *,
         find: Callable[[str], VolumeRecord | None],
         replace_after_s: float | None,
         interval_s: float,
     ) -> None:
         self._ownership = ownership
+        self._holders = holders
         self.interval_s = interval_s
         self._find = find
         self._absences = Absences(replace_after_s)
@@ -193,7 +196,8 @@ class Placement:
         if head is None:
             return None
         planned = self._plan(record, head)
-        changed = self._step(head, planned, epoch)
+        standing = self._holders.standing(record.id) if planned.leave else ()
+        changed = self._step(head, planned, epoch, standing)
         if changed == head:
             return head
         if self._ownership.heads.change(state, changed) is None:
@@ -284,7 +288,9 @@ class Placement:
         wanted = ReplicationOptions.of(record.options)
         return plan(nodes, head, wanted, gone, volume_id=record.id, bound_for=bound_for)
 
-    def _step(self, head: Head, planned: Plan, epoch: int) -> Head:
+    def _step(
+        self, head: Head, planned: Plan, epoch: int, standing: Collection[str] = ()
+    ) -> Head:
         """Return the head after as much of the plan as the rules allow."""
         node = self._ownership.node_id
         changed = head
@@ -299,6 +305,7 @@ class Placement:
                     node=node,
                     epoch=epoch,
                     members=planned.leave,
+                    standing=standing,
                     keep=planned.keep,
                 )
         return changed

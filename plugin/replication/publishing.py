@@ -11,7 +11,7 @@ from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.state import Commit, Quality, RefusedError
 from plugin.ownership.view import OwnershipView
-from plugin.replication.sending import Report
+from plugin.replication.report import Report
 from plugin.store.contention import attempted
 
 log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from plugin.ownership import rules
 from plugin.ownership.state import EMPTY, Choice, Commit, CopyState, Kept, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
+from plugin.replication.at_work import Patience
 from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest, carried_bytes
 from plugin.replication.journals import Journals
 from plugin.replication.progress import Progress
@@ -31,8 +32,12 @@ from plugin.replication.receiving import Receiving, pair
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _ROUNDS_MAX: Final = 20
+# A copy that lacks so many files is filled before: rsync finds them by itself.
+_FAR_BEHIND_FROM: Final = 100
 # We answer so long before the Mount's own deadline, whose error would say less.
 _ANSWER_S: Final = 1.0
+# A pull that is not wanted any more looks at that each second, and in between takes in.
+_END_WAIT_S: Final = 60.0
 
 
 class Pulling:
@@ -65,18 +70,19 @@ class Pulling:
 
         """
         with self._lock:
-            under_way = self._pulls.get(record.id)
-            if under_way is None or under_way.choice.base != choice.base:
+            before = under_way = self._pulls.get(record.id)
+            if before is None or before.choice.base != choice.base:
                 self._note("catching-up", record, choice.base, choice.holders)
-            if under_way is None or not under_way.thread.is_alive():
-                under_way = _Pull(choice)
+            if under_way is not None and under_way.brings(choice.base):
+                under_way.choice = choice
+            else:
+                under_way = self._pulls[record.id] = _Pull(choice)
                 under_way.thread = threading.Thread(
                     target=self._run,
-                    args=(record, epoch, under_way),
+                    args=(record, epoch, under_way, before),
                     name="pulling",
                     daemon=True,
                 )
-                self._pulls[record.id] = under_way
                 under_way.thread.start()
         under_way.thread.join(max(0.0, deadline.remaining_s() - _ANSWER_S))
         if self._is_at(record, choice.base):
@@ -103,13 +109,24 @@ class Pulling:
         copy = self._ownership.copy_state(record)
         return copy is not None and copy.commit == commit
 
-    def _run(self, record: VolumeRecord, epoch: int, pull: _Pull) -> None:
-        for holder in pull.choice.holders:
-            if holder == self._ownership.node_id:
-                continue
-            self._receiving.expect(record.id, holder)
+    def _run(
+        self, record: VolumeRecord, epoch: int, pull: _Pull, before: _Pull | None
+    ) -> None:
+        if before is not None:
+            before.unwanted.set()
+            before.thread.join(_END_WAIT_S)
+            if before.thread.is_alive():
+                pull.fault = f"commit {before.choice.base} is still taken in"
+                return
+        tried = {self._ownership.node_id}
+        while left := [each for each in pull.choice.holders if each not in tried]:
+            if pull.unwanted.is_set():
+                return
+            holder = left[0]
+            tried.add(holder)
+            self._receiving.expect(record.id, holder, pull.choice.base)
             try:
-                self._fetch_from(holder, record, epoch, pull.choice.base)
+                self._fetch_from(holder, record, epoch, pull)
             except RemoraError as error:
                 pull.fault = str(error)
                 log.warning(
@@ -132,8 +149,9 @@ class Pulling:
         )
 
     def _fetch_from(
-        self, holder: str, record: VolumeRecord, epoch: int, base: Commit
+        self, holder: str, record: VolumeRecord, epoch: int, pull: _Pull
     ) -> None:
+        base = pull.choice.base
         lineage = self._ownership.heads.lineage(record.id)
         grown = lineage.after(epoch, base, self._ownership.node_id)
 
@@ -144,6 +162,13 @@ class Pulling:
                 raise RefusedError("not-owner")
             return rules.take_over(copy, epoch=copy.promised, base=base, lineage=grown)
 
+        def doubted() -> bool:
+            lease = self._ownership.nodes.lease_of(holder)
+            return not lease or holder not in pull.choice.holders
+
+        def wanted() -> bool:
+            return not pull.unwanted.is_set()
+
         have = self._have(record)
         paths: list[str] = []
         size_bytes = 0
@@ -151,11 +176,15 @@ class Pulling:
             request = SendRequest(
                 record.id, record.name, epoch, pair(base), have, tuple(paths)
             )
+            patience = Patience(
+                self._peers, holder, record.id, doubted=doubted, wanted=wanted
+            )
             sent = self._peers.call(
                 holder,
                 "send",
                 msgspec.to_builtins(request),
                 deadline_s=TRANSFER_DEADLINE_S,
+                patient=patience,
             )
             size_bytes += carried_bytes(sent)
             answer = self._receiving.receive(record, base, to_keep)
@@ -163,8 +192,13 @@ class Pulling:
                 self._receiving.count(size_bytes)
                 return
             paths = answer.get("missing", [])
+            # A sealed copy stands still: if more is missing when all that was told has
+            # come, not all was told.
+            is_far = bool(request.paths) or len(paths) >= _FAR_BEHIND_FROM
             if "full" in answer:
                 have = pair(EMPTY)
+            elif is_far and have != pair(EMPTY):
+                have, paths = pair(EMPTY), []
         raise PeerRefusedError("there is always something missing")
 
     def _have(self, record: VolumeRecord) -> tuple[int, int]:
@@ -177,9 +211,14 @@ class Pulling:
 
 
 class _Pull:
-    """One transfer under way."""
+    """A transfer under way, of the commit that *choice*, the last one, begins with."""
 
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
+        self.unwanted = threading.Event()
         self.thread = threading.Thread()
         self.fault = "no holder answered"
+
+    def brings(self, commit: Commit) -> bool:
+        """Return whether it goes on, and brings *commit*."""
+        return self.thread.is_alive() and self.choice.base == commit

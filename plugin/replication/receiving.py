@@ -16,9 +16,10 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import BackendError
+from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
-from backends.system.clock import Deadline, wall_ns
+from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
+# What rsync exits with if it has gone through all files, but for those that vanished.
+_WHOLE: Final = (0, 23, 24)
 
 
 class CommitRequest(msgspec.Struct, frozen=True):
@@ -90,9 +93,13 @@ class Receiving:
         self._departing: set[str] = set()
         self._incoming = Incoming()
 
-    def expect(self, volume_id: str, node_id: str) -> None:
-        """Let *node_id*, a holder, send a volume that this node recovers."""
-        self._incoming.distrust(volume_id)
+    def expect(self, volume_id: str, node_id: str, commit: Commit) -> None:
+        """
+        Let *node_id*, a holder, send *commit* of a volume that this node recovers.
+
+        What holders have sent of it before stays: all have the same bytes.
+        """
+        self._incoming.pull(volume_id, commit)
         self._expected[volume_id] = node_id
 
     def expect_nothing(self, volume_id: str) -> None:
@@ -174,9 +181,10 @@ class Receiving:
         exit_status: int | None,
     ) -> None:
         """Forget the transfer: its files are looked at when the commit is asked for."""
-        del exit_status
         ended = self._sessions.take_out(node_id, volume, Commit(epoch, seq))
         self._progress.end(ended.number)
+        if seq == AHEAD_SEQ and exit_status in _WHOLE:
+            self._incoming.note_all_ahead(volume)
 
     def commit_of_copy(
         self, node_id: str, message: Mapping[str, Any]
@@ -191,14 +199,12 @@ class Receiving:
         request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        arrivals = self._incoming.of(request.volume)
-        if arrivals is not None:
-            arrivals.round_began_ns = wall_ns()
+        self._incoming.begin_round(request.volume)
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         record = self._by_id(request.volume)
         lacking = self._room.lacking(record) if record is not None else ""
-        ahead = arrivals is not None and arrivals.first is None
+        ahead = self._incoming.is_ahead(request.volume)
         return {"commit": [*pair(commit)], "lacking": lacking, "ahead": ahead}
 
     def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -271,8 +277,10 @@ class Receiving:
                     return {"full": True}
                 if apart:
                     self._keep_apart(record, journal, copy)
-                if missing := journal.missing(delta, self._incoming.of(record.id)):
+                arrivals = self._incoming.of(record.id) or Arrivals.begun(pair(wanted))
+                if missing := journal.missing(delta, arrivals):
                     return {"missing": encoded_paths(missing)}
+                # No promise is to wait for it.
                 self._incoming.flush(record.id, journal)
                 self._mark(record, journal, delta, rule)
                 self._incoming.forget(record.id)

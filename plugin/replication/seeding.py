@@ -22,6 +22,7 @@ from backends.rsync.journal.journal import Journal
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
+from plugin.replication.at_work import Patience
 from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
 from plugin.replication.transfer import RsyncTransfer
 
@@ -94,6 +95,12 @@ class Seeding:
             and filling.error is None
         )
 
+    def is_under_way(self, volume_id: str) -> bool:
+        """Return whether a member of the volume is being filled."""
+        with self._lock:
+            filling = self._fillings.get(volume_id)
+        return filling is not None and filling.thread.is_alive()
+
     def forget(self, volume_id: str) -> None:
         """Forget the filling: the member has its commit, or the filling failed."""
         with self._lock:
@@ -162,6 +169,7 @@ class Seeding:
                 "ahead",
                 msgspec.to_builtins(request),
                 deadline_s=TRANSFER_DEADLINE_S,
+                patient=Patience(self._peers, holder, record.id),
             )
         except RemoraError as error:
             log.info(

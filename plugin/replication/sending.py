@@ -9,57 +9,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
-from backends.errors import RemoraError, one_line
+from backends.errors import RemoraError
+from backends.rsync.journal.entries import Commit as Base
 from backends.rsync.journal.journal import Journal, Package
-from plugin.errors import PeerUnreachableError
+from backends.rsync.journal.outbox import unpack
+from backends.system.clock import Deadline, pause
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership.state import Commit, Lineage
+from plugin.ownership.state import EMPTY, Commit, Lineage
 from plugin.peers.channel import Peers
+from plugin.replication.debts import Debts
+from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.grouping import Group, planned
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair
+from plugin.replication.report import Report, failed, note
 from plugin.replication.room import on_disk_of
 from plugin.replication.seeding import Seeding
+from plugin.replication.standings import Standings
+from plugin.replication.step import Advance, Step
 from plugin.replication.transfer import RsyncTransfer
 
 log = logging.getLogger(__name__)
-_STAND_DEADLINE_S: Final = 3.0
 # A member applies the commit before it answers.
 _COMMIT_DEADLINE_S: Final = 900.0
 # Each round sends what was missing; files that change all the time would never be done.
 _ROUNDS_MAX: Final = 8
-_AT_ONCE_MAX: Final = 8
-# A member that lacks so many files of a whole commit would need many exchanges.
-_FAR_BEHIND_FROM: Final = 100
-
-
-@dataclass(slots=True)
-class Report:
-    """
-    The outcome for a group of members: who has the commit.
-
-    ``size_bytes`` is the size of the files that were sent to each, 0 if none were;
-    ``carried_bytes`` went to all of them. ``faults`` says, by node, why it has not got
-    it; the nodes in ``filling`` get their files first.
-    """
-
-    commit: Commit
-    holders: set[str] = field(default_factory=set)
-    sent: bool = False
-    size_bytes: int = 0
-    carried_bytes: int = 0
-    faults: dict[str, str] = field(default_factory=dict)
-    filling: set[str] = field(default_factory=set)
-
-
-# It makes a commit if anything has changed since the last one, and returns the newest;
-# with True it makes one in any case.
-Advance = Callable[[bool], Commit]
+_STILL_S: Final = 5.0
+_LOOK_S: Final = 0.1
 
 
 class Sending:
@@ -71,10 +52,37 @@ class Sending:
         self._peers = peers
         self._node_name = node_name
         self._transfer = transfer
+        self._standings = Standings(peers)
         self.seeding = Seeding(peers, transfer)
-        # Copies, by volume and node, that are filled first; members tell, not memory.
-        self._far_behind: set[tuple[str, str]] = set()
+        self.deliveries = Deliveries()
+        self._debts = Debts()
         self.progress = transfer.progress
+
+    def is_due(self, volume_id: str) -> bool:
+        """Return whether something has come to an end beside the rounds."""
+        return self.seeding.is_due(volume_id) or self.deliveries.is_due(volume_id)
+
+    def wait(self, volume_id: str, deadline: Deadline) -> bool:
+        """
+        Return whether something ends beside the rounds, before *deadline*.
+
+        What stands still for some seconds is not waited for.
+        """
+        beside = self.seeding, self.deliveries
+        seen, still = list[int](), Deadline(_STILL_S)
+        while not self.is_due(volume_id):
+            under_way = self.progress.under_way(volume_id)
+            if seen != (seen := [each.done.done_bytes for each in under_way]):
+                still = Deadline(_STILL_S)
+            alive = any(each.is_under_way(volume_id) for each in beside)
+            if not alive or still.passed() or deadline.passed():
+                return self.is_due(volume_id)
+            pause(_LOOK_S)
+        return True
+
+    def is_connected(self, node_id: str) -> bool:
+        """Return whether a connection to the node stands at this moment."""
+        return self._peers.is_connected(node_id)
 
     def distribute(
         self,
@@ -90,33 +98,63 @@ class Sending:
         """
         Bring the newest commit to *node_ids*; yield who has which, group by group.
 
-        *valid* says whether the packed files are of this commit: no owner has come. A
-        member that is not filled within *fill_wait_s* gets the commit another time.
+        What has come to an end beside the rounds is told of first, with the commits of
+        then. *valid* says whether the packed files are of this commit: no owner has
+        come. A member that is not filled within *fill_wait_s*, or is slow, gets the
+        commit another time.
 
         Errors of members are logged: they are tried again in the next round.
         """
-        faults, lacking = dict[str, str](), dict[str, str]()
-        commits = self._commits(record, node_ids, faults, lacking)
+        ended = self.deliveries.take_ended(record.id)
+        busy = self.deliveries.busy(record.id, node_ids)
+        standing = self._standings.ask(record, [e for e in node_ids if e not in busy])
+        self._debts.fill(record.id, standing.ahead)
+        for each in ended:
+            yield self._late(record, each, standing.commits)
+        about = Step(record, journal, advance, valid, journal.commit())
         commit = advance(False)
-        faults |= _left_out(record, commits, lacking, commit)
-        if faults:
-            yield Report(commit, faults=faults)
-        plan = planned(journal, lineage, commits, commit)
-        # What is copied now may be newer than what those have that are there.
-        moves_on = bool(plan.there) and journal.quality() == "fuzzy"
-        if moves_on and plan.together:
+        standing.leave_out(record, commit)
+        standing.faults |= {each: why for each, why in busy.items() if why}
+        if standing.faults or busy:
+            yield Report(commit, faults=standing.faults, filling=set(busy))
+        yield from self._bring(
+            *(about, lineage, standing.commits, commit), fill_wait_s=fill_wait_s
+        )
+
+    def _bring(
+        self,
+        about: Step,
+        lineage: Lineage,
+        commits: Mapping[str, Commit],
+        commit: Commit,
+        *,
+        fill_wait_s: float,
+    ) -> Iterator[Report]:
+        """Bring members at *commits* the newest, *commit*, or one after it."""
+        record, journal, advance = about.record, about.journal, about.advance
+        owed = self._debts.take(record.id, commits)
+        apart = self._debts.apart(record.id, owed)
+        plan = planned(journal, lineage, commits, commit, apart=apart)
+        # What is copied now may be newer than what was copied in an earlier round, and
+        # who was asked to take that may do so yet, whether or not it has answered.
+        is_used = pair(commit) == about.since and journal.quality() == "fuzzy"
+        if is_used and plan.together:
             commit = advance(True)
-            plan = planned(journal, lineage, commits, commit)
+            plan = planned(journal, lineage, commits, commit, apart=apart)
         holder = min(plan.there, default="")
         if plan.there:
+            self._debts.settle(record.id, plan.there)
             yield Report(commit, set(plan.there))
 
-        def begin() -> _Step:
-            return _Step(record, journal, advance, valid, journal.commit())
+        def begin(*node_ids: str) -> Step:
+            debts = [owed[each] for each in node_ids if each in owed]
+            since = min((each.since for each in debts), default=journal.commit())
+            missing = set[bytes]().union(*(each.missing for each in debts))
+            return replace(about, since=since, missing=missing, carried={})
 
         groups = list(plan.alone)
         if plan.together:
-            report, left = self._together(begin(), plan.together, commit)
+            report, left = self._together(begin(*owed), plan.together, commit)
             yield report
             holder = min(report.holders, default=holder)
             groups = [*left, *groups]
@@ -124,12 +162,12 @@ class Sending:
             *(begin, groups, commit),
             holder=holder,
             fill_wait_s=fill_wait_s,
-            anew=bool(plan.together) or moves_on,
+            anew=bool(plan.together) or is_used,
         )
 
     def _one_by_one(
         self,
-        begin: Callable[[], _Step],
+        begin: Callable[[str], Step],
         groups: Sequence[Group],
         commit: Commit,
         *,
@@ -141,27 +179,31 @@ class Sending:
         Bring each group a commit of its own: files may change meanwhile.
 
         The first one gets *commit*, the newest, unless a new one is needed (*anew*).
+        *holder*, a member or "", has *commit*.
         """
+        held = pair(commit)
         for group in groups:
-            step = begin()
+            step = begin(group.node_ids[0])
+            # What has changed since its commit would not be sent by anybody.
+            filler = holder if held == step.journal.commit() else ""
             try:
-                far = (step.record.id, group.node_ids[0]) in self._far_behind
+                far = self._debts.is_far_behind(step.record.id, group.node_ids[0])
                 if (group.is_empty or far) and not self._fill(
-                    step, group.node_ids[0], holder=holder, wait_s=fill_wait_s
+                    step, group.node_ids[0], holder=filler, wait_s=fill_wait_s
                 ):
                     yield Report(commit, filling=set(group.node_ids))
                     continue
                 report = self._step(step, group, anew=anew)
             except RemoraError as error:
-                report = _failed(step.record, commit, group.node_ids, error)
+                report = failed(step.record, commit, group.node_ids, error)
             if (group.is_empty or far) and report.holders:
-                self.seeding.forget(step.record.id)
-                self._far_behind.discard((step.record.id, group.node_ids[0]))
+                self._is_filled(step.record, group.node_ids[0])
             yield report
             anew = True
-            holder = min(report.holders, default=holder)
+            if report.holders:
+                holder, held = min(report.holders), pair(report.commit)
 
-    def _fill(self, step: _Step, node_id: str, *, holder: str, wait_s: float) -> bool:
+    def _fill(self, step: Step, node_id: str, *, holder: str, wait_s: float) -> bool:
         """Return whether the member is filled; if so, the step goes on from there."""
         if not step.journal.manifest.count():
             return True
@@ -175,38 +217,34 @@ class Sending:
         step.carried[node_id] = filling.carried_bytes
         return True
 
-    def _commits(
-        self,
-        record: VolumeRecord,
-        node_ids: Sequence[str],
-        faults: dict[str, str],
-        lacking: dict[str, str],
-    ) -> dict[str, Commit]:
-        """
-        Return the commit of each node that answers; add the others to *faults*.
+    def _is_filled(self, record: VolumeRecord, node_id: str) -> None:
+        """Note that a member which was filled has its commit now."""
+        self.seeding.forget(record.id)
+        self._debts.settle(record.id, [node_id])
 
-        Those whose disk is too full for another one are added to *lacking*, too. Who
-        was sent files ahead is filled: only who did that knew what changed meanwhile.
+    def _late(
+        self, record: VolumeRecord, ended: Delivery, commits: Mapping[str, Commit]
+    ) -> Report:
         """
-        answers = self._peers.call_all(
-            node_ids, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
-        )
-        commits = {}
-        for node_id, answer in answers.items():
-            if isinstance(answer, RemoraError):
-                _note(record, node_id, answer)
-                faults[node_id] = str(answer)
-            else:
-                commits[node_id] = Commit(*answer["commit"])
-                # Earlier versions say nothing of either.
-                if text := answer.get("lacking"):
-                    lacking[node_id] = one_line(str(text))
-                if answer.get("ahead") is True:
-                    self._far_behind.add((record.id, node_id))
-        return commits
+        Return the report of what has ended beside the rounds.
+
+        Whose copy has gone meanwhile holds nothing: *commits* are those of now.
+        """
+        node_id, commit = ended.node_id, ended.commit
+        if ended.error is not None:
+            return failed(record, commit, [node_id], ended.error)
+        if "commit" not in ended.answer:
+            self._debts.note(ended)
+            return Report(commit)
+        if ended.filled:
+            self._is_filled(record, node_id)
+        ended.report.holders.add(node_id)
+        newer = Commit(commit.epoch + 1, 0)
+        at = {each: commits.get(each, EMPTY) for each in ended.report.holders}
+        return Report(commit, {each for each in at if commit <= at[each] < newer})
 
     def _together(
-        self, step: _Step, groups: Mapping[Commit, Sequence[str]], commit: Commit
+        self, step: Step, groups: Mapping[Commit, Sequence[str]], commit: Commit
     ) -> tuple[Report, list[Group]]:
         """
         Bring one commit to all members whose commit the journal knows.
@@ -216,23 +254,23 @@ class Sending:
         report = Report(commit)
         left: list[Group] = []
         try:
-            pending = self._exchange(step, groups, (), report)
+            pending = self._exchange(step, groups, step.missing, report)
             for base, group in groups.items():
                 for each in pending.keys() & group:
                     at = None if "full" in pending[each] else base
                     left.append(Group(at, (each,)))
         except RemoraError as error:
             everybody = [each for group in groups.values() for each in group]
-            return _failed(step.record, commit, everybody, error), []
+            return failed(step.record, commit, everybody, error), []
         report.carried_bytes = sum(step.carried.values())
         return report, left
 
-    def _step(self, step: _Step, group: Group, *, anew: bool) -> Report:
+    def _step(self, step: Step, group: Group, *, anew: bool) -> Report:
         """Bring a commit to members that are at one base; return who has it."""
         report = Report(step.advance(anew))
         base = group.base
         # Without a base only these are sent; the member tells which others it lacks.
-        missing = step.journal.changed_since(step.since)
+        missing = step.journal.changed_since(step.since) | {*step.missing}
         pending = [*group.node_ids]
         for _ in range(_ROUNDS_MAX):
             answers = self._exchange(step, {base: pending}, missing, report)
@@ -242,8 +280,9 @@ class Sending:
             missing = set[bytes]().union(
                 *(decoded_paths(each.get("missing", [])) for each in answers.values())
             )
-            if base is None and not step.filled and len(missing) >= _FAR_BEHIND_FROM:
-                self._far_behind.add((step.record.id, group.node_ids[0]))
+            if not step.filled and self._debts.look(
+                step.record.id, group.node_ids[0], missing, whole=base is None
+            ):
                 break
             if any("full" in each for each in answers.values()):
                 base = None
@@ -267,7 +306,7 @@ class Sending:
 
     def _exchange(
         self,
-        step: _Step,
+        step: Step,
         groups: Mapping[Any, Sequence[str]],
         missing: Collection[bytes],
         report: Report,
@@ -278,57 +317,64 @@ class Sending:
         Return what those say that need more; who has it now is in *report*.
         """
         by_base = {pair(base) if base else None: groups[base] for base in groups}
+        late: list[Delivery] = []
         try:
             with on_disk_of(self._node_name):
                 package = step.journal.pack(*by_base, only=missing, valid=step.valid)
-            return self._carry(step, package, by_base, report)
+            return self._carry(step, package, by_base, report, late)
         finally:
+            if late and (outbox := step.journal.leave_packed()) is not None:
+                self.deliveries.after(late, partial(unpack, outbox))
             step.journal.unpack()
 
     def _carry(
         self,
-        step: _Step,
+        step: Step,
         package: Package,
-        groups: Mapping[tuple[int, int] | None, Sequence[str]],
+        groups: Mapping[Base | None, Sequence[str]],
         report: Report,
+        late: list[Delivery],
     ) -> dict[str, Mapping[str, Any]]:
-        """Send what was packed to *groups*; return what those say that need more."""
+        """
+        Send what was packed to *groups*; return what those say that need more.
+
+        Those that are *late* still read it, so the groups behind them get another one.
+        """
         report.sent = True
         report.size_bytes += package.size_bytes
         answers: dict[str, Mapping[str, Any]] = {}
         for number, (base, group) in enumerate(groups.items()):
+            if late:
+                answers |= {each: {"missing": []} for each in group}
+                continue
             if number:
                 package = step.journal.repack(base)
-            told = self._send_all(step, package, group, report)
-            report.holders |= {each for each in told if "commit" in told[each]}
-            answers |= told
+            begun = [
+                Delivery(
+                    *(step.record, node_id, report),
+                    base=base,
+                    since=step.since,
+                    filled=step.filled,
+                    send=partial(self._send, step, package, node_id),
+                )
+                for node_id in group
+            ]
+            late += self.deliveries.deliver(begun)
+            report.filling |= {each.node_id for each in late}
+            for each in begun:
+                if each.error is not None:
+                    note(step.record, each.node_id, each.error)
+                    report.faults[each.node_id] = str(each.error)
+                elif each not in late:
+                    answers[each.node_id] = each.answer
+        report.holders |= {each for each in answers if "commit" in answers[each]}
         return {
             node_id: answer
             for node_id, answer in answers.items()
             if answer.keys() & {"missing", "full"}
         }
 
-    def _send_all(
-        self,
-        step: _Step,
-        package: Package,
-        node_ids: Collection[str],
-        report: Report,
-    ) -> dict[str, Mapping[str, Any]]:
-        """Return what each member says to *package*; {} after an error, in *report*."""
-
-        def send(node_id: str) -> Mapping[str, Any]:
-            try:
-                return self._send(step, package, node_id)
-            except RemoraError as error:
-                _note(step.record, node_id, error)
-                report.faults[node_id] = str(error)
-                return {}
-
-        with ThreadPoolExecutor(min(_AT_ONCE_MAX, len(node_ids))) as pool:
-            return dict(zip(node_ids, pool.map(send, node_ids), strict=True))
-
-    def _send(self, step: _Step, package: Package, node_id: str) -> Mapping[str, Any]:
+    def _send(self, step: Step, package: Package, node_id: str) -> Mapping[str, Any]:
         commit, record = Commit(*package.commit), step.record
         carried_bytes = self._transfer.send(
             node_id,
@@ -352,49 +398,3 @@ class Sending:
         if "commit" in answer:
             self.progress.count("sending", commits=1)
         return answer
-
-
-@dataclass(slots=True)
-class _Step:
-    record: VolumeRecord
-    journal: Journal
-    advance: Advance
-    valid: Callable[[], bool]
-    # The members lack what has changed after this commit.
-    since: tuple[int, int]
-    # The member was filled before.
-    filled: bool = False
-    # Bytes on the line, by node.
-    carried: dict[str, int] = field(default_factory=dict)
-
-
-def _left_out(
-    record: VolumeRecord,
-    commits: dict[str, Commit],
-    lacking: Mapping[str, str],
-    commit: Commit,
-) -> dict[str, str]:
-    """Take those out of *commits* that lack the room for another; return why."""
-    full = {each: why for each, why in lacking.items() if commits[each] != commit}
-    for node_id, why in full.items():
-        _note(record, node_id, why)
-        del commits[node_id]
-    return full
-
-
-def _failed(
-    record: VolumeRecord, commit: Commit, group: Sequence[str], error: RemoraError
-) -> Report:
-    """Return the report of what failed for all of *group*, which is logged."""
-    _note(record, ",".join(group), error)
-    return Report(commit, faults=dict.fromkeys(group, str(error)))
-
-
-def _note(record: VolumeRecord, node: str, error: RemoraError | str) -> None:
-    quiet = isinstance(error, PeerUnreachableError)
-    log.log(
-        logging.INFO if quiet else logging.WARNING,
-        "a copy is not up to date: %s",
-        error,
-        extra=fields(volume=record.name, node=node),
-    )

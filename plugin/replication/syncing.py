@@ -31,8 +31,9 @@ from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
 from plugin.replication.publishing import publish, tell
 from plugin.replication.receiving import pair
+from plugin.replication.report import Report
 from plugin.replication.schedule import Schedule
-from plugin.replication.sending import Report, Sending
+from plugin.replication.sending import Sending
 
 log = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
@@ -105,29 +106,51 @@ class Syncing:
         if not others:
             return ()
 
-        def bring() -> None:
-            # Whatever is not had in time is left to `follow`, which waits for nobody.
-            if not self._final_slots.acquire(timeout=_FINAL_WAIT_S):
-                return
-            try:
-                with self._journals.using(record, Deadline(_FINAL_WAIT_S)) as journal:
-                    if not self._is_sealed(record, commit):
-                        return  # it is mounted again
-                    self._spread(
-                        *(record, journal, commit, others, holders),
-                        fill_wait_s=_FINAL_WAIT_S,
-                    )
-            except RemoraError as error:
-                _note(record, error)
-            finally:
-                self._final_slots.release()
-
-        thread = threading.Thread(target=bring, name="syncing:final", daemon=True)
+        thread = threading.Thread(
+            target=self._bring_last,
+            args=(record, commit, others, holders),
+            name="syncing:final",
+            daemon=True,
+        )
         thread.start()
         thread.join(_FINAL_WAIT_S)
         if thread.is_alive():
             log.info("copies follow later", extra=fields(volume=record.name))
         return tuple(sorted(holders))
+
+    def _bring_last(
+        self,
+        record: VolumeRecord,
+        commit: Commit,
+        others: Collection[str],
+        holders: set[str],
+    ) -> None:
+        """
+        Add to *holders* who of *others* has *commit*.
+
+        While it waits for who is slow it has neither a slot nor the copy. Whatever is
+        not had in time is left to `follow`, which waits for nobody.
+        """
+        deadline = Deadline(_FINAL_WAIT_S)
+        while self._final_slots.acquire(timeout=deadline.remaining_s()):
+            try:
+                with self._journals.using(record, deadline) as journal:
+                    if not self._is_sealed(record, commit):
+                        return  # it is mounted again
+                    left = sorted(set(others) - holders)
+                    self._spread(
+                        *(record, journal, commit, left, holders),
+                        fill_wait_s=_FILL_WAIT_S,
+                    )
+            except RemoraError as error:
+                _note(record, error)
+                return
+            finally:
+                self._final_slots.release()
+            if holders.issuperset(others) or not self._sending.wait(
+                record.id, deadline
+            ):
+                return
 
     def _run(self) -> None:
         while not self._stopping.wait(_TICK_S):
@@ -152,7 +175,7 @@ class Syncing:
             self.placement.look()
             heads = self._ownership.heads.naming(self._ownership.node_id)
             led = {key for key, head in heads.items() if self.placement.leads(head)}
-            self._behind = [e for e in self._records(led) if self._is_behind(e)]
+            self._behind = [e for e in self._records(led) if self._may_be_behind(e)]
         for record in self._behind:
             if record.id not in wanted:
                 self._want(record, interval_s, partial(self.follow, record))
@@ -167,8 +190,8 @@ class Syncing:
             record.id,
             interval_s,
             partial(_guarded, record, work),
-            # Who was filled just now has its commit to come.
-            at_once=self._sending.seeding.is_due(record.id),
+            # Who was filled just now has its commit to come; of others it is told.
+            at_once=self._sending.is_due(record.id),
         )
 
     def sync(self, record: VolumeRecord, epoch: int) -> None:
@@ -179,9 +202,17 @@ class Syncing:
             RemoraError: it could not be done as a whole; the next round tries again.
 
         """
-        head = self.placement.members(record, epoch)
-        if others := self._others(head):
-            self.bring(record, epoch, others)
+        others = self._others(self.placement.members(record, epoch))
+        # Without a lease and a connection, a node would only be waited for.
+        reached = [e for e in others if self._is_reached(e)]
+        silent = set(others).difference(reached)
+        faults = dict.fromkeys(silent, "the node has no lease, and does not answer")
+        self._progress.note_round(record.id, holders=(), faults=faults)
+        if reached:
+            self.bring(record, epoch, reached)
+
+    def _is_reached(self, node_id: str) -> bool:
+        return self.placement.lives(node_id) or self._sending.is_connected(node_id)
 
     def bring(
         self, record: VolumeRecord, epoch: int, others: Sequence[str]
@@ -218,7 +249,9 @@ class Syncing:
                 held |= report.holders
                 # Before enough members have it, nobody may rely on its being kept.
                 if report.holders and len(held) >= enough:
-                    quality = journal.quality()
+                    # Of what was sent in an earlier round nobody knows it any more.
+                    is_newest = pair(report.commit) == journal.commit()
+                    quality = journal.quality() if is_newest else "fuzzy"
                     publish(
                         self._ownership, record, epoch, report.commit, held, quality
                     )
@@ -267,7 +300,8 @@ class Syncing:
             valid=lambda: self._is_sealed(record, commit),
             fill_wait_s=fill_wait_s,
         ):
-            holders |= report.holders
+            if report.commit == commit:  # it may be of before the end
+                holders |= report.holders
             self._note_round(record, report)
             if report.sent:
                 tell(self._ownership, record, report, monotonic_s() - began_s)
@@ -289,6 +323,14 @@ class Syncing:
             and not self._ownership.is_shared(record)
             and self.placement.lacks(record, head)
         )
+
+    def _may_be_behind(self, record: VolumeRecord) -> bool:
+        """Return `_is_behind`; what cannot be told of one volume hides no other."""
+        try:
+            return self._is_behind(record)
+        except Exception as error:  # noqa: BLE001 - whatever it is, others go on
+            _note(record, error)
+            return False
 
     def follow(self, record: VolumeRecord, only: str = "") -> list[Report]:
         """
@@ -355,5 +397,5 @@ def _guarded(record: VolumeRecord, work: Callable[[], object]) -> None:
         _note(record, error)
 
 
-def _note(record: VolumeRecord, error: RemoraError) -> None:
+def _note(record: VolumeRecord, error: Exception) -> None:
     log.warning("copies are behind: %s", error, extra=fields(volume=record.name))

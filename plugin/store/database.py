@@ -92,11 +92,32 @@ def open_cache(path: Path, migrations: Sequence[str]) -> sqlite3.Connection:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """Return one more connection to *path*, which `open_database` has opened before."""
+    """
+    Return a connection to *path*.
+
+    What connections share of a log is a file, for which a full disk has no room. It is
+    not needed by one that keeps all others out.
+    """
+    try:
+        return _connect(path, "NORMAL")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_IOERR_SHMSIZE:
+            raise
+        return _connect(path, "EXCLUSIVE")
+
+
+def keeps_others_out(connection: sqlite3.Connection) -> bool:
+    """Return whether there can be no second connection to the file."""
+    mode: str = connection.execute("PRAGMA locking_mode").fetchone()[0]
+    return mode == "exclusive"
+
+
+def _connect(path: Path, locking_mode: str) -> sqlite3.Connection:
     connection = sqlite3.connect(
         path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
     )
     with _closed_after_error(connection):
+        connection.execute(f"PRAGMA locking_mode = {locking_mode}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
     return connection

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from plugin.errors import StoreError
 from plugin.store.base import Compare, Operation, Outcome, Put, Record
-from plugin.store.database import connect, open_database
+from plugin.store.database import connect, keeps_others_out, open_database
 
 # Older files have two tables and a column more, which nobody reads.
 _MIGRATIONS: Final = (
@@ -37,9 +37,11 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self._writer = open_database(path, _MIGRATIONS)
-        self._reader = connect(path)
-        self._write_lock = threading.Lock()
-        self._read_lock = threading.Lock()
+        self._write_lock = threading.RLock()
+        if keeps_others_out(self._writer):
+            self._reader, self._read_lock = self._writer, self._write_lock
+        else:
+            self._reader, self._read_lock = connect(path), threading.RLock()
         self._closed = False
 
     def get(self, key: str) -> Record | None:

@@ -10,9 +10,10 @@ and nobody may take it for absent where something is destroyed because nothing i
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -21,7 +22,20 @@ from plugin.errors import StoreError
 from plugin.store.base import Record, Store
 
 log = logging.getLogger(__name__)
-Kind = TypeVar("Kind", bound=msgspec.Struct)
+
+
+class RecordKind(Protocol):
+    """
+    What is decoded from a record: a `msgspec.Struct`.
+
+    Its fields have forms and bounds. *KEY* is the form of its key, whose named groups
+    are fields: no record may say that it is another's.
+    """
+
+    KEY: ClassVar[re.Pattern[str]]
+
+
+Kind = TypeVar("Kind", bound=RecordKind)
 # The revisions of unreadable records that were told, by key; if they are many, again.
 _told: Final[dict[str, int]] = {}
 _TOLD_MAX: Final = 1000
@@ -36,13 +50,23 @@ def value_of(record: Record, kind: type[Kind]) -> Kind:
 
     """
     try:
-        return from_json(record.value, kind)
+        return _decoded(record, kind)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise StoreError(
             f"record {record.key} cannot be read: {error}",
             hint="if a newer Remora wrote it, update this node; else mend the record "
             "with etcdctl, or restore a dump",
         ) from error
+
+
+def _decoded(record: Record, kind: type[Kind]) -> Kind:
+    value = from_json(record.value, kind)
+    key = kind.KEY.fullmatch(record.key)
+    if key is None or any(
+        getattr(value, field) != said for field, said in key.groupdict().items()
+    ):
+        raise ValueError("its key is another one's")
+    return value
 
 
 def readable(record: Record | None, kind: type[Kind]) -> Kind | None:

@@ -13,6 +13,8 @@ from typing import Final
 
 import msgspec
 
+from backends.errors import InvalidRequestError
+from backends.system.decoding import from_json
 from plugin.errors import ChangedError
 from plugin.model import Phase, VolumeHead, VolumeRecord
 from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Record, Store
@@ -72,10 +74,8 @@ class Catalogue:
 
     def insert(self, record: VolumeRecord) -> Stored | None:
         """Return *record* as stored; None if the name has been taken meanwhile."""
-        key = _PREFIX + record.name
-        outcome = self._store.transact(
-            [Compare(key, 0)], [Put(key, msgspec.json.encode(record))]
-        )
+        put = _put(record)
+        outcome = self._store.transact([Compare(put.key, 0)], [put])
         return Stored(record, outcome.revision) if outcome.succeeded else None
 
     def set_phase(
@@ -104,10 +104,10 @@ class Catalogue:
             ChangedError: somebody else changed it since it was read.
 
         """
-        key = _PREFIX + record.name
+        put = _put(record)
         outcome = self._store.transact(
-            [Compare(key, stored.revision), *also.conditions],
-            [Put(key, msgspec.json.encode(record)), *also.operations],
+            [Compare(put.key, stored.revision), *also.conditions],
+            [put, *also.operations],
         )
         if not outcome.succeeded:
             raise _changed(record.name)
@@ -127,6 +127,18 @@ class Catalogue:
             [Delete(key), *also.operations],
         ).succeeded:
             raise _changed(stored.record.name)
+
+
+def _put(record: VolumeRecord) -> Put:
+    """Return the write of *record*, or raise: what nobody can read is not written."""
+    content = msgspec.json.encode(record)
+    try:
+        from_json(content, VolumeRecord)
+    except msgspec.ValidationError as error:
+        raise InvalidRequestError(
+            f"volume '{record.name}' cannot be recorded: {error}"
+        ) from error
+    return Put(_PREFIX + record.name, content)
 
 
 def _decode(found: Record) -> Stored:

@@ -13,12 +13,14 @@ import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Final
 
 from backends.base import Fill
 from backends.errors import (
     BackendError,
     InvalidRequestError,
     RemoraError,
+    VolumeBusyError,
     VolumeExistsError,
 )
 from backends.options import source_volume
@@ -30,6 +32,7 @@ from plugin.limits import COPY_DEADLINE_S, LONG_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership.view import OwnershipView
+from plugin.store.contention import attempted
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.newest import NewestBytes
@@ -40,6 +43,7 @@ from plugin.volumes.removal import Removal
 from plugin.volumes.views import VolumeViews
 
 log = logging.getLogger(__name__)
+_LOOK_AGAIN_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,7 @@ class Creation:
         if not wanted:
             return self.resolver.resolve(options), None
         existing = self.catalogue.find(name)
-        if existing is not None and existing.record.phase != "creating":
+        if existing is not None and existing.record.phase == "ready":
             # Nothing is copied again, and the source may be gone by now.
             return self.resolver.resolve(options, existing.record), None
         try:
@@ -182,11 +186,13 @@ class Creation:
 
         The volume's lock is held.
         """
-        stored = self.catalogue.find(name)
-        if stored is not None and stored.record.phase == "creating":
-            self.removal.roll_back_creation(stored, deadline)
-            stored = None
-        if stored is None:
+        patience = Deadline(deadline.remaining_s() / 2)
+        while (
+            stored := attempted(lambda: self._settled(name, patience, deadline))
+        ) is None:
+            if "from" in resolved.requested and not filled:
+                # It was there a moment ago; the one to be made must not be empty.
+                raise VolumeBusyError(f"'{name}' was removed meanwhile", hint="retry")
             record = VolumeRecord(
                 id=str(uuid.uuid4()),
                 name=name,
@@ -202,8 +208,46 @@ class Creation:
             stored = self.catalogue.insert(record)
             if stored is not None:
                 return stored
-            stored = self.views.existing(name)  # another node was quicker
+            # Another node was quicker: its volume is ours as well, once it is made.
+            if patience.passed():
+                raise VolumeBusyError(
+                    f"'{name}' is made and removed on other nodes", hint="retry"
+                )
         require_same_options(resolved, stored.record)
+        return None
+
+    def _settled(
+        self, name: str, patience: Deadline, deadline: Deadline
+    ) -> Stored | None:
+        """
+        Return the record of *name*, `ready`; None if there is none, or none any more.
+
+        What this node, or one that is dead, has begun is undone, or removed to the end.
+        A node that lives gets to do it itself until *patience* has passed.
+
+        Raises:
+            VolumeBusyError: another node is at it, or the volume is in use.
+            BackendError, DeadlineError, StoreError: it is as it was.
+
+        """
+        while (stored := self.catalogue.find(name)) is not None:
+            record = stored.record
+            if record.phase == "ready":
+                return stored
+            is_ours = self.ownership.is_ours_to_finish(record)
+            living = not is_ours and bool(self.ownership.nodes.lease_of(record.node))
+            if living and not patience.passed():
+                clock.pause(_LOOK_AGAIN_S)
+            elif record.phase == "creating":
+                self.removal.roll_back_creation(stored, deadline)
+            elif living:
+                raise VolumeBusyError(
+                    f"'{name}' is being removed on node "
+                    f"'{self.ownership.name_of(record.node)}'",
+                    hint="retry",
+                )
+            else:
+                self.removal.finish_begun(stored, deadline)
         return None
 
     def _require_creatable(self, resolved: Resolved, record: VolumeRecord) -> None:
@@ -236,13 +280,12 @@ class Creation:
         return made.id
 
     def _abandon(self, stored: Stored, *, refused: bool) -> None:
-        """Undo a creation now if storage lets us, else leave it to the reconciler."""
+        """Undo a creation now if that is possible, else leave it to the reconciler."""
         try:
-            self.removal.roll_back_creation(stored, Deadline(SHORT_DEADLINE_S))
+            self.removal.roll_back_creation(
+                stored, Deadline(SHORT_DEADLINE_S), leave=lambda _: refused
+            )
         except RemoraError as error:
-            if refused:
-                self.catalogue.delete(stored)
-                return
             log.warning(
                 "the creation is rolled back later: %s",
                 error,

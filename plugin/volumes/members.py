@@ -33,6 +33,7 @@ from plugin.membership.nodes import NodeView
 from plugin.model import VolumeRecord, check_name
 from plugin.ownership import rules
 from plugin.ownership.heads import VolumeState, put_head
+from plugin.ownership.holders import Holders
 from plugin.ownership.refusals import explained
 from plugin.ownership.state import EMPTY, Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
@@ -202,7 +203,13 @@ class VolumeMembers:
         try:
             if action == "add":
                 return rules.join(head, node=own, epoch=head.epoch, members=(node_id,))
-            return rules.leave(head, node=own, epoch=head.epoch, members=(node_id,))
+            return rules.leave(
+                head,
+                node=own,
+                epoch=head.epoch,
+                members=(node_id,),
+                standing=Holders(self.ownership, self.peers).standing(record.id),
+            )
         except RefusedError as error:
             if error.reason == "last-copy":
                 raise NotOwnerError(

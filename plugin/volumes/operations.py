@@ -17,15 +17,15 @@ from typing import Final, Generic, TypeVar
 
 from backends.errors import DeadlineError, RemoraError, VolumeBusyError
 from backends.system.clock import Deadline
-from plugin.limits import OPERATIONS_MAX
+from plugin.limits import CALLS_MAX, OPERATIONS_MAX
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 # How often a waiting caller looks whether the engine is still there.
 _CALLER_CHECK_S: Final = 0.5
-# The share of its deadline for which an operation waits for its volume. So a caller
-# that never got the lock hears that the volume is busy, not that the work was late.
+# The share of its deadline for which an operation waits for its turn, then of the rest
+# for its volume. So a caller that had neither hears that, not that the work was late.
 _LOCK_SHARE: Final = 0.9
 
 
@@ -109,11 +109,19 @@ class _Operation(Generic[Result]):
 
 
 class Operations:
-    """Runs operations under their volume's lock; at most `OPERATIONS_MAX` at once."""
+    """
+    Runs operations under their volume's lock; at most `OPERATIONS_MAX` at once.
 
-    def __init__(self, *, operations_max: int = OPERATIONS_MAX) -> None:
+    Others wait for their turn, the first that came first.
+    """
+
+    def __init__(
+        self, *, operations_max: int = OPERATIONS_MAX, calls_max: int = CALLS_MAX
+    ) -> None:
         self.locks = VolumeLocks()
         self._room = threading.BoundedSemaphore(operations_max)
+        self._operations_max = operations_max
+        self._calls = threading.BoundedSemaphore(calls_max)
 
     def under_way(self) -> list[str]:
         """Return the names of the volumes that something is done with."""
@@ -139,13 +147,33 @@ class Operations:
             DeadlineError: the work goes on; if there is an *undo*, that follows it.
 
         """
-        if not self._room.acquire(blocking=False):
-            raise VolumeBusyError(
-                f"{OPERATIONS_MAX} operations are under way already",
-                hint="retry; 'remora status' shows what storage is slow",
-            )
-        operation = _Operation[Result]()
         deadline = Deadline(deadline_s)
+        if not self._calls.acquire(blocking=False):
+            raise self._busy()
+        try:
+            if not self._room.acquire(timeout=deadline_s * _LOCK_SHARE):
+                raise self._busy()
+            return self._run(name, work, deadline_s, deadline, undo, caller_gone)
+        finally:
+            self._calls.release()
+
+    def _busy(self) -> VolumeBusyError:
+        return VolumeBusyError(
+            f"{self._operations_max} operations are under way already",
+            hint="retry; 'remora status' shows what storage is slow",
+        )
+
+    def _run(
+        self,
+        name: str,
+        work: Callable[[Deadline], Result],
+        deadline_s: float,
+        deadline: Deadline,
+        undo: Callable[[Result], None] | None,
+        caller_gone: CallerGone,
+    ) -> Result:
+        """Do what `run` says, in one of the places for operations; give it back."""
+        operation = _Operation[Result]()
 
         def body() -> None:
             try:

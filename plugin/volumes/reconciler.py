@@ -101,7 +101,9 @@ class Reconciler:
                 if self._stopping.is_set():
                     return
                 run(f"{verb} '{record.name}'", partial(self._attempt, record, action))
-        run("the burial of copies", partial(bury_copies, self._ownership))
+        let_go, keep_live = self._unmounting.unmount_removed, self._keep_live
+        bury = partial(bury_copies, self._ownership, let_go, keep_live)
+        run("the burial of copies", bury)
         for name, mend in self._also.items():
             run(name, mend)
         for kind, backend in self._ownership.registry.all().items():
@@ -188,8 +190,7 @@ class Reconciler:
         if stored.record.phase == "creating":
             self._removal.roll_back_creation(stored, deadline)
         elif stored.record.phase == "removing":
-            self._unmounting.require_unused(stored.record)
-            self._removal.finish(stored, deadline)
+            self._removal.finish_begun(stored, deadline)
         log.info(
             "finished what a crash left",
             extra=fields(volume=stored.record.name, phase=stored.record.phase),
@@ -205,6 +206,11 @@ class Reconciler:
         """Remove our copy of a volume of which this node is no member any more."""
         if self._departing is not None and self._unmounting.is_idle(stored.record):
             self._departing.depart(stored.record, deadline)
+
+    def _keep_live(self, record: VolumeRecord) -> None:
+        """Set apart what was written here to a volume that was removed elsewhere."""
+        if self._departing is not None:
+            self._departing.keep_live(record)
 
     def _unmount_if_unused(self, stored: Stored, deadline: Deadline) -> None:
         self._unmounting.unmount_if_unused(stored.record, deadline)

@@ -11,6 +11,10 @@ each volume and id, two counts:
   begins when the engine activates the plugin (it has restarted) and when the daemon
   starts.
 
+An epoch is begun in memory alone, since every start begins one: what the file calls
+live is inherited by whoever reads it. So a daemon starts, and protects what runs, on a
+disk that is full.
+
 An Unmount takes from live first, then from inherited. A volume that only inherited
 counts hold is unmounted on proof of disuse alone: leaking a mount is safe, dropping one
 that is used is not. A reboot ends every mount, and so every reference.
@@ -76,30 +80,30 @@ class References:
     Each change is durable before it returns; a failed one changes nothing.
     """
 
-    def __init__(self, connection: sqlite3.Connection, *, same_boot: bool) -> None:
+    def __init__(self, connection: sqlite3.Connection, *, boot_id: str) -> None:
+        """Read the counts, if they are of boot *boot_id*."""
         self._connection = connection
-        self._lock = threading.Lock()
+        self._boot_id = boot_id
+        # Whoever else uses the connection holds it.
+        self.lock = threading.Lock()
         self._counts: dict[str, dict[str, Count]] = {}
-        if same_boot:
+        row = connection.execute(
+            "SELECT value FROM facts WHERE key = 'boot_id'"
+        ).fetchone()
+        # Those of an earlier boot go with the first change.
+        self._of_this_boot = row is not None and row[0] == boot_id
+        if self._of_this_boot:
             for volume_id, mount_id, live, inherited in connection.execute(
                 "SELECT volume_id, mount_id, live, inherited FROM mount_references"
             ):
                 self._counts.setdefault(volume_id, {})[mount_id] = Count(
                     live, inherited
                 )
-        else:
-            with self._durably():
-                connection.execute("DELETE FROM mount_references")
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
         """Make every live count inherited: the engine may have forgotten its Mounts."""
-        with self._lock:
-            with self._durably() as connection:
-                connection.execute(
-                    "UPDATE mount_references"
-                    " SET inherited = inherited + live, live = 0 WHERE live > 0"
-                )
+        with self.lock:
             self._counts = {
                 volume_id: {
                     mount_id: count.next_epoch() for mount_id, count in ids.items()
@@ -114,26 +118,26 @@ class References:
 
     def add(self, volume_id: str, mount_id: str) -> None:
         """Count one Mount."""
-        with self._lock:
+        with self.lock:
             count = self._counts.get(volume_id, {}).get(mount_id, Count())
             self._set(volume_id, mount_id, count.mounted())
 
     def drop(self, volume_id: str, mount_id: str) -> None:
         """Count one Unmount; an id that was never mounted changes nothing."""
-        with self._lock:
+        with self.lock:
             count = self._counts.get(volume_id, {}).get(mount_id)
             if count is not None:
                 self._set(volume_id, mount_id, count.unmounted())
 
     def inherit(self, volume_id: str, mount_id: str) -> None:
         """Count one inherited reference: a process uses a mount without a Mount."""
-        with self._lock:
+        with self.lock:
             count = self._counts.get(volume_id, {}).get(mount_id, Count())
             self._set(volume_id, mount_id, count + Count(inherited=1))
 
     def forget(self, volume_id: str) -> None:
         """Drop every count of a volume: it is proven unused, or gone."""
-        with self._lock:
+        with self.lock:
             if volume_id not in self._counts:
                 return
             with self._durably() as connection:
@@ -144,18 +148,18 @@ class References:
 
     def total(self, volume_id: str) -> Count:
         """Return the sum over a volume's mount ids."""
-        with self._lock:
+        with self.lock:
             ids = self._counts.get(volume_id)
             return sum(ids.values(), Count()) if ids else Count()
 
     def of(self, volume_id: str) -> dict[str, Count]:
         """Return a volume's counts by mount id."""
-        with self._lock:
+        with self.lock:
             return dict(self._counts.get(volume_id, {}))
 
     def volumes(self) -> list[str]:
         """Return the ids of the volumes that have a count."""
-        with self._lock:
+        with self.lock:
             return list(self._counts)
 
     def _set(self, volume_id: str, mount_id: str, count: Count) -> None:
@@ -184,11 +188,18 @@ class References:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
+                if not self._of_this_boot:
+                    self._connection.execute("DELETE FROM mount_references")
+                    self._connection.execute(
+                        "INSERT OR REPLACE INTO facts VALUES ('boot_id', ?)",
+                        (self._boot_id,),
+                    )
                 yield self._connection
             except BaseException:
                 self._connection.execute("ROLLBACK")
                 raise
             self._connection.execute("COMMIT")
+            self._of_this_boot = True
         except sqlite3.Error as error:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")

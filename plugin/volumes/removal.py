@@ -8,13 +8,17 @@ steps leaves a note of what to finish, and the reconciler finishes it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import msgspec
 
 from backends.errors import BackendError, VolumeBusyError
 from backends.system.clock import Deadline
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord, check_name
+from plugin.ownership.bytes_port import Replication
 from plugin.ownership.removal import removal, removal_cancelled, removal_done
 from plugin.ownership.view import OwnershipView
 from plugin.store.base import NO_CHANGE
@@ -34,6 +38,7 @@ class Removal:
     operations: Operations
     ownership: OwnershipView
     unmounting: Unmounting
+    replication: Replication
 
     def remove(self, name: str, *, caller_gone: CallerGone = never) -> None:
         """
@@ -62,8 +67,13 @@ class Removal:
             # Storage said no and changed nothing. If the outcome is unknown, or was of
             # an earlier try, the record stays `removing`, and the reconciler goes on.
             if seen.phase != "removing":
-                attempted(lambda: self._cancel(stored))
+                attempted(lambda: self._cancel(stored, seen.node))
             raise
+
+    def finish_begun(self, stored: Stored, deadline: Deadline) -> None:
+        """Finish a removal that has begun; lock held; raises as `remove`."""
+        self.unmounting.require_unused(stored.record)
+        self.finish(stored, deadline)
 
     def discard(self, volume_id: str | None) -> None:
         """Take back a creation whose caller is gone."""
@@ -80,9 +90,17 @@ class Removal:
         attempted(lambda: self._delete(stored))
         self.ownership.events.add(record, "removed")
 
-    def roll_back_creation(self, stored: Stored, deadline: Deadline) -> None:
+    def roll_back_creation(
+        self,
+        stored: Stored,
+        deadline: Deadline,
+        *,
+        leave: Callable[[BackendError], bool] = lambda _: False,
+    ) -> None:
         """
         Undo a creation that nobody was told of; the volume's lock is held.
+
+        What storage does not take back, it keeps, if *leave* says so of its error.
 
         Raises:
             VolumeBusyError: it is another node's.
@@ -97,9 +115,21 @@ class Removal:
                 hint="retry; or, if nothing goes on with it there, on that node: "
                 f"remora rm {record.name}",
             )
-        self.ownership.backend_of(record).discard(
-            record.volume(), deadline_s=deadline.remaining_s()
-        )
+        # The record may be ready by now: what the store was asked last may have been
+        # done without an answer, or be done late. After this change it is not.
+        stored = self.catalogue.replace(stored, record)
+        try:
+            self.ownership.backend_of(record).discard(
+                record.volume(), deadline_s=deadline.remaining_s()
+            )
+        except BackendError as error:
+            if not leave(error):
+                raise
+            log.warning(
+                "what was begun of it stays on storage: %s",
+                error,
+                extra=fields(volume=record.name),
+            )
         self.catalogue.delete(stored)
 
     def _remove_named(self, name: str, deadline: Deadline) -> None:
@@ -132,7 +162,7 @@ class Removal:
         self.unmounting.require_unused(record)
         also = NO_CHANGE
         if self.ownership.exclusive(record):
-            also = removal(self.ownership, record, deadline)
+            also = removal(self.ownership, self.replication, record, deadline)
         return self.catalogue.set_phase(
             stored, "removing", node=self.ownership.node_id, also=also
         )
@@ -145,17 +175,11 @@ class Removal:
             BackendError: storage is away, and may have some of it; it is as it was.
 
         """
-        try:
-            self.roll_back_creation(stored, deadline)
-        except BackendError as error:
-            if error.transient or self._is_away(stored.record):
-                raise
-            log.warning(
-                "what was begun of it stays on storage: %s",
-                error,
-                extra=fields(volume=stored.record.name),
-            )
-            self.catalogue.delete(stored)
+        self.roll_back_creation(
+            stored,
+            deadline,
+            leave=lambda error: not (error.transient or self._is_away(stored.record)),
+        )
 
     def _is_away(self, record: VolumeRecord) -> bool:
         """Return whether this node's own storage for the volume is not there."""
@@ -163,9 +187,11 @@ class Removal:
         # A share that is away says so in its errors; others do not matter here.
         return not (healthy or self.ownership.is_shared(record))
 
-    def _cancel(self, stored: Stored) -> None:
+    def _cancel(self, stored: Stored, maker: str) -> None:
+        """Make the record what it was: only its *maker*'s copy begins with bytes."""
         kept = removal_cancelled(self.ownership, stored.record)
-        self.catalogue.set_phase(stored, "ready", also=kept)
+        record = msgspec.structs.replace(stored.record, phase="ready", node=maker)
+        self.catalogue.replace(stored, record, also=kept)
 
     def _delete(self, stored: Stored) -> None:
         record, gone = stored.record, NO_CHANGE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -124,11 +124,14 @@ class SnapshotService:
                 self.ownership.backend_of(record).data_directory(volume, snapshot)
             self.unmounting.drop_mount(record, deadline)
             with (
-                self._owned(record, deadline),
+                self._owned(record, deadline) as exchanging,
                 self.copying.track(name, caller_gone) as progress,
             ):
                 self._of(record).restore(
-                    volume, snapshot, keep_as=keep_as, progress=progress
+                    *(volume, snapshot),
+                    keep_as=keep_as,
+                    progress=progress,
+                    exchanging=exchanging,
                 )
             self.own.tell(record)
 
@@ -153,16 +156,38 @@ class SnapshotService:
             self.own.tell(record)
 
     @contextmanager
-    def _owned(self, record: VolumeRecord, deadline: Deadline) -> Iterator[None]:
-        """Own the volume, as a container that writes to it does; then release it."""
+    def _owned(
+        self, record: VolumeRecord, deadline: Deadline
+    ) -> Iterator[AbstractContextManager[None]]:
+        """
+        Own the volume, as a container that writes to it does; then release it.
+
+        In the block that it yields the bytes may be changed: it refuses if another node
+        has come meanwhile.
+        """
         if not self.ownership.exclusive(record):
-            yield
+            yield nullcontext()
             return
-        self.acquisition.acquire(record, deadline)
+        epoch, keeper = (
+            self.acquisition.acquire(record, deadline),
+            self.unmounting.keeper,
+        )
         try:
-            yield
+            if keeper is not None:
+                keeper.hold(record, epoch, None)
+            yield self._still_owned(record, epoch)
         finally:
             self.unmounting.let_go(record)
+
+    @contextmanager
+    def _still_owned(self, record: VolumeRecord, epoch: int) -> Iterator[None]:
+        """Keep this node's copy from promising or taking anything while it changes."""
+        # A share has no copy, but leases of its own that keep others from mounting it.
+        shared = self.ownership.is_shared(record)
+        changing = self.ownership.copy_states.changing
+        with nullcontext() if shared else changing(record.id):
+            self.ownership.require_owned(record, epoch)
+            yield
 
     def _ready(self, name: str) -> VolumeRecord:
         record = self.views.existing(name).record

@@ -123,6 +123,28 @@ class Unmounting:
         )
         self.keeper.drop(record)
 
+    def unmount_removed(self, record: VolumeRecord, deadline: Deadline) -> None:
+        """
+        Take away the mount, if there is one, of a volume that was removed elsewhere.
+
+        Raises:
+            VolumeBusyError: its writers are yet to be ended, or something uses it.
+
+        """
+        if self.keeper is not None:
+            held = {each.id for each, _ in self.keeper.held()}
+            if record.id in held - {each.id for each in self.keeper.lost()}:
+                raise VolumeBusyError(f"the writers of '{record.name}' are being ended")
+        self.require_unheld(record)
+        self.ownership.backend_of(record).unmount(
+            record.volume(),
+            self.views.target(record),
+            deadline_s=deadline.remaining_s(),
+        )
+        self.references.forget(record.id)
+        if self.keeper is not None:
+            self.keeper.drop(record)
+
     def let_go(self, record: VolumeRecord) -> None:
         """Release the volume, which is not mounted; later if the cluster is away."""
         if self.keeper is not None:

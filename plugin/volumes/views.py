@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +129,10 @@ class VolumeViews:
             for head in self.catalogue.heads()
             if being_made or head.phase != "creating"
         ]
+
+    def unreadable(self) -> Sequence[str]:
+        """Return the names of volumes whose records cannot be read."""
+        return self.catalogue.unreadable()
 
     def require_readable(self, volume_id: str) -> None:
         """Raise StoreError if what the store says of the volume cannot be read."""

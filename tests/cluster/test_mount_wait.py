@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 
+from plugin.store.base import Put
 from tests.protocol.node import wait_until
-from tests.support.owners import TTL_S, WAIT_S, Owner
+from tests.support.owners import TTL_S, WAIT_S, Owner, Records
 
 Make = Callable[..., Owner]
 
@@ -41,6 +45,23 @@ def test_a_mount_waits_for_a_node_that_lets_the_volume_go(make_owner: Make) -> N
     thread.join(WAIT_S)
     assert errors == [""]
     assert (beta.copy(volume_id) / "live" / "file").read_text() == "moved"
+
+
+def test_a_mount_waits_for_the_lease_of_this_nodes_last_boot(
+    make_owner: Make, records: Records
+) -> None:
+    """A machine that is up again in a moment starts its containers once."""
+    alpha = make_owner("alpha", mount_wait_s=PATIENT_S)
+    alpha.create(NAME)
+    alpha.stop()
+    (alive,) = records.store.prefix("alive/")[0]
+    boot_id = json.loads(alive.value)["boot_id"].encode()
+    earlier = alive.value.replace(boot_id, b"of an earlier boot")
+    records.store.transact([], [Put(alive.key, earlier, alive.lease)])
+    with closing(sqlite3.connect(alpha.state_dir / "node.db")) as node, node:
+        node.execute("UPDATE facts SET value = 'earlier 1' WHERE key = 'lease'")
+    alpha.start()
+    alpha.mount(NAME)
 
 
 def test_a_mount_waits_for_the_lease_of_a_node_that_is_dead(make_owner: Make) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
-from plugin.ownership.heads import Lock, put_lock
+from plugin.ownership.heads import Lock, drop_head, drop_lock, put_head, put_lock
 from plugin.ownership.state import Commit
 from plugin.store.base import Put
 from tests.protocol.node import wait_until
@@ -112,6 +112,21 @@ def test_a_dead_daemon_freezes_its_writers_in_time_and_regains_the_volume(
     assert state.head == before
     assert state.lock == Lock(owner.id, before.epoch)
     assert [each["epoch"] for each in owner.events("owned", NAME)] == [before.epoch]
+
+
+def test_records_that_have_gone_freeze_writers_and_do_not_end_them(
+    make_owner: Make, records: Records
+) -> None:
+    """Nobody else is the owner; when they are loaded again, the writers go on."""
+    owner = make_owner("alpha")
+    volume_id, writer = start_writer(owner)
+    head = records.head(volume_id)
+    records.store.transact([], [drop_lock(volume_id), drop_head(volume_id)])
+    writer.wait_still()
+    records.store.transact([], [put_head(volume_id, head)])
+    writer.wait_writing()
+    assert records.heads.read(volume_id).lock == Lock(owner.id, head.epoch)
+    assert not owner.logged("writers-killed")
 
 
 def test_a_daemon_that_knows_nothing_yet_leaves_the_guard_what_it_knows(

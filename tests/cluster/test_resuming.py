@@ -12,10 +12,11 @@ from plugin.ownership.heads import Heads, Lock, VolumeState, put_head, put_lock
 from plugin.ownership.resuming import TOGETHER_MAX, resume_all
 from plugin.ownership.state import Head
 from plugin.store.base import Put
+from tests.support.ids import id_of
 from tests.support.owners import Records
 
 OWN, STRANGER = "own", "stranger"
-NAMES = [f"v{number}" for number in range(TOGETHER_MAX)]
+NAMES = [id_of(f"v{number}") for number in range(TOGETHER_MAX)]
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ Make = Callable[..., Owner]
 NAME = "data"
 FILES, FILE_SIZE = 30, 100_000
 SIZE = FILES * FILE_SIZE
+SLOW = '[replication]\nbandwidth_limit = "64KiB"'
 LIMIT = '[replication]\nbandwidth_limit = "512KiB"'
 
 
@@ -103,6 +106,48 @@ def test_who_was_to_fill_the_next_one_dies(
     wait_until(lambda: bool(third.events("received", NAME)), "third", timeout_s=WAIT_S)
     wait_same(owners[0], third, volume_id)
     assert owners[0].sent_bytes() > 1.2 * SIZE
+
+
+def test_a_member_whose_manifest_is_lost_is_filled_while_containers_write(
+    make_owner: Make, records: Records
+) -> None:
+    """Rounds do not end its filling, which takes longer than their interval."""
+    alpha, beta = make_owner("alpha", profiles=SLOW), make_owner("beta")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
+    beta.wait_known(NAME)
+    live = alpha.copy(volume_id) / "live"
+    for _ in range(1000):
+        (live / os.urandom(100).hex()).touch()
+    alpha.mount(NAME)
+    wait_holders(records, volume_id, 2)
+    beta.kill()
+    (beta.copy(volume_id) / "manifest.db").unlink()
+    before = beta.replica(volume_id).commit
+    beta.start()
+    with writing(live / "stamp"):
+        wait_until(
+            lambda: beta.replica(volume_id).commit > before,
+            "it is filled",
+            timeout_s=WAIT_S,
+        )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside the block, write another content to *path* again and again."""
+    ended = threading.Event()
+
+    def write() -> None:
+        while not ended.wait(0.3):
+            path.write_text(os.urandom(8).hex())
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def test_a_holder_does_not_disturb_what_the_owner_sends(

@@ -15,6 +15,7 @@ from backends.rsync.backend import RsyncBackend
 from backends.system import mounts
 from backends.system.mounts import VolumeUser
 from tests.contract.conftest import Bench
+from tests.support.ids import id_of
 from tests.support.namespaces import (
     enter_private_mounts,
     kernel_has_xfs_quota,
@@ -326,7 +327,7 @@ def test_size_is_refused_where_quota_is_switched_off(tmp_path: Path) -> None:
         with loop_filesystem(tmp_path, kind) as filesystem:
             backend = RsyncBackend(filesystem / "pool", pool_id=None)
             backend.pool.initialise()
-            volume = Volume("an-id", "v", {"size": "1048576"}, "")
+            volume = Volume(id_of("v"), "v", {"size": "1048576"}, "")
             with pytest.raises(InvalidRequestError, match="'size'") as caught:
                 backend.create(volume, deadline_s=30)
             assert "quota" in caught.value.hint

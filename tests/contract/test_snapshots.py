@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,9 @@ def take(bench: Bench, volume: Volume, name: str) -> None:
 
 
 def restore(bench: Bench, volume: Volume, name: str, keep_as: str) -> None:
-    bench.backend.snapshots.restore(volume, name, keep_as=keep_as, progress=ignore)
+    bench.backend.snapshots.restore(
+        volume, name, keep_as=keep_as, progress=ignore, exchanging=nullcontext()
+    )
 
 
 def clone(bench: Bench, source: Volume, name: str, snapshot: str = "") -> Volume:

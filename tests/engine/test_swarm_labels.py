@@ -22,6 +22,7 @@ from plugin.swarm.labels import SwarmLabels
 from tests.support.daemon import Machine
 from tests.support.engine import SOCKET
 from tests.support.host import wait_until
+from tests.support.ids import id_of
 from tests.support.memory_store import MemoryStore
 
 pytestmark = pytest.mark.xdist_group("engine-swarm-labels")
@@ -69,7 +70,7 @@ class World:
         if name not in [each.name for each in self.records]:
             self.records.append(_record(name))
         head = Head(epoch=1, owner=owner, phase="owned", members=(owner, *members))
-        self.store.transact([], [put_head(f"id-{name}", head)])
+        self.store.transact([], [put_head(id_of(name), head)])
 
     def spec(self) -> dict[str, Any]:
         (node,) = self.engine.call("GET", "/nodes")
@@ -81,7 +82,7 @@ class World:
 
 def _record(name: str) -> VolumeRecord:
     return VolumeRecord(
-        id=f"id-{name}",
+        id=id_of(name),
         name=name,
         backend="rsync",
         requested={},

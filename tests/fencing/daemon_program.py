@@ -35,7 +35,7 @@ def answer(guard: Guard, request: dict) -> object:
             arguments = (guard, request["volumes"], request["ttl_s"])
             threading.Thread(target=renew, args=arguments, daemon=True).start()
         case "kill":
-            return guard.kill(request["id"])
+            return guard.kill([request["id"]]).get(request["id"])
         case "forget":
             guard.forget(request["id"])
         case "states":

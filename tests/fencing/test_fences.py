@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from plugin.fencing import fences as fences_module
 from plugin.fencing import processes
 from plugin.fencing.fences import Fences
 from plugin.fencing.held import HeldVolume
-from tests.fencing.world import FLEE, WAIT_S, Volume, container
+from tests.fencing.world import FLEE, WAIT_S, WRITE, Volume, container
 from tests.support.host import wait_until
 
 TURNS = 5
@@ -21,6 +22,12 @@ def is_stopped(group: int) -> bool:
     """Return whether a process of *group* is there and stopped."""
     found = [processes.look(pid) for pid in processes.ids()]
     return any(each and each.group == group and each.stopped for each in found)
+
+
+def is_gone(group: int) -> bool:
+    """Return whether no process of *group* is left."""
+    found = [processes.look(pid) for pid in processes.ids()]
+    return not any(each and each.group == group for each in found)
 
 
 def test_who_was_stopped_last_goes_on_as_well(
@@ -72,3 +79,26 @@ def test_a_deadline_that_the_daemon_does_not_know_yet_is_the_one_told_before(
     fences.hold([])
     fences.hold([told(0.0, as_before=True)])
     assert fences.next_s() == 0.0
+
+
+def test_what_an_earlier_epoch_stopped_never_goes_on_and_a_later_one_is_spared(
+    volume: Volume, tmp_path: Path
+) -> None:
+    """The daemon could not tell the guard that the volume was unmounted in between."""
+    fences = Fences(str(tmp_path), log=print)
+    # The guard spares its own children: these are orphans.
+    script = f"({WRITE}) &"
+    for epoch, killed in ((1, False), (3, True)):
+        with container(volume, script) as old:
+            old.wait(WAIT_S)
+            volume.wait_writing()
+            fences.hold([volume.held(-1, epoch=epoch)])
+            fences.act()
+            if killed:
+                fences.kill([volume.id])
+            fences.hold([volume.held(60, epoch=epoch + 1)])
+            wait_until(partial(is_gone, old.pid), timeout_s=WAIT_S, what="its end")
+            assert set(fences.states().values()) == {"running"}
+    with container(volume, script):
+        fences.act()
+        volume.wait_writing()

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal.journal import EVERYTHING, Hints, Journal
+from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Hints, Journal
+from backends.rsync.journal.outbox import unpack_all
 from backends.rsync.journal.scan import Changes
 from tests.support.journal_trees import (
     VOLUME,
@@ -314,7 +315,7 @@ def test_what_a_crash_has_left_is_of_no_harm(owner: Journal) -> None:
     owner.pack(None, only=[b"file"])
     (owner.live / "file").write_text("three")
     again = Journal(owner.home, VOLUME)
-    again.unpack()
+    unpack_all(owner.home / OUTBOX_NAME)
     assert again.commit() == (1, 1)
     commit(again)
     check(again)

@@ -1,4 +1,4 @@
-"""Where nothing can be watched, all names are looked at with pauses, as ever."""
+"""All names are looked at with pauses, in which hints are followed if there are any."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system import fanotify
 from backends.system.clock import Deadline
 from plugin.model import VolumeRecord
@@ -15,7 +15,7 @@ from plugin.replication import looking as module
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from tests.fault.two_nodes import World
-from tests.support.namespaces import enter_private_mounts
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
 
 def found(looking: Looking, record: VolumeRecord, journal: Journal) -> set[bytes]:
@@ -62,3 +62,33 @@ def test_without_events_no_round_looks_at_all_names_at_once_again(
         assert b"last" in found(looking, record, journal)
     journals.close()
     world.close()
+
+
+def test_hints_are_followed_while_the_look_at_all_names_rests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SCAN_PAUSE_PER_LOOK", 1_000_000)
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, "ext4", size="64M") as pool:
+        world = World(pool, "alpha")
+        world.volumes.creation.create("v", {})
+        live = world.mount()
+        record = world.volumes.views.existing("v").record
+        journals = Journals(world.pool, world.ownership.copy_states)
+        looking = Looking(journals, interval_s=60)
+        (live / "tmp" / "a").mkdir(parents=True)
+        (live / "tmp" / "a" / "deep").write_text("one")
+        with journals.using(record, Deadline(30)) as journal:
+            assert found(looking, record, journal) == {b"tmp/a/deep"}
+            # A renamed directory is looked at below its new name alone.
+            (live / "tmp" / "a").rename(live / "tmp" / "b")
+            (live / "new").write_text("two")
+            assert found(looking, record, journal) == {b"new", b"tmp/b/deep"}
+            assert b"tmp/a/deep" not in {e.entry.path for e in journal.manifest.all()}
+            # Events were lost.
+            journals.give_back(record, EVERYTHING)
+            for name in ("newer", "newest"):
+                (live / name).write_text("three")
+                assert name.encode() in found(looking, record, journal)
+        journals.close()
+        world.close()

@@ -9,6 +9,7 @@ import pytest
 
 from backends.system.clock import Deadline
 from plugin.errors import NotOwnerError
+from plugin.ownership.holders import Holders
 from plugin.peers.channel import Peers
 from plugin.peers.sharing import SharedSsh
 from plugin.replication.journals import Journals
@@ -32,7 +33,11 @@ def syncing_of(world: World, journals: Journals, sockets: Path) -> Syncing:
         held=list,
         records=list,
         placement=Placement(
-            world.ownership, find=lambda _: None, replace_after_s=None, interval_s=60
+            world.ownership,
+            Holders(world.ownership, None),
+            find=lambda _: None,
+            replace_after_s=None,
+            interval_s=60,
         ),
         looking=Looking(journals, interval_s=600),
     )

@@ -44,6 +44,23 @@ def test_everything_is_copied_as_it_is(tmp_path: Path, source: Path) -> None:
     assert (tmp_path / "out/tree/sparse").stat().st_blocks < 1000
 
 
+@pytest.mark.parametrize("kind", ["ext4", "xfs"])
+def test_files_are_written_out_without_a_flush_of_the_disk_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """That no store through a mapping is missed, `test_mappings.py` tells."""
+    content, flushed = os.urandom(5000), list[int]()
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, kind) as disk:
+        live = disk / "live"
+        live.mkdir()
+        (live / "file").write_bytes(content)
+        monkeypatch.setattr(os, "fdatasync", flushed.append)
+        fill(live, all_known(live), disk / "out")
+        assert content in (tmp_path / f"{kind}.image").read_bytes()
+    assert not flushed
+
+
 def test_contents_are_shared_where_the_filesystem_can(tmp_path: Path) -> None:
     enter_private_mounts()
     with loop_filesystem(tmp_path, "btrfs") as shared:

@@ -139,7 +139,7 @@ def test_a_removed_directory_is_a_tree(watcher, root):
 
 
 @pytest.mark.parametrize("way", ["within", "out", "into", "exchange"])
-def test_a_renamed_directory_is_everything(watcher, root, way):
+def test_a_renamed_directory_is_a_tree_where_it_was_and_where_it_is(watcher, root, way):
     outside = make_root(root.parent / f"{root.name}-outside")
     if root.stat().st_dev != outside.stat().st_dev and way in ("out", "into"):
         root, outside = root / "root", root / "outside"  # no rename leaves a subvolume
@@ -152,6 +152,7 @@ def test_a_renamed_directory_is_everything(watcher, root, way):
     (root / "d" / "file").write_text("where it was")
     assert watched.pop_hints().paths == {b"d/file"}
     (root / "d" / "file").write_text("again")
+    names = {"within": {b"d", b"e"}, "out": {b"d"}, "into": {b"e"}}
     if way == "within":
         (root / "d").rename(root / "e")
     elif way == "out":
@@ -162,15 +163,31 @@ def test_a_renamed_directory_is_everything(watcher, root, way):
         (root / "plain").write_text("x")
         command = "import ctypes, sys; l = ctypes.CDLL(None); sys.exit(l.renameat2("
         command += "-100, sys.argv[1].encode(), -100, sys.argv[2].encode(), 2))"
-        names = [root / "plain", root / "d"]
-        subprocess.run([sys.executable, "-c", command, *names], check=True)
-    assert watched.pop_hints() == EVERYTHING
+        swapped = [root / "plain", root / "d"]
+        subprocess.run([sys.executable, "-c", command, *swapped], check=True)
+    hints = watched.pop_hints()
+    assert not hints.everything
+    assert hints.trees == names.get(way, {b"d", b"plain"})
+    assert {b"", *hints.trees} <= hints.paths
     # Directories are found again where they are now.
     for directory in (root / "d", root / "e"):
         if directory.is_dir():
             (directory / "file").write_text("y")
             name = os.fsencode(directory.name)
             assert watched.pop_hints().paths == {name + b"/file"}
+
+
+def test_a_directory_moved_within_one_that_is_moved_then(watcher, root):
+    """Events tell of the names, not of where their directories were at that time."""
+    (root / "a" / "x" / "deep").mkdir(parents=True)
+    watched = ready(watcher, root)
+    (root / "a" / "x" / "deep" / "file").write_text("x")
+    (root / "a" / "x").rename(root / "a" / "y")
+    (root / "a").rename(root / "b")
+    hints = watched.pop_hints()
+    assert not hints.everything
+    # All below them is looked at: also what was hinted where it is no more.
+    assert {b"a", b"b"} <= hints.trees <= hints.paths
 
 
 def test_renames_elsewhere_do_not_matter(watcher, root):

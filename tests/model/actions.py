@@ -188,26 +188,31 @@ def _sync(world: World, scope: Scope, number: int, node: Node) -> Steps:
 
 
 def _publish(world: World, scope: Scope, number: int, node: Node) -> Steps:
-    commit = node.replica.commit
-    holders = [
-        name(each)
-        for each, other in enumerate(world.nodes)
-        if other.replica.commit == commit
-    ]
-    if node.role != "O" or world.lock != name(number) or len(holders) < 2:
+    """Say who has a commit, the newest or one before it: some answer late."""
+    if node.role != "O" or world.lock != name(number):
         return
-    head = scope.rules.publish(
-        world.head,
-        node=name(number),
-        epoch=node.epoch,
-        commit=commit,
-        holders=tuple(holders),
-    )
-    if head != world.head:
-        yield (
-            f"publish {name(number)} {commit}",
-            world._replace(head=head, settled=node.tree, lost=False),
+    own = {each for each, _ in world.history if each.epoch == node.epoch}
+    for commit in sorted(own | {node.replica.commit}):
+        at = [each.replica.commit for each in world.nodes]
+        holders = tuple(
+            name(each)
+            for each, its in enumerate(at)
+            if its == commit or (its > commit and its.epoch == node.epoch)
         )
+        if len(holders) < 2:
+            continue
+        head = scope.rules.publish(
+            world.head,
+            node=name(number),
+            epoch=node.epoch,
+            commit=commit,
+            holders=holders,
+        )
+        if head != world.head:
+            yield (
+                f"publish {name(number)} {commit}",
+                world._replace(head=head, settled=world.content(commit), lost=False),
+            )
 
 
 def _resume(world: World, scope: Scope, number: int, node: Node) -> Steps:

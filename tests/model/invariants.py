@@ -60,6 +60,8 @@ def _of_state(world: World, scope: Scope) -> str:
         if name(number) in world.head.members
     ):
         return "I4: no member holds what is committed"
+    if world.head.committed != EMPTY and not world.head.holders:
+        return "I17: nobody counts as a holder, as if all had been given up"
     if set(world.head.holders) - set(world.head.members):
         return "I13: somebody who is no member counts as a holder"
     if world.head.quality == "quiesced" and world.head.committed in world.running:

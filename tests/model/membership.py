@@ -43,7 +43,11 @@ def _leave(world: World, scope: Scope, number: int, node: Node) -> Steps:
     for member in world.head.members:
         try:
             head = scope.rules.leave(
-                world.head, node=name(number), epoch=epoch, members=(member,)
+                world.head,
+                node=name(number),
+                epoch=epoch,
+                members=(member,),
+                standing=_standing(world, scope),
             )
         except RefusedError:
             continue
@@ -51,6 +55,40 @@ def _leave(world: World, scope: Scope, number: int, node: Node) -> Steps:
             f"{member} leaves, says {name(number)}",
             world._replace(head=head, lost=False),
         )
+
+
+def _standing(world: World, scope: Scope) -> list[str]:
+    """Return the nodes that say that they have what is committed."""
+    stands = scope.rules.stands
+    return [name(k) for k, e in enumerate(world.nodes) if stands(world.head, e.replica)]
+
+
+def _roll_back(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Put a holder's copy back as it was made; but it keeps what it has promised."""
+    if not scope.backups or world.head.phase != "idle" or node.role != "-":
+        return
+    if node.replica.live_epoch or name(number) not in world.head.holders:
+        return
+    if EMPTY in (node.replica.commit, world.head.committed):
+        return
+    others = [*world.nodes[:number], *world.nodes[number + 1 :]]
+    left = {write for each in others for tree in _trees(each) for write in tree}
+    standing = {*_standing(world, scope)}.intersection(world.head.holders)
+    if not standing - {name(number)} or not node.tree <= left:
+        return
+    replica = replace(node.replica, commit=EMPTY)
+    nodes = changed(world, number, replica=replica, tree=NOTHING)
+    yield f"roll back {name(number)}", world._replace(nodes=nodes, lost=False)
+
+
+def _trees(node: Node) -> list[frozenset[int]]:
+    return [node.tree, node.live or NOTHING, *node.kept]
+
+
+def _strike(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    head = scope.rules.strike(world.head, node=name(number), copy=node.replica)
+    if head != world.head:
+        yield f"strike {name(number)}", world._replace(head=head, lost=False)
 
 
 def _discard(world: World, scope: Scope, number: int, node: Node) -> Steps:
@@ -120,4 +158,4 @@ def _spread(world: World, scope: Scope, number: int, node: Node) -> Steps:
         yield f"spread {name(number)}", world._replace(head=head, lost=False)
 
 
-MEMBERSHIP = (_join, _leave, _discard, _follow, _spread)
+MEMBERSHIP = (_join, _leave, _roll_back, _strike, _discard, _follow, _spread)

@@ -115,8 +115,16 @@ def _anybody_leaves(head: Head, *, members: tuple[str, ...], **_: Any) -> Head:
     return replace(head, members=rest)
 
 
+def _who_counts_as_a_holder_is_not_asked(head: Head, **rest: Any) -> Head:
+    return rules.leave(head, **{**rest, "standing": head.holders})
+
+
 def _anybody_holds(head: Head, *, holders: tuple[str, ...], **rest: Any) -> Head:
     return replace(rules.publish(head, holders=holders, **rest), holders=holders)
+
+
+def _publish_whatever_is_older(head: Head, *, commit: Commit, **rest: Any) -> Head:
+    return replace(rules.publish(head, commit=commit, **rest), committed=commit)
 
 
 def _whoever_left_votes(head: Head, *arguments: Any, **rest: Any) -> Choice:
@@ -221,6 +229,7 @@ MUTANTS = {
     "an empty copy will do": _with(choose=_empty_will_do),
     "the lineage is not asked": _with(choose=_lineage_is_not_asked),
     "a release is not published": _with(release=_release_in_silence),
+    "what is committed is published again": _with(publish=_publish_whatever_is_older),
     "a sequence number is used twice": _with(commit_live=_sequence_is_reused),
     "an owner does not raise the epoch": _with(acquire=_acquire_in_the_same_epoch),
     "anybody makes members": _with(join=_anybody_joins),
@@ -249,6 +258,12 @@ MEMBERS_MUTANTS = {
     ),
     "a promise to who gave up is forgotten": _with(
         receive=_a_promise_to_who_gave_up_is_forgotten
+    ),
+}
+# Of pools that come back from backups.
+BACKUPS_MUTANTS = {
+    "who counts as a holder is not asked": _with(
+        leave=_who_counts_as_a_holder_is_not_asked
     ),
 }
 # Of time; looked for in scopes in which nodes are slow.

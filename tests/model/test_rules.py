@@ -9,12 +9,13 @@ import secrets
 import pytest
 
 from .explore import search, wander
-from .mutants import MEMBERS_MUTANTS, MUTANTS, TIME_MUTANTS
+from .mutants import BACKUPS_MUTANTS, MEMBERS_MUTANTS, MUTANTS, TIME_MUTANTS
 from .world import Scope
 
 FENCES = pytest.mark.parametrize("fenced", [True, False])
 # Where wrong rules are looked for, from the smallest scope to the largest.
 HUNTED_IN = (
+    Scope(nodes=2, epochs=1, writes=1, seqs=2),
     Scope(nodes=2, epochs=3, writes=1, seqs=1),
     Scope(nodes=2, epochs=3, writes=1, seqs=1, accept_loss=True),
     Scope(nodes=2, epochs=3, writes=1, seqs=1, removal=True),
@@ -87,6 +88,16 @@ def test_long_ways_on_which_members_come_and_go_are_right(
 
 
 @FENCES
+def test_long_ways_on_which_pools_come_back_from_backups_are_right(
+    fenced: bool,
+) -> None:
+    scope = Scope(fenced=fenced, membership=True, backups=True, **WIDE)
+    found = wander(scope, seed=seed(), walks=300, length=150)
+    assert not found.fault, found
+    assert found.states > 10_000
+
+
+@FENCES
 def test_the_first_worlds_in_which_nodes_are_slow_are_right(fenced: bool) -> None:
     scope = Scope(nodes=2, writes=1, seqs=1, fenced=fenced, accept_loss=True, time=True)
     found = search(scope, states_max=40_000)
@@ -152,6 +163,13 @@ def test_a_wrong_rule_of_members_is_found(mutant: str) -> None:
         if wander(scope, seed=1, walks=4_000, length=100).fault:
             return
     pytest.fail("nothing was found")
+
+
+@pytest.mark.parametrize("mutant", BACKUPS_MUTANTS)
+def test_a_wrong_rule_of_backups_is_found(mutant: str) -> None:
+    wrong = BACKUPS_MUTANTS[mutant]
+    scope = Scope(membership=True, backups=True, rules=wrong, **WIDE)
+    assert wander(scope, seed=1, walks=4_000, length=100).fault
 
 
 @pytest.mark.parametrize("mutant", TIME_MUTANTS)

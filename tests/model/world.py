@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from plugin.ownership import rules, votes
+from plugin.ownership import copy_worth, rules, votes
 from plugin.ownership.state import EMPTY, Commit, CopyState, Epoch, Head, Lineage
 
 Bytes = frozenset[int]
@@ -89,7 +89,11 @@ class Rules(SimpleNamespace):
     __hash__ = object.__hash__
 
 
-REAL = Rules(**vars(rules), unheard=votes.unheard, was_released=votes.was_released)
+REAL = Rules(
+    **{**vars(copy_worth), **vars(rules)},
+    unheard=votes.unheard,
+    was_released=votes.was_released,
+)
 
 
 def mutant(**functions: Any) -> Rules:
@@ -111,6 +115,8 @@ class Scope:
     removal: bool = False
     # Whether nodes become members, and cease to be.
     membership: bool = False
+    # Whether a pool comes back from a backup, while another member has what it had.
+    backups: bool = False
     # Whether nodes are slow; see the module's text.
     time: bool = False
     rules: Any = REAL

@@ -155,6 +155,31 @@ def test_damaged_records(
         assert "restore it from a backup" in said
 
 
+def test_a_full_disk_keeps_no_daemon_from_starting(
+    make_node: Callable[..., Node],
+) -> None:
+    """Containers fill it, and are to be guarded and served all the same."""
+    node = make_node()
+    node.state_dir.mkdir(exist_ok=True)
+    node.run("mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(node.state_dir))
+    node.start()
+    node.create("db")
+    point = Path(node.ok("Mount", Name="db", ID="a")["Mountpoint"])
+    fill = ["sh", "-c", f"cat /dev/zero >> {point}/big"]
+    # What an orderly stop makes free, the container takes.
+    assert node.stop() == 0
+    node.popen(fill).wait(30)
+    node.start()
+    assert node.references("db") == (0, 1)
+    assert "cannot record" in node.refused("Mount", Name="db", ID="b")
+    node.path(point / "big").unlink()
+    node.ok("Mount", Name="db", ID="b")
+    node.popen(fill).wait(30)
+    node.kill()
+    node.start()
+    assert node.references("db") == (0, 2)
+
+
 def test_a_lost_store_is_made_again_from_the_pool(stopped: Node) -> None:
     for path in stopped.state_dir.glob("store.db*"):
         path.unlink()

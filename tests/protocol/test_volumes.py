@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from plugin import limits
 from tests.protocol.node import Node
 
 pytestmark = pytest.mark.xdist_group("protocol-volumes")
@@ -140,3 +141,16 @@ def test_parallel_mounts_are_each_counted(node: Node) -> None:
     assert node.references("many") == (0, 0)
     assert node.mounts() == []
     node.ok("Remove", Name="many")
+
+
+def test_what_an_engine_starts_at_once_is_mounted(node: Node) -> None:
+    """More than there are places; each waits for its turn, and so at the stop."""
+    names = [f"storm{number}" for number in range(2 * limits.OPERATIONS_MAX)]
+    with ThreadPoolExecutor(len(names)) as threads:
+        for operation in ("Create", "Mount", "Unmount", "Remove"):
+            bodies = [
+                {"Name": name, "ID": "a"} if "ount" in operation else {"Name": name}
+                for name in names
+            ]
+            answers = threads.map(node.call, [operation] * len(names), bodies)
+            assert {each.error for each in answers} == {""}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from backends import options as parse
-from backends.base import Fill, Snapshots, Storage, Traits, Volume
+from backends.base import NOTHING, Fill, Snapshots, Storage, Traits, Volume
 from backends.errors import BackendError, VolumeBusyError
 from backends.system.mounts import VolumeUser
 
@@ -20,7 +20,8 @@ class MemoryBackend:
     block, fail or crash.
     """
 
-    kind = "memory"
+    # The records name only backends that there are.
+    kind = "rsync"
 
     def __init__(self, disk: dict[str, Volume], directory: Path | None = None) -> None:
         self.disk = disk
@@ -60,13 +61,23 @@ class MemoryBackend:
             raise BackendError(self.fault)
 
     def create(
-        self, volume: Volume, *, deadline_s: float, fill: Fill | None = None
+        self,
+        volume: Volume,
+        *,
+        deadline_s: float,
+        fill: Fill | None = None,
+        beside: Mapping[str, bytes] = NOTHING,
     ) -> Volume:
         if fill is not None:
             raise BackendError("memory has no directories")
         self.before("create", volume)
         with self._guard:
-            return self.disk.setdefault(volume.id, volume)
+            made = self.disk.setdefault(volume.id, volume)
+        directory = self.copy_directory(volume)
+        for name, content in beside.items():
+            if directory is not None:
+                (directory / name).write_bytes(content)
+        return made
 
     def discard(self, volume: Volume, *, deadline_s: float) -> None:
         self.remove(volume, deadline_s=deadline_s)

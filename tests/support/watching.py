@@ -40,7 +40,7 @@ def make_root(path: Path) -> Path:
 def ready(watcher: Watcher, root: Path) -> Watched:
     """Return a watch that knows everything until now."""
     watched = watcher.add(root)
-    assert watched.pop_hints() == EVERYTHING
+    assert watched.pop_hints().everything
     return watched
 
 

@@ -63,7 +63,7 @@ class World:
         self.volumes = build_use_cases(
             Given(
                 catalogue=self.catalogue,
-                resolver=OptionResolver(registry, {"default": {"backend": "memory"}}),
+                resolver=OptionResolver(registry, {"default": {"backend": "rsync"}}),
                 references=self.node.references,
                 owning=owning,
                 propagation=Propagation(self.directory / "mounts", self.node),

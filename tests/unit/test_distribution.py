@@ -1,4 +1,4 @@
-"""Who is at the newest commit gets the next one too, if files may have changed."""
+"""What was copied in an earlier round is not copied again under the same number."""
 
 from __future__ import annotations
 
@@ -27,11 +27,20 @@ class Line:
         self.commits = commits
         self.progress = Progress()
         self.sent: list[tuple[str, Commit]] = []
+        self.fillers: list[str] = []
 
     def call_all(self, *_: object, **__: object) -> dict[str, dict[str, object]]:
         return {
             name: {"commit": [at.epoch, at.seq]} for name, at in self.commits.items()
         }
+
+    def call(self, node_id: str, *_: object, **__: object) -> dict[str, object]:
+        self.fillers.append(node_id)
+        return {"carried_bytes": 0}
+
+    def send_ahead(self, *_: object, **__: object) -> int:
+        self.fillers.append("owner")
+        return 0
 
     def send(self, node_id: str, *, commit: Commit, **_: object) -> int:
         self.sent.append((node_id, commit))
@@ -49,13 +58,13 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
     made.close()
 
 
-def distribute(journal: Journal, line: Line) -> list[bool]:
-    """Return which commits had to be new, in a volume in which nothing has changed."""
+def distribute(journal: Journal, line: Line, *, changed: bool = False) -> list[bool]:
+    """Return which commits had to be new, whether or not files have *changed*."""
     asked: list[bool] = []
 
     def advance(anew: bool) -> Commit:
         asked.append(anew)
-        if anew:
+        if anew or changed:
             number = journal.commit()[1] + 1
             journal.record(journal.look(EVERYTHING), (1, number))
         return Commit(*journal.commit())
@@ -67,7 +76,7 @@ def distribute(journal: Journal, line: Line) -> list[bool]:
             *(RECORD, journal, LINEAGE, [*line.commits]),
             advance=advance,
             valid=lambda: True,
-            fill_wait_s=0,
+            fill_wait_s=30,
         )
     )
     return asked
@@ -80,9 +89,31 @@ def test_a_commit_that_somebody_has_is_not_copied_again(journal: Journal) -> Non
     assert set(line.sent) == {("there", Commit(1, 3)), ("behind", Commit(1, 3))}
 
 
-@pytest.mark.parametrize("at", [Commit(1, 2), Commit(1, 1)])
-def test_members_that_are_at_one_commit_need_no_other(
-    journal: Journal, at: Commit
-) -> None:
-    line = Line(one=at, two=at)
-    assert distribute(journal, line) == [False]
+def test_a_commit_that_was_offered_is_not_copied_again(journal: Journal) -> None:
+    """Its answer may be lost: the member takes those bytes, and none of the others."""
+    at = Commit(1, 1)
+    assert distribute(journal, Line(one=at, two=at)) == [False, True]
+
+
+def test_a_new_commit_is_copied(journal: Journal) -> None:
+    line = Line(one=Commit(1, 2))
+    assert distribute(journal, line, changed=True) == [False]
+    assert line.sent == [("one", Commit(1, 3))]
+
+
+def test_members_that_are_there_need_no_other(journal: Journal) -> None:
+    at = Commit(1, 2)
+    assert distribute(journal, Line(one=at, two=at)) == [False]
+
+
+def test_who_has_an_older_commit_fills_nobody(journal: Journal) -> None:
+    """What has changed since would not be sent to the member that is filled."""
+    line = Line(there=Commit(1, 2), unknown=Commit(7, 1), empty=EMPTY)
+    assert distribute(journal, line) == [False, True, True]
+    assert line.fillers == ["owner"]
+
+
+def test_who_has_the_newest_commit_fills_another(journal: Journal) -> None:
+    line = Line(there=Commit(1, 2), empty=EMPTY)
+    assert distribute(journal, line) == [False, True]
+    assert line.fillers == ["there"]

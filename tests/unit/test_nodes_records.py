@@ -20,6 +20,7 @@ from plugin.ownership.state import Commit, Head
 from plugin.store.base import Put
 from plugin.volumes.catalogue import Catalogue
 from tests.support.etcd import wait_until
+from tests.support.ids import id_of
 from tests.support.members import Members
 from tests.support.memory_store import Memory, MemoryStore
 
@@ -121,9 +122,9 @@ def test_what_a_node_alone_has_is_told_by_how_much_it_is(members: Members) -> No
     quarantine_records = QuarantineRecords(members.store)
     heads = Heads(members.store, quarantine_records)
 
-    def put(volume_id: str, holders: tuple[str, ...], **values: Any) -> None:
+    def put(word: str, holders: tuple[str, ...], **values: Any) -> None:
         head = Head(committed=Commit(1, 2), holders=holders, **values)
-        members.store.transact([], [put_head(volume_id, head)])
+        members.store.transact([], [put_head(id_of(word), head)])
 
     put("solo", (beta,), members=(beta,))
     put("ahead", (beta,), members=(alpha, beta))
@@ -131,19 +132,25 @@ def test_what_a_node_alone_has_is_told_by_how_much_it_is(members: Members) -> No
     put("safe", (alpha, beta), members=(alpha, beta), owner=beta)
     put("other", (alpha,), members=(alpha, beta))
     put("going", (beta,), members=(beta,), phase="removing")
-    quarantine_records.note("safe", beta, "1.1", QuarantineRecord(set_apart_at=""))
-    SnapshotRecords(members.store).write("safe", beta, [Snapshot("monday", "", 1, 2)])
+    quarantine_records.note(
+        id_of("safe"), beta, "1.1", QuarantineRecord(set_apart_at="")
+    )
+    SnapshotRecords(members.store).write(
+        id_of("safe"), beta, [Snapshot("monday", "", 1, 2)]
+    )
     assert heads.held_only_by(beta) == {
-        "all of": ["solo"],
-        "the newest bytes of": ["ahead"],
-        "perhaps the last seconds of": ["busy"],
-        "bytes set apart of": ["safe"],
-        "snapshots of": ["safe"],
+        "all of": [id_of("solo")],
+        "the newest bytes of": [id_of("ahead")],
+        "perhaps the last seconds of": [id_of("busy")],
+        "bytes set apart of": [id_of("safe")],
+        "snapshots of": [id_of("safe")],
     }
     # Who had died is counted no more; what was never synced is all that there is.
     members.delete(f"nodes/{alpha}")
     put("busy", (), members=(alpha, beta), owner=beta, phase="owned")
-    assert heads.held_only_by(beta)["all of"] == ["ahead", "busy", "safe", "solo"]
+    assert set(heads.held_only_by(beta)["all of"]) == {
+        id_of(each) for each in ("ahead", "busy", "safe", "solo")
+    }
 
 
 def test_what_was_filled_and_never_mounted_counts_as_well(members: Members) -> None:
@@ -157,7 +164,7 @@ def test_what_was_filled_and_never_mounted_counts_as_well(members: Members) -> N
         ("elsewhere", "rsync", True, "alpha"),
     ):
         record = VolumeRecord(
-            id=name,
+            id=id_of(name),
             name=name,
             backend=backend,
             requested={},

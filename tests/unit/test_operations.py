@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -110,8 +111,21 @@ def test_one_volume_has_one_operation_at_a_time() -> None:
     assert most == 1
 
 
-def test_too_many_at_once_are_refused_not_queued() -> None:
-    operations = Operations(operations_max=2)
+def test_what_comes_at_once_waits_for_its_turn() -> None:
+    operations = Operations(operations_max=3)
+    with ThreadPoolExecutor(60) as threads:
+        done = threads.map(
+            lambda name: operations.run(
+                f"{name}", lambda _: time.sleep(0.01), deadline_s=20
+            ),
+            range(60),
+        )
+        assert len(list(done)) == 60
+
+
+def test_too_many_at_once_are_refused() -> None:
+    """Some for lack of a turn in time; at once, if every thread would wait for one."""
+    operations = Operations(operations_max=2, calls_max=3)
     release = threading.Event()
     threads = [
         threading.Thread(
@@ -124,9 +138,16 @@ def test_too_many_at_once_are_refused_not_queued() -> None:
     for thread in threads:
         thread.start()
     wait_for(lambda: operations.locks.names() == ["a", "b"])
-    with pytest.raises(VolumeBusyError, match="under way already"):
-        operations.run("c", lambda _: None, deadline_s=5)
+    late = threading.Thread(
+        target=operations.run, args=("d", lambda _: None), kwargs={"deadline_s": 20}
+    )
+    with pytest.raises(VolumeBusyError, match="2 operations are under way already"):
+        operations.run("c", lambda _: None, deadline_s=0.2)
+    late.start()
+    wait_for(lambda: operations._calls._value == 0)
+    with pytest.raises(VolumeBusyError, match="2 operations are under way already"):
+        operations.run("c", lambda _: None, deadline_s=20)
     release.set()
-    for thread in threads:
+    for thread in (*threads, late):
         thread.join()
     operations.run("c", lambda _: None, deadline_s=5)

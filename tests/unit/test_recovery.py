@@ -7,7 +7,9 @@ import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from backends.base import Traits, Volume
@@ -16,6 +18,9 @@ from backends.system.clock import Deadline
 from backends.system.mounts import VolumeUser
 from plugin.errors import StoreError
 from plugin.model import VolumeRecord
+from plugin.store.base import Outcome, Put
+from plugin.store.etcd.errors import UnknownOutcomeError
+from plugin.volumes.options import Resolved
 from plugin.volumes.references import Count
 from tests.support.host import wait_until
 from tests.support.world import World, failing
@@ -281,3 +286,85 @@ def test_a_lost_volume_is_unmounted_under_its_lock(world: World) -> None:
     reconciler.run_once()
     assert not mounted(world)
     assert keeper.dropped
+
+
+def test_a_removal_that_is_taken_back_leaves_the_record_as_it_was(world: World) -> None:
+    """Else who made the volume is forgotten, and its bytes count as none."""
+    world.volumes.creation.create("v", {})
+    stored = world.catalogue.find("v")
+    assert stored is not None
+    made = msgspec.structs.replace(stored.record, node="of-another-node")
+    world.catalogue.replace(stored, made)
+    world.backend.before = failing("remove")
+    with pytest.raises(BackendError):
+        world.volumes.removal.remove("v")
+    found = world.catalogue.find("v")
+    assert found is not None
+    assert found.record == made
+
+
+def test_a_volume_that_may_be_ready_keeps_its_bytes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store does what it is asked, and its answer is lost."""
+    transact = world.store.transact
+
+    def silent(*asked: Any) -> Outcome:
+        outcome = transact(*asked)
+        if any(b'"ready"' in each.value for each in asked[1] if isinstance(each, Put)):
+            raise UnknownOutcomeError("no answer")
+        return outcome
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "transact", silent)
+        with pytest.raises(UnknownOutcomeError):
+            world.volumes.creation.create("v", {})
+    world.volumes.reconciler.run_once()
+    world.volumes.creation.create("v", {})
+    assert world.volume_id("v") in world.disk
+
+
+def test_a_creation_that_is_undone_is_not_made_ready_late(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store does what it was asked when nobody expects it any more."""
+    transact = world.store.transact
+    late: list[Any] = []
+
+    def slow(*asked: Any) -> Outcome:
+        if any(b'"ready"' in each.value for each in asked[1] if isinstance(each, Put)):
+            late.append(asked)
+            raise UnknownOutcomeError("no answer")
+        return transact(*asked)
+
+    def remove(name: str, _volume: Volume) -> None:
+        if name == "remove":
+            assert not transact(*late.pop()).succeeded
+
+    world.backend.before = remove
+    monkeypatch.setattr(world.store, "transact", slow)
+    with pytest.raises(UnknownOutcomeError):
+        world.volumes.creation.create("v", {})
+    assert world.catalogue.find("v") is None
+    assert (world.disk, late) == ({}, [])
+
+
+def test_create_ends_a_removal_first(world: World) -> None:
+    world.volumes.creation.create("v", {})
+    before = world.volume_id("v")
+    stored = world.catalogue.find("v")
+    assert stored is not None
+    world.catalogue.set_phase(stored, "removing")
+    world.volumes.creation.create("v", {})
+    assert world.volume_id("v") != before
+    assert set(world.disk) == {world.volume_id("v")}
+    world.volumes.mounting.mount("v", "a")
+
+
+def test_a_copy_is_never_made_empty(world: World) -> None:
+    """It was there when the request was read, so that nothing was to be copied."""
+    asked = {"backend": "rsync", "from": "source"}
+    resolved = Resolved(world.backend, asked, {"mode": "0755"}, asked)
+    with pytest.raises(VolumeBusyError, match="removed meanwhile"):
+        world.volumes.creation._begin("v", resolved, Deadline(5), filled=False)
+    assert world.catalogue.find("v") is None

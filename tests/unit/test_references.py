@@ -13,9 +13,10 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from plugin.daemon.node import _MIGRATIONS
 from plugin.errors import StoreError
 from plugin.store.database import open_database
-from plugin.volumes.references import MIGRATION, Count, References
+from plugin.volumes.references import Count, References
 
 VOLUMES = st.sampled_from(["v1", "v2"])
 MOUNT_IDS = st.sampled_from(["a", "b", ""])
@@ -29,11 +30,12 @@ class ReferencesMachine(RuleBasedStateMachine):
         self.directory = Path(tempfile.mkdtemp())
         self.live: Counter[tuple[str, str]] = Counter()
         self.inherited: Counter[tuple[str, str]] = Counter()
-        self.open(same_boot=True)
+        self.boot = 1
+        self.open()
 
-    def open(self, *, same_boot: bool) -> None:
-        self.connection = open_database(self.directory / "node.db", (MIGRATION,))
-        self.references = References(self.connection, same_boot=same_boot)
+    def open(self) -> None:
+        self.connection = open_database(self.directory / "node.db", _MIGRATIONS)
+        self.references = References(self.connection, boot_id=f"{self.boot}")
 
     @rule(volume=VOLUMES, mount_id=MOUNT_IDS)
     def mount(self, volume: str, mount_id: str) -> None:
@@ -57,12 +59,13 @@ class ReferencesMachine(RuleBasedStateMachine):
     @rule()
     def daemon_is_killed(self) -> None:
         # Nothing is closed in order: what a kill leaves is what was committed.
-        self.open(same_boot=True)
+        self.open()
         self.inherit()
 
     @rule()
     def machine_reboots(self) -> None:
-        self.open(same_boot=False)
+        self.boot += 1
+        self.open()
         self.live.clear()
         self.inherited.clear()
 
@@ -103,13 +106,13 @@ TestReferences = ReferencesMachine.TestCase
 @pytest.fixture
 def connection(tmp_path: Path) -> sqlite3.Connection:
     """Return a connection to a new node's database."""
-    return open_database(tmp_path / "node.db", (MIGRATION,))
+    return open_database(tmp_path / "node.db", _MIGRATIONS)
 
 
 def test_docker_cp_on_a_running_container_keeps_its_reference(
     connection: sqlite3.Connection,
 ) -> None:
-    references = References(connection, same_boot=True)
+    references = References(connection, boot_id="1")
     references.add("v", "container")
     references.add("v", "container")
     references.drop("v", "container")
@@ -119,7 +122,7 @@ def test_docker_cp_on_a_running_container_keeps_its_reference(
 def test_the_same_id_after_an_engine_crash_leaves_an_inherited_one(
     connection: sqlite3.Connection,
 ) -> None:
-    references = References(connection, same_boot=True)
+    references = References(connection, boot_id="1")
     references.add("v", "container")
     references.begin_epoch()
     references.add("v", "container")
@@ -130,7 +133,7 @@ def test_the_same_id_after_an_engine_crash_leaves_an_inherited_one(
 def test_stop_under_live_restore_consumes_the_inherited_one(
     connection: sqlite3.Connection,
 ) -> None:
-    references = References(connection, same_boot=True)
+    references = References(connection, boot_id="1")
     references.add("v", "container")
     references.begin_epoch()
     references.drop("v", "container")
@@ -140,7 +143,7 @@ def test_stop_under_live_restore_consumes_the_inherited_one(
 def test_an_unmount_of_an_unknown_id_changes_nothing(
     connection: sqlite3.Connection,
 ) -> None:
-    references = References(connection, same_boot=True)
+    references = References(connection, boot_id="1")
     references.add("v", "a")
     references.drop("v", "b")
     references.drop("w", "a")
@@ -150,7 +153,7 @@ def test_an_unmount_of_an_unknown_id_changes_nothing(
 def test_a_reference_that_cannot_be_stored_is_not_counted(
     connection: sqlite3.Connection,
 ) -> None:
-    references = References(connection, same_boot=True)
+    references = References(connection, boot_id="1")
     connection.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreError, match="cannot record"):
         references.add("v", "a")
@@ -158,3 +161,19 @@ def test_a_reference_that_cannot_be_stored_is_not_counted(
     connection.execute("PRAGMA query_only = OFF")
     references.add("v", "a")
     assert references.total("v") == Count(live=1)
+
+
+def test_a_start_on_a_full_disk_knows_what_runs(
+    connection: sqlite3.Connection,
+) -> None:
+    References(connection, boot_id="1").add("v", "a")
+    connection.execute("PRAGMA query_only = ON")
+    assert not References(connection, boot_id="2").total("v")
+    started = References(connection, boot_id="1")
+    started.begin_epoch()
+    assert started.total("v") == Count(inherited=1)
+    with pytest.raises(StoreError, match="cannot record"):
+        started.add("v", "b")
+    connection.execute("PRAGMA query_only = OFF")
+    started.add("v", "a")
+    assert References(connection, boot_id="1").total("v") == Count(inherited=2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import pytest
 
-from plugin.ownership import rules
+from plugin.ownership import copy_worth, rules
 from plugin.ownership.state import (
     Commit,
     CopyState,
@@ -25,6 +27,9 @@ IDLE = Head(
     holders=("a",),
     members=("a", "b", "c"),
 )
+
+# Whoever counts as a holder says that it has the commit.
+leave = partial(rules.leave, standing=("a", "b", "c"))
 
 
 def test_an_owner_makes_others_members_once() -> None:
@@ -55,7 +60,7 @@ def test_of_a_released_volume_any_node_says_who_keeps_copies() -> None:
         with pytest.raises(RefusedError, match="not-owner"):
             rules.join(head, node="d", epoch=epoch, members=("d",))
         with pytest.raises(RefusedError, match="not-owner"):
-            rules.leave(head, node="d", epoch=epoch, members=("c",))
+            leave(head, node="d", epoch=epoch, members=("c",))
 
 
 def test_a_release_holds_though_a_node_has_come_and_given_up() -> None:
@@ -67,7 +72,7 @@ def test_a_release_holds_though_a_node_has_come_and_given_up() -> None:
         joined = rules.join(head, node="d", epoch=head.epoch, members=("d",))
         assert "d" in joined.members
     spread = rules.spread(head, node="a", commit=Commit(3, 4), holders=("b",))
-    left = rules.leave(spread, node="d", epoch=head.epoch, members=("a",))
+    left = leave(spread, node="d", epoch=head.epoch, members=("a",))
     assert (left.members, left.holders) == (("b", "c"), ("b",))
     assert rules.keep(rules.remove(left, locked_by="")) == left
 
@@ -87,14 +92,17 @@ def test_a_member_takes_what_was_released_whoever_has_given_up_since() -> None:
 
 def test_a_member_leaves_while_others_hold_the_newest_commit() -> None:
     head = msgspec.structs.replace(IDLE, holders=("a", "b"))
-    left = rules.leave(head, node="a", epoch=3, members=("b",))
+    left = leave(head, node="a", epoch=3, members=("b",))
     assert (left.members, left.holders) == (("a", "c"), ("a",))
     with pytest.raises(RefusedError, match="last-copy") as refused:
-        rules.leave(left, node="a", epoch=3, members=("a",))
+        leave(left, node="a", epoch=3, members=("a",))
     assert (refused.value.node, refused.value.commit) == ("a", Commit(3, 4))
     with pytest.raises(RefusedError, match="last-copy"):
-        rules.leave(head, node="a", epoch=3, members=("b",), keep=2)
-    assert rules.leave(head, node="a", epoch=3, members=("c",), keep=2)
+        leave(head, node="a", epoch=3, members=("b",), keep=2)
+    # Who does not say that it has the commit may have an older pool by now.
+    with pytest.raises(RefusedError, match="last-copy"):
+        rules.leave(head, node="a", epoch=3, members=("b",), standing=("b",))
+    assert leave(head, node="a", epoch=3, members=("c",), keep=2)
 
 
 def test_members_may_come_to_one_commit_in_several_rounds() -> None:
@@ -114,12 +122,12 @@ def test_an_owner_does_not_leave_and_nobody_does_before_a_first_commit() -> None
     head = msgspec.structs.replace(
         OWNED, committed=Commit(3, 1), holders=("a", "b"), members=("a", "b")
     )
-    assert rules.leave(head, node="a", epoch=3, members=("b",)).members == ("a",)
+    assert leave(head, node="a", epoch=3, members=("b",)).members == ("a",)
     with pytest.raises(RefusedError, match="locked"):
-        rules.leave(head, node="a", epoch=3, members=("a",))
+        leave(head, node="a", epoch=3, members=("a",))
     empty = msgspec.structs.replace(OWNED, members=("a", "b"), holders=("a", "b"))
     with pytest.raises(RefusedError, match="last-copy"):
-        rules.leave(empty, node="a", epoch=3, members=("b",))
+        leave(empty, node="a", epoch=3, members=("b",))
 
 
 def test_who_is_no_member_does_not_count_as_a_holder() -> None:
@@ -159,8 +167,8 @@ def test_a_copy_goes_only_if_members_have_all_of_it(
     replica: CopyState, superseded: bool, diverged: bool
 ) -> None:
     lineage = Lineage({3: Epoch(Commit(2, 1), "a")})
-    assert rules.superseded(replica, IDLE, lineage) is superseded
-    assert rules.diverged(replica, IDLE, lineage) is diverged
+    assert copy_worth.superseded(replica, IDLE, lineage) is superseded
+    assert copy_worth.diverged(replica, IDLE, lineage) is diverged
 
 
 def test_of_a_released_volume_any_holder_brings_others_in_step() -> None:
@@ -197,3 +205,17 @@ def test_what_was_not_released_does_not_pass_for_it_after_a_refused_removal() ->
     assert (kept.epoch, kept.phase, kept.released) == (4, "idle", False)
     with pytest.raises(RefusedError, match="not-owner"):
         rules.resume(kept, locked_by="", node="a", boot_id="1", epoch=3)
+
+
+def test_a_holder_whose_copy_is_older_is_struck_off_unless_it_is_the_last() -> None:
+    """Without any holder the commit would count as given up."""
+    head = msgspec.structs.replace(IDLE, holders=("a", "b"))
+    older = CopyState(promised=3, commit=Commit(3, 3))
+    strike = partial(copy_worth.strike, node="a")
+    assert strike(head, copy=older).holders == ("b",)
+    assert strike(head, copy=None).holders == ("b",)
+    for newest in (CopyState(commit=Commit(3, 4)), CopyState(live_epoch=3)):
+        assert strike(head, copy=newest) == head
+    with pytest.raises(RefusedError, match="last-copy"):
+        strike(IDLE, copy=older)
+    assert strike(msgspec.structs.replace(IDLE, holders=("b",)), copy=older).holders

@@ -21,6 +21,7 @@ from backends.system.mounts import VolumeUser
 from plugin.errors import StoreError, VolumeNotFoundError
 from plugin.store.base import Put
 from plugin.volumes.references import Count
+from tests.support.ids import id_of
 from tests.support.world import World, failing
 
 
@@ -79,10 +80,10 @@ def test_what_cannot_be_made_is_refused_before_anything_is_written(
 def test_a_record_that_cannot_be_read_keeps_nobody_from_what_else_is_left_over(
     world: World,
 ) -> None:
-    fields = {"backend": "memory", "created_at": "", "requested": {}}
+    fields = {"backend": "rsync", "created_at": "", "requested": {}}
     for name, options in (("good", {}), ("spoilt", {"size": 5})):
-        record = {"id": name, "name": name, "phase": "creating", "options": options}
-        value = msgspec.json.encode(fields | record)
+        record = {"id": id_of(name), "name": name, "phase": "creating"}
+        value = msgspec.json.encode(fields | record | {"options": options})
         world.store.transact([], [Put(f"volumes/{name}", value)])
     assert world.volumes.views.left_over() == ["good"]
     assert world.volumes.adoption.adopt(dry_run=True)["undone"] == ["good"]

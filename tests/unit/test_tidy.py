@@ -282,7 +282,7 @@ def test_our_deadlines_lie_below_the_engines() -> None:
     margin_s = 5
     assert limits.LONG_DEADLINE_S + margin_s <= limits.ENGINE_LONG_TIMEOUT_S
     assert limits.SHORT_DEADLINE_S + margin_s <= limits.ENGINE_SHORT_TIMEOUT_S
-    assert limits.OPERATIONS_MAX < limits.SERVER_THREADS
+    assert limits.OPERATIONS_MAX < limits.CALLS_MAX < limits.SERVER_THREADS
     assert limits.REQUEST_SIZE_MAX < limits.REQUEST_SIZE_READ_MAX
 
 

@@ -9,30 +9,62 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backends.errors import InvalidRequestError
 from plugin.errors import StoreError
 from plugin.membership.directory import NodeDirectory
-from plugin.membership.quarantine_records import QuarantineRecords
+from plugin.membership.nodes import NodeRecord
+from plugin.membership.quarantine_records import QuarantineRecord, QuarantineRecords
 from plugin.model import VolumeRecord
-from plugin.ownership.heads import Heads, put_head
-from plugin.ownership.state import Head
+from plugin.ownership.heads import Heads, Lock, Tomb, put_head
+from plugin.ownership.state import Epoch, Head
 from plugin.store import values as module
-from plugin.store.base import Delete, Put, Store
+from plugin.store.base import Delete, Put, Record, Store
 from plugin.store.sqlite import SqliteStore
-from plugin.store.values import value_of
+from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import Catalogue
+from tests.support.ids import id_of
 from tests.support.memory_store import MemoryStore
 from tests.support.world import World
 
 RECORD = VolumeRecord(
-    id="id",
+    id=id_of("good"),
     name="good",
-    backend="memory",
+    backend="rsync",
     requested={},
     options={},
     created_at="",
     phase="ready",
 )
+ID = RECORD.id
+TOMB = {"name": "v", "backend": "rsync", "removed_at": "", "pending": []}
+NODE = {
+    **dict.fromkeys(
+        ("version", "machine_id", "boot_id", "host_key", "public_key", "joined_at"), ""
+    ),
+    "id": "a",
+    "name": "a",
+    "peer_port": 1,
+    "protocol": 1,
+    "protocol_oldest": 1,
+}
 NEWER = msgspec.json.encode(RECORD).replace(b'"ready"', b'"of a newer version"')
+FIELDS = msgspec.to_builtins(RECORD)
+ODD = [
+    {"id": ""},
+    {"id": "../.."},
+    {"id": "/etc"},
+    {"id": id_of("good").upper()},
+    {"id": f"{id_of('good')}\n"},
+    {"name": "other"},
+    {"name": "../x"},
+    {"backend": "zfs"},
+    {"backend": "rsync\n"},
+    {"options": {"replicas": "2\n"}},
+    {"requested": {"a b": ""}},
+    {"options": {"a": "x" * 5000}},
+    {"node": "../.."},
+    {"created_at": "\x1b[2J"},
+]
 UNREADABLE = [b"", b"\xff", b'{"id": "\xff"}', b"{}", b"[" * 100_000]
 
 
@@ -57,7 +89,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def volume(name: str) -> Put:
-    record = msgspec.structs.replace(RECORD, id=f"id-{name}", name=name)
+    record = msgspec.structs.replace(RECORD, id=id_of(name), name=name)
     return Put(f"volumes/{name}", msgspec.json.encode(record))
 
 
@@ -79,12 +111,61 @@ def test_one_that_cannot_be_read_is_told_once_and_passed_over(
     assert catalogue.insert(msgspec.structs.replace(RECORD, name="bad")) is None
 
 
+@pytest.mark.parametrize("field", ODD, ids=str)
+def test_a_volume_whose_fields_have_no_form_cannot_be_read(
+    store: Store, field: dict[str, object]
+) -> None:
+    catalogue = Catalogue(store)
+    odd = Put("volumes/good", msgspec.json.encode({**FIELDS, **field}))
+    store.transact([], [odd, volume("a")])
+    with pytest.raises(StoreError, match="volumes/good cannot be read"):
+        catalogue.find("good")
+    assert [each.name for each in catalogue.of_ids(catalogue.names())] == ["a"]
+    # Nor does this version write such a one.
+    record = msgspec.structs.replace(RECORD, **{"name": "new", **field})
+    if record.name != "other":
+        with pytest.raises(InvalidRequestError, match="cannot be recorded"):
+            catalogue.insert(record)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        (f"v/{ID}/head", {"owner": "../x"}, Head),
+        (f"v/{ID}/head", {"holders": [""]}, Head),
+        (f"v/{ID}/head", {"epoch": -1}, Head),
+        (f"v/{ID}/head", {"committed": [1, 2**64]}, Head),
+        ("v/../head", {}, Head),
+        (f"v/{ID}/lock", {"node": "", "epoch": 1}, Lock),
+        (f"v/{ID}/epochs/x", {"base": [0, 0], "owner": "a"}, Epoch),
+        ("tomb/", TOMB, Tomb),
+        (f"tomb/{ID}/..", TOMB, Tomb),
+        (f"tomb/{ID}", {**TOMB, "name": "/"}, Tomb),
+        ("nodes/a", {**NODE, "id": "b"}, NodeRecord),
+        ("nodes/a", {**NODE, "host_key": "x\ny"}, NodeRecord),
+        ("nodes/a", {**NODE, "addresses": ["10.0.0.1"] * 17}, NodeRecord),
+        (
+            f"v/{ID}/conflicts/a/1.1",
+            {"set_apart_at": "", "files": -1},
+            QuarantineRecord,
+        ),
+    ],
+)
+def test_nor_can_any_other_record(
+    key: str, value: dict[str, object], kind: type[RecordKind]
+) -> None:
+    with pytest.raises(StoreError, match="cannot be read"):
+        value_of(Record(key, msgspec.json.encode(value), 1, 1), kind)
+
+
 def test_a_phase_of_a_newer_version_is_shown_and_nothing_is_done(store: Store) -> None:
     catalogue = Catalogue(store)
     store.transact([], [volume("a"), Put("volumes/good", NEWER)])
     assert [each.name for each in catalogue.heads()] == ["a", "good"]
     assert catalogue.unreadable() == []
-    assert [each.name for each in catalogue.of_ids(["id-a", "id"])] == ["a"]
+    assert [each.name for each in catalogue.of_ids([id_of("a"), id_of("good")])] == [
+        "a"
+    ]
     with pytest.raises(StoreError, match="volumes/good cannot be read"):
         catalogue.find("good")
 
@@ -106,7 +187,7 @@ def test_what_has_not_changed_is_not_decoded_again(
     assert [each.name for each in catalogue.heads()] == ["b"]
     assert decoded == ["volumes/b"]
     decoded.clear()
-    assert [each.id for each in catalogue.of_ids(["id-b", "other"])] == ["id-b"]
+    assert [each.id for each in catalogue.of_ids([id_of("b"), "other"])] == [id_of("b")]
     assert catalogue.of_ids([]) == []
     assert decoded == ["volumes/b"]
 
@@ -133,16 +214,16 @@ def test_heads_of_volumes_of_other_nodes_cost_nothing(
     store.transact(
         [],
         [
-            put_head("ours", Head(owner="us", **owned)),  # type: ignore[arg-type]
-            put_head("copied", Head(owner="a", **owned)),  # type: ignore[arg-type]
-            put_head("theirs", Head(owner="b", phase="owned", members=("b",))),
+            put_head(id_of("ours"), Head(owner="us", **owned)),  # type: ignore[arg-type]
+            put_head(id_of("copied"), Head(owner="a", **owned)),  # type: ignore[arg-type]
+            put_head(id_of("theirs"), Head(owner="b", phase="owned", members=("b",))),
             Put("v/bad/head", b"{"),
-            Put("v/ours/lock", b"{}"),
+            Put(f"v/{id_of('ours')}/lock", b"{}"),
         ],
     )
-    assert heads.owned_by("us") == {"ours"}
-    assert sorted(heads.naming("us")) == ["copied", "ours"]
-    assert decoded == ["v/copied/head", "v/ours/head"]
+    assert heads.owned_by("us") == {id_of("ours")}
+    assert set(heads.naming("us")) == {id_of("copied"), id_of("ours")}
+    assert set(decoded) == {f"v/{id_of(each)}/head" for each in ("copied", "ours")}
 
 
 def test_a_head_that_cannot_be_read_may_be_that_of_a_node_that_leaves(
@@ -179,7 +260,7 @@ def test_an_idle_pass_decodes_nothing(tmp_path: Path, decoded: list[str]) -> Non
     try:
         for number in range(20):
             world.volumes.creation.create(f"v{number}", {})
-            theirs = put_head(f"{number}", Head(owner="b", phase="owned"))
+            theirs = put_head(id_of(f"{number}"), Head(owner="b", phase="owned"))
             world.store.transact([], [volume(f"theirs-{number}"), theirs])
         world.volumes.reconciler.run_once()
         decoded.clear()
@@ -219,14 +300,17 @@ def test_a_volume_is_found_by_its_id_without_a_look_at_all_records(
     store = MemoryStore()
     catalogue = Catalogue(store)
     store.transact([], [volume(name) for name in "abc"])
-    assert [e.name for e in catalogue.of_ids(["id-c", "none", "id-a"])] == ["a", "c"]
+    assert [e.name for e in catalogue.of_ids([id_of("c"), "none", id_of("a")])] == [
+        "a",
+        "c",
+    ]
     walks: list[str] = []
     walk = store.prefix
     monkeypatch.setattr(store, "prefix", lambda key: walks.append(key) or walk(key))
     for number in range(3):
-        store.transact([], [put_head("id-b", Head(epoch=number))])
-        assert [each.name for each in catalogue.of_ids(["id-b"])] == ["b"]
+        store.transact([], [put_head(id_of("b"), Head(epoch=number))])
+        assert [each.name for each in catalogue.of_ids([id_of("b")])] == ["b"]
     assert walks == []
     store.transact([], [Delete("volumes/b"), volume("d")])
-    assert catalogue.of_ids(["id-b"]) == []
-    assert [each.name for each in catalogue.of_ids(["id-d"])] == ["d"]
+    assert catalogue.of_ids([id_of("b")]) == []
+    assert [each.name for each in catalogue.of_ids([id_of("d")])] == ["d"]

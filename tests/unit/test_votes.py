@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,15 @@ from backends.errors import RemoraError
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.model import VolumeRecord
-from plugin.ownership.state import Choice, Commit, Head
+from plugin.ownership.ballot import Ballot
+from plugin.ownership.state import (
+    Choice,
+    Commit,
+    CopyState,
+    Head,
+    Lineage,
+    RefusedError,
+)
 from plugin.ownership.votes import Heard, NoCopyError, Votes, unheard, was_released
 
 NEWEST = Commit(3, 4)
@@ -129,3 +138,16 @@ def test_who_may_have_newer_bytes_and_was_not_heard(
 )
 def test_what_counts_as_a_release(head: Head, orderly: bool) -> None:
     assert was_released(head) == orderly
+
+
+def test_a_copy_to_which_an_ended_epoch_may_still_write_has_no_vote() -> None:
+    """What its containers wrote later would be in no commit."""
+    used: Any = SimpleNamespace(
+        node_id="a",
+        copy_state=lambda _: CopyState(live_epoch=1),
+        has_users=lambda _: True,
+    )
+    nobody: Any = None
+    ballot = Ballot(used, nobody, RECORD, HEAD, Lineage({}), orderly=False)
+    with pytest.raises(RefusedError, match="writers-running"):
+        ballot._add_own_vote()

@@ -26,9 +26,10 @@ class Hints:
     """
     Where something may have changed, as paths below the root; b"" is the root itself.
 
-    ``trees`` are those of ``paths`` at which a directory was removed. Everything that
-    was below it is gone, even if a directory is there again, which may have the same
-    inode number. With ``everything`` the two others are empty.
+    ``trees`` are those of ``paths`` at which a directory was removed, or that one was
+    moved from or to. Everything that was below is gone, even if a directory is there
+    again, which may have the same inode number. With ``everything`` there are more
+    changes than ``paths`` tell.
     """
 
     paths: frozenset[bytes] = frozenset()
@@ -40,7 +41,8 @@ class Root:
     """
     A directory, open as *descriptor* at path *at*, and what was collected about it.
 
-    ``lost`` is set when nothing is told about it any more.
+    ``lost`` is set when nothing is told about it any more. With ``full`` no further
+    path is collected before the next `pop_hints`.
     """
 
     def __init__(self, descriptor: int = -1, at: bytes = b"") -> None:
@@ -52,22 +54,21 @@ class Root:
         self._trees: set[bytes] = set()
         self._size = 0
 
+    @property
+    def full(self) -> bool:
+        """Whether as many paths were collected as may be."""
+        return len(self._paths) >= PATHS_MAX or self._size >= _PATHS_SIZE_MAX
+
     def note(self, path: bytes, *, tree: bool = False) -> None:
-        """Collect *path*, a directory that was removed if it is a *tree*."""
-        if self.everything:
-            return
-        if tree:
-            self._trees.add(path)
+        """Collect *path*; see `Hints` for what a *tree* is."""
         if path not in self._paths:
+            if self.full:
+                self.everything = True
+                return
             self._paths.add(path)
             self._size += len(path)
-            if len(self._paths) > PATHS_MAX or self._size > _PATHS_SIZE_MAX:
-                self.note_everything()
-
-    def note_everything(self) -> None:
-        """Have the next `pop_hints` say everything."""
-        self._paths, self._trees, self._size = set(), set(), 0
-        self.everything = True
+        if tree:
+            self._trees.add(path)
 
     def pop_hints(self) -> Hints:
         """Return what was collected, and begin anew."""
@@ -78,8 +79,8 @@ class Root:
 
     def lose(self) -> None:
         """Close it: from now on `pop_hints` says everything."""
-        self.lost = True
-        self.note_everything()
+        self.pop_hints()
+        self.lost = self.everything = True
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1

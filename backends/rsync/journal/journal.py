@@ -3,7 +3,7 @@ One volume's copy as a series of commits: the journal engine as others use it.
 
     <home>/live/          the bytes
     <home>/manifest.db    what they were at the last commit
-    <home>/outbox/        what is being sent
+    <home>/outbox/*/      what is being sent
     <home>/staging/       what is being received
     <home>/applying       the commit that is being applied
     <home>/commits/       the last commit as a snapshot, where live/ is a subvolume
@@ -37,12 +37,15 @@ from backends.rsync.journal.outbox import (
     Filled,
     fill,
     fill_from,
+    new_outbox,
     require_space,
+    unpack,
+    writing,
 )
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
-from backends.system import btrfs, files
+from backends.system import files
 from backends.system.clock import wall_ns
 
 DELTA_NAME: Final = "delta"
@@ -85,7 +88,7 @@ class Journal:
         self.live = home / LIVE_NAME
         self.staging = Staging(home)
         self._volume_id = volume_id
-        self._outbox = home / OUTBOX_NAME
+        self._outbox: Path | None = None
         self._path = home / "manifest.db"
         self._commits = Commits(home, self.live)
         self.by_snapshot = self._commits.possible()
@@ -93,10 +96,11 @@ class Journal:
         self._packed = _Packed(Filled([], []), {})
 
     def close(self) -> None:
-        """Close the manifest."""
+        """Close the manifest, and remove what was packed."""
         self.manifest.close()
         if self.by_snapshot:
             self._commits.drop()
+        self.unpack()
 
     def commit(self) -> Commit:
         """Return the commit that the manifest describes."""
@@ -193,12 +197,13 @@ class Journal:
         found = {path: each for part in by_base.values() for path, each in part.items()}
         wanted = [found[path] for path in sorted(found)]
         self.unpack()
+        outbox = self._outbox = new_outbox(self.home / OUTBOX_NAME)
         snapshot = self._commits.of(commit)
         if snapshot:
-            filled = fill_from(snapshot, wanted, self._outbox)
+            filled = fill_from(snapshot, wanted, outbox)
         else:
             require_space(self.home, sum(each.entry.size for each in wanted))
-            filled = fill(self.live, wanted, self._outbox)
+            filled = fill(self.live, wanted, outbox)
         if not valid():
             raise BackendError("the volume has changed hands meanwhile")
         if not snapshot:
@@ -207,18 +212,27 @@ class Journal:
         return self.repack(base)
 
     def repack(self, base: Commit | None) -> Package:
-        """Return what was packed last, for copies at another of its bases."""
-        packed, commit = self._packed, self.manifest.commit()
+        """
+        Return what was packed last, for copies at another of its bases.
+
+        Raises:
+            BackendError: the base is not known, or the disk refuses.
+
+        """
+        packed, outbox, commit = self._packed, self._outbox, self.manifest.commit()
+        if outbox is None:
+            raise BackendError("nothing is packed")
         header = Header(volume=self._volume_id, base=base, commit=commit)
         named, deletions = self._after(base)
-        write_delta(self._outbox / DELTA_NAME, header, named, deletions)
+        with writing(outbox):
+            write_delta(outbox / DELTA_NAME, header, named, deletions)
         wanted = set(packed.paths[base])
         if base is not None:
             # What others lacked has been copied and recorded anew: it is sent to all.
             wanted |= self.changed_since(base)
         entries = [each for each in packed.filled.entries if each.entry.path in wanted]
         return Package(
-            self._outbox,
+            outbox,
             commit,
             b"".join(name + b"\0" for name in _names(entries)),
             sum({each.inode: each.entry.size for each in entries}.values()),
@@ -226,8 +240,14 @@ class Journal:
 
     def unpack(self) -> None:
         """Remove what `pack` has made."""
-        btrfs.delete(self._outbox / TREE_NAME)
-        files.remove_tree(self._outbox)
+        outbox, self._outbox = self._outbox, None
+        if outbox is not None:
+            unpack(outbox)
+
+    def leave_packed(self) -> Path | None:
+        """Return the directory of what `pack` has made, which is the caller's now."""
+        outbox, self._outbox = self._outbox, None
+        return outbox
 
     def changed_since(self, commit: Commit) -> set[bytes]:
         """Return the paths of what was written after *commit*, as far as is known."""

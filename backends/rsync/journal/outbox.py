@@ -12,7 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -89,7 +91,8 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
     """
     tree = outbox / TREE_NAME
     remove_tree(tree)
-    tree.mkdir(mode=0o700, parents=True)
+    with writing(outbox):
+        tree.mkdir(mode=0o700, parents=True)
     with Beneath(root) as source, Beneath(tree) as target:
         filling = _Filling(source, target, FileCopier(flush_source=True))
         try:
@@ -106,14 +109,13 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
 
 def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
     """
-    Make *outbox*, and in it its tree a snapshot of *snapshot*, which has *entries*.
+    Make *outbox*/tree a snapshot of *snapshot*, which has *entries*.
 
     Raises:
         CopyError: btrfs has none to give.
 
     """
     try:
-        outbox.mkdir(mode=0o700)
         btrfs.snapshot(snapshot, outbox / TREE_NAME)
     except OSError as error:
         raise CopyError(
@@ -121,6 +123,46 @@ def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
             no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from error
     return Filled(entries, [])
+
+
+def new_outbox(directory: Path) -> Path:
+    """
+    Return a new directory in *directory*, which is made if need be.
+
+    Raises:
+        CopyError: the disk refuses.
+
+    """
+    with writing(directory):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=directory, prefix=""))
+
+
+def unpack(outbox: Path) -> None:
+    """Remove *outbox*, and the directory of all of them if it was the last one."""
+    btrfs.delete(outbox / TREE_NAME)
+    remove_tree(outbox)
+    with suppress(OSError):
+        outbox.parent.rmdir()
+
+
+def unpack_all(directory: Path) -> None:
+    """Remove all outboxes of *directory*, and the one of earlier versions."""
+    for tree in (directory / TREE_NAME, *directory.glob(f"*/{TREE_NAME}")):
+        btrfs.delete(tree)
+    remove_tree(directory)
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Raise CopyError if *directory* cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise CopyError(
+            f"cannot write to {directory}: {error.strerror}",
+            no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
+        ) from error
 
 
 @dataclass(slots=True)

@@ -14,8 +14,8 @@ What no event tells, so that the caller scans everything now and then:
 - the content of a btrfs snapshot that somebody makes inside a volume.
 
 Where fanotify cannot be used, every `pop_hints` says that everything may have changed:
-right, but slow. So it does for a directory that was moved; what is at its old path now
-has to be added again.
+right, but slow. So it does for a watched directory that was moved; what is at its old
+path now has to be added again.
 
 A watcher keeps its filesystem busy: close it before an unmount.
 """
@@ -77,8 +77,7 @@ class Watched:
     def give_back(self, hints: Hints) -> None:
         """Let the next `pop_hints` return *hints* too: they could not be followed."""
         with self._lock:
-            if hints.everything:
-                self._root.note_everything()
+            self._root.everything |= hints.everything
             for path in hints.paths:
                 self._root.note(path, tree=path in hints.trees)
 
@@ -189,7 +188,8 @@ class Watcher:
                 content = fanotify.read(self._queue)
                 if not content:
                     return True
-                if all(root.everything for root in self._handle_paths.roots):
+                if all(root.full for root in self._handle_paths.roots):
+                    self._note_everything()
                     # There may be renames in what is not parsed.
                     self._handle_paths.forget()
                     continue
@@ -217,15 +217,15 @@ class Watcher:
             if error.errno != errno.ESTALE:
                 self._note_everything()
             return
+        # Both names of a moved directory are an event each. One above may have been
+        # moved since: that is an event too, and all below it is looked at.
+        tree = renamed or (on_directory and bool(event.mask & fanotify.DELETE))
         for root in roots:
-            if renamed:
-                root.note_everything()
-            elif event.name == b".":
+            if event.name == b".":
                 root.note(directory)
             else:
                 path = directory + b"/" + event.name if directory else event.name
-                gone = on_directory and bool(event.mask & fanotify.DELETE)
-                root.note(path, tree=gone)
+                root.note(path, tree=tree)
                 if event.mask & fanotify.NAME_CHANGED:
                     root.note(directory)
         if roots and event.mask & _WRITTEN == fanotify.MODIFY:
@@ -248,4 +248,4 @@ class Watcher:
 
     def _note_everything(self) -> None:
         for root in self._handle_paths.roots:
-            root.note_everything()
+            root.everything = True

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from flask import Flask, Response, g
 
-from backends.errors import RemoraError
+from backends.errors import RemoraError, one_line
 from backends.registry import Registry
 from plugin import __version__
 from plugin.api import metrics as metrics_module
@@ -126,7 +126,8 @@ def _add_volumes(
 
     @app.get("/v1/volumes", endpoint="ls")
     def list_volumes() -> Response:
-        return answer([_listed(views, each) for each in views.all(being_made=True)])
+        rows = [_listed(views, each) for each in views.all(being_made=True)]
+        return answer(rows + [_unreadable(name) for name in views.unreadable()])
 
     @app.get("/v1/volumes/<name>", endpoint="inspect")
     def inspect(name: str) -> Response:
@@ -230,6 +231,14 @@ def _listed(views: VolumeViews, volume: VolumeSummary) -> dict[str, Any]:
     except RemoraError as error:
         fault = {"phase": "unknown", "health": "error", "error": str(error)}
         return {**msgspec.to_builtins(volume), **fault}
+
+
+def _unreadable(name: str) -> dict[str, Any]:
+    """Return the row of a volume of which nothing is known but that there is one."""
+    told = "its record cannot be read; the daemon's log says why"
+    fault = {"phase": "unknown", "health": "error", "error": told, "warnings": [told]}
+    nothing = dict.fromkeys(("id", "backend", "mountpoint", "created_at"), "")
+    return {"name": one_line(name), **nothing, **fault}
 
 
 def _row(views: VolumeViews, name: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ Source: etcd.io/docs/v3.4/dev-guide/api_grpc_gateway, and the API's protocol buf
 
 from __future__ import annotations
 
+import logging
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from plugin.store.base import Compare, Event, Operation, Put, Record
@@ -17,6 +18,8 @@ Message = Mapping[str, Any]
 _RECORDS: Final = "records/"
 _SLOTS: Final = "slots/"
 _IDENTITY: Final = "cluster"
+_TOLD_MAX: Final = 100
+log = logging.getLogger(__name__)
 
 
 def encoded(data: bytes) -> str:
@@ -36,6 +39,7 @@ class Namespace:
         self._records = prefix + _RECORDS
         self._slots = prefix + _SLOTS
         self.identity = encoded((prefix + _IDENTITY).encode())
+        self._told: set[bytes] = set()
 
     def key(self, key: str) -> str:
         """Return etcd's key of the record *key*."""
@@ -58,8 +62,16 @@ class Namespace:
         end = self.key(after) if after else whole["range_end"]
         return {"key": self.key(first), "range_end": end}
 
+    def records(self, messages: Iterable[Message]) -> list[Record]:
+        """Return the records that etcd's KeyValue *messages* are, if they are ours."""
+        return [self.record(each) for each in messages if self._is_ours(each)]
+
+    def events(self, messages: Iterable[Message]) -> list[Event]:
+        """Return the changes that etcd's Event *messages* are, if they are of ours."""
+        return [self._event(each) for each in messages if self._is_ours(each["kv"])]
+
     def record(self, message: Message) -> Record:
-        """Return the record that etcd's KeyValue *message* is."""
+        """Return the record that etcd's KeyValue *message* is; its key is text."""
         return Record(
             key=self._name(message),
             value=decoded(message.get("value", "")),
@@ -68,8 +80,7 @@ class Namespace:
             lease=int(message.get("lease", 0)),
         )
 
-    def event(self, message: Message) -> Event:
-        """Return the change that etcd's Event *message* is."""
+    def _event(self, message: Message) -> Event:
         pair = message["kv"]
         revision = int(pair["mod_revision"])
         if message.get("type") == "DELETE":
@@ -91,6 +102,18 @@ class Namespace:
             }
             return {"request_put": put}
         return {"request_delete_range": {"key": key}}
+
+    def _is_ours(self, message: Message) -> bool:
+        """Return whether the key is text; one that is not is told, and passed over."""
+        key = decoded(message["key"])
+        try:
+            key.decode()
+        except UnicodeDecodeError:
+            if key not in self._told and len(self._told) < _TOLD_MAX:
+                self._told.add(key)
+                log.warning("passed over: the key %r in etcd is none of ours", key)
+            return False
+        return True
 
     def _name(self, message: Message) -> str:
         return decoded(message["key"]).decode().removeprefix(self._records)

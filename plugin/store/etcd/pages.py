@@ -116,7 +116,7 @@ class Pages:
                 if page["key"] == first:  # later pages count what is left
                     counts.append(int(answer.get("count", 0)))
                 found = answer.get("kvs", [])
-                records += [parts.same(self._names.record(each)) for each in found]
+                records += map(parts.same, self._names.records(found))
                 more = bool(answer.get("more") and found)
                 if more:
                     page["key"] = key_after(found[-1]["key"])

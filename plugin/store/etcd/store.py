@@ -50,7 +50,7 @@ class EtcdStore:
             deadline=self._client.deadline(),
         )
         pairs = answer.get("kvs", [])
-        return self._names.record(pairs[0]) if pairs else None
+        return next(iter(self._names.records(pairs)), None)
 
     def prefix(self, prefix: str, *, parts: Parts = WHOLE) -> tuple[list[Record], int]:
         """Return the records below *prefix*, read in *parts*; see `Store.prefix`."""

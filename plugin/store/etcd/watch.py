@@ -9,6 +9,7 @@ no proof of health, so a stream that says nothing for a while is opened anew.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from plugin.store.etcd.codec import Namespace, revision_of
 from plugin.store.etcd.errors import is_token_refused
 from plugin.store.etcd.member import ANSWER_SIZE_MAX
 
+log = logging.getLogger(__name__)
 _READ_SIZE: Final = 256 * 1024
 _QUEUE_MAX: Final = 10_000
 _RETRY_PAUSE_S: Final = 0.1
@@ -125,13 +127,20 @@ class Reader:
             try:
                 self._read_once()
             except CompactedError as error:
-                with self._changed:
-                    self._compacted = error
-                    self._changed.notify_all()
+                self._end(error)
             except StoreError as error:
                 self._failures += 1
                 self._fault = str(error)
+            except Exception as error:  # whoever waits for us has to hear of it
+                log.exception("cannot follow etcd")
+                self._end(CompactedError(f"internal error: {error}"))
             clock.pause(_RETRY_PAUSE_S)
+
+    def _end(self, error: CompactedError) -> None:
+        """Let `next_events` raise *error*: all has to be read anew."""
+        with self._changed:
+            self._compacted = error
+            self._changed.notify_all()
 
     def _read_once(self) -> None:
         """Read a stream to its end, which comes by silence at the latest."""
@@ -169,8 +178,7 @@ class Reader:
             self._require_history()
         self._failures = 0
         self.heard_s = clock.monotonic_s()
-        events = [self._names.event(each) for each in result.get("events", [])]
-        if events:
+        if events := self._names.events(result.get("events", [])):
             self._put(events)
 
     def _require_history(self) -> None:

@@ -1,0 +1,42 @@
+"""What a copy has of what is committed: rules like those of `rules.py`."""
+
+from __future__ import annotations
+
+import msgspec
+
+from plugin.ownership.state import EMPTY, CopyState, Head, Lineage, RefusedError
+
+
+def stands(head: Head, copy: CopyState | None) -> bool:
+    """Return whether *copy* has what is committed."""
+    if copy is None:
+        return False
+    return copy.live_epoch == head.epoch > 0 or copy.commit >= head.committed
+
+
+def strike(head: Head, *, node: str, copy: CopyState | None) -> Head:
+    """
+    Return the head after *node* has found that its *copy* is not what it is held to be.
+
+    Raises:
+        RefusedError: last-copy: of no other node is it known that it has the commit,
+            and without any the commit would count as given up.
+
+    """
+    others = tuple(each for each in head.holders if each != node)
+    if node not in head.holders or stands(head, copy):
+        return head
+    if not others:
+        raise RefusedError("last-copy", node=node, commit=head.committed)
+    return msgspec.structs.replace(head, holders=others)
+
+
+def superseded(copy: CopyState, head: Head, lineage: Lineage) -> bool:
+    """Return whether the members hold all that is in *copy*, which is no member's."""
+    return copy.commit <= head.committed and not diverged(copy, head, lineage)
+
+
+def diverged(copy: CopyState, head: Head, lineage: Lineage) -> bool:
+    """Return whether *copy*, no member's, has bytes that no owner has gone on from."""
+    grown = lineage.contains(copy.commit, at=head.epoch)
+    return copy.live_epoch > 0 or not (grown or copy.commit == EMPTY)

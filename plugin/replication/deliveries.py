@@ -1,0 +1,174 @@
+"""
+Commits on their way to members: a round waits for each for some seconds only.
+
+What takes longer goes on beside the rounds, as fillings do. Its member is left out of
+them until it ends, and keeps nothing from the others. A node that was slow is waited
+for only shortly, until it has been quick again; one that has too much on its way gets
+no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Final
+
+from backends.errors import RemoraError
+from backends.rsync.journal.entries import Commit as Base
+from backends.system.clock import Deadline, monotonic_s
+from plugin.model import VolumeRecord
+from plugin.replication.report import Report
+
+log = logging.getLogger(__name__)
+_PATIENCE_S: Final = 4.0
+_PATIENCE_SLOW_S: Final = 0.5
+# Each has a thread, an rsync and the copies that are sent.
+_LATE_MAX: Final = 16
+
+
+class Delivery:
+    """
+    The commit of *report* on its way to a member, at *base* or None; *send* brings it.
+
+    Files were sent that have changed after *since*, and what the member lacked then.
+
+    When it has ended, ``answer`` is what the member says, or ``error`` is set.
+    """
+
+    def __init__(
+        self,
+        record: VolumeRecord,
+        node_id: str,
+        report: Report,
+        *,
+        base: Base | None,
+        since: Base,
+        filled: bool,
+        send: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self.volume_id = record.id
+        self.node_id = node_id
+        self.report = report
+        self.commit = report.commit
+        self.base = base
+        self.since = since
+        self.filled = filled
+        self.answer: Mapping[str, Any] = {}
+        self.error: RemoraError | None = None
+        self._send = send
+        self.took_s = 0.0
+        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def wait(self, deadline: Deadline | None = None) -> bool:
+        """Return whether it has ended before *deadline*; what hangs is given up."""
+        self._thread.join(
+            None if deadline is None else max(0.0, deadline.remaining_s())
+        )
+        return self.has_ended()
+
+    def has_ended(self) -> bool:
+        """Return whether it has."""
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        began_s = monotonic_s()
+        try:
+            self.answer = self._send()
+        except RemoraError as error:
+            self.error = error
+        except Exception:
+            log.exception("a commit was not sent")
+            self.error = RemoraError("a fault in the daemon; see its log")
+        finally:
+            self.took_s = monotonic_s() - began_s
+
+
+class Deliveries:
+    """See the module's text; threads share it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # One of each volume and node, until a round has taken it out.
+        self._late: list[Delivery] = []
+        self._slow: set[str] = set()
+
+    def deliver(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Begin *deliveries*; return those that go on beside the round."""
+        with self._lock:
+            slow = frozenset(self._slow)
+        for each in deliveries:
+            each.start()
+        usual, short = Deadline(_PATIENCE_S), Deadline(_PATIENCE_SLOW_S)
+        late = [
+            each
+            for each in deliveries
+            if not each.wait(short if each.node_id in slow else usual)
+        ]
+        with self._lock:
+            self._late += late
+            self._slow -= {each.node_id for each in deliveries if not each.error}
+            self._slow |= {each.node_id for each in late}
+        return late
+
+    def after(self, late: Sequence[Delivery], clear: Callable[[], None]) -> None:
+        """Call *clear* when all that is *late* has ended."""
+
+        def run() -> None:
+            for each in late:
+                each.wait()
+            try:
+                clear()
+            except RemoraError as error:
+                log.warning("%s", error)
+
+        threading.Thread(target=run, name="delivery:clear", daemon=True).start()
+
+    def busy(self, volume_id: str, node_ids: Collection[str]) -> dict[str, str]:
+        """Return to which of *node_ids* nothing can be sent now, and why."""
+        with self._lock:
+            under_way = [each for each in self._late if not each.has_ended()]
+        nodes = [each.node_id for each in under_way]
+        own = {each.node_id for each in under_way if each.volume_id == volume_id}
+        busy = {
+            each: f"{_LATE_MAX} other volumes are on their way to it"
+            for each in node_ids
+            if nodes.count(each) >= _LATE_MAX
+        }
+        return busy | {each: "" for each in node_ids if each in own}
+
+    def take_ended(self, volume_id: str) -> list[Delivery]:
+        """Return what has ended beside the rounds of a volume, and forget it."""
+        with self._lock:
+            ended = [
+                each
+                for each in self._late
+                if each.volume_id == volume_id and each.has_ended()
+            ]
+            self._late = [each for each in self._late if each not in ended]
+            quick = (each for each in ended if each.took_s < _PATIENCE_S)
+            self._slow -= {each.node_id for each in quick if not each.error}
+        return ended
+
+    def wait(self, volume_id: str, node_id: str) -> None:
+        """Return when nothing of a volume is on its way to the node any more."""
+        with self._lock:
+            under_way = [*self._late]
+        for each in under_way:
+            if (each.volume_id, each.node_id) == (volume_id, node_id):
+                each.wait()
+
+    def is_due(self, volume_id: str) -> bool:
+        """Return whether something has ended that no round has taken out yet."""
+        with self._lock:
+            return any(e.volume_id == volume_id and e.has_ended() for e in self._late)
+
+    def is_under_way(self, volume_id: str) -> bool:
+        """Return whether something of a volume goes on beside its rounds."""
+        with self._lock:
+            own = [each for each in self._late if each.volume_id == volume_id]
+        return any(not each.has_ended() for each in own)

@@ -1,0 +1,79 @@
+"""A restore holds its volume as a container does, and changes nothing once lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from plugin.ownership.heads import drop_lock
+from tests.cluster.test_ownership_leases import take_over
+from tests.protocol.client import Answer
+from tests.protocol.node import wait_until
+from tests.support.owners import WAIT_S, Owner, Records
+
+NAME = "db"
+# So many that their copy can be stopped before it ends.
+FILES = 3000
+
+
+def copying(pid: int) -> list[int]:
+    """Return the processes that *pid* has started to copy a tree, as they run now."""
+    found = []
+    with suppress(OSError):  # it may have ended
+        if b"/copies/" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.append(pid)
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += copying(int(child))
+    return found
+
+
+def test_a_restore_keeps_its_lock_and_changes_nothing_once_another_node_has_begun(
+    make_owner: Callable[..., Owner], records: Records
+) -> None:
+    alpha = make_owner("alpha")
+    volume_id = alpha.create(NAME)
+    path = alpha.path(alpha.mount(NAME))
+    for number in range(FILES):
+        (path / str(number)).touch()
+    alpha.control_ok("POST", f"/v1/volumes/{NAME}/snapshots", {"snapshot": "s"})
+    (path / "later").touch()
+    alpha.unmount(NAME)
+    answers: list[Answer] = []
+    target = f"/v1/volumes/{NAME}/restore"
+    restore = threading.Thread(
+        target=lambda: answers.append(alpha.control("POST", target, {"snapshot": "s"}))
+    )
+    restore.start()
+    stopped: list[int] = []
+    assert alpha.process is not None
+    while not stopped:
+        assert not answers
+        stopped = copying(alpha.process.pid)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        lock = records.heads.read(volume_id).lock
+        assert lock is not None
+        records.store.transact([], [drop_lock(volume_id)])
+        wait_until(
+            lambda: records.heads.read(volume_id).lock == lock,
+            "the lock is taken again",
+            timeout_s=WAIT_S,
+        )
+        take_over(records, volume_id)
+        alpha.wait_known(NAME, ownership="recovering")
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+    restore.join(WAIT_S)
+    [answer] = answers
+    assert "another node has taken" in json.loads(answer.body)["error"]["cause"]
+    home = alpha.copy(volume_id)
+    assert (home / "live/later").exists()
+    assert [each.name for each in (home / "snapshots").iterdir()] == ["s"]

@@ -1,0 +1,89 @@
+"""What takes long goes on beside the rounds, and is told of when it has ended."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backends.system.clock import Deadline
+from plugin.errors import PeerUnreachableError
+from plugin.ownership.state import Commit
+from plugin.replication import deliveries
+from plugin.replication.deliveries import Deliveries, Delivery
+from plugin.replication.report import Report
+
+ENOUGH_S = 30.0
+Send = Callable[[], Mapping[str, Any]]
+
+
+@pytest.fixture
+def hung(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Return what lets end what hangs; nobody waits long for it."""
+    monkeypatch.setattr(deliveries, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(deliveries, "_PATIENCE_SLOW_S", 0.01)
+    ended = threading.Event()
+    yield ended
+    ended.set()
+
+
+def quick() -> Mapping[str, Any]:
+    return {"commit": [1, 1]}
+
+
+def hang(hung: threading.Event) -> Mapping[str, Any]:
+    hung.wait(ENOUGH_S)
+    return quick()
+
+
+def fail() -> Mapping[str, Any]:
+    raise PeerUnreachableError("planned")
+
+
+def delivery(node_id: str, send: Send, volume_id: str = "v") -> Delivery:
+    record: Any = SimpleNamespace(id=volume_id, name=volume_id)
+    report = Report(Commit(1, 1))
+    about: dict[str, Any] = {"base": None, "since": (1, 1), "filled": False}
+    return Delivery(record, node_id, report, send=send, **about)
+
+
+def test_who_is_slow_holds_up_nobody(hung: threading.Event) -> None:
+    made = Deliveries()
+    begun = [delivery("quick", quick), delivery("slow", partial(hang, hung))]
+    begun.append(delivery("dead", fail))
+    late = made.deliver(begun)
+    assert [each.node_id for each in late] == ["slow"]
+    assert begun[0].answer == quick()
+    assert begun[2].error is not None
+    assert made.busy("v", ["quick", "slow", "dead"]) == {"slow": ""}
+    assert made.busy("other", ["quick", "slow"]) == {}
+    assert made.is_under_way("v")
+    assert not made.is_due("v")
+    hung.set()
+    assert late[0].wait(Deadline(ENOUGH_S))
+    assert made.is_due("v")
+    assert made.take_ended("other") == []
+    assert made.take_ended("v") == late
+    assert made.busy("v", ["slow"]) == {}
+    assert made.take_ended("v") == []
+
+
+def test_a_node_gets_no_more_than_it_takes(hung: threading.Event) -> None:
+    made = Deliveries()
+    for number in range(deliveries._LATE_MAX):
+        made.deliver([delivery("slow", partial(hang, hung), str(number))])
+    assert made.busy("v", ["quick", "slow"]).keys() == {"slow"}
+    assert "other volumes" in made.busy("v", ["slow"])["slow"]
+
+
+def test_what_was_packed_goes_when_nobody_reads_it(hung: threading.Event) -> None:
+    made, removed = Deliveries(), threading.Event()
+    late = made.deliver([delivery("slow", partial(hang, hung))])
+    made.after(late, removed.set)
+    assert not removed.wait(0.2)
+    hung.set()
+    assert removed.wait(ENOUGH_S)
