@@ -105,7 +105,6 @@ class Syncing:
         holders: set[str] = set()
         if not others:
             return ()
-
         thread = threading.Thread(
             target=self._bring_last,
             args=(record, commit, others, holders),
