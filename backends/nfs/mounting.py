@@ -28,7 +28,8 @@ from backends.system import libc
 from backends.system.clock import Deadline
 from backends.system.mountinfo import MountEntry
 from backends.system.mounts import mount_table, mounted_at
-from backends.system.run import own_program, run
+from backends.system.programs import own_program
+from backends.system.run import run
 
 log = logging.getLogger(__name__)
 
@@ -174,9 +175,9 @@ def mount(
         raise from_mount_output(text.removeprefix("mount.nfs: "), source)
 
 
-def bind(source: Path, target: Path, *, where: str) -> None:
+def bind(share: Path, directory: str, target: Path, *, where: str) -> None:
     """
-    Make directory *source* of a mounted share appear at *target*.
+    Make *directory* of the share that is mounted at *share* appear at *target*.
 
     Raises:
         NfsError: there is no such directory.
@@ -184,12 +185,13 @@ def bind(source: Path, target: Path, *, where: str) -> None:
 
     """
     done = run(
-        own_program(bind_once, str(source), str(target)), deadline_s=_MOUNT_PATIENCE_S
+        own_program(bind_once, str(share), directory, str(target)),
+        deadline_s=_MOUNT_PATIENCE_S,
     )
     if said := done.output.strip():
         if said == os.strerror(errno.ENOENT):
-            raise NfsError("STALE", f"directory '{source.name}' is gone", where)
-        raise BackendError(f"cannot bind {source} to {target}: {said}; {where}")
+            raise NfsError("STALE", f"directory '{directory}' is gone", where)
+        raise BackendError(f"cannot bind '{directory}' to {target}: {said}; {where}")
 
 
 def _never() -> bool:

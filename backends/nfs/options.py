@@ -28,6 +28,8 @@ _REFUSED_ENTRIES: Final = {
     "addr": "use the option 'server'",
     "remount": "volumes are not remounted",
     "bind": "it is no option of NFS",
+    "dev": "devices in a volume are never opened",
+    "suid": "use the option 'suid'",
 }
 _WARNED_ENTRIES: Final = {
     "soft": "a server that is slow or away loses writes silently",
@@ -119,6 +121,9 @@ def mount_entries(volume: Volume) -> str:
         entries.insert(0, "hard")
     if volume.options.get("readOnly") == "true":
         entries.append("ro")
+    entries.append("nodev")
+    if volume.options.get("suid") != "true":
+        entries.append("nosuid")
     return ",".join(entries)
 
 
@@ -279,6 +284,7 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "subDir": _subdir,
     "nfsvers": parse.one_of("3", "4", "4.0", "4.1", "4.2"),
     "readOnly": parse.boolean,
+    "suid": parse.boolean,
     "mode": parse.octal_mode,
     "uid": parse.numeric_id,
     "gid": parse.numeric_id,

@@ -27,7 +27,8 @@ from backends.nfs.options import Export
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.mounts import mount_table, mounted_at
-from backends.system.run import Helper, own_program, run
+from backends.system.programs import own_program
+from backends.system.run import Helper, run
 
 log = logging.getLogger(__name__)
 
@@ -103,10 +104,11 @@ class Share:
     def empty_trash(self, deadline: Deadline) -> int:
         """Delete what removals have left for that; return how many things."""
         self.require_server(deadline)
-        trash = self.control_mount / ".dvol" / "trash"
         # In short turns: should the server die, nobody waits for it for long.
         turn_s = min(deadline.remaining_s(), _TRASH_TURN_S)
-        done = run(own_program(trash_program, str(trash)), deadline_s=turn_s)
+        done = run(
+            own_program(trash_program, str(self.control_mount)), deadline_s=turn_s
+        )
         self.survey_soon()
         return int(done.output)
 
@@ -148,10 +150,14 @@ class Share:
             return answer["result"]
         raise NfsError(code if code in HINTS else "IO", str(answer["text"]), where)
 
-    def check(self, path: Path, *, deadline: Deadline, **owner: int) -> None:
-        """Raise NfsError unless the server knows the directory at *path*."""
+    def check(self, *, deadline: Deadline, **request: Any) -> None:
+        """
+        Raise NfsError unless the server knows a directory.
+
+        It is what is mounted at `target`, or the `directory` of the share.
+        """
         try:
-            self.call("check", deadline=deadline, target=str(path), **owner)
+            self.call("check", deadline=deadline, **request)
         except NfsError as error:
             # A server that refuses a look into the directory has found it.
             if error.code not in ("NFS-SQUASH", "NFS-DENIED"):

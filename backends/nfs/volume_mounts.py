@@ -90,7 +90,7 @@ class VolumeMounts:
         whole.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             mounting.mount(export, whole, subdir="", entries=entries, deadline=deadline)
-            mounting.bind(whole / subdir, target, where=str(export))
+            mounting.bind(whole, subdir, target, where=str(export))
         finally:
             mounting.unmount(whole, where=str(export))
             mounting.remove_mount_point(whole)
@@ -128,11 +128,11 @@ class VolumeMounts:
             return False
         return True
 
-    def _check(self, volume: Volume, path: Path, deadline: Deadline) -> None:
-        """Raise NfsError unless the server knows the directory at *path*."""
+    def _check(self, volume: Volume, target: Path, deadline: Deadline) -> None:
+        """Raise NfsError unless the server knows what is mounted at *target*."""
         if not is_direct(volume):
-            share = self._shares.of(volume)
-            share.check(path, deadline=deadline, **owner_of(volume))
+            share, request = self._shares.of(volume), owner_of(volume)
+            share.check(deadline=deadline, target=str(target), **request)
 
     def _require_directory(self, volume: Volume, deadline: Deadline) -> None:
         """Raise STALE if the share, which is there, lacks the volume's directory."""
@@ -140,7 +140,7 @@ class VolumeMounts:
             return
         share, subdir = self._shares.of(volume), subdir_of(volume)
         try:
-            self._check(volume, share.control_mount / subdir, deadline)
+            share.check(deadline=deadline, directory=subdir, **owner_of(volume))
         except NfsError as error:
             if os.strerror(errno.ENOENT) in error.cause:
                 cause = f"directory '{subdir}' is gone"

@@ -35,6 +35,7 @@ from backends.system.mounts import VolumeUser
 
 _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "mode": parse.octal_mode,
+    "suid": parse.boolean,
     "uid": parse.numeric_id,
     "gid": parse.numeric_id,
     "size": parse.size_bytes,
@@ -216,7 +217,8 @@ class RsyncBackend:
             return
         target.mkdir(mode=0o700, exist_ok=True)
         try:
-            mounts.bind(home / "live", target)
+            suid = volume.options.get("suid") == "true"
+            mounts.bind(home / "live", target, suid=suid)
         except BackendError:
             target.rmdir()
             raise

@@ -25,7 +25,9 @@ from backends.rsync.pool import Pool, failed
 from backends.system import files
 from backends.system.beneath import Beneath, opened
 from backends.system.clock import Deadline, rfc3339
+from backends.system.jail import Shown
 from backends.system.lines import lines_of
+from backends.system.programs import in_jail
 from backends.system.run import stream
 from backends.system.walk import walk
 
@@ -189,11 +191,16 @@ class Quarantine:
             *("rsync", "--dry-run", "-aAXx", "--numeric-ids", "--modify-window=-1"),
             *("--omit-dir-times", "--omit-link-times", "--delete"),
             *(["--checksum"] if contents else []),
-            *("--out-format=@%i %n", "--", f"{tree.path}/", f"{live}/"),
+            *("--out-format=@%i %n", "--", "/apart/", "/live/"),
         ]
+        jailed = in_jail(
+            command,
+            Shown("apart", str(tree.path)),
+            Shown("live", str(live.parent), live.name),
+        )
         stall_s = _READ_STALL_S if contents else _SCAN_STALL_S
         with Beneath(live) as beneath:
-            for line in lines_of(stream(command, stall_s=stall_s), _LINE_END):
+            for line in lines_of(stream(jailed, stall_s=stall_s), _LINE_END):
                 item = _ITEM.fullmatch(line) if line else None
                 if not line:
                     yield None
@@ -208,13 +215,13 @@ class Quarantine:
             BackendError, DeadlineError: it broke off; what was yielded is not all.
 
         """
+        command = [
+            *("tar", "--create", "--file=-", "--directory=/apart"),
+            *("--format=posix", "--xattrs", "--acls", "--sparse"),
+            *("--numeric-owner", "--one-file-system", "--", "."),
+        ]
         return stream(
-            [
-                *("tar", "--create", "--file=-", f"--directory={tree.path}"),
-                *("--format=posix", "--xattrs", "--acls", "--sparse"),
-                *("--numeric-owner", "--one-file-system", "--", "."),
-            ],
-            stall_s=_TAR_STALL_S,
+            in_jail(command, Shown("apart", str(tree.path))), stall_s=_TAR_STALL_S
         )
 
     def discard(self, tree: Tree) -> None:

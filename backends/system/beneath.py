@@ -16,6 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from backends.system import libc
+
+_RESOLVE: Final = (
+    libc.RESOLVE_BENEATH | libc.RESOLVE_NO_SYMLINKS | libc.RESOLVE_NO_MAGICLINKS
+)
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # Trees may be thousands of levels deep; a process may open 1,024 files.
 _OPEN_MAX: Final = 64
@@ -36,6 +41,20 @@ def open_directory(name: bytes | str | Path, *, dir_fd: int | None = None) -> in
         if error.errno == errno.ELOOP:  # some filesystems say so of a link
             raise NotADirectoryError(errno.ENOTDIR, "a symbolic link", name) from None
         raise
+
+
+def open_beneath(path: str | bytes, flags: int, *, top: int, mode: int = 0) -> int:
+    """
+    Return *path* below the open directory *top*, opened; the caller closes it.
+
+    No component leads through a link, a mount's magic link, or out of *top*.
+
+    Raises:
+        OSError: ELOOP at a link, EXDEV at what leads out, and as open(2).
+
+    """
+    path = os.fsencode(path)
+    return libc.open_at(top, path, flags | os.O_NOFOLLOW, mode, _RESOLVE)
 
 
 @contextmanager

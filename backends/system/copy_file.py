@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from backends.system.libc import write_out
 from backends.system.opening import Opener
+from backends.system.regular_files import NotRegularError, open_regular
 
 _FICLONE = 0x40049409
 _CHUNK_SIZE = 64 * 2**20
@@ -69,18 +70,12 @@ class FileCopier:
         return self._copy_special(name, status, source, target)
 
     def _copy_file(self, name: str | bytes, source_at: int, target_at: int) -> bool:
-        # O_NONBLOCK: what has become a pipe since we looked must not stop us.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            source = os.open(name, flags, dir_fd=source_at)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENXIO):
-                raise
+            source = open_regular(name, dir_fd=source_at)
+        except (FileNotFoundError, NotRegularError):
             return False
         try:
             status = os.fstat(source)
-            if not stat.S_ISREG(status.st_mode):
-                return False
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             if self._opener is None:
                 self._opener = Opener(target_at)

@@ -12,7 +12,8 @@ from typing import Any, Final
 from backends.errors import BackendError
 from backends.system import tree
 from backends.system.mounts import entry_covering
-from backends.system.run import own_program, run_with_progress
+from backends.system.programs import own_program
+from backends.system.run import run_with_progress
 
 # A copy that stands still for this long is given up: its storage is away.
 _STALL_S: Final = 300.0
@@ -72,8 +73,8 @@ def copy_tree(
 
     """
     request = {
-        "source": _from_its_mount(source),
-        "target": _from_its_mount(destination.path),
+        "source": _shown(source),
+        "target": _shown(destination.path),
         "flush": [str(path) for path in flush],
         "fsync": destination.fsync,
         "uid": destination.uid,
@@ -100,10 +101,18 @@ def copy_tree(
     return _copied(last)
 
 
-def _from_its_mount(path: Path) -> tuple[str, str]:
-    """Return the mount point that *path* is below, and the rest; touches neither."""
-    mount_point = entry_covering(path).mount_point
-    return mount_point, str(path.relative_to(mount_point))
+def _shown(path: Path) -> tuple[str, str]:
+    """
+    Return a directory that can be trusted, and the rest of *path*; touches neither.
+
+    Of a path on our own disks only the last name may have been made by others. On a
+    share nothing is trusted below its mount point.
+    """
+    covering = entry_covering(path)
+    if covering.filesystem.startswith("nfs"):
+        point = covering.mount_point
+        return point, str(path.relative_to(point))
+    return str(path.parent), path.name
 
 
 def _copied(line: dict[str, Any]) -> Copied:

@@ -6,13 +6,28 @@ Python, and the guard, call the kernel through it too.
 """
 
 import ctypes
+import errno
 import os
+import struct
+import sys
+from collections.abc import Collection
 from typing import Any
 
-MS_NOSUID, MS_NODEV = 0x2, 0x4
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x2, 0x4, 0x8
 MS_RDONLY, MS_REMOUNT, MS_BIND = 0x1, 0x20, 0x1000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
+
+CAPABILITIES_MAX = 64
+_PR_SET_SECCOMP, _FILTER = 22, 2
+_AT_FDCWD = -100
+_STATFS_SIZE_MAX, _LONG = 256, struct.calcsize("@l")
+_CAPABILITY_VERSION = 0x20080522
+# The same on all machines.
+_OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_OPEN_TREE_CLONE, _AT_EMPTY_PATH, _FROM_DESCRIPTOR = 1, 0x1000, 4
+MOUNT_NOSUID, MOUNT_NODEV = 0x2, 0x4
+RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x2, 0x4, 0x8
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # ctypes passes an int unless it knows of a wider type.
@@ -20,6 +35,9 @@ _libc.mount.argtypes = (
     *(ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p),
     *(ctypes.c_ulong, ctypes.c_char_p),
 )
+_libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
+_libc.syscall.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
+_libc.syscall.restype = ctypes.c_long
 _libc.fanotify_mark.argtypes = (
     *(ctypes.c_int, ctypes.c_uint, ctypes.c_uint64),
     *(ctypes.c_int, ctypes.c_char_p),
@@ -90,3 +108,65 @@ def umount(target: bytes, flags: int) -> None:
 def sync_filesystem(descriptor: int, *, about: str | None = None) -> None:
     """Make the whole filesystem of *descriptor* durable. Source: syncfs(2)."""
     call("syncfs", descriptor, about=about)
+
+
+def open_at(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+    """
+    Return *path* below the open *directory*, opened as *resolve* allows.
+
+    Source: openat2(2), Linux 5.6.
+    """
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    arguments = _OPENAT2, directory, path, how, len(how), None
+    return call("syscall", *arguments, about=os.fsdecode(path))
+
+
+def bind(source: bytes, target: bytes, attributes: int) -> None:
+    """
+    Make directory *source* appear at *target*, with *attributes* from its first moment.
+
+    A bind that is changed afterwards has been copied to other namespaces before.
+    Source: open_tree(2), mount_setattr(2), Linux 5.12.
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    arguments: tuple[Any, ...] = _OPEN_TREE, _AT_FDCWD, source, flags, None, None
+    tree = call("syscall", *arguments, about=os.fsdecode(source))
+    try:
+        wanted = struct.pack("=4Q", attributes, 0, 0, 0)
+        arguments = _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, len(wanted)
+        call("syscall", *arguments, about=os.fsdecode(target))
+        arguments = _MOVE_MOUNT, tree, b"", _AT_FDCWD, target, _FROM_DESCRIPTOR
+        call("syscall", *arguments, about=os.fsdecode(target))
+    finally:
+        os.close(tree)
+
+
+def set_capabilities(kept: Collection[int]) -> None:
+    """Keep *kept* alone of this thread's capabilities. Source: capset(2)."""
+    bits = sum(1 << each for each in kept)
+    low, high = bits & 0xFFFFFFFF, bits >> 32
+    header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
+    call("capset", header, struct.pack("=6I", low, low, 0, high, high, 0))
+
+
+def filesystem_type(descriptor: int) -> int:
+    """Return the number of the kind of filesystem. Source: fstatfs(2)."""
+    content = ctypes.create_string_buffer(_STATFS_SIZE_MAX)
+    call("fstatfs", descriptor, content)
+    return int.from_bytes(content.raw[:_LONG], sys.byteorder)
+
+
+def set_filter(length: int, steps: bytes) -> None:
+    """
+    Ask the *length* *steps* about each system call from now on.
+
+    A kernel that has no filters does without. Source: seccomp(2).
+    """
+    content = ctypes.create_string_buffer(steps, len(steps))
+    program = struct.pack("@HP", length, ctypes.addressof(content))
+    about = ctypes.create_string_buffer(program, len(program))
+    try:
+        call("prctl", _PR_SET_SECCOMP, _FILTER, ctypes.addressof(about), 0, 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise

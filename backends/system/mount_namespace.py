@@ -10,7 +10,7 @@ import os
 from backends.system import libc
 from backends.system.mountinfo import parse_mountinfo
 
-READ_ONLY = libc.MS_RDONLY | libc.MS_NOSUID | libc.MS_NODEV
+_NOTHING_SPECIAL = libc.MS_NOSUID | libc.MS_NODEV
 _NEW_MOUNTS = 0x00020000
 
 
@@ -20,23 +20,30 @@ def enter_own_mounts() -> None:
     libc.mount(b"none", b"/", None, libc.MS_REC | libc.MS_PRIVATE)
 
 
-def mount_memory(target: str, options: str) -> None:
-    """Mount an empty filesystem in memory on *target*."""
-    flags = libc.MS_NOSUID | libc.MS_NODEV
-    libc.mount(b"remora", target.encode(), b"tmpfs", flags, options.encode())
+def mount_memory(target: str, options: str, *, source: str = "remora") -> None:
+    """Mount an empty filesystem in memory, which the tables call *source*."""
+    what = source.encode(), target.encode(), b"tmpfs"
+    libc.mount(*what, _NOTHING_SPECIAL, options.encode())
 
 
-def bind(descriptor: int, target: str, *, read_only: bool = False) -> None:
-    """Make the directory open as *descriptor* appear at *target*."""
+def bind(
+    descriptor: int, target: str, *, read_only: bool = False, programs: bool = False
+) -> None:
+    """
+    Make the file or directory open as *descriptor* appear at *target*.
+
+    Devices in it cannot be opened, nor programs run but with *programs*.
+    """
     source = b"/proc/self/fd/%d" % descriptor
     libc.mount(source, os.fsencode(target), None, libc.MS_BIND)
-    if read_only:
-        make_read_only(target)
+    restrict(target, read_only=read_only, programs=programs)
 
 
-def make_read_only(target: str) -> None:
-    """Take the right to write from the mount at *target*."""
-    flags = libc.MS_BIND | libc.MS_REMOUNT | READ_ONLY
+def restrict(target: str, *, read_only: bool, programs: bool = False) -> None:
+    """Take from the mount at *target* what `bind` says."""
+    flags = libc.MS_BIND | libc.MS_REMOUNT | _NOTHING_SPECIAL
+    flags |= libc.MS_RDONLY if read_only else 0
+    flags |= 0 if programs else libc.MS_NOEXEC
     libc.mount(None, os.fsencode(target), None, flags)
 
 

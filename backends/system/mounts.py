@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError, VolumeBusyError
-from backends.system import libc
+from backends.system import jail, libc
 from backends.system.mountinfo import MountEntry, parse_mountinfo
 
 # A crashed daemon could have stacked a second bind on the first; not many more.
@@ -76,16 +76,19 @@ def entry_covering(path: Path) -> MountEntry:
     return best
 
 
-def bind(source: Path, target: Path) -> None:
+def bind(source: Path, target: Path, *, suid: bool) -> None:
     """
     Make directory *source* appear at the existing directory *target*.
+
+    Devices in it cannot be opened, and set-id bits count only with *suid*.
 
     Raises:
         BackendError: the kernel refused.
 
     """
+    attributes = libc.MOUNT_NODEV | (0 if suid else libc.MOUNT_NOSUID)
     try:
-        libc.mount(os.fsencode(source), os.fsencode(target), None, libc.MS_BIND)
+        libc.bind(os.fsencode(source), os.fsencode(target), attributes)
     except OSError as error:
         hint = "the daemon needs CAP_SYS_ADMIN" if error.errno == errno.EPERM else ""
         raise BackendError(
@@ -200,11 +203,20 @@ def _users(
     for pid, _, table in _mount_namespaces():
         if plain not in table:
             continue
-        for entry in parse_mountinfo(table.decode(errors="surrogateescape")):
+        entries = list(parse_mountinfo(table.decode(errors="surrogateescape")))
+        if any(map(_is_jail, entries)):
+            continue
+        for entry in entries:
             if shows(entry) and Path(entry.mount_point).name not in own_names:
                 users.append(VolumeUser(pid, _command(pid), entry.mount_point))
                 break
     return users
+
+
+def _is_jail(entry: MountEntry) -> bool:
+    """Return whether *entry* is the root of a jail, whose program uses no volume."""
+    at = entry.mount_point in ("/", jail.MOUNT_POINT)
+    return at and (entry.filesystem, entry.source) == ("tmpfs", jail.ROOT_SOURCE)
 
 
 def _mount_namespaces() -> Iterator[tuple[int, int, bytes]]:

@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from pathlib import Path
 from typing import BinaryIO
 
-from backends.system.mountinfo import parse_mountinfo
+from backends.system import libc
 
-_MOUNTINFO = Path("/proc/self/mountinfo")
+# Source: linux/magic.h.
+_NFS = 0x6969
 
 
 class Opener:
@@ -63,11 +63,9 @@ class Opener:
 
 def _is_nfs(directory: str | int) -> bool:
     if isinstance(directory, int):
-        device = os.fstat(directory).st_dev
-    else:
-        device = Path(directory).stat().st_dev
-    shown = f"{os.major(device)}:{os.minor(device)}"
-    return any(
-        entry.device == shown and entry.filesystem.startswith("nfs")
-        for entry in parse_mountinfo(_MOUNTINFO.read_text(errors="replace"))
-    )
+        return libc.filesystem_type(directory) == _NFS
+    opened = os.open(directory, os.O_PATH)
+    try:
+        return libc.filesystem_type(opened) == _NFS
+    finally:
+        os.close(opened)

@@ -14,17 +14,15 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Final
 
 from backends.errors import BackendError, DeadlineError
 from backends.system.clock import Deadline
 from backends.system.lines import lines_of
+from backends.system.programs import name_of
 from backends.system.traffic import traffic
 
 _OUTPUT_SIZE_MAX: Final = 64 * 1024
@@ -86,7 +84,7 @@ def run(
         status = process.wait(deadline.remaining_s())
     except subprocess.TimeoutExpired:
         raise DeadlineError(
-            f"'{command[0]}' was still running after {deadline_s:.0f} s"
+            f"'{name_of(command)}' was still running after {deadline_s:.0f} s"
         ) from None
     finally:
         _kill(process)
@@ -151,26 +149,10 @@ def stream(
                 raise DeadlineError(f"no progress for {stall_s:.0f} s")
         status = process.wait(timeout=_KILL_WAIT_S)
     except subprocess.TimeoutExpired:
-        raise DeadlineError(f"'{command[0]}' did not end") from None
+        raise DeadlineError(f"'{name_of(command)}' did not end") from None
     finally:
         _kill(process)
     _checked(command, Completed(status, "", errors.decode(errors="replace")), (0,))
-
-
-def own_program(module: ModuleType, *arguments: str) -> list[str]:
-    """
-    Return the command that runs `main` of *module*, one of ours, in a bare Python.
-
-    For work that may have to be killed. The module may import the standard library and
-    its like alone.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    script = (
-        f"import sys; sys.path.insert(0, {root!r}); "
-        f"from {module.__name__} import main; main()"
-    )
-    # -I -S: no site-packages and nobody's environment: half the time to start.
-    return [sys.executable, "-IS", "-c", script, *arguments]
 
 
 class Helper:
@@ -395,4 +377,5 @@ def _checked(
         return completed
     lines = (completed.errors.strip() or completed.output.strip()).splitlines()
     said = lines[-1] if lines else "nothing printed"
-    raise BackendError(f"'{command[0]}' exited {completed.exit_status}: {said}")
+    name = name_of(command)
+    raise BackendError(f"'{name}' exited {completed.exit_status}: {said}")

@@ -6,7 +6,7 @@ with ACLs, and hard links are kept. What lies on another filesystem below the so
 left out.
 
 The source may be written to by others, who may swap a directory for a symbolic link at
-any moment: nothing is opened by a path of more than one component.
+any moment: nothing is opened by a path of more than one component, and that in a jail.
 
 It takes one JSON argument (`Request`), prints lines of JSON while it works, `files` and
 `bytes` so far, and at last one with `done` or `error`.
@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from backends.system import libc
+from backends.system import jail, libc
 from backends.system.beneath import Beneath, open_directory, opened
 from backends.system.clock import monotonic_s
 from backends.system.copy_file import FileCopier
@@ -130,7 +130,7 @@ def say(line: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Do what the first argument asks for: flush, become the owner, copy."""
+    """Do what the first argument asks for: flush, go into a jail, copy there."""
     request = json.loads(sys.argv[1])
     os.umask(0)
     copy = TreeCopy(FileCopier(fsync=request["fsync"]))
@@ -138,15 +138,17 @@ def main() -> None:
         for path in request["flush"]:
             with opened(path) as directory:
                 libc.sync_filesystem(directory)
-        # The owner that we become may not pass the way to the two mounts.
-        at = [os.open(request[key][0], os.O_PATH) for key in ("source", "target")]
-        if request["uid"]:
-            os.setegid(request["gid"])
-            os.seteuid(request["uid"])
-        copy.run(
-            open_directory(request["source"][1], dir_fd=at[0]),
-            open_directory(request["target"][1], dir_fd=at[1]),
+        uid, gid = request["uid"], request["gid"]
+        (top, path), (new_top, new_path) = request["source"], request["target"]
+        jail.enter(
+            jail.Shown("source", top, path, uid=uid, gid=gid),
+            jail.Shown("target", new_top, new_path, writable=True, uid=uid, gid=gid),
+            capabilities=jail.WRITING_AS_OWNER,
+            own_files=True,
         )
+        with jail.as_user(uid, gid):
+            jail.die_with_caller()
+            copy.run(open_directory("/source"), open_directory("/target"))
     except OSError as error:
         name = f" ({os.fsdecode(error.filename)})" if error.filename else ""
         say({"error": f"{error.strerror}{name}", "errno": error.errno})

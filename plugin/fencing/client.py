@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from backends.errors import RemoraError
 from backends.system import clock, run
+from backends.system.programs import own_program
 from plugin.errors import FencingError
 from plugin.fencing import guard
 from plugin.fencing.held import (
@@ -157,7 +158,7 @@ class Guard:
                     hint=f"its log is {self._run_dir}/{guard.LOG_NAME}",
                 )
             try:
-                command = run.own_program(guard, self._run_dir, self._version)
+                command = own_program(guard, self._run_dir, self._version)
                 run.run(command, deadline_s=max(1.0, deadline.remaining_s()))
             except RemoraError as error:
                 raise FencingError(f"no fencing guard starts: {error.cause}") from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from backends.system import files
-from backends.system.run import own_program
+from backends.system.programs import own_program
 from plugin.errors import StoreError
 from plugin.peers import receive
 from plugin.peers.peer import Peer

@@ -59,7 +59,7 @@ def _replace_etc() -> None:
     if libraries:
         with open(_LIBRARIES, "wb") as file:
             file.write(libraries)
-    mount_namespace.make_read_only("/etc")
+    mount_namespace.restrict("/etc", read_only=True)
 
 
 def _replace_run(kept: str) -> None:
@@ -71,5 +71,5 @@ def _replace_run(kept: str) -> None:
     if kept.startswith("/run/"):
         os.makedirs(kept)
         mount_namespace.bind(descriptor, kept)
-    mount_namespace.make_read_only("/run")
+    mount_namespace.restrict("/run", read_only=True)
     os.close(descriptor)

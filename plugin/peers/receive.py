@@ -24,8 +24,9 @@ import socket
 import sys
 from contextlib import suppress
 
+from backends.system import jail
 from backends.system.traffic import traffic
-from plugin.peers import jail, relay
+from plugin.peers import relay
 
 # The options that the sender gives to rsync, and those that rsync then asks for here. A
 # change of the first changes the second. A test compares them with a real rsync.
@@ -42,6 +43,9 @@ TREE_OPTIONS, TREE_FLAGS = ("--one-file-system",), "-lHogDtpAXrIxS"
 SERVER_OPTIONS = ("-@-1", "--numeric-ids")
 _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 _NUMBER = "(?:0|[1-9][0-9]{0,17})"
+# What the copy holds already: rsync sends only the parts of a file that differ. The
+# sender uses the second name, too: beside the tree lie files about the commit.
+_BASIS, _TREE = "basis", "tree"
 CONTROL = "remora control"
 _RECEIVE = re.compile(
     f"remora receive ({_UUID}) ({_NUMBER}) ({_NUMBER})"
@@ -189,11 +193,17 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     _wait_for_turn(place["lock"])
     # Without /proc, rsync can set the mode of a device or socket only as it makes it.
     os.umask(0)
-    jail.enter(place["directory"], place["basis"])
+    jail.enter(
+        jail.Shown("staging", place["directory"], writable=True),
+        jail.Shown(f"{_BASIS}/{_TREE}", place["basis"]),
+        capabilities=jail.WRITING,
+        programs=True,
+    )
+    os.chdir("/staging")
     # "." is all that it may write to, whatever path the sender asked for.
     flags = (TREE_FLAGS if place.get("is_tree") else NAMES_FLAGS) + capabilities
-    within = f"/{jail.TREE}" if place.get("is_tree") else ""
-    basis = f"--compare-dest={jail.BASIS}{within}"
+    within = f"/{_TREE}" if place.get("is_tree") else ""
+    basis = f"--compare-dest=/{_BASIS}{within}"
     arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, basis, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.execve("/usr/bin/rsync", arguments, environment)

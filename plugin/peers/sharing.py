@@ -14,6 +14,8 @@ from typing import Final
 
 from backends.errors import BackendError
 from backends.system import files
+from backends.system.jail import Shown
+from backends.system.programs import in_jail
 from backends.system.run import run
 from plugin.errors import ConfigError
 from plugin.peers.authorization import KNOWN_HOSTS, NODE_KEY
@@ -25,6 +27,9 @@ _SOCKET_PATH_LENGTH_MAX: Final = 107 - 17
 # Enough of a random id to be the only one.
 _SOCKET_NAME_LENGTH: Final = 16
 _EXIT_DEADLINE_S: Final = 5.0
+_CONNECT_DEADLINE_S: Final = 20.0
+# The sequence that no commit has: files for the tree itself, before there is a commit.
+AHEAD_SEQ: Final = 0
 _OPTIONS: Final = (
     "BatchMode=yes",
     "IdentitiesOnly=yes",
@@ -126,33 +131,70 @@ class SharedSsh:
         volume: str,
         commit: tuple[int, int],
         options: Sequence[str] = (),
-        whole: bool = False,
     ) -> list[str]:
         """
         Return the rsync that sends files of *source*, named on its input, to *peer*.
 
-        With *whole* it sends all of them. *options* are for this side alone. Names end
-        with a zero byte. The other node decides where the files go.
+        *options* are for this side alone. Names end with a zero byte. The other node
+        decides where the files go.
         """
-        epoch, seq = commit
-        host = f"[{address}]" if ":" in address else address
-        # The priority of its disk access follows from this. Source: ioprio_set(2).
-        nice = ["nice", "-n", str(self._nice)] if self._nice else []
+        rsync = self._rsync((*options, *NAMES_OPTIONS), self.command(peer))
+        return [*self._nicely(), *rsync, *_ends(source, address, volume, commit)]
+
+    def rsync_tree_command(
+        self,
+        peer: Peer,
+        address: str,
+        *,
+        source: Path,
+        volume: str,
+        epoch: int,
+        options: Sequence[str] = (),
+        log_directory: Path | None = None,
+    ) -> list[str]:
+        """
+        Return the rsync that sends all of *source*, to which others may write.
+
+        It works in a jail, where *source* cannot be written to, and *log_directory* is
+        `/log`. There its ssh has no key and no network: it uses the connection that
+        `connect` has made.
+        """
+        ssh = ["ssh", "-F", "none", "-S", f"/ssh/{self._socket(peer.id).name}"]
+        rsync = self._rsync((*options, *TREE_OPTIONS), [*ssh, "-l", "root"])
+        shown = [
+            Shown("source", str(source.parent), source.name),
+            Shown("ssh", str(self._sockets)),
+        ]
+        if log_directory is not None:
+            shown.append(Shown("log", str(log_directory), writable=True))
+        ends = _ends(Path("/source"), address, volume, (epoch, AHEAD_SEQ))
+        return [*self._nicely(), *in_jail([*rsync, *ends], *shown, account=True)]
+
+    def connect(self, peer: Peer, address: str) -> None:
+        """
+        Make the connection to *peer* that transfers share, if there is none.
+
+        Raises:
+            BackendError, DeadlineError: the node is not reached, or lets nobody in.
+
+        """
+        ssh = self.command(peer)
+        check = run(
+            [*ssh, "-O", "check", peer.alias],
+            deadline_s=_EXIT_DEADLINE_S,
+            allowed=(0, 255),
+        )
+        if check.exit_status:
+            run([*self._nicely(), *ssh, "-fN", address], deadline_s=_CONNECT_DEADLINE_S)
+
+    def _rsync(self, options: Sequence[str], ssh: Sequence[str]) -> list[str]:
         # rsync counts in KiB.
         limit = [f"--bwlimit={self._limit_bytes // 1024}"] if self._limit_bytes else []
-        return [
-            *nice,
-            "rsync",
-            *options,
-            *RSYNC_OPTIONS,
-            *(TREE_OPTIONS if whole else NAMES_OPTIONS),
-            *limit,
-            f"--rsh={shlex.join(self.command(peer))}",
-            f"--rsync-path=remora receive {volume} {epoch} {seq}",
-            "--",
-            f"{source}/",
-            f"{host}:.",
-        ]
+        return ["rsync", *options, *RSYNC_OPTIONS, *limit, f"--rsh={shlex.join(ssh)}"]
+
+    def _nicely(self) -> list[str]:
+        # The priority of its disk access follows from this. Source: ioprio_set(2).
+        return ["nice", "-n", str(self._nice)] if self._nice else []
 
     def close(self, peer: Peer) -> None:
         """End the connection to *peer*, if there is one, with the transfers over it."""
@@ -168,6 +210,16 @@ class SharedSsh:
 
     def _socket(self, node_id: str) -> Path:
         return self._sockets / node_id.replace("-", "")[:_SOCKET_NAME_LENGTH]
+
+
+def _ends(
+    source: Path, address: str, volume: str, commit: tuple[int, int]
+) -> list[str]:
+    """Return what goes where, as rsync takes it."""
+    epoch, seq = commit
+    host = f"[{address}]" if ":" in address else address
+    receive = f"--rsync-path=remora receive {volume} {epoch} {seq}"
+    return [receive, "--", f"{source}/", f"{host}:."]
 
 
 def _literal(path: Path) -> str:

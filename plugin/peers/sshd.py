@@ -19,7 +19,8 @@ from typing import Final
 from backends.errors import BackendError, one_line
 from backends.system import files
 from backends.system.clock import monotonic_s
-from backends.system.run import Service, find_program, own_program
+from backends.system.programs import own_program
+from backends.system.run import Service, find_program
 from plugin.logs import fields
 from plugin.peers import enclosure
 from plugin.peers.authorization import AUTHORIZED_KEYS, HOST_KEY

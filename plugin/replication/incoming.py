@@ -10,7 +10,7 @@ from backends.rsync.journal.journal import Journal
 from backends.system.writeback import Writeback
 from plugin.errors import PeerRefusedError
 from plugin.ownership.state import Commit
-from plugin.replication.transfer import AHEAD_SEQ
+from plugin.peers.sharing import AHEAD_SEQ
 
 
 class Incoming:

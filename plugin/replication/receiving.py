@@ -28,13 +28,13 @@ from plugin.ownership.state import EMPTY, Commit, CopyState, Head, Kept, Refused
 from plugin.ownership.view import OwnershipView
 from plugin.peers.lines import read_request
 from plugin.peers.server import StagingPlace
+from plugin.peers.sharing import AHEAD_SEQ
 from plugin.replication.incoming import Incoming
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
 from plugin.replication.room import Room
 from plugin.replication.sessions import Session, Sessions
-from plugin.replication.transfer import AHEAD_SEQ
 
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0

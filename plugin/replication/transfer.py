@@ -16,7 +16,8 @@ from typing import Final
 from backends.errors import BackendError
 from backends.system.run import run_with_progress
 from plugin.ownership.state import Commit
-from plugin.peers.channel import Peers
+from plugin.peers.channel import PeerChannel, Peers
+from plugin.peers.sharing import AHEAD_SEQ
 from plugin.replication.progress import Progress
 from plugin.replication.room import ask_for_room
 
@@ -24,8 +25,6 @@ from plugin.replication.room import ask_for_room
 # one that hangs, only its rsync tells.
 _STALL_S: Final = 60.0
 _OPTIONS: Final = ("--info=progress2", "--no-human-readable", "--log-file-format=")
-# The sequence that no commit has: files for the tree itself, before there is a commit.
-AHEAD_SEQ: Final = 0
 # Bytes sent, in rsync's log file. Its --stats would tell them too, but would change the
 # options that the other side is started with.
 _CARRIED: Final = re.compile(rb" sent ([0-9]{1,18}) bytes  received ")
@@ -61,15 +60,10 @@ class RsyncTransfer:
         """
         channel = self._peers.channel(node_id)
         ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
-        with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
-            command = self._peers.ssh.rsync_command(
-                channel.peer,
-                channel.address,
-                source=source,
-                volume=volume_id,
-                commit=(commit.epoch, commit.seq),
-                options=(*_OPTIONS, f"--log-file={log.name}"),
-                whole=names is None,
+        with tempfile.TemporaryFile() as file, tempfile.TemporaryDirectory() as logs:
+            whole = names is None
+            command = self._command(
+                channel, volume_id, commit, source, Path(logs), whole=whole
             )
             number = self.progress.begin("sending", volume_id, node_id, total_bytes)
             try:
@@ -87,9 +81,38 @@ class RsyncTransfer:
                     raise
             finally:
                 self.progress.end(number)
-                carried_bytes = _carried_bytes(log.read())
+                carried_bytes = _carried_bytes(Path(logs, "log"))
                 self.progress.count("sending", size_bytes=carried_bytes)
         return carried_bytes
+
+    def _command(
+        self,
+        channel: PeerChannel,
+        volume_id: str,
+        commit: Commit,
+        source: Path,
+        logs: Path,
+        *,
+        whole: bool,
+    ) -> list[str]:
+        ssh, to = self._peers.ssh, (channel.peer, channel.address)
+        if not whole:
+            return ssh.rsync_command(
+                *to,
+                source=source,
+                volume=volume_id,
+                commit=(commit.epoch, commit.seq),
+                options=(*_OPTIONS, f"--log-file={logs}/log"),
+            )
+        ssh.connect(*to)
+        return ssh.rsync_tree_command(
+            *to,
+            source=source,
+            volume=volume_id,
+            epoch=commit.epoch,
+            options=(*_OPTIONS, "--log-file=/log/log"),
+            log_directory=logs,
+        )
 
     def send_ahead(
         self,
@@ -121,7 +144,7 @@ def _is_partial(error: BackendError) -> bool:
     return any(f"exited{code}" in error.cause for code in _PARTIAL)
 
 
-def _carried_bytes(log: bytes) -> int:
+def _carried_bytes(log: Path) -> int:
     """Return the bytes sent that rsync's log tells of, 0 if it ended too early."""
-    match = _CARRIED.search(log)
+    match = _CARRIED.search(log.read_bytes()) if log.exists() else None
     return int(match[1]) if match else 0

@@ -62,7 +62,7 @@ def in_a_thread(directory: Path) -> None:
 
 
 def bind(directory: Path) -> None:
-    mounts.bind(directory / "below", directory / "below")
+    mounts.bind(directory / "below", directory / "below", suid=False)
     mounts.unmount(directory / "below")
 
 

@@ -9,7 +9,6 @@ import signal
 import stat
 import struct
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import pytest
 
 from plugin.peers import receive
 from plugin.peers.sharing import SharedSsh
-from tests.support.host import REPOSITORY, wait_until
-from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode, require_programs
+from tests.support.host import wait_until
+from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
 
 SERVER = "--server -lHogDtpAXIRSe.LsfxCIvu -@-1 --numeric-ids"
 NODES = tuple[PeerNode, PeerNode]
@@ -171,70 +170,6 @@ def test_what_our_rsync_asks_for_is_what_is_let_through(
 
 
 # Outside
-
-
-def run_in_jail(staging: Path, script: str) -> subprocess.CompletedProcess[str]:
-    """Return what *script* does where rsync would be."""
-    program = (
-        f"import sys, os; sys.path.insert(0, {str(REPOSITORY)!r});"
-        "from plugin.peers import jail; jail.enter(sys.argv[1], sys.argv[2]);"
-        "os.execve('/bin/sh', ['sh', '-c', sys.argv[3]], {'PATH': '/usr/bin'})"
-    )
-    return subprocess.run(
-        [
-            *(sys.executable, "-IS", "-c", program, str(staging)),
-            *(str(staging.parent), script),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_DEADLINE_S,
-        check=False,
-    )
-
-
-@pytest.fixture
-def staging(tmp_path: Path) -> Path:
-    require_programs()
-    directory = tmp_path / "pool/staging/x"
-    directory.mkdir(parents=True)
-    (tmp_path / "pool/precious").write_text("kept")
-    return directory
-
-
-def test_the_jail_has_programs_and_one_directory(staging: Path) -> None:
-    done = run_in_jail(staging, "pwd; ls /; ls -a ..; echo in > file; cat /etc/passwd")
-    assert done.stdout.split("\n")[0] == "/staging"
-    listed = set(done.stdout.split())
-    assert {"staging", "usr", "lib"} <= listed
-    assert not {"etc", "proc", "sys", "dev", "tmp", "var", "run", "root"} & listed
-    assert "passwd: No such file" in done.stderr
-    assert (staging / "file").read_text() == "in\n"
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("/x", "/usr/x", "/usr/bin/x", "/lib/x", "../x", "../../precious"),
-        *("/staging/../x", "/bin/sh", "/usr/bin/rsync", "/tmp/x", "/basis/y"),
-    ],
-)
-def test_outside_of_it_nothing_can_be_written(staging: Path, path: str) -> None:
-    done = run_in_jail(staging, f"echo evil > {path}")
-    assert done.returncode != 0
-    assert "Read-only file system" in done.stderr or "nonexistent" in done.stderr
-    assert (staging.parent.parent / "precious").read_text() == "kept"
-
-
-def test_no_mount_of_the_machine_is_left_in_there(staging: Path) -> None:
-    done = run_in_jail(
-        staging,
-        "mkdir p; mount -t proc proc p; cut -d' ' -f5 p/self/mountinfo; umount p",
-    )
-    points = set(done.stdout.split())
-    allowed = {"/", "/basis/tree", "/staging", "/staging/p"}
-    allowed |= {f"/{each}" for each in ("usr", "bin", "sbin", "lib", "lib32", "lib64")}
-    assert {"/", "/staging", "/usr"} <= points <= allowed | {"/libx32"}
-    assert "/staging" not in Path("/proc/self/mountinfo").read_text()
 
 
 def test_links_and_swapped_directories_lead_nowhere(nodes: NODES, source: Path) -> None:

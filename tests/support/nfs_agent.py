@@ -72,6 +72,9 @@ class Node:
         return sorted(each.name for each in directory.iterdir())
 
     def forge(self, marker: Json, **changes: Any) -> None:
-        """Rewrite the marker as a crash, or a fault, would leave it."""
+        """Rewrite the marker as a crash, or a fault, leaves it; None: not there."""
         path = self.root / ".dvol/volumes" / key_of(marker["name"])
-        path.write_text(json.dumps({**marker, **changes}))
+        forged = {**marker, **changes}
+        path.write_text(
+            json.dumps({key: forged[key] for key in forged if forged[key] is not None})
+        )

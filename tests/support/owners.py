@@ -208,15 +208,17 @@ class Owner(Node):
         """Send what the daemon would not: *names* of *source*, None for all of it."""
         peer = other.as_peer()
         ssh = SharedSsh(self.state_dir / "peer", sockets=self.directory / "ssh")
-        command = ssh.rsync_command(
-            peer,
-            peer.addresses[0],
-            source=source,
-            volume=volume,
-            commit=commit,
-            whole=names is None,
-        )
+        to = peer, peer.addresses[0]
         try:
+            if names is None:
+                ssh.connect(*to)
+                command = ssh.rsync_tree_command(
+                    *to, source=source, volume=volume, epoch=commit[0]
+                )
+            else:
+                command = ssh.rsync_command(
+                    *to, source=source, volume=volume, commit=commit
+                )
             return subprocess.run(
                 command,
                 input=names or b"",

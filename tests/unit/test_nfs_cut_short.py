@@ -16,6 +16,9 @@ def nodes(tmp_path: Path) -> tuple[Node, Node]:
     return Node(tmp_path, "a"), Node(tmp_path, "b")
 
 
+TOKEN = "0123456789abcdef"
+
+
 def test_only_copies_that_were_cut_short_are_thrown_away(
     nodes: tuple[Node, Node],
 ) -> None:
@@ -39,14 +42,14 @@ def test_a_swap_is_finished_once_its_daemon_has_ended(
     a, b = nodes
     marker = a.create("v")
     (a.root / "v/file").write_text("before")
-    request = {"token": "token", "uid": 0, "gid": 0}
+    request = {"token": TOKEN, "uid": 0, "gid": 0}
     path = snapshots.begin_copy(a.catalogue, request)["path"]
     (a.root / path / "file").write_text("after")
     copy = str(Path(path).parent)
     a.forge(marker, swap={"copy": copy, "keep_as": "kept", "node": "a"})
     assert volumes.survey(b.catalogue, {"held": []})["begun"] == []
-    assert volumes.survey(a.catalogue, {"held": []})["begun"] == ["token"]
+    assert volumes.survey(a.catalogue, {"held": []})["begun"] == [TOKEN]
     assert (a.root / "v/file").read_text() == "before"
-    snapshots.repair(a.catalogue, {"tokens": ["token"]})
+    snapshots.repair(a.catalogue, {"tokens": [TOKEN]})
     assert (a.root / "v/file").read_text() == "after"
     assert volumes.survey(a.catalogue, {"held": []})["begun"] == []

@@ -32,6 +32,9 @@ BECOME_ANOTHER = {
     "plugin.peers.enclosure",
     "plugin.peers.receive",
     "plugin.fencing.guard",
+    "backends.system.jailed",
+    "backends.nfs.agent.main",
+    "backends.nfs.agent.trash",
 }
 # Paths of the machine that this was written on, and registries that were used there.
 # Put together here, so that this file does not name them.

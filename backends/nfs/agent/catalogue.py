@@ -12,8 +12,9 @@ Names and directories are claimed with link(2), which has one winner on NFS, wit
 whole content in place. A marker is `creating` until its directory is ready, then
 `ready`, then `removing`; whoever finds one unfinished can finish it.
 
-Every file is opened with `Catalogue.files`: its time has to be the server's, and the
-other nodes must not wait for one that died with a file delegated to it.
+Every file is opened by `below.py`: its time has to be the server's, and the other nodes
+must not wait for one that died with a file delegated to it. What others may have
+written is read through `schema.py`.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
+from backends.nfs.agent import schema
+from backends.nfs.agent.below import Below
+from backends.nfs.agent.schema import Json
 from backends.system.clock import monotonic_s
 from backends.system.fanotify import HANDLE_HEADER_SIZE, handle_of
-from backends.system.opening import Opener
+from backends.system.regular_files import NotRegularError
 
 # A lease that nobody touched for this long is that of a node that is gone.
 LEASE_FRESH_S = 90
@@ -38,6 +42,9 @@ CREATION_FRESH_S = 30
 _WRITING_FRESH_S = 3600
 _LEASE_TRIES = 100
 MARKER_SIZE_MAX = 64 * 1024
+# Lines about what is damaged; one that is not told twice.
+_TOLD_MAX = 1000
+BASE = ".dvol"
 # Servers' file systems count time in steps of up to this long.
 _TIMESTAMP_GRAIN_S = 2.0
 _NAMESPACE = uuid.UUID("6f1f4b3a-61d7-5c0e-9a51-0d2f4f5c3a10")
@@ -52,7 +59,12 @@ _PARTS = (
     "changing",
 )
 
-Json = dict[str, Any]
+# By the directory that a file is in.
+_SCHEMAS: dict[str, Callable[[Json], Json]] = {
+    "volumes": schema.marker,
+    "claims": schema.claim,
+    "changing": schema.change,
+}
 
 
 class Refused(Exception):  # noqa: N818 - a refusal is an answer, not a fault
@@ -69,54 +81,59 @@ def key_of(text: str) -> str:
 
 
 class Catalogue:
-    """The markers, claims and leases below one mounted share."""
+    """The markers, claims and leases on the share that is at *root*."""
 
     def __init__(self, root: str, node: str) -> None:
-        self.root = root
+        self.share = Below(root)
         self.node = node
-        self.base = os.path.join(root, ".dvol")
-        self.files = Opener(root)
         self._seen: dict[str, tuple[int, int, Json]] = {}
         # When the directory of the markers changed, by its own time stamp; when we saw
         # that first, and when we last read it, by our clock.
         self._changed = -1
         self._changed_seen_s = 0.0
         self._scanned_s = 0.0
+        self._told: set[str] = set()
 
     def path(self, *parts: str) -> str:
-        """Return a path below `.dvol`."""
-        return os.path.join(self.base, *parts)
+        """Return a path below `.dvol`, relative to the share."""
+        return "/".join((BASE, *parts))
 
     def prepare(self) -> None:
         """Make `.dvol`; under root_squash others must be able to work in it too."""
-        if os.path.isdir(self.path(_PARTS[-1])):
+        if self.share.is_directory(self.path(_PARTS[-1])):
             return
         mode = 0o700 if os.geteuid() == 0 else 0o1777
-        for directory in (self.base, *map(self.path, _PARTS)):
+        for directory in (BASE, *map(self.path, _PARTS)):
             with suppress(FileExistsError):
-                os.mkdir(directory, mode)
+                self.share.make_directory(directory, mode)
                 # The server decides who we are: it may make nobody of root.
-                if os.stat(directory).st_uid != 0:
-                    os.chmod(directory, 0o1777)
+                if self.share.status(directory).st_uid != 0:
+                    self.share.set_mode(directory, 0o1777)
 
     def read(self, *parts: str) -> Json | None:
-        """Return the JSON file at *parts*, None if there is none."""
+        """
+        Return what the file *parts* holds, None if there is none.
+
+        Raises:
+            Refused: CATALOGUE, it is not what may stand in that place.
+
+        """
         try:
-            with self.files.open_to_read(self.path(*parts)) as file:
-                content = file.read(MARKER_SIZE_MAX)
-            found = json.loads(content)
+            found = json.loads(self.share.read(self.path(*parts), MARKER_SIZE_MAX))
+            if not isinstance(found, dict):
+                raise schema.UnfitError("it is no object")
+            return _SCHEMAS.get(parts[0], _anything)(found)
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError, NotRegularError) as error:
             raise Refused(
                 "CATALOGUE", f"{'/'.join(parts)} is damaged: {error}"
             ) from None
-        return found if isinstance(found, dict) else None
 
     def count(self, *parts: str) -> int:
         """Return how many things are in the directory *parts*."""
         try:
-            return len(os.listdir(self.path(*parts)))
+            return len(self.share.names(self.path(*parts)))
         except FileNotFoundError:
             return 0
 
@@ -124,22 +141,22 @@ class Catalogue:
         """Make the file *parts* with *content*; False if it exists already."""
         temporary = self._write_temporary(content)
         try:
-            os.link(temporary, self.path(*parts))
+            self.share.link(temporary, self.path(*parts))
         except FileExistsError:
             # The reply to our own link may have been lost: two names, then it is ours.
-            return os.stat(temporary).st_nlink == 2
+            return self.share.status(temporary).st_nlink == 2
         finally:
-            os.unlink(temporary)
+            self.share.unlink(temporary)
         return True
 
     def replace(self, content: Json, *parts: str) -> None:
         """Make the file *parts* hold *content*, all or nothing."""
-        os.rename(self._write_temporary(content), self.path(*parts))
+        self.share.rename(self._write_temporary(content), self.path(*parts))
 
     def unlink(self, *parts: str) -> None:
         """Remove the file *parts* if it is there."""
         with suppress(FileNotFoundError):
-            os.unlink(self.path(*parts))
+            self.share.unlink(self.path(*parts))
 
     def unlink_if(self, expected: Json, *parts: str) -> None:
         """
@@ -150,23 +167,26 @@ class Catalogue:
         """
         aside = uuid.uuid4().hex
         with suppress(FileNotFoundError):
-            os.rename(self.path(*parts), self.path("new", aside))
+            self.share.rename(self.path(*parts), self.path("new", aside))
             if self.read("new", aside) != expected:
                 with suppress(FileExistsError):
-                    os.link(self.path("new", aside), self.path(*parts))
-            os.unlink(self.path("new", aside))
+                    self.share.link(self.path("new", aside), self.path(*parts))
+            self.share.unlink(self.path("new", aside))
 
     def _write_temporary(self, content: Json) -> str:
         self.prepare()
         path = self.path("new", uuid.uuid4().hex)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        descriptor = self.files.open(path, flags, 0o644)
+        self.write_new(path, content)
+        return path
+
+    def write_new(self, path: str, content: Json) -> None:
+        """Make the file *path*, relative to the share; durably."""
+        descriptor = self.share.create(path, 0o644)
         try:
             os.write(descriptor, json.dumps(content).encode())
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-        return path
 
     def sweep_new(self) -> None:
         """
@@ -179,19 +199,23 @@ class Catalogue:
         if not self.count("new"):
             return
         now_s = self._server_time_s()
-        for entry in os.scandir(self.path("new")):
-            with suppress(FileNotFoundError, PermissionError):
-                if now_s - entry.stat().st_ctime > _WRITING_FRESH_S:
-                    os.unlink(entry.path)
+        for name in self.share.names(self.path("new")):
+            path = self.path("new", name)
+            with suppress(OSError):  # also a directory that somebody has put there
+                if now_s - self.share.status(path).st_ctime > _WRITING_FRESH_S:
+                    self.share.unlink(path)
 
     def marker(self, name: str) -> Json | None:
-        """Return the marker of volume *name*."""
-        return self.read("volumes", key_of(name))
+        """Return the marker of volume *name*; raises as `read`."""
+        found = self.read("volumes", key_of(name))
+        if found is not None and found["name"] != name:
+            raise Refused("CATALOGUE", "the marker is that of another volume")
+        return found
 
     def age_s(self, *parts: str) -> float:
         """Return how long ago, on the server's clock, the file *parts* was written."""
         try:
-            written_s = os.stat(self.path(*parts)).st_mtime
+            written_s = self.share.status(self.path(*parts)).st_mtime
         except FileNotFoundError:
             return 0.0
         return self._server_time_s() - written_s
@@ -200,69 +224,77 @@ class Catalogue:
         """Return every marker; what has not changed is not read again."""
         directory = self.path("volumes")
         try:
-            changed = os.stat(directory).st_mtime_ns
+            changed = self.share.status(directory).st_mtime_ns
             now_s = monotonic_s()
             if changed != self._changed:
                 self._changed, self._changed_seen_s = changed, now_s
             elif self._scanned_s - self._changed_seen_s > _TIMESTAMP_GRAIN_S:
                 return [marker for _, _, marker in self._seen.values()]
-            entries = list(os.scandir(directory))
+            names = self.share.names(directory)
         except FileNotFoundError:
             return []
         seen: dict[str, tuple[int, int, Json]] = {}
-        for entry in entries:
+        for name in names:
             with suppress(FileNotFoundError):
                 # An inode number alone is used again at once.
-                shown = entry.stat(follow_symlinks=False)
-                known = self._seen.get(entry.name)
+                shown = self.share.status(f"{directory}/{name}")
+                known = self._seen.get(name)
                 if known is not None and known[:2] == (shown.st_ino, shown.st_mtime_ns):
-                    seen[entry.name] = known
+                    seen[name] = known
                     continue
                 try:
-                    found = self.read("volumes", entry.name)
+                    found = self.read("volumes", name)
+                    if found is not None and key_of(found["name"]) != name:
+                        raise Refused("CATALOGUE", f"{name!r:.80} is another's marker")
                 except Refused as damaged:
                     # The others must not suffer; whoever asks for this one is told.
-                    sys.stderr.write(f"{damaged}\n")
+                    self._tell(str(damaged))
                     continue
                 if found is not None:
-                    seen[entry.name] = (shown.st_ino, shown.st_mtime_ns, found)
+                    seen[name] = (shown.st_ino, shown.st_mtime_ns, found)
         self._seen = seen
         self._scanned_s = now_s
         return [marker for _, _, marker in seen.values()]
 
+    def _tell(self, line: str) -> None:
+        """Print *line* for the daemon's log, once, as far as can be remembered."""
+        if line not in self._told and len(self._told) < _TOLD_MAX:
+            self._told.add(line)
+            sys.stderr.write(f"{line}\n")
+
     # Leases: the server's clock alone counts, so nodes need not agree on the time.
 
     def touch_lease(self, volume_id: str) -> None:
-        """Say that this node has the volume mounted."""
-        self.prepare()
-        descriptor = self._open_lease(volume_id)
-        try:
-            os.write(descriptor, b"held")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        """
+        Say that this node has the volume mounted.
 
-    def _open_lease(self, volume_id: str) -> int:
+        The time of the file says it. It is never opened: it might be a second name of
+        somebody's file by now.
+        """
+        self.prepare()
         path = self.path("leases", volume_id, self.node)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         for _ in range(_LEASE_TRIES):
-            with suppress(FileExistsError):
-                os.mkdir(self.path("leases", volume_id), 0o777)
-            # Another node that gives its lease back may have removed the directory.
             with suppress(FileNotFoundError):
-                return self.files.open(path, flags, 0o644)
+                self.share.renew_time(path)
+                return
+            with suppress(FileExistsError):
+                self.share.make_directory(self.path("leases", volume_id), 0o777)
+            # Another node that gives its lease back may have removed the directory.
+            with suppress(FileNotFoundError, FileExistsError):
+                self.write_new(path, {})
+                return
         raise Refused("INUSE", "other nodes give it back all the time: retry")
 
     def drop_lease(self, volume_id: str) -> None:
         """Say that this node no longer has it."""
         self.unlink("leases", volume_id, self.node)
         with suppress(OSError):
-            os.rmdir(self.path("leases", volume_id))
+            self.share.remove_directory(self.path("leases", volume_id))
 
     def holders(self, volume_id: str) -> list[str]:
         """Return the other nodes that hold a fresh lease."""
         try:
-            names = os.listdir(self.path("leases", volume_id))
+            names = self.share.names(self.path("leases", volume_id))
         except FileNotFoundError:
             return []
         now_s = self._server_time_s()
@@ -271,32 +303,32 @@ class Catalogue:
             if name == self.node:
                 continue
             with suppress(FileNotFoundError):
-                age_s = now_s - os.stat(self.path("leases", volume_id, name)).st_mtime
-                if age_s < LEASE_FRESH_S:
+                lease = self.share.status(self.path("leases", volume_id, name))
+                if now_s - lease.st_mtime < LEASE_FRESH_S:
                     fresh.append(name)
         return fresh
 
     def _server_time_s(self) -> float:
         path = self._write_temporary({})
         try:
-            return os.stat(path).st_mtime
+            return self.share.status(path).st_mtime
         finally:
-            os.unlink(path)
+            self.share.unlink(path)
+
+    def identity(self, path: str) -> str:
+        """
+        Return what tells the directory *path* from one that replaced it.
+
+        The inode number alone is used again at once; the file handle has its
+        generation. Source: name_to_handle_at(2).
+        """
+        with self.share.directory(path, os.O_PATH | os.O_DIRECTORY) as directory:
+            inode = os.fstat(directory).st_ino
+            with suppress(OSError):  # a filesystem without handles
+                content = handle_of(directory)[HANDLE_HEADER_SIZE:]
+                return f"{inode}-{hashlib.sha256(content).hexdigest()[:16]}"
+            return str(inode)
 
 
-def identity(path: str) -> str:
-    """
-    Return what tells this directory from one that replaced it.
-
-    The inode number alone is used again at once; the file handle has its generation.
-    Source: name_to_handle_at(2).
-    """
-    directory = os.open(path, os.O_PATH)
-    try:
-        inode = os.fstat(directory).st_ino
-        with suppress(OSError):  # a filesystem without handles
-            content = handle_of(directory)[HANDLE_HEADER_SIZE:]
-            return f"{inode}-{hashlib.sha256(content).hexdigest()[:16]}"
-        return str(inode)
-    finally:
-        os.close(directory)
+def _anything(found: Json) -> Json:
+    return found

@@ -12,7 +12,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from backends.nfs.agent.catalogue import Catalogue, Json, Refused
+from backends.nfs.agent.catalogue import Catalogue, Refused
+from backends.nfs.agent.schema import Json
 
 # Longer than the longest call to an agent; what is older was cut short.
 CHANGE_FRESH_S = 60

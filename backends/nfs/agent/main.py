@@ -10,12 +10,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import sys
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from typing import Any, TextIO
 
 from backends.nfs.agent import snapshots, volumes
-from backends.nfs.agent.catalogue import Catalogue, Json, Refused
+from backends.nfs.agent.catalogue import Catalogue, Refused
+from backends.nfs.agent.schema import Json
+from backends.system import jail
 
 OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
     "create": volumes.create,
@@ -37,18 +42,17 @@ OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
 }
 
 
-def _answer(catalogue: Catalogue, request: Json) -> Json:
-    """Do one request, as root and, where the server squashes root, as the owner."""
-    act = OPERATIONS[request["op"]]
+def _answering(act: Callable[[], Any], request: Json) -> Json:
+    """Return what *act* did, as root or, where the server squashes root, the owner."""
     try:
         try:
-            return {"result": act(catalogue, request)}
+            return {"result": act()}
         except PermissionError:
             uid, gid = request.get("uid", 0), request.get("gid", 0)
             if not uid:
                 raise
-            with snapshots.as_user(uid, gid):
-                return {"result": act(catalogue, request)}
+            with jail.as_user(uid, gid):
+                return {"result": act()}
     except Refused as refusal:
         return {"code": refusal.code, "text": str(refusal)}
     except PermissionError as error:
@@ -73,15 +77,57 @@ def _answer(catalogue: Catalogue, request: Json) -> Json:
 
 
 def main() -> None:
-    """Serve requests for the share mounted at the first argument until end of input."""
-    # From here on by relative paths: an owner that we become may not pass the way here.
-    os.chdir(sys.argv[1])
-    catalogue = Catalogue(".", sys.argv[2])
+    """
+    Serve requests for the share mounted at argument 1 until end of input.
+
+    A child does it, in a jail. A mounted volume, which is not in there, is looked at by
+    this process.
+    """
+    share, node = sys.argv[1:]
     os.umask(0)
-    try:
+    ours, theirs = socket.socketpair()
+    if os.fork() == 0:
+        jail.die_with_caller()
+        ours.close()
+        os.closerange(0, 2)
+        with theirs, theirs.makefile("r") as requests:
+            _serve(share, node, requests, theirs)
+        os._exit(0)
+    theirs.close()
+    with ours.makefile("r") as answers, suppress(BrokenPipeError):
         for line in sys.stdin:
-            answer = _answer(catalogue, json.loads(line))
-            sys.stdout.write(json.dumps(answer) + "\n")
+            request = json.loads(line)
+            if "target" in request:
+                look = partial(_look, request["target"])
+                answer = json.dumps(_answering(look, request)) + "\n"
+            else:
+                ours.sendall(line.encode())
+                answer = answers.readline()
+            if not answer:
+                return
+            sys.stdout.write(answer)
             sys.stdout.flush()
-    except BrokenPipeError:
-        os._exit(0)  # the daemon is gone; nobody reads what else there is to say
+    os._exit(0)  # the daemon is gone; nobody reads what else there is to say
+
+
+def _serve(share: str, node: str, requests: TextIO, answers: socket.socket) -> None:
+    """Answer *requests* in a jail that has the share alone."""
+    jail.enter(
+        jail.Shown("share", share, writable=True),
+        capabilities=jail.WRITING_AS_OWNER - {jail.SYS_ADMIN, jail.MKNOD},
+        own_files=True,
+    )
+    catalogue = Catalogue("/share", node)
+    with suppress(BrokenPipeError):
+        for line in requests:
+            request = json.loads(line)
+            act = partial(OPERATIONS[request["op"]], catalogue, request)
+            answer = _answering(act, request)
+            answers.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _look(target: str) -> None:
+    """Raise ESTALE (or what else is wrong) if a mounted volume does not answer."""
+    os.statvfs(target)
+    with os.scandir(target) as entries:
+        next(entries, None)

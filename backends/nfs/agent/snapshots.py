@@ -18,13 +18,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backends.nfs.agent.catalogue import (
+    BASE,
+    MARKER_SIZE_MAX,
     Catalogue,
-    Json,
     Refused,
-    identity,
     key_of,
 )
 from backends.nfs.agent.changing import changing
+from backends.nfs.agent.schema import SNAPSHOT_NAME, Json
+from backends.system.jail import as_user
+from backends.system.regular_files import NotRegularError
 
 _DATA = "data"
 _FACTS = "snapshot.json"
@@ -37,20 +40,18 @@ def begin_copy(catalogue: Catalogue, request: Json) -> Json:
         for directory, mode in (
             (catalogue.path("copies"), 0o1777),
             (node, 0o1777),
-            (os.path.join(node, request["token"]), 0o700),
-            (os.path.join(node, request["token"], _DATA), 0o700),
+            (f"{node}/{request['token']}", 0o700),
+            (copy_path(catalogue, request["token"]), 0o700),
         ):
             with suppress(FileExistsError):
-                os.mkdir(directory, mode)
+                catalogue.share.make_directory(directory, mode)
         user = {"uid": os.geteuid(), "gid": os.getegid()}
     return {"path": copy_path(catalogue, request["token"]), **user}
 
 
 def copy_path(catalogue: Catalogue, token: str) -> str:
     """Return the path of this node's copy *token*, relative to the share."""
-    return os.path.relpath(
-        catalogue.path("copies", catalogue.node, token, _DATA), catalogue.root
-    )
+    return catalogue.path("copies", catalogue.node, token, _DATA)
 
 
 def begun(catalogue: Catalogue, markers: list[Json]) -> list[str]:
@@ -62,7 +63,7 @@ def begun(catalogue: Catalogue, markers: list[Json]) -> list[str]:
     """
     tokens = {_swap_token(catalogue, marker) for marker in markers}
     with suppress(FileNotFoundError):
-        tokens.update(os.listdir(catalogue.path("copies", catalogue.node)))
+        tokens.update(catalogue.share.names(catalogue.path("copies", catalogue.node)))
     return sorted(tokens - {""})
 
 
@@ -81,7 +82,7 @@ def repair(catalogue: Catalogue, request: Json) -> int:
     for token in request["tokens"]:
         copy = catalogue.path("copies", catalogue.node, token)
         with suppress(FileNotFoundError):
-            shown = os.stat(copy)
+            shown = catalogue.share.status(copy)
             with as_user(shown.st_uid, shown.st_gid):
                 throw_away(catalogue, copy, token)
     return catalogue.count("trash")
@@ -92,19 +93,20 @@ def _swap_token(catalogue: Catalogue, marker: Json) -> str:
     intent = marker.get("swap")
     if not intent or intent["node"] != catalogue.node:
         return ""
-    return os.path.basename(str(intent["copy"]))
+    return str(intent["copy"]).rpartition("/")[2]
 
 
 def throw_away(catalogue: Catalogue, path: str, name: str) -> None:
     """Rename *path* into the trash; a name that is taken there gets a number."""
     for number in range(100):
         suffix = f".{number}" if number else ""
+        thrown = catalogue.path("trash", name + suffix)
         try:
-            os.rename(path, catalogue.path("trash", name + suffix))
+            catalogue.share.rename(path, thrown)
         except FileNotFoundError:
             return
         except OSError:
-            if not os.path.lexists(catalogue.path("trash", name + suffix)):
+            if not catalogue.share.exists(thrown):
                 raise
         else:
             return
@@ -116,10 +118,10 @@ def locate(catalogue: Catalogue, request: Json) -> str:
         marker = require_volume(catalogue, request)
         if not request["snapshot"]:
             return str(marker["subdir"])
-        data = os.path.join(_directory(catalogue, marker), request["snapshot"], _DATA)
-        if not os.path.isdir(data):
+        data = f"{_directory(catalogue, marker)}/{request['snapshot']}/{_DATA}"
+        if not catalogue.share.is_directory(data):
             raise Refused("NOSNAPSHOT", f"it has no snapshot '{request['snapshot']}'")
-        return os.path.relpath(data, catalogue.root)
+        return data
 
 
 def require_volume(catalogue: Catalogue, request: Json) -> Json:
@@ -129,13 +131,12 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
         raise Refused("STALE", "it was removed on another node")
     if "swap" in marker:
         marker = swap_finished(catalogue, marker)
-    directory = os.path.join(catalogue.root, marker["subdir"])
-    if not os.path.isdir(directory):
-        raise Refused("STALE", f"directory '{marker['subdir']}' is not there any more")
-    if marker.get("identity") not in (None, identity(directory)):
+    directory = marker["subdir"]
+    if not catalogue.share.is_directory(directory):
+        raise Refused("STALE", f"directory '{directory}' is not there any more")
+    if marker.get("identity") not in (None, catalogue.identity(directory)):
         raise Refused(
-            "REPLACED",
-            f"directory '{marker['subdir']}' is not the one that was created",
+            "REPLACED", f"directory '{directory}' is not the one that was created"
         )
     return marker
 
@@ -150,16 +151,19 @@ def listed(catalogue: Catalogue, request: Json) -> list[Json]:
         _as_owner_if_squashed(catalogue, request),
         suppress(FileNotFoundError),
     ):
-        for name in os.listdir(_directory(catalogue, marker)):
-            facts: Json = {}
-            path = os.path.join(_directory(catalogue, marker), name, _FACTS)
-            with (
-                suppress(FileNotFoundError, ValueError),
-                catalogue.files.open_to_read(path) as file,
-            ):
-                facts = json.load(file)
-            found.append({**facts, "name": name})
+        for name in catalogue.share.names(_directory(catalogue, marker)):
+            if SNAPSHOT_NAME.fullmatch(name):
+                path = f"{_directory(catalogue, marker)}/{name}/{_FACTS}"
+                found.append({**_facts(catalogue, path), "name": name})
     return found
+
+
+def _facts(catalogue: Catalogue, path: str) -> Json:
+    """Return what the file *path* says of a snapshot, {} if it cannot be read."""
+    with suppress(FileNotFoundError, NotRegularError, ValueError, RecursionError):
+        facts = json.loads(catalogue.share.read(path, MARKER_SIZE_MAX))
+        return facts if isinstance(facts, dict) else {}
+    return {}
 
 
 def keep(catalogue: Catalogue, request: Json) -> None:
@@ -177,11 +181,11 @@ def remove(catalogue: Catalogue, request: Json) -> None:
         marker = catalogue.marker(request["name"])
         name = request["snapshot"]
         path = (
-            os.path.join(_directory(catalogue, marker), name)
+            f"{_directory(catalogue, marker)}/{name}"
             if marker is not None and marker["id"] == request["id"]
             else ""
         )
-        if not path or not os.path.isdir(path):
+        if not path or not catalogue.share.is_directory(path):
             raise Refused("NOSNAPSHOT", f"it has no snapshot '{name}'")
         throw_away(catalogue, path, f"{request['id']}@{name}")
 
@@ -189,7 +193,7 @@ def remove(catalogue: Catalogue, request: Json) -> None:
 def require_none(catalogue: Catalogue, marker: Json) -> None:
     """Refuse a removal that would leave the volume's snapshots without it."""
     with suppress(FileNotFoundError):
-        names = sorted(os.listdir(_directory(catalogue, marker)))
+        names = sorted(catalogue.share.names(_directory(catalogue, marker)))
         if names:
             raise Refused(
                 "SNAPSHOTS",
@@ -200,13 +204,13 @@ def require_none(catalogue: Catalogue, marker: Json) -> None:
 def move_all(catalogue: Catalogue, marker: Json, place: str) -> None:
     """Rename the directory of all snapshots of a volume to *place*."""
     with suppress(FileNotFoundError):
-        os.rename(_directory(catalogue, marker), place)
+        catalogue.share.rename(_directory(catalogue, marker), place)
 
 
 def require_free(catalogue: Catalogue, request: Json) -> None:
     """Refuse a snapshot's name that is taken, before anything is copied for it."""
     marker = require_volume(catalogue, request)
-    _require_free(os.path.join(_directory(catalogue, marker), request["snapshot"]))
+    _require_free(catalogue, marker, request["snapshot"])
 
 
 def swap(catalogue: Catalogue, request: Json) -> None:
@@ -223,12 +227,10 @@ def swap(catalogue: Catalogue, request: Json) -> None:
             if catalogue.marker(found["name"]) != found:
                 raise Refused("CHANGING", "another node has changed it just now")
             copy = catalogue.path("copies", catalogue.node, request["token"])
-            _require_free(
-                os.path.join(_directory(catalogue, found), request["keep_as"])
-            )
+            _require_free(catalogue, found, request["keep_as"])
             _write_facts(catalogue, copy, request["facts"])
             intent = {
-                "copy": os.path.relpath(copy, catalogue.root),
+                "copy": copy,
                 "keep_as": request["keep_as"],
                 "node": catalogue.node,
             }
@@ -252,21 +254,20 @@ def swap_finished(catalogue: Catalogue, marker: Json) -> Json:
 
 def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
     """Take the steps of a swap that are left, as `changing`; return the new marker."""
-    intent = marker["swap"]
-    copy = os.path.join(catalogue.root, intent["copy"])
-    live = os.path.join(catalogue.root, marker["subdir"])
-    data, old = os.path.join(copy, _DATA), os.path.join(copy, "old")
+    intent, share = marker["swap"], catalogue.share
+    copy, live = intent["copy"], marker["subdir"]
+    data, old = f"{copy}/{_DATA}", f"{copy}/old"
     # Each step says by what it finds whether it was taken before.
-    if os.path.isdir(live) and identity(live) == marker["identity"]:
-        os.rename(live, old)
-    if not os.path.isdir(live):
-        os.rename(data, live)
-    if os.path.isdir(old):
-        os.rename(old, data)
-    if os.path.isdir(copy):
+    if share.is_directory(live) and catalogue.identity(live) == marker["identity"]:
+        share.rename(live, old)
+    if not share.is_directory(live):
+        share.rename(data, live)
+    if share.is_directory(old):
+        share.rename(old, data)
+    if share.is_directory(copy):
         _place(catalogue, marker, copy, intent["keep_as"])
     done = {key: value for key, value in marker.items() if key != "swap"}
-    done["identity"] = identity(live)
+    done["identity"] = catalogue.identity(live)
     catalogue.replace(done, "volumes", key_of(marker["name"]))
     return done
 
@@ -279,48 +280,26 @@ def _directory(catalogue: Catalogue, marker: Json) -> str:
 def _place(catalogue: Catalogue, marker: Json, copy: str, name: str) -> None:
     directory = _directory(catalogue, marker)
     with suppress(FileExistsError):
-        os.mkdir(directory, 0o700)
-    _require_free(os.path.join(directory, name))
-    os.rename(copy, os.path.join(directory, name))
+        catalogue.share.make_directory(directory, 0o700)
+    _require_free(catalogue, marker, name)
+    catalogue.share.rename(copy, f"{directory}/{name}")
 
 
-def _require_free(path: str) -> None:
-    if os.path.lexists(path):
-        raise Refused(
-            "SNAPSHOT", f"it has a snapshot '{os.path.basename(path)}' already"
-        )
+def _require_free(catalogue: Catalogue, marker: Json, name: str) -> None:
+    if catalogue.share.exists(f"{_directory(catalogue, marker)}/{name}"):
+        raise Refused("SNAPSHOT", f"it has a snapshot '{name}' already")
 
 
 def _write_facts(catalogue: Catalogue, copy: str, facts: Json) -> None:
-    path = os.path.join(copy, _FACTS)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    descriptor = catalogue.files.open(path, flags)
-    try:
-        os.write(descriptor, json.dumps(facts).encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(FileNotFoundError):  # of a try before
+        catalogue.share.unlink(f"{copy}/{_FACTS}")
+    catalogue.write_new(f"{copy}/{_FACTS}", facts)
 
 
 @contextmanager
 def _as_owner_if_squashed(catalogue: Catalogue, request: Json) -> Iterator[None]:
     """Work as the volume's owner where the server makes nobody of root."""
     catalogue.prepare()
-    squashed = os.stat(catalogue.base).st_uid != 0
+    squashed = catalogue.share.status(BASE).st_uid != 0
     with as_user(*(request.get(key, 0) if squashed else 0 for key in ("uid", "gid"))):
         yield
-
-
-@contextmanager
-def as_user(uid: int, gid: int) -> Iterator[None]:
-    """Work as that user, unless we do so already."""
-    if not uid or os.geteuid() != 0:
-        yield
-        return
-    os.setegid(gid)
-    os.seteuid(uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(0)

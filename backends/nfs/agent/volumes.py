@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
 
 from backends.nfs.agent import snapshots
 from backends.nfs.agent.catalogue import (
     CREATION_FRESH_S,
     Catalogue,
-    Json,
     Refused,
-    identity,
     key_of,
 )
 from backends.nfs.agent.changing import changing
+from backends.nfs.agent.schema import Json
 
 
 def create(catalogue: Catalogue, request: Json) -> Json:
@@ -28,7 +26,7 @@ def create(catalogue: Catalogue, request: Json) -> Json:
     content = None
     if request["content"]:
         content = snapshots.copy_path(catalogue, request["content"])
-        wanted["content"] = identity(os.path.join(catalogue.root, content))
+        wanted["content"] = catalogue.identity(content)
     mine = catalogue.link_new({**wanted, "state": "creating"}, "volumes", key)
     marker = wanted if mine else catalogue.read("volumes", key)
     if marker is None:
@@ -49,19 +47,19 @@ def create(catalogue: Catalogue, request: Json) -> Json:
             raise Refused("CREATING", f"it is being created on {marker['node']}")
     try:
         _claim(catalogue, claim_key, marker)
+        require_apart(catalogue, marker)
         made = _make_directory(catalogue, marker, content, resumed=not mine)
     except Refused:
         if mine:
             _unclaim(catalogue, claim_key, marker)
             catalogue.unlink("volumes", key)
         raise
-    directory = os.path.join(catalogue.root, marker["subdir"])
-    _own(directory, request)
+    _own(catalogue, marker["subdir"], request)
     ready = {
         **marker,
         "state": "ready",
         "made_parents": made,
-        "identity": identity(directory),
+        "identity": catalogue.identity(marker["subdir"]),
     }
     catalogue.replace(ready, "volumes", key)
     return ready
@@ -105,60 +103,77 @@ def _make_directory(
     """
     parts = marker["subdir"].split("/")
     made = []
-    at = catalogue.root
-    for number, part in enumerate(parts, start=1):
-        at = os.path.join(at, part)
-        if os.path.islink(at):
-            raise Refused("OPTION", f"'{part}' in subDir is a symbolic link")
+    for number in range(1, len(parts) + 1):
+        at = "/".join(parts[:number])
         is_last = number == len(parts)
         try:
             if is_last and content is not None:
-                _place(os.path.join(catalogue.root, content), at)
+                _place(catalogue, content, at)
             else:
-                os.mkdir(at, 0o755)
+                catalogue.share.make_directory(at, 0o755)
         except FileExistsError:
-            if not os.path.isdir(at):
-                raise Refused("EXISTS", f"'{at}' is no directory") from None
+            if not catalogue.share.is_directory(at):
+                raise Refused(
+                    "EXISTS", f"'{at}' is no directory, or a symbolic link"
+                ) from None
             # What a resumed creation finds is what the crash left.
-            if is_last and not marker["adopt"] and not (resumed and _left(at, marker)):
+            if (
+                is_last
+                and not marker["adopt"]
+                and not (resumed and _left(catalogue, marker))
+            ):
                 raise Refused(
                     "EXISTS",
                     f"directory '{marker['subdir']}' is there and belongs to no volume",
                 ) from None
         else:
             if not is_last:
-                made.append("/".join(parts[:number]))
+                made.append(at)
     return made
 
 
-def _place(copy: str, at: str) -> None:
+def _place(catalogue: Catalogue, copy: str, at: str) -> None:
     """Rename a directory to where nothing is; rename(2) would replace an empty one."""
-    if os.path.lexists(at):
+    if catalogue.share.exists(at):
         raise FileExistsError(at)
-    os.rename(copy, at)
+    catalogue.share.rename(copy, at)
 
 
-def _left(directory: str, marker: Json) -> bool:
-    """Return whether an unfinished creation of this volume has made *directory*."""
+def require_apart(catalogue: Catalogue, marker: Json) -> None:
+    """Refuse a directory that is in another volume's, or has another volume's in it."""
+    mine = f"{marker['subdir']}/"
+    for other in catalogue.scan():
+        theirs = f"{other['subdir']}/"
+        # Which of two has the very same one, the claims say.
+        if mine != theirs and (mine.startswith(theirs) or theirs.startswith(mine)):
+            raise Refused(
+                "EXISTS",
+                f"directory '{marker['subdir']}' and '{other['subdir']}' of volume "
+                f"'{other['name']}' are one in the other",
+            )
+
+
+def _left(catalogue: Catalogue, marker: Json) -> bool:
+    """Return whether an unfinished creation of this volume has made its directory."""
     if "content" in marker:
-        return bool(identity(directory) == marker["content"])
-    return not os.listdir(directory)
+        return bool(catalogue.identity(marker["subdir"]) == marker["content"])
+    return not catalogue.share.names(marker["subdir"])
 
 
-def _own(directory: str, request: Json) -> None:
+def _own(catalogue: Catalogue, directory: str, request: Json) -> None:
     """Give the directory the owner and mode that are wished for, None: as it is."""
-    shown = os.stat(directory)
-    owner = [
+    shown = catalogue.share.status(directory)
+    uid, gid = (
         before if wanted is None else wanted
         for before, wanted in (
             (shown.st_uid, request["own_uid"]),
             (shown.st_gid, request["own_gid"]),
         )
-    ]
-    if owner != [shown.st_uid, shown.st_gid]:
-        os.chown(directory, *owner)
+    )
+    if (uid, gid) != (shown.st_uid, shown.st_gid):
+        catalogue.share.set_owner(directory, uid, gid)
     if request["mode"] is not None:
-        os.chmod(directory, request["mode"])
+        catalogue.share.set_mode(directory, request["mode"])
 
 
 def find(catalogue: Catalogue, request: Json) -> Json | None:
@@ -214,12 +229,11 @@ def remove(catalogue: Catalogue, request: Json) -> str:
         _mark_removing(catalogue, marker, request["on_delete"])
         done = "gone"
         # A removal that was cut short may have disposed of it already.
-        if os.path.lexists(os.path.join(catalogue.root, marker["subdir"])):
+        if catalogue.share.exists(marker["subdir"]):
             done = _dispose(catalogue, marker, request)
         _unclaim(catalogue, key_of(marker["subdir"]), marker)
         catalogue.unlink("volumes", key_of(request["name"]))
-        with suppress(OSError):
-            shutil.rmtree(catalogue.path("leases", request["id"]))
+        catalogue.share.remove_files(catalogue.path("leases", request["id"]))
     return done
 
 
@@ -227,20 +241,21 @@ def _mark_removing(catalogue: Catalogue, marker: Json, on_delete: str) -> None:
     """Mark the volume as one that is being removed, or refuse and leave it as it is."""
     key = key_of(marker["name"])
     catalogue.replace({**marker, "state": "removing"}, "volumes", key)
-    directory = os.path.join(catalogue.root, marker["subdir"])
+    directory = marker["subdir"]
     try:
         holders = catalogue.holders(marker["id"])
         if holders:
             raise Refused("INUSE", f"mounted on {', '.join(sorted(holders)[:5])}")
         if on_delete == "delete":
             snapshots.require_none(catalogue, marker)
-        if os.path.lexists(directory) and marker.get("identity") not in (
+        if on_delete != "retain":
+            require_apart(catalogue, marker)
+        if catalogue.share.exists(directory) and marker.get("identity") not in (
             None,
-            identity(directory),
+            catalogue.identity(directory),
         ):
             raise Refused(
-                "REPLACED",
-                f"directory '{marker['subdir']}' is not the one that was created",
+                "REPLACED", f"directory '{directory}' is not the one that was created"
             )
     except Refused:
         catalogue.replace(marker, "volumes", key)
@@ -254,34 +269,34 @@ def discard(catalogue: Catalogue, request: Json) -> None:
         return
     if not marker["adopt"]:
         holder = catalogue.read("claims", key_of(marker["subdir"]))
-        directory = os.path.join(catalogue.root, marker["subdir"])
+        directory = marker["subdir"]
         if holder is not None and holder["id"] == marker["id"]:
-            if "content" in marker and os.path.isdir(directory):
-                if _left(directory, marker):
+            if "content" in marker and catalogue.share.is_directory(directory):
+                if _left(catalogue, marker):
                     snapshots.throw_away(catalogue, directory, marker["id"])
             else:
                 with suppress(OSError):  # not empty: it was there before, not ours
-                    os.rmdir(directory)
+                    catalogue.share.remove_directory(directory)
     _unclaim(catalogue, key_of(marker["subdir"]), marker)
     catalogue.unlink("volumes", key_of(request["name"]))
 
 
 def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
     """Keep, move or drop the volume's directory, as `onDelete` says."""
-    directory = os.path.join(catalogue.root, marker["subdir"])
+    directory, share = marker["subdir"], catalogue.share
     if request["on_delete"] == "retain":
         return "retained"
     if request["on_delete"] == "archive":
         place = f"{marker['name'][:100]}-{marker['id']}-{request['time']}"
-        os.rename(directory, catalogue.path("archived", place))
+        share.rename(directory, catalogue.path("archived", place))
         snapshots.move_all(
             catalogue, marker, catalogue.path("archived", f"{place}.snapshots")
         )
     else:
-        os.rename(directory, catalogue.path("trash", marker["id"]))
+        share.rename(directory, catalogue.path("trash", marker["id"]))
     for parent in reversed(marker.get("made_parents", [])):
         with suppress(OSError):  # others have put something there
-            os.rmdir(os.path.join(catalogue.root, parent))
+            share.remove_directory(parent)
     return str(request["on_delete"])
 
 
@@ -289,7 +304,7 @@ def survey(catalogue: Catalogue, request: Json) -> Json:
     """Renew this node's leases and return the markers and the share's size."""
     for volume_id in request["held"]:
         catalogue.touch_lease(volume_id)
-    usage = os.statvfs(catalogue.root)
+    usage = catalogue.share.space()
     markers = catalogue.scan()
     catalogue.sweep_new()
     return {
@@ -301,7 +316,7 @@ def survey(catalogue: Catalogue, request: Json) -> Json:
     }
 
 
-def check(_catalogue: Catalogue, request: Json) -> None:
-    """Raise ESTALE (or what else is wrong) if a mounted volume does not answer."""
-    os.statvfs(request["target"])
-    os.listdir(request["target"])
+def check(catalogue: Catalogue, request: Json) -> None:
+    """Raise what is wrong with a directory of the share if it cannot be looked into."""
+    with catalogue.share.directory(request["directory"]) as directory:
+        next(os.scandir(directory), None)

@@ -41,6 +41,7 @@ from backends.rsync.journal.staging import (
 from backends.system import files, quota
 from backends.system.beneath import Beneath, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
+from backends.system.regular_files import open_regular
 from backends.system.writeback import Writeback
 
 
@@ -243,8 +244,7 @@ class _Applying:
             return False
         try:
             if self._project and is_file:
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-                with os.fdopen(os.open(name, flags, dir_fd=source)) as file:
+                with os.fdopen(open_regular(name, dir_fd=source)) as file:
                     quota.give_to_project(file.fileno(), self._project)
             os.rename(name, name, src_dir_fd=source, dst_dir_fd=target)
         except OSError as error:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, is_path
 from backends.system.decoding import msgpack_decoder
 from backends.system.files import replacing
+from backends.system.regular_files import open_regular
 
 _Record = TypeVar("_Record")
 
@@ -117,16 +117,11 @@ class Delta:
 
         """
         try:
-            # O_NONBLOCK: a pipe in its place must not stop us.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(path, flags)
+            descriptor = open_regular(os.fspath(path))
         except OSError as error:
             raise _refused(f"cannot be read: {error.strerror}") from error
         try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise _refused("is not a file")  # noqa: TRY301 - closed below
-            return cls(descriptor, status.st_size)
+            return cls(descriptor, os.fstat(descriptor).st_size)
         except BaseException:
             os.close(descriptor)
             raise

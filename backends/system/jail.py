@@ -1,0 +1,177 @@
+"""
+A root of its own, for a program that touches a tree which others can write to.
+
+Whatever that tree leads the program into (a link to /etc, a name with `..`, a directory
+that becomes a link meanwhile, a device), it ends inside of the jail: an empty root in
+memory, and in it the directories that the program was given. There is no network, and
+of root's capabilities those that are named. ADR 23 says who works in one.
+
+Standard library alone and quick to import: programs that start in a bare Python use it.
+Source: mount(2), pivot_root(2), network_namespaces(7), capabilities(7), seccomp(2).
+"""
+
+import errno
+import os
+import signal
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Final, NamedTuple
+
+from backends.system import libc, mount_namespace, system_calls
+from backends.system.beneath import open_beneath
+
+# How the tables of mounts show a jail: no user of a volume, whatever is mounted in it.
+ROOT_SOURCE: Final = "remora-jail"
+# Programs and their libraries: directories, or links into /usr.
+_PROGRAM_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
+# Where a jail is made before it becomes the root.
+MOUNT_POINT: Final = "/run"
+_NEW_NETWORK = 0x40000000
+_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+
+# Source: linux/capability.h.
+CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID = 0, 1, 3, 4, 5, 6, 7
+SYS_ADMIN, MKNOD, SETFCAP = 21, 27, 31
+# What it takes to read everything, `trusted.*` attributes included. DAC_READ_SEARCH
+# would do for a part, but opens any file of the disk by its handle.
+READING: Final = frozenset({DAC_OVERRIDE, SYS_ADMIN})
+# And to make files of any kind, owner and mode.
+WRITING: Final = READING | {CHOWN, FOWNER, FSETID, MKNOD, SETFCAP}
+# And to act as their owner, where a server makes nobody of root.
+WRITING_AS_OWNER: Final = WRITING | {SETUID, SETGID}
+
+
+class Shown(NamedTuple):
+    """
+    The directory *path* below the trusted directory *top*, at `/name` in the jail.
+
+    No component of *path* may be a link. It is looked up as user *uid* and group *gid*.
+    """
+
+    name: str
+    top: str
+    path: str = ""
+    writable: bool = False
+    uid: int = 0
+    gid: int = 0
+
+
+def enter(
+    *shown: Shown,
+    capabilities: Collection[int],
+    programs: bool = False,
+    account: bool = False,
+    own_files: bool = False,
+) -> None:
+    """
+    Confine this process, which has one thread, to the directories *shown*.
+
+    It keeps *capabilities*. With *programs* it sees the machine's programs and their
+    libraries, with *account* a name for root and a /dev/null, with *own_files* what it
+    has open, as /proc/self/fd.
+
+    Raises:
+        OSError: a directory is not there, or the kernel refuses.
+
+    """
+    mount_namespace.enter_own_mounts()
+    libc.call("unshare", _NEW_NETWORK, about="network")
+    opened = [(each, _open(each)) for each in shown]
+    null = os.open(os.devnull, os.O_PATH) if account else -1
+    own = _own_files() if own_files else -1
+    mount_namespace.mount_memory(MOUNT_POINT, "mode=0755", source=ROOT_SOURCE)
+    if programs:
+        _show_programs()
+    for each, directory in opened:
+        target = f"{MOUNT_POINT}/{each.name}"
+        os.makedirs(target)
+        mount_namespace.bind(directory, target, read_only=not each.writable)
+        os.close(directory)
+    if null >= 0:
+        _make_account(null)
+    if own >= 0:
+        os.makedirs(f"{MOUNT_POINT}/proc/self/fd")
+        mount_namespace.bind(own, f"{MOUNT_POINT}/proc/self/fd")
+        os.close(own)
+    mount_namespace.pivot(MOUNT_POINT)
+    mount_namespace.restrict("/", read_only=True)
+    _give_up_all_but(capabilities)
+    system_calls.refuse()
+
+
+def die_with_caller() -> None:
+    """
+    Be killed when the process ends that started this one, as `run` has ordered.
+
+    A change of this process's user has undone that. Source: PR_SET_PDEATHSIG(2const).
+    """
+    libc.call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0, about="prctl")
+
+
+@contextmanager
+def as_user(uid: int, gid: int) -> Iterator[None]:
+    """Work as that user, unless we do so already."""
+    if not uid or os.geteuid() != 0:
+        yield
+        return
+    os.setegid(gid)
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def _open(shown: Shown) -> int:
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    top = os.open(shown.top, flags)
+    if not shown.path:
+        return top
+    try:
+        with as_user(shown.uid, shown.gid):
+            return open_beneath(shown.path, flags, top=top)
+    finally:
+        os.close(top)
+
+
+def _own_files() -> int:
+    return os.open(f"/proc/{os.getpid()}/fd", os.O_PATH | os.O_DIRECTORY)
+
+
+def _show_programs() -> None:
+    for name in _PROGRAM_DIRECTORIES:
+        source, target = f"/{name}", f"{MOUNT_POINT}/{name}"
+        if os.path.islink(source):
+            os.symlink(os.readlink(source), target)
+        elif os.path.isdir(source):
+            os.mkdir(target)
+            directory = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+            mount_namespace.bind(directory, target, read_only=True, programs=True)
+            os.close(directory)
+
+
+def _make_account(null: int) -> None:
+    for name in ("etc", "dev"):
+        os.mkdir(f"{MOUNT_POINT}/{name}")
+    with open(f"{MOUNT_POINT}/etc/passwd", "w", encoding="ascii") as file:
+        file.write("root:x:0:0:root:/:/bin/false\n")
+    target = f"{MOUNT_POINT}{os.devnull}".encode()
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT, 0o600))
+    # Not as `bind` does it: this one device may be opened.
+    libc.mount(b"/proc/self/fd/%d" % null, target, None, libc.MS_BIND)
+    os.close(null)
+
+
+def _give_up_all_but(capabilities: Collection[int]) -> None:
+    """Keep *capabilities* alone, also for programs that this one becomes."""
+    for each in range(libc.CAPABILITIES_MAX):
+        if each not in capabilities:
+            try:
+                libc.call("prctl", _PR_CAPBSET_DROP, each, 0, 0, 0, about="prctl")
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                break  # the kernel knows no more of them
+    libc.set_capabilities(capabilities)
+    libc.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, about="prctl")

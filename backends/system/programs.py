@@ -1,0 +1,55 @@
+"""The commands that run programs of ours, which are to be there in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from backends.system import jailed
+from backends.system.jail import READING, Shown
+
+
+def own_program(module: ModuleType, *arguments: str) -> list[str]:
+    """
+    Return the command that runs `main` of *module*, one of ours, in a bare Python.
+
+    For work that may have to be killed. The module may import the standard library and
+    its like alone.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    script = (
+        f"import sys; sys.path.insert(0, {root!r}); "
+        f"from {module.__name__} import main; main()"
+    )
+    # -I -S: no site-packages and nobody's environment: half the time to start.
+    return [sys.executable, "-IS", "-c", script, *arguments]
+
+
+def in_jail(
+    command: Sequence[str],
+    *shown: Shown,
+    capabilities: Collection[int] = READING,
+    account: bool = False,
+) -> list[str]:
+    """
+    Return the command that runs *command* where it sees but programs and *shown*.
+
+    With *account* root has a name there, and there is a /dev/null: ssh wants both.
+    """
+    request = {
+        "shown": shown,
+        "capabilities": sorted(capabilities),
+        "account": account,
+        "command": list(command),
+    }
+    return own_program(jailed, json.dumps(request))
+
+
+def name_of(command: Sequence[str]) -> str:
+    """Return what people call the program that *command* runs."""
+    if jailed.__name__ in "".join(command[:-1]):
+        return str(json.loads(command[-1])["command"][0])
+    return command[0]

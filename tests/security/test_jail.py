@@ -1,0 +1,179 @@
+"""What a program in a jail sees, and what it is not able to do there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backends.system.mountinfo import parse_mountinfo
+from tests.support.host import REPOSITORY
+from tests.support.peers import COMMAND_DEADLINE_S, require_programs
+
+
+def in_jail(staging: Path, script: str) -> list[str]:
+    """Return the command that does *script* where rsync would be."""
+    program = (
+        f"import sys, os; sys.path.insert(0, {str(REPOSITORY)!r});"
+        "from backends.system import jail;"
+        "jail.enter(jail.Shown('staging', sys.argv[1], writable=True),"
+        " jail.Shown('basis/tree', sys.argv[2]), capabilities=jail.WRITING,"
+        " programs=True); os.chdir('/staging');"
+        "os.execve('/bin/sh', ['sh', '-c', sys.argv[3]], {'PATH': '/usr/bin'})"
+    )
+    python = [sys.executable, "-IS", "-c", program]
+    return [*python, str(staging), str(staging.parent), script]
+
+
+def run_in_jail(staging: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Return what *script* does where rsync would be."""
+    return subprocess.run(
+        in_jail(staging, script),
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=False,
+    )
+
+
+@pytest.fixture
+def staging(tmp_path: Path) -> Path:
+    require_programs()
+    directory = tmp_path / "pool/staging/x"
+    directory.mkdir(parents=True)
+    (tmp_path / "pool/precious").write_text("kept")
+    return directory
+
+
+def test_the_jail_has_programs_and_one_directory(staging: Path) -> None:
+    done = run_in_jail(staging, "pwd; ls /; ls -a ..; echo in > file; cat /etc/passwd")
+    assert done.stdout.split("\n")[0] == "/staging"
+    listed = set(done.stdout.split())
+    assert {"staging", "usr", "lib"} <= listed
+    assert not {"etc", "proc", "sys", "dev", "tmp", "var", "run", "root"} & listed
+    assert "passwd: No such file" in done.stderr
+    assert (staging / "file").read_text() == "in\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/x", "/usr/x", "/usr/bin/x", "/lib/x", "../x", "../../precious"),
+        *("/staging/../x", "/bin/sh", "/usr/bin/rsync", "/tmp/x", "/basis/y"),
+    ],
+)
+def test_outside_of_it_nothing_can_be_written(staging: Path, path: str) -> None:
+    done = run_in_jail(staging, f"echo evil > {path}")
+    assert done.returncode != 0
+    assert "Read-only file system" in done.stderr or "nonexistent" in done.stderr
+    assert (staging.parent.parent / "precious").read_text() == "kept"
+
+
+def test_no_mount_of_the_machine_is_left_in_there(staging: Path) -> None:
+    with subprocess.Popen(
+        in_jail(staging, "echo here; read line"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        table = Path(f"/proc/{process.pid}/mountinfo").read_text()
+        process.communicate("\n", timeout=COMMAND_DEADLINE_S)
+    points = {each.mount_point for each in parse_mountinfo(table)}
+    allowed = {"/", "/basis/tree", "/staging"}
+    allowed |= {f"/{each}" for each in ("usr", "bin", "sbin", "lib", "lib32", "lib64")}
+    assert {"/", "/staging", "/usr"} <= points <= allowed | {"/libx32"}
+    assert "/staging" not in Path("/proc/self/mountinfo").read_text()
+
+
+def python_in_jail(staging: Path, script: str) -> str:
+    """Return what the Python *script* prints in a jail with *staging* at /staging."""
+    program = (
+        f"import sys, os, errno; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from backends.system import jail, libc\n"
+        "import socket\n"
+        "outside = os.open('/etc', os.O_PATH)\n"
+        "jail.enter(jail.Shown('staging', sys.argv[1], writable=True),"
+        " capabilities=jail.WRITING, own_files=True)\n"
+        "def device():\n"
+        "    os.mknod('/staging/d', 0o20666, os.makedev(1, 3))\n"
+        "def says(action):\n"
+        "    try:\n"
+        "        print('done', action())\n"
+        "    except OSError as error:\n"
+        "        print(errno.errorcode[error.errno])\n"
+        f"{script}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", program, str(staging)],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=False,
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("action", "answer"),
+    [
+        # A device can be made, for a copy has to be whole, but not opened.
+        ("os.mknod('/staging/d', 0o20666, os.makedev(1, 3))", "done None"),
+        ("open(['/staging/d', device()][0], 'rb')", "EACCES"),
+        ("libc.mount(b'x', b'/staging', b'tmpfs', 0)", "EPERM"),
+        ("libc.umount(b'/staging', libc.MNT_DETACH)", "EPERM"),
+        ("libc.call('unshare', 0x10000000)", "EPERM"),  # CLONE_NEWUSER
+        ("libc.call('setns', 0, 0)", "EPERM"),
+        ("libc.call('chroot', b'/staging')", "EPERM"),
+        ("libc.call('open_by_handle_at', 0, b'', 0)", "EPERM"),
+        ("libc.call('ptrace', 16, os.getppid(), 0, 0)", "EPERM"),
+        ("os.kill(os.getppid(), 0)", "done None"),  # root's own: a user id is no cap
+        ("os.setxattr('/staging', 'trusted.x', b'1')", "done None"),
+        ("os.seteuid(1000)", "EPERM"),
+        ("socket.socket().connect(('127.0.0.1', 22))", "ENETUNREACH"),
+        ("os.mkdir('/new')", "EROFS"),
+        ("os.open('/staging/../etc', 0)", "ENOENT"),
+    ],
+)  # fmt: skip
+def test_what_it_may_do(staging: Path, action: str, answer: str) -> None:
+    assert python_in_jail(staging, f"says(lambda: {action})") == f"{answer}\n"
+
+
+def test_a_process_with_all_capabilities_of_its_own_cannot_be_made(
+    staging: Path,
+) -> None:
+    # clone(2) with CLONE_NEWUSER, where unshare(2) is refused already.
+    script = (
+        "number = {'x86_64': 56, 'aarch64': 220}[os.uname().machine]\n"
+        "says(lambda: libc.call('syscall', number, 0x10000000 | 17, 0, 0, 0, 0))"
+    )
+    assert python_in_jail(staging, script) == "EPERM\n"
+
+
+def test_the_place_that_is_shown_may_not_lead_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "top/real/below").mkdir(parents=True)
+    (tmp_path / "top/link").symlink_to("/etc")
+    (tmp_path / "top/real/up").symlink_to("..")
+    program = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from backends.system import jail\n"
+        "try: jail.enter(jail.Shown('x', *sys.argv[1:3]), capabilities=())\n"
+        "except OSError as error: print(error.strerror)"
+    )
+    answers = {}
+    for path in ("real/below", "link", "link/ssl", "real/up", "real/../..", "/etc"):
+        done = subprocess.run(
+            [sys.executable, "-IS", "-c", program, str(tmp_path / "top"), path],
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_DEADLINE_S,
+            check=False,
+        )
+        answers[path] = done.stdout.strip() + done.stderr
+    assert answers.pop("real/below") == ""
+    wrong = {"Too many levels of symbolic links", "Invalid cross-device link"}
+    wrong.add("Not a directory")  # the link itself, as O_DIRECTORY sees it
+    assert set(answers.values()) <= wrong, answers
