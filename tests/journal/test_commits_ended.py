@@ -13,7 +13,8 @@ import pytest
 
 from backends.base import Volume
 from backends.rsync.backend import RsyncBackend
-from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
+from backends.rsync.journal.outbox import unpack_all
 from tests.protocol.node import REPOSITORY
 from tests.support.journal_trees import VOLUME, all_known, check_rows, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
@@ -83,7 +84,7 @@ def test_a_kill_leaves_nothing_wrong(disk: Path) -> None:
         assert known == {each.entry.path for each in all_known(journal.source())}
         step = (journal.source() / "step").read_text()
         assert step == str(commit[1])
-        journal.unpack()
+        unpack_all(home / OUTBOX_NAME)  # as a start does
         following = commit[0], commit[1] + 1
         journal.record(journal.look(EVERYTHING), following)
         assert shape(journal.source()) == shape(journal.live)
