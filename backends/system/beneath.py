@@ -43,9 +43,9 @@ def open_directory(name: bytes | str | Path, *, dir_fd: int | None = None) -> in
         raise
 
 
-def open_beneath(path: str | bytes, flags: int, *, top: int, mode: int = 0) -> int:
+def open_beneath(path: str | bytes, flags: int, *, top: int) -> int:
     """
-    Return *path* below the open directory *top*, opened; the caller closes it.
+    Return *path*, which exists below the open directory *top*; the caller closes it.
 
     No component leads through a link, a mount's magic link, or out of *top*.
 
@@ -54,7 +54,7 @@ def open_beneath(path: str | bytes, flags: int, *, top: int, mode: int = 0) -> i
 
     """
     path = os.fsencode(path)
-    return libc.open_at(top, path, flags | os.O_NOFOLLOW, mode, _RESOLVE)
+    return libc.open_at(top, path, flags | os.O_NOFOLLOW, _RESOLVE)
 
 
 @contextmanager

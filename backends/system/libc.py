@@ -110,13 +110,13 @@ def sync_filesystem(descriptor: int, *, about: str | None = None) -> None:
     call("syncfs", descriptor, about=about)
 
 
-def open_at(directory: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+def open_at(directory: int, path: bytes, flags: int, resolve: int) -> int:
     """
-    Return *path* below the open *directory*, opened as *resolve* allows.
+    Return *path*, which exists below the open *directory*, as *resolve* allows.
 
     Source: openat2(2), Linux 5.6.
     """
-    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
     arguments = _OPENAT2, directory, path, how, len(how), None
     return call("syscall", *arguments, about=os.fsdecode(path))
 

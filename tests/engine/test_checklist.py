@@ -195,7 +195,11 @@ def slow_mounts(daemon: Daemon, *, delay_s: float) -> Iterator[None]:
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
     argv = ["strace", "-f", "-p", str(daemon.pid), "-o", "/dev/null", "-e"]
-    argv += ["trace=mount", "-e", f"inject=mount:delay_enter={int(delay_s * 1e6)}"]
+    argv += [
+        "trace=move_mount",
+        "-e",
+        f"inject=move_mount:delay_enter={int(delay_s * 1e6)}",
+    ]
     tracer = subprocess.Popen(argv, stderr=subprocess.PIPE)
     try:
         assert b"attached" in tracer.stderr.readline()

@@ -316,6 +316,8 @@ def control_mounts(node: NfsNode) -> list[str]:
 
 
 def agents(node: NfsNode) -> list[str]:
-    """Return the agents that run."""
-    shown = node.node.run(["pgrep", "-f", "backends.nfs.agent.main"], check=False)
-    return shown.stdout.split()
+    """Return the agents that run; the child of each, in its jail, is not counted."""
+    pgrep = ["pgrep", "-f", "backends.nfs.agent.main"]
+    found = node.node.run(pgrep, check=False).stdout.split()
+    children = node.node.run([*pgrep, "-P", ",".join(found or "0")], check=False)
+    return sorted({*found} - {*children.stdout.split()})
