@@ -100,7 +100,8 @@ class Fleet:
         _mount("-t", "tmpfs", "-o", "size=8G", "tmpfs", "/tmp")
         if not REPOSITORY.exists():  # it lies in the /tmp that is hidden now
             REPOSITORY.mkdir(parents=True)
-            _mount("--bind", f"/proc/{os.getpid()}/fd/{checkout}", str(REPOSITORY))
+            source = f"/proc/{os.getpid()}/fd/{checkout}"
+            _mount("--no-canonicalize", "--bind", source, str(REPOSITORY))
         os.close(checkout)
         directory = Path("/tmp/etcd")
         directory.mkdir()
