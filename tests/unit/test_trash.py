@@ -71,4 +71,5 @@ def test_one_that_takes_too_long_is_passed_over(
 
     monkeypatch.setattr(module.files, "remove_tree", remove_tree)
     assert trash.empty(Deadline(30)) == 2
-    assert left(trash) == ["a"]
+    # It is not counted, though rm(1) may have been quicker than its end.
+    assert left(trash) in ([], ["a"])
