@@ -191,15 +191,11 @@ def test_63_empty_bodies_do_nothing(daemon: Daemon) -> None:
 
 @contextmanager
 def slow_mounts(daemon: Daemon, *, delay_s: float) -> Iterator[None]:
-    """Make every mount(2) of the daemon take *delay_s* longer."""
+    """Make every mount of the daemon take *delay_s* longer."""
     if shutil.which("strace") is None:
         pytest.skip("needs strace")
-    argv = ["strace", "-f", "-p", str(daemon.pid), "-o", "/dev/null", "-e"]
-    argv += [
-        "trace=move_mount",
-        "-e",
-        f"inject=move_mount:delay_enter={int(delay_s * 1e6)}",
-    ]
+    slowly = f"inject=move_mount:delay_enter={int(delay_s * 1e6)}"
+    argv = ["strace", "-f", "-p", str(daemon.pid), "-o", "/dev/null", "-e", slowly]
     tracer = subprocess.Popen(argv, stderr=subprocess.PIPE)
     try:
         assert b"attached" in tracer.stderr.readline()
