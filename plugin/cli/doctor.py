@@ -46,6 +46,8 @@ _VERSION: Final = re.compile(r"\d+\.\d+")
 _DIRECTORIES: Final = Path("/sys/module/nfsv4/parameters/directory_delegations")
 # Capability numbers of capability.h.
 _CAPABILITIES: Final = {"CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19, "CAP_CHOWN": 0}
+# mount_setattr(2): volumes are mounted with their restrictions from the first moment.
+_KERNEL_MIN: Final = (5, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +114,14 @@ def _kernel() -> Iterator[Finding]:
         for line in Path("/proc/filesystems").read_text("ascii").splitlines()
     }
     quota = [name for name in ("xfs", "btrfs") if name in known]
-    yield Finding(
-        "kernel",
-        "ok",
-        f"{release}; size limits possible on {', '.join(quota) or 'none'}",
-    )
+    evidence = f"{release}; size limits possible on {', '.join(quota) or 'none'}"
+    if tuple(map(int, re.findall(r"\d+", release)[:2])) < _KERNEL_MIN:
+        oldest = ".".join(map(str, _KERNEL_MIN))
+        yield Finding(
+            "kernel", "failed", evidence, f"Linux {oldest} or newer is needed"
+        )
+    else:
+        yield Finding("kernel", "ok", evidence)
     root = mounts.entry_covering(Path("/proc"))
     yield Finding("mount table", "ok", f"readable ({root.filesystem} at /proc)")
 

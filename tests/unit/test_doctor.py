@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from backends.errors import BackendError
+from plugin.cli import doctor
 from plugin.cli.doctor import Finding, examine
 from plugin.config import Config, load
 from plugin.errors import DaemonUnreachableError
@@ -143,6 +146,19 @@ def test_a_fit_machine_in_a_fixed_order(node: Node) -> None:
         ("plugin", node.plugin_socket),
     ):
         assert findings[f"{label} socket"].evidence == f"{path} answers, mode 0600"
+
+
+@pytest.mark.parametrize(
+    ("release", "verdict"),
+    [("5.11.22-generic", "failed"), ("5.12.0", "ok"), ("6.1.0-39-amd64", "ok")],
+)
+def test_a_kernel_that_is_too_old_is_told(
+    monkeypatch: pytest.MonkeyPatch, release: str, verdict: str
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
+    found = next(doctor._kernel())
+    assert (found.check, found.verdict) == ("kernel", verdict)
+    assert release in found.evidence
 
 
 def test_programs_are_shown_with_their_version(node: Node) -> None:
