@@ -30,7 +30,7 @@ _NEW_NETWORK = 0x40000000
 _PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
 
 # Source: linux/capability.h.
-CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID = 0, 1, 3, 4, 5, 6, 7
+CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID = 0, 1, 3, 4, 6, 7
 SYS_ADMIN, MKNOD, SETFCAP = 21, 27, 31
 # What it takes to read everything, `trusted.*` attributes included. DAC_READ_SEARCH
 # would do for a part, but opens any file of the disk by its handle.

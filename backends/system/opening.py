@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from typing import BinaryIO
 
 from backends.system import libc
 
@@ -55,10 +54,6 @@ class Opener:
                 os.close(descriptor)
                 raise
         return descriptor
-
-    def open_to_read(self, path: str) -> BinaryIO:
-        """Return the file at *path*, opened for reading."""
-        return os.fdopen(self.open(path, os.O_RDONLY), "rb")
 
 
 def _is_nfs(directory: str | int) -> bool:

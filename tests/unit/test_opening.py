@@ -42,7 +42,7 @@ def test_on_nfs_no_delegation_is_asked_for(tmp_path: Path, asked: list[int]) -> 
     assert not fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT
     os.write(descriptor, b"content")
     os.close(descriptor)
-    with opener.open_to_read(str(tmp_path / "file")) as file:
+    with os.fdopen(opener.open(str(tmp_path / "file"), os.O_RDONLY), "rb") as file:
         assert file.read() == b"content"
     assert asked[-1] & os.O_DIRECT
 
