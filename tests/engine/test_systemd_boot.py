@@ -201,7 +201,12 @@ def test_a_call_starts_a_stopped_daemon(machine: BootedMachine) -> None:
     machine.run(["systemctl", "stop", SERVICE])
     assert show(machine, "ActiveState") == "inactive"
     assert "data" in machine.out("docker", "volume", "ls", "-q")
-    assert show(machine, "ActiveState") == "active"
+    # Calls are answered a moment before systemd hears of it.
+    wait_until(
+        lambda: show(machine, "ActiveState") == "active",
+        timeout_s=30,
+        what="the daemon that was started by a call serves",
+    )
 
 
 def test_a_stopped_socket_is_no_dead_one(machine: BootedMachine) -> None:
