@@ -46,7 +46,7 @@ LOST_S_MAX = 60.0
 pytestmark = pytest.mark.long
 
 
-@pytest.fixture(scope="module", params=["ext4", "btrfs"])
+@pytest.fixture(scope="module", params=["ext4", "btrfs", "xfs"])
 def filesystem(request: pytest.FixtureRequest) -> str:
     """Return the kind of filesystem that the nodes' pools are on."""
     return str(request.param)
