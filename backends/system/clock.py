@@ -53,6 +53,11 @@ def thread_cpu_ns(thread: int) -> int:
     return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
 
 
+def process_cpu_s() -> float:
+    """Return what all threads of this process have had of processors."""
+    return time.process_time()
+
+
 def boot_id() -> str:
     """
     Return the identity of this boot of the kernel.

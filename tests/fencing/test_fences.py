@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from backends.system import clock
 from plugin.fencing import fences as fences_module
-from plugin.fencing import processes
+from plugin.fencing import processes, writers
 from plugin.fencing.fences import Fences
 from plugin.fencing.held import HeldVolume
 from tests.fencing.world import FLEE, WAIT_S, WRITE, Volume, container
 from tests.support.host import wait_until
 
 TURNS = 5
+LOOK_S = 0.05
 
 
 def is_stopped(group: int) -> bool:
@@ -102,3 +105,33 @@ def test_what_an_earlier_epoch_stopped_never_goes_on_and_a_later_one_is_spared(
     with container(volume, script):
         fences.act()
         volume.wait_writing()
+
+
+def test_what_was_killed_takes_little_of_the_machine(
+    volume: Volume, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many processes a look takes long; nothing else runs before the guard."""
+    looks: list[float] = []
+    real_find = writers.find
+
+    def find(*arguments: Any, **how: Any) -> dict[str, writers.Writers]:
+        began_s = time.process_time()
+        while time.process_time() < began_s + LOOK_S:
+            pass
+        looks.append(LOOK_S)
+        return real_find(*arguments, **how)
+
+    fences = Fences(str(tmp_path), log=print)
+    fences.hold([volume.held(60)])
+    fences.kill([volume.id])
+    fences.act()
+    assert set(fences.states().values()) == {"killed"}
+    monkeypatch.setattr(fences_module, "_SCAN_INTERVAL_KILLED_S", 0.0)
+    monkeypatch.setattr(fences_module.writers, "find", find)
+    wait_until(lambda: fences.act() or looks, timeout_s=WAIT_S, what="the next look")
+    rest_s = (fences.next_s() or 0.0) - clock.boottime_s()
+    # What the daemon asks for again makes no difference.
+    fences.kill([volume.id])
+    fences.act()
+    assert len(looks) <= 2
+    assert rest_s > 10 * sum(looks)
