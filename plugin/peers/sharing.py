@@ -8,8 +8,10 @@ time that it takes over a new one. Requests have the other. Source: ssh_config(5
 from __future__ import annotations
 
 import shlex
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from backends.errors import BackendError
@@ -90,6 +92,8 @@ class SharedSsh:
         self._sockets = sockets
         self._limit_bytes = bandwidth_limit_bytes
         self._nice = nice
+        # Who opens the connection to a node; nodes are few.
+        self._connecting: defaultdict[str, Lock] = defaultdict(Lock)
         try:
             files.make_directories(sockets, mode=0o700)
         except OSError as error:
@@ -178,14 +182,25 @@ class SharedSsh:
             BackendError, DeadlineError: the node is not reached, or lets nobody in.
 
         """
-        ssh = self.command(peer)
+        open_connection = [*self._nicely(), *self.command(peer), "-fN", address]
+        # An ssh that finds another one's connection asks for a command, which is none.
+        with self._connecting[peer.id]:
+            if self._is_connected(peer):
+                return
+            try:
+                run(open_connection, deadline_s=_CONNECT_DEADLINE_S)
+            except BackendError:
+                # An rsync may have opened one just now.
+                if not self._is_connected(peer):
+                    raise
+
+    def _is_connected(self, peer: Peer) -> bool:
         check = run(
-            [*ssh, "-O", "check", peer.alias],
+            [*self.command(peer), "-O", "check", peer.alias],
             deadline_s=_EXIT_DEADLINE_S,
             allowed=(0, 255),
         )
-        if check.exit_status:
-            run([*self._nicely(), *ssh, "-fN", address], deadline_s=_CONNECT_DEADLINE_S)
+        return check.exit_status == 0
 
     def _rsync(self, options: Sequence[str], ssh: Sequence[str]) -> list[str]:
         # rsync counts in KiB.

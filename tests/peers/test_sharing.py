@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +58,24 @@ def test_a_second_transfer_shares_the_first_ones_connection(
     assert master(first, second) == holder
     assert caplog.text.count("Accepted publickey") == 1
     assert second.staging.ended == [0] * 4
+
+
+def test_many_that_connect_at_once_open_one_connection(
+    nodes: NODES, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An ssh that finds the connection of another one would be refused."""
+    caplog.set_level(logging.INFO)
+    first, second = nodes
+    with ThreadPoolExecutor(8) as pool:
+        ends = [
+            pool.submit(first.ssh.connect, second.record(), second.address)
+            for _ in range(8)
+        ]
+        for each in ends:
+            each.result()
+    assert master(first, second)
+    assert caplog.text.count("Accepted publickey") == 1
+    assert "refused" not in caplog.text
 
 
 def test_a_killed_connection_is_replaced(nodes: NODES, source: Path) -> None:
