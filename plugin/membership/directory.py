@@ -26,7 +26,7 @@ from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.snapshot_records import SnapshotRecords
 from plugin.store.base import Compare, Delete, Put, Store
 from plugin.store.contention import attempted
-from plugin.store.values import readable
+from plugin.store.values import Values, readable
 
 log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 3.5
@@ -51,6 +51,7 @@ class NodeDirectory:
         always_alive: str = "",
     ) -> None:
         self._store = store
+        self._records = Values(store, NodeRecord, prefix=NODES)
         self.snapshots = SnapshotRecords(store)
         self._data_only_on = data_only_on
         self._always_alive = always_alive
@@ -60,13 +61,21 @@ class NodeDirectory:
     def all(self) -> list[NodeView]:
         """Return all nodes, sorted by name."""
         alive = {each.key for each in self._store.prefix(ALIVE)[0]}
-        found = []
-        for stored in self._store.prefix(NODES)[0]:
-            record = readable(stored, NodeRecord)
-            if record is not None:
-                lives = record.id == self._always_alive or ALIVE + record.id in alive
-                found.append(NodeView(record, lives, self._offsets_s.get(record.id)))
+        found = [
+            NodeView(
+                record,
+                node_id == self._always_alive or ALIVE + node_id in alive,
+                self._offsets_s.get(node_id),
+            )
+            for node_id, record in self._records.read().values.items()
+        ]
         return sorted(found, key=lambda each: each.record.name)
+
+    def lives(self, node_id: str) -> bool:
+        """Return whether the daemon of that node runs, as far as is known."""
+        if node_id == self._always_alive:
+            return True
+        return self._store.get(ALIVE + node_id) is not None and self.has(node_id)
 
     def ids(self) -> list[str]:
         """Return the ids of all nodes, also of those whose records cannot be read."""

@@ -263,8 +263,7 @@ class Placement:
 
     def lives(self, node_id: str) -> bool:
         """Return whether the node's daemon runs, as far as is known."""
-        nodes = self._ownership.nodes.all()
-        return any(each.record.id == node_id and each.alive for each in nodes)
+        return self._ownership.nodes.lives(node_id)
 
     def _plan(self, record: VolumeRecord, head: Head) -> Plan:
         nodes = self._ownership.nodes.all()

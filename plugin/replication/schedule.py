@@ -74,12 +74,15 @@ class Schedule:
             entry = self._entries.get(key)
             if entry is None:
                 self._entries[key] = _Entry(work, interval_s, now_s)
-            else:
-                entry.work, entry.interval_s = work, interval_s
-                entry.is_wanted = True
-                latest_s = now_s if at_once else now_s + interval_s
-                entry.due_s = min(entry.due_s, latest_s)
-            self._changed.notify_all()
+                self._changed.notify_all()
+                return
+            entry.work, entry.interval_s = work, interval_s
+            entry.is_wanted = True
+            latest_s = now_s if at_once else now_s + interval_s
+            # All volumes are wanted each second: who waits is not woken for each.
+            if latest_s < entry.due_s:
+                entry.due_s = latest_s
+                self._changed.notify_all()
 
     def keep_only(self, keys: Collection[str]) -> None:
         """Forget all but *keys*; a round that is under way ends by itself."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -168,3 +169,31 @@ def test_a_round_under_way_of_what_is_forgotten_is_the_last(
     rounds.ending.set()
     wait_until(lambda: rounds.done["kept"] >= 5, timeout_s=20, what="others go on")
     assert rounds.done["gone"] == 1
+
+
+def test_volumes_that_are_not_due_wake_nobody(
+    schedule: Schedule, rounds: Rounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand volumes are wanted again each second: none is looked at for that."""
+    looks: list[float] = []
+    real_next = schedule._next
+
+    def look(now_s: float) -> object:
+        looks.append(now_s)
+        return real_next(now_s)
+
+    monkeypatch.setattr(schedule, "_next", look)
+    keys = [f"v{number}" for number in range(200)]
+
+    def want_all() -> None:
+        for key in keys:
+            schedule.want(key, 3600, partial(rounds.quick, key))
+
+    want_all()
+    wait_until(lambda: len(rounds.done) == len(keys), timeout_s=30, what="first turns")
+    looks.clear()
+    for _ in range(20):
+        want_all()
+        time.sleep(0.005)
+    # It looks once a second by itself.
+    assert len(looks) < 10
