@@ -255,9 +255,10 @@ def _join(
 def _stopped(config: Config, verb: str) -> Iterator[Node]:
     """Yield this node's own file, locked so that no daemon can start."""
     from plugin.daemon.node import Node, lock_state  # noqa: PLC0415
+    from backends.system import files  # noqa: PLC0415
 
     try:
-        config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        files.keep_private(config.state_dir)
         lock = lock_state(config.state_dir)
     except OSError as error:
         raise StoreError(f"cannot use {config.state_dir}: {error.strerror}") from error

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
+from backends.system import files
 from backends.system.clock import Deadline
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.http import create_app as create_control_app
@@ -331,11 +332,13 @@ def _prepare_directories(config: Config) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
     try:
-        config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        config.mount_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for directory in (config.state_dir, config.mount_dir):
+            files.keep_private(directory)
+            if fault := files.way_fault(directory):
+                log.warning("%s, and so can take the place of %s", fault, directory)
     except OSError as error:
         raise ConfigError(
-            [f"cannot make {error.filename}: {error.strerror}"], source="[daemon]"
+            [f"cannot use {error.filename}: {error.strerror}"], source="[daemon]"
         ) from error
 
 

@@ -91,7 +91,7 @@ class SharedSsh:
         self._limit_bytes = bandwidth_limit_bytes
         self._nice = nice
         try:
-            files.make_directories(sockets, mode=0o700)
+            files.keep_private(sockets)
         except OSError as error:
             raise ConfigError(
                 [f"cannot make {sockets}: {error.strerror}"], source="control_socket"

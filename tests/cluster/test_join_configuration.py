@@ -142,6 +142,7 @@ def test_tls_with_certificate_user_and_password(
         machine.write(put_volume(volume("data")))
         password = tmp_path / "password"
         password.write_text("secret\n")
+        password.chmod(0o600)
         cli = caller(SimpleNamespace(config=machine.config), monkeypatch, capsys)  # type: ignore[arg-type]
         secure = [
             *("--ca-file", authority, "--cert-file", str(client)),
@@ -149,6 +150,7 @@ def test_tls_with_certificate_user_and_password(
         ]
         wrong = tmp_path / "wrong"
         wrong.write_text("nonsense")
+        wrong.chmod(0o600)
         refused = cli(*machine.join, *secure, "--password-file", str(wrong))
         assert refused.code == StoreError.exit_code
         joined = cli(*machine.join, *secure, "--password-file", str(password))
