@@ -46,6 +46,7 @@ class ClusterConfig:
     The section [cluster]; without endpoints of etcd the node is alone.
 
     ``peer_address`` is what peers are told, "" for the addresses that are found. A
+    ``etcd_insecure`` lets endpoints be http:// that are on other machines.
     Mount waits up to ``mount_wait_s`` for the owner to let go. ``failsafe`` lets an
     owner go on while etcd is away, as long as all members agree. A dead node's copies
     are made elsewhere after ``replace_after``, never if it is None.
@@ -53,6 +54,7 @@ class ClusterConfig:
 
     etcd: tuple[str, ...] = ()
     etcd_prefix: str = "/remora/"
+    etcd_insecure: bool = False
     etcd_user: str = ""
     etcd_password_file: Path | None = None
     etcd_ca_file: Path | None = None
@@ -143,6 +145,7 @@ _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "etcd_user": str,
     "etcd_password_file": str,
     "etcd_ca_file": str,
+    "etcd_insecure": bool,
     "etcd_certificate_file": str,
     "etcd_key_file": str,
     "node_name": str,

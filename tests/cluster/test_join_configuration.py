@@ -49,6 +49,15 @@ def test_a_file_that_does_not_exist_is_made(machine: Machine, cli: Cli) -> None:
     assert set(tomllib.loads(machine.config.read_text())) == {"cluster"}
 
 
+def test_that_it_may_be_insecure_is_written(machine: Machine, cli: Cli) -> None:
+    assert cli(*machine.join, "--insecure").code == 0
+    assert tomllib.loads(machine.config.read_text())["cluster"]["etcd_insecure"] is True
+    assert machine.loaded().cluster.etcd_insecure
+    # It may be left out, and given again.
+    for again in ((), ("--insecure",)):
+        assert cli("cluster", "join", *again).code == 0
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -17,6 +17,7 @@ DAEMON = {
 CLUSTER = {
     "etcd": ("http://a:1, http://b:2", '["http://a:1", "http://b:2"]'),
     "etcd_prefix": ("/x/", '"/x/"'),
+    "etcd_insecure": ("true", "true"),
     "etcd_user": ("u", '"u"'),
     "etcd_password_file": ("/a/p", '"/a/p"'),
     "etcd_ca_file": ("/a/ca", '"/a/ca"'),
