@@ -52,7 +52,7 @@ from plugin.ownership.votes import Votes
 from plugin.peers.keys import NodeKeys
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
-from plugin.volumes.options import OptionResolver
+from plugin.volumes.options import AllowedOptions, OptionResolver
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.use_cases import UseCases
 
@@ -256,6 +256,7 @@ class Daemon:
                     volumes.unmounting,
                     volumes.removal,
                     metrics,
+                    AllowedOptions(config.allowed_options),
                 ),
                 inherited_socket(os.environ) or self._bind(config.plugin_socket),
                 name="plugin",
