@@ -24,6 +24,8 @@ _DURATION_MS: Final = {
 }
 # Taken by the daemon before a backend sees the rest; valid with every backend.
 COMMON_KEYS: Final = ("backend", "profile")
+# Stands for every option in a list of those that are allowed.
+ALL_OPTIONS: Final = "*"
 _ID_MAX: Final = 2**32 - 2
 NODE_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 

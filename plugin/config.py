@@ -22,6 +22,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from backends.options import ALL_OPTIONS
 from backends.registry import TRAITS
 from backends.system.decoding import from_objects
 from plugin.config_checks import check_cluster, check_limit, check_together
@@ -45,6 +46,7 @@ class ClusterConfig:
     """
     The section [cluster]; without endpoints of etcd the node is alone.
 
+    ``etcd_insecure`` lets endpoints be http:// that are on other machines.
     ``peer_address`` is what peers are told, "" for the addresses that are found. A
     Mount waits up to ``mount_wait_s`` for the owner to let go. ``failsafe`` lets an
     owner go on while etcd is away, as long as all members agree. A dead node's copies
@@ -52,6 +54,7 @@ class ClusterConfig:
     """
 
     etcd: tuple[str, ...] = ()
+    etcd_insecure: bool = False
     etcd_prefix: str = "/remora/"
     etcd_user: str = ""
     etcd_password_file: Path | None = None
@@ -119,6 +122,8 @@ class Config:
     metrics_address: str = ""
     mount_deadline_s: float = LONG_DEADLINE_S
     disuse_grace_s: float = DISUSE_GRACE_S
+    # The options that callers of Docker's API may name.
+    allowed_options: tuple[str, ...] = (ALL_OPTIONS,)
     profiles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     replication: ReplicationConfig = field(default_factory=ReplicationConfig)
@@ -136,9 +141,11 @@ _DAEMON_TYPES: Final[Mapping[str, Any]] = {
     "metrics_address": str,
     "mount_deadline_s": Seconds,
     "disuse_grace_s": Grace,
+    "allowed_options": tuple[str, ...],
 }
 _CLUSTER_TYPES: Final[Mapping[str, Any]] = {
     "etcd": tuple[str, ...],
+    "etcd_insecure": bool,
     "etcd_prefix": str,
     "etcd_user": str,
     "etcd_password_file": str,

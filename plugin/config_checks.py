@@ -6,7 +6,7 @@ import ipaddress
 import re
 from typing import Any, Final
 
-from backends.options import NODE_NAME, duration, size_bytes
+from backends.options import ALL_OPTIONS, NODE_NAME, duration, size_bytes
 
 # sockaddr_un holds 108 bytes with the final zero. Source: unix(7).
 _SOCKET_PATH_LENGTH_MAX: Final = 107
@@ -15,17 +15,24 @@ _PORT_MAX: Final = 65535
 # rsync cannot work with less than this; more than the second is a mistake.
 _LIMIT_MIN: Final = 64 * 1024
 _LIMIT_MAX: Final = 1024**4
-_ENDPOINT: Final = re.compile(r"https?://[^/\s,]+:[0-9]{1,5}/?")
+_ENDPOINT: Final = re.compile(r"(https?)://([^/\s,@?#\\]+):[0-9]{1,5}/?")
+_OPTION: Final = re.compile(r"[A-Za-z_]{1,64}")
 _PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9_.-]+/)*")
 
 
 def check_cluster(values: dict[str, Any], faults: list[str]) -> None:
     """Add the faults of [cluster] that no type shows."""
-    faults.extend(
-        f"etcd: '{endpoint}' must be http://HOST:PORT or https://HOST:PORT"
-        for endpoint in values.get("etcd", ())
-        if not _ENDPOINT.fullmatch(endpoint)
-    )
+    for endpoint in values.get("etcd", ()):
+        match = _ENDPOINT.fullmatch(endpoint)
+        if match is None:
+            faults.append(
+                f"etcd: '{endpoint}' must be http://HOST:PORT or https://HOST:PORT"
+            )
+        elif not values.get("etcd_insecure") and _in_the_clear(match[1], match[2]):
+            faults.append(
+                f"etcd: '{endpoint}' has no TLS: whoever is on the way there can be "
+                "root on every node; use https://, or etcd_insecure = true in [cluster]"
+            )
     if not _PREFIX.fullmatch(values.get("etcd_prefix", "/remora/")):
         faults.append("etcd_prefix: must begin and end with '/', such as /remora/")
     name = values.get("node_name", "")
@@ -45,6 +52,16 @@ def check_cluster(values: dict[str, Any], faults: list[str]) -> None:
             ipaddress.ip_address(address)
     except ValueError:
         faults.append(f"peer_address: '{address}' is not an IP address")
+
+
+def _in_the_clear(scheme: str, host: str) -> bool:
+    """Return whether what is said to *host* leaves the machine unencrypted."""
+    if scheme == "https" or host == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return True
 
 
 def check_limit(values: dict[str, Any], faults: list[str]) -> None:
@@ -90,6 +107,11 @@ def check_together(values: dict[str, Any], faults: list[str]) -> None:
         faults.append(
             f"plugin_socket and control_socket are both {values['plugin_socket']}"
         )
+    faults.extend(
+        f"allowed_options: '{each[:64]}' is no name of an option, nor {ALL_OPTIONS}"
+        for each in values.get("allowed_options", ())
+        if each != ALL_OPTIONS and not _OPTION.fullmatch(each)
+    )
     pool, mount_dir = values["pool"], values["mount_dir"]
     if pool.is_relative_to(mount_dir) or mount_dir.is_relative_to(pool):
         faults.append(f"pool ({pool}) and mount_dir ({mount_dir}) must lie apart")

@@ -62,8 +62,8 @@ class Pool:
 
         """
         try:
-            files.make_directories(self.path, mode=0o711)
-            files.make_directories(self.volumes, mode=0o711)
+            files.make_directories(self.path, mode=0o700)
+            files.make_directories(self.volumes, mode=0o700)
             found = self._read_id()
             if found is None:
                 found = str(uuid.uuid4())

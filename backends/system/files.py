@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import secrets
+import shlex
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +16,11 @@ from typing import BinaryIO, Final
 from backends.system import libc
 from backends.system.run import run
 
+log = logging.getLogger(__name__)
 _PRIVATE: Final = 0o600
+# What is root's alone: no others may read, write or pass through.
+_OTHERS: Final = 0o077
+_OTHERS_WRITE: Final = 0o022
 _REMOVE_WITHIN_S: Final = 600.0
 
 
@@ -75,6 +83,70 @@ def make_directories(path: Path, *, mode: int) -> None:
     for directory in reversed(missing):
         directory.mkdir(mode=mode if directory == path else 0o755, exist_ok=True)
         sync_directory(directory.parent)
+
+
+def keep_private(path: Path) -> None:
+    """
+    Make the directory *path*, or see to it that others cannot get into it.
+
+    Its mode is mended, which is told: it may have been so for long. Its owner is not.
+
+    Raises:
+        OSError: it cannot be made, or belongs to somebody else.
+
+    """
+    make_directories(path, mode=0o700)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid():
+            advice = f"if all in it is yours: chown root {shlex.quote(str(path))}"
+            told = f"it belongs to user {found.st_uid}; {advice}"
+            raise PermissionError(errno.EPERM, told, str(path))
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & _OTHERS:
+            os.fchmod(descriptor, mode & ~_OTHERS)
+            log.warning("%s was open to others (mode %04o), and is shut", path, mode)
+    finally:
+        os.close(descriptor)
+
+
+def secret_fault(path: Path) -> str:
+    """Return why *path* is no file that only root can read, "" if it is one."""
+    quoted = shlex.quote(str(path))
+    try:
+        found = path.stat()
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    mode = stat.S_IMODE(found.st_mode)
+    if not stat.S_ISREG(found.st_mode):
+        return f"{path} is no regular file"
+    if found.st_uid not in {0, os.geteuid()}:
+        return (
+            f"{path} belongs to user {found.st_uid}, not to root: chown root {quoted}"
+        )
+    if mode & _OTHERS:
+        return f"{path} is open to others (mode {mode:04o}): chmod 600 {quoted}"
+    return ""
+
+
+def way_fault(path: Path) -> str:
+    """
+    Return who but root could put something else in the place of *path*, "" if nobody.
+
+    All directories on the way count, and those on the way to where links lead.
+    """
+    real = Path(os.path.realpath(path))
+    for at in dict.fromkeys((*reversed(path.parents), path, *reversed(real.parents))):
+        found = at.stat()
+        if found.st_uid not in {0, os.geteuid()}:
+            return f"{at} belongs to user {found.st_uid}"
+        shared = found.st_mode & stat.S_ISVTX and at != path
+        if found.st_mode & _OTHERS_WRITE and not shared:
+            return (
+                f"{at} can be written to by others (mode {found.st_mode & 0o7777:04o})"
+            )
+    return ""
 
 
 def free_bytes(path: Path) -> tuple[int, int]:

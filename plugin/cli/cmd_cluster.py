@@ -43,6 +43,7 @@ def cluster() -> None:
 
 @cluster.command()
 @click.option("--etcd", metavar="URL[,URL...]", help="etcd's members.")
+@click.option("--insecure", flag_value="true", help="Even http:// over a network.")
 @click.option("--prefix", help="Begin of all keys  [default: /remora/]")
 @click.option("--user", help="User of etcd.")
 @click.option("--password-file", type=click.Path(), help="File with its password.")
@@ -254,10 +255,11 @@ def _join(
 @contextmanager
 def _stopped(config: Config, verb: str) -> Iterator[Node]:
     """Yield this node's own file, locked so that no daemon can start."""
+    from backends.system import files  # noqa: PLC0415
     from plugin.daemon.node import Node, lock_state  # noqa: PLC0415
 
     try:
-        config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        files.keep_private(config.state_dir)
         lock = lock_state(config.state_dir)
     except OSError as error:
         raise StoreError(f"cannot use {config.state_dir}: {error.strerror}") from error
@@ -298,6 +300,7 @@ def _with_options(path: Path, options: dict[str, str | None]) -> Config:
     """Return the configuration with *options* on top, checked as a whole."""
     keys = {
         "etcd": "etcd",
+        "insecure": "etcd_insecure",
         "prefix": "etcd_prefix",
         "user": "etcd_user",
         "password_file": "etcd_password_file",

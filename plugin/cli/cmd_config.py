@@ -21,11 +21,14 @@ def config() -> None:
 @pass_context
 def check(context: Context, as_json: bool) -> None:
     """Check the configuration file and the environment; tell every fault."""
-    from plugin.daemon.daemon import profile_faults  # noqa: PLC0415 - needs the backends
+    # They need the backends.
+    from plugin.daemon.daemon import profile_faults  # noqa: PLC0415
+    from plugin.membership.settings import secret_faults  # noqa: PLC0415
 
     path = context.config_path or DEFAULT_PATH
     try:
-        faults = profile_faults(context.config)
+        used = context.config
+        faults = profile_faults(used) + secret_faults(used.cluster)
     except ConfigError as error:
         faults = error.faults
     if as_json:
@@ -34,8 +37,8 @@ def check(context: Context, as_json: bool) -> None:
         for fault in faults:
             click.echo(f"fault: {fault}", err=True)
         if not faults:
-            used = path if path.exists() else "the defaults"
-            click.echo(f"configuration is good: {used}")
+            source = path if path.exists() else "the defaults"
+            click.echo(f"configuration is good: {source}")
     if faults:
         raise SystemExit(ConfigError.exit_code)
 

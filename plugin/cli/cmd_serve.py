@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -24,5 +25,7 @@ def serve(context: Context, config: Path | None) -> None:
 
     if config is not None:
         context.config_path = config
+    # Whoever starts it by hand has another one than systemd gives it.
+    os.umask(0o077)
     set_up(context.config.log_format)
     Daemon(context.config).run()

@@ -20,6 +20,7 @@ from backends.system import files, mounts
 from backends.system.run import find_program, run
 from plugin.config import Config
 from plugin.limits import LONG_DEADLINE_S
+from plugin.membership.settings import secret_faults
 
 Verdict = Literal["ok", "warning", "failed"]
 _PROBE_TIMEOUT_S: Final = 5.0
@@ -79,6 +80,7 @@ def examine(
         "kernel": _kernel,
         "programs": _programs,
         "sockets": lambda: _sockets(config),
+        "doors": lambda: _doors(config),
         "pool": lambda: _pool(config),
         "shares": lambda: _shares(status()["storages"]),
         "mounts": lambda: _mounts(config, volumes()),
@@ -164,8 +166,39 @@ def _sockets(config: Config) -> Iterator[Finding]:
                     "a dead socket delays docker by 15 s: restart the daemon or rm it",
                 )
             else:
-                mode = path.stat().st_mode & 0o777
-                yield Finding(label, "ok", f"{path} answers, mode {mode:04o}")
+                yield _door_of(label, path)
+
+
+def _door_of(label: str, path: Path) -> Finding:
+    """Tell of a socket that answers whether root alone may speak to it."""
+    found = path.stat()
+    mode = found.st_mode & 0o777
+    evidence = f"{path} answers, mode {mode:04o}"
+    if found.st_uid == 0 and not mode & 0o077:
+        return Finding(label, "ok", evidence)
+    return Finding(
+        label,
+        "failed",
+        f"{evidence}, of user {found.st_uid}",
+        "whoever may write to it can be root: chown root, chmod 600 (SocketMode=)",
+    )
+
+
+def _doors(config: Config) -> Iterator[Finding]:
+    """Tell who else could put something in the place of what is root's alone."""
+    guarded = {config.state_dir, config.mount_dir, config.pool}
+    guarded |= {config.plugin_socket.parent, config.control_socket.parent}
+    faults = dict.fromkeys(
+        fault
+        for each in sorted(guarded)
+        if each.exists() and (fault := files.way_fault(each))
+    )
+    for fault in faults:
+        yield Finding("doors", "failed", fault, "chown root, chmod go-w")
+    for fault in secret_faults(config.cluster):
+        yield Finding("doors", "failed", fault)
+    if not faults:
+        yield Finding("doors", "ok", "only root changes what leads to data and sockets")
 
 
 def _pool(config: Config) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
+from backends.system import files
 from backends.system.clock import Deadline
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.http import create_app as create_control_app
@@ -51,7 +52,7 @@ from plugin.ownership.votes import Votes
 from plugin.peers.keys import NodeKeys
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
-from plugin.volumes.options import OptionResolver
+from plugin.volumes.options import AllowedOptions, OptionResolver
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.use_cases import UseCases
 
@@ -255,6 +256,7 @@ class Daemon:
                     volumes.unmounting,
                     volumes.removal,
                     metrics,
+                    AllowedOptions(config.allowed_options),
                 ),
                 inherited_socket(os.environ) or self._bind(config.plugin_socket),
                 name="plugin",
@@ -331,11 +333,13 @@ def _prepare_directories(config: Config) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
     try:
-        config.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-        config.mount_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for directory in (config.state_dir, config.mount_dir):
+            files.keep_private(directory)
+            if fault := files.way_fault(directory):
+                log.warning("%s, and so can take the place of %s", fault, directory)
     except OSError as error:
         raise ConfigError(
-            [f"cannot make {error.filename}: {error.strerror}"], source="[daemon]"
+            [f"cannot use {error.filename}: {error.strerror}"], source="[daemon]"
         ) from error
 
 

@@ -71,6 +71,9 @@ def node_files(config: Config, *, name: str, address: str) -> NodeFiles:
     if address:
         values["peer_address"] = address
     sections = {"cluster": values}
+    if config.allowed_options != Config().allowed_options:
+        # Who may ask the engines for what holds for all of them.
+        sections["daemon"] = {"allowed_options": config.allowed_options}
     for profile, options in config.profiles.items():
         sections[f"profiles.{_key(profile)}"] = dict(options)
     text = _HEAD + "".join(_lines(sections))

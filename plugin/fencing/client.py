@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.errors import RemoraError
-from backends.system import clock, run
+from backends.system import clock, files, run
 from backends.system.programs import own_program
 from plugin.errors import FencingError
 from plugin.fencing import guard
@@ -72,7 +72,7 @@ class Guard:
 
         """
         try:
-            os.makedirs(self._run_dir, mode=0o700, exist_ok=True)
+            files.keep_private(Path(self._run_dir))
         except OSError as error:
             raise FencingError(
                 f"cannot make {self._run_dir}: {error.strerror}",

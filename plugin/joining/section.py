@@ -21,6 +21,7 @@ from plugin.errors import ConfigError
 # The keys that reach the cluster as the same node; the file keeps its own others.
 _KEYS: Final = (
     "etcd",
+    "etcd_insecure",
     "etcd_prefix",
     "etcd_user",
     "etcd_password_file",
@@ -118,6 +119,8 @@ def _plain(value: object) -> Any:
     """Return a setting as TOML has it."""
     if isinstance(value, tuple):
         return [str(each) for each in value]
+    if isinstance(value, bool):
+        return value
     return "" if value is None else str(value)
 
 

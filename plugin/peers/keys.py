@@ -10,6 +10,7 @@ of it: two files could disagree after a crash.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,6 +21,7 @@ from backends.system.run import run
 from plugin.errors import StoreError
 from plugin.peers.peer import plain_key
 
+log = logging.getLogger(__name__)
 _DEADLINE_S: Final = 30.0
 # No comment: its default names the user and the machine.
 _MAKE: Final = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "")
@@ -48,7 +50,7 @@ def ensure_keys(directory: Path) -> NodeKeys:
 
     """
     try:
-        files.make_directories(directory, mode=0o700)
+        files.keep_private(directory)
         for left in directory.glob(f"{_TEMPORARY}*"):
             left.unlink()  # a crash while a key was made
         host_key, node_key = directory / "host_key", directory / "node_key"
@@ -68,8 +70,17 @@ def _ensure(path: Path) -> str:
         files.write_durably(path, temporary.read_bytes())
         temporary.unlink()
         temporary.with_suffix(".pub").unlink()
-    if path.stat().st_mode & 0o077:
-        path.chmod(0o600)  # restored from a backup; ssh would not take it
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        path.chmod(0o600)  # ssh would not take it
+        log.warning(
+            "%s was open to others (mode %04o), and is shut: if somebody may have read "
+            "it, remove it and restart, and the node has a new key",
+            path,
+            mode,
+        )
+    if fault := files.secret_fault(path):
+        raise StoreError(fault)
     return _public_key(path)
 
 

@@ -95,7 +95,7 @@ class SharedSsh:
         # Who opens the connection to a node; nodes are few.
         self._connecting: defaultdict[str, Lock] = defaultdict(Lock)
         try:
-            files.make_directories(sockets, mode=0o700)
+            files.keep_private(sockets)
         except OSError as error:
             raise ConfigError(
                 [f"cannot make {sockets}: {error.strerror}"], source="control_socket"

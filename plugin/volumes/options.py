@@ -7,12 +7,12 @@ defaults. The profile `default` applies where none is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.base import Backend
 from backends.errors import InvalidRequestError, RemoraError, VolumeExistsError
-from backends.options import differences
+from backends.options import ALL_OPTIONS, differences
 from backends.registry import DEFAULT_KIND, Registry
 from plugin.limits import OPTION_KEY_LENGTH_MAX, OPTION_VALUE_LENGTH_MAX, OPTIONS_MAX
 from plugin.model import VolumeRecord
@@ -33,6 +33,31 @@ class Resolved:
     requested: dict[str, str]
     options: dict[str, str]
     chosen: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class AllowedOptions:
+    """The options that a caller of Docker's API may name, or `ALL_OPTIONS`."""
+
+    names: Sequence[str]
+
+    def checked(self, asked: Mapping[str, str]) -> Mapping[str, str]:
+        """
+        Return *asked*.
+
+        Raises:
+            InvalidRequestError: it has others.
+
+        """
+        allowed = {each.lower() for each in self.names}
+        refused = [key[:64] for key in sorted(asked) if key.lower() not in allowed]
+        if refused and ALL_OPTIONS not in allowed:
+            raise InvalidRequestError(
+                f"option '{refused[0]}' may not be given here: allowed_options in this "
+                f"node's configuration has {', '.join(self.names) or 'none'}",
+                hint="name a profile that has it, or root calls remora create",
+            )
+        return asked
 
 
 class OptionResolver:

@@ -49,6 +49,15 @@ def test_a_file_that_does_not_exist_is_made(machine: Machine, cli: Cli) -> None:
     assert set(tomllib.loads(machine.config.read_text())) == {"cluster"}
 
 
+def test_that_it_may_be_insecure_is_written(machine: Machine, cli: Cli) -> None:
+    assert cli(*machine.join, "--insecure").code == 0
+    assert tomllib.loads(machine.config.read_text())["cluster"]["etcd_insecure"] is True
+    assert machine.loaded().cluster.etcd_insecure
+    # It may be left out, and given again.
+    for again in ((), ("--insecure",)):
+        assert cli("cluster", "join", *again).code == 0
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -142,6 +151,7 @@ def test_tls_with_certificate_user_and_password(
         machine.write(put_volume(volume("data")))
         password = tmp_path / "password"
         password.write_text("secret\n")
+        password.chmod(0o600)
         cli = caller(SimpleNamespace(config=machine.config), monkeypatch, capsys)  # type: ignore[arg-type]
         secure = [
             *("--ca-file", authority, "--cert-file", str(client)),
@@ -149,6 +159,7 @@ def test_tls_with_certificate_user_and_password(
         ]
         wrong = tmp_path / "wrong"
         wrong.write_text("nonsense")
+        wrong.chmod(0o600)
         refused = cli(*machine.join, *secure, "--password-file", str(wrong))
         assert refused.code == StoreError.exit_code
         joined = cli(*machine.join, *secure, "--password-file", str(password))

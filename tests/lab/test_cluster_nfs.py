@@ -48,6 +48,7 @@ def nodes(lab: Lab, nfs_server: NfsServer) -> Iterator[tuple[NfsNode, NfsNode]]:
         remora = Remora(
             lab[name],
             etcd=etcd.endpoints,
+            etcd_insecure="true",
             etcd_prefix=prefix,
             node_name=name,
             lease_ttl_s=str(TTL_S),

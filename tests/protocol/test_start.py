@@ -226,7 +226,7 @@ def test_a_metrics_port_that_is_taken(make_node: Callable[..., Node]) -> None:
 def test_a_state_directory_that_cannot_be_made(make_node: Callable[..., Node]) -> None:
     node = make_node()
     node.state_dir.write_text("a file")
-    assert f"cannot make {node.state_dir}" in refusal(node, CONFIG)
+    assert f"cannot use {node.state_dir}" in refusal(node, CONFIG)
 
 
 def test_a_pool_of_another_node(make_node: Callable[..., Node], stopped: Node) -> None:

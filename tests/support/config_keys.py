@@ -13,9 +13,11 @@ DAEMON = {
     "metrics_address": ("127.0.0.1:9550", '"127.0.0.1:9550"'),
     "mount_deadline_s": ("12.5", "12.5"),
     "disuse_grace_s": ("0", "0"),
+    "allowed_options": ("profile, size", '["profile", "size"]'),
 }
 CLUSTER = {
     "etcd": ("http://a:1, http://b:2", '["http://a:1", "http://b:2"]'),
+    "etcd_insecure": ("true", "true"),
     "etcd_prefix": ("/x/", '"/x/"'),
     "etcd_user": ("u", '"u"'),
     "etcd_password_file": ("/a/p", '"/a/p"'),

@@ -97,6 +97,7 @@ class Site:
 
 CLUSTER = {
     "etcd": ENDPOINT,
+    "etcd_insecure": "true",
     "node_name": "alpha",
     "etcd_prefix": "/enrolling/",
     # A file to copy; there is no TLS here that would use it.

@@ -177,7 +177,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, text, environment)
     starts = (
         "unknown section [volumes] (valid: [daemon], [cluster], [replication], ",
-        "[daemon] colour: unknown key (valid: control_socket, disuse_grace_s,",
+        "[daemon] colour: unknown key (valid: allowed_options, control_socket,",
         "[daemon] pool: ",
         "[daemon] log_format: ",
         "[daemon] mount_deadline_s: ",

@@ -23,7 +23,7 @@ from tests.protocol.node import Node, running
 pytestmark = pytest.mark.xdist_group("unit-doctor")
 Findings = dict[str, Finding]
 MACHINE = ["privileges", "kernel", "mount table"]
-NODE = ["control socket", "plugin socket", "pool", "mounts"]
+NODE = ["control socket", "plugin socket", "doors", "pool", "mounts"]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_fit_machine_in_a_fixed_order(node: Node) -> None:
     code, findings = told(node)
     order = list(findings)
     assert order[:3] == MACHINE
-    assert order[-4:] == NODE
+    assert order[-5:] == NODE
     assert code == 0
     assert {each.verdict for each in findings.values()} <= {"ok", "warning"}
     for check in (*MACHINE, *NODE, "rsync"):

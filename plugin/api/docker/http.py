@@ -11,6 +11,7 @@ from plugin.api.metrics import Metrics
 from plugin.errors import VolumeNotFoundError
 from plugin.volumes.creation import Creation
 from plugin.volumes.mounting import Mounting
+from plugin.volumes.options import AllowedOptions
 from plugin.volumes.removal import Removal
 from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.views import VolumeViews
@@ -23,6 +24,7 @@ def create_app(  # noqa: C901
     unmounting: Unmounting,
     removal: Removal,
     metrics: Metrics,
+    allowed: AllowedOptions,
 ) -> Flask:
     """Return the WSGI application of the plugin socket; one function a route."""
     app = Flask("remora.plugin", static_folder=None)
@@ -46,7 +48,8 @@ def create_app(  # noqa: C901
     def create() -> Response:
         call = wire.parse_create(request.get_data())
         g.volume = call.name
-        creation.create(call.name, call.options or {}, caller_gone=caller_gone())
+        options = allowed.checked(call.options or {})
+        creation.create(call.name, options, caller_gone=caller_gone())
         return _answer(wire.render_empty())
 
     @app.post("/VolumeDriver.Remove", endpoint="Remove")
