@@ -7,29 +7,35 @@ A node that is alone has none of it, and owns its volumes by the same rules.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
+from typing import NoReturn
 
 from backends.options import seconds
 from backends.registry import has_catalogue_on_storage
 from backends.rsync.backend import RsyncBackend
 from plugin.config import Config
 from plugin.daemon.sockets import bind_socket, remove_socket
-from plugin.errors import StoreError
-from plugin.events.log import Events
+from plugin.errors import PeerRefusedError, StoreError
+from plugin.events.log import Events, EventsRequest
 from plugin.fencing.client import Guard
 from plugin.membership.addresses import AddressWatcher
 from plugin.membership.lease import LEASE_MARGIN_S
 from plugin.membership.roster import Roster, hello
 from plugin.model import VolumeRecord
-from plugin.ownership.failsafe import Failsafe, Holds
+from plugin.ownership.failsafe import Failsafe, HoldRequest, Holds
+from plugin.ownership.granting import Grant, Granting
 from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper, LeftMounted
+from plugin.ownership.parts import Asking, Parts
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Witness
+from plugin.ownership.votes import PromiseRequest, Witness
+from plugin.ownership.wishes import Action, Wishes
 from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
+from plugin.peers.control import Handler
 from plugin.peers.keys import NodeKeys
+from plugin.peers.questions import NoBody, Question, anybody
 from plugin.peers.server import PeerServer
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
@@ -71,37 +77,40 @@ class ClusterNode:
         ownership: OwnershipView,
         rsync: RsyncBackend,
         catalogue: Catalogue,
-        events: Events,
+        wishes: Wishes,
     ) -> None:
         peers = self.peers = Peers(_shared_ssh(config, keys))
-        self.members = VolumeMembers(catalogue, ownership, peers)
+        by_id = partial(_by_id, catalogue)
+        parts = Parts(ownership.heads, wishes, by_id=by_id)
+        asking = Asking(peers, wishes, parts, node_id=ownership.node_id)
+        self.asking, self.members = asking, VolumeMembers(catalogue, ownership, asking)
         holds = Holds(config.tuning.hold_s)
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = _keeper(config, ownership, failsafe)
         find = partial(_record, catalogue)
-        run_directory = config.control_socket.parent
         self.replication = ReplicationNode(
             ownership,
             rsync,
             peers,
+            asking=asking,
             holds=holds,
             find=find,
+            by_id=by_id,
             records=partial(_records, catalogue),
             keeper=self.keeper,
             nice=config.replication.nice,
-            placement=_placement(config, ownership, Holders(ownership, peers), find),
+            placement=_placement(config, ownership, Holders(ownership, asking), find),
             look_interval_s=config.tuning.look_interval_s,
         )
-        witness = Witness(
-            heads=ownership.heads,
-            copy_states=ownership.copy_states,
-            find=find,
-            stop_writers=self.keeper.stop_writers,
-            require_free=holds.require_free,
-            node_id=ownership.node_id,
+        witness = _witness(ownership, holds, self.keeper, find)
+        self._socket = config.control_socket.parent / "peer.sock"
+        self._server = self._peer_server(
+            {
+                **questions(witness, failsafe, ownership.events, parts),
+                **self.replication.questions(parts.require),
+            }
         )
-        self._socket = run_directory / "peer.sock"
-        self._server = self._peer_server(witness, failsafe, events)
+        self._granting = self._grants(wishes, ownership)
         self._sshd = _sshd(config, keys)
         self._roster = Roster(
             ownership.node_id,
@@ -132,9 +141,11 @@ class ClusterNode:
         self._sshd.start()
         self._addresses.start()
         self.replication.start()
+        self._granting.start()
 
     def stop(self) -> None:
         """End all of it; the guard goes on for what stays mounted."""
+        self._granting.stop()
         self.replication.stop()
         self.keeper.stop()
         self._addresses.stop()
@@ -144,27 +155,55 @@ class ClusterNode:
         self.peers.close()
         remove_socket(self._socket)
 
-    def _peer_server(
-        self, witness: Witness, failsafe: Failsafe, events: Events
-    ) -> PeerServer:
+    def _peer_server(self, handlers: Mapping[str, Handler]) -> PeerServer:
         return PeerServer(
             bind_socket(self._socket),
-            handlers={
-                "hello": hello,
-                "promise": witness.promise,
-                "hold": failsafe.agree,
-                "events": events.answer,
-                **self.replication.handlers(),
-                "replica": self.members.asked,
-            },
+            handlers=handlers,
             receiver=self.replication.receiving,
             transfers=TRANSFERS,
         )
+
+    def _grants(self, wishes: Wishes, ownership: OwnershipView) -> Granting:
+        grants: dict[Action, Grant] = {
+            "move": self.replication.moving.grant,
+            "add": self.members.grant,
+            "remove": self.members.grant,
+        }
+        return Granting(wishes, grants, is_node=ownership.is_member)
 
     def faults(self) -> list[str]:
         """Return what keeps this node from working with others."""
         fault = self._sshd.fault()
         return [f"other nodes cannot reach this one: {fault}"] if fault else []
+
+
+def questions(
+    witness: Witness,
+    failsafe: Failsafe,
+    events: Events,
+    parts: Parts,
+) -> dict[str, Handler]:
+    """Return what other nodes may ask besides replication, that have a part in it."""
+    return {
+        "hello": Question(NoBody, anybody, hello),
+        "promise": Question(PromiseRequest, parts.require, witness.promise),
+        # Asked when the store is away, by owners that have little time.
+        "hold": Question(HoldRequest, parts.require_known, failsafe.agree),
+        "events": Question(EventsRequest, parts.require, events.answer),
+        # What daemons of earlier versions ask; see ADR 24.
+        "move": Question(NoBody, refuse_wish, refuse_wish),
+        "replica": Question(NoBody, refuse_wish, refuse_wish),
+    }
+
+
+def refuse_wish(node_id: str, request: object) -> NoReturn:
+    """Refuse what an earlier version would have us do, and say what helps."""
+    del node_id, request
+    raise PeerRefusedError(
+        "wishes of other nodes are read from the store, which the asking node's "
+        "version does not write them to",
+        hint="update the node that asks, or do it on the volume's owner",
+    )
 
 
 def _failsafe(
@@ -174,6 +213,22 @@ def _failsafe(
     # We ask in the second half of the time from a keepalive to the deadline.
     ask_below_s = (ttl_s - LEASE_MARGIN_S) / 2 if config.cluster.failsafe else 0.0
     return Failsafe(ownership, peers, holds, ask_below_s=ask_below_s)
+
+
+def _witness(
+    ownership: OwnershipView,
+    holds: Holds,
+    keeper: Keeper,
+    find: Callable[[str], VolumeRecord | None],
+) -> Witness:
+    return Witness(
+        heads=ownership.heads,
+        copy_states=ownership.copy_states,
+        find=find,
+        stop_writers=keeper.stop_writers,
+        require_free=holds.require_free,
+        node_id=ownership.node_id,
+    )
 
 
 def _keeper(config: Config, ownership: OwnershipView, failsafe: Failsafe) -> Keeper:
@@ -218,6 +273,10 @@ def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:
         # Volumes that the daemon unmounts must not stay mounted in sshd's namespace.
         let_go=[config.mount_dir, config.state_dir / "nfs"],
     )
+
+
+def _by_id(catalogue: Catalogue, volume_id: str) -> VolumeRecord | None:
+    return next(iter(_records(catalogue, [volume_id])), None)
 
 
 def _records(catalogue: Catalogue, ids: Collection[str]) -> list[VolumeRecord]:

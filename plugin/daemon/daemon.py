@@ -49,6 +49,7 @@ from plugin.ownership.copy_states import CopyStates, locate_with
 from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
+from plugin.ownership.wishes import Wishes
 from plugin.peers.keys import NodeKeys
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
@@ -179,7 +180,7 @@ class Daemon:
             self._ownership,
             self._rsync,
             self._catalogue,
-            self._events,
+            Wishes(self._foundation.store, self._foundation.membership),
         )
 
     def _build_use_cases(self) -> UseCases:
@@ -197,7 +198,7 @@ class Daemon:
             Release(ownership, replication or Alone()),
             keeper=cluster.keeper if cluster else None,
             replication=replication,
-            peers=peers,
+            asking=cluster.asking if cluster else None,
         )
         return build_use_cases(
             Given(
@@ -276,7 +277,7 @@ class Daemon:
             replication=cluster.replication if cluster else None,
             members=cluster.members
             if cluster
-            else VolumeMembers(self._catalogue, self._ownership, None),
+            else VolumeMembers(self._catalogue, self._ownership),
         )
 
     def _bind(self, path: Path) -> socket.socket:

@@ -14,7 +14,7 @@ from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
 from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Asks
+from plugin.ownership.votes import AsksAll
 from plugin.replication.node import ReplicationNode
 from plugin.replication.progress import CopyFacts
 from plugin.volumes.adoption import Adoption
@@ -49,7 +49,7 @@ class Owning:
     release: Release
     keeper: Keeper | None = None
     replication: ReplicationNode | None = None
-    peers: Asks | None = None
+    asking: AsksAll | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def _with_the_rest(
         given.quarantine,
     )
     own_snapshots = OwnSnapshots(ownership)
-    holders = Holders(ownership, owning.peers)
+    holders = Holders(ownership, owning.asking)
     return UseCases(
         views=views,
         creation=creation,
@@ -158,7 +158,7 @@ def _with_the_rest(
         importing=Importing(creation, given.resolver, copying),
         adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
-        history=VolumeHistory(views, ownership, given.events, owning.peers),
+        history=VolumeHistory(views, ownership, given.events, owning.asking),
         reconciler=_reconciler(
             given,
             discovery,

@@ -24,8 +24,7 @@ from backends.errors import one_line
 from backends.system import clock
 from plugin.errors import StoreError
 from plugin.logs import fields
-from plugin.model import VolumeRecord
-from plugin.peers.lines import read_request
+from plugin.model import VolumeId, VolumeRecord
 from plugin.store.database import open_cache
 
 log = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class Event(msgspec.Struct, frozen=True):
 class EventsRequest(msgspec.Struct, frozen=True):
     """What another node asks: the newest *limit* events of a volume, by its id."""
 
-    volume: Annotated[str, msgspec.Meta(max_length=64)]
+    volume: VolumeId
     limit: Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX)]
 
 
@@ -149,10 +148,9 @@ class Events:
         )
         return str(rows[0][0]) if rows else None
 
-    def answer(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def answer(self, node_id: str, request: EventsRequest) -> Mapping[str, Any]:
         """Answer another node's `EventsRequest` with what a line has room for."""
         del node_id
-        request = read_request(message, EventsRequest)
         found = self.newest(request.volume, request.limit)
         size, fitting = 0, []
         for each in found:

@@ -22,6 +22,7 @@ from plugin.membership.nodes import NodeRecord
 from plugin.peers.authorization import Authorization
 from plugin.peers.channel import Peers
 from plugin.peers.peer import Peer
+from plugin.peers.questions import NoBody
 from plugin.peers.server import PeerServer
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,9 @@ _GREET_DEADLINE_S: Final = 5.0
 _STOP_WAIT_S: Final = 6.0
 
 
-def hello(node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+def hello(node_id: str, request: NoBody) -> Mapping[str, Any]:
     """Answer another node's greeting."""
-    del node_id, message
+    del node_id, request
     return {"version": __version__, "wall_s": clock.wall_s()}
 
 

@@ -23,14 +23,14 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from backends.base import WholeNumber
 from backends.errors import RemoraError
 from backends.system import clock
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
-from plugin.model import VolumeRecord
+from plugin.model import VolumeId, VolumeRecord
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Asks
-from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
 # The share of the agreed time that the owner leaves unused, to be on the safe side.
@@ -59,8 +59,8 @@ class Held(Protocol):
 class HoldRequest(msgspec.Struct, frozen=True):
     """What an owner asks of a member."""
 
-    volume: str
-    epoch: int
+    volume: VolumeId
+    epoch: WholeNumber
 
 
 class Holds:
@@ -249,9 +249,8 @@ class Failsafe:
             self._holds.agree(volume_id)
             self._until_s[volume_id] = asked_s + self.hold_s * (1 - _MARGIN)
 
-    def agree(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def agree(self, node_id: str, request: HoldRequest) -> Mapping[str, Any]:
         """Agree to an owner's request, as a member, or raise PeerRefusedError."""
-        request = read_request(message, HoldRequest)
         head = self._ownership.heads.read(request.volume).head
         if head is None or (head.owner, head.epoch) != (node_id, request.epoch):
             raise PeerRefusedError("stale-epoch: the records name another owner")

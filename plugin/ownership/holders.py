@@ -17,7 +17,7 @@ from plugin.logs import fields
 from plugin.ownership.copy_worth import stands, strike
 from plugin.ownership.state import Commit, CopyState, Head, RefusedError
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Asks
+from plugin.ownership.votes import AsksAll
 
 log = logging.getLogger(__name__)
 _STAND_DEADLINE_S: Final = 3.0
@@ -28,7 +28,7 @@ _LOOK_EVERY_S: Final = 600.0
 class Holders:
     """See the module's text; a node that is alone has nobody to ask."""
 
-    def __init__(self, ownership: OwnershipView, asks: Asks | None) -> None:
+    def __init__(self, ownership: OwnershipView, asks: AsksAll | None) -> None:
         self._ownership = ownership
         self._asks = asks
         self._look_due_s = 0.0

@@ -15,7 +15,7 @@ from backends.errors import BackendError, InvalidRequestError
 from backends.registry import Registry
 from backends.replication_options import ReplicationOptions
 from backends.system import clock
-from plugin.errors import NotOwnerError, StoreError
+from plugin.errors import NotOwnerError, PeerSilentError, StoreError
 from plugin.events.log import Events, Fact
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
@@ -333,6 +333,15 @@ class OwnershipView:
     def name_of(self, node_id: str) -> str:
         """Return a node's name for people."""
         return self.nodes.name_of(node_id)
+
+    def silent(self, node_id: str) -> PeerSilentError:
+        """Return the error of a node that has not taken up what was wished of it."""
+        name = self.name_of(node_id)
+        return PeerSilentError(
+            f"node '{name}' has not taken up what is wished of it",
+            hint="retry; if its Remora is of an earlier version, update it, or do it "
+            "there",
+        )
 
     def deadline_or_none(self) -> float | None:
         """Return the lease's deadline for the log; None if none is needed."""

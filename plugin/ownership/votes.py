@@ -19,18 +19,18 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from backends.base import WholeNumber
 from backends.errors import RemoraError
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
-from plugin.model import VolumeRecord
+from plugin.model import VolumeId, VolumeName, VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import Heads
 from plugin.ownership.sealing import Flushes
 from plugin.ownership.state import Choice, Commit, Head, RefusedError
 from plugin.ownership.view import initial_commit
-from plugin.peers.lines import read_request
 
 log = logging.getLogger(__name__)
 # How long a round waits. Who is still busy then (it ends writers, it flushes) is asked
@@ -42,14 +42,8 @@ _ABSENT_WAIT_S: Final = 1.0
 _REFRESH_DEADLINE_S: Final = 2.0
 
 
-class Asks(Protocol):
-    """How other nodes are asked; see `Peers`."""
-
-    def call(
-        self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
-    ) -> Mapping[str, Any]:
-        """Return a node's answer, or raise PeerUnreachableError or its error."""
-        ...
+class AsksAll(Protocol):
+    """How several nodes are asked at once; see `Peers` and `parts.Asking`."""
 
     def call_all(
         self,
@@ -60,6 +54,16 @@ class Asks(Protocol):
         deadline_s: float,
     ) -> dict[str, Mapping[str, Any] | RemoraError]:
         """Return each node's answer, or its error."""
+        ...
+
+
+class Asks(AsksAll, Protocol):
+    """How other nodes are asked; see `Peers`."""
+
+    def call(
+        self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
+    ) -> Mapping[str, Any]:
+        """Return a node's answer, or raise PeerUnreachableError or its error."""
         ...
 
     def is_connected(self, node_id: str) -> bool:
@@ -89,9 +93,9 @@ class OwnersRequest(Protocol):
 class PromiseRequest(msgspec.Struct, frozen=True):
     """What a recovering owner asks of a member; see `Votes.ask`."""
 
-    volume: str
-    name: str
-    epoch: int
+    volume: VolumeId
+    name: VolumeName
+    epoch: WholeNumber
     orderly: bool = False
 
 
@@ -254,7 +258,7 @@ class Witness:
         self._require_free = require_free
         self._flushes = Flushes(copy_states)
 
-    def promise(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def promise(self, node_id: str, request: PromiseRequest) -> Mapping[str, Any]:
         """
         Promise a volume's epoch to its new owner; return the commit of our copy.
 
@@ -266,7 +270,6 @@ class Witness:
                 there is no copy here, or a newer promise.
 
         """
-        request = read_request(message, PromiseRequest)
         record = require_recovering(self._heads, self._find, node_id, request)
         initial = initial_commit(record, self._node_id)
         copy = self._copy_states.read(record.id, initial=initial)

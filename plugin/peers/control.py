@@ -24,17 +24,25 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
 
-# Under way in one session: a transfer for each that a node may have, and for each of
-# its Mounts and rounds a question.
+# Under way for one node, over all its sessions: a transfer for each that it may have,
+# and for each of its Mounts and rounds a question.
 TRANSFERS_MAX: Final = 32
 REQUESTS_MAX: Final = 2 * OPERATIONS_MAX
+
+
+class Slots:
+    """What may be under way for one node."""
+
+    def __init__(self) -> None:
+        self.requests = threading.BoundedSemaphore(REQUESTS_MAX)
+        self.transfers = threading.BoundedSemaphore(TRANSFERS_MAX)
 
 
 class ControlSession:
     """
     The requests of node *node_id* that come over *connection*.
 
-    Those in *transfers* take as long as a transfer.
+    Those in *transfers* take as long as a transfer. All its sessions share *slots*.
     """
 
     def __init__(
@@ -43,21 +51,21 @@ class ControlSession:
         node_id: str,
         handlers: Mapping[str, Handler],
         transfers: Collection[str],
+        slots: Slots,
     ) -> None:
         self._connection = connection
         self._node_id = node_id
         self._handlers = handlers
         self._transfers = transfers
         self._sending = threading.Lock()
-        self._slots = threading.BoundedSemaphore(REQUESTS_MAX)
-        self._transfer_slots = threading.BoundedSemaphore(TRANSFERS_MAX)
+        self._slots = slots
 
     def handle(self, line: bytes) -> None:
         """Begin to answer *line*."""
         message = decode(line)
         number = message.pop("id", None)
         is_transfer = str(message.get("request")) in self._transfers
-        slots = self._transfer_slots if is_transfer else self._slots
+        slots = self._slots.transfers if is_transfer else self._slots.requests
         if not slots.acquire(blocking=False):
             most = TRANSFERS_MAX if is_transfer else REQUESTS_MAX
             kind = "transfers" if is_transfer else "requests"
@@ -88,7 +96,7 @@ class ControlSession:
     ) -> None:
         try:
             request = message.get("request")
-            handler = self._handlers.get(str(request), _unknown)
+            handler = self._handlers.get(str(request), self._unknown)
             answer = {"id": number, "result": handler(self._node_id, message)}
             encode(answer)  # what is too long becomes an error
             self.send(answer)
@@ -100,14 +108,16 @@ class ControlSession:
         finally:
             slots.release()
 
+    def _unknown(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        del node_id
+        raise InvalidRequestError(
+            f"there is no request {message.get('request')!r}",
+            hint=f"there are: {', '.join(self._handlers)}",
+        )
+
     def _refuse(self, number: object, error: RemoraError) -> None:
         log_refusal(self._node_id, error)
         self.send({"id": number, "error": error_as_json(error)})
-
-
-def _unknown(node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
-    del node_id
-    raise InvalidRequestError(f"there is no request {message.get('request')!r}")
 
 
 def hang_up(connection: socket.socket) -> None:

@@ -73,18 +73,7 @@ def decode(line: bytes) -> dict[str, Any]:
     return message
 
 
-def error_as_json(error: RemoraError) -> dict[str, Any]:
-    """Return *error* as fields, of which `error_from_json` makes an error again."""
-    return {
-        "code": error.code,
-        "cause": error.cause,
-        "hint": error.hint,
-        "transient": error.transient,
-        "exit_code": error.exit_code,
-    }
-
-
-class _ErrorFields(msgspec.Struct, frozen=True):
+class ErrorFields(msgspec.Struct, frozen=True):
     """An error on its way."""
 
     code: str
@@ -93,13 +82,30 @@ class _ErrorFields(msgspec.Struct, frozen=True):
     transient: bool = False
     exit_code: int = 1
 
+    @classmethod
+    def of(cls, error: RemoraError) -> ErrorFields:
+        """Return *error* as fields, of which `as_error` makes an error again."""
+        return cls(
+            error.code, error.cause, error.hint, error.transient, error.exit_code
+        )
+
+
+def error_as_json(error: RemoraError) -> dict[str, Any]:
+    """Return *error* as fields, of which `error_from_json` makes an error again."""
+    fields: dict[str, Any] = msgspec.to_builtins(ErrorFields.of(error))
+    return fields
+
 
 def error_from_json(fields: object) -> RemoteError:
     """Return the error that *fields* tell of, even if they have any other form."""
     try:
-        said = from_objects(fields, _ErrorFields)
+        return as_error(from_objects(fields, ErrorFields))
     except msgspec.ValidationError:
-        said = _ErrorFields("internal", f"an error that is none: {fields!r}")
+        return as_error(ErrorFields("internal", f"an error that is none: {fields!r}"))
+
+
+def as_error(said: ErrorFields) -> RemoteError:
+    """Return the error that was said."""
     error = RemoteError(said.code, said.cause, hint=said.hint, exit_code=said.exit_code)
     error.transient = said.transient
     return error

@@ -30,6 +30,7 @@ from plugin.peers.control import (
     TRANSFERS_MAX,
     ControlSession,
     Handler,
+    Slots,
     hang_up,
     log_refusal,
 )
@@ -135,6 +136,7 @@ class PeerServer:
         self._receiver = receiver
         self._members: frozenset[str] = frozenset()
         self._sessions: dict[socket.socket, _First | None] = {}
+        self._slots: dict[str, Slots] = {}
         self._lock = threading.Lock()
         self._stopping = False
         self._thread = threading.Thread(
@@ -162,6 +164,9 @@ class PeerServer:
         """Answer the nodes of *node_ids* alone; sessions of others end now."""
         with self._lock:
             self._members = frozenset(node_ids)
+            self._slots = {
+                each: self._slots.get(each) or Slots() for each in self._members
+            }
             ended = [
                 each
                 for each, first in self._sessions.items()
@@ -288,8 +293,10 @@ class PeerServer:
     def _control(self, connection: socket.socket, lines: Lines, first: _First) -> None:
         """Answer requests, several at a time, until the session ends."""
         connection.sendall(encode({"result": {}}))
+        with self._lock:
+            slots = self._slots.get(first.node) or Slots()  # it is just being removed
         session = ControlSession(
-            connection, first.node, self._handlers, self._transfers
+            *(connection, first.node, self._handlers, self._transfers), slots=slots
         )
         try:
             while (line := lines.next()) is not None:

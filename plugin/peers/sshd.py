@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from backends.errors import BackendError, one_line
+from backends.errors import BackendError, RemoraError, one_line
 from backends.system import files
 from backends.system.clock import monotonic_s
 from backends.system.programs import own_program
-from backends.system.run import Service, find_program
+from backends.system.run import Service, find_program, run
 from plugin.logs import fields
 from plugin.peers import enclosure
 from plugin.peers.authorization import AUTHORIZED_KEYS, HOST_KEY
@@ -28,8 +28,9 @@ from plugin.peers.authorization import AUTHORIZED_KEYS, HOST_KEY
 log = logging.getLogger(__name__)
 
 DEFAULT_PORT: Final = 7424
-# OpenSSH 8.5 or newer (LogVerbose). A node that is let in may run one command only; all
-# else is forbidden here and, for each key, in authorized_keys ("restrict").
+# OpenSSH 8.5 or newer (LogVerbose, PerSourceMaxStartups). A node that is let in may run
+# one command only; all else is forbidden here and, for each key, in authorized_keys
+# ("restrict").
 _CONFIGURATION: Final = """\
 HostKey "{host_key}"
 AuthorizedKeysFile "{authorized_keys}"
@@ -51,8 +52,13 @@ HostbasedAuthentication no
 # Our client comes with one key.
 MaxAuthTries 1
 LoginGraceTime 10
-MaxStartups 16:50:64
+# Who has no key holds no more than a few connections, so that nodes get one. A node has
+# two at once, and a network of IPv6 gives one machine as many addresses as it wants.
+PerSourceMaxStartups {startups_of_source}
+PerSourceNetBlockSize 32:64
+MaxStartups 64:50:128
 MaxSessions 64
+{unused}
 
 DisableForwarding yes
 AllowTcpForwarding no
@@ -87,6 +93,14 @@ LogVerbose serverloop.c:server_input_*():*,session.c:session_*_req():*
 _IN_NAMESPACES: Final = (
     *("unshare", "--mount", "--propagation", "slave", "--pid", "--kill-child", "--"),
 )
+STARTUPS_OF_SOURCE_MAX: Final = 8
+# Who has logged in and asks for nothing is let go. The connection that transfers share
+# stays for a minute without one ("ControlPersist" in `sharing.py`).
+UNUSED_MAX_S: Final = 90
+_UNUSED: Final = "UnusedConnectionTimeout"
+_HAS_UNUSED: Final = (9, 2)
+_VERSION: Final = re.compile(r"OpenSSH_([0-9]{1,4})\.([0-9]{1,4})")
+_VERSION_WITHIN_S: Final = 5.0
 _LISTENING: Final = "Server listening on "
 # Every request passes through the functions of LogVerbose, so most of it is harmless;
 # the steps of a login are told by its last line, "Accepted publickey".
@@ -119,6 +133,7 @@ class PeerSshd:
         port: int = DEFAULT_PORT,
         addresses: Sequence[str] = (),
         let_go: Sequence[Path] = (),
+        unused_max_s: int = UNUSED_MAX_S,
     ) -> None:
         """Keep the daemon's mounts below *let_go* out of sshd's mount namespace."""
         self._directory = directory
@@ -126,6 +141,7 @@ class PeerSshd:
         self._port = port
         self._addresses = tuple(addresses)
         self._let_go = tuple(let_go)
+        self._unused_max_s = unused_max_s
         self._fault = "it has not been started"
         self._service: Service | None = None
         self._lock = threading.Lock()
@@ -159,7 +175,7 @@ class PeerSshd:
             began_s = monotonic_s()
             try:
                 last = self._run()
-            except (BackendError, OSError) as error:
+            except (RemoraError, OSError) as error:
                 last = str(error)
             if self._stopping.is_set():
                 break
@@ -177,7 +193,8 @@ class PeerSshd:
         if program is None:
             raise BackendError("program 'sshd' is not installed (openssh-server)")
         configuration = self._directory / "sshd_config"
-        files.write_durably(configuration, self._configuration().encode())
+        content = self.configuration(_version(program))
+        files.write_durably(configuration, content.encode())
         command = own_program(
             enclosure,
             *(program, str(configuration), str(self._run_directory)),
@@ -198,14 +215,25 @@ class PeerSshd:
         status = service.wait()
         return f"{last} (exit status {status})"
 
-    def _configuration(self) -> str:
+    def configuration(self, version: tuple[int, int]) -> str:
+        """Return the configuration for an OpenSSH of *version*."""
+        has_unused = version >= _HAS_UNUSED
         return _CONFIGURATION.format(
+            startups_of_source=STARTUPS_OF_SOURCE_MAX,
+            unused=f"{_UNUSED} {self._unused_max_s}" if has_unused else "",
             host_key=self._directory / HOST_KEY,
             # sshd would replace a "%" and the letter after it.
             authorized_keys=str(self._directory / AUTHORIZED_KEYS).replace("%", "%%"),
             port=self._port,
             addresses="\n".join(f"ListenAddress {each}" for each in self._addresses),
         )
+
+
+def _version(program: str) -> tuple[int, int]:
+    """Return OpenSSH's version; old ones tell it with the error about the option."""
+    done = run([program, "-V"], deadline_s=_VERSION_WITHIN_S, allowed=(0, 1, 255))
+    found = _VERSION.search(done.output + done.errors)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
 
 
 class _Log:

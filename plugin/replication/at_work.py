@@ -20,8 +20,8 @@ import msgspec
 from backends.errors import InvalidRequestError, RemoraError
 from backends.system.clock import Deadline, monotonic_s, thread_cpu_ns
 from plugin.errors import RemoteError
+from plugin.model import VolumeId
 from plugin.peers.channel import Peers
-from plugin.peers.lines import read_request
 
 REQUEST: Final = "at-work"
 _ASK_EVERY_S: Final = 5.0
@@ -36,7 +36,7 @@ DOUBTED_SILENCE_MAX_S: Final = 10.0
 class WorkRequest(msgspec.Struct, frozen=True):
     """What a node asks that waits for work on *volume*."""
 
-    volume: str
+    volume: VolumeId
 
 
 class Workers:
@@ -59,10 +59,9 @@ class Workers:
             with self._lock:
                 del self._threads[thread]
 
-    def answer(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def answer(self, node_id: str, request: WorkRequest) -> Mapping[str, Any]:
         """Answer with a number that moves while there is work on the volume."""
         del node_id
-        request = read_request(message, WorkRequest)
         with self._lock:  # a thread that has ended has no clock
             worked_ns = sum(
                 thread_cpu_ns(thread)

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import msgspec
 
+from backends.base import WholeNumber
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
-from plugin.model import VolumeRecord
+from plugin.model import NodeId, VolumeId, VolumeName, VolumeRecord
 from plugin.ownership.state import EMPTY, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import require_recovering
-from plugin.peers.lines import read_request
 from plugin.replication.at_work import Workers
 from plugin.replication.deliveries import Deliveries
 from plugin.replication.journals import Journals
@@ -36,21 +36,21 @@ _USE_DEADLINE_S: Final = 30.0
 class SendRequest(msgspec.Struct, frozen=True):
     """What a recovering owner asks of a holder: *commit*, as changes since *have*."""
 
-    volume: str
-    name: str
-    epoch: int
-    commit: tuple[int, int]
-    have: tuple[int, int]
+    volume: VolumeId
+    name: VolumeName
+    epoch: WholeNumber
+    commit: tuple[WholeNumber, WholeNumber]
+    have: tuple[WholeNumber, WholeNumber]
     paths: tuple[str, ...] = ()
 
 
 class AheadRequest(msgspec.Struct, frozen=True):
     """What an owner asks of a member: to send its files ahead to member *node*."""
 
-    volume: str
-    name: str
-    epoch: int
-    node: str
+    volume: VolumeId
+    name: VolumeName
+    epoch: WholeNumber
+    node: NodeId
 
 
 def carried_bytes(answer: Mapping[str, Any]) -> int:
@@ -78,7 +78,7 @@ class Handing:
         self._deliveries = deliveries
         self._find = find
 
-    def send(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def send(self, node_id: str, request: SendRequest) -> Mapping[str, Any]:
         """
         Answer a recovering owner's request when rsync has sent the commit.
 
@@ -86,7 +86,6 @@ class Handing:
             PeerRefusedError: it may not have it, or our copy is at another commit.
 
         """
-        request = read_request(message, SendRequest)
         heads = self._ownership.heads
         record = require_recovering(heads, self._find, node_id, request)
         head = heads.read(record.id).head
@@ -107,7 +106,7 @@ class Handing:
             self._transfer.progress.count("sending", commits=1)
         return {"carried_bytes": size_bytes}
 
-    def send_ahead(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def send_ahead(self, node_id: str, request: AheadRequest) -> Mapping[str, Any]:
         """
         Answer an owner's request when rsync has brought the files to another member.
 
@@ -119,7 +118,6 @@ class Handing:
             RemoraError: they could not be brought.
 
         """
-        request = read_request(message, AheadRequest)
         heads = self._ownership.heads
         record = require_recovering(heads, self._find, node_id, request)
         head = heads.read(record.id).head

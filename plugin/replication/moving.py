@@ -5,8 +5,9 @@ The owner makes the node a member and brings it in step, again and again while
 containers write, until one round carries little. The scheduler switches the container:
 then only the final sync is left, of what was written since.
 
-A node that is asked passes the request on to the owner. Nothing of a move is written
-down: a daemon that ends forgets it, and the usual syncs keep the new member in step.
+Another node writes down in the store that it wishes the move, and the owner begins it.
+Nothing else of a move is written down: a daemon that ends forgets it, and the usual
+syncs keep the new member in step.
 """
 
 from __future__ import annotations
@@ -24,16 +25,17 @@ from plugin.errors import (
     NodeConflictError,
     NotOwnerError,
     PeerRefusedError,
+    PeerSilentError,
     PeerUnreachableError,
 )
 from plugin.logs import fields
 from plugin.membership.nodes import NodeView
-from plugin.model import VolumeRecord
+from plugin.model import VolumeId, VolumeRecord
+from plugin.ownership.parts import Asking
 from plugin.ownership.refusals import explained
 from plugin.ownership.state import Head, RefusedError
 from plugin.ownership.view import OwnershipView
-from plugin.peers.channel import Peers
-from plugin.peers.lines import read_request
+from plugin.ownership.wishes import Wish
 from plugin.replication.move import Round, VolumeMove
 from plugin.replication.progress import Progress
 from plugin.replication.report import Report
@@ -49,19 +51,10 @@ _REFRESH_DEADLINE_S: Final = 3.0
 _ASK_DEADLINE_S: Final = 10.0
 
 
-class MoveRequest(msgspec.Struct, frozen=True):
-    """A request to move *volume* (its id), sent to its owner or last owner."""
-
-    volume: str
-    name: str
-    node: str
-
-
 class MoveStateRequest(msgspec.Struct, frozen=True):
     """What another node asks while a move is under way."""
 
-    volume: str
-    name: str
+    volume: VolumeId
 
 
 class Moving:
@@ -72,17 +65,16 @@ class Moving:
         ownership: OwnershipView,
         syncing: Syncing,
         progress: Progress,
-        peers: Peers,
-        *,
-        find: Callable[[str], VolumeRecord | None],
+        asking: Asking,
+        by_id: Callable[[str], VolumeRecord | None],
     ) -> None:
         self._ownership = ownership
         self._syncing = syncing
         self._placement = syncing.placement
         self._lives = self._placement.lives
         self._progress = progress
-        self._peers = peers
-        self._find = find
+        self._asking = asking
+        self._by_id = by_id
         self._lock = threading.Lock()
         self._moves: dict[str, VolumeMove] = {}
         self._stopping = threading.Event()
@@ -102,12 +94,18 @@ class Moving:
         owner, target = self._checked(record, node)
         if owner == self._ownership.node_id:
             return self._begin(record, target.record.id)
-        return self._peers.call(
-            owner,
-            "move",
-            {"volume": record.id, "name": record.name, "node": target.record.id},
-            deadline_s=_ASK_DEADLINE_S,
+        wish = Wish(
+            volume=record.id,
+            node=self._ownership.node_id,
+            action="move",
+            to=owner,
+            target=target.record.id,
         )
+        try:
+            self._asking.fulfil(wish, _ASK_DEADLINE_S)
+        except PeerSilentError:
+            raise self._ownership.silent(owner) from None
+        return self._asked(record, owner)
 
     def state(self, record: VolumeRecord, owner: str) -> Mapping[str, Any]:
         """
@@ -120,38 +118,44 @@ class Moving:
         node_id = self._ownership.nodes.find(owner).record.id
         if node_id == self._ownership.node_id:
             return self._view(record)
-        return self._peers.call(
-            node_id,
-            "move-state",
-            {"volume": record.id, "name": record.name},
-            deadline_s=_ASK_DEADLINE_S,
+        return self._asked(record, node_id)
+
+    def _asked(self, record: VolumeRecord, node_id: str) -> Mapping[str, Any]:
+        """Return the view of a move that node *node_id* makes."""
+        body = {
+            "volume": record.id,
+            "name": record.name,  # for earlier versions
+        }
+        return self._asking.call(
+            node_id, "move-state", body, deadline_s=_ASK_DEADLINE_S
         )
 
-    def answer_start(
-        self, node_id: str, message: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
-        """Begin a move for which another node was asked."""
-        del node_id
-        request = read_request(message, MoveRequest)
-        record = self._known(request.volume, request.name)
-        owner, target = self._checked(record, request.node)
+    def grant(self, wish: Wish) -> None:
+        """
+        Begin the move that another node wishes.
+
+        Raises:
+            RemoraError: it cannot go there, or it is not ours to bring it.
+
+        """
+        record = self._known(wish.volume)
+        owner, target = self._checked(record, wish.target)
         if owner != self._ownership.node_id:
             raise NotOwnerError(
                 f"'{record.name}' changes hands", hint="retry", transient=True
             )
-        return self._begin(record, target.record.id)
+        self._begin(record, target.record.id)
 
     def answer_state(
-        self, node_id: str, message: Mapping[str, Any]
+        self, node_id: str, request: MoveStateRequest
     ) -> Mapping[str, Any]:
         """Tell another node how far a move is."""
         del node_id
-        request = read_request(message, MoveStateRequest)
-        return self._view(self._known(request.volume, request.name))
+        return self._view(self._known(request.volume))
 
-    def _known(self, volume_id: str, name: str) -> VolumeRecord:
-        record = self._find(name)
-        if record is None or record.id != volume_id:
+    def _known(self, volume_id: str) -> VolumeRecord:
+        record = self._by_id(volume_id)
+        if record is None:
             raise PeerRefusedError(f"volume {volume_id} is not known here")
         return record
 

@@ -11,21 +11,23 @@ import msgspec
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
-from plugin.model import VolumeRecord
+from plugin.model import VolumeId, VolumeRecord
 from plugin.ownership.failsafe import Holds
 from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
+from plugin.ownership.parts import Asking, OfVolume
 from plugin.ownership.state import Choice, Commit, Head
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.control import Handler
-from plugin.peers.lines import read_request
+from plugin.peers.questions import NoBody, Question, anybody
 from plugin.replication import at_work, quarantine, reporting, room
+from plugin.replication.at_work import WorkRequest
 from plugin.replication.departing import Departing
-from plugin.replication.handing import Handing
+from plugin.replication.handing import AheadRequest, Handing, SendRequest
 from plugin.replication.journals import Journals, is_whole
 from plugin.replication.looking import Looking
-from plugin.replication.moving import Moving
+from plugin.replication.moving import MoveStateRequest, Moving
 from plugin.replication.placement import Placement
 from plugin.replication.progress import (
     CopyFacts,
@@ -34,14 +36,14 @@ from plugin.replication.progress import (
     TransferUnderWay,
 )
 from plugin.replication.pulling import Pulling
-from plugin.replication.receiving import Receiving
+from plugin.replication.receiving import CommitRequest, Receiving, StandRequest
 from plugin.replication.reporting import Reporting
-from plugin.replication.room import Room
+from plugin.replication.room import Room, RoomRequest
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
 from plugin.replication.transfer import RsyncTransfer
 
-# The requests of `ReplicationNode.handlers` that take as long as a transfer.
+# The requests of `ReplicationNode.questions` that take as long as a transfer.
 TRANSFERS: Final = ("commit", "send", "ahead")
 _UNUSED_WAIT_S: Final = 2.0
 
@@ -49,7 +51,7 @@ _UNUSED_WAIT_S: Final = 2.0
 class UnusedRequest(msgspec.Struct, frozen=True):
     """A volume that was not released is to be removed."""
 
-    volume: str
+    volume: VolumeId
 
 
 class ReplicationNode:
@@ -61,26 +63,26 @@ class ReplicationNode:
         backend: RsyncBackend,
         peers: Peers,
         *,
+        asking: Asking,
         holds: Holds,
         find: Callable[[str], VolumeRecord | None],
+        by_id: Callable[[str], VolumeRecord | None],
         records: Callable[[Collection[str]], Sequence[VolumeRecord]],
         keeper: Keeper,
         nice: int,
         placement: Placement,
         look_interval_s: float,
     ) -> None:
-        self._holds, self._peers, self._records = holds, peers, records
+        self._holds, self._asking, self._records = holds, asking, records
+        self._ownership, self._held, self.progress = ownership, keeper.held, Progress()
         self._journals = Journals(backend, ownership.copy_states)
-        self.progress = Progress()
-        self._ownership, self._held = ownership, keeper.held
         self._reporting = Reporting(self.progress, peers)
-        transfer = RsyncTransfer(peers, self.progress)
-        name = ownership.own.name
-        self._room = Room(self._journals, node_name=name, by_id=self._by_id)
+        transfer, name = RsyncTransfer(peers, self.progress), ownership.own.name
+        self._room = Room(self._journals, node_name=name, by_id=by_id)
         self.receiving = Receiving(
             *(ownership, self._journals),
             find=find,
-            by_id=self._by_id,
+            by_id=by_id,
             room=self._room,
             stop_writers=keeper.stop_writers,
             note_apart=partial(quarantine.note, ownership, backend.quarantine),
@@ -101,23 +103,23 @@ class ReplicationNode:
             placement=placement,
             looking=Looking(self._journals, interval_s=look_interval_s),
         )
-        self.moving = Moving(ownership, self._syncing, self.progress, peers, find=find)
-        holders = Holders(ownership, peers)
+        self.moving = Moving(ownership, self._syncing, self.progress, asking, by_id)
+        holders = Holders(ownership, asking)
         self.departing = Departing(ownership, holders, self._journals, self.receiving)
 
-    def handlers(self) -> Mapping[str, Handler]:
-        """Return what other nodes may ask."""
+    def questions(self, part: Callable[[str, OfVolume], None]) -> dict[str, Handler]:
+        """Return what other nodes may ask, that have a *part* in the volume."""
+        receiving, handing = self.receiving, self._handing
         return {
-            "unused": self.answer_unused,
-            "stand": self.receiving.commit_of_copy,
-            "commit": self.receiving.commit,
-            "send": self._handing.send,
-            "ahead": self._handing.send_ahead,
-            "move": self.moving.answer_start,
-            "move-state": self.moving.answer_state,
-            at_work.REQUEST: self._handing.workers.answer,
-            reporting.REQUEST: self._reporting.answer,
-            room.REQUEST: self._room.answer,
+            "unused": Question(UnusedRequest, part, self.answer_unused),
+            "stand": Question(StandRequest, part, receiving.commit_of_copy),
+            "commit": Question(CommitRequest, part, receiving.commit),
+            "send": Question(SendRequest, part, handing.send),
+            "ahead": Question(AheadRequest, part, handing.send_ahead),
+            "move-state": Question(MoveStateRequest, part, self.moving.answer_state),
+            at_work.REQUEST: Question(WorkRequest, part, handing.workers.answer),
+            room.REQUEST: Question(RoomRequest, part, self._room.answer),
+            reporting.REQUEST: Question(NoBody, anybody, self._reporting.answer),
         }
 
     def start(self) -> None:
@@ -159,19 +161,17 @@ class ReplicationNode:
         """Raise PeerRefusedError if a node that can be reached knows of its use."""
         self._holds.require_free(record.id, insist=False)
         others = {*head.members, head.owner} - {self._ownership.node_id}
-        answers = self._peers.call_all(
+        answers = self._asking.call_all(
             sorted(others), "unused", {"volume": record.id}, deadline_s=_UNUSED_WAIT_S
         )
         for answer in answers.values():
             if isinstance(answer, PeerRefusedError):
                 raise answer
 
-    def answer_unused(
-        self, node_id: str, message: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    def answer_unused(self, node_id: str, request: UnusedRequest) -> Mapping[str, Any]:
         """Answer `require_unused`; refuse if it is mounted here, or may be there."""
         del node_id
-        volume_id = read_request(message, UnusedRequest).volume
+        volume_id = request.volume
         if volume_id in {record.id for record, _ in self._held()}:
             raise PeerRefusedError(f"it is mounted on '{self._ownership.own.name}'")
         self._holds.require_free(volume_id, insist=False)
@@ -214,6 +214,3 @@ class ReplicationNode:
 
     def _facts(self, transfer: TransferUnderWay) -> TransferFacts:
         return transfer.facts(self._ownership.name_of(transfer.node_id))
-
-    def _by_id(self, volume_id: str) -> VolumeRecord | None:
-        return next(iter(self._records([volume_id])), None)

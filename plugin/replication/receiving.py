@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
+from backends.base import WholeNumber
 from backends.errors import BackendError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
@@ -22,11 +23,10 @@ from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
-from plugin.model import VolumeRecord
+from plugin.model import VolumeId, VolumeName, VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.state import EMPTY, Commit, CopyState, Head, Kept, RefusedError
 from plugin.ownership.view import OwnershipView
-from plugin.peers.lines import read_request
 from plugin.peers.server import StagingPlace
 from plugin.peers.sharing import AHEAD_SEQ
 from plugin.replication.incoming import Incoming
@@ -47,18 +47,18 @@ _WHOLE: Final = (0, 23, 24)
 class CommitRequest(msgspec.Struct, frozen=True):
     """What an owner asks of a member, after it has sent a commit."""
 
-    volume: str
-    name: str
-    epoch: int
-    seq: int
+    volume: VolumeId
+    name: VolumeName
+    epoch: WholeNumber
+    seq: WholeNumber
     # The bytes that were sent for it, for the metrics.
-    carried_bytes: int = 0
+    carried_bytes: WholeNumber = 0
 
 
 class StandRequest(msgspec.Struct, frozen=True):
     """What an owner asks before it sends: which commit the copy is at."""
 
-    volume: str
+    volume: VolumeId
 
 
 class Receiving:
@@ -186,9 +186,7 @@ class Receiving:
         if seq == AHEAD_SEQ and exit_status in _WHOLE:
             self._incoming.note_all_ahead(volume)
 
-    def commit_of_copy(
-        self, node_id: str, message: Mapping[str, Any]
-    ) -> Mapping[str, Any]:
+    def commit_of_copy(self, node_id: str, request: StandRequest) -> Mapping[str, Any]:
         """
         Answer which commit our copy is at: zeros if there is none, or it is live.
 
@@ -196,7 +194,6 @@ class Receiving:
         files were sent ahead of a commit, and only who knows since when may bring that.
         """
         del node_id
-        request = read_request(message, StandRequest)
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
         self._incoming.begin_round(request.volume)
@@ -207,7 +204,7 @@ class Receiving:
         ahead = self._incoming.is_ahead(request.volume)
         return {"commit": [*pair(commit)], "lacking": lacking, "ahead": ahead}
 
-    def commit(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def commit(self, node_id: str, request: CommitRequest) -> Mapping[str, Any]:
         """
         Answer an owner's request to take in what it has sent.
 
@@ -218,7 +215,6 @@ class Receiving:
             PeerRefusedError: it may not be; nothing has changed.
 
         """
-        request = read_request(message, CommitRequest)
         wanted = Commit(request.epoch, request.seq)
         at = self._require_sender(node_id, request.volume, wanted).epoch
         record = self._find(request.name)

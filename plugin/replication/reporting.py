@@ -18,6 +18,7 @@ from backends.errors import RemoraError
 from backends.system.clock import monotonic_s
 from backends.system.decoding import from_objects
 from plugin.peers.channel import Peers
+from plugin.peers.questions import NoBody
 from plugin.peers.server import SESSIONS_OF_NODE_MAX
 from plugin.replication.progress import Done, Progress
 
@@ -64,9 +65,9 @@ class Reporting:
         self._stopping.set()
         self._thread.join(_STOP_WAIT_S)
 
-    def answer(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def answer(self, node_id: str, request: NoBody) -> Mapping[str, Any]:
         """Tell *node_id* how far the transfers to it are."""
-        del message
+        del request
         told = [
             _Told(
                 each.volume_id,

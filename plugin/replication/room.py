@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 
+from backends.base import WholeNumber
 from backends.errors import InvalidRequestError
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes
 from plugin.errors import PeerRefusedError, RemoteError
-from plugin.model import VolumeRecord
+from plugin.model import VolumeId, VolumeRecord
 from plugin.peers.channel import Peers
-from plugin.peers.lines import read_request
 from plugin.replication.journals import Journals
 
 REQUEST: Final = "room"
@@ -32,8 +32,8 @@ _ASK_FROM_BYTES: Final = 2**20
 class RoomRequest(msgspec.Struct, frozen=True):
     """What a sender asks: whether so many bytes of a volume fit."""
 
-    volume: str
-    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    volume: VolumeId
+    size_bytes: WholeNumber
 
 
 class NoSpaceError(PeerRefusedError):
@@ -62,7 +62,7 @@ class Room:
         self._node_name = node_name
         self._by_id = by_id
 
-    def answer(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def answer(self, node_id: str, request: RoomRequest) -> Mapping[str, Any]:
         """
         Answer that what another node would send fits.
 
@@ -72,7 +72,6 @@ class Room:
 
         """
         del node_id
-        request = read_request(message, RoomRequest)
         record = self._by_id(request.volume)
         if record is None:
             raise PeerRefusedError(f"volume {request.volume} is not known here")

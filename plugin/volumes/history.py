@@ -23,7 +23,7 @@ from plugin.events.log import LIMIT_MAX, Event, Events, EventsAnswer
 from plugin.ownership.heads import VolumeState
 from plugin.ownership.state import Epoch, Head, Lineage
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Asks
+from plugin.ownership.votes import AsksAll
 from plugin.volumes.views import VolumeViews
 
 _ASK_DEADLINE_S: Final = 3.0
@@ -37,7 +37,7 @@ class VolumeHistory:
     views: VolumeViews
     ownership: OwnershipView
     event_log: Events
-    asks: Asks | None
+    asks: AsksAll | None
 
     def epochs(self, name: str) -> dict[str, Any]:
         """

@@ -6,15 +6,15 @@ A change also sets an option of the volume in the same transaction: `replicas`, 
 that were asked for at the creation stay: the same Create still finds the volume.
 
 While a node owns the volume, it alone changes the members, for it relies on all of them
-(`ownership/failsafe.py`); other nodes hand the request on to it. After a release any
-node may change them.
+(`ownership/failsafe.py`); another node writes into the store that it wishes it. After a
+release any node may change them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -25,7 +25,7 @@ from plugin.errors import (
     NodeNotFoundError,
     NotOwnerError,
     PeerRefusedError,
-    PeerUnreachableError,
+    PeerSilentError,
     StoreError,
     VolumeNotFoundError,
 )
@@ -34,11 +34,11 @@ from plugin.model import VolumeRecord, check_name
 from plugin.ownership import rules
 from plugin.ownership.heads import VolumeState, put_head
 from plugin.ownership.holders import Holders
+from plugin.ownership.parts import Asking
 from plugin.ownership.refusals import explained
 from plugin.ownership.state import EMPTY, Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Asks
-from plugin.peers.lines import read_request
+from plugin.ownership.wishes import Action, Wish
 from plugin.store.contention import attempted
 from plugin.volumes.catalogue import Catalogue, Stored
 
@@ -48,16 +48,6 @@ _STAND_DEADLINE_S: Final = 3.0
 _NAMED_MAX: Final = 10
 
 State = Literal["owner", "holder", "behind", "gone"]
-Action = Literal["add", "remove"]
-
-
-class ReplicaRequest(msgspec.Struct, frozen=True):
-    """What a node asks of a volume's owner; *node* is the member's id."""
-
-    volume: str
-    name: str
-    node: str
-    action: Action
 
 
 class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,11 +62,11 @@ class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class VolumeMembers:
-    """What can be done with copies of volumes; a node that is alone has no *peers*."""
+    """What can be done with copies of volumes; a node that is alone asks nobody."""
 
     catalogue: Catalogue
     ownership: OwnershipView
-    peers: Asks | None
+    asking: Asking | None = None
 
     def all(self, name: str) -> list[ReplicaView]:
         """
@@ -129,24 +119,21 @@ class VolumeMembers:
             node_id = found[0]
         self._change(name, node_id, "remove", hand_on=True)
 
-    def asked(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
+    def grant(self, wish: Wish) -> None:
         """
-        Answer another node's request, as the owner.
+        Do what another node wishes, as the owner.
 
         Raises:
             PeerRefusedError: this node does not own the volume.
             RemoraError: as `add` and `remove`.
 
         """
-        del node_id
-        request = read_request(message, ReplicaRequest)
-        record = self._existing(request.name).record
-        if record.id != request.volume:
-            raise PeerRefusedError(f"volume {request.volume} is not known here")
-        if request.action == "add":
-            self._ready(request.node)
-        self._change(request.name, request.node, request.action, hand_on=False)
-        return {}
+        name = self.catalogue.names().get(wish.volume)
+        if name is None:
+            raise PeerRefusedError(f"volume {wish.volume} is not known here")
+        if wish.action == "add":
+            self._ready(wish.target)
+        self._change(name, wish.target, wish.action, hand_on=False)
 
     def _ready(self, node: str) -> str:
         """Return the id of a node that takes copies, or raise."""
@@ -208,7 +195,7 @@ class VolumeMembers:
                 node=own,
                 epoch=head.epoch,
                 members=(node_id,),
-                standing=Holders(self.ownership, self.peers).standing(record.id),
+                standing=Holders(self.ownership, self.asking).standing(record.id),
             )
         except RefusedError as error:
             if error.reason == "last-copy":
@@ -251,23 +238,26 @@ class VolumeMembers:
         self, record: VolumeRecord, owner: str, node_id: str, action: Action
     ) -> None:
         """Let the owner do it."""
-        if self.peers is None:
+        if self.asking is None:
             raise StoreError("the records name another owner, and this node is alone")
-        request = ReplicaRequest(record.id, record.name, node_id, action)
-        try:
-            self.peers.call(
-                owner,
-                "replica",
-                msgspec.to_builtins(request),
-                deadline_s=_FORWARD_DEADLINE_S,
-            )
-        except PeerUnreachableError:
+        wish = Wish(
+            volume=record.id,
+            node=self.ownership.node_id,
+            action=action,
+            to=owner,
+            target=node_id,
+        )
+        if not self.ownership.nodes.lease_of(owner):
             name = self.ownership.name_of(owner)
             raise NotOwnerError(
                 f"'{record.name}' was in use on node '{name}', which does not answer",
                 hint=f"start '{name}', or a container with the volume elsewhere",
                 transient=True,
-            ) from None
+            )
+        try:
+            self.asking.fulfil(wish, _FORWARD_DEADLINE_S)
+        except PeerSilentError:
+            raise self.ownership.silent(owner) from None
 
     def _require_steady(self, record: VolumeRecord, head: Head) -> None:
         """Raise unless it is known which copies are the newest."""
@@ -327,8 +317,8 @@ class VolumeMembers:
             for each in self.ownership.nodes.all()
             if each.alive and each.record.id in {*head.members} - commits.keys()
         ]
-        if asked and self.peers is not None:
-            answers = self.peers.call_all(
+        if asked and self.asking is not None:
+            answers = self.asking.call_all(
                 asked, "stand", {"volume": record.id}, deadline_s=_STAND_DEADLINE_S
             )
             for node_id, answer in answers.items():

@@ -91,7 +91,7 @@ def make_owner(
 ) -> Iterator[Callable[..., Owner]]:
     """Return a function that starts a node of the test's own cluster, as a member."""
     del records  # what it ends comes after the nodes
-    yield from _owners(server, prefix)
+    yield from owners_of(server, prefix)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def shared_owners(
     A Mount there waits for no other node's owner: it is refused at once.
     """
     server.heal()
-    owners = _owners(server, shared_records.store.settings.prefix)
+    owners = owners_of(server, shared_records.store.settings.prefix)
     make = next(owners)
     yield make("alpha", mount_wait_s=0), make("beta", mount_wait_s=0)
     next(owners, None)
@@ -141,7 +141,7 @@ def link(server: etcd.Cluster) -> Iterator[Link]:
 _alive: list[Owner] = []
 
 
-def _owners(server: etcd.Cluster, prefix: str) -> Iterator[Callable[..., Owner]]:
+def owners_of(server: etcd.Cluster, prefix: str) -> Iterator[Callable[..., Owner]]:
     """Yield what makes nodes; they end, whatever happens, with the generator."""
     if lacking := node.missing():
         pytest.skip(f"needs {lacking}")

@@ -27,7 +27,8 @@ from plugin.ownership.heads import Heads
 from plugin.ownership.release import Release
 from plugin.ownership.state import Head
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Votes, Witness
+from plugin.ownership.votes import PromiseRequest, Votes, Witness
+from plugin.peers.lines import read_request
 from plugin.store.base import Compare, Delete, Operation, Outcome, Put
 from plugin.store.sqlite import SqliteStore
 from plugin.volumes.catalogue import Catalogue
@@ -181,7 +182,7 @@ class World:
                 if node_id not in self.others:
                     raise PeerUnreachableError("dead")
                 answers[node_id] = self.others[node_id].witness.promise(
-                    self.node.id, body
+                    self.node.id, read_request(body, PromiseRequest)
                 )
             except RemoraError as error:
                 answers[node_id] = error

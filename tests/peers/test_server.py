@@ -258,6 +258,25 @@ def test_requests_under_way_are_bounded(world: World) -> None:
     assert answers == set(range(REQUESTS_MAX))
 
 
+def test_a_node_has_no_more_under_way_with_several_sessions(world: World) -> None:
+    first, second = world.control(), world.control()
+    for number in range(REQUESTS_MAX):
+        first.send({"id": number, "request": "promise", "epoch": 1})
+    wait_until(
+        lambda: len(world.handlers.asked) == REQUESTS_MAX,
+        timeout_s=WITHIN_S,
+        what="all are under way",
+    )
+    second.send({"id": 1, "request": "promise", "epoch": 1})
+    refused = second.answer()
+    assert "under way already" in refused["error"]["cause"]
+    world.handlers.go_on.set()
+    answers = {first.answer()["id"] for _ in range(REQUESTS_MAX)}
+    assert answers == set(range(REQUESTS_MAX))
+    second.send({"id": 2, "request": "hello"})
+    assert second.answer()["id"] == 2
+
+
 def test_transfers_leave_room_for_requests(world: World) -> None:
     session = world.control()
     for number in range(TRANSFERS_MAX + 1):

@@ -1,4 +1,4 @@
-"""Nodes that anybody on the machine may look for."""
+"""What is attacked: nodes that anybody may look for, and clusters and channels."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.protocol import node as nodes
+from tests.cluster.conftest import make_owner, prefix, records, server
+from tests.peers.conftest import nodes
+from tests.protocol import node as protocol_node
 from tests.protocol.node import Node
+
+__all__ = ["make_node", "make_owner", "nodes", "prefix", "records", "server"]
 
 
 @pytest.fixture
 def make_node() -> Iterator[Callable[..., Node]]:
     """Return a function that makes a node, not started, in an open directory."""
-    if lacking := nodes.missing():
+    if lacking := protocol_node.missing():
         pytest.skip(f"needs {lacking}")
     made: list[Node] = []
 

@@ -13,8 +13,14 @@ from backends.base import Volume
 from backends.errors import InvalidRequestError
 from plugin.errors import StoreError
 from plugin.events import log as module
-from plugin.events.log import FILE_NAME, LIMIT_MAX, OF_VOLUME_MAX, Events
-from plugin.peers.lines import LINE_LENGTH_MAX, encode
+from plugin.events.log import (
+    FILE_NAME,
+    LIMIT_MAX,
+    OF_VOLUME_MAX,
+    Events,
+    EventsRequest,
+)
+from plugin.peers.lines import LINE_LENGTH_MAX, encode, read_request
 from tests.support.processes import descriptors
 
 
@@ -101,13 +107,13 @@ def test_what_comes_from_outside_is_one_short_line(events: Events) -> None:
 def test_an_answer_fits_into_a_line(events: Events) -> None:
     for number in range(400):
         events.add(DATA, "owned", epoch=number, path='"' * 200)
-    answer = events.answer("node", {"volume": DATA.id, "limit": LIMIT_MAX})
+    answer = events.answer("node", EventsRequest(DATA.id, LIMIT_MAX))
     assert len(encode({"id": 1, "result": answer})) < LINE_LENGTH_MAX
     assert answer["cut"] is True
     told = [each["facts"]["epoch"] for each in answer["events"]]
     assert 50 < len(told) < 400
     assert told == list(range(399, 399 - len(told), -1))
-    few = events.answer("node", {"volume": DATA.id, "limit": 2})
+    few = events.answer("node", EventsRequest(DATA.id, 2))
     assert (len(few["events"]), few["cut"]) == (2, False)
 
 
@@ -115,15 +121,16 @@ def test_an_answer_fits_into_a_line(events: Events) -> None:
     "message",
     [
         {},
-        {"volume": "v", "limit": 0},
-        {"volume": "v", "limit": LIMIT_MAX + 1},
-        {"volume": "v" * 65, "limit": 1},
+        {"volume": DATA.id, "limit": 0},
+        {"volume": DATA.id, "limit": LIMIT_MAX + 1},
+        {"volume": "v", "limit": 1},
+        {"volume": f"../{DATA.id}", "limit": 1},
         {"volume": 7, "limit": 1},
     ],
 )
-def test_a_wrong_request_is_refused(events: Events, message: dict[str, object]) -> None:
+def test_a_wrong_request_is_refused(message: dict[str, object]) -> None:
     with pytest.raises(InvalidRequestError, match="the request cannot be read"):
-        events.answer("node", message)
+        read_request(message, EventsRequest)
 
 
 @pytest.mark.parametrize("newer", [False, True])

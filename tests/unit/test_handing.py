@@ -14,7 +14,7 @@ from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, CopyState, Epoch, Head, Lineage
 from plugin.replication.deliveries import Deliveries
-from plugin.replication.handing import Handing
+from plugin.replication.handing import Handing, SendRequest
 from plugin.replication.progress import Progress
 from tests.support.journal_trees import VOLUME
 
@@ -57,7 +57,7 @@ def test_a_failed_send_leaves_no_copies(tmp_path: Path) -> None:
         handing = Handing(
             ownership, journals, line, Deliveries(), find=lambda _: RECORD
         )
-        request = {"volume": VOLUME, "name": "v", "epoch": 2, "commit": [1, 1]}
+        request = SendRequest(VOLUME, "v", 2, (1, 1), (0, 0), paths=("ZmlsZQ==",))
         with pytest.raises(PeerUnreachableError):
-            handing.send("asker", {**request, "have": [0, 0], "paths": ["ZmlsZQ=="]})
+            handing.send("asker", request)
     assert not (tmp_path / OUTBOX_NAME).exists()

@@ -15,7 +15,7 @@ from backends.system.clock import Deadline
 from plugin.errors import NotOwnerError, PeerUnreachableError, RemoteError
 from plugin.ownership.state import EMPTY, Choice, Commit
 from plugin.replication import at_work
-from plugin.replication.at_work import Patience, Workers
+from plugin.replication.at_work import Patience, Workers, WorkRequest
 from plugin.replication.progress import Progress
 from plugin.replication.pulling import Pulling
 from tests.support.host import wait_until
@@ -182,9 +182,9 @@ def test_a_thread_that_waits_is_not_at_work() -> None:
             end.wait()
 
     def moves() -> bool:
-        before = workers.answer("beta", {"volume": RECORD.id})
+        before = workers.answer("beta", WorkRequest(RECORD.id))
         end.wait(0.05)
-        return workers.answer("beta", {"volume": RECORD.id}) != before
+        return workers.answer("beta", WorkRequest(RECORD.id)) != before
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -196,4 +196,4 @@ def test_a_thread_that_waits_is_not_at_work() -> None:
         busy.clear()
         end.set()
         thread.join()
-    assert workers.answer("beta", {"volume": RECORD.id}) == {"worked_ns": 0}
+    assert workers.answer("beta", WorkRequest(RECORD.id)) == {"worked_ns": 0}
