@@ -30,6 +30,7 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 
 from backends.system.copying import Copied, Destination, Progress
+from backends.system.decoding import from_objects
 from backends.system.mounts import VolumeUser
 
 # Directories have the ids of volumes as their names: nothing else may be one.
@@ -37,7 +38,7 @@ VOLUME_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # What is decoded from where others write: one line of text, and a number that SQLite
 # can keep.
 LineText = Annotated[
-    str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096)
+    str, msgspec.Meta(pattern=r"\A[^\x00-\x1f\x7f\ud800-\udfff]*\Z", max_length=4096)
 ]
 WholeNumber = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 # Puts a new volume's first bytes into the directory that it is given.
@@ -104,15 +105,18 @@ class Snapshot:
         )
 
     @classmethod
-    def of_facts(cls, name: str, facts: dict[str, Any]) -> Snapshot:
-        """Return the snapshot *name* that the content of `snapshot.json` tells of."""
-        return cls(
-            name,
-            str(facts.get("created_at", "")),
-            int(facts.get("files", 0)),
-            int(facts.get("size_bytes", 0)),
-            int(facts.get("attributes_lost", 0)),
-        )
+    def of_facts(cls, name: str, facts: Mapping[str, Any]) -> Snapshot:
+        """
+        Return the snapshot *name* that the content of `snapshot.json` tells of.
+
+        If it is not what it may be, how much there is and since when is lost, not the
+        snapshot.
+        """
+        told = {"created_at": "", "files": 0, "size_bytes": 0, **facts, "name": name}
+        try:
+            return from_objects(told, cls)
+        except msgspec.ValidationError:
+            return cls(name, "", 0, 0)
 
 
 class Snapshots(Protocol):

@@ -27,7 +27,7 @@ from backends.nfs.shares import Shares
 from backends.nfs.snapshots import NfsSnapshots, filled
 from backends.nfs.traits import TRAITS
 from backends.nfs.volume_mounts import VolumeMounts, source_of
-from backends.options import differences
+from backends.options import COMMON_KEYS, differences
 from backends.system import mounts
 from backends.system.clock import Deadline, now_rfc3339, pause
 from backends.system.mounts import VolumeUser
@@ -342,17 +342,35 @@ def _wishes(volume: Volume, *, adopt: bool, filled: bool) -> dict[str, int | Non
 
 
 def _volume(marker: Mapping[str, Any]) -> Volume:
-    """Return the volume that a marker describes; raise BackendError if none is."""
+    """
+    Return the volume that a marker describes.
+
+    Its options are read as a user's would be: whoever can write to the share could have
+    written them.
+
+    Raises:
+        BackendError: it describes none.
+
+    """
     try:
+        parsed = nfs_options.parse_options(marker["options"])
+        options = nfs_options.merge_options(DEFAULTS, parsed)
+        nfs_options.require_complete(options)
+        asked = {**marker["requested"]}
+        common = {key: asked.pop(key) for key in COMMON_KEYS if key in asked}
         return Volume(
             id=str(uuid.UUID(marker["id"])),
             name=str(marker["name"]),
-            options={**marker["options"]},
+            options=options,
             created_at=str(marker["created_at"]),
-            requested={**marker["requested"]},
+            requested={**nfs_options.parse_options(asked), **common},
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (
+        *(AttributeError, KeyError, TypeError, ValueError),
+        InvalidRequestError,
+    ) as error:
         name = one_line(str(marker.get("name")))[:80]
         raise BackendError(
-            f"the marker of '{name}' cannot be read: {error!r}"
+            f"the marker of '{name}' cannot be read: {one_line(repr(error))[:200]}",
+            hint="remove it from .dvol/volumes, then create the volume again",
         ) from None

@@ -16,6 +16,8 @@ import msgspec
 
 Kind = TypeVar("Kind")
 
+# What decoders raise: text may be none, or nested too deep.
+NOT_DECODED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _learning: Final = threading.Lock()
 _json_decoders: Final[dict[Any, msgspec.json.Decoder[Any]]] = {}
 _msgpack_decoders: Final[dict[Any, msgspec.msgpack.Decoder[Any]]] = {}
@@ -27,11 +29,13 @@ def from_json(content: bytes | str, kind: type[Kind]) -> Kind:
 
     Raises:
         msgspec.DecodeError: it is something else.
-        RecursionError: it is nested too deep.
 
     """
     decoder = _json_decoders.get(kind) or json_decoder(kind)
-    return decoder.decode(content)  # type: ignore[no-any-return]
+    try:
+        return decoder.decode(content)  # type: ignore[no-any-return]
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def from_objects(value: object, kind: type[Kind], *, strict: bool = True) -> Kind:
@@ -45,7 +49,10 @@ def from_objects(value: object, kind: type[Kind], *, strict: bool = True) -> Kin
 
     """
     json_decoder(kind)
-    return msgspec.convert(value, kind, strict=strict)
+    try:
+        return msgspec.convert(value, kind, strict=strict)
+    except (UnicodeEncodeError, RecursionError) as error:
+        raise msgspec.ValidationError(str(error)) from error
 
 
 def json_decoder(kind: type[Kind]) -> msgspec.json.Decoder[Kind]:

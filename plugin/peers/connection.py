@@ -19,7 +19,7 @@ from backends.errors import BackendError, RemoraError, one_line
 from backends.system.clock import Deadline
 from backends.system.run import Dialogue
 from plugin.errors import PeerSilentError, PeerUnreachableError
-from plugin.peers.lines import Lines, decode, encode, error_from_json
+from plugin.peers.lines import Lines, decode, encode, error_from_json, read_answer
 from plugin.peers.peer import Peer
 from plugin.peers.sharing import SharedSsh
 
@@ -89,8 +89,7 @@ class Connection:
                 self._pending.pop(number, None)
         if "error" in answer:
             raise error_from_json(answer["error"])
-        result = answer.get("result")
-        return result if isinstance(result, dict) else {}
+        return read_answer(request, answer.get("result"))
 
     def close(self, why: str) -> None:
         """End the connection; all that wait for an answer get *why* as the error."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -13,7 +13,17 @@ from plugin.errors import RemoteError
 
 LINE_LENGTH_MAX: Final = 64 * 1024
 _CHUNK: Final = 16 * 1024
+_Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Request = TypeVar("Request")
+
+
+class _Copy(msgspec.Struct, frozen=True):
+    """What an answer says of a copy: epoch and number of its commit."""
+
+    commit: tuple[_Number, _Number]
+
+
+_ANSWERS: Final = {"stand": _Copy, "promise": _Copy}
 
 
 class Lines:
@@ -109,6 +119,24 @@ def as_error(said: ErrorFields) -> RemoteError:
     error = RemoteError(said.code, said.cause, hint=said.hint, exit_code=said.exit_code)
     error.transient = said.transient
     return error
+
+
+def read_answer(request: str, result: object) -> dict[str, Any]:
+    """
+    Return what another node has answered to *request*, {} if it is no object.
+
+    Raises:
+        RemoteError: it lacks what it has to have.
+
+    """
+    answer = result if isinstance(result, dict) else {}
+    if form := _ANSWERS.get(request):
+        try:
+            from_objects(answer, form)
+        except msgspec.ValidationError as error:
+            why = f"its answer to '{request}' cannot be read: {error}"
+            raise RemoteError("internal", why, hint="", exit_code=1) from None
+    return answer
 
 
 def read_request(message: Mapping[str, Any], kind: type[Request]) -> Request:

@@ -131,10 +131,10 @@ class Catalogue:
 
 def _put(record: VolumeRecord) -> Put:
     """Return the write of *record*, or raise: what nobody can read is not written."""
-    content = msgspec.json.encode(record)
     try:
+        content = msgspec.json.encode(record)
         from_json(content, VolumeRecord)
-    except msgspec.ValidationError as error:
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:
         raise InvalidRequestError(
             f"volume '{record.name}' cannot be recorded: {error}"
         ) from error

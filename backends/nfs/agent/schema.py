@@ -21,7 +21,8 @@ SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}")
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOKEN = re.compile(r"[0-9a-f]{16,32}")
 _IDENTITY = re.compile(r"[0-9]{1,20}(?:-[0-9a-f]{16})?")
-_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]*")
+# No half of a pair of UTF-16 either: JSON may name one, and nothing can encode it.
+_LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
 _COPY = re.compile(rf"\.dvol/copies/({_NAME.pattern})/({_TOKEN.pattern})")
 _STATES = ("creating", "ready", "removing")
 

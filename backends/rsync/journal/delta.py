@@ -27,7 +27,7 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, is_path
-from backends.system.decoding import msgpack_decoder
+from backends.system.decoding import NOT_DECODED, msgpack_decoder
 from backends.system.files import replacing
 from backends.system.regular_files import open_regular
 
@@ -281,7 +281,7 @@ def _checked_deletions(records: _Records, count: int) -> Iterator[bytes]:
 def _decoded(decoder: msgspec.msgpack.Decoder[_Record], record: bytes) -> _Record:
     try:
         return decoder.decode(record)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except NOT_DECODED as error:
         raise _refused(f"has a record that is none: {error}") from error
 
 

@@ -1,0 +1,119 @@
+"""What a node makes of the markers that whoever writes to a share has put there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.base import Snapshot, Volume
+from backends.errors import InvalidRequestError
+from backends.nfs.backend import NfsBackend
+from backends.nfs.options import mount_entries
+from backends.nfs.share import Share, ShareState
+from plugin.model import VolumeRecord
+from plugin.volumes.catalogue import Catalogue
+from tests.support.memory_store import MemoryStore
+
+OPTIONS = {"server": "192.0.2.1", "share": "/x", "nfsvers": "4", "mountMode": "subdir"}
+GOOD = {
+    "state": "ready",
+    "id": "11111111-1111-4111-8111-111111111111",
+    "name": "good",
+    "options": OPTIONS,
+    "requested": {"server": "192.0.2.1", "share": "/x", "backend": "nfs"},
+    "created_at": "2026-01-01T00:00:00Z",
+}
+
+
+@pytest.fixture
+def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NfsBackend:
+    """Return a backend that watches one share; nobody asks its server."""
+    monkeypatch.setattr(Share, "start", lambda _: None)
+    return NfsBackend(tmp_path, node="node")
+
+
+def discovered(backend: NfsBackend, *markers: dict[str, Any]) -> list[Volume]:
+    volume = Volume(id=str(GOOD["id"]), name="good", options=OPTIONS, created_at="")
+    backend._shares.of(volume).state = ShareState(state="ok", markers=[*markers])
+    return list(backend.discover())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {**OPTIONS, "subDir": "../../x"},
+        {**OPTIONS, "subDir": "/etc"},
+        {**OPTIONS, "subDir": ".dvol/volumes"},
+        {**OPTIONS, "subDir": "a,b"},
+        {**OPTIONS, "mountOptions": "bg,anything"},
+        {**OPTIONS, "mountOptions": "hard,dev"},
+        {**OPTIONS, "mountOptions": "hard,suid"},
+        {**OPTIONS, "mountOptions": "hard\nforged line"},
+        {**OPTIONS, "mountOptions": "addr=203.0.113.9"},
+        {**OPTIONS, "nfsvers": "4,bg"},
+        {**OPTIONS, "server": "-o"},
+        {**OPTIONS, "share": "../x"},
+        {**OPTIONS, "share": "/x,bg"},
+        {**OPTIONS, "suid": "maybe"},
+        {**OPTIONS, "uid": "-1"},
+        {**OPTIONS, "mode": "0o9"},
+        {**OPTIONS, "mountMode": "other"},
+        {**OPTIONS, "onDelete": "everything"},
+        {**OPTIONS, "size": "1G"},
+        {**OPTIONS, "unknown": "x"},
+        {**OPTIONS, "mode": 755},
+        {"server": "192.0.2.1"},
+        {},
+        [],
+    ],
+    ids=str,
+)
+def test_options_that_no_user_could_give_are_passed_over(
+    backend: NfsBackend, options: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And those of the next marker are read."""
+    bad = {**GOOD, "name": "bad", "options": options}
+    asked = {**GOOD, "name": "asked", "requested": options}
+    found = discovered(backend, bad, *([asked] if options else []), GOOD)
+    names = {volume.name for volume in found}
+    assert "good" in names
+    assert "bad" not in names
+    if options != {"server": "192.0.2.1"}:  # a user may well ask for no more
+        assert "asked" not in names
+    assert all("\n" not in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("said", ["\ud800", "a\nb", "x" * 5000])
+def test_what_no_record_can_hold_is_refused(backend: NfsBackend, said: str) -> None:
+    """The record was encoded, and what that raised ended the look for all volumes."""
+    [found] = discovered(backend, {**GOOD, "created_at": said})
+    with pytest.raises(InvalidRequestError):
+        Catalogue(MemoryStore()).insert(VolumeRecord.of(found, backend="nfs"))
+
+
+def test_options_of_earlier_versions_are_completed(backend: NfsBackend) -> None:
+    [found] = discovered(backend, GOOD)
+    assert found.options["onDelete"] == "retain"
+    assert dict(found.requested) == GOOD["requested"]
+    assert mount_entries(found) == "hard,nodev,nosuid"
+    assert VolumeRecord.of(found, backend="nfs").options == found.options
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"files": "many"},
+        {"files": -1},
+        {"size_bytes": 10**400},
+        {"created_at": "\ud800"},
+        {"created_at": "a\nb"},
+        {"attributes_lost": []},
+    ],
+    ids=str,
+)
+def test_a_snapshot_that_says_nonsense_of_itself_is_there(
+    facts: dict[str, object],
+) -> None:
+    assert Snapshot.of_facts("s", facts) == Snapshot("s", "", 0, 0)
