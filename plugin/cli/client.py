@@ -12,6 +12,7 @@ import requests_unixsocket
 
 from plugin.errors import DaemonUnreachableError, RemoteError
 from plugin.limits import LONG_DEADLINE_S
+from plugin.peers.lines import error_from_json
 
 _CONNECT_TIMEOUT_S: Final = 5.0
 _CHUNK_SIZE: Final = 64 * 1024
@@ -116,14 +117,4 @@ def _decoded(response: requests.Response) -> Any:
 
 
 def _remote_error(answer: Any) -> RemoteError:
-    detail = answer.get("error") if isinstance(answer, dict) else None
-    if not isinstance(detail, dict):
-        return RemoteError(
-            "internal", f"unreadable answer: {answer}", hint="", exit_code=1
-        )
-    return RemoteError(
-        str(detail.get("code", "internal")),
-        str(detail.get("cause", "")),
-        hint=str(detail.get("hint", "")),
-        exit_code=int(detail.get("exit_code", 1)),
-    )
+    return error_from_json(answer.get("error") if isinstance(answer, dict) else answer)

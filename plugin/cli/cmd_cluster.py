@@ -142,10 +142,9 @@ def load_dump(
         count = loading.run(
             before_end=lambda: note_left(node) if embedded else None,
         )
-    if as_json:
-        output.print_json({"records": count, "taken_at": found.header.taken_at})
-    else:
-        click.echo(f"{count} records of {found.header.taken_at}")
+    taken_at = found.header.taken_at
+    answer = {"records": count, "taken_at": taken_at}
+    output.print_answer(answer, f"{count} records of {taken_at}", as_json=as_json)
 
 
 @cluster.command()

@@ -99,10 +99,7 @@ def enroll(  # noqa: PLR0913, PLR0917 - a parameter for each option
         if not yes:
             _confirm(machine)
         plan.carry_out(lambda step, done: _report(step, done, quiet=as_json))
-    if as_json:
-        output.print_json(_facts(plan))
-    else:
-        click.echo(plan.node_name)
+    output.print_answer(_facts(plan), plan.node_name, as_json=as_json)
 
 
 def _make_plan(context: Context, machine: RemoteMachine, wish: Wish) -> Plan:

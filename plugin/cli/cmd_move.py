@@ -9,9 +9,8 @@ import click
 
 from backends.system import clock
 from plugin.cli import output
-from plugin.cli.context import Context, json_option, pass_context
+from plugin.cli.context import Context, json_option, pass_context, volume_path
 from plugin.cli.progress import clear_line, show_line
-from plugin.model import check_name
 
 _INTERVAL_S: Final = 0.5
 
@@ -30,7 +29,7 @@ def move(context: Context, volume: str, node: str, as_json: bool) -> None:
     Breaking off (Ctrl-C) ends the waiting only: the copy is brought in step all the
     same.
     """
-    path = f"/v1/volumes/{quote(check_name(volume), safe='')}/move"
+    path = f"{volume_path(volume)}/move"
     state = context.client.call("POST", path, {"node": node})
     where = f"{path}?owner={quote(state['owner'], safe='')}"
     try:

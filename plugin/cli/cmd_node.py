@@ -103,10 +103,7 @@ def remove(context: Context, name: str, force: bool, as_json: bool) -> None:
     A node whose daemon lives is refused, with or without --force.
     """
     answer = context.client.call("DELETE", _path(name) + ("?force=1" if force else ""))
-    if as_json:
-        output.print_json(answer)
-    else:
-        click.echo(answer["removed"])
+    output.print_answer(answer, answer["removed"], as_json=as_json)
 
 
 @node.command("new-identity")
@@ -122,18 +119,12 @@ def new_identity(context: Context, as_json: bool) -> None:
     from plugin.daemon.node import forget_identity  # noqa: PLC0415 - only this verb needs it
 
     forgotten = forget_identity(context.config.state_dir)
-    if as_json:
-        output.print_json({"forgotten": forgotten})
-    else:
-        click.echo(forgotten)
+    output.print_answer({"forgotten": forgotten}, forgotten, as_json=as_json)
 
 
 def _mark(context: Context, name: str, verb: str, *, as_json: bool) -> None:
     answer = context.client.call("POST", f"{_path(name)}/{verb}")
-    if as_json:
-        output.print_json(answer)
-    else:
-        click.echo(answer["name"])
+    output.print_answer(answer, answer["name"], as_json=as_json)
 
 
 def _capacity(row: dict[str, Any]) -> str:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final
-from urllib.parse import quote
 
 import click
 
 from plugin.cli import output
-from plugin.cli.context import Context, json_option, pass_context, volume_options
+from plugin.cli.context import (
+    Context,
+    json_option,
+    pass_context,
+    volume_options,
+    volume_path,
+)
 from plugin.cli.progress import call_with_progress
-from plugin.errors import RemoteError
 from plugin.model import check_name
+from plugin.peers.lines import error_from_json
 
 _LIMIT: Final = 1000
 _LIMIT_MAX: Final = 1_000_000
+_ENDED_EARLY: Final = {"code": "internal", "cause": "the daemon's answer ended early"}
 
 
 @click.group()
@@ -41,7 +46,7 @@ def quarantine() -> None:
 @pass_context
 def list_all(context: Context, volume: str, as_json: bool) -> None:
     """List what is set apart in the cluster; * marks this node."""
-    query = f"?volume={quote(check_name(volume), safe='')}" if volume else ""
+    query = f"?volume={check_name(volume)}" if volume else ""
     found = context.client.call("GET", f"/v1/quarantine{query}")
     if as_json:
         output.print_json(found)
@@ -105,7 +110,7 @@ def diff(
             what = f"  ({', '.join(found['what'])})" if found["what"] else ""
             click.echo(f"{found['change']:8} {found['kind']:10} {found['path']}{what}")
     if "counts" not in end:
-        raise _broken(end)
+        raise error_from_json(end.get("error", _ENDED_EARLY))
     if as_json:
         output.print_json({"changes": changes, **end})
         return
@@ -171,7 +176,7 @@ def clone(
         quiet=as_json,
     )
     if as_json:
-        made = context.client.call("GET", f"/v1/volumes/{quote(name, safe='')}")
+        made = context.client.call("GET", volume_path(name))
         output.print_json(made)
     else:
         click.echo(name)
@@ -206,36 +211,19 @@ def discard(
 @contextmanager
 def _opened(target: Path | None) -> Iterator[BinaryIO]:
     """Yield a file that becomes *target* when all is written; it must be new."""
+    from backends.system import files  # noqa: PLC0415 - only this verb needs it
+
     if target is None:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
     if target.exists():
         raise click.UsageError(f"{target} is there already")
-    part = target.with_name(f"{target.name}.part")
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise click.UsageError(f"cannot make {part}: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with files.replacing(target.absolute()) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.rename(target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _broken(end: dict[str, Any]) -> RemoteError:
-    detail = end.get("error", {})
-    return RemoteError(
-        str(detail.get("code", "internal")),
-        str(detail.get("cause", "the answer ended early")),
-        hint=str(detail.get("hint", "see the daemon's log")),
-        exit_code=int(detail.get("exit_code", 1)),
-    )
+    except OSError as error:
+        raise click.UsageError(f"cannot write {target}: {error.strerror}") from error
 
 
 def _at_least(row: dict[str, Any], text: str) -> str:
@@ -245,5 +233,4 @@ def _at_least(row: dict[str, Any], text: str) -> str:
 def _path(volume: str, commit: str, below: str) -> str:
     from backends.rsync.quarantine import check_commit  # noqa: PLC0415 - only these verbs need it
 
-    name = quote(check_name(volume), safe="")
-    return f"/v1/quarantine/{name}/{check_commit(commit)}{below}"
+    return f"/v1/quarantine/{check_name(volume)}/{check_commit(commit)}{below}"

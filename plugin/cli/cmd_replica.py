@@ -7,8 +7,7 @@ from urllib.parse import quote
 import click
 
 from plugin.cli import output
-from plugin.cli.context import Context, json_option, pass_context
-from plugin.model import check_name
+from plugin.cli.context import Context, json_option, pass_context, volume_path
 
 
 @click.group()
@@ -27,7 +26,7 @@ def list_replicas(context: Context, volume: str, as_json: bool) -> None:
     STATE is owner (mounted there), holder (has the newest commit), behind, or gone (the
     node was removed). COMMIT is the newest one that is known of.
     """
-    found = context.client.call("GET", _path(volume))
+    found = context.client.call("GET", f"{volume_path(volume)}/replicas")
     if as_json:
         output.print_json(found)
         return
@@ -56,11 +55,9 @@ def add(context: Context, volume: str, node: str, as_json: bool) -> None:
 
     The volume is to have as many copies from now on as it has with this one.
     """
-    answer = context.client.call("POST", _path(volume), {"node": node})
-    if as_json:
-        output.print_json(answer)
-    else:
-        click.echo(answer["added"])
+    path = f"{volume_path(volume)}/replicas"
+    answer = context.client.call("POST", path, {"node": node})
+    output.print_answer(answer, answer["added"], as_json=as_json)
 
 
 @replica.command("rm")
@@ -75,13 +72,6 @@ def remove(context: Context, volume: str, node: str, as_json: bool) -> None:
     Refused if no other node has the newest commit, or if NODE has it mounted. The
     volume is to have no more copies from now on than it has without this one.
     """
-    path = f"{_path(volume)}/{quote(node, safe='')}"
+    path = f"{volume_path(volume)}/replicas/{quote(node, safe='')}"
     answer = context.client.call("DELETE", path)
-    if as_json:
-        output.print_json(answer)
-    else:
-        click.echo(answer["removed"])
-
-
-def _path(volume: str) -> str:
-    return f"/v1/volumes/{quote(check_name(volume), safe='')}/replicas"
+    output.print_answer(answer, answer["removed"], as_json=as_json)

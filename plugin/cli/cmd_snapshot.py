@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
 
 import click
 
 from backends.system.clock import now_as_name
 from plugin.cli import output
-from plugin.cli.context import Context, json_option, pass_context, volume_options
+from plugin.cli.context import (
+    Context,
+    json_option,
+    pass_context,
+    volume_options,
+    volume_path,
+)
 from plugin.cli.progress import call_with_progress
 from plugin.model import check_name, check_snapshot_name
 
@@ -49,17 +54,14 @@ def create_snapshot(
     with _paused(volume, pause):
         made = call_with_progress(
             context,
-            _path(volume, "snapshots"),
+            f"{volume_path(volume)}/snapshots",
             {"snapshot": name},
             label=f"copying {volume}",
             copy=f"{volume}@{name}",
             quiet=as_json,
         )
     _warn_of_lost_attributes(made)
-    if as_json:
-        output.print_json(made)
-    else:
-        click.echo(f"{volume}@{made['name']}")
+    output.print_answer(made, f"{volume}@{made['name']}", as_json=as_json)
 
 
 @snapshot.command("ls")
@@ -73,7 +75,7 @@ def list_snapshots(context: Context, volume: str, as_json: bool) -> None:
     NODE is where it lies (* is this one): there it is removed, restored and cloned. A
     volume on a share has its snapshots there, and every node can do all of it.
     """
-    found = context.client.call("GET", _path(volume, "snapshots"))
+    found = context.client.call("GET", f"{volume_path(volume)}/snapshots")
     if as_json:
         output.print_json(found)
         return
@@ -102,8 +104,8 @@ def remove_snapshots(
 ) -> None:
     """Remove snapshots of VOLUME, by NAMES; the volume stays as it is."""
     for name in names:
-        below = f"snapshots/{quote(check_snapshot_name(name), safe='')}"
-        context.client.call("DELETE", _path(volume, below))
+        path = f"{volume_path(volume)}/snapshots/{check_snapshot_name(name)}"
+        context.client.call("DELETE", path)
         if not as_json:
             click.echo(f"{volume}@{name}")
     if as_json:
@@ -124,7 +126,7 @@ def restore(context: Context, volume: str, name: str, as_json: bool) -> None:
     """
     answer = call_with_progress(
         context,
-        _path(volume, "restore"),
+        f"{volume_path(volume)}/restore",
         {"snapshot": check_snapshot_name(name)},
         label=f"restoring {volume}",
         copy=volume,
@@ -168,10 +170,7 @@ def clone(
             copy=name,
             quiet=as_json,
         )
-    if as_json:
-        output.print_json(made)
-    else:
-        click.echo(name)
+    output.print_answer(made, name, as_json=as_json)
 
 
 @contextmanager
@@ -193,7 +192,3 @@ def _warn_of_lost_attributes(made: dict[str, Any]) -> None:
             "be kept there",
             err=True,
         )
-
-
-def _path(volume: str, below: str) -> str:
-    return f"/v1/volumes/{quote(check_name(volume), safe='')}/{below}"

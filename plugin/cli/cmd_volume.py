@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from urllib.parse import quote
 
 import click
 
 from plugin.cli import output
-from plugin.cli.context import Context, json_option, pass_context
-from plugin.model import check_name
+from plugin.cli.context import Context, json_option, pass_context, volume_path
 
 _EVENTS_MAX: Final = 1000
 
@@ -30,7 +28,7 @@ def history(context: Context, name: str, as_json: bool) -> None:
     BASE is the commit that the owner began with. LOST is a newer one that was known to
     exist, and that no node which answered had.
     """
-    found = context.client.call("GET", _path(name, "history"))
+    found = context.client.call("GET", f"{volume_path(name)}/history")
     if as_json:
         output.print_json(found)
         return
@@ -73,7 +71,7 @@ def events(context: Context, name: str, limit: int, as_json: bool) -> None:
     All nodes that had a part in it are asked. Times are of each node's own clock. A
     volume that was removed is known for as long as this node has an event of it.
     """
-    found = context.client.call("GET", f"{_path(name, 'events')}?limit={limit}")
+    found = context.client.call("GET", f"{volume_path(name)}/events?limit={limit}")
     if as_json:
         output.print_json(found)
         return
@@ -117,7 +115,3 @@ def _facts(facts: dict[str, Any]) -> str:
         else:
             shown.append(f"{key} {value}")
     return ", ".join(shown)
-
-
-def _path(name: str, below: str) -> str:
-    return f"/v1/volumes/{quote(check_name(name), safe='')}/{below}"

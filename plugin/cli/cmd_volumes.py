@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
 import click
 
 from plugin.cli import output
-from plugin.cli.context import Context, json_option, pass_context, volume_options
-from plugin.model import check_name
+from plugin.cli.context import (
+    Context,
+    json_option,
+    pass_context,
+    volume_options,
+    volume_path,
+)
 
 # What fits into a column; `inspect` says the rest.
 _HEALTH_WORDS = ("ok", "creating", "unknown", "stale", "unreachable")
@@ -47,7 +50,7 @@ def list_volumes(context: Context, as_json: bool) -> None:
 @pass_context
 def inspect(context: Context, name: str, as_json: bool) -> None:
     """Show everything about volume NAME."""
-    volume = context.client.call("GET", _path(name))
+    volume = context.client.call("GET", volume_path(name))
     if as_json:
         output.print_json(volume)
     else:
@@ -76,10 +79,7 @@ def create(context: Context, name: str, options: dict[str, str], as_json: bool) 
     volume = context.client.call(
         "POST", "/v1/volumes", {"name": name, "options": options}
     )
-    if as_json:
-        output.print_json(volume)
-    else:
-        click.echo(volume["name"])
+    output.print_answer(volume, volume["name"], as_json=as_json)
 
 
 @click.command("rm")
@@ -96,11 +96,8 @@ def remove(context: Context, name: str, force: bool, as_json: bool) -> None:
     """
     if not force:
         click.confirm(f"Remove volume '{name}' and all its data?", abort=True, err=True)
-    answer = context.client.call("DELETE", _path(name))
-    if as_json:
-        output.print_json(answer)
-    else:
-        click.echo(name)
+    answer = context.client.call("DELETE", volume_path(name))
+    output.print_answer(answer, name, as_json=as_json)
 
 
 @click.command()
@@ -124,8 +121,3 @@ def repair(context: Context, dry_run: bool, as_json: bool) -> None:
             click.echo(f"{'would be ' if dry_run else ''}{verb}: {line}")
     if not any(report.values()):
         click.echo("nothing to repair")
-
-
-def _path(name: str) -> str:
-    """Return the control API's path of volume *name*; refuse what is no name."""
-    return f"/v1/volumes/{quote(check_name(name), safe='')}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from plugin.config import Config, load
+from plugin.model import check_name
 
 if TYPE_CHECKING:
     from plugin.cli.client import Client
@@ -33,6 +34,11 @@ class Context:
         from plugin.cli.client import Client  # noqa: PLC0415
 
         return Client(self.config.control_socket)
+
+
+def volume_path(name: str) -> str:
+    """Return the control API's path of volume *name*; refuse what is no name."""
+    return f"/v1/volumes/{check_name(name)}"
 
 
 pass_context = click.make_pass_decorator(Context)

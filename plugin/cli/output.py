@@ -14,6 +14,14 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
+def print_answer(answer: object, line: str, *, as_json: bool) -> None:
+    """Print *answer* as JSON if that was asked for, else *line*, for people."""
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(line)
+
+
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print *rows* in aligned columns, as `docker ... ls` does."""
     lines = [list(map(str, headings)), *[list(map(str, row)) for row in rows]]

@@ -2,7 +2,7 @@
 The administrator's API on the control socket: JSON over HTTP, root only.
 
 The socket's mode (0600) is the permission; the CLI is its client. Errors are
-``{"error": {"code", "cause", "hint", "exit_code"}}`` with a status of 4xx or 5xx.
+``{"error": …}``, as `error_as_json` makes it, with a status of 4xx or 5xx.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from plugin.api.calls import Limit, at_most, caller_gone, observe_calls
 from plugin.api.metrics import Metrics
 from plugin.limits import LONG_CALLS_MAX
 from plugin.model import VolumeSummary
+from plugin.peers.lines import error_as_json
 from plugin.volumes.creation import Creation
 from plugin.volumes.importing import Importing
 from plugin.volumes.removal import Removal
@@ -282,10 +283,4 @@ def _status(volumes: UseCases, registry: Registry) -> dict[str, Any]:
 
 
 def _error(error: RemoraError) -> Response:
-    detail = {
-        "code": error.code,
-        "cause": error.cause,
-        "hint": error.hint,
-        "exit_code": error.exit_code,
-    }
-    return answer({"error": detail}, 503 if error.transient else 400)
+    return answer({"error": error_as_json(error)}, 503 if error.transient else 400)

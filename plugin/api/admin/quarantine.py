@@ -14,6 +14,7 @@ from backends.errors import InvalidRequestError, RemoraError
 from backends.rsync.quarantine import Change, shown
 from plugin.api.admin.bodies import answer, read_body
 from plugin.api.calls import Limit, caller_gone
+from plugin.peers.lines import error_as_json
 from plugin.volumes.quarantine import QuarantineService
 
 log = logging.getLogger(__name__)
@@ -98,8 +99,7 @@ def _lines(found: Iterator[Change | None], limit: int) -> Iterator[bytes]:
         yield _line({"counts": counts, "shown": told})
     except RemoraError as error:
         log.warning("a comparison broke off: %s", error)
-        detail = {"code": error.code, "cause": error.cause, "hint": error.hint}
-        yield _line({"error": {**detail, "exit_code": error.exit_code}})
+        yield _line({"error": error_as_json(error)})
 
 
 def _whole(found: Iterator[bytes]) -> Iterator[bytes]:
