@@ -365,9 +365,9 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
         "people: nfs options": (_nfs_options, bad),
         "people: rsync options": (_rsync_options, bad),
         "record: options": (_replication, ()),
-        "engine: create": (lambda _, body: wire.parse_create(body), bad),
-        "engine: mount": (lambda _, body: wire.parse_mount(body), bad),
-        "engine: name": (lambda _, body: wire.parse_name(body), bad),
+        "engine: create": (lambda _, body: wire.parse(wire.CreateCall, body), bad),
+        "engine: mount": (lambda _, body: wire.parse(wire.MountCall, body), bad),
+        "engine: name": (lambda _, body: wire.parse(wire.NameCall, body), bad),
         **{
             f"record: {name}": (partial(_record, kind, key), (StoreError,))
             for name, (kind, key) in _RECORDS.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from plugin.api.docker import wire
 from plugin.limits import REQUEST_SIZE_MAX
 from plugin.model import check_mount_id, check_name
 
-PARSERS = (wire.parse_create, wire.parse_mount, wire.parse_name)
+CALLS = (wire.CreateCall, wire.MountCall, wire.NameCall)
+PARSERS = [partial(wire.parse, each) for each in CALLS]
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -51,19 +53,20 @@ def test_a_create_means_what_was_sent(
     name: str, options: dict[str, str] | None
 ) -> None:
     body = json.dumps({"Name": name, "Opts": options, "Extra": [name]}).encode()
-    call = wire.parse_create(body + b"\n")
+    call = wire.parse(wire.CreateCall, body + b"\n")
     assert (call.name, call.options) == (name, options)
 
 
 @given(name=st.text(), mount_id=st.text())
 def test_a_mount_means_what_was_sent(name: str, mount_id: str) -> None:
-    call = wire.parse_mount(json.dumps({"Name": name, "ID": mount_id}).encode())
+    body = json.dumps({"Name": name, "ID": mount_id}).encode()
+    call = wire.parse(wire.MountCall, body)
     assert (call.name, call.mount_id) == (name, mount_id)
 
 
 def test_what_old_engines_leave_out_has_a_meaning() -> None:
-    assert wire.parse_mount(b'{"Name":"x"}').mount_id == ""
-    assert wire.parse_create(b'{"Name":"x"}').options is None
+    assert wire.parse(wire.MountCall, b'{"Name":"x"}').mount_id == ""
+    assert wire.parse(wire.CreateCall, b'{"Name":"x"}').options is None
 
 
 @pytest.mark.parametrize("parse", PARSERS)

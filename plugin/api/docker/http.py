@@ -46,7 +46,7 @@ def create_app(  # noqa: C901
 
     @app.post("/VolumeDriver.Create", endpoint="Create")
     def create() -> Response:
-        call = wire.parse_create(request.get_data())
+        call = wire.parse(wire.CreateCall, request.get_data())
         g.volume = call.name
         options = allowed.checked(call.options or {})
         creation.create(call.name, options, caller_gone=caller_gone())
@@ -54,28 +54,28 @@ def create_app(  # noqa: C901
 
     @app.post("/VolumeDriver.Remove", endpoint="Remove")
     def remove() -> Response:
-        call = wire.parse_name(request.get_data())
+        call = wire.parse(wire.NameCall, request.get_data())
         g.volume = call.name
         removal.remove(call.name, caller_gone=caller_gone())
         return _answer(wire.render_empty())
 
     @app.post("/VolumeDriver.Mount", endpoint="Mount")
     def mount() -> Response:
-        call = wire.parse_mount(request.get_data())
+        call = wire.parse(wire.MountCall, request.get_data())
         g.volume, g.mount_id = call.name, call.mount_id
         mountpoint = mounting.mount(call.name, call.mount_id, caller_gone=caller_gone())
         return _answer(wire.render_mountpoint(str(mountpoint)))
 
     @app.post("/VolumeDriver.Unmount", endpoint="Unmount")
     def unmount() -> Response:
-        call = wire.parse_mount(request.get_data())
+        call = wire.parse(wire.MountCall, request.get_data())
         g.volume, g.mount_id = call.name, call.mount_id
         unmounting.unmount(call.name, call.mount_id)
         return _answer(wire.render_empty())
 
     @app.post("/VolumeDriver.Path", endpoint="Path")
     def path() -> Response:
-        call = wire.parse_name(request.get_data())
+        call = wire.parse(wire.NameCall, request.get_data())
         g.volume = call.name
         return _answer(wire.render_mountpoint(views.path(call.name)))
 
@@ -85,7 +85,7 @@ def create_app(  # noqa: C901
         # forget the volume's labels and references; without an answer it tries again.
         # So we only answer "there is none", and errors that no repetition would mend.
         try:
-            call = wire.parse_name(request.get_data())
+            call = wire.parse(wire.NameCall, request.get_data())
             g.volume = call.name
             view = views.get(call.name)
         except (VolumeNotFoundError, InvalidRequestError) as error:

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError
-from backends.system.decoding import json_decoder
+from backends.system.decoding import from_json
 from plugin.limits import REQUEST_SIZE_MAX
 
 CONTENT_TYPE: Final = "application/vnd.docker.plugins.v1.2+json"
@@ -58,24 +58,22 @@ class _VolumeAnswer(msgspec.Struct, frozen=True, omit_defaults=True, rename="pas
 
 Call = TypeVar("Call", CreateCall, MountCall, NameCall)
 
-_CREATE: Final = json_decoder(CreateCall)
-_MOUNT: Final = json_decoder(MountCall)
-_NAME: Final = json_decoder(NameCall)
 
-
-def parse_create(body: bytes) -> CreateCall:
-    """Return the call in *body*, or raise InvalidRequestError."""
-    return _parse(_CREATE, body)
-
-
-def parse_mount(body: bytes) -> MountCall:
-    """Return the call in *body*, or raise InvalidRequestError."""
-    return _parse(_MOUNT, body)
-
-
-def parse_name(body: bytes) -> NameCall:
-    """Return the call in *body*, or raise InvalidRequestError."""
-    return _parse(_NAME, body)
+def parse(kind: type[Call], body: bytes) -> Call:
+    """Return the call of that *kind* in *body*, or raise InvalidRequestError."""
+    if not body.strip():
+        raise EmptyBodyError(
+            "the request had no body, as after a broken connection; nothing was done",
+            hint="repeat the command",
+        )
+    if len(body) > REQUEST_SIZE_MAX:
+        raise InvalidRequestError(
+            f"the request has {len(body)} bytes; at most {REQUEST_SIZE_MAX} are read"
+        )
+    try:
+        return from_json(body, kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidRequestError(f"the request cannot be read: {error}") from None
 
 
 def render_empty() -> bytes:
@@ -120,19 +118,3 @@ def render_list(volumes: list[tuple[str, str, str]]) -> bytes:
 def render_error(error: RemoraError) -> bytes:
     """Return *error* as the engine shows it: one line."""
     return msgspec.json.encode({"Err": str(error)})
-
-
-def _parse(decoder: msgspec.json.Decoder[Call], body: bytes) -> Call:
-    if not body.strip():
-        raise EmptyBodyError(
-            "the request had no body, as after a broken connection; nothing was done",
-            hint="repeat the command",
-        )
-    if len(body) > REQUEST_SIZE_MAX:
-        raise InvalidRequestError(
-            f"the request has {len(body)} bytes; at most {REQUEST_SIZE_MAX} are read"
-        )
-    try:
-        return decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequestError(f"the request cannot be read: {error}") from None
