@@ -112,14 +112,9 @@ class Events:
         }
         with self._lock:
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
+                with self._connection as connection:
+                    connection.execute("BEGIN IMMEDIATE")
                     self._insert(row)
-                except BaseException:
-                    if self._connection.in_transaction:
-                        self._connection.execute("ROLLBACK")
-                    raise
-                self._connection.execute("COMMIT")
             except sqlite3.Error as error:
                 log.warning(
                     "an event was not kept: %s", error, extra=fields(volume=volume.name)

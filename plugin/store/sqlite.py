@@ -51,17 +51,14 @@ class SqliteStore:
 
     def prefix(self, prefix: str) -> tuple[list[Record], int]:
         """Return the records below *prefix*; see `Store.prefix`."""
-        with self._reading() as connection:
+        with self._reading() as connection, connection:
             connection.execute("BEGIN")  # both reads see one state
-            try:
-                rows = connection.execute(
-                    f"SELECT {_COLUMNS} FROM records WHERE key >= ? AND key < ?"
-                    " ORDER BY key",
-                    (prefix, _after(prefix)),
-                ).fetchall()
-                revision = _revision(connection)
-            finally:
-                connection.execute("COMMIT")
+            rows = connection.execute(
+                f"SELECT {_COLUMNS} FROM records WHERE key >= ? AND key < ?"
+                " ORDER BY key",
+                (prefix, _after(prefix)),
+            ).fetchall()
+            revision = _revision(connection)
         return [Record(*row) for row in rows], revision
 
     def version(self, prefix: str) -> int:
@@ -112,16 +109,10 @@ class SqliteStore:
         with self._write_lock:
             self._require_open()
             try:
-                self._writer.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._writer
-                except BaseException:
-                    self._writer.execute("ROLLBACK")
-                    raise
-                self._writer.execute("COMMIT")
+                with self._writer as connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    yield connection
             except sqlite3.Error as error:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
                 raise StoreError(f"cannot write the store: {error}") from error
 
     def _require_open(self) -> None:

@@ -152,11 +152,6 @@ class References:
             ids = self._counts.get(volume_id)
             return sum(ids.values(), Count()) if ids else Count()
 
-    def of(self, volume_id: str) -> dict[str, Count]:
-        """Return a volume's counts by mount id."""
-        with self.lock:
-            return dict(self._counts.get(volume_id, {}))
-
     def volumes(self) -> list[str]:
         """Return the ids of the volumes that have a count."""
         with self.lock:
@@ -186,21 +181,15 @@ class References:
     @contextmanager
     def _durably(self) -> Iterator[sqlite3.Connection]:
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
+            with self._connection as connection:
+                connection.execute("BEGIN IMMEDIATE")
                 if not self._of_this_boot:
-                    self._connection.execute("DELETE FROM mount_references")
-                    self._connection.execute(
+                    connection.execute("DELETE FROM mount_references")
+                    connection.execute(
                         "INSERT OR REPLACE INTO facts VALUES ('boot_id', ?)",
                         (self._boot_id,),
                     )
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+                yield connection
             self._of_this_boot = True
         except sqlite3.Error as error:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
             raise StoreError(f"cannot record a mount reference: {error}") from error

@@ -341,13 +341,9 @@ class Manifest:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection for a transaction that the caller commits."""
-        with self._using() as connection:
+        with self._using() as connection, connection:
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
+            yield connection
 
     @contextmanager
     def _using(self) -> Iterator[sqlite3.Connection]:
