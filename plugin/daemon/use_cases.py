@@ -8,7 +8,6 @@ from pathlib import Path
 
 from backends.rsync.quarantine import Quarantine
 from plugin.events.log import Events
-from plugin.model import VolumeRecord
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
@@ -16,7 +15,6 @@ from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import AsksAll
 from plugin.replication.node import ReplicationNode
-from plugin.replication.progress import CopyFacts
 from plugin.volumes.adoption import Adoption
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.copying_under_way import CopyingUnderWay
@@ -87,7 +85,7 @@ def build_use_cases(given: Given) -> UseCases:
         references,
         discovery,
         ownership,
-        owning.replication.copies_of if owning.replication else _no_copies,
+        owning.replication.copies_of if owning.replication else lambda _: None,
         given.mount_dir,
     )
     unmounting = Unmounting(
@@ -114,11 +112,6 @@ def build_use_cases(given: Given) -> UseCases:
         NewestBytes(ownership, replication),
     )
     return _with_the_rest(given, discovery, creation, copying)
-
-
-def _no_copies(record: VolumeRecord) -> CopyFacts | None:
-    del record
-    return None
 
 
 def _with_the_rest(

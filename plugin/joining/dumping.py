@@ -200,7 +200,7 @@ class Loading:
             there = {each.key: each for each in self._store.prefix("")[0]}
             self._refuse(there)
             found = there.get(LOADING)
-            mark = _marker(found)
+            mark = readable(found, Marker)
             if found is not None and mark is not None and self._continues(mark):
                 return found, mark
             written = msgspec.json.encode(
@@ -229,7 +229,7 @@ class Loading:
                 f"these nodes are alive: {', '.join(sorted(names))}",
                 hint="stop their daemons, and wait until their leases end (15 s)",
             )
-        mark = _marker(there.get(LOADING))
+        mark = readable(there.get(LOADING), Marker)
         if self._replace or (mark is not None and self._continues(mark)):
             return
         if LOADING in there:
@@ -263,10 +263,6 @@ class Loading:
     def _write(self, batch: Step) -> None:
         if not self._store.transact(batch.conditions, batch.operations).succeeded:
             raise StoreError("another load has begun meanwhile", hint="repeat this one")
-
-
-def _marker(record: Record | None) -> Marker | None:
-    return readable(record, Marker)
 
 
 def _name(key: str, there: dict[str, Record]) -> str:

@@ -9,11 +9,12 @@ would show volumes that another node has removed, or owns.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from backends.registry import has_catalogue_on_storage
 from plugin.config import Config
 from plugin.errors import StoreError
+from plugin.membership.lease import Facts
 from plugin.model import VolumeRecord
 from plugin.store.sqlite import SqliteStore
 from plugin.store.values import value_of
@@ -21,22 +22,6 @@ from plugin.store.values import value_of
 _FACT: Final = "joined_cluster"
 VOLUMES: Final = "volumes/"
 _NAMED_MAX: Final = 5
-
-
-class NodeFacts(Protocol):
-    """What this node remembers; see `plugin.daemon.node.Node`."""
-
-    def fact(self, key: str) -> str | None:
-        """Return the fact *key*."""
-        ...
-
-    def set_fact(self, key: str, value: str) -> None:
-        """Keep *value* under *key*, durably."""
-        ...
-
-    def forget(self, *keys: str) -> None:
-        """Forget facts, durably."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +32,23 @@ class Joined:
     finished: bool
 
 
-def joined(facts: NodeFacts) -> Joined | None:
+def joined(facts: Facts) -> Joined | None:
     """Return what is noted, None if this node's own store counts."""
     state, _, cluster = (facts.fact(_FACT) or "").partition(" ")
     return Joined(cluster, finished=state == "joined") if state else None
 
 
-def note_joined(facts: NodeFacts, cluster: str, *, finished: bool) -> None:
+def note_joined(facts: Facts, cluster: str, *, finished: bool) -> None:
     """Note that the volumes go into *cluster*."""
     facts.set_fact(_FACT, f"{'joined' if finished else 'joining'} {cluster}")
 
 
-def note_left(facts: NodeFacts) -> None:
+def note_left(facts: Facts) -> None:
     """Note that this node's own store counts again."""
     facts.forget(_FACT)
 
 
-def refuse_joined(node: NodeFacts, config: Config) -> None:
+def refuse_joined(node: Facts, config: Config) -> None:
     """
     Raise `StoreError` if the daemon would start with the wrong records.
 

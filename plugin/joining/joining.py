@@ -18,10 +18,11 @@ from backends.system import clock
 from plugin.errors import NodeConflictError, StoreError
 from plugin.joining import batches
 from plugin.joining.batches import Step
-from plugin.joining.joined import NodeFacts, joined, note_joined
+from plugin.joining.joined import joined, note_joined
 from plugin.joining.plan import JoinedVolume, Plan, Planner
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
+from plugin.membership.lease import Facts
 from plugin.membership.loading import LOADING, refuse_loading
 from plugin.membership.nodes import (
     ALIVE,
@@ -74,7 +75,7 @@ class Joining:
     cluster: Store
     cluster_id: str
     own: Identity
-    facts: NodeFacts
+    facts: Facts
     renames: Mapping[str, str]
     held: Collection[str]
 

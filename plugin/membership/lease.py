@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from plugin.errors import StoreError
+from plugin.store.mirror import MirrorStore
 
 log = logging.getLogger(__name__)
 
@@ -22,26 +23,6 @@ LEASE_MARGIN_S: Final = 4.0
 _FACT: Final = "lease"
 # A Mount that is refused asks, and is to say why within 5 s.
 _FORGOTTEN_DEADLINE_S: Final = 1.25
-
-
-class Leases(Protocol):
-    """What a store of a cluster has besides `Store`."""
-
-    def grant_lease(self, ttl_s: float) -> int:
-        """Return a new lease that ends *ttl_s* after it was last kept alive."""
-        ...
-
-    def keep_alive(self, lease: int) -> bool:
-        """Return whether *lease* lives, and if so, renew it; see `EtcdStore`."""
-        ...
-
-    def lease_ends_s(self, lease: int) -> float | None:
-        """Return until when *lease* is surely ours; see `EtcdStore.lease_ends_s`."""
-        ...
-
-    def end_forgotten_lease(self, lease: int, deadline_s: float) -> bool:
-        """Return whether *lease* was over, and is ended now; see `EtcdStore`."""
-        ...
 
 
 class Facts(Protocol):
@@ -55,14 +36,18 @@ class Facts(Protocol):
         """Keep *value* under *key*, durably."""
         ...
 
+    def forget(self, *keys: str) -> None:
+        """Forget facts, durably."""
+        ...
+
 
 class NodeLease:
     """The lease that this node holds, or none."""
 
     def __init__(
-        self, leases: Leases, facts: Facts, *, ttl_s: float, boot_id: str
+        self, store: MirrorStore, facts: Facts, *, ttl_s: float, boot_id: str
     ) -> None:
-        self._leases = leases
+        self._store = store
         self._facts = facts
         self.ttl_s = ttl_s
         self._boot_id = boot_id
@@ -75,7 +60,7 @@ class NodeLease:
         Without a lease it is minus infinity.
         """
         lease = self.id
-        ends_s = self._leases.lease_ends_s(lease) if lease else None
+        ends_s = self._store.lease_ends_s(lease) if lease else None
         return -math.inf if ends_s is None else ends_s - LEASE_MARGIN_S
 
     def obtain(self) -> int:
@@ -93,9 +78,9 @@ class NodeLease:
         if boot_id == self._boot_id:
             # etcd would neither renew nor refuse one whose end it forgot.
             self.end_forgotten(int(number))
-            if self._leases.keep_alive(int(number)):
+            if self._store.keep_alive(int(number)):
                 return int(number)
-        lease = self._leases.grant_lease(self.ttl_s)
+        lease = self._store.grant_lease(self.ttl_s)
         try:
             self._facts.set_fact(_FACT, f"{self._boot_id} {lease}")
         except StoreError as error:
@@ -105,12 +90,12 @@ class NodeLease:
 
     def keep_alive(self) -> bool:
         """Return whether the lease lives, and if so, renew it."""
-        return self._leases.keep_alive(self.id)
+        return self._store.keep_alive(self.id)
 
     def end_forgotten(
         self, lease: int, deadline_s: float = _FORGOTTEN_DEADLINE_S
     ) -> None:
         """End another lease if its time is over; without an answer it stays."""
         with suppress(StoreError):
-            if self._leases.end_forgotten_lease(lease, deadline_s):
+            if self._store.end_forgotten_lease(lease, deadline_s):
                 log.warning("a lease was over, and etcd had not ended it: %d", lease)

@@ -21,10 +21,11 @@ from backends.system import clock
 from plugin.errors import NodeConflictError, StoreError, TooEarlyError
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
-from plugin.membership.lease import Facts, Leases, NodeLease
+from plugin.membership.lease import Facts, NodeLease
 from plugin.membership.nodes import Identity
 from plugin.membership.registration import Registration, Sources
 from plugin.store.base import Store
+from plugin.store.mirror import MirrorStore
 
 log = logging.getLogger(__name__)
 # Keepalives in one time to live: some may fail before the deadline comes.
@@ -50,7 +51,7 @@ class Membership:
         own: Identity,
         *,
         facts: Facts,
-        leases: Leases | None,
+        leases: MirrorStore | None,
         ttl_s: float,
         sources: Sources,
         nodes: NodeDirectory,

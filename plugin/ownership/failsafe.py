@@ -19,7 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
@@ -28,9 +28,10 @@ from backends.errors import RemoraError
 from backends.system import clock
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
-from plugin.model import VolumeId, VolumeRecord
+from plugin.model import VolumeId
+from plugin.ownership.holding import Holding
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import Asks
+from plugin.peers.channel import Peers
 
 log = logging.getLogger(__name__)
 # The share of the agreed time that the owner leaves unused, to be on the safe side.
@@ -40,20 +41,6 @@ _RENEW_BELOW: Final = 0.5
 _ASK_DEADLINE_S: Final = 2.0
 # Asking takes no more than this share of what is left: the guard is told afterwards.
 _ASK_SHARE: Final = 0.5
-
-
-class Held(Protocol):
-    """A volume that this node has; see `holding.Holding`."""
-
-    @property
-    def record(self) -> VolumeRecord:
-        """The volume."""
-        ...
-
-    @property
-    def epoch(self) -> int:
-        """The epoch in which this node owns it."""
-        ...
 
 
 class HoldRequest(msgspec.Struct, frozen=True):
@@ -119,10 +106,15 @@ class Failsafe:
     """
 
     def __init__(
-        self, ownership: OwnershipView, asks: Asks, holds: Holds, *, ask_below_s: float
+        self,
+        ownership: OwnershipView,
+        peers: Peers,
+        holds: Holds,
+        *,
+        ask_below_s: float,
     ) -> None:
         self._ownership = ownership
-        self._asks = asks
+        self._peers = peers
         self._holds = holds
         self._ask_below_s = ask_below_s
         self._until_s: dict[str, float] = {}
@@ -142,7 +134,7 @@ class Failsafe:
         """Return until when the members' word may be used, in `clock.boottime_s`."""
         return self._until_s.get(volume_id, -math.inf)
 
-    def extend(self, held: Sequence[Held]) -> None:
+    def extend(self, held: Sequence[Holding]) -> None:
         """Ask the members of *held* volumes for more time, if the lease runs out."""
         membership = self._ownership.membership
         left_s = membership.deadline_s() - clock.boottime_s()
@@ -158,7 +150,7 @@ class Failsafe:
         if due:
             self._ask_for(due)
 
-    def _is_due(self, held: Held) -> bool:
+    def _is_due(self, held: Holding) -> bool:
         """Return whether the volume's members have to be asked now."""
         record = held.record
         if self._ownership.is_shared(record):
@@ -173,11 +165,11 @@ class Failsafe:
         left_s = self.deadline_s(record.id) - clock.boottime_s()
         return left_s <= _RENEW_BELOW * self.hold_s
 
-    def _ask_for(self, due: Sequence[Held]) -> None:
+    def _ask_for(self, due: Sequence[Holding]) -> None:
         """Ask all members of *due* at once, each node for all its volumes in a row."""
         asked_s = clock.boottime_s()
         missing: dict[str, set[str]] = {}
-        by_node: dict[str, list[Held]] = {}
+        by_node: dict[str, list[Holding]] = {}
         for each in due:
             head = self._ownership.heads.read(each.record.id).head
             if head is None:
@@ -210,7 +202,7 @@ class Failsafe:
         return min(share_s, _ASK_DEADLINE_S) if left_s > 0 else _ASK_DEADLINE_S
 
     def _ask(
-        self, node_id: str, volumes: Sequence[Held], within_s: float
+        self, node_id: str, volumes: Sequence[Holding], within_s: float
     ) -> tuple[str, list[str]]:
         """Return the node, and of *volumes* the ids for which it agrees."""
         deadline = clock.Deadline(within_s)
@@ -220,7 +212,7 @@ class Failsafe:
                 break
             body = {"volume": each.record.id, "epoch": each.epoch}
             try:
-                self._asks.call(
+                self._peers.call(
                     node_id, "hold", body, deadline_s=deadline.remaining_s()
                 )
             except PeerUnreachableError as error:
@@ -232,7 +224,7 @@ class Failsafe:
                 agreeing.append(each.record.id)
         return node_id, agreeing
 
-    def _note_refusal(self, held: Held, node_id: str, error: RemoraError) -> None:
+    def _note_refusal(self, held: Holding, node_id: str, error: RemoraError) -> None:
         """Warn once for each volume until the lease is back."""
         if held.record.id in self._refused:
             return

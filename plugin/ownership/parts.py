@@ -16,8 +16,8 @@ from backends.errors import RemoraError
 from plugin.errors import PeerRefusedError
 from plugin.model import VolumeRecord
 from plugin.ownership.heads import Heads
-from plugin.ownership.votes import Asks
 from plugin.ownership.wishes import Wish, Wishes
+from plugin.peers.channel import Peers
 
 _REFRESH_DEADLINE_S: Final = 2.0
 
@@ -89,9 +89,9 @@ class Asking:
     """
 
     def __init__(
-        self, asks: Asks, wishes: Wishes, parts: Parts, *, node_id: str
+        self, peers: Peers, wishes: Wishes, parts: Parts, *, node_id: str
     ) -> None:
-        self._asks = asks
+        self._peers = peers
         self._wishes = wishes
         self._parts = parts
         self._node_id = node_id
@@ -99,9 +99,9 @@ class Asking:
     def call(
         self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
     ) -> Mapping[str, Any]:
-        """Return a node's answer, or raise; see `Asks`."""
+        """Return a node's answer, or raise; see `Peers`."""
         with self._entitled(body):
-            return self._asks.call(node_id, request, body, deadline_s=deadline_s)
+            return self._peers.call(node_id, request, body, deadline_s=deadline_s)
 
     def call_all(
         self,
@@ -115,7 +115,7 @@ class Asking:
         if not node_ids:
             return {}
         with self._entitled(body):
-            return self._asks.call_all(node_ids, request, body, deadline_s=deadline_s)
+            return self._peers.call_all(node_ids, request, body, deadline_s=deadline_s)
 
     def fulfil(self, wish: Wish, deadline_s: float) -> None:
         """Return when another node has carried *wish* out; see `Wishes.fulfil`."""

@@ -31,6 +31,7 @@ from plugin.ownership.heads import Heads
 from plugin.ownership.sealing import Flushes
 from plugin.ownership.state import Choice, Commit, Head, RefusedError
 from plugin.ownership.view import initial_commit
+from plugin.peers.channel import Peers
 
 log = logging.getLogger(__name__)
 # How long a round waits. Who is still busy then (it ends writers, it flushes) is asked
@@ -54,20 +55,6 @@ class AsksAll(Protocol):
         deadline_s: float,
     ) -> dict[str, Mapping[str, Any] | RemoraError]:
         """Return each node's answer, or its error."""
-        ...
-
-
-class Asks(AsksAll, Protocol):
-    """How other nodes are asked; see `Peers`."""
-
-    def call(
-        self, node_id: str, request: str, body: Mapping[str, Any], *, deadline_s: float
-    ) -> Mapping[str, Any]:
-        """Return a node's answer, or raise PeerUnreachableError or its error."""
-        ...
-
-    def is_connected(self, node_id: str) -> bool:
-        """Return whether a connection to the node stands at this moment."""
         ...
 
 
@@ -130,8 +117,8 @@ class Heard:
 class Votes:
     """The asking side."""
 
-    def __init__(self, asks: Asks | None, *, node_id: str) -> None:
-        self._asks = asks
+    def __init__(self, peers: Peers | None, *, node_id: str) -> None:
+        self._peers = peers
         self._node_id = node_id
 
     def ask(
@@ -155,12 +142,12 @@ class Votes:
 
         """
         others = {*head.members} - {self._node_id, *heard.votes, *heard.without_copy}
-        if self._asks is None:
+        if self._peers is None:
             return
         silent = {
             each
             for each in others.intersection(absent)
-            if not self._asks.is_connected(each)
+            if not self._peers.is_connected(each)
         }
         wait_s = _ORDERLY_WAIT_S if orderly else _FAILOVER_WAIT_S
         body = {
@@ -170,7 +157,7 @@ class Votes:
             "orderly": orderly,
         }
         for nodes, within_s in ((others - silent, wait_s), (silent, _ABSENT_WAIT_S)):
-            answers = self._asks.call_all(
+            answers = self._peers.call_all(
                 sorted(nodes),
                 "promise",
                 body,

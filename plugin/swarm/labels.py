@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from backends.errors import RemoraError
 from plugin.errors import EngineError
@@ -25,6 +25,7 @@ from plugin.model import VolumeRecord
 from plugin.ownership.heads import Heads
 from plugin.ownership.state import Head
 from plugin.store.base import Compare, Delete, Put, Store
+from plugin.swarm.engine_api import EngineApi
 
 log = logging.getLogger(__name__)
 PREFIX: Final = "remora.volume."
@@ -32,14 +33,6 @@ PREFIX: Final = "remora.volume."
 ENGINE_CALL_S: Final = 15.0
 _NODES: Final = "swarm/"
 _STOP_WAIT_S: Final = 2.0
-
-
-class Engine(Protocol):
-    """What calls the engine; see `EngineApi.call`."""
-
-    def call(self, method: str, path: str, body: Any = None) -> Any:
-        """Return the engine's answer."""
-        ...
 
 
 def labels_of(node_id: str, volumes: Iterable[tuple[str, Head]]) -> dict[str, str]:
@@ -77,7 +70,7 @@ class SwarmLabels:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: EngineApi,
         *,
         store: Store,
         heads: Heads,

@@ -78,7 +78,7 @@ class VolumeMembers:
 
         """
         record = self._existing(name).record
-        head = self._state(record).head or self.ownership.initial_head(record)
+        head = self._head(record)
         commits = self._commits(record, head)
         found = [self._view(each, head, commits) for each in head.members]
         return sorted(found, key=lambda each: (each.state != "owner", each.node))

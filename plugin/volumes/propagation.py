@@ -15,27 +15,16 @@ import os
 import signal
 import threading
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from backends.system.clock import boottime_s
 from backends.system.mounts import mounted_at, shown_elsewhere
+from plugin.membership.lease import Facts
 
 log = logging.getLogger(__name__)
 _ENDED: Final = "ended_for_mounts_s"
 _AGAIN_AFTER_S: Final = 60.0
 _ANSWER_S: Final = 0.5
-
-
-class Facts(Protocol):
-    """What a node remembers; see `plugin.daemon.node.Node`."""
-
-    def fact(self, name: str) -> str | None:
-        """Return what was set, None if nothing was."""
-        ...
-
-    def set_fact(self, name: str, value: str) -> None:
-        """Remember it, durably."""
-        ...
 
 
 class Propagation:

@@ -174,7 +174,7 @@ class World:
         *,
         deadline_s: float,
     ) -> dict[str, Mapping[str, Any] | RemoraError]:
-        """Ask the *others*; those that do not live are silent. See `votes.Asks`."""
+        """Ask the *others*; those that do not live are silent. See `Peers`."""
         del request, deadline_s
         answers: dict[str, Mapping[str, Any] | RemoraError] = {}
         for node_id in node_ids:
@@ -189,7 +189,7 @@ class World:
         return answers
 
     def is_connected(self, node_id: str) -> bool:
-        """Return whether the node lives; see `votes.Asks`."""
+        """Return whether the node lives; see `Peers`."""
         return node_id in self.others
 
     def meet(self, other: World) -> None:
