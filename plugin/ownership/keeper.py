@@ -22,7 +22,6 @@ from backends.errors import RemoraError
 from backends.system import clock, mounts
 from plugin.errors import FencingError, NotOwnerError, StoreError
 from plugin.fencing.client import Guard
-from plugin.fencing.held import State
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe
@@ -61,7 +60,6 @@ class Keeper:
         self._failsafe = failsafe
         self._freeze_max_s = freeze_max_s
         self._held: dict[str, Holding] = {}
-        self._states: Mapping[str, State] = {}
         # Writers of a lost volume are being killed.
         self._dying = False
         self._left_mounted: LeftMounted | None = None
@@ -164,10 +162,6 @@ class Keeper:
     def held(self) -> list[tuple[VolumeRecord, int]]:
         """Return the volumes that are mounted, with their epochs."""
         return [(each.record, each.epoch) for each in self._holdings() if each.target]
-
-    def state(self, volume_id: str) -> State | None:
-        """Return what the guard last said of the volume's writers."""
-        return self._states.get(volume_id)
 
     def stop_writers(self, record: VolumeRecord) -> bool:
         """
@@ -361,7 +355,7 @@ class Keeper:
                             shared=shared,
                         )
                     )
-            self._states = self._guard.hold(told)
+            self._guard.hold(told)
 
     def _deadline_s(self, holding: Holding) -> float | None:
         """

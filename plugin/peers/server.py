@@ -175,11 +175,6 @@ class PeerServer:
         for each in ended:
             hang_up(each)
 
-    def session_count(self) -> int:
-        """Return the number of sessions that are open."""
-        with self._lock:
-            return len(self._sessions)
-
     def _accept(self) -> None:
         while True:
             try:

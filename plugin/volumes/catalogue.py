@@ -16,8 +16,8 @@ import msgspec
 from backends.errors import InvalidRequestError
 from backends.system.decoding import from_json
 from plugin.errors import ChangedError
-from plugin.model import Phase, VolumeHead, VolumeRecord
-from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Record, Store
+from plugin.model import VolumeHead, VolumeRecord
+from plugin.store.base import NO_CHANGE, Change, Compare, Delete, Put, Store
 from plugin.store.values import Read, Values, readable, value_of
 
 _PREFIX: Final = "volumes/"
@@ -43,7 +43,9 @@ class Catalogue:
     def find(self, name: str) -> Stored | None:
         """Return the record of *name*, in whatever phase, from local knowledge."""
         found = self._store.get(_PREFIX + name)
-        return _decode(found) if found else None
+        if found is None:
+            return None
+        return Stored(value_of(found, VolumeRecord), found.mod_revision)
 
     def heads(self) -> list[VolumeHead]:
         """Return the heads of every record, sorted by name, from local knowledge."""
@@ -77,20 +79,6 @@ class Catalogue:
         put = _put(record)
         outcome = self._store.transact([Compare(put.key, 0)], [put])
         return Stored(record, outcome.revision) if outcome.succeeded else None
-
-    def set_phase(
-        self,
-        stored: Stored,
-        phase: Phase,
-        *,
-        node: str = "",
-        also: Change = NO_CHANGE,
-    ) -> Stored:
-        """Write *phase*, which *node* has to finish; return the record as `replace`."""
-        record = msgspec.structs.replace(
-            stored.record, phase=phase, node=node or stored.record.node
-        )
-        return self.replace(stored, record, also=also)
 
     def replace(
         self, stored: Stored, record: VolumeRecord, *, also: Change = NO_CHANGE
@@ -139,10 +127,6 @@ def _put(record: VolumeRecord) -> Put:
             f"volume '{record.name}' cannot be recorded: {error}"
         ) from error
     return Put(_PREFIX + record.name, content)
-
-
-def _decode(found: Record) -> Stored:
-    return Stored(value_of(found, VolumeRecord), found.mod_revision)
 
 
 def _changed(name: str) -> ChangedError:

@@ -163,9 +163,10 @@ class Removal:
         also = NO_CHANGE
         if self.ownership.exclusive(record):
             also = removal(self.ownership, self.replication, record, deadline)
-        return self.catalogue.set_phase(
-            stored, "removing", node=self.ownership.node_id, also=also
+        removing = msgspec.structs.replace(
+            record, phase="removing", node=self.ownership.node_id
         )
+        return self.catalogue.replace(stored, removing, also=also)
 
     def _forget_creation(self, stored: Stored, deadline: Deadline) -> None:
         """

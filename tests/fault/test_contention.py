@@ -16,6 +16,7 @@ from plugin.ownership.heads import drop_lock
 from plugin.ownership.state import Commit
 from plugin.store.base import Compare, Operation, Outcome, Put
 from tests.fault.two_nodes import World
+from tests.support.world import set_phase
 
 
 class Meddler:
@@ -122,7 +123,7 @@ def test_a_removal_that_another_node_has_begun_is_not_joined(world: World) -> No
     released(world)
     world.volumes.unmounting.unmount("v", "engine")
     stored = world.volumes.views.existing("v")
-    world.catalogue.set_phase(stored, "removing", node="another")
+    set_phase(world.catalogue, stored, "removing", "another")
     with pytest.raises(VolumeBusyError, match="being removed on another node"):
         world.volumes.removal.remove_seen(stored.record, Deadline(5))
     assert world.volumes.views.existing("v").record.phase == "removing"

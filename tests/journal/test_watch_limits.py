@@ -64,12 +64,12 @@ def test_a_moved_root_is_lost_until_it_is_added_again(watcher, root):
     make_root(root)
     (root / "file").write_text("x")
     assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
-    assert watched.lost
+    assert watched._root.lost
     watcher.remove(watched)
     again = ready(watcher, root)
     (root / "file").write_text("y")
     assert again.pop_hints().paths == {b"file"}
-    assert not again.lost
+    assert not again._root.lost
 
 
 def test_a_removed_root_is_everything(watcher, root):
@@ -140,7 +140,7 @@ def test_hints_can_be_given_back(watcher, root):
 
 def test_a_root_on_another_filesystem_is_always_everything(watcher, tmp_path):
     watched = watcher.add(tmp_path)
-    assert watched.lost
+    assert watched._root.lost
     assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
     gone = watcher.add(tmp_path / "gone")
     assert gone.pop_hints() == gone.pop_hints() == EVERYTHING
@@ -152,7 +152,7 @@ def test_a_root_of_a_twin_filesystem_is_always_everything(watcher, tmp_path):
     """Its handle has a meaning here too: it is the handle of another directory."""
     with loop_filesystem(tmp_path, "ext4", size="64M") as twin:
         watched = watcher.add(twin)
-        assert watched.lost
+        assert watched._root.lost
         (twin / "file").write_text("x")
         assert watched.pop_hints() == watched.pop_hints() == EVERYTHING
 

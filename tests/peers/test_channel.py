@@ -47,7 +47,7 @@ def test_one_session_serves_all_calls(nodes: NODES) -> None:
         each.join()
     hello(first, second)
     assert second.handlers.asked == ["hello"] * 7
-    assert second.server.session_count() == 1
+    assert len(second.server._sessions) == 1
 
 
 def test_a_slow_answer_does_not_delay_another(nodes: NODES) -> None:
@@ -86,7 +86,7 @@ def test_what_the_other_node_says_no_to(nodes: NODES) -> None:
         first.peers.call(second.id, "hello", {"x": "x" * 70_000}, deadline_s=WITHIN_S)
     # It is the same session all the time.
     hello(first, second)
-    assert second.server.session_count() == 1
+    assert len(second.server._sessions) == 1
 
 
 def test_an_answer_that_is_late_is_no_answer(nodes: NODES) -> None:
@@ -96,7 +96,7 @@ def test_an_answer_that_is_late_is_no_answer(nodes: NODES) -> None:
         first.peers.call(second.id, "promise", {"epoch": 1}, deadline_s=0.3)
     second.handlers.go_on.set()
     hello(first, second)
-    assert second.server.session_count() == 1
+    assert len(second.server._sessions) == 1
 
 
 def test_a_node_that_nobody_knows(nodes: NODES) -> None:

@@ -113,7 +113,7 @@ def test_an_ssh_that_takes_nothing_costs_no_more_than_the_deadline(
     }
     assert len(errors) == 12
     hello(first, second)
-    assert second.server.session_count() == 1
+    assert len(second.server._sessions) == 1
 
 
 def test_an_ssh_that_is_killed_is_replaced(nodes: NODES) -> None:
@@ -189,12 +189,12 @@ def test_a_daemon_that_ends_leaves_no_ssh(nodes: NODES, how: signal.Signals) -> 
         assert daemon.stdout is not None
         assert daemon.stdout.readline() == b"asked\n"
         [ssh] = control_sshs(daemon.pid)
-        assert second.server.session_count() == 1
+        assert len(second.server._sessions) == 1
         daemon.send_signal(how)
         daemon.wait(20)
     wait_until(lambda: gone([ssh]), timeout_s=20, what="its ssh has ended")
     wait_until(
-        lambda: second.server.session_count() == 0, timeout_s=20, what="so it is there"
+        lambda: len(second.server._sessions) == 0, timeout_s=20, what="so it is there"
     )
 
 

@@ -238,7 +238,7 @@ def test_sessions_are_bounded(world: World, caplog: pytest.LogCaptureFixture) ->
     for _ in range(module.SESSIONS_MAX - module.SESSIONS_OF_NODE_MAX - 1):
         world.session()
     wait_until(
-        lambda: world.server.session_count() == module.SESSIONS_MAX,
+        lambda: len(world.server._sessions) == module.SESSIONS_MAX,
         timeout_s=WITHIN_S,
         what="all places are taken",
     )
@@ -317,7 +317,7 @@ def test_who_takes_no_answers_is_hung_up_on(
     pusher = threading.Thread(target=push)
     pusher.start()
     wait_until(
-        lambda: world.server.session_count() == 0,
+        lambda: len(world.server._sessions) == 0,
         timeout_s=WITHIN_S,
         what="it has ended",
     )
@@ -371,7 +371,7 @@ def test_a_transfer_that_breaks_off_is_told_once(world: World, last: bytes) -> N
         lambda: world.staging.ended == [None], timeout_s=WITHIN_S, what="it is told"
     )
     wait_until(
-        lambda: world.server.session_count() == 0, timeout_s=WITHIN_S, what="it ended"
+        lambda: len(world.server._sessions) == 0, timeout_s=WITHIN_S, what="it ended"
     )
     assert world.staging.ended == [None]
 

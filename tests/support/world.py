@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from backends.base import Backend, Volume
 from backends.errors import BackendError
 from backends.registry import Registry
@@ -19,6 +21,7 @@ from plugin.membership.membership import Membership
 from plugin.membership.nodes import Identity
 from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.registration import Sources
+from plugin.model import Phase
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.bytes_port import Alone
 from plugin.ownership.copy_states import CopyStates, locate_with
@@ -28,7 +31,7 @@ from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.store.base import Store
 from plugin.store.sqlite import SqliteStore
-from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.references import Count
@@ -142,3 +145,9 @@ def failing(operation: str) -> Callable[[str, Volume], None]:
             raise BackendError(f"{operation} failed")
 
     return before
+
+
+def set_phase(catalogue: Catalogue, stored: Stored, phase: Phase, node: str) -> None:
+    """Leave a record in *phase*, as a crash does; *node* has to go on with it."""
+    record = msgspec.structs.replace(stored.record, phase=phase, node=node)
+    catalogue.replace(stored, record)

@@ -23,7 +23,7 @@ from plugin.store.etcd.errors import UnknownOutcomeError
 from plugin.volumes.options import Resolved
 from plugin.volumes.references import Count
 from tests.support.host import wait_until
-from tests.support.world import World, failing
+from tests.support.world import World, failing, set_phase
 
 
 def test_inherited_references_go_on_proof_of_disuse_only(world: World) -> None:
@@ -354,7 +354,7 @@ def test_create_ends_a_removal_first(world: World) -> None:
     before = world.volume_id("v")
     stored = world.catalogue.find("v")
     assert stored is not None
-    world.catalogue.set_phase(stored, "removing")
+    set_phase(world.catalogue, stored, "removing", stored.record.node)
     world.volumes.creation.create("v", {})
     assert world.volume_id("v") != before
     assert set(world.disk) == {world.volume_id("v")}

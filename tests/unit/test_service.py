@@ -22,7 +22,7 @@ from plugin.errors import StoreError, VolumeNotFoundError
 from plugin.store.base import Put
 from plugin.volumes.references import Count
 from tests.support.ids import id_of
-from tests.support.world import World, failing
+from tests.support.world import World, failing, set_phase
 
 
 def test_create_is_seen_and_its_repetition_succeeds(world: World) -> None:
@@ -372,7 +372,7 @@ def test_repair_leaves_alone_what_is_made_to_the_end_meanwhile(world: World) -> 
             world.volumes.creation.create("b", {})  # as the engine does again
             stored = world.catalogue.find("c")
             assert stored is not None
-            world.catalogue.set_phase(stored, "ready")
+            set_phase(world.catalogue, stored, "ready", stored.record.node)
 
     world.backend.before = before
     # All were listed before the first of them was undone.
@@ -388,4 +388,4 @@ def leave_creation(world: World, name: str) -> None:
     world.volumes.creation.create(name, {})
     stored = world.catalogue.find(name)
     assert stored is not None
-    world.catalogue.set_phase(stored, "creating")
+    set_phase(world.catalogue, stored, "creating", stored.record.node)

@@ -24,7 +24,7 @@ from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import Catalogue
 from tests.support.ids import id_of
 from tests.support.memory_store import MemoryStore
-from tests.support.world import World
+from tests.support.world import World, set_phase
 
 RECORD = VolumeRecord(
     id=id_of("good"),
@@ -281,7 +281,7 @@ def test_a_pass_goes_on_behind_records_that_cannot_be_read(tmp_path: Path) -> No
         assert [each.name for each in world.volumes.views.all()] == ["good"]
         stored = world.catalogue.find("good")
         assert stored is not None
-        world.catalogue.set_phase(stored, "removing")
+        set_phase(world.catalogue, stored, "removing", stored.record.node)
         world.volumes.reconciler.run_once()
         assert world.catalogue.find("good") is None
         assert good_id not in world.disk

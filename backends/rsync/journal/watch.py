@@ -58,11 +58,6 @@ class Watched:
         self._lock = lock
         self._drain = drain
 
-    @property
-    def lost(self) -> bool:
-        """Whether all hints say everything: no watch is possible, or it moved."""
-        return self._root.lost
-
     def pop_hints(self) -> Hints:
         """
         Return what may have changed since the last call, and begin anew.

@@ -85,18 +85,6 @@ class Leases:
             raise
         return self._renew(lease, sent_s, answer)
 
-    def revoke(self, lease: int) -> None:
-        """End *lease* now, and its keys with it; an unknown one is no error."""
-        # We count it as ended whatever etcd answers: it must not stay in use.
-        self._remember(lease, 0.0, _LONG_AGO_S)
-        try:
-            self._client.call(
-                "/v3/lease/revoke", {"ID": str(lease)}, deadline=self._client.deadline()
-            )
-        except RefusedError as error:
-            if error.grpc_code != NOT_FOUND:
-                raise
-
     def end_forgotten(self, lease: int, deadline_s: float) -> bool:
         """
         End *lease*, another node's or boot's, if its time is over; return if it was.
@@ -199,7 +187,7 @@ class Leases:
             # Several threads may renew it, and one may have ended it meanwhile.
             if known is not None and known[1] == _LONG_AGO_S:
                 ends_s = _LONG_AGO_S
-            elif known is not None and ends_s != _LONG_AGO_S:
+            elif known is not None:
                 ends_s = max(ends_s, known[1])
             self._known[lease] = (ttl_s, ends_s)
             while len(self._known) > _KNOWN_MAX:
