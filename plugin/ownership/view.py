@@ -317,6 +317,11 @@ class OwnershipView:
             record.id, initial=initial_commit(record, self.node_id)
         )
 
+    def is_sealed(self, record: VolumeRecord, commit: Commit) -> bool:
+        """Return whether this node's copy is at *commit*, and nobody writes to it."""
+        copy = self.copy_state(record)
+        return copy is not None and (copy.commit, copy.live_epoch) == (commit, 0)
+
     def is_ours(self, state: VolumeState, head: Head) -> bool:
         """Return whether this boot of this node has the volume and its lock."""
         return (

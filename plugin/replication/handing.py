@@ -98,7 +98,8 @@ class Handing:
             self.workers.working(record.id),
             self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal,
         ):
-            self._require_sealed(record, commit)
+            if not self._ownership.is_sealed(record, commit):
+                raise PeerRefusedError(f"this copy is not at commit {commit}")
             if journal.commit() != request.commit:
                 journal.record(journal.look(EVERYTHING), request.commit)
             size_bytes = self._send(node_id, record, journal, request)
@@ -168,7 +169,9 @@ class Handing:
         try:
             with on_disk_of(self._ownership.own.name):
                 package = journal.pack(
-                    base, only=paths, valid=lambda: self._is_sealed(record, commit)
+                    base,
+                    only=paths,
+                    valid=lambda: self._ownership.is_sealed(record, commit),
                 )
             size_bytes += self._transfer.send(
                 node_id,
@@ -181,11 +184,3 @@ class Handing:
         finally:
             journal.unpack()
         return size_bytes
-
-    def _require_sealed(self, record: VolumeRecord, commit: Commit) -> None:
-        if not self._is_sealed(record, commit):
-            raise PeerRefusedError(f"this copy is not at commit {commit}")
-
-    def _is_sealed(self, record: VolumeRecord, commit: Commit) -> bool:
-        copy = self._ownership.copy_state(record)
-        return copy is not None and not copy.live_epoch and copy.commit == commit

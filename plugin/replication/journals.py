@@ -59,18 +59,12 @@ class Journals:
         """Return the directory of this node's copy, None if there is none."""
         return self._backend.copy_directory(record.volume())
 
-    def staging(self, record: VolumeRecord) -> Staging:
-        """
-        Return where another node's files go.
-
-        Raises:
-            BackendError: there is no copy.
-
-        """
+    def require_home(self, record: VolumeRecord) -> Path:
+        """Return the directory of this node's copy; raise BackendError without one."""
         home = self.home(record)
         if home is None:
             raise BackendError(f"there is no copy of '{record.name}' here")
-        return Staging(home)
+        return home
 
     def basis(self, record: VolumeRecord) -> Path:
         """
@@ -82,7 +76,7 @@ class Journals:
             BackendError: the pool cannot be read.
 
         """
-        live = self.staging(record).home / LIVE_NAME
+        live = self.require_home(record) / LIVE_NAME
         apart = self._backend.quarantine.of(record.id)
         if apart and not (live.is_dir() and any(live.iterdir())):
             return max(apart, key=lambda tree: tree.set_apart_at).path
@@ -133,10 +127,7 @@ class Journals:
 
         """
         with self.alone(record, deadline):
-            home = self.home(record)
-            if home is None:
-                raise BackendError(f"there is no copy of '{record.name}' here")
-            journal = Journal(home, record.id)
+            journal = Journal(self.require_home(record), record.id)
             try:
                 if not journal.live.is_dir():
                     self._finish_setting_apart(record, journal)

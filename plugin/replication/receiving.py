@@ -300,9 +300,7 @@ class Receiving:
 
     def set_apart(self, record: VolumeRecord) -> None:
         """Set this copy's bytes apart; the caller keeps others from using the copy."""
-        home = self._journals.home(record)
-        if home is None:
-            raise BackendError(f"there is no copy of '{record.name}' here")
+        home = self._journals.require_home(record)
         with closing(Journal(home, record.id)) as journal:
             with journal.staging.still(Deadline(_STILL_DEADLINE_S)):
                 self._journals.apply(record, journal)

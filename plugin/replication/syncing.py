@@ -40,8 +40,6 @@ _TICK_S: Final = 1.0
 _ROUND_DEADLINE_S: Final = 3600.0
 # Engines wait 30 or 60 s for an Unmount; what is not done by then follows.
 _FINAL_WAIT_S: Final = 20.0
-# A member of a small volume is filled and has its commit in one round.
-_FILL_WAIT_S: Final = 2.0
 # Final syncs under way; the others wait for their turn, as long as an engine waits.
 _FINAL_MAX: Final = 8
 _STOP_WAIT_S: Final = 5.0
@@ -134,13 +132,10 @@ class Syncing:
         while self._final_slots.acquire(timeout=deadline.remaining_s()):
             try:
                 with self._journals.using(record, deadline) as journal:
-                    if not self._is_sealed(record, commit):
+                    if not self._ownership.is_sealed(record, commit):
                         return  # it is mounted again
                     left = sorted(set(others) - holders)
-                    self._spread(
-                        *(record, journal, commit, left, holders),
-                        fill_wait_s=_FILL_WAIT_S,
-                    )
+                    self._spread(record, journal, commit, left, holders)
             except RemoraError as error:
                 _note(record, error)
                 return
@@ -238,7 +233,6 @@ class Syncing:
                 others,
                 advance=lambda anew: self._advance(record, epoch, journal, anew=anew),
                 valid=lambda: self._ownership.still_owner(record, epoch),
-                fill_wait_s=_FILL_WAIT_S,
             ):
                 reports.append(report)
                 self._note_round(record, report)
@@ -282,8 +276,6 @@ class Syncing:
         commit: Commit,
         others: Sequence[str],
         holders: set[str],
-        *,
-        fill_wait_s: float,
     ) -> list[Report]:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
         reports = []
@@ -296,8 +288,7 @@ class Syncing:
             self._ownership.heads.lineage(record.id),
             others,
             advance=lambda _: commit,
-            valid=lambda: self._is_sealed(record, commit),
-            fill_wait_s=fill_wait_s,
+            valid=lambda: self._ownership.is_sealed(record, commit),
         ):
             if report.commit == commit:  # it may be of before the end
                 holders |= report.holders
@@ -306,13 +297,6 @@ class Syncing:
                 tell(self._ownership, record, report, monotonic_s() - began_s)
             reports.append(report)
         return reports
-
-    def _is_sealed(self, record: VolumeRecord, commit: Commit) -> bool:
-        copy = self._ownership.copy_state(record)
-        return copy is not None and (copy.commit, copy.live_epoch) == (
-            commit,
-            0,
-        )
 
     def _is_behind(self, record: VolumeRecord) -> bool:
         """Return whether members lack what was released, and we are to bring it."""
@@ -354,13 +338,10 @@ class Syncing:
             return []
         deadline = Deadline(_ROUND_DEADLINE_S)
         with self._journals.using(record, deadline) as journal:
-            if not self._is_sealed(record, head.committed):
+            if not self._ownership.is_sealed(record, head.committed):
                 return []
             holders: set[str] = set()
-            reports = self._spread(
-                *(record, journal, head.committed, lacking, holders),
-                fill_wait_s=_FILL_WAIT_S,
-            )
+            reports = self._spread(record, journal, head.committed, lacking, holders)
         state = self._ownership.heads.read(record.id)
         # Who took it may have ceased to be a member meanwhile.
         changed = state.head_revision != begun.head_revision

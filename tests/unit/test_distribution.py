@@ -12,6 +12,7 @@ import pytest
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
+from plugin.replication import sending as module
 from plugin.replication.progress import Progress
 from plugin.replication.sending import Sending
 from tests.support.journal_trees import VOLUME
@@ -47,6 +48,11 @@ class Line:
         raise PeerUnreachableError("planned")
 
 
+@pytest.fixture(autouse=True)
+def a_filling_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_FILL_WAIT_S", 30)
+
+
 @pytest.fixture
 def journal(tmp_path: Path) -> Iterator[Journal]:
     (tmp_path / "live").mkdir()
@@ -76,7 +82,6 @@ def distribute(journal: Journal, line: Line, *, changed: bool = False) -> list[b
             *(RECORD, journal, LINEAGE, [*line.commits]),
             advance=advance,
             valid=lambda: True,
-            fill_wait_s=30,
         )
     )
     return asked

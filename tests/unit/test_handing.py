@@ -12,7 +12,7 @@ import pytest
 
 from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
 from plugin.errors import PeerUnreachableError
-from plugin.ownership.state import EMPTY, Commit, CopyState, Epoch, Head, Lineage
+from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage
 from plugin.replication.deliveries import Deliveries
 from plugin.replication.handing import Handing, SendRequest
 from plugin.replication.progress import Progress
@@ -50,7 +50,7 @@ def test_a_failed_send_leaves_no_copies(tmp_path: Path) -> None:
         ownership: Any = SimpleNamespace(
             heads=heads,
             own=SimpleNamespace(name="own"),
-            copy_state=lambda _: CopyState(promised=2, commit=Commit(1, 1)),
+            is_sealed=lambda _, commit: commit == Commit(1, 1),
         )
         journals: Any = SimpleNamespace(using=using)
         line: Any = Line()
