@@ -194,13 +194,8 @@ def bind(share: Path, directory: str, target: Path, *, where: str) -> None:
         raise BackendError(f"cannot bind '{directory}' to {target}: {said}; {where}")
 
 
-def _never() -> bool:
-    """Say that a server does not answer, whether it does or not."""
-    return False
-
-
 def unmount(
-    target: Path, *, where: str, server_answers: Callable[[], bool] = _never
+    target: Path, *, where: str, server_answers: Callable[[], bool] = lambda: False
 ) -> bool:
     """
     Unmount *target* and remove it; with a dead server by force, step by step.

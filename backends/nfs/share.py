@@ -12,12 +12,12 @@ import json
 import logging
 import os
 import threading
-import uuid
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from backends.base import VOLUME_ID
 from backends.errors import BackendError, DeadlineError, RemoraError
 from backends.nfs import mounting
 from backends.nfs.agent import main as agent_main
@@ -283,7 +283,7 @@ class Share:
             for entry in mount_table()
             if entry.filesystem.startswith("nfs")
             and f"{entry.source}/".startswith(f"{source.rstrip('/')}/")
-            and _is_id(name := Path(entry.mount_point).name)
+            and VOLUME_ID.fullmatch(name := Path(entry.mount_point).name)
         }
 
     def _note_failure(self, error: RemoraError) -> None:
@@ -298,14 +298,11 @@ class Share:
         )
         if self.state.state != state:
             log.warning("%s is %s: %s", self.export, state, error)
-        self.state = ShareState(
+        self.state = replace(
+            self.state,
             state=state,
             error=str(error),
             checked_at=clock.now_rfc3339(),
-            total_bytes=self.state.total_bytes,
-            available_bytes=self.state.available_bytes,
-            markers=self.state.markers,
-            thrown_away=self.state.thrown_away,
         )
 
 
@@ -319,14 +316,6 @@ def _is_stale(answer: dict[str, Any]) -> bool:
     return answer.get("code") == "STALE" and str(answer["text"]).startswith(
         os.strerror(errno.ESTALE)
     )
-
-
-def _is_id(name: str) -> bool:
-    """Return whether *name* is written as volumes' ids are."""
-    try:
-        return str(uuid.UUID(name)) == name
-    except ValueError:
-        return False
 
 
 def _with_control_entries(entries: str) -> str:

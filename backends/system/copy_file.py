@@ -34,10 +34,6 @@ _CANNOT = frozenset(
 NOT_COPIED = frozenset({"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"})
 
 
-def _nothing() -> None:
-    """Report to nobody."""
-
-
 @dataclass
 class FileCopier:
     """
@@ -50,7 +46,7 @@ class FileCopier:
 
     fsync: bool = False
     flush_source: bool = False
-    on_progress: Callable[[], None] = _nothing
+    on_progress: Callable[[], None] = lambda: None
     size_bytes: int = 0
     attributes_lost: int = 0
     _share_contents: bool = True

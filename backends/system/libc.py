@@ -49,7 +49,6 @@ _libc.sync_file_range.argtypes = (
 # Where `sync_file_range` reaches all pages of a file. On overlayfs it does nothing.
 _EXT4, _XFS = 0xEF53, 0x58465342
 _WAIT_WRITE_WAIT = 1 | 2 | 4
-_STATFS_SIZE_MAX = 256
 
 
 def call(function: str, *arguments: Any, about: str | None = None) -> int:
@@ -90,11 +89,9 @@ def write_out(descriptor: int) -> None:
     Where possible that is all: the flush of a disk costs more than a small file. A
     later flush of anything on the same filesystem makes them durable.
 
-    Source: sync_file_range(2), statfs(2).
+    Source: sync_file_range(2).
     """
-    told = ctypes.create_string_buffer(_STATFS_SIZE_MAX)
-    call("fstatfs", descriptor, told)
-    if ctypes.c_long.from_buffer(told).value in (_EXT4, _XFS):
+    if filesystem_type(descriptor) in (_EXT4, _XFS):
         call("sync_file_range", descriptor, 0, 0, _WAIT_WRITE_WAIT)
     else:
         os.fdatasync(descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import struct
 import uuid
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Final
 
 from backends.errors import BackendError, InvalidRequestError
 from backends.system import btrfs
-from backends.system.beneath import open_directory
+from backends.system.beneath import opened
 from backends.system.mountinfo import MountEntry
 from backends.system.mounts import entry_covering
 from backends.system.run import run
@@ -173,11 +172,8 @@ def _free_project(directory: Path, mount: MountEntry, *, volume_id: str) -> int:
 
 def _project_of(directory: Path) -> int:
     try:
-        descriptor = open_directory(directory)
-        try:
+        with opened(directory) as descriptor:
             return project_of(descriptor)
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise BackendError(f"cannot read the project of {directory}: {error}") from None
 

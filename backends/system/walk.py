@@ -18,14 +18,8 @@ _SLASH: Final = ord("/")
 Found = tuple[bytes, bytes, int, os.stat_result]
 
 
-def _any(path: bytes) -> bool:
-    """Return that every directory is gone into."""
-    del path
-    return True
-
-
 def walk(
-    top: int, *, path: bytes = b"", enter: Callable[[bytes], bool] = _any
+    top: int, *, path: bytes = b"", enter: Callable[[bytes], bool] = lambda _: True
 ) -> Iterator[Found]:
     """
     Yield all that is below the open directory *top*, whose own path is *path*.

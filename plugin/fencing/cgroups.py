@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -97,7 +96,7 @@ def members(directory: str) -> set[int] | None:
     outside this process namespace.
     """
     pids: set[int] = set()
-    for inside in _groups(directory):
+    for inside, _, _ in os.walk(directory):
         listed = processes.read(f"{inside}/cgroup.procs")
         if listed is None:
             if os.path.isdir(inside):
@@ -105,11 +104,6 @@ def members(directory: str) -> set[int] | None:
             continue
         pids.update(map(int, listed.split()))
     return None if 0 in pids else pids
-
-
-def _groups(directory: str) -> Iterator[str]:
-    for inside, _, _ in os.walk(directory):
-        yield inside
 
 
 def is_frozen(kind: Kind, directory: str) -> bool:

@@ -26,10 +26,6 @@ _STRANGER_TRIES: Final = 6
 _STRANGER_PAUSE_S: Final = 0.3
 
 
-def _always() -> bool:
-    return True
-
-
 class PeerChannel:
     """Requests to *peer*; threads may share it."""
 
@@ -63,7 +59,7 @@ class PeerChannel:
         body: Mapping[str, Any],
         *,
         deadline_s: float,
-        patient: Callable[[], bool] = _always,
+        patient: Callable[[], bool] = lambda: True,
     ) -> Mapping[str, Any]:
         """
         Return the node's answer to *request*, for which it is waited while *patient*.
@@ -219,7 +215,7 @@ class Peers:
         body: Mapping[str, Any],
         *,
         deadline_s: float,
-        patient: Callable[[], bool] = _always,
+        patient: Callable[[], bool] = lambda: True,
     ) -> Mapping[str, Any]:
         """Return a node's answer; see `PeerChannel.call`."""
         channel = self.channel(node_id)
