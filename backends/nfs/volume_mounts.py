@@ -73,8 +73,8 @@ class VolumeMounts:
         """Return who has the volume mounted elsewhere than its mount point."""
         source, root = source_of(volume)
         controls = [share.control_mount.name for share in self._shares.watched()]
-        return mounts.users_of_source(
-            source, root=root, own_names=(volume.id, *controls)
+        return mounts.users_of_root(
+            root, source=source, own_names=(volume.id, *controls)
         )
 
     def _mount(self, volume: Volume, target: Path, deadline: Deadline) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,33 +146,18 @@ def users_of(directory: Path) -> list[VolumeUser]:
     """Return one process for each mount namespace that has *directory* mounted."""
     covering = entry_covering(directory)
     root = str(Path(covering.root) / directory.relative_to(covering.mount_point))
-    return users_of_root(covering.device, root, own_names=())
+    return users_of_root(root, device=covering.device, own_names=())
 
 
 def users_of_root(
-    device: str, root: str, *, own_names: Collection[str]
+    root: str, *, device: str = "", source: str = "", own_names: Collection[str]
 ) -> list[VolumeUser]:
     """
     Return one process for each mount namespace that shows *root* of *device*.
 
     A container's view of a volume is such a mount: the same device and the same path
-    within the filesystem, or one below it. See `users_of_source` for *own_names* and
-    errors.
-    """
-
-    def shows(entry: MountEntry) -> bool:
-        return entry.device == device and (
-            entry.root == root or entry.root.startswith(f"{root}/")
-        )
-
-    return _users(shows, clue=root, own_names=own_names)
-
-
-def users_of_source(
-    source: str, *, root: str = "/", own_names: Collection[str]
-) -> list[VolumeUser]:
-    """
-    Return one process for each mount namespace that has *root* of *source* mounted.
+    within the filesystem, or one below it. On NFS, where one device has many volumes,
+    *source* stands in for the device.
 
     Copies of the daemon's own mount points do not count: they come into every namespace
     that the machine makes (services with private mounts, `docker run -v /:/host`), and
@@ -185,20 +170,12 @@ def users_of_source(
     """
 
     def shows(entry: MountEntry) -> bool:
-        return entry.source == source and f"{entry.root}/".startswith(
-            f"{root.rstrip('/')}/"
-        )
+        same = entry.source == source if source else entry.device == device
+        return same and f"{entry.root}/".startswith(f"{root.rstrip('/')}/")
 
-    return _users(shows, clue=source, own_names=own_names)
-
-
-def _users(
-    shows: Callable[[MountEntry], bool], *, clue: str, own_names: Collection[str]
-) -> list[VolumeUser]:
-    """Return the users found; a table without *clue* in it is not parsed."""
     # Up to the first character that the kernel escapes: most tables have no trace of
     # the volume, and to parse them all took three quarters of a removal.
-    plain = os.fsencode(re.split(r"[ \t\n\\]", clue)[0])
+    plain = os.fsencode(re.split(r"[ \t\n\\]", source or root)[0])
     users: list[VolumeUser] = []
     for pid, _, table in _mount_namespaces():
         if plain not in table:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,10 +206,10 @@ def test_use_is_seen_while_the_pool_is_renamed(
     pool.rename(hidden)
     look = mounts.users_of_root
 
-    def look_late(*place: str, own_names: Collection[str]) -> list[VolumeUser]:
+    def look_late(root: str, **place: Any) -> list[VolumeUser]:
         if hidden.exists():
             hidden.rename(pool)
-        return look(*place, own_names=own_names)
+        return look(root, **place)
 
     monkeypatch.setattr(mounts, "users_of_root", look_late)
     assert len(stored.backend.users(volume, target)) == 1
