@@ -340,18 +340,3 @@ def _profiles(section: Any, faults: list[str]) -> dict[str, dict[str, str]]:
                 f"[profiles.{name}] backend: '{backend}' is none of {', '.join(TRAITS)}"
             )
     return profiles
-
-
-def environment_names() -> list[str]:
-    """Return the names of the environment variables that are read."""
-    sections = {
-        "daemon": _DAEMON_TYPES,
-        "cluster": _CLUSTER_TYPES,
-        "replication": _REPLICATION_TYPES,
-        "swarm": _SWARM_TYPES,
-    }
-    return sorted(
-        f"{_PREFIXES[section]}{key.upper()}"
-        for section, types in sections.items()
-        for key in types
-    )

@@ -37,6 +37,7 @@ _CLOEXEC: Final = 0x1
 _NONBLOCK: Final = 0x2
 _UNLIMITED_QUEUE: Final = 0x10
 _REPORT_DIRECTORY_AND_NAME: Final = 0x400 | 0x800
+_QUEUE: Final = _CLOEXEC | _NONBLOCK | _UNLIMITED_QUEUE | _REPORT_DIRECTORY_AND_NAME
 _MARK_ADD_FILESYSTEM: Final = 0x1 | 0x100
 # Ignore one file, not what a link leads to, and go on after it was written to.
 _MARK_ADD_IGNORED: Final = 0x1 | 0x4 | 0x20 | 0x40
@@ -71,20 +72,15 @@ class Event(NamedTuple):
     name: bytes
 
 
-def open_queue(*, unlimited: bool = True) -> int:
+def open_queue() -> int:
     """
     Return a new queue of events, a descriptor that never blocks.
-
-    A queue that is not *unlimited* overflows at `fs.fanotify.max_queued_events`.
 
     Raises:
         OSError: EPERM without CAP_SYS_ADMIN, EINVAL before Linux 5.9.
 
     """
-    flags = _CLOEXEC | _NONBLOCK | _REPORT_DIRECTORY_AND_NAME
-    if unlimited:
-        flags |= _UNLIMITED_QUEUE
-    return libc.call("fanotify_init", flags, os.O_RDONLY | os.O_CLOEXEC)
+    return libc.call("fanotify_init", _QUEUE, os.O_RDONLY | os.O_CLOEXEC)
 
 
 def mark_filesystem(queue: int, directory: int) -> None:

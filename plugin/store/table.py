@@ -64,13 +64,11 @@ class Table:
             insort(self._keys, record.key)
         self._records[record.key] = record
 
-    def remove(self, key: str) -> bool:
-        """Let *key* be absent; return whether it was there."""
-        if self._records.pop(key, None) is None:
-            return False
-        self._changes[_part(key)] += 1
-        del self._keys[bisect_left(self._keys, key)]
-        return True
+    def remove(self, key: str) -> None:
+        """Let *key* be absent."""
+        if self._records.pop(key, None) is not None:
+            self._changes[_part(key)] += 1
+            del self._keys[bisect_left(self._keys, key)]
 
 
 def _part(key: str) -> str:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from plugin.config import Config, environment_names, load
+from plugin.config import Config, load
 from plugin.daemon.daemon import profile_faults
+from tests.support.config_keys import environment_names
 from tests.support.daemon import UnixConnection
 from tests.support.host import REPOSITORY, Host, wait_until
 from tests.support.wheels import offline

@@ -16,6 +16,7 @@ import pytest
 
 from backends.rsync.journal import handle_paths, watch
 from backends.rsync.journal.watch import Hints, Watcher
+from backends.system import fanotify
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.watching import EVERYTHING, end_thread, make_root, ready, watching
@@ -108,9 +109,12 @@ def test_a_queue_that_never_ends_is_everything(watcher, root, monkeypatch):
 
 
 @pytest.mark.parametrize("unlimited", [True, False])
-def test_an_overflow_is_everything(pool, root, unlimited):
+def test_an_overflow_is_everything(pool, root, unlimited, monkeypatch):
+    if not unlimited:
+        limited = fanotify._QUEUE & ~fanotify._UNLIMITED_QUEUE
+        monkeypatch.setattr(fanotify, "_QUEUE", limited)
     queue_max = int(Path("/proc/sys/fs/fanotify/max_queued_events").read_text())
-    with watching(pool, unlimited=unlimited) as watcher:
+    with watching(pool) as watcher:
         end_thread(watcher)
         watched = ready(watcher, root)
         for number in range(queue_max + 10):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from plugin import config
+
 # For each key what the environment says, and the same in the file.
 DAEMON = {
     "plugin_socket": ("/a/p.sock", '"/a/p.sock"'),
@@ -41,3 +43,18 @@ SECTIONS = {
     "replication": REPLICATION,
     "swarm": SWARM,
 }
+
+
+def environment_names() -> list[str]:
+    """Return the names of the environment variables that are read."""
+    sections = {
+        "daemon": config._DAEMON_TYPES,
+        "cluster": config._CLUSTER_TYPES,
+        "replication": config._REPLICATION_TYPES,
+        "swarm": config._SWARM_TYPES,
+    }
+    return sorted(
+        f"{config._PREFIXES[section]}{key.upper()}"
+        for section, types in sections.items()
+        for key in types
+    )

@@ -56,7 +56,8 @@ class Memory:
                 )
                 self.table.put(record)
                 events.append(Event(key, revision, record))
-            elif self.table.remove(key):
+            elif self.table.get(key) is not None:
+                self.table.remove(key)
                 events.append(Event(key, revision, None))
         if events:
             self.revision = revision

@@ -14,9 +14,9 @@ EVERYTHING = Hints(everything=True)
 
 
 @contextmanager
-def watching(path: Path, **options: bool) -> Iterator[Watcher]:
+def watching(path: Path) -> Iterator[Watcher]:
     """Yield a watcher that works, and close it."""
-    watcher = Watcher(path, **options)
+    watcher = Watcher(path)
     try:
         assert watcher.fault == ""
         yield watcher

@@ -10,10 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plugin.config import DEFAULT_PATH, ClusterConfig, Config, environment_names, load
+from plugin.config import DEFAULT_PATH, ClusterConfig, Config, load
 from plugin.daemon.daemon import profile_faults
 from plugin.errors import ConfigError
-from tests.support.config_keys import CLUSTER, DAEMON, REPLICATION, SECTIONS, SWARM
+from tests.support.config_keys import (
+    CLUSTER,
+    DAEMON,
+    REPLICATION,
+    SECTIONS,
+    SWARM,
+    environment_names,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -12,8 +12,8 @@ import pytest
 from backends.errors import RemoraError
 from plugin import limits
 from plugin.cli import main
-from plugin.config import environment_names
 from tests.support import order
+from tests.support.config_keys import environment_names
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FILE_LINES_MAX = 400

@@ -81,11 +81,10 @@ class Watcher:
     """
     The watch over the filesystem that directory *path* lives on, with its thread.
 
-    ``fault`` says why nothing can be seen, "" if it can. With *unlimited* false the
-    kernel gives up at `fs.fanotify.max_queued_events`.
+    ``fault`` says why nothing can be seen, "" if it can.
     """
 
-    def __init__(self, path: Path, *, unlimited: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.fault = ""
         self._lock = threading.Lock()
         self._roots: dict[Watched, Root] = {}
@@ -97,7 +96,7 @@ class Watcher:
             self._mount = os.open(path, DIRECTORY)
             self._handle_paths = HandlePaths(self._mount)
             os.close(self._handle_paths.open(path))  # handles work, and we may use them
-            self._queue = fanotify.open_queue(unlimited=unlimited)
+            self._queue = fanotify.open_queue()
             fanotify.mark_filesystem(self._queue, self._mount)
         except OSError as error:
             self._fail(f"cannot watch {path}: {error.strerror}")
