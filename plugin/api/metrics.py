@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -67,20 +68,14 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _VolumeCollector(Collector):
     """Reads the gauges at the moment of a scrape."""
 
-    def __init__(
-        self,
-        views: VolumeViews,
-        registry: Registry,
-        references: References,
-        quarantine_records: QuarantineRecords,
-    ) -> None:
-        self._views = views
-        self._registry = registry
-        self._references = references
-        self._quarantine_records = quarantine_records
+    views: VolumeViews
+    registry: Registry
+    references: References
+    quarantine_records: QuarantineRecords
 
     def collect(self) -> Iterator[Metric]:
         build = GaugeMetricFamily(
@@ -105,15 +100,15 @@ class _VolumeCollector(Collector):
             "remora_unreadable_records", "Records of volumes that cannot be read."
         )
         try:
-            records = self._views.all()
-            unreadable.add_metric([], len(self._views.unreadable()))
+            records = self.views.all()
+            unreadable.add_metric([], len(self.views.unreadable()))
         except RemoraError:
             return  # the scrape shows the rest; the gap shows that the store is away
-        counts = dict.fromkeys(self._registry.all(), 0)
+        counts = dict.fromkeys(self.registry.all(), 0)
         live = inherited = held = 0
         for record in records:
             counts[record.backend] = counts.get(record.backend, 0) + 1
-            total = self._references.total(record.id)
+            total = self.references.total(record.id)
             live += total.live
             inherited += total.inherited
             held += bool(total)
@@ -131,7 +126,7 @@ class _VolumeCollector(Collector):
             "Commits that nodes of the cluster have set apart, as this node knows.",
         )
         try:
-            found = self._quarantine_records.all()
+            found = self.quarantine_records.all()
         except RemoraError:
             return
         quarantined.add_metric([], len(found))
@@ -148,7 +143,7 @@ class _VolumeCollector(Collector):
             "Size of the pool or share.",
             labels=["backend", "storage", "kind"],
         )
-        for kind, backend in self._registry.all().items():
+        for kind, backend in self.registry.all().items():
             for storage in backend.storages():
                 healthy.add_metric([kind, storage.name], 0 if storage.error else 1)
                 if storage.total_bytes is not None:

@@ -17,7 +17,7 @@ import msgspec
 
 from backends.errors import InvalidRequestError
 from plugin.cli import output
-from plugin.cli.context import Context, json_option, pass_context
+from plugin.cli.context import Context, json_option, pairs_of, pass_context
 from plugin.config import DEFAULT_PATH, Config, load
 from plugin.errors import DaemonUnreachableError, StoreError
 
@@ -72,7 +72,7 @@ def join(
     """
     path = context.config_path or DEFAULT_PATH
     config = _with_options(path, options)
-    moves = _join(config, path, _pairs(rename), dry_run=dry_run)
+    moves = _join(config, path, pairs_of(rename, "OLD=NEW"), dry_run=dry_run)
     if as_json:
         output.print_json(msgspec.to_builtins({"dry_run": dry_run, "volumes": moves}))
         return
@@ -319,13 +319,3 @@ def _with_options(path: Path, options: dict[str, str | None]) -> Config:
     if not config.cluster.etcd:
         raise click.UsageError("give --etcd, or etcd in [cluster] of the configuration")
     return config
-
-
-def _pairs(rename: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
-    for each in rename:
-        old, separator, new = each.partition("=")
-        if not (separator and old and new):
-            raise click.BadParameter(f"'{each}' is not OLD=NEW")
-        pairs[old] = new
-    return pairs

@@ -51,16 +51,17 @@ volume_options = click.option(
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    callback=lambda _context, _parameter, values: _pairs(values),
+    callback=lambda _context, _parameter, values: pairs_of(values, "KEY=VALUE"),
     help="An option of the volume, as with docker volume create; repeatable.",
 )
 
 
-def _pairs(values: tuple[str, ...]) -> dict[str, str]:
+def pairs_of(values: tuple[str, ...], form: str) -> dict[str, str]:
+    """Return *values*, each of which has the *form* KEY=VALUE, under whatever names."""
     pairs = {}
     for value in values:
         key, separator, text = value.partition("=")
         if not separator or not key:
-            raise click.BadParameter(f"'{value}' is not KEY=VALUE")
+            raise click.BadParameter(f"'{value}' is not {form}")
         pairs[key] = text
     return pairs

@@ -264,22 +264,15 @@ class Verify:
 
     def _absence(self) -> str:
         """Return the fault that this node's cluster does not see it live, "" if so."""
-        if self._lives():
-            return ""
-        return (
-            f"Remora runs there, but the cluster sees no node '{self.node_name}' live"
-        )
-
-    def _lives(self) -> bool:
+        wanted = self.node_name, self.machine_id
         try:
-            return any(
-                each["name"] == self.node_name
-                and each["alive"]
-                and each["machine_id"] == self.machine_id
-                for each in self.nodes()
-            )
+            for each in self.nodes():
+                if each["alive"] and (each["name"], each["machine_id"]) == wanted:
+                    return ""
         except RemoraError as error:
             # Our own daemon is busy or restarts; it is asked again until the deadline.
             if not error.transient:
                 raise
-            return False
+        return (
+            f"Remora runs there, but the cluster sees no node '{self.node_name}' live"
+        )

@@ -348,10 +348,6 @@ class OwnershipView:
             "there",
         )
 
-    def deadline_or_none(self) -> float | None:
-        """Return the lease's deadline for the log; None if none is needed."""
-        return None if self.membership.alone else self.membership.deadline_s()
-
     def warn_of_quality(
         self, record: VolumeRecord, head: Head, lineage: Lineage
     ) -> None:
@@ -370,6 +366,7 @@ class OwnershipView:
     def note(self, event: str, record: VolumeRecord, epoch: int, **more: Fact) -> None:
         """Record an event, and log it: `tests/lab/history.py` reads the lines."""
         self.events.add(record, event, epoch=epoch, **more)
+        alone = self.membership.alone
         log.info(
             event,
             extra=fields(
@@ -380,7 +377,7 @@ class OwnershipView:
                 node=self.node_id,
                 boot_id=self.boot_id,
                 at_s=clock.boottime_s(),
-                lease_deadline_s=self.deadline_or_none(),
+                lease_deadline_s=None if alone else self.membership.deadline_s(),
                 **more,
             ),
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,19 +49,13 @@ class NoSpaceError(PeerRefusedError):
         )
 
 
+@dataclass(frozen=True, slots=True)
 class Room:
     """The member's side, on the node that is called *node_name*."""
 
-    def __init__(
-        self,
-        journals: Journals,
-        *,
-        node_name: str,
-        by_id: Callable[[str], VolumeRecord | None],
-    ) -> None:
-        self._journals = journals
-        self._node_name = node_name
-        self._by_id = by_id
+    journals: Journals
+    node_name: str
+    by_id: Callable[[str], VolumeRecord | None]
 
     def answer(self, node_id: str, request: RoomRequest) -> Mapping[str, Any]:
         """
@@ -72,7 +67,7 @@ class Room:
 
         """
         del node_id
-        record = self._by_id(request.volume)
+        record = self.by_id(request.volume)
         if record is None:
             raise PeerRefusedError(f"volume {request.volume} is not known here")
         self.require(record, request.size_bytes)
@@ -80,8 +75,8 @@ class Room:
 
     def require(self, record: VolumeRecord, size_bytes: int = 0) -> None:
         """Raise NoSpaceError unless *size_bytes* more, and a reserve, fit here."""
-        if lacking := self._journals.lacking_space(record, size_bytes):
-            raise NoSpaceError(self._node_name, lacking)
+        if lacking := self.journals.lacking_space(record, size_bytes):
+            raise NoSpaceError(self.node_name, lacking)
 
     def lacking(self, record: VolumeRecord) -> str:
         """Return why nothing fits here any more, "" while something does."""

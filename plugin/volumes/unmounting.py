@@ -97,11 +97,7 @@ class Unmounting:
 
         After a crash in between, the reconciler does what is left.
         """
-        self.ownership.backend_of(record).unmount(
-            record.volume(),
-            self.views.target(record),
-            deadline_s=deadline.remaining_s(),
-        )
+        self._unmount(record, deadline)
         self.references.forget(record.id)
         if self.ownership.exclusive(record):
             self.let_go(record)
@@ -116,11 +112,7 @@ class Unmounting:
         lost = self.keeper.lost() if self.keeper else []
         if self.keeper is None or record.id not in {each.id for each in lost}:
             return
-        self.ownership.backend_of(record).unmount(
-            record.volume(),
-            self.views.target(record),
-            deadline_s=deadline.remaining_s(),
-        )
+        self._unmount(record, deadline)
         self.keeper.drop(record)
 
     def unmount_removed(self, record: VolumeRecord, deadline: Deadline) -> None:
@@ -136,11 +128,7 @@ class Unmounting:
             if record.id in held - {each.id for each in self.keeper.lost()}:
                 raise VolumeBusyError(f"the writers of '{record.name}' are being ended")
         self.require_unheld(record)
-        self.ownership.backend_of(record).unmount(
-            record.volume(),
-            self.views.target(record),
-            deadline_s=deadline.remaining_s(),
-        )
+        self._unmount(record, deadline)
         self.references.forget(record.id)
         if self.keeper is not None:
             self.keeper.drop(record)
@@ -193,6 +181,12 @@ class Unmounting:
         is still starting: no namespace shows the mount yet.
         """
         return self.references.epoch_age_s() >= self.disuse_grace_s
+
+    def _unmount(self, record: VolumeRecord, deadline: Deadline) -> None:
+        target = self.views.target(record)
+        self.ownership.backend_of(record).unmount(
+            record.volume(), target, deadline_s=deadline.remaining_s()
+        )
 
     def _users(self, record: VolumeRecord) -> list[VolumeUser]:
         backend = self.ownership.backend_of(record)

@@ -20,6 +20,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -258,22 +259,15 @@ def alike(one: Entry, other: Entry) -> bool:
     return same(one, msgspec.structs.replace(other, links=links))
 
 
+@dataclass(frozen=True, slots=True)
 class _Check:
     """Looks for entries among what was sent, and for a full delta in the volume."""
 
-    def __init__(
-        self,
-        staging: Path,
-        staged: Beneath,
-        live: Beneath | None,
-        manifest: Manifest,
-        arrivals: Arrivals | None,
-    ) -> None:
-        self._arrivals = arrivals
-        self._staging = staging
-        self._staged = staged
-        self._live = live
-        self._manifest = manifest
+    staging: Path
+    staged: Beneath
+    live: Beneath | None
+    manifest: Manifest
+    arrivals: Arrivals | None
 
     def has(self, group: list[Entry]) -> bool:
         """Return whether *group*, all names of one file, is here."""
@@ -289,29 +283,29 @@ class _Check:
 
     def _discard(self, entry: Entry) -> None:
         """Remove what was sent for *entry* and is not what it should be."""
-        status = self._staged.status(entry.path)
+        status = self.staged.status(entry.path)
         if status is None:
             return
-        directory, name = self._staged.at(entry.path)
+        directory, name = self.staged.at(entry.path)
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(name, dir_fd=directory)
         elif entry.kind != "directory":
-            refused = self._staging / f"refused.{secrets.token_hex(8)}"
+            refused = self.staging / f"refused.{secrets.token_hex(8)}"
             os.rename(name, refused, src_dir_fd=directory)
-            self._staged.forget()
+            self.staged.forget()
             files.remove_tree(refused)
 
     def _is_staged(self, group: list[Entry]) -> bool:
-        known = [look_at(self._staged, entry.path) for entry in group]
+        known = [look_at(self.staged, entry.path) for entry in group]
         if not _all_alike(group, known):
             return False
-        arrived = self._arrivals
+        arrived = self.arrivals
         first = known[0]
         if arrived is not None and first and not arrived.include(group[0], first):
             return False
         if not group[0].links:
             return True
-        status = self._staged.status(group[0].path)
+        status = self.staged.status(group[0].path)
         return status is not None and status.st_nlink == len(group)
 
     def _is_live(self, group: list[Entry]) -> bool:
@@ -320,12 +314,12 @@ class _Check:
 
         Size and times would not do: programs keep them when they write other content.
         """
-        if self._live is None or group[0].commit == UNWRITTEN:
+        if self.live is None or group[0].commit == UNWRITTEN:
             return False
         known = []
         for entry in group:
-            row = self._manifest.get(entry.path)
-            status = self._live.status(entry.path)
+            row = self.manifest.get(entry.path)
+            status = self.live.status(entry.path)
             if row is None or status is None or not untouched(row, status):
                 return False
             if entry.kind == "file" and row.entry.commit != entry.commit:
