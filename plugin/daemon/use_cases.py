@@ -21,7 +21,6 @@ from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
 from plugin.volumes.discovery import Discovery
 from plugin.volumes.history import VolumeHistory
-from plugin.volumes.importing import Importing
 from plugin.volumes.mounting import Mounting
 from plugin.volumes.newest import NewestBytes
 from plugin.volumes.operations import Operations
@@ -148,7 +147,6 @@ def _with_the_rest(
             creation.newest,
             own_snapshots,
         ),
-        importing=Importing(creation, given.resolver, copying),
         adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
         history=VolumeHistory(views, ownership, given.events, owning.asking),

@@ -27,11 +27,10 @@ from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.grouping import Group, planned
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair
-from plugin.replication.report import Report, failed, note
+from plugin.replication.report import Advance, Report, Step, failed, note
 from plugin.replication.room import on_disk_of
 from plugin.replication.seeding import Seeding
 from plugin.replication.standings import Standings
-from plugin.replication.step import Advance, Step
 from plugin.replication.transfer import RsyncTransfer
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from backends.base import Fill
@@ -24,10 +25,9 @@ from backends.errors import (
     VolumeExistsError,
 )
 from backends.options import source_volume
-from backends.system import clock
+from backends.system import clock, mounts
 from backends.system.clock import Deadline
 from backends.system.copying import Destination, copy_tree
-from backends.system.mounts import mounted_at
 from plugin.limits import COPY_DEADLINE_S, LONG_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord, check_name
@@ -117,6 +117,34 @@ class Creation:
             raise VolumeExistsError(f"volume '{name}' exists", hint="use another name")
         self.create_filled(name, resolved, fill)
 
+    def import_directory(
+        self,
+        name: str,
+        options: Mapping[str, str],
+        source: Path,
+        *,
+        caller_gone: CallerGone,
+    ) -> None:
+        """
+        Make volume *name* with the bytes of directory *source*, which is only read.
+
+        Raises:
+            InvalidRequestError: the name, an option or the source is not usable.
+            VolumeExistsError: the name is taken.
+            VolumeBusyError: a container has *source* mounted, or the caller left.
+            BackendError, DeadlineError: the copy failed or stood still.
+
+        """
+        check_name(name)
+        resolved = self.resolver.resolve(options)
+        _check_source(source)
+
+        def fill(destination: Destination) -> None:
+            with self.copying.track(name, caller_gone) as progress:
+                copy_tree(source, destination, progress=progress)
+
+        self.create_filled(name, resolved, fill)
+
     def create_filled(self, name: str, resolved: Resolved, fill: Fill) -> None:
         """
         Make the volume with the bytes that *fill* puts into it, however long it takes.
@@ -165,7 +193,7 @@ class Creation:
 
         def fill(destination: Destination) -> None:
             directory = backend.data_directory(volume, snapshot)
-            mounted = not snapshot and mounted_at(self.views.target(source))
+            mounted = not snapshot and mounts.mounted_at(self.views.target(source))
             flush = [self.views.target(source)] if mounted else []
             live = self.newest.reading(source, command=command)
             with (
@@ -291,3 +319,15 @@ class Creation:
                 error,
                 extra=fields(volume=stored.record.name),
             )
+
+
+def _check_source(source: Path) -> None:
+    """Raise unless *source* is a directory that no container has mounted."""
+    if not source.is_absolute() or ".." in source.parts or not source.is_dir():
+        raise InvalidRequestError(f"'{source}' is not the absolute path of a directory")
+    users = mounts.users_of(source)
+    if users:
+        raise VolumeBusyError(
+            f"{source} is used by {', '.join(map(str, users[:3]))}",
+            hint="stop its containers first: a copy of changing files is torn",
+        )

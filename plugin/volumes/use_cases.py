@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from plugin.volumes.adoption import Adoption
 from plugin.volumes.creation import Creation
 from plugin.volumes.history import VolumeHistory
-from plugin.volumes.importing import Importing
 from plugin.volumes.mounting import Mounting
 from plugin.volumes.operations import Operations
 from plugin.volumes.quarantine import QuarantineService
@@ -28,7 +27,6 @@ class UseCases:
     unmounting: Unmounting
     removal: Removal
     snapshots: SnapshotService
-    importing: Importing
     adoption: Adoption
     quarantine: QuarantineService
     history: VolumeHistory

@@ -72,7 +72,7 @@ def mount_and_unmount(world: World) -> None:
 
 def import_source(world: World) -> None:
     source = world.directory / "source"
-    world.volumes.importing.import_directory("v", {}, source, caller_gone=never)
+    world.volumes.creation.import_directory("v", {}, source, caller_gone=never)
 
 
 def clone(world: World) -> None:

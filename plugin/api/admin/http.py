@@ -30,7 +30,6 @@ from plugin.limits import LONG_CALLS_MAX
 from plugin.model import VolumeSummary
 from plugin.peers.lines import error_as_json
 from plugin.volumes.creation import Creation
-from plugin.volumes.importing import Importing
 from plugin.volumes.removal import Removal
 from plugin.volumes.snapshots import SnapshotService
 from plugin.volumes.use_cases import UseCases
@@ -105,7 +104,7 @@ def create_app(
         return Response(metrics.render(), content_type=metrics_module.CONTENT_TYPE)
 
     _add_volumes(app, long, volumes.views, volumes.creation, volumes.removal)
-    _add_copies(app, long, volumes.views, volumes.creation, volumes.importing)
+    _add_copies(app, long, volumes.views, volumes.creation)
     _add_snapshots(app, long, volumes.snapshots)
     add_moves(app, volumes.views, replication.moving if replication else None)
     add_nodes(app, cluster.membership, cluster.nodes)
@@ -160,7 +159,6 @@ def _add_copies(
     long: Limit,
     views: VolumeViews,
     creation: Creation,
-    importing: Importing,
 ) -> None:
     """Add the routes that make a volume with bytes in it."""
 
@@ -169,7 +167,7 @@ def _add_copies(
     def import_bytes() -> Response:
         call = read_body(ImportRequest)
         g.volume = call.name
-        importing.import_directory(
+        creation.import_directory(
             call.name, call.options, Path(call.source), caller_gone=caller_gone()
         )
         return answer(_row(views, call.name))
