@@ -1,15 +1,6 @@
 """
 The root of Remora's error tree, and the errors that storage raises.
 
-    RemoraError
-    ├── InvalidRequestError     the caller asked for something impossible
-    ├── VolumeExistsError       the name is taken by a volume with other options
-    ├── VolumeBusyError         in use, or another operation is under way
-    ├── SnapshotExistsError     the volume has a snapshot of that name
-    ├── SnapshotNotFoundError   it has none
-    ├── DeadlineError           not finished in time; what was begun is undone
-    └── BackendError            storage said no
-
 The daemon's own errors stand in `plugin/errors.py`. Every error is one line for a
 person: what, why, and what to do instead.
 """

@@ -1,24 +1,6 @@
 """
 The daemon's own errors; the tree's root and storage's errors: `backends.errors`.
 
-    RemoraError
-    ├── VolumeNotFoundError     no record of that name
-    ├── StoreError              the records cannot be read or written
-    │   ├── ChangedError        somebody else changed one since it was read
-    │   ├── TooEarlyError       this node is a member of its cluster in a moment
-    │   └── UnusableDatabaseError   a file is damaged or too new (`store.database`)
-    ├── ConfigError             the configuration is wrong (all faults in one error)
-    ├── NodeConflictError       a node's record or its name forbids it
-    ├── NodeNotFoundError       no node of that name or id
-    ├── DaemonUnreachableError  the CLI got no answer from the daemon
-    ├── EnrolmentError          a machine could not be made a node
-    ├── NotOwnerError           another node has the volume, or its bytes
-    ├── FencingError            the guard that stops writers does not answer
-    ├── PeerUnreachableError    another node gave no answer
-    │   └── PeerSilentError     as long as it was waited for
-    ├── PeerRefusedError        a node asks for what it may not have
-    └── EngineError             the Docker Engine would not do what the CLI asked
-
 Exit codes: 2 is usage (click's), 1 an error of ours.
 """
 

@@ -131,7 +131,7 @@ class Journals:
             try:
                 if not journal.live.is_dir():
                     self._finish_setting_apart(record, journal)
-                if journal.marked() is not None:
+                if journal.staging.marked() is not None:
                     with journal.staging.still(deadline):
                         self.apply(record, journal)
                 yield journal
@@ -227,7 +227,7 @@ class Journals:
 
     def apply(self, record: VolumeRecord, journal: Journal) -> None:
         """Apply the commit that is marked, if there is one."""
-        if journal.marked() is None:
+        if journal.staging.marked() is None:
             return
         # Without the mark, the file alone says which commit the copy is.
         with self.copy_states.changing(record.id):

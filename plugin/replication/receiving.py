@@ -274,7 +274,8 @@ class Receiving:
                 if apart:
                     self._keep_apart(record, journal, copy)
                 arrivals = self._incoming.of(record.id) or Arrivals.begun(pair(wanted))
-                if missing := journal.missing(delta, arrivals):
+                missing = journal.staging.missing(delta, journal.manifest, arrivals)
+                if missing:
                     return {"missing": encoded_paths(missing)}
                 # No promise is to wait for it.
                 self._incoming.flush(record.id, journal)
@@ -295,7 +296,7 @@ class Receiving:
             kept = _applied(rule, self._copy_state(record), stopped=True)
             if kept is None or kept.keep_live or kept.keep_commit:
                 raise PeerRefusedError("the copy has changed meanwhile")
-            journal.mark(delta)
+            journal.staging.mark(delta)
             self._journals.copy_states.write(record.id, kept.copy)
 
     def set_apart(self, record: VolumeRecord) -> None:

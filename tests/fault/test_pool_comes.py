@@ -63,7 +63,7 @@ def test_copies_are_right_at_once_and_repaired_soon(node: Node, tmp_path: Path) 
     live = node.home / "live"
     wait_until((live / "new").exists, "the commit is applied")
     with node.journals.using(node.record, Deadline(30)) as journal:
-        assert journal.marked() is None
+        assert journal.staging.marked() is None
         assert journal.commit() == (3, 7)
     # Without the mark, too.
     assert node.replica == msgspec.structs.replace(BEFORE, commit=Commit(3, 7))

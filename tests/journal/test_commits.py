@@ -302,7 +302,7 @@ def test_a_commit_without_its_snapshot_is_sent_from_the_directory(
     )
     owner.unpack()
     with member.staged() as delta:
-        assert member.missing(delta) == []
+        assert member.staging.missing(delta, member.manifest) == []
 
 
 def test_what_a_crash_has_left_is_of_no_harm(owner: Journal) -> None:

@@ -79,7 +79,7 @@ def test_a_commit_is_applied_although_its_manifest_is_damaged_meanwhile(
         (member.home / "manifest.db").write_bytes(b"not a database" * 99)
         with closing(journal_of()) as member:
             member.apply()
-            assert member.marked() is None
+            assert member.staging.marked() is None
             assert shape(member.live) == shape(owner.live)
             # It says that it knows nothing, and is sent all of it.
             assert member.commit() == (0, 0)

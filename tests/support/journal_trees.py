@@ -182,9 +182,9 @@ def carry(package: Package, member: Journal) -> list[bytes]:
     names = package.names.rstrip(b"\0").split(b"\0")
     send(package.directory, member.staging.directory(), names)
     with member.staged() as delta:
-        missing = member.missing(delta)
+        missing = member.staging.missing(delta, member.manifest)
         if not missing:
-            member.mark(delta)
+            member.staging.mark(delta)
     return missing
 
 

@@ -18,7 +18,7 @@ PATHS_MAX: Final = 50_000
 _PATHS_SIZE_MAX: Final = 16 * 2**20
 _PLACES_MAX: Final = 20_000
 
-DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY
 
 
 @dataclass(frozen=True, slots=True)

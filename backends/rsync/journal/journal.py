@@ -27,7 +27,6 @@ from typing import Final, Literal
 
 from backends.errors import BackendError
 from backends.rsync.journal.applying import apply
-from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known, certain
@@ -310,18 +309,6 @@ class Journal:
             delta.close()
             raise BackendError("the delta is of another volume")
         return delta
-
-    def missing(self, delta: Delta, arrivals: Arrivals | None = None) -> list[bytes]:
-        """Return paths that have yet to be sent; see `Staging.missing`."""
-        return self.staging.missing(delta, self.manifest, arrivals)
-
-    def mark(self, delta: Delta) -> None:
-        """Make the commit ours, through any crash; `apply` then has to be called."""
-        self.staging.mark(delta)
-
-    def marked(self) -> Commit | None:
-        """Return the commit that has to be applied, None if there is none."""
-        return self.staging.marked()
 
     def apply(self) -> None:
         """
