@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from plugin.store.base import Compare, Delete, Operation, Put
+from plugin.store.base import Compare, Operation, Put
 
 # etcd takes 128 conditions and 128 operations in a transaction, and 1.5 MB in a
 # request, by its defaults; values grow by a third on their way.
@@ -50,16 +50,6 @@ def batches(steps: Iterable[Step], *always: Compare) -> Iterator[Step]:
         size_bytes += step.size_bytes
     if operations:
         yield Step(tuple(conditions), tuple(operations))
-
-
-def put(key: str, value: bytes) -> Step:
-    """Return the step that writes *key*, whatever is there."""
-    return Step((), (Put(key, value),))
-
-
-def delete(key: str) -> Step:
-    """Return the step that removes *key*."""
-    return Step((), (Delete(key),))
 
 
 def _size(operation: Operation) -> int:

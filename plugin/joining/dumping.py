@@ -248,11 +248,11 @@ class Loading:
         """Yield the steps that turn the records *there* into those of the dump."""
         for key, value in self._dump.values.items():
             if key not in there or there[key].value != value:
-                yield batches.put(key, value)
+                yield Step((), (Put(key, value),))
         if replace:
             for each in there.values():
                 if self._goes(each) and each.key not in self._dump.values:
-                    yield batches.delete(each.key)
+                    yield Step((), (Delete(each.key),))
 
     def _goes(self, record: Record) -> bool:
         """Return whether a load with *replace* deletes or overwrites *record*."""
