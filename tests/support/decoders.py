@@ -59,7 +59,7 @@ from plugin.peers.lines import (
 from plugin.replication.at_work import WorkRequest
 from plugin.replication.handing import AheadRequest, SendRequest, carried_bytes
 from plugin.replication.missing_paths import decoded_paths
-from plugin.replication.moving import MoveRequest, MoveStateRequest
+from plugin.replication.moving import MoveStateRequest
 from plugin.replication.node import UnusedRequest
 from plugin.replication.progress import Progress
 from plugin.replication.receiving import CommitRequest, StandRequest
@@ -71,7 +71,6 @@ from plugin.store.mirror_file import MirrorFile
 from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import _put
 from plugin.volumes.history import _checked as events_of
-from plugin.volumes.members import ReplicaRequest
 from tests.support.decoder_seeds import ID, REQUEST, SEEDS
 from tests.support.mangling import hostile
 
@@ -159,9 +158,9 @@ def _snapshots(_: Path, content: bytes) -> object:
 # Peers
 
 _REQUESTS: Final = (
-    *(ReplicaRequest, EventsRequest, HoldRequest, PromiseRequest, WorkRequest),
+    *(EventsRequest, HoldRequest, PromiseRequest, WorkRequest),
     *(SendRequest, AheadRequest, CommitRequest, StandRequest, UnusedRequest),
-    *(MoveRequest, MoveStateRequest, RoomRequest),
+    *(MoveStateRequest, RoomRequest),
 )
 
 
