@@ -119,7 +119,9 @@ class Asking:
 
     def fulfil(self, wish: Wish, deadline_s: float) -> None:
         """Return when another node has carried *wish* out; see `Wishes.fulfil`."""
-        self._wishes.fulfil(wish, deadline_s)
+        self._wishes.fulfil(
+            wish, deadline_s, is_reached=lambda: self._asks.is_connected(wish.to)
+        )
 
     @contextmanager
     def _entitled(self, body: Mapping[str, Any]) -> Iterator[None]:

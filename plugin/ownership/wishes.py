@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import ClassVar, Final, Literal
 
@@ -23,7 +23,7 @@ import msgspec
 
 from backends.base import VOLUME_ID
 from backends.system.clock import Deadline, pause
-from plugin.errors import PeerSilentError, StoreError
+from plugin.errors import PeerSilentError, PeerUnreachableError, StoreError
 from plugin.membership.membership import Membership
 from plugin.model import NODE_ID, NodeId, NodeIdOrNone, VolumeId
 from plugin.peers.lines import ErrorFields, as_error
@@ -33,6 +33,8 @@ from plugin.store.values import Values, readable
 WISHES: Final = "wishes/"
 # The answer comes with the mirror's watch.
 _LOOK_EVERY_S: Final = 0.05
+# Nodes that live connect to each other within so long.
+_CONNECT_WITHIN_S: Final = 3.0
 # Of what a process before us has left, as many as fit into a transaction.
 _LEFT_MAX: Final = 100
 
@@ -92,19 +94,22 @@ class Wishes:
         finally:
             self._withdraw(key)
 
-    def fulfil(self, wish: Wish, deadline_s: float) -> None:
+    def fulfil(
+        self, wish: Wish, deadline_s: float, *, is_reached: Callable[[], bool]
+    ) -> None:
         """
         Return when node ``wish.to`` has carried *wish* out.
 
         Raises:
             PeerSilentError: it gave no answer; it may have done it.
+            PeerUnreachableError: likewise, and *is_reached* says no.
             StoreError: the store does not answer, or our lease has ended.
             RemoraError: it said no, and why.
 
         """
         key = self._put(wish)
         try:
-            answer = self._answered(key, Deadline(deadline_s))
+            answer = self._answered(key, Deadline(deadline_s), is_reached)
         finally:
             self._withdraw(key)
         if answer.error is not None:
@@ -158,7 +163,10 @@ class Wishes:
             with suppress(StoreError):  # it goes with our lease
                 self._store.transact([], [Delete(key)])
 
-    def _answered(self, key: str, deadline: Deadline) -> Answer:
+    def _answered(
+        self, key: str, deadline: Deadline, is_reached: Callable[[], bool]
+    ) -> Answer:
+        connecting = Deadline(_CONNECT_WITHIN_S)
         while not deadline.passed():
             record = self._store.get(key)
             if record is None:
@@ -168,5 +176,7 @@ class Wishes:
             wish = readable(record, Wish)
             if wish is not None and wish.answer is not None:
                 return wish.answer
+            if connecting.passed() and not is_reached():
+                raise PeerUnreachableError("no connection stands")
             pause(_LOOK_EVERY_S)
         raise PeerSilentError("the wish was not taken up in time")

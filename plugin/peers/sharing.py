@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Final
 
-from backends.errors import BackendError
+from backends.errors import BackendError, DeadlineError
 from backends.system import files
 from backends.system.jail import Shown
 from backends.system.programs import in_jail
@@ -30,6 +30,7 @@ _SOCKET_PATH_LENGTH_MAX: Final = 107 - 17
 _SOCKET_NAME_LENGTH: Final = 16
 _EXIT_DEADLINE_S: Final = 5.0
 _CONNECT_DEADLINE_S: Final = 20.0
+_PREPARE_WITHIN_S: Final = 5.0
 # The sequence that no commit has: files for the tree itself, before there is a commit.
 AHEAD_SEQ: Final = 0
 _OPTIONS: Final = (
@@ -193,6 +194,24 @@ class SharedSsh:
                 # An rsync may have opened one just now.
                 if not self._is_connected(peer):
                     raise
+
+    def prepare(self, peer: Peer, address: str) -> None:
+        """
+        Make that connection if none is there; a transfer without one makes its own.
+
+        Many that begin at once would all do so, and the other node's sshd takes few at
+        a time from one address.
+        """
+        socket, connecting = self._socket(peer.id), self._connecting[peer.id]
+        if not socket.exists() and connecting.acquire(timeout=_PREPARE_WITHIN_S):
+            try:
+                if not socket.exists():
+                    command = [*self._nicely(), *self.command(peer), "-fN", address]
+                    run(command, deadline_s=_CONNECT_DEADLINE_S)
+            except (BackendError, DeadlineError):
+                pass  # the transfer's own ssh says why
+            finally:
+                connecting.release()
 
     def _is_connected(self, peer: Peer) -> bool:
         check = run(

@@ -193,7 +193,7 @@ class PeerSshd:
         if program is None:
             raise BackendError("program 'sshd' is not installed (openssh-server)")
         configuration = self._directory / "sshd_config"
-        content = self.configuration(_version(program))
+        content = self.configuration(version_of(program))
         files.write_durably(configuration, content.encode())
         command = own_program(
             enclosure,
@@ -229,7 +229,7 @@ class PeerSshd:
         )
 
 
-def _version(program: str) -> tuple[int, int]:
+def version_of(program: str) -> tuple[int, int]:
     """Return OpenSSH's version; old ones tell it with the error about the option."""
     done = run([program, "-V"], deadline_s=_VERSION_WITHIN_S, allowed=(0, 1, 255))
     found = _VERSION.search(done.output + done.errors)

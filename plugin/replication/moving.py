@@ -25,7 +25,6 @@ from plugin.errors import (
     NodeConflictError,
     NotOwnerError,
     PeerRefusedError,
-    PeerSilentError,
     PeerUnreachableError,
 )
 from plugin.logs import fields
@@ -103,7 +102,7 @@ class Moving:
         )
         try:
             self._asking.fulfil(wish, _ASK_DEADLINE_S)
-        except PeerSilentError:
+        except PeerUnreachableError:
             raise self._ownership.silent(owner) from None
         return self._asked(record, owner)
 

@@ -97,6 +97,7 @@ class RsyncTransfer:
     ) -> list[str]:
         ssh, to = self._peers.ssh, (channel.peer, channel.address)
         if not whole:
+            ssh.prepare(*to)
             return ssh.rsync_command(
                 *to,
                 source=source,

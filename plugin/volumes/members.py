@@ -26,6 +26,7 @@ from plugin.errors import (
     NotOwnerError,
     PeerRefusedError,
     PeerSilentError,
+    PeerUnreachableError,
     StoreError,
     VolumeNotFoundError,
 )
@@ -247,17 +248,17 @@ class VolumeMembers:
             to=owner,
             target=node_id,
         )
-        if not self.ownership.nodes.lease_of(owner):
+        try:
+            self.asking.fulfil(wish, _FORWARD_DEADLINE_S)
+        except PeerSilentError:
+            raise self.ownership.silent(owner) from None
+        except PeerUnreachableError:
             name = self.ownership.name_of(owner)
             raise NotOwnerError(
                 f"'{record.name}' was in use on node '{name}', which does not answer",
                 hint=f"start '{name}', or a container with the volume elsewhere",
                 transient=True,
-            )
-        try:
-            self.asking.fulfil(wish, _FORWARD_DEADLINE_S)
-        except PeerSilentError:
-            raise self.ownership.silent(owner) from None
+            ) from None
 
     def _require_steady(self, record: VolumeRecord, head: Head) -> None:
         """Raise unless it is known which copies are the newest."""

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from plugin.errors import ConfigError
+from plugin.ownership.state import Commit
 from plugin.peers.sharing import SharedSsh
+from plugin.replication.progress import Progress
+from plugin.replication.transfer import RsyncTransfer
 from tests.support.host import wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
 from tests.support.processes import command, descendants, gone, stopped, with_argument
@@ -76,6 +80,26 @@ def test_many_that_connect_at_once_open_one_connection(
     assert master(first, second)
     assert caplog.text.count("Accepted publickey") == 1
     assert "refused" not in caplog.text
+
+
+def test_many_transfers_that_begin_at_once_open_one_connection(
+    nodes: NODES, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else more than the other sshd takes from one address would be refused."""
+    caplog.set_level(logging.INFO)
+    first, second = nodes
+    transfer = RsyncTransfer(first.peers, Progress())
+    first.peers.call(second.id, "hello", {}, deadline_s=COMMAND_DEADLINE_S)
+    about: dict[str, Any] = {"volume_id": VOLUME, "source": source}
+
+    def send(seq: int) -> int:
+        commit = Commit(5, seq)
+        return transfer.send(second.id, commit=commit, names=[b"file\0"], **about)
+
+    with ThreadPoolExecutor(20) as pool:
+        assert len(list(pool.map(send, range(1, 21)))) == 20
+    # That of requests, and that of transfers.
+    assert caplog.text.count("Accepted publickey") == 2
 
 
 def test_a_killed_connection_is_replaced(nodes: NODES, source: Path) -> None:

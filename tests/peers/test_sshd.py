@@ -241,7 +241,7 @@ def test_its_configuration_is_as_sshd_understands_it(node: PeerNode) -> None:
     node.start()
     node.sshd._addresses = ("127.0.0.1", "::1")
     path = node.directory / "other_config"
-    path.write_text(node.sshd._configuration())
+    path.write_text(node.sshd.configuration(sshd.version_of("/usr/sbin/sshd")))
     shown = subprocess.run(
         # In its enclosure: sshd wants its user and its empty directory even for this.
         [
@@ -266,6 +266,8 @@ def test_its_configuration_is_as_sshd_understands_it(node: PeerNode) -> None:
         *("disableforwarding yes", "permitrootlogin forced-commands-only"),
         *("authenticationmethods publickey", f"port {sshd.DEFAULT_PORT}"),
         *("listenaddress 127.0.0.1:7424", "listenaddress [::1]:7424"),
+        *("maxstartups 64:50:128", "persourcemaxstartups 8"),
+        "persourcenetblocksize 32:64",
     } <= set(lines)
     assert not [line for line in lines if line.startswith("subsystem")]
 

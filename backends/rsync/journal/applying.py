@@ -20,7 +20,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -315,8 +315,13 @@ class _Applying:
             worked_in.add(entry.path.rpartition(b"/")[0])
             if entry.kind == "directory":
                 named.add(entry.path)
+        last = b""
         for path in self._delta.deletions():
-            worked_in.add(path.rpartition(b"/")[0])
+            parent = path.rpartition(b"/")[0]
+            # Another node says how many there are, but not how many directories.
+            if parent != last and self._live.status(parent):
+                worked_in.add(parent)
+            last = parent
         return sorted(worked_in - named, reverse=True)
 
     def _times(self) -> dict[bytes, int]:
@@ -351,10 +356,9 @@ class _Applying:
             for _ in self._placed():  # it has to be there
                 pass
             return
+        deleted: Iterable[bytes] = self._delta.deletions()
         if self._full:
             deleted = rows_beyond(self._manifest, self._delta.entries())
-        else:
-            deleted = list(self._delta.deletions())
         self._manifest.record(self._placed(), deleted, commit=commit, whole=self._full)
 
     def _placed(self) -> Iterator[Known]:

@@ -140,7 +140,7 @@ class Delta:
         return self._read(Entry, self._header_end, self.header.entries)
 
     def deletions(self) -> Iterator[bytes]:
-        """Return the paths to remove before anything else is done, with all below."""
+        """Return the paths to remove before all else, with all below; in order."""
         return self._read(bytes, self._entries_end, self.header.deletions)
 
     def _read(self, kind: type[_Record], offset: int, count: int) -> Iterator[_Record]:
@@ -265,10 +265,14 @@ def _check_entry(entry: Entry) -> None:
 
 def _checked_deletions(records: _Records, count: int) -> Iterator[bytes]:
     decoder = msgpack_decoder(bytes)
+    last = b""
     for _ in range(count):
         path = _decoded(decoder, records.next())
         if not path or not is_path(path):
             raise _refused(f"deletes what cannot be: {path[:200]!r}")
+        if path <= last:
+            raise _refused(f"deletes out of order at {path[:200]!r}")
+        last = path
         yield path
 
 
