@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError, RemoraError, VolumeBusyError
+from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import OUTBOX_NAME, Journal
 from backends.rsync.journal.manifest import DamagedManifestError
@@ -136,7 +137,8 @@ class Journals:
             home = self.home(record)
             if home is None:
                 raise BackendError(f"there is no copy of '{record.name}' here")
-            journal = Journal(home, record.id)
+            max_names = ReplicationOptions.of(record.options).max_names
+            journal = Journal(home, record.id, max_names=max_names)
             try:
                 if not journal.live.is_dir():
                     self._finish_setting_apart(record, journal)

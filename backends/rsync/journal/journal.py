@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from backends.errors import BackendError
+from backends.replication_options import MAX_NAMES
 from backends.rsync.journal.applying import apply
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.commits import Commits
@@ -83,8 +84,11 @@ class Journal:
     A manifest that cannot be used is made anew: all is then compared once.
     """
 
-    def __init__(self, home: Path, volume_id: str) -> None:
+    def __init__(
+        self, home: Path, volume_id: str, *, max_names: int = MAX_NAMES
+    ) -> None:
         self.home = home
+        self._max_names = max_names
         self.live = home / LIVE_NAME
         self.staging = Staging(home)
         self._volume_id = volume_id
@@ -128,10 +132,12 @@ class Journal:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
         if hints.everything:
-            changes = scan_all(self.live, self.manifest)
+            changes = scan_all(self.live, self.manifest, max_names=self._max_names)
         else:
             changes = scan_paths(
-                self.live, self.manifest, hints.paths, trees=hints.trees
+                *(self.live, self.manifest, hints.paths),
+                trees=hints.trees,
+                max_names=self._max_names,
             )
         return _certain(changes, begun_ns)
 
@@ -140,10 +146,14 @@ class Journal:
         if hints == Hints() and self._commits.is_unchanged(commit):
             return NOTHING
         new = self._commits.create()
-        found = self._commits.differences(self.manifest)
+        found = self._commits.differences(self.manifest, self._max_names)
         if found is None:
-            return scan_all(new, self.manifest)
-        changes = scan_paths(new, self.manifest, found.paths, written=found.written)
+            return scan_all(new, self.manifest, max_names=self._max_names)
+        changes = scan_paths(
+            *(new, self.manifest, found.paths),
+            written=found.written,
+            max_names=self._max_names,
+        )
         if not changes:
             # Reading a file changes its inode, too: the next look is not for that.
             self.manifest.touch(changes.touched)
