@@ -25,7 +25,7 @@ from typing import Final
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.scan import too_many_names
+from backends.rsync.journal.refusals import too_many_names
 from backends.system import btrfs
 from backends.system.beneath import Beneath
 
@@ -161,10 +161,10 @@ def _compared(
     """Return the paths of what has changed, as the manifest and directories tell."""
     files, directories, written = set[bytes](), set[bytes](), set[bytes]()
     for number in changed.files:
-        names = {row.entry.path for row in manifest.with_inode(number)}
-        files |= names
+        names = manifest.names(number)
+        files.update(names)
         if number in changed.written:
-            written |= names
+            written.update(names)
     for number in changed.directories:
         if number == btrfs.ROOT_INODE:
             directories.add(b"")

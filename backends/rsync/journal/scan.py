@@ -24,6 +24,7 @@ from typing import Final
 
 from backends.errors import BackendError
 from backends.replication_options import MAX_NAMES
+from backends.rsync.journal import refusals
 from backends.rsync.journal.entries import (
     Known,
     is_below,
@@ -100,7 +101,7 @@ def _parts(
     with _scan(root, manifest, written, max_names) as scan:
         for _ in scan.look_at_everything():
             if scan.names > max_names:
-                raise too_many_names(max_names)
+                raise refusals.too_many_names(max_names)
             if scan.count() >= PART_MAX:
                 yield replace(scan.pop(), rest=(NOTHING,))
         yield scan.pop()
@@ -134,14 +135,6 @@ def scan_paths(
         return scan_all(root, manifest, written=written, max_names=max_names)
 
 
-def too_many_names(max_names: int) -> BackendError:
-    """Return why no commit is made of a volume with more than *max_names* names."""
-    return BackendError(
-        f"the volume has more than {max_names} names",
-        hint="remove some of them, or create it with a larger max_names",
-    )
-
-
 @contextmanager
 def _scan(
     root: Path, manifest: Manifest, written: Collection[bytes], max_names: int
@@ -152,7 +145,7 @@ def _scan(
             yield _Scan(beneath, manifest, written, max_names)
     except OSError as error:
         if error.errno == errno.E2BIG:
-            raise too_many_names(max_names) from error
+            raise refusals.too_many_names(max_names) from error
         raise BackendError(f"cannot scan {root}: {error}") from error
 
 
@@ -167,8 +160,7 @@ class _Scan:
         max_names: int,
     ) -> None:
         self._max_names = max_names
-        # What was found by going through directories.
-        self.names = 0
+        self.names = 0  # found by going through directories
         self._beneath = beneath
         self._manifest = manifest
         self._written = written
@@ -198,7 +190,7 @@ class _Scan:
                 self._require_few()
             done |= wanted
             for inode in self._inodes - inodes:
-                leads |= {row.entry.path for row in self._manifest.with_inode(inode)}
+                leads.update(self._manifest.names(inode))
             inodes |= self._inodes
             wanted = leads - done
 
@@ -284,11 +276,7 @@ class _Scan:
         elif libc.is_mount(found[1], directory=found[0]):
             self._hidden.add(path)
             return True
-        raise BackendError(
-            f"{os.fsdecode(path[:200])!r} is a subvolume that a container has made: no "
-            "copy can have what is in it",
-            hint="move what is in it to a plain directory, and delete it",
-        )
+        raise refusals.nested(path)
 
     def _require_few(self) -> None:
         if self.count() > HINTED_MAX:
@@ -328,10 +316,8 @@ class _Scan:
         if row is not None and not written and untouched(row, status):
             return row
         if row is None and not is_path(path):
-            raise BackendError(
-                f"a path is too long to be sent: {os.fsdecode(path[:100])}...",
-                hint="rename or remove directories below it",
-            )
+            raise refusals.too_long(path)
+        refusals.require_few_holes(path, status)
         directory, name = found
         known = look(name, directory=directory, path=path)
         if known is not None:

@@ -34,6 +34,7 @@ from backends.rsync.journal.entries import (
     Entry,
     Known,
     look_at,
+    parent,
     same,
     untouched,
 )
@@ -352,15 +353,27 @@ def _all_alike(group: list[Entry], known: Iterable[Known | None]) -> bool:
 
 
 def _require_parents(delta: Delta, manifest: Manifest) -> None:
-    """Raise BackendError if an entry would have no directory to be in."""
-    deleted = set(delta.deletions())
+    """
+    Raise BackendError if an entry would have no directory to be in.
+
+    It takes memory with the directories that are here, whatever the delta has.
+    """
+    needed = set[bytes]()
     for path in _parents_not_in(delta):
         known = manifest.get(path) if delta.header.base is not None else None
+        if known is None or known.entry.kind != "directory":
+            raise _without_parent(path)
         above = path
-        while above and above not in deleted:
-            above = above.rpartition(b"/")[0]
-        if known is None or known.entry.kind != "directory" or above:
-            raise BackendError(f"the delta has entries in {path!r}, which is not there")
+        while above and above not in needed:
+            needed.add(above)
+            above = parent(above)
+    for path in delta.deletions():
+        if path in needed:
+            raise _without_parent(path)
+
+
+def _without_parent(path: bytes) -> BackendError:
+    return BackendError(f"the delta has entries in {path!r}, which is not there")
 
 
 def _parents_not_in(delta: Delta) -> Iterator[bytes]:
@@ -370,9 +383,9 @@ def _parents_not_in(delta: Delta) -> Iterator[bytes]:
     for entry in delta.entries():
         while within and entry.path >= within[-1] + b"0" and within[-1]:
             within.pop()
-        parent = entry.path.rpartition(b"/")[0]
-        if entry.path and parent not in within and parent != told:
-            told = parent
-            yield parent
+        above = parent(entry.path)
+        if entry.path and above not in within and above != told:
+            told = above
+            yield above
         if entry.kind == "directory":
             within.append(entry.path)
