@@ -14,6 +14,9 @@ from typing import Final, Literal, cast
 from backends import options as parse
 
 REPLICAS_MAX: Final = 16
+# Of more names in one volume nobody would be sent a commit: to look for what has
+# changed takes memory and time with each.
+MAX_NAMES: Final = 5_000_000
 PARSERS: Final[Mapping[str, parse.Parser]] = {
     "replicas": parse.whole_number(1, REPLICAS_MAX),
     "members": parse.node_names,
@@ -21,6 +24,7 @@ PARSERS: Final[Mapping[str, parse.Parser]] = {
     "min_acks": parse.whole_number(0, REPLICAS_MAX - 1),
     "failover": parse.one_of("accept_loss", "refuse"),
     "fence": parse.one_of("freeze", "kill", "none"),
+    "max_names": parse.whole_number(1, 999_999_999),
 }
 DEFAULTS: Final = {
     "failover": "accept_loss",
@@ -28,8 +32,8 @@ DEFAULTS: Final = {
     "interval": "10s",
     "min_acks": "0",
 }
-# A record does not keep these two: a node that is alone has no other copies.
-_IN_A_CLUSTER: Final = {"replicas": "2", "members": ""}
+# A record does not keep these: a node that is alone has no other copies.
+_IN_A_CLUSTER: Final = {"replicas": "2", "members": "", "max_names": str(MAX_NAMES)}
 # Instead of a value that cannot be read: what keeps most copies, and gives up none.
 _IF_UNREADABLE: Final = {
     "replicas": str(REPLICAS_MAX),
@@ -38,6 +42,7 @@ _IF_UNREADABLE: Final = {
     "min_acks": str(REPLICAS_MAX - 1),
     "failover": "refuse",
     "fence": DEFAULTS["fence"],
+    "max_names": str(MAX_NAMES),
 }
 
 
@@ -49,7 +54,8 @@ class ReplicationOptions:
     ``members`` are the names of the nodes that keep its copies; if there are none,
     ``replicas`` is how many do. A commit counts once ``min_acks`` other nodes have it.
     ``accept_loss``: go on with an older commit if no node with the newest can be asked.
-    ``fence``: what is done with writers on a node that has lost the volume.
+    ``fence``: what is done with writers on a node that has lost the volume. Of a volume
+    with more than ``max_names`` no commit is made.
     """
 
     replicas: int
@@ -58,6 +64,7 @@ class ReplicationOptions:
     min_acks: int
     accept_loss: bool
     fence: Literal["freeze", "kill", "none"]
+    max_names: int = MAX_NAMES
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> ReplicationOptions:
@@ -81,6 +88,7 @@ class ReplicationOptions:
             min_acks=int(said["min_acks"]),
             accept_loss=said["failover"] == "accept_loss",
             fence=cast('Literal["freeze", "kill", "none"]', said["fence"]),
+            max_names=int(said["max_names"]),
         )
 
     @property

@@ -21,15 +21,21 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
-from backends.system.beneath import opened
+from backends.system.beneath import Way, opened
+from backends.system.walk import walk
 
 # The root of every subvolume has it. Source: btrfs-subvolume(8).
 ROOT_INODE: Final = 256
+# Source: include/uapi/linux/magic.h.
+FILESYSTEM_TYPE: Final = 0x9123_683E
+# What a snapshot has in the place of a subvolume. Source: btrfs-subvolume(8).
+PLACEHOLDER_INODE: Final = 2
 _INODE_LAST: Final = 2**64 - 256
 
 _SUBVOLUME_CREATE: Final = 0x5000_940E
 _SNAPSHOT_CREATE: Final = 0x5000_9417  # version 2
 _DESTROY: Final = 0x5000_940F
+_SET_FLAGS: Final = 0x4008_941A
 _SUBVOLUME_INFO: Final = 0x81F8_943C
 _TREE_SEARCH: Final = 0xC070_9411  # version 2
 
@@ -130,15 +136,55 @@ def delete(directory: Path) -> None:
     """
     Delete *directory* if it is a subvolume; its blocks become free in the background.
 
+    Containers can make subvolumes in it, without any capability: they go as well.
+
     Raises:
-        BackendError: it holds another one, or is mounted, for instance.
+        BackendError: it, or one in it, is mounted, for instance.
 
     """
     try:
-        if subvolume(directory):
+        if not subvolume(directory):
+            return
+        try:
+            _call_by_name(_DESTROY, directory)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            with opened(directory) as top:
+                _delete_nested(top)
             _call_by_name(_DESTROY, directory)
     except OSError as error:
         raise BackendError(f"cannot delete {directory}: {error.strerror}") from error
+
+
+def _delete_nested(top: int) -> None:
+    """Delete all subvolumes in the open directory *top*, the innermost first."""
+    way = Way(top)
+    # Of each subvolume on the way, the paths in it of those that are to go.
+    doomed = [_nested(top)]
+    try:
+        while doomed[-1] or len(doomed) > 1:
+            if doomed[-1]:
+                for name in doomed[-1][-1].split(b"/"):
+                    way.down(name)
+                # Its maker may have made it read-only.
+                fcntl.ioctl(way.last(), _SET_FLAGS, bytes(8))
+                doomed.append(_nested(way.last()))
+                continue
+            doomed.pop()
+            *above, name = doomed[-1].pop().split(b"/")
+            way.up()
+            fcntl.ioctl(way.last(), _DESTROY, bytearray(_NAME.pack(name)))
+            for _ in above:
+                way.up()
+    finally:
+        way.close()
+
+
+def _nested(top: int) -> list[bytes]:
+    """Return the paths of the subvolumes in the open directory *top*, not in others."""
+    device = os.fstat(top).st_dev
+    return [path for path, _, _, found in walk(top) if found.st_dev != device]
 
 
 def _call_by_name(request: int, directory: Path) -> None:

@@ -27,6 +27,8 @@ _CAPABILITY_VERSION = 0x20080522
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH, _FROM_DESCRIPTOR = 1, 0x1000, 4
 MOUNT_NOSUID, MOUNT_NODEV = 0x2, 0x4
+_AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT = 0x100, 0x800
+_STATX_SIZE, _MOUNT_ROOT = 256, 0x2000
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x2, 0x4, 0x8
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -144,6 +146,18 @@ def set_capabilities(kept: Collection[int]) -> None:
     low, high = bits & 0xFFFFFFFF, bits >> 32
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     call("capset", header, struct.pack("=6I", low, low, 0, high, high, 0))
+
+
+def is_mount(name: bytes, *, directory: int) -> bool:
+    """
+    Return whether something is mounted on *name* in the open *directory*.
+
+    Source: statx(2), STATX_ATTR_MOUNT_ROOT, Linux 5.8.
+    """
+    told = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+    call("statx", directory, name, flags, 0, told, about=os.fsdecode(name))
+    return bool(int.from_bytes(told.raw[8:16], sys.byteorder) & _MOUNT_ROOT)
 
 
 def filesystem_type(descriptor: int) -> int:

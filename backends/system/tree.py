@@ -14,6 +14,7 @@ It takes one JSON argument (`Request`), prints lines of JSON while it works, `fi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -28,6 +29,9 @@ from backends.system.copy_file import FileCopier
 from backends.system.walk import walk
 
 _REPORT_INTERVAL_S = 0.5
+# Of deeper trees, the paths that have to be kept would take gigabytes.
+_PATH_LENGTH_MAX = 16 * 1024
+_NESTED = "what a container has made a subvolume cannot be copied: remove it"
 _AFTER_SLASH = b"0"  # the byte after "/": so all that begins with "a/" is before "a0"
 
 
@@ -63,7 +67,10 @@ class TreeCopy:
                 self._finish_before(path, made)
                 if not stat.S_ISDIR(status.st_mode):
                     self._copy_file(path, name, status, directory, made)
-                elif status.st_dev != device or self._begin(path, directory, name):
+                elif status.st_dev != device:
+                    # A mount was not shown to this program: see `jail.enter`.
+                    raise OSError(errno.EXDEV, _NESTED, path)
+                elif self._begin(path, directory, name):
                     above, _ = made.at(path)
                     os.mkdir(name, 0o700, dir_fd=above)
                 self._report()
@@ -79,6 +86,8 @@ class TreeCopy:
                 status = os.fstat(directory)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        if len(path) > _PATH_LENGTH_MAX:
+            raise OSError(errno.ENAMETOOLONG, "a path is too long", path[:100])
         self._unfinished.append(_Directory(path, status, attributes))
         return True
 

@@ -7,19 +7,26 @@ has become a link is not gone into. Standard library alone, as `beneath.py`.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from typing import Final
 
 from backends.system.beneath import Way
 
+# A name takes some 60 bytes and its own length.
+NAMES_MAX: Final = 20_000_000
 _SLASH: Final = ord("/")
 # Path, name, the open directory that the name is in, and what stat(2) says of it.
 Found = tuple[bytes, bytes, int, os.stat_result]
 
 
 def walk(
-    top: int, *, path: bytes = b"", enter: Callable[[bytes], bool] = lambda _: True
+    top: int,
+    *,
+    path: bytes = b"",
+    enter: Callable[[bytes], bool] = lambda _: True,
+    names_max: int = NAMES_MAX,
 ) -> Iterator[Found]:
     """
     Yield all that is below the open directory *top*, whose own path is *path*.
@@ -29,7 +36,8 @@ def walk(
     those whose path *enter* returns False for; it is asked after they were yielded.
 
     Raises:
-        OSError: something is there and cannot be read.
+        OSError: something is there and cannot be read, or one directory has more than
+            *names_max* names, which are kept while it is gone through.
 
     """
     device = os.fstat(top).st_dev
@@ -37,7 +45,7 @@ def walk(
     above = [path] if path else []
     # Of each directory on the way, the names still to come. The paths of all of them
     # would take gigabytes in a tree that somebody has made for that.
-    levels = [_names(top)]
+    levels = [_names(top, names_max)]
     try:
         while levels:
             names = levels[-1]
@@ -48,7 +56,7 @@ def walk(
                 if name[-1] == _SLASH:
                     name = name[:-1]
                     if enter(before + name) and _go_down(way, name, device):
-                        levels.append(_names(way.last()))
+                        levels.append(_names(way.last(), names_max))
                         break
                     continue
                 try:
@@ -64,7 +72,7 @@ def walk(
         way.close()
 
 
-def _names(directory: int) -> list[bytes]:
+def _names(directory: int, names_max: int) -> list[bytes]:
     """
     Return the names in an open directory, the last one first.
 
@@ -78,6 +86,8 @@ def _names(directory: int) -> list[bytes]:
             names.append(name)
             if entry.is_dir(follow_symlinks=False):
                 names.append(name + b"/")
+            if len(names) > 2 * names_max:
+                raise OSError(errno.E2BIG, "a directory has too many names", name)
     names.sort(reverse=True)
     return names
 

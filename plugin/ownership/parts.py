@@ -120,7 +120,7 @@ class Asking:
     def fulfil(self, wish: Wish, deadline_s: float) -> None:
         """Return when another node has carried *wish* out; see `Wishes.fulfil`."""
         self._wishes.fulfil(
-            wish, deadline_s, is_reached=lambda: self._asks.is_connected(wish.to)
+            wish, deadline_s, is_reached=lambda: self._peers.is_connected(wish.to)
         )
 
     @contextmanager

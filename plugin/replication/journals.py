@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError, RemoraError, VolumeBusyError
+from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import OUTBOX_NAME, Journal
 from backends.rsync.journal.manifest import DamagedManifestError
@@ -127,7 +128,9 @@ class Journals:
 
         """
         with self.alone(record, deadline):
-            journal = Journal(self.require_home(record), record.id)
+            max_names = ReplicationOptions.of(record.options).max_names
+            home = self.require_home(record)
+            journal = Journal(home, record.id, max_names=max_names)
             try:
                 if not journal.live.is_dir():
                     self._finish_setting_apart(record, journal)

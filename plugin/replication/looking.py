@@ -35,6 +35,8 @@ class _Seen:
     # Not before, even if hints say that everything may have changed.
     rest_until_s: float = 0.0
     recent: tuple[bytes, ...] = ()
+    # Why the last look at all names has failed.
+    failure: RemoraError | None = None
 
 
 class Looking:
@@ -59,26 +61,41 @@ class Looking:
 
         """
         seen = self._seen.setdefault(record.id, _Seen())
+        _require_rested(seen)
         hints = self._hints(record, journal, seen)
-        begin_s = monotonic_s()
         try:
-            changes = journal.look(hints)
+            changes = self._looked(seen, journal, hints)
         except RemoraError:
             self._journals.give_back(record, hints)
             raise
-        if hints.everything:
-            end_s = monotonic_s()
-            rest_s = min(_SCAN_PAUSE_PER_LOOK * (end_s - begin_s), _SCAN_PAUSE_MAX_S)
-            seen.rest_until_s = end_s + rest_s
-            seen.scan_due_s = end_s + max(self._interval_s, rest_s)
         changed = [each.entry.path for each in changes.changed]
         seen.recent = _newest(seen.recent, changed)
         return changes
 
     def look_at_all(self, record: VolumeRecord, journal: Journal) -> Changes:
         """Return all that has changed in a volume that nobody writes to any more."""
-        self.forget(record)
-        return journal.look(EVERYTHING)
+        seen = self._seen.pop(record.id, _Seen())
+        _require_rested(seen)
+        try:
+            return self._looked(seen, journal, EVERYTHING)
+        except RemoraError:
+            self._seen[record.id] = seen
+            raise
+
+    def _looked(self, seen: _Seen, journal: Journal, hints: Hints) -> Changes:
+        """Look; note when the next look at all names may be, also if this one fails."""
+        begin_s = monotonic_s()
+        try:
+            return journal.look(hints)
+        except RemoraError as error:
+            seen.failure = error if hints.everything else None
+            raise
+        finally:
+            if hints.everything:
+                end_s = monotonic_s()
+                rest_s = _SCAN_PAUSE_PER_LOOK * (end_s - begin_s)
+                seen.rest_until_s = end_s + min(rest_s, _SCAN_PAUSE_MAX_S)
+                seen.scan_due_s = max(end_s + self._interval_s, seen.rest_until_s)
 
     def forget(self, record: VolumeRecord) -> None:
         """Let the next look be at everything: nobody has watched in between."""
@@ -102,6 +119,18 @@ class Looking:
             hints = dataclasses.replace(hints, everything=False)
         # What a database writes directly to a file that stays open causes no event.
         return dataclasses.replace(hints, paths=hints.paths.union(seen.recent))
+
+
+def _require_rested(seen: _Seen) -> None:
+    """
+    Raise again why the last look at all names has failed, while it is soon after it.
+
+    What is refused for having millions of names would else be walked all the time.
+    """
+    failure, seen.failure = seen.failure, None
+    if failure is not None and monotonic_s() < seen.rest_until_s:
+        seen.failure = failure
+        raise failure.with_traceback(None)
 
 
 def _newest(before: Sequence[bytes], more: Sequence[bytes]) -> tuple[bytes, ...]:

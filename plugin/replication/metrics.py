@@ -34,6 +34,15 @@ class ReplicationCollector(Collector):
         for name, age_s in self._replication.sync_ages_s().items():
             ages.add_metric([name], age_s)
         yield ages
+        failed = GaugeMetricFamily(
+            "remora_sync_failed",
+            "1 for each volume that is mounted here and cannot be committed; "
+            "remora status says why.",
+            labels=["volume"],
+        )
+        for name in self._replication.failures():
+            failed.add_metric([name], 1)
+        yield failed
 
     def _under_way(self) -> Iterator[Metric]:
         count = GaugeMetricFamily(

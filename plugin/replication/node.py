@@ -182,9 +182,13 @@ class ReplicationNode:
         if self._ownership.is_shared(record):
             return None
         head = self._ownership.heads.head(record.id)
+        faults = self.progress.behind(record.id)
+        if (why := self.progress.failure(record.id)) and head is not None:
+            others = {*head.members} - {self._ownership.node_id}
+            faults |= dict.fromkeys(others, why)
         behind = {
             self._ownership.name_of(node_id): why
-            for node_id, why in self.progress.behind(record.id).items()
+            for node_id, why in faults.items()
             if head is not None and node_id in head.members
         }
         return CopyFacts(
@@ -211,6 +215,11 @@ class ReplicationNode:
             for record, _ in self._held()
         }
         return {name: age_s for name, age_s in ages.items() if age_s is not None}
+
+    def failures(self) -> dict[str, str]:
+        """Return why no commit is made of volumes that are mounted here, by name."""
+        found = {r.name: self.progress.failure(r.id) for r, _ in self._held()}
+        return {name: why for name, why in found.items() if why}
 
     def _facts(self, transfer: TransferUnderWay) -> TransferFacts:
         return transfer.facts(self._ownership.name_of(transfer.node_id))

@@ -125,6 +125,8 @@ class Progress:
         self._synced_s: dict[str, float] = {}
         # By volume and node, why it lacks the newest commit.
         self._behind: dict[str, dict[str, str]] = {}
+        # By volume, why its last round could not be made at all.
+        self._failures: dict[str, str] = {}
 
     def begin(
         self, direction: Direction, volume_id: str, node_id: str, total_bytes: int = 0
@@ -212,10 +214,25 @@ class Progress:
             kept = {k: why for k, why in before.items() if k not in holders}
             self._behind[volume_id] = {**kept, **faults}
 
+    def note_failure(self, volume_id: str, why: str) -> str:
+        """Take note why a round was not made, "" if it was; return what was before."""
+        with self._lock:
+            before = self._failures.pop(volume_id, "")
+            if why:
+                self._failures[volume_id] = why
+        return before
+
+    def failure(self, volume_id: str) -> str:
+        """Return why the last round was not made, "" if it was."""
+        with self._lock:
+            return self._failures.get(volume_id, "")
+
     def keep_faults(self, volume_ids: Collection[str]) -> None:
         """Forget why nodes lack commits of other volumes than these."""
         with self._lock:
             self._behind = {k: v for k, v in self._behind.items() if k in volume_ids}
+            kept = {k: v for k, v in self._failures.items() if k in volume_ids}
+            self._failures = kept
 
     def behind(self, volume_id: str) -> dict[str, str]:
         """Return why nodes lack the newest commit, as far as this node has met it."""

@@ -183,7 +183,7 @@ class Syncing:
         self._schedule.want(
             record.id,
             interval_s,
-            partial(_guarded, record, work),
+            partial(self._guarded, record, work),
             # Who was filled just now has its commit to come; of others it is told.
             at_once=self._sending.is_due(record.id),
         )
@@ -227,10 +227,7 @@ class Syncing:
             lineage = self._ownership.heads.lineage(record.id)
             began_s = monotonic_s()
             for report in self._sending.distribute(
-                record,
-                journal,
-                lineage,
-                others,
+                *(record, journal, lineage, others),
                 advance=lambda anew: self._advance(record, epoch, journal, anew=anew),
                 valid=lambda: self._ownership.still_owner(record, epoch),
             ):
@@ -359,6 +356,18 @@ class Syncing:
         self._ownership.heads.change(state, spread)
         return reports
 
+    def _guarded(self, record: VolumeRecord, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except RemoraError as error:
+            before = self._progress.note_failure(record.id, str(error))
+            if before != str(error):
+                _note(record, error)
+            if not before:
+                self._ownership.events.add(record, "not-synced", why=str(error))
+        else:
+            self._progress.note_failure(record.id, "")
+
     def _note_round(self, record: VolumeRecord, report: Report) -> None:
         self._progress.note_round(
             record.id, holders=report.holders, faults=report.faults
@@ -368,13 +377,6 @@ class Syncing:
         if head is None:
             return []
         return [each for each in head.members if each != self._ownership.node_id]
-
-
-def _guarded(record: VolumeRecord, work: Callable[[], object]) -> None:
-    try:
-        work()
-    except RemoraError as error:
-        _note(record, error)
 
 
 def _note(record: VolumeRecord, error: Exception) -> None:

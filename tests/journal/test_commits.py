@@ -324,25 +324,6 @@ def test_what_a_crash_has_left_is_of_no_harm(owner: Journal) -> None:
     assert subvolumes(owner.home) == {"live", "commits/1.2"}
 
 
-def test_a_subvolume_inside_is_left_out(owner: Journal) -> None:
-    (owner.live / "directory").mkdir()
-    make_root(owner.live / "directory/inside")
-    (owner.live / "directory/inside/file").write_text("not of the volume")
-    for number in range(3):
-        (owner.live / f"directory/{number}").write_text("beside it")
-        commit(owner)
-        assert not owner.look(EVERYTHING).changed
-    assert [each.entry.path for each in owner.manifest.all()] == [
-        *(b"", b"directory", b"directory/0", b"directory/1", b"directory/2")
-    ]
-    make_root(owner.live / "other")
-    commit(owner)
-    package = owner.pack(None, only=[b"directory/0"])
-    assert b"other" not in package.names
-    assert b"inside" not in package.names
-    owner.unpack()
-
-
 def test_without_a_snapshot_nothing_is_looked_at(owner: Journal) -> None:
     (owner.live / "file").write_text("one")
     shutil.rmtree(owner.home / "commits", ignore_errors=True)

@@ -18,12 +18,14 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.refusals import too_many_names
 from backends.system import btrfs
 from backends.system.beneath import Beneath
 
@@ -121,14 +123,15 @@ class Commits:
                 if each != self._path(commit):
                     btrfs.delete(each)
 
-    def differences(self, manifest: Manifest) -> Differences | None:
+    def differences(self, manifest: Manifest, max_names: int) -> Differences | None:
         """
         Return where what was taken now differs from the commit that *manifest* is.
 
         None if that is not known: there is no snapshot of it, or of another directory.
 
         Raises:
-            BackendError: a snapshot cannot be read.
+            BackendError: a snapshot cannot be read, or a directory that has changed has
+                more than *max_names* names.
 
         """
         old = self._path(manifest.commit())
@@ -138,7 +141,7 @@ class Commits:
                 return None
             changed = btrfs.changed(self._new, since=before.transaction)
             with Beneath(old) as then, Beneath(self._new) as now:
-                return _compared(manifest, changed, then, now)
+                return _compared(manifest, changed, then, now, max_names)
         except PermissionError:
             return None  # without CAP_SYS_ADMIN all is looked at
         except OSError as error:
@@ -149,37 +152,50 @@ class Commits:
 
 
 def _compared(
-    manifest: Manifest, changed: btrfs.Changed, then: Beneath, now: Beneath
+    manifest: Manifest,
+    changed: btrfs.Changed,
+    then: Beneath,
+    now: Beneath,
+    max_names: int,
 ) -> Differences:
     """Return the paths of what has changed, as the manifest and directories tell."""
     files, directories, written = set[bytes](), set[bytes](), set[bytes]()
     for number in changed.files:
-        names = {row.entry.path for row in manifest.with_inode(number)}
-        files |= names
+        names = manifest.names(number)
+        files.update(names)
         if number in changed.written:
-            written |= names
+            written.update(names)
     for number in changed.directories:
         if number == btrfs.ROOT_INODE:
             directories.add(b"")
         for row in manifest.with_inode(number, directory=True):
             directories.add(row.entry.path)
-    differing = {name for each in directories for name in _differing(then, now, each)}
+    # The versions before took what stands for a subvolume for an empty directory.
+    for row in manifest.with_inode(btrfs.PLACEHOLDER_INODE, directory=True):
+        files.add(row.entry.path)
+    differing = {
+        name for each in directories for name in _differing(then, now, each, max_names)
+    }
     return Differences(files | directories | differing, written)
 
 
-def _differing(then: Beneath, now: Beneath, path: bytes) -> Iterator[bytes]:
+def _differing(
+    then: Beneath, now: Beneath, path: bytes, max_names: int
+) -> Iterator[bytes]:
     """Yield the names of directory *path* that stand for something else than before."""
-    for name in {
-        each for each, _ in _names(then, path).items() ^ _names(now, path).items()
-    }:
+    before, after = _names(then, path), _names(now, path, max_names + 1)
+    if len(after) > max_names:
+        raise too_many_names(max_names)
+    for name in {each for each, _ in before.items() ^ after.items()}:
         yield path + b"/" + name if path else name
 
 
-def _names(tree: Beneath, path: bytes) -> dict[bytes, int]:
-    """Return the inodes in directory *path* by name, none if it has gone."""
+def _names(tree: Beneath, path: bytes, count: int | None = None) -> dict[bytes, int]:
+    """Return the inodes of *count* names in directory *path*, none if it has gone."""
     try:
         with tree.opened(path) as directory, os.scandir(directory) as entries:
-            return {os.fsencode(each.name): each.inode() for each in entries}
+            some = islice(entries, count)
+            return {os.fsencode(each.name): each.inode() for each in some}
     except (FileNotFoundError, NotADirectoryError):
         return {}
 

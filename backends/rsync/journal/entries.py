@@ -157,9 +157,14 @@ def certain(known: Known, begun_ns: int) -> Known:
     """
     if known.entry.kind != "file":
         return known  # its entry says it all
-    tick_ns = _TICK_NS if known.ctime_ns % 10**9 else _COARSE_TICK_NS
-    is_young = begun_ns - tick_ns < known.ctime_ns <= wall_ns() + tick_ns
-    return Known(known.entry, known.inode, DOUBTED if is_young else known.ctime_ns)
+    return Known(known.entry, known.inode, certain_ns(known.ctime_ns, begun_ns))
+
+
+def certain_ns(ctime_ns: int, begun_ns: int) -> int:
+    """Return the ctime of a file, or `DOUBTED`; see `certain`."""
+    tick_ns = _TICK_NS if ctime_ns % 10**9 else _COARSE_TICK_NS
+    is_young = begun_ns - tick_ns < ctime_ns <= wall_ns() + tick_ns
+    return DOUBTED if is_young else ctime_ns
 
 
 def _time_ns(time_ns: int) -> int:

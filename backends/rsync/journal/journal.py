@@ -18,24 +18,25 @@ stands still. Elsewhere, files are copied while others write to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
 
 from backends.errors import BackendError
+from backends.replication_options import MAX_NAMES
 from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known, certain
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
-    TREE_NAME,
-    Filled,
     fill,
     fill_from,
+    held_bytes,
+    listed,
     new_outbox,
     require_space,
     unpack,
@@ -45,6 +46,7 @@ from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import files
+from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
 
 DELTA_NAME: Final = "delta"
@@ -69,10 +71,10 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """What is in the outbox, and the paths that are to be sent of it, by base."""
+    """The paths in the outbox, and those that are to be sent of them, by base."""
 
-    filled: Filled
-    paths: Mapping[Commit | None, Collection[bytes]]
+    paths: Collection[bytes] = ()
+    by_base: Mapping[Commit | None, set[bytes]] = field(default_factory=dict)
 
 
 class Journal:
@@ -82,8 +84,11 @@ class Journal:
     A manifest that cannot be used is made anew: all is then compared once.
     """
 
-    def __init__(self, home: Path, volume_id: str) -> None:
+    def __init__(
+        self, home: Path, volume_id: str, *, max_names: int = MAX_NAMES
+    ) -> None:
         self.home = home
+        self._max_names = max_names
         self.live = home / LIVE_NAME
         self.staging = Staging(home)
         self._volume_id = volume_id
@@ -92,7 +97,7 @@ class Journal:
         self._commits = Commits(home, self.live)
         self.by_snapshot = self._commits.possible()
         self.manifest = self._open()
-        self._packed = _Packed(Filled([], []), {})
+        self._packed = _Packed()
 
     def close(self) -> None:
         """Close the manifest, and remove what was packed."""
@@ -127,10 +132,12 @@ class Journal:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
         if hints.everything:
-            changes = scan_all(self.live, self.manifest)
+            changes = scan_all(self.live, self.manifest, max_names=self._max_names)
         else:
             changes = scan_paths(
-                self.live, self.manifest, hints.paths, trees=hints.trees
+                *(self.live, self.manifest, hints.paths),
+                trees=hints.trees,
+                max_names=self._max_names,
             )
         return _certain(changes, begun_ns)
 
@@ -139,10 +146,14 @@ class Journal:
         if hints == Hints() and self._commits.is_unchanged(commit):
             return NOTHING
         new = self._commits.create()
-        found = self._commits.differences(self.manifest)
+        found = self._commits.differences(self.manifest, self._max_names)
         if found is None:
-            return scan_all(new, self.manifest)
-        changes = scan_paths(new, self.manifest, found.paths, written=found.written)
+            return scan_all(new, self.manifest, max_names=self._max_names)
+        changes = scan_paths(
+            *(new, self.manifest, found.paths),
+            written=found.written,
+            max_names=self._max_names,
+        )
         if not changes:
             # Reading a file changes its inode, too: the next look is not for that.
             self.manifest.touch(changes.touched)
@@ -193,21 +204,23 @@ class Journal:
         """
         commit = self.manifest.commit()
         by_base = {each: self._wanted(each, only) for each in (base, *others)}
-        found = {path: each for part in by_base.values() for path, each in part.items()}
-        wanted = [found[path] for path in sorted(found)]
+        wanted = sorted(set[bytes]().union(*by_base.values()))
         self.unpack()
         outbox = self._outbox = new_outbox(self.home / OUTBOX_NAME)
         snapshot = self._commits.of(commit)
         if snapshot:
-            filled = fill_from(snapshot, wanted, outbox)
+            fill_from(snapshot, outbox)
         else:
-            require_space(self.home, sum(each.entry.size for each in wanted))
-            filled = fill(self.live, wanted, outbox)
+            with Beneath(self.live) as live:
+                known = self._known(wanted)
+                size_bytes = sum(held_bytes(live, each.entry) for each in known)
+            require_space(self.home, size_bytes)
+            filled = fill(self.live, self._known(wanted), outbox)
         if not valid():
             raise BackendError("the volume has changed hands meanwhile")
         if not snapshot:
             self.manifest.record(filled.entries, filled.gone, commit=commit)
-        self._packed = _Packed(filled, {k: v.keys() for k, v in by_base.items()})
+        self._packed = _Packed(wanted, by_base)
         return self.repack(base)
 
     def repack(self, base: Commit | None) -> Package:
@@ -225,17 +238,13 @@ class Journal:
         named, deletions = self._after(base)
         with writing(outbox):
             write_delta(outbox / DELTA_NAME, header, named, deletions)
-        wanted = set(packed.paths[base])
+        wanted = packed.by_base[base]
         if base is not None:
             # What others lacked has been copied and recorded anew: it is sent to all.
-            wanted |= self.changed_since(base)
-        entries = [each for each in packed.filled.entries if each.entry.path in wanted]
-        return Package(
-            outbox,
-            commit,
-            b"".join(name + b"\0" for name in _names(entries)),
-            sum({each.inode: each.entry.size for each in entries}.values()),
-        )
+            wanted = wanted.union(self.changed_since(base))
+        chosen = self._known(path for path in packed.paths if path in wanted)
+        names, size_bytes = listed(outbox, chosen)
+        return Package(outbox, commit, f"{DELTA_NAME}\0".encode() + names, size_bytes)
 
     def unpack(self) -> None:
         """Remove what `pack` has made."""
@@ -253,24 +262,21 @@ class Journal:
         since = self.manifest.since(commit)
         return {entry.path for entry in since[0]} if since else set()
 
-    def _wanted(
-        self, base: Commit | None, only: Collection[bytes]
-    ) -> dict[bytes, Known]:
-        """Return the entries whose contents are to be sent, files with all names."""
-        if base is None:
-            paths = set(only)
-        else:
-            paths = {entry.path for entry in self._after(base)[0]} | set(only)
-        found: dict[bytes, Known] = {}
-        for path in paths:
-            known = self.manifest.get(path)
-            if known is None:
-                continue
-            found[path] = known
-            if known.entry.links:
-                for each in self.manifest.with_inode(known.inode):
-                    found[each.entry.path] = each
+    def _wanted(self, base: Commit | None, only: Collection[bytes]) -> set[bytes]:
+        """Return the paths whose contents are to be sent, files with all names."""
+        since = self._after(base)[0] if base is not None else ()
+        found, inodes = set[bytes](), set[int]()
+        for entry in chain((known.entry for known in self._known(only)), since):
+            found.add(entry.path)
+            if entry.links:
+                inodes.add(entry.links)
+        for inode in inodes:
+            found.update(self.manifest.names(inode))
         return found
+
+    def _known(self, paths: Iterable[bytes]) -> Iterator[Known]:
+        """Yield what the manifest knows of *paths*."""
+        return filter(None, map(self.manifest.get, paths))
 
     def _after(self, base: Commit | None) -> tuple[Iterator[Entry], Iterator[bytes]]:
         """Return what the delta from *base* names; without one, everything."""
@@ -363,13 +369,3 @@ def _certain(changes: Changes, begun_ns: int) -> Changes:
         changed=[certain(known, begun_ns) for known in changes.changed],
         rest=changes.rest and (_certain(each, begun_ns) for each in changes.rest),
     )
-
-
-def _names(entries: list[Known]) -> Iterator[bytes]:
-    """Yield what rsync has to send of *entries*: other directories are made there."""
-    yield DELTA_NAME.encode()
-    for known in entries:
-        entry = known.entry
-        if entry.kind != "directory" or entry.attributes:
-            path = TREE_NAME.encode()
-            yield path + b"/" + entry.path if entry.path else path

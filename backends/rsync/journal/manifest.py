@@ -24,13 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import (
-    UNWRITTEN,
-    Commit,
-    Entry,
-    Known,
-    topmost,
-)
+from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, topmost
 from backends.system.files import sync_directory
 
 TOMBSTONES_MAX = 100_000
@@ -151,6 +145,12 @@ class Manifest:
         with self._using() as connection:
             rows = connection.execute(query, (_signed(inode), directory)).fetchall()
         return [_known(row) for row in rows]
+
+    def names(self, inode: int) -> list[bytes]:
+        """Return the paths of all names of the file *inode*."""
+        query = "SELECT path FROM entries WHERE inode = ? AND kind <> 'directory'"
+        with self._using() as using:
+            return [path for (path,) in using.execute(query, (_signed(inode),))]
 
     def count(self) -> int:
         """Return the number of entries; it reads an index whole."""

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import Known, certain, look_at
+from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
 from backends.system import btrfs
 from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
@@ -34,6 +34,9 @@ TREE_NAME: Final = "tree"
 # Most files that are written to hold still for as long as it takes to copy a small one.
 _TRIES_MAX: Final = 4
 _SMALL_MAX_BYTES: Final = 16 * 2**20
+# Holes in smaller files are not looked for. Source: stat(2), st_blocks.
+_SPARSE_FROM_BYTES: Final = 16 * 2**20
+_BLOCK_BYTES: Final = 512
 # What stays free for others: a part of the filesystem, but no more than so much.
 _RESERVE: Final = 20
 _RESERVE_BYTES_MAX: Final = 4 * 2**30
@@ -47,10 +50,11 @@ class Filled:
     What is in the outbox now.
 
     Each of ``entries`` describes a copy; its inode and ctime are the source's from
-    before copying, so that a later write shows. The files ``gone`` have vanished.
+    before copying, so that a later write shows. They are looked up while they are gone
+    through: there may be millions. The files ``gone`` have vanished.
     """
 
-    entries: list[Known]
+    entries: Iterable[Known]
     gone: list[bytes]
 
 
@@ -98,7 +102,7 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
         try:
             for known in entries:
                 filling.copy(known.entry.path)
-            return filling.finish()
+            return filling.finish(tree)
         except OSError as error:
             name = os.fsdecode(error.filename or "")
             raise CopyError(
@@ -107,9 +111,9 @@ def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
             ) from error
 
 
-def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
+def fill_from(snapshot: Path, outbox: Path) -> None:
     """
-    Make *outbox*/tree a snapshot of *snapshot*, which has *entries*.
+    Make *outbox*/tree a snapshot of *snapshot*.
 
     Raises:
         CopyError: btrfs has none to give.
@@ -122,7 +126,29 @@ def fill_from(snapshot: Path, entries: list[Known], outbox: Path) -> Filled:
             f"cannot take a snapshot of {snapshot}: {error.strerror}",
             no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from error
-    return Filled(entries, [])
+
+
+def held_bytes(tree: Beneath, entry: Entry) -> int:
+    """Return what the file of *entry* in *tree* holds: less than its size, maybe."""
+    if entry.size < _SPARSE_FROM_BYTES:
+        return entry.size
+    status = tree.status(entry.path)
+    return min(entry.size, status.st_blocks * _BLOCK_BYTES) if status else 0
+
+
+def listed(outbox: Path, entries: Iterable[Known]) -> tuple[bytes, int]:
+    """Return the names that rsync has to send for *entries*, and what they hold."""
+    names, size_bytes, linked = bytearray(), 0, set[int]()
+    top = TREE_NAME.encode()
+    with Beneath(outbox / TREE_NAME) as tree:
+        for known in entries:
+            entry = known.entry
+            if entry.kind != "directory" or entry.attributes:  # else it is made there
+                names += b"/".join(filter(None, (top, entry.path))) + b"\0"
+            if entry.links not in linked:
+                size_bytes += held_bytes(tree, entry)
+            linked.update(filter(None, (entry.links,)))
+    return bytes(names), size_bytes
 
 
 def new_outbox(directory: Path) -> Path:
@@ -171,8 +197,9 @@ class _Filling:
     target: Beneath
     copier: FileCopier
     gone: set[bytes] = field(default_factory=set)
-    # What each copied path was in the source, and from when that is.
-    before: dict[bytes, tuple[os.stat_result, int]] = field(default_factory=dict)
+    # Inode and ctime of each copied path in the source, from before.
+    before: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    directories: dict[bytes, os.stat_result] = field(default_factory=dict)
     # The first path of each file with several names.
     first: dict[int, bytes] = field(default_factory=dict)
     attributes: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
@@ -188,7 +215,7 @@ class _Filling:
                 self.gone.add(path)
                 return
             # A further name of a file is what its first one was.
-            self.before.setdefault(path, (status, begun_ns))
+            self.before.setdefault(path, _known_by(status, begun_ns))
             if not tries_left or not self._has_changed(path, status):
                 return
             directory, name = self.target.at(path)
@@ -209,7 +236,7 @@ class _Filling:
     def _copy(self, path: bytes, status: os.stat_result) -> bool:
         """Return whether *path* was there to be copied."""
         if stat.S_ISDIR(status.st_mode):
-            done = self._copy_directory(path)
+            done = self._copy_directory(path, status)
         elif status.st_nlink > 1 and status.st_ino in self.first:
             self._link(path, status)
             return True
@@ -229,7 +256,7 @@ class _Filling:
         # The copy is what the first one was then: a change since is a change.
         self.before[path] = self.before[first]
 
-    def _copy_directory(self, path: bytes) -> bool:
+    def _copy_directory(self, path: bytes, status: os.stat_result) -> bool:
         """Make the directory; it gets its owner and times when it has its entries."""
         try:
             with self.source.opened(path) as directory:
@@ -241,24 +268,45 @@ class _Filling:
             os.mkdir(name, 0o700, dir_fd=above)
         if attributes:
             self.attributes[path] = attributes
+        self.directories[path] = status
         return True
 
-    def finish(self) -> Filled:
-        """Give directories what they have to have, and look at what has been made."""
-        for path, (status, _) in sorted(self.before.items(), reverse=True):
-            if stat.S_ISDIR(status.st_mode):
-                with self.target.opened(path) as directory:
-                    attributes = self.attributes.get(path, {})
-                    self.copier.put_attributes(directory, status, attributes)
-        entries = [self._made(path) for path in sorted(self.before)]
-        return Filled(entries, sorted(self.gone))
+    def finish(self, tree: Path) -> Filled:
+        """Give directories what they have to have; return what is in *tree* now."""
+        for path, status in sorted(self.directories.items(), reverse=True):
+            with self.target.opened(path) as directory:
+                attributes = self.attributes.get(path, {})
+                self.copier.put_attributes(directory, status, attributes)
+        return Filled(_Made(tree, self.before), sorted(self.gone))
 
-    def _made(self, path: bytes) -> Known:
-        before, begun_ns = self.before[path]
-        made = look_at(self.target, path)
+
+def _known_by(status: os.stat_result, begun_ns: int) -> tuple[int, int]:
+    """Return the inode and ctime of what *status* says; see `certain`."""
+    ctime_ns = status.st_ctime_ns
+    is_file = stat.S_ISREG(status.st_mode)
+    return status.st_ino, certain_ns(ctime_ns, begun_ns) if is_file else ctime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The copies in *tree*, by what each was *before* it was copied."""
+
+    tree: Path
+    before: Mapping[bytes, tuple[int, int]]
+
+    def __iter__(self) -> Iterator[Known]:
+        try:
+            with Beneath(self.tree) as tree:
+                for path in sorted(self.before):
+                    yield self._known(tree, path)
+        except OSError as error:
+            raise CopyError(f"cannot read {self.tree}: {error.strerror}") from error
+
+    def _known(self, tree: Beneath, path: bytes) -> Known:
+        made = look_at(tree, path)
         if made is None:
             raise BackendError(f"{path!r} has vanished from the outbox")
-        entry = made.entry
-        links = before.st_ino if entry.links else 0
-        linked = msgspec.structs.replace(entry, links=links)
-        return certain(Known(linked, before.st_ino, before.st_ctime_ns), begun_ns)
+        inode, ctime_ns = self.before[path]
+        links = inode if made.entry.links else 0
+        linked = msgspec.structs.replace(made.entry, links=links)
+        return Known(linked, inode, ctime_ns)

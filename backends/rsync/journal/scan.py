@@ -14,6 +14,7 @@ where hints lead to much, all is looked at instead.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
+from backends.replication_options import MAX_NAMES
+from backends.rsync.journal import refusals
 from backends.rsync.journal.entries import (
     Known,
     is_below,
@@ -34,6 +37,7 @@ from backends.rsync.journal.entries import (
     untouched,
 )
 from backends.rsync.journal.manifest import Manifest
+from backends.system import btrfs, libc
 from backends.system.beneath import Beneath, opened
 from backends.system.walk import Found, walk
 
@@ -71,26 +75,33 @@ NOTHING: Final = Changes([], [], [])
 
 
 def scan_all(
-    root: Path, manifest: Manifest, *, written: Collection[bytes] = frozenset()
+    root: Path,
+    manifest: Manifest,
+    *,
+    written: Collection[bytes] = frozenset(),
+    max_names: int = MAX_NAMES,
 ) -> Changes:
     """
     Return how the directory *root* differs from *manifest*; *written* as `scan_paths`.
 
     Raises:
-        BackendError: *root*, or something in it, cannot be read.
+        BackendError: *root*, or something in it, cannot be read, or has more than
+            *max_names* names.
 
     """
-    parts = _parts(root, manifest, written)
+    parts = _parts(root, manifest, written, max_names)
     first = next(parts)
     return replace(first, rest=parts) if first.rest else first
 
 
 def _parts(
-    root: Path, manifest: Manifest, written: Collection[bytes]
+    root: Path, manifest: Manifest, written: Collection[bytes], max_names: int
 ) -> Iterator[Changes]:
     """Yield what `scan_all` finds; all but the last part say that there is a rest."""
-    with _scan(root, manifest, written) as scan:
+    with _scan(root, manifest, written, max_names) as scan:
         for _ in scan.look_at_everything():
+            if scan.names > max_names:
+                raise refusals.too_many_names(max_names)
             if scan.count() >= PART_MAX:
                 yield replace(scan.pop(), rest=(NOTHING,))
         yield scan.pop()
@@ -103,6 +114,7 @@ def scan_paths(
     *,
     trees: Collection[bytes] = frozenset(),
     written: Collection[bytes] = frozenset(),
+    max_names: int = MAX_NAMES,
 ) -> Changes:
     """
     Return how *root* differs from *manifest* at *paths*, which are only hints.
@@ -116,22 +128,24 @@ def scan_paths(
 
     """
     try:
-        with _scan(root, manifest, written) as scan:
+        with _scan(root, manifest, written, max_names) as scan:
             scan.look_at_all({*paths, *written}, trees)
             return scan.pop()
     except _TooManyError:
-        return scan_all(root, manifest, written=written)
+        return scan_all(root, manifest, written=written, max_names=max_names)
 
 
 @contextmanager
 def _scan(
-    root: Path, manifest: Manifest, written: Collection[bytes]
+    root: Path, manifest: Manifest, written: Collection[bytes], max_names: int
 ) -> Iterator[_Scan]:
     try:
         # Not its name, which a snapshot gets while it is scanned.
         with opened(root) as top, Beneath(top) as beneath:
-            yield _Scan(beneath, manifest, written)
+            yield _Scan(beneath, manifest, written, max_names)
     except OSError as error:
+        if error.errno == errno.E2BIG:
+            raise refusals.too_many_names(max_names) from error
         raise BackendError(f"cannot scan {root}: {error}") from error
 
 
@@ -139,8 +153,14 @@ class _Scan:
     """One scan, and what it has found so far."""
 
     def __init__(
-        self, beneath: Beneath, manifest: Manifest, written: Collection[bytes]
+        self,
+        beneath: Beneath,
+        manifest: Manifest,
+        written: Collection[bytes],
+        max_names: int,
     ) -> None:
+        self._max_names = max_names
+        self.names = 0  # found by going through directories
         self._beneath = beneath
         self._manifest = manifest
         self._written = written
@@ -148,6 +168,7 @@ class _Scan:
         # A root that is missing is an error, and not an empty volume.
         with beneath.opened(b"") as directory:
             self._device = os.fstat(directory).st_dev
+            self._on_btrfs = libc.filesystem_type(directory) == btrfs.FILESYSTEM_TYPE
         self._changed: dict[bytes, Known] = {}
         self._touched: dict[bytes, Known] = {}
         self._deleted: set[bytes] = set()
@@ -169,7 +190,7 @@ class _Scan:
                 self._require_few()
             done |= wanted
             for inode in self._inodes - inodes:
-                leads |= {row.entry.path for row in self._manifest.with_inode(inode)}
+                leads.update(self._manifest.names(inode))
             inodes |= self._inodes
             wanted = leads - done
 
@@ -185,8 +206,7 @@ class _Scan:
             return False
         row = self._manifest.get(path)
         status = self._beneath.status(path)
-        if status is not None and status.st_dev != self._device:
-            self._hidden.add(path)
+        if status is not None and self._is_foreign(path, found, status):
             return False
         known = self._compare(path, found, status, row) if status is not None else None
         if known is None and row is not None:
@@ -220,8 +240,8 @@ class _Scan:
         rows = self._manifest.below(path)
         row = next(rows, None)
         for at, name, directory, status in self._walk(path):
-            if status.st_dev != self._device:
-                self._hidden.add(at)
+            self.names += 1
+            if self._is_foreign(at, (directory, name), status):
                 continue
             while row is not None and row.entry.path < at:
                 self._gone(row)
@@ -239,6 +259,24 @@ class _Scan:
             row = next(rows, None)
             yield
         self._walked.add(path)
+
+    def _is_foreign(
+        self, path: bytes, found: tuple[int, bytes], status: os.stat_result
+    ) -> bool:
+        """
+        Return whether what is at *path* is hidden by another filesystem, mounted there.
+
+        Raises:
+            BackendError: a subvolume is there, and no commit could have what is in it.
+
+        """
+        if status.st_dev == self._device:
+            if not (self._on_btrfs and status.st_ino == btrfs.PLACEHOLDER_INODE):
+                return False
+        elif libc.is_mount(found[1], directory=found[0]):
+            self._hidden.add(path)
+            return True
+        raise refusals.nested(path)
 
     def _require_few(self) -> None:
         if self.count() > HINTED_MAX:
@@ -278,10 +316,8 @@ class _Scan:
         if row is not None and not written and untouched(row, status):
             return row
         if row is None and not is_path(path):
-            raise BackendError(
-                f"a path is too long to be sent: {os.fsdecode(path[:100])}...",
-                hint="rename or remove directories below it",
-            )
+            raise refusals.too_long(path)
+        refusals.require_few_holes(path, status)
         directory, name = found
         known = look(name, directory=directory, path=path)
         if known is not None:
@@ -335,7 +371,7 @@ class _Scan:
                 directory = stack.enter_context(self._beneath.opened(path))
             except (FileNotFoundError, NotADirectoryError):
                 return
-            yield from walk(directory, path=path)
+            yield from walk(directory, path=path, names_max=self._max_names)
 
 
 def _same_inode(one: Known | None, other: Known | None) -> bool:

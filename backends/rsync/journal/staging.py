@@ -35,6 +35,7 @@ from backends.rsync.journal.entries import (
     Entry,
     Known,
     look_at,
+    parent,
     same,
     untouched,
 )
@@ -384,9 +385,9 @@ def _parents_not_in(delta: Delta) -> Iterator[bytes]:
     for entry in delta.entries():
         while within and entry.path >= within[-1] + b"0" and within[-1]:
             within.pop()
-        parent = entry.path.rpartition(b"/")[0]
-        if entry.path and parent not in within and parent != told:
-            told = parent
-            yield parent
+        above = parent(entry.path)
+        if entry.path and above not in within and above != told:
+            told = above
+            yield above
         if entry.kind == "directory":
             within.append(entry.path)
