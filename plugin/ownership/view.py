@@ -195,7 +195,7 @@ class OwnershipView:
 
         Raises:
             StoreError: no record says whose it is; that the records have gone, without
-                a tomb, makes nobody else its owner.
+                a tomb, or are of an earlier epoch, makes nobody else its owner.
 
         """
         head = self.heads.read(record.id).head
@@ -203,6 +203,11 @@ class OwnershipView:
             raise StoreError(
                 f"no record says who owns '{record.name}'",
                 hint="are the cluster's records gone? remora cluster load",
+            )
+        if head is not None and head.epoch < epoch:
+            raise StoreError(
+                f"the records of '{record.name}' are older than what runs here",
+                hint="was etcd restored from a backup? load newer records, if there are",
             )
         if head is None or (head.owner, head.boot_id) != (self.node_id, self.boot_id):
             return False

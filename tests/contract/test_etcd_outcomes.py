@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -17,6 +19,7 @@ from tests.support import etcd
 from tests.support.etcd_proxy import LOST, Body, Proxy, proxy
 
 pytestmark = [pytest.mark.xdist_group("etcd"), pytest.mark.long]
+BURST = 8
 
 
 @pytest.fixture
@@ -117,6 +120,37 @@ def test_nothing_late_is_done_though_its_slot_has_ended(
     # The store notices, makes another slot and goes on.
     assert store.transact([], [Put("n", b"2")]).succeeded
     assert not store.transact([Compare("n", 1)], [Put("n", b"3")]).succeeded
+
+
+def test_of_slots_that_have_ended_one_is_tried(
+    store: EtcdStore, gateway: Proxy
+) -> None:
+    """After a burst and a quiet time none of them is left: each would cost a call."""
+    together = threading.Barrier(BURST)
+    slots: set[str] = set()
+
+    def hold_together(path: str, body: Body) -> Body | None:
+        if writes(path, body):
+            slots.add(body["compare"][-1]["key"])
+            if len(slots) <= BURST:
+                together.wait(10)
+        return gateway.forward(path, body)
+
+    gateway.rule = hold_together
+    with ThreadPoolExecutor(BURST) as pool:
+        list(pool.map(lambda n: store.transact([], [Put(f"n{n}", b"")]), range(BURST)))
+    for slot in slots:
+        gateway.forward("/v3/kv/deleterange", {"key": slot})
+    tries: list[str] = []
+
+    def count(path: str, body: Body) -> Body | None:
+        if writes(path, body):
+            tries.append(path)
+        return gateway.forward(path, body)
+
+    gateway.rule = count
+    assert store.transact([], [Put("n", b"")]).succeeded
+    assert len(tries) == 2
 
 
 def test_nobody_to_tell_the_outcome_is_said_to_be_unknown(
