@@ -16,9 +16,10 @@ from typing import Final
 
 import msgspec
 
-from backends.errors import RemoraError
+from backends.errors import BackendError, RemoraError
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.journal import Journal
+from backends.system import files
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
@@ -144,6 +145,9 @@ class Seeding:
         try:
             carried = self._by(holder, record, filling) if holder else None
             if carried is None:
+                # A later store into a page that is dirty already would change no time:
+                # it would never be found.
+                files.sync_filesystem(source)
                 carried = self._transfer.send_ahead(
                     filling.node_id,
                     volume_id=record.id,
@@ -154,6 +158,8 @@ class Seeding:
             filling.carried_bytes = carried
         except RemoraError as error:
             filling.error = error
+        except OSError as error:
+            filling.error = BackendError(f"cannot flush {source}: {error.strerror}")
         except Exception:
             log.exception("a member was not filled", extra=fields(volume=record.name))
             filling.error = RemoraError("a fault in the daemon; see its log")
