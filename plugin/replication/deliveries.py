@@ -56,6 +56,8 @@ class Delivery:
         self.filled = filled
         self.answer: Mapping[str, Any] = {}
         self.error: RemoraError | None = None
+        # Whether a round has begun since it ended.
+        self.told = False
         self._send = send
         self.took_s = 0.0
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
@@ -162,10 +164,17 @@ class Deliveries:
             if (each.volume_id, each.node_id) == (volume_id, node_id):
                 each.wait()
 
-    def is_due(self, volume_id: str) -> bool:
-        """Return whether something has ended that no round has taken out yet."""
+    def begin_round(self, volume_id: str) -> None:
+        """Note that what has ended by now is no cause for another round."""
         with self._lock:
-            return any(e.volume_id == volume_id and e.has_ended() for e in self._late)
+            for each in self._late:
+                each.told |= each.volume_id == volume_id and each.has_ended()
+
+    def is_due(self, volume_id: str) -> bool:
+        """Return whether something has ended since the last round began."""
+        with self._lock:
+            own = [each for each in self._late if each.volume_id == volume_id]
+        return any(each.has_ended() and not each.told for each in own)
 
     def is_under_way(self, volume_id: str) -> bool:
         """Return whether something of a volume goes on beside its rounds."""

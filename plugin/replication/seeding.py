@@ -29,6 +29,8 @@ from plugin.replication.transfer import RsyncTransfer
 
 log = logging.getLogger(__name__)
 _AT_ONCE_MAX: Final = 4
+# A member of a small volume is filled and has its commit in one round.
+_WAIT_S: Final = 2.0
 
 
 class Filling:
@@ -40,7 +42,7 @@ class Filling:
         self.carried_bytes = 0
         self.error: RemoraError | None = None
         self.thread = threading.Thread()
-        # Whether `Seeding.fill` has returned it.
+        # Whether a round has begun since it ended, or `Seeding.fill` has returned it.
         self.told = False
 
 
@@ -61,10 +63,9 @@ class Seeding:
         node_id: str,
         *,
         holder: str,
-        wait_s: float,
     ) -> Filling | None:
         """
-        Return the filling of *node_id* that is done, None if it is not within *wait_s*.
+        Return the filling of *node_id* that is done, None if it is not soon.
 
         Then it goes on, or it begins after another one. *holder* is a member with a
         copy, "" if there is none.
@@ -76,7 +77,7 @@ class Seeding:
         filling = self._under_way(record, journal, node_id, holder)
         if filling is None:
             return None
-        filling.thread.join(wait_s)
+        filling.thread.join(_WAIT_S)
         if filling.thread.is_alive():
             return None
         if filling.error is not None:
@@ -85,8 +86,15 @@ class Seeding:
         filling.told = True
         return filling
 
+    def begin_round(self, volume_id: str) -> None:
+        """Note that a filling that has ended by now is no cause for another round."""
+        with self._lock:
+            filling = self._fillings.get(volume_id)
+            if filling is not None and not filling.thread.is_alive():
+                filling.told = True
+
     def is_due(self, volume_id: str) -> bool:
-        """Return whether a member is filled, and `fill` has not said so yet."""
+        """Return whether a filling has ended well since the last round began."""
         with self._lock:
             filling = self._fillings.get(volume_id)
         return (

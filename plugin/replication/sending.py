@@ -58,8 +58,13 @@ class Sending:
         self._debts = Debts()
         self.progress = transfer.progress
 
+    def begin_round(self, volume_id: str) -> None:
+        """Note that what has come to an end by now is no cause for another round."""
+        self.seeding.begin_round(volume_id)
+        self.deliveries.begin_round(volume_id)
+
     def is_due(self, volume_id: str) -> bool:
-        """Return whether something has come to an end beside the rounds."""
+        """Return whether something has ended beside the rounds since the last one."""
         return self.seeding.is_due(volume_id) or self.deliveries.is_due(volume_id)
 
     def wait(self, volume_id: str, deadline: Deadline) -> bool:
@@ -93,18 +98,18 @@ class Sending:
         *,
         advance: Advance,
         valid: Callable[[], bool],
-        fill_wait_s: float,
     ) -> Iterator[Report]:
         """
         Bring the newest commit to *node_ids*; yield who has which, group by group.
 
         What has come to an end beside the rounds is told of first, with the commits of
         then. *valid* says whether the packed files are of this commit: no owner has
-        come. A member that is not filled within *fill_wait_s*, or is slow, gets the
-        commit another time.
+        come. A member that is not filled soon, or is slow, gets the commit another
+        time.
 
         Errors of members are logged: they are tried again in the next round.
         """
+        self.begin_round(record.id)
         ended = self.deliveries.take_ended(record.id)
         busy = self.deliveries.busy(record.id, node_ids)
         standing = self._standings.ask(record, [e for e in node_ids if e not in busy])
@@ -117,9 +122,7 @@ class Sending:
         standing.faults |= {each: why for each, why in busy.items() if why}
         if standing.faults or busy:
             yield Report(commit, faults=standing.faults, filling=set(busy))
-        yield from self._bring(
-            *(about, lineage, standing.commits, commit), fill_wait_s=fill_wait_s
-        )
+        yield from self._bring(about, lineage, standing.commits, commit)
 
     def _bring(
         self,
@@ -127,8 +130,6 @@ class Sending:
         lineage: Lineage,
         commits: Mapping[str, Commit],
         commit: Commit,
-        *,
-        fill_wait_s: float,
     ) -> Iterator[Report]:
         """Bring members at *commits* the newest, *commit*, or one after it."""
         record, journal, advance = about.record, about.journal, about.advance
@@ -161,7 +162,6 @@ class Sending:
         yield from self._one_by_one(
             *(begin, groups, commit),
             holder=holder,
-            fill_wait_s=fill_wait_s,
             anew=bool(plan.together) or is_used,
         )
 
@@ -172,7 +172,6 @@ class Sending:
         commit: Commit,
         *,
         holder: str,
-        fill_wait_s: float,
         anew: bool,
     ) -> Iterator[Report]:
         """
@@ -189,7 +188,7 @@ class Sending:
             try:
                 far = self._debts.is_far_behind(step.record.id, group.node_ids[0])
                 if (group.is_empty or far) and not self._fill(
-                    step, group.node_ids[0], holder=filler, wait_s=fill_wait_s
+                    step, group.node_ids[0], holder=filler
                 ):
                     yield Report(commit, filling=set(group.node_ids))
                     continue
@@ -203,13 +202,11 @@ class Sending:
             if report.holders:
                 holder, held = min(report.holders), pair(report.commit)
 
-    def _fill(self, step: Step, node_id: str, *, holder: str, wait_s: float) -> bool:
+    def _fill(self, step: Step, node_id: str, *, holder: str) -> bool:
         """Return whether the member is filled; if so, the step goes on from there."""
         if not step.journal.manifest.count():
             return True
-        filling = self.seeding.fill(
-            step.record, step.journal, node_id, holder=holder, wait_s=wait_s
-        )
+        filling = self.seeding.fill(step.record, step.journal, node_id, holder=holder)
         if filling is None:
             return False
         step.since = filling.since

@@ -40,8 +40,6 @@ _TICK_S: Final = 1.0
 _ROUND_DEADLINE_S: Final = 3600.0
 # Engines wait 30 or 60 s for an Unmount; what is not done by then follows.
 _FINAL_WAIT_S: Final = 20.0
-# A member of a small volume is filled and has its commit in one round.
-_FILL_WAIT_S: Final = 2.0
 # Final syncs under way; the others wait for their turn, as long as an engine waits.
 _FINAL_MAX: Final = 8
 _STOP_WAIT_S: Final = 5.0
@@ -137,10 +135,7 @@ class Syncing:
                     if not self._is_sealed(record, commit):
                         return  # it is mounted again
                     left = sorted(set(others) - holders)
-                    self._spread(
-                        *(record, journal, commit, left, holders),
-                        fill_wait_s=_FILL_WAIT_S,
-                    )
+                    self._spread(record, journal, commit, left, holders)
             except RemoraError as error:
                 _note(record, error)
                 return
@@ -188,10 +183,19 @@ class Syncing:
         self._schedule.want(
             record.id,
             interval_s,
-            partial(_guarded, record, work),
+            partial(self._round, record, work),
             # Who was filled just now has its commit to come; of others it is told.
             at_once=self._sending.is_due(record.id),
         )
+
+    def _round(self, record: VolumeRecord, work: Callable[[], object]) -> None:
+        # Whatever it does with that: else a member that is not asked any more would
+        # make it due again and again.
+        self._sending.begin_round(record.id)
+        try:
+            work()
+        except RemoraError as error:
+            _note(record, error)
 
     def sync(self, record: VolumeRecord, epoch: int) -> None:
         """
@@ -238,7 +242,6 @@ class Syncing:
                 others,
                 advance=lambda anew: self._advance(record, epoch, journal, anew=anew),
                 valid=lambda: self._ownership.still_owner(record, epoch),
-                fill_wait_s=_FILL_WAIT_S,
             ):
                 reports.append(report)
                 self._note_round(record, report)
@@ -282,8 +285,6 @@ class Syncing:
         commit: Commit,
         others: Sequence[str],
         holders: set[str],
-        *,
-        fill_wait_s: float,
     ) -> list[Report]:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
         reports = []
@@ -297,7 +298,6 @@ class Syncing:
             others,
             advance=lambda _: commit,
             valid=lambda: self._is_sealed(record, commit),
-            fill_wait_s=fill_wait_s,
         ):
             if report.commit == commit:  # it may be of before the end
                 holders |= report.holders
@@ -357,10 +357,7 @@ class Syncing:
             if not self._is_sealed(record, head.committed):
                 return []
             holders: set[str] = set()
-            reports = self._spread(
-                *(record, journal, head.committed, lacking, holders),
-                fill_wait_s=_FILL_WAIT_S,
-            )
+            reports = self._spread(record, journal, head.committed, lacking, holders)
         state = self._ownership.heads.read(record.id)
         # Who took it may have ceased to be a member meanwhile.
         changed = state.head_revision != begun.head_revision
@@ -387,13 +384,6 @@ class Syncing:
         if head is None:
             return []
         return [each for each in head.members if each != self._ownership.node_id]
-
-
-def _guarded(record: VolumeRecord, work: Callable[[], object]) -> None:
-    try:
-        work()
-    except RemoraError as error:
-        _note(record, error)
 
 
 def _note(record: VolumeRecord, error: Exception) -> None:

@@ -12,6 +12,7 @@ import pytest
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
+from plugin.replication import seeding
 from plugin.replication.progress import Progress
 from plugin.replication.sending import Sending
 from tests.support.journal_trees import VOLUME
@@ -48,7 +49,8 @@ class Line:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    monkeypatch.setattr(seeding, "_WAIT_S", 30.0)  # it flushes the disk before
     (tmp_path / "live").mkdir()
     made = Journal(tmp_path, VOLUME)
     for number in (1, 2):
@@ -76,7 +78,6 @@ def distribute(journal: Journal, line: Line, *, changed: bool = False) -> list[b
             *(RECORD, journal, LINEAGE, [*line.commits]),
             advance=advance,
             valid=lambda: True,
-            fill_wait_s=30,
         )
     )
     return asked

@@ -1,0 +1,80 @@
+"""Fillings go on beside the rounds: each has its turn, and makes one round due."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
+from plugin.replication import seeding
+from plugin.replication.progress import Progress
+from plugin.replication.sending import Sending
+from tests.protocol.node import wait_until
+from tests.support.journal_trees import VOLUME
+
+RECORD: Any = SimpleNamespace(id=VOLUME, name="v")
+LINEAGE = Lineage({1: Epoch(EMPTY, "owner")})
+ENOUGH_S = 30.0
+
+
+class SlowLine:
+    """Members have no copy, and their filling takes as long as `gates` says."""
+
+    def __init__(self) -> None:
+        self.gates: dict[str, threading.Event] = {}
+        self.progress = Progress()
+
+    def call_all(self, node_ids: list[str], *_: object, **__: object) -> dict[str, Any]:
+        return {each: {"commit": [0, 0]} for each in node_ids}
+
+    def send_ahead(self, node_id: str, *, volume_id: str, **_: object) -> int:
+        self.gates[volume_id].wait(ENOUGH_S)
+        return 0
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    (tmp_path / "live").mkdir()
+    made = Journal(tmp_path, VOLUME)
+    made.record(made.look(EVERYTHING), (1, 1))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowLine]:
+    monkeypatch.setattr(seeding, "_WAIT_S", 0.0)
+    made = SlowLine()
+    yield made
+    for each in made.gates.values():
+        each.set()
+
+
+def test_a_filling_whose_member_leaves_makes_no_round_due_again(
+    journal: Journal, line: SlowLine
+) -> None:
+    peers: Any = line
+    sending = Sending(peers, peers, node_name="owner")
+    line.gates[VOLUME] = threading.Event()
+
+    def distribute(*node_ids: str) -> None:
+        list(
+            sending.distribute(
+                *(RECORD, journal, LINEAGE, node_ids),
+                advance=lambda _: Commit(1, 1),
+                valid=lambda: True,
+            )
+        )
+
+    distribute("leaving")
+    assert not sending.is_due(VOLUME)
+    line.gates[VOLUME].set()
+    wait_until(lambda: sending.is_due(VOLUME), "it ends", timeout_s=ENOUGH_S)
+    distribute()
+    assert not sending.is_due(VOLUME)
