@@ -125,8 +125,9 @@ class Syncing:
         """
         Add to *holders* who of *others* has *commit*.
 
-        While it waits for who is slow it has neither a slot nor the copy. Whatever is
-        not had in time is left to `follow`, which waits for nobody.
+        While it waits for who is slow it has neither a slot nor the copy. Who lives and
+        gives no answer is asked again: this node may be shut down next. Whatever is not
+        had in time is left to `follow`, which waits for nobody.
         """
         deadline = Deadline(_FINAL_WAIT_S)
         while self._final_slots.acquire(timeout=deadline.remaining_s()):
@@ -135,14 +136,18 @@ class Syncing:
                     if not self._is_sealed(record, commit):
                         return  # it is mounted again
                     left = sorted(set(others) - holders)
-                    self._spread(record, journal, commit, left, holders)
+                    reports = self._spread(
+                        *(record, journal, commit, left, holders), last=True
+                    )
             except RemoraError as error:
                 _note(record, error)
                 return
             finally:
                 self._final_slots.release()
-            if holders.issuperset(others) or not self._sending.wait(
-                record.id, deadline
+            unheard = {each for report in reports for each in report.unheard}
+            lives = any(self.placement.lives(each) for each in unheard)
+            if holders.issuperset(others) or not self._sending.beside.wait(
+                record.id, deadline, unheard=lives
             ):
                 return
 
@@ -185,13 +190,13 @@ class Syncing:
             interval_s,
             partial(self._round, record, work),
             # Who was filled just now has its commit to come; of others it is told.
-            at_once=self._sending.is_due(record.id),
+            at_once=self._sending.beside.is_due(record.id),
         )
 
     def _round(self, record: VolumeRecord, work: Callable[[], object]) -> None:
         # Whatever it does with that: else a member that is not asked any more would
         # make it due again and again.
-        self._sending.begin_round(record.id)
+        self._sending.beside.begin_round(record.id)
         try:
             work()
         except RemoraError as error:
@@ -285,6 +290,8 @@ class Syncing:
         commit: Commit,
         others: Sequence[str],
         holders: set[str],
+        *,
+        last: bool = False,
     ) -> list[Report]:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
         reports = []
@@ -298,6 +305,7 @@ class Syncing:
             others,
             advance=lambda _: commit,
             valid=lambda: self._is_sealed(record, commit),
+            last=last,
         ):
             if report.commit == commit:  # it may be of before the end
                 holders |= report.holders

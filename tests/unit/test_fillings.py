@@ -73,8 +73,8 @@ def test_a_filling_whose_member_leaves_makes_no_round_due_again(
         )
 
     distribute("leaving")
-    assert not sending.is_due(VOLUME)
+    assert not sending.beside.is_due(VOLUME)
     line.gates[VOLUME].set()
-    wait_until(lambda: sending.is_due(VOLUME), "it ends", timeout_s=ENOUGH_S)
+    wait_until(lambda: sending.beside.is_due(VOLUME), "it ends", timeout_s=ENOUGH_S)
     distribute()
-    assert not sending.is_due(VOLUME)
+    assert not sending.beside.is_due(VOLUME)
