@@ -14,6 +14,7 @@ from backends.rsync.journal.journal import EVERYTHING, Journal
 from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
 from plugin.replication import seeding
 from plugin.replication.progress import Progress
+from plugin.replication.seeding import Seeding
 from plugin.replication.sending import Sending
 from tests.protocol.node import wait_until
 from tests.support.journal_trees import VOLUME
@@ -78,3 +79,30 @@ def test_a_filling_whose_member_leaves_makes_no_round_due_again(
     wait_until(lambda: sending.beside.is_due(VOLUME), "it ends", timeout_s=ENOUGH_S)
     distribute()
     assert not sending.beside.is_due(VOLUME)
+
+
+def test_fillings_over_a_slow_line_keep_nothing_from_other_nodes(
+    journal: Journal, line: SlowLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peers: Any = line
+    made = Seeding(peers, peers)
+    slow = [f"slow {number}" for number in range(seeding._NODE_MAX + 1)]
+
+    def fill(volume_id: str, node_id: str) -> None:
+        line.gates[volume_id] = threading.Event()
+        record: Any = SimpleNamespace(id=volume_id, name=volume_id)
+        assert made.fill(record, journal, node_id, holder="") is None
+
+    def under_way() -> list[str]:
+        return [each for each in line.gates if made.is_under_way(each)]
+
+    for each in slow:
+        fill(each, "far")
+    fill("quick", "near")
+    assert under_way() == slow[: seeding._SHORT_MAX]
+    monkeypatch.setattr(seeding, "_LONG_AFTER_S", 0.0)
+    for _ in range(3):
+        made.begin_due()
+    assert under_way() == [*slow[: seeding._NODE_MAX], "quick"]
+    line.gates[slow[0]].set()  # the one behind it needs no round to begin
+    wait_until(lambda: made.is_under_way(slow[-1]), "the last", timeout_s=ENOUGH_S)
