@@ -38,7 +38,7 @@ class Writeback:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory
+        self.directory = directory
         self._began_ns = boottime_ns()
         self._clock_ns = _clock_ns()
         self._failed = False
@@ -61,10 +61,10 @@ class Writeback:
         with self._lock:
             if not self._failed:
                 self._failed = True
-                libc.sync_filesystem(self._descriptor, about=str(self._path))
+                libc.sync_filesystem(self._descriptor, about=str(self.directory))
                 self._failed = False
                 return
-        raise OSError(errno.EIO, "an earlier write was lost", str(self._path))
+        raise OSError(errno.EIO, "an earlier write was lost", str(self.directory))
 
     def repair(self, tree: Path, *, whole: bool) -> None:
         """
@@ -83,7 +83,7 @@ class Writeback:
                 changed = whole or status.st_ctime_ns >= since_ns
                 if changed and stat.S_ISREG(status.st_mode):
                     _write_again(name, directory, status)
-            libc.sync_filesystem(self._descriptor, about=str(self._path))
+            libc.sync_filesystem(self._descriptor, about=str(self.directory))
             self._failed = False
 
 

@@ -6,9 +6,10 @@ When something of it ends, a round is due: it tells who has the commit, or goes 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
-from backends.system.clock import Deadline, pause
+from backends.system.clock import Deadline, monotonic_s, pause
 from plugin.replication.deliveries import Deliveries
 from plugin.replication.progress import Progress
 from plugin.replication.seeding import Seeding
@@ -16,6 +17,7 @@ from plugin.replication.seeding import Seeding
 _STILL_S: Final = 5.0
 _LOOK_S: Final = 0.1
 _ASK_AGAIN_S: Final = 1.0
+_KEPT_S: Final = 600.0
 
 
 class Beside:
@@ -35,6 +37,16 @@ class Beside:
     def is_due(self, volume_id: str) -> bool:
         """Return whether something has ended beside the rounds since the last one."""
         return any(each.is_due(volume_id) for each in self._kinds)
+
+    def keep_only(self, volume_ids: Collection[str]) -> None:
+        """
+        Forget what has ended of volumes that have no rounds, but after some minutes.
+
+        Last syncs and moves ask for it without any.
+        """
+        since_s = monotonic_s() - _KEPT_S
+        for each in self._kinds:
+            each.keep_only(volume_ids, since_s=since_s)
 
     def wait(self, volume_id: str, deadline: Deadline, *, unheard: bool) -> bool:
         """

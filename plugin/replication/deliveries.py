@@ -59,7 +59,7 @@ class Delivery:
         # Whether a round has begun since it ended.
         self.told = False
         self._send = send
-        self.took_s = 0.0
+        self.took_s = self.ended_s = 0.0
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
 
     def start(self) -> None:
@@ -87,7 +87,8 @@ class Delivery:
             log.exception("a commit was not sent")
             self.error = RemoraError("a fault in the daemon; see its log")
         finally:
-            self.took_s = monotonic_s() - began_s
+            self.ended_s = monotonic_s()
+            self.took_s = self.ended_s - began_s
 
 
 class Deliveries:
@@ -175,6 +176,17 @@ class Deliveries:
         with self._lock:
             own = [each for each in self._late if each.volume_id == volume_id]
         return any(each.has_ended() and not each.told for each in own)
+
+    def keep_only(self, volume_ids: Collection[str], *, since_s: float) -> None:
+        """Forget what ended before *since_s*, but that of volumes that have rounds."""
+        with self._lock:
+            self._late = [
+                each
+                for each in self._late
+                if not each.has_ended()
+                or each.volume_id in volume_ids
+                or each.ended_s >= since_s
+            ]
 
     def is_under_way(self, volume_id: str) -> bool:
         """Return whether something of a volume goes on beside its rounds."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -58,6 +58,7 @@ class Filling:
         # Whether a round has begun since it ended, or `Seeding.fill` has returned it.
         self.told = False
         self.began_s: float | None = None
+        self.ended_s = 0.0
         self.ended = threading.Event()
         self._thread = threading.Thread(
             target=run, args=(self,), name="seeding", daemon=True
@@ -160,6 +161,17 @@ class Seeding:
                 short += 1
                 to_node[each.node_id] += 1
 
+    def keep_only(self, volume_ids: Collection[str], *, since_s: float) -> None:
+        """Forget what ended before *since_s*, but that of volumes that have rounds."""
+        with self._lock:
+            self._fillings = {
+                key: each
+                for key, each in self._fillings.items()
+                if not each.ended.is_set()
+                or key in volume_ids
+                or each.ended_s >= since_s
+            }
+
     def forget(self, volume_id: str) -> None:
         """Forget the filling: the member has its commit, or the filling failed."""
         with self._lock:
@@ -204,6 +216,7 @@ class Seeding:
             log.exception("a member was not filled", extra=fields(volume=record.name))
             filling.error = RemoraError("a fault in the daemon; see its log")
         finally:
+            filling.ended_s = monotonic_s()
             filling.ended.set()
             self.begin_due()
 

@@ -180,6 +180,7 @@ class Syncing:
                 self._want(record, interval_s, partial(self.follow, record))
                 wanted.add(record.id)
         self._schedule.keep_only(wanted)
+        self._sending.beside.keep_only(wanted)
         self._sending.seeding.begin_due()
         self._progress.keep_faults(wanted)
 

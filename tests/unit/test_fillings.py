@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.system.clock import monotonic_s
 from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
 from plugin.replication import seeding
 from plugin.replication.progress import Progress
@@ -79,6 +80,23 @@ def test_a_filling_whose_member_leaves_makes_no_round_due_again(
     wait_until(lambda: sending.beside.is_due(VOLUME), "it ends", timeout_s=ENOUGH_S)
     distribute()
     assert not sending.beside.is_due(VOLUME)
+
+
+def test_what_ended_of_volumes_without_rounds_is_forgotten(
+    journal: Journal, line: SlowLine
+) -> None:
+    peers: Any = line
+    made = Seeding(peers, peers)
+    line.gates[VOLUME] = threading.Event()
+    assert made.fill(RECORD, journal, "one", holder="") is None
+    made.keep_only([], since_s=monotonic_s())
+    assert made.is_under_way(VOLUME)
+    line.gates[VOLUME].set()
+    wait_until(lambda: made.is_due(VOLUME), "it ends", timeout_s=ENOUGH_S)
+    made.keep_only([VOLUME], since_s=monotonic_s())
+    assert made.is_due(VOLUME)
+    made.keep_only([], since_s=monotonic_s())
+    assert not made.is_due(VOLUME)
 
 
 def test_fillings_over_a_slow_line_keep_nothing_from_other_nodes(
