@@ -169,7 +169,7 @@ class Snapshots(Protocol):
         Raises:
             SnapshotNotFoundError: there is none.
             SnapshotExistsError: *keep_as* is taken.
-            BackendError: the volume is as it was.
+            BackendError: the volume is as it was, or the error names what is kept.
 
         """
         ...

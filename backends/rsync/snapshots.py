@@ -106,18 +106,25 @@ class RsyncSnapshots:
             self._keep(volume, keep_as, copy, copied)
         kept = self._directory(volume) / keep_as
         live = self._pool.home(volume) / "live"
+        exchanged = False
         try:
             # From the exchange on the bytes count: a promise may seal them at once.
             files.sync_filesystem(kept)
             with exchanging:
                 _exchange(kept / DATA_NAME, live)
+                exchanged = True
                 files.sync_directory(kept)
                 files.sync_directory(live.parent)
-        except RemoraError:
+        except (RemoraError, OSError) as error:
+            if exchanged:  # what is kept are the newest bytes now
+                raise BackendError(
+                    f"'{volume.name}' was restored, and the disk has not kept that yet:"
+                    f" {error}",
+                    hint=f"the bytes of before are snapshot '{keep_as}'; restore again",
+                ) from error
             self._pool.trash.throw_away(kept)
-            raise
-        except OSError as error:
-            self._pool.trash.throw_away(kept)
+            if isinstance(error, RemoraError):
+                raise
             raise failed(f"cannot restore '{volume.name}'", error) from error
 
     def data_directory(self, volume: Volume, name: str) -> Path:

@@ -48,6 +48,11 @@ def boottime_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+def boottime_ns() -> int:
+    """Return what `boottime_s` does, in nanoseconds."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
 def thread_cpu_ns(thread: int) -> int:
     """Return what a thread of this process, which must live, has had of processors."""
     return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))

@@ -22,11 +22,11 @@ from typing import Final
 
 from backends.system import libc
 from backends.system.beneath import opened
-from backends.system.clock import wall_ns
+from backends.system.clock import boottime_ns, wall_ns
 from backends.system.walk import walk
 
 _CHUNK: Final = 2**20
-# A ctime is of the clock's last tick, and the clock may be set.
+# A ctime is of the clock's last tick, and the clock is set in small steps.
 _SLACK_NS: Final = 60 * 10**9
 
 
@@ -38,12 +38,17 @@ class Writeback:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory
-        self._since_ns = wall_ns() - _SLACK_NS
+        self.directory = directory
+        self._began_ns = boottime_ns()
+        self._clock_ns = _clock_ns()
         self._failed = False
         self._lock = threading.Lock()
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         weakref.finalize(self, os.close, self._descriptor)
+
+    def note_clock(self) -> None:
+        """See the wall clock set back: files are told to be older from then on."""
+        self._clock_ns = min(self._clock_ns, _clock_ns())
 
     def flush(self) -> None:
         """
@@ -56,10 +61,10 @@ class Writeback:
         with self._lock:
             if not self._failed:
                 self._failed = True
-                libc.sync_filesystem(self._descriptor, about=str(self._path))
+                libc.sync_filesystem(self._descriptor, about=str(self.directory))
                 self._failed = False
                 return
-        raise OSError(errno.EIO, "an earlier write was lost", str(self._path))
+        raise OSError(errno.EIO, "an earlier write was lost", str(self.directory))
 
     def repair(self, tree: Path, *, whole: bool) -> None:
         """
@@ -71,13 +76,20 @@ class Writeback:
             OSError: it is not durable this time either.
 
         """
+        self.note_clock()
+        since_ns = self._clock_ns + self._began_ns - _SLACK_NS
         with self._lock, opened(tree) as top:
             for _, name, directory, status in walk(top):
-                changed = whole or status.st_ctime_ns >= self._since_ns
+                changed = whole or status.st_ctime_ns >= since_ns
                 if changed and stat.S_ISREG(status.st_mode):
                     _write_again(name, directory, status)
-            libc.sync_filesystem(self._descriptor, about=str(self._path))
+            libc.sync_filesystem(self._descriptor, about=str(self.directory))
             self._failed = False
+
+
+def _clock_ns() -> int:
+    """Return what the wall clock said at boot, as it is set now."""
+    return wall_ns() - boottime_ns()
 
 
 def _write_again(name: bytes, directory: int, status: os.stat_result) -> None:

@@ -166,7 +166,11 @@ class CopyStates:
         self, volume_id: str, directory: Path, copy: CopyState, *, from_its_begin: bool
     ) -> None:
         """Be there for the errors of a live copy's writes."""
-        if copy.live_epoch and volume_id not in self._writebacks:
+        if not copy.live_epoch:
+            return
+        if known := self._writebacks.get(volume_id):
+            known[0].note_clock()
+        else:
             watched = Writeback(directory), from_its_begin
             self._writebacks.setdefault(volume_id, watched)
 

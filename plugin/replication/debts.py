@@ -33,8 +33,8 @@ class Debts:
 
     def __init__(self) -> None:
         self._owed: dict[tuple[str, str], Debt] = {}
-        # Copies, by volume and node, that lack so much that they are filled first.
-        self._far_behind: set[tuple[str, str]] = set()
+        # By volume, the nodes that lack so much that they are filled first.
+        self._far_behind: dict[str, frozenset[str]] = {}
 
     def note(self, ended: Delivery) -> None:
         """Note what a member has said that it lacks, after the round was over."""
@@ -51,20 +51,24 @@ class Debts:
         """Return whether a member that lacks *missing* is to be filled first."""
         is_far = whole and len(missing) >= _FAR_BEHIND_FROM
         if is_far:
-            self._far_behind.add((volume_id, node_id))
+            self.fill(volume_id, [node_id])
         return is_far
 
     def fill(self, volume_id: str, node_ids: Iterable[str]) -> None:
         """Note that members are to be filled first."""
-        self._far_behind |= {(volume_id, each) for each in node_ids}
+        if far := self._far(volume_id).union(node_ids):
+            self._far_behind[volume_id] = far
 
     def is_far_behind(self, volume_id: str, node_id: str) -> bool:
         """Return whether the member is to be filled first."""
-        return (volume_id, node_id) in self._far_behind
+        return node_id in self._far(volume_id)
 
     def settle(self, volume_id: str, node_ids: Iterable[str]) -> None:
         """Note that members have a commit."""
-        self._far_behind -= {(volume_id, each) for each in node_ids}
+        if left := self._far(volume_id).difference(node_ids):
+            self._far_behind[volume_id] = left
+        else:
+            self._far_behind.pop(volume_id, None)
 
     def take(self, volume_id: str, node_ids: Collection[str]) -> dict[str, Debt]:
         """Return what those of *node_ids* lack that have said so, and forget it."""
@@ -74,4 +78,7 @@ class Debts:
     def apart(self, volume_id: str, debts: Mapping[str, Debt]) -> set[str]:
         """Return who gets a commit that names everything, whatever its own is."""
         whole = {each for each in debts if debts[each].whole}
-        return whole | {node for key, node in self._far_behind if key == volume_id}
+        return whole | self._far(volume_id)
+
+    def _far(self, volume_id: str) -> frozenset[str]:
+        return self._far_behind.get(volume_id, frozenset())

@@ -56,8 +56,10 @@ class Delivery:
         self.filled = filled
         self.answer: Mapping[str, Any] = {}
         self.error: RemoraError | None = None
+        # Whether a round has begun since it ended.
+        self.told = False
         self._send = send
-        self.took_s = 0.0
+        self.took_s = self.ended_s = 0.0
         self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
 
     def start(self) -> None:
@@ -85,7 +87,8 @@ class Delivery:
             log.exception("a commit was not sent")
             self.error = RemoraError("a fault in the daemon; see its log")
         finally:
-            self.took_s = monotonic_s() - began_s
+            self.ended_s = monotonic_s()
+            self.took_s = self.ended_s - began_s
 
 
 class Deliveries:
@@ -162,10 +165,28 @@ class Deliveries:
             if (each.volume_id, each.node_id) == (volume_id, node_id):
                 each.wait()
 
-    def is_due(self, volume_id: str) -> bool:
-        """Return whether something has ended that no round has taken out yet."""
+    def begin_round(self, volume_id: str) -> None:
+        """Note that what has ended by now is no cause for another round."""
         with self._lock:
-            return any(e.volume_id == volume_id and e.has_ended() for e in self._late)
+            for each in self._late:
+                each.told |= each.volume_id == volume_id and each.has_ended()
+
+    def is_due(self, volume_id: str) -> bool:
+        """Return whether something has ended since the last round began."""
+        with self._lock:
+            own = [each for each in self._late if each.volume_id == volume_id]
+        return any(each.has_ended() and not each.told for each in own)
+
+    def keep_only(self, volume_ids: Collection[str], *, since_s: float) -> None:
+        """Forget what ended before *since_s*, but that of volumes that have rounds."""
+        with self._lock:
+            self._late = [
+                each
+                for each in self._late
+                if not each.has_ended()
+                or each.volume_id in volume_ids
+                or each.ended_s >= since_s
+            ]
 
     def is_under_way(self, volume_id: str) -> bool:
         """Return whether something of a volume goes on beside its rounds."""

@@ -32,6 +32,10 @@ class Incoming:
         rsync, which compares it with what it sends. Files ahead are all compared by the
         end of their transfer, and an *empty* copy begins with them.
         """
+        # The descriptors of copies that have gone would keep their disk from going.
+        for key, written in [*self._writebacks.items()]:
+            if not written.directory.exists():
+                self.forget(key)
         if volume_id not in self._writebacks:
             self._writebacks[volume_id] = Writeback(home)
         known = self._arrivals.get(volume_id)

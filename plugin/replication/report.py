@@ -48,7 +48,8 @@ class Report:
 
     ``size_bytes`` is the size of the files that were sent to each, 0 if none were;
     ``carried_bytes`` went to all of them. ``faults`` says, by node, why it has not got
-    it; to the nodes in ``filling`` something is on its way beside the rounds.
+    it; to the nodes in ``filling`` something is on its way beside the rounds. Those in
+    ``unheard`` could not be asked, or have too much on their way.
     """
 
     commit: Commit
@@ -58,6 +59,7 @@ class Report:
     carried_bytes: int = 0
     faults: dict[str, str] = field(default_factory=dict)
     filling: set[str] = field(default_factory=set)
+    unheard: set[str] = field(default_factory=set)
 
 
 def failed(

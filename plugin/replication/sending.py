@@ -17,11 +17,11 @@ from backends.errors import RemoraError
 from backends.rsync.journal.entries import Commit as Base
 from backends.rsync.journal.journal import Journal, Package
 from backends.rsync.journal.outbox import unpack
-from backends.system.clock import Deadline, pause
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.state import EMPTY, Commit, Lineage
 from plugin.peers.channel import Peers
+from plugin.replication.beside import Beside
 from plugin.replication.debts import Debts
 from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.grouping import Group, planned
@@ -38,10 +38,6 @@ log = logging.getLogger(__name__)
 _COMMIT_DEADLINE_S: Final = 900.0
 # Each round sends what was missing; files that change all the time would never be done.
 _ROUNDS_MAX: Final = 8
-_STILL_S: Final = 5.0
-# A member of a small volume is filled and has its commit in one round.
-_FILL_WAIT_S: Final = 2.0
-_LOOK_S: Final = 0.1
 
 
 class Sending:
@@ -58,28 +54,7 @@ class Sending:
         self.deliveries = Deliveries()
         self._debts = Debts()
         self.progress = transfer.progress
-
-    def is_due(self, volume_id: str) -> bool:
-        """Return whether something has come to an end beside the rounds."""
-        return self.seeding.is_due(volume_id) or self.deliveries.is_due(volume_id)
-
-    def wait(self, volume_id: str, deadline: Deadline) -> bool:
-        """
-        Return whether something ends beside the rounds, before *deadline*.
-
-        What stands still for some seconds is not waited for.
-        """
-        beside = self.seeding, self.deliveries
-        seen, still = list[int](), Deadline(_STILL_S)
-        while not self.is_due(volume_id):
-            under_way = self.progress.under_way(volume_id)
-            if seen != (seen := [each.done.done_bytes for each in under_way]):
-                still = Deadline(_STILL_S)
-            alive = any(each.is_under_way(volume_id) for each in beside)
-            if not alive or still.passed() or deadline.passed():
-                return self.is_due(volume_id)
-            pause(_LOOK_S)
-        return True
+        self.beside = Beside(self.seeding, self.deliveries, self.progress)
 
     def is_connected(self, node_id: str) -> bool:
         """Return whether a connection to the node stands at this moment."""
@@ -94,28 +69,33 @@ class Sending:
         *,
         advance: Advance,
         valid: Callable[[], bool],
+        last: bool = False,
     ) -> Iterator[Report]:
         """
         Bring the newest commit to *node_ids*; yield who has which, group by group.
 
         What has come to an end beside the rounds is told of first, with the commits of
         then. *valid* says whether the packed files are of this commit: no owner has
-        come. Who is not filled soon, or is slow, gets the commit another time.
+        come. A member that is not filled soon, or is slow, gets the commit another
+        time. After the *last* one nothing comes.
 
         Errors of members are logged: they are tried again in the next round.
         """
+        self.beside.begin_round(record.id)
         ended = self.deliveries.take_ended(record.id)
         busy = self.deliveries.busy(record.id, node_ids)
-        standing = self._standings.ask(record, [e for e in node_ids if e not in busy])
+        free = [each for each in node_ids if each not in busy]
+        standing = self._standings.ask(record, free, last=last)
         self._debts.fill(record.id, standing.ahead)
         for each in ended:
             yield self._late(record, each, standing.commits)
         about = Step(record, journal, advance, valid, journal.commit())
         commit = advance(False)
         standing.leave_out(record, commit)
-        standing.faults |= {each: why for each, why in busy.items() if why}
-        if standing.faults or busy:
-            yield Report(commit, faults=standing.faults, filling=set(busy))
+        full = {each: why for each, why in busy.items() if why}
+        faults, unheard = standing.faults | full, standing.unheard.union(full)
+        if faults or busy:
+            yield Report(commit, faults=faults, filling=set(busy), unheard=unheard)
         yield from self._bring(about, lineage, standing.commits, commit)
 
     def _bring(
@@ -200,9 +180,7 @@ class Sending:
         """Return whether the member is filled; if so, the step goes on from there."""
         if not step.journal.manifest.count():
             return True
-        filling = self.seeding.fill(
-            step.record, step.journal, node_id, holder=holder, wait_s=_FILL_WAIT_S
-        )
+        filling = self.seeding.fill(step.record, step.journal, node_id, holder=holder)
         if filling is None:
             return False
         step.since = filling.since

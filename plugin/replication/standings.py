@@ -2,7 +2,8 @@
 At which commit each member is: asked before every round, of all of them at once.
 
 A node that gives no answer in time, though it may live, would cost the rounds of all
-volumes as long. So it is asked again only once in a while, for one of them.
+volumes as long. So it is asked again only once in a while, for one of them. Nothing
+comes after a last sync: for that it is asked as soon as one question has had its time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Final
 
 from backends.errors import RemoraError, one_line
 from backends.system.clock import monotonic_s
-from plugin.errors import PeerSilentError
+from plugin.errors import PeerSilentError, PeerUnreachableError
 from plugin.model import VolumeRecord
 from plugin.ownership.state import Commit
 from plugin.peers.channel import Peers
@@ -22,6 +23,7 @@ from plugin.replication.report import note
 
 _DEADLINE_S: Final = 3.0
 _REST_S: Final = 10.0
+_REST_LAST_S: Final = 3.0
 
 
 @dataclass(slots=True)
@@ -31,12 +33,14 @@ class Standing:
 
     The disks of those in ``lacking`` are too full for another one. Those in ``ahead``
     were sent files ahead of a commit: only who did that knew what changed meanwhile.
+    Of those in ``unheard`` nobody knows: they are not reached, or give no answer.
     """
 
     commits: dict[str, Commit] = field(default_factory=dict)
     ahead: set[str] = field(default_factory=set)
     lacking: dict[str, str] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
+    unheard: set[str] = field(default_factory=set)
 
     def leave_out(self, record: VolumeRecord, commit: Commit) -> None:
         """Take those out that lack the room for *commit*; the faults say why."""
@@ -53,13 +57,21 @@ class Standings:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self._lock = threading.Lock()
-        self._rests_until_s: dict[str, float] = {}
+        # When nodes were asked that have given no answer since.
+        self._silent_at_s: dict[str, float] = {}
 
-    def ask(self, record: VolumeRecord, node_ids: Sequence[str]) -> Standing:
-        """Return at which commit of the volume those of *node_ids* are that answer."""
-        standing = Standing()
-        due = [each for each in node_ids if self._is_due(each)]
-        for node_id in set(node_ids).difference(due):
+    def ask(
+        self, record: VolumeRecord, node_ids: Sequence[str], *, last: bool = False
+    ) -> Standing:
+        """
+        Return at which commit of the volume those of *node_ids* are that answer.
+
+        *last*: it is for a last sync.
+        """
+        rest_s = _REST_LAST_S if last else _REST_S
+        due = [each for each in node_ids if self._is_due(each, rest_s)]
+        standing = Standing(unheard=set(node_ids).difference(due))
+        for node_id in standing.unheard:
             standing.faults[node_id] = "the node has not answered lately"
         answers: Mapping[str, Mapping[str, object] | RemoraError]
         answers = self._peers.call_all(
@@ -70,6 +82,8 @@ class Standings:
             if isinstance(answer, RemoraError):
                 note(record, node_id, answer)
                 standing.faults[node_id] = str(answer)
+                if isinstance(answer, PeerUnreachableError):
+                    standing.unheard.add(node_id)
             else:
                 standing.commits[node_id] = Commit(*answer["commit"])
                 # Earlier versions say nothing of either.
@@ -79,20 +93,20 @@ class Standings:
                     standing.ahead.add(node_id)
         return standing
 
-    def _is_due(self, node_id: str) -> bool:
+    def _is_due(self, node_id: str, rest_s: float) -> bool:
         """Return whether to ask the node now; others then wait for what it says."""
         with self._lock:
-            until_s, now_s = self._rests_until_s.get(node_id), monotonic_s()
-            if until_s is None:
+            silent_at_s, now_s = self._silent_at_s.get(node_id), monotonic_s()
+            if silent_at_s is None:
                 return True
-            if now_s < until_s:
+            if now_s < silent_at_s + rest_s:
                 return False
-            self._rests_until_s[node_id] = now_s + _REST_S
+            self._silent_at_s[node_id] = now_s
             return True
 
     def _note_rest(self, node_id: str, *, silent: bool) -> None:
         with self._lock:
             if silent:
-                self._rests_until_s[node_id] = monotonic_s() + _REST_S
+                self._silent_at_s[node_id] = monotonic_s()
             else:
-                self._rests_until_s.pop(node_id, None)
+                self._silent_at_s.pop(node_id, None)

@@ -125,8 +125,9 @@ class Syncing:
         """
         Add to *holders* who of *others* has *commit*.
 
-        While it waits for who is slow it has neither a slot nor the copy. Whatever is
-        not had in time is left to `follow`, which waits for nobody.
+        While it waits for who is slow it has neither a slot nor the copy. Who lives and
+        gives no answer is asked again: this node may be shut down next. Whatever is not
+        had in time is left to `follow`, which waits for nobody.
         """
         deadline = Deadline(_FINAL_WAIT_S)
         while self._final_slots.acquire(timeout=deadline.remaining_s()):
@@ -135,14 +136,18 @@ class Syncing:
                     if not self._ownership.is_sealed(record, commit):
                         return  # it is mounted again
                     left = sorted(set(others) - holders)
-                    self._spread(record, journal, commit, left, holders)
+                    reports = self._spread(
+                        *(record, journal, commit, left, holders), last=True
+                    )
             except RemoraError as error:
                 _note(record, error)
                 return
             finally:
                 self._final_slots.release()
-            if holders.issuperset(others) or not self._sending.wait(
-                record.id, deadline
+            unheard = {each for report in reports for each in report.unheard}
+            lives = any(self.placement.lives(each) for each in unheard)
+            if holders.issuperset(others) or not self._sending.beside.wait(
+                record.id, deadline, unheard=lives
             ):
                 return
 
@@ -175,6 +180,8 @@ class Syncing:
                 self._want(record, interval_s, partial(self.follow, record))
                 wanted.add(record.id)
         self._schedule.keep_only(wanted)
+        self._sending.beside.keep_only(wanted)
+        self._sending.seeding.begin_due()
         self._progress.keep_faults(wanted)
 
     def _want(
@@ -183,10 +190,25 @@ class Syncing:
         self._schedule.want(
             record.id,
             interval_s,
-            partial(self._guarded, record, work),
+            partial(self._round, record, work),
             # Who was filled just now has its commit to come; of others it is told.
-            at_once=self._sending.is_due(record.id),
+            at_once=self._sending.beside.is_due(record.id),
         )
+
+    def _round(self, record: VolumeRecord, work: Callable[[], object]) -> None:
+        # Whatever it does with that: else a member that is not asked any more would
+        # make it due again and again.
+        self._sending.beside.begin_round(record.id)
+        try:
+            work()
+        except RemoraError as error:
+            before = self._progress.note_failure(record.id, str(error))
+            if before != str(error):
+                _note(record, error)
+            if not before:
+                self._ownership.events.add(record, "not-synced", why=str(error))
+        else:
+            self._progress.note_failure(record.id, "")
 
     def sync(self, record: VolumeRecord, epoch: int) -> None:
         """
@@ -273,6 +295,8 @@ class Syncing:
         commit: Commit,
         others: Sequence[str],
         holders: set[str],
+        *,
+        last: bool = False,
     ) -> list[Report]:
         """Add to *holders* who of *others* has *commit*, which nobody writes to."""
         reports = []
@@ -286,6 +310,7 @@ class Syncing:
             others,
             advance=lambda _: commit,
             valid=lambda: self._ownership.is_sealed(record, commit),
+            last=last,
         ):
             if report.commit == commit:  # it may be of before the end
                 holders |= report.holders
@@ -355,18 +380,6 @@ class Syncing:
             return reports
         self._ownership.heads.change(state, spread)
         return reports
-
-    def _guarded(self, record: VolumeRecord, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except RemoraError as error:
-            before = self._progress.note_failure(record.id, str(error))
-            if before != str(error):
-                _note(record, error)
-            if not before:
-                self._ownership.events.add(record, "not-synced", why=str(error))
-        else:
-            self._progress.note_failure(record.id, "")
 
     def _note_round(self, record: VolumeRecord, report: Report) -> None:
         self._progress.note_round(

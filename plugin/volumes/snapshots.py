@@ -109,7 +109,7 @@ class SnapshotService:
             VolumeBusyError: something uses the volume, or the caller left.
             NotOwnerError: another node has the volume, its newest bytes, or *snapshot*.
             SnapshotNotFoundError, BackendError, StoreError: as they say; nothing was
-                changed.
+                changed, but for a disk that failed at the very end: that is told.
 
         """
         check_snapshot_name(snapshot)

@@ -6,6 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,32 @@ def test_a_member_whose_manifest_is_lost_is_filled_while_containers_write(
             "it is filled",
             timeout_s=WAIT_S,
         )
+
+
+def test_a_store_into_a_page_that_was_dirty_as_a_member_was_filled_is_sent(
+    make_owner: Make, records: Records
+) -> None:
+    """It changes no time of the file, unless the page was flushed before."""
+    alpha = make_owner("alpha", profiles=LIMIT, daemon={"disk": True})
+    beta = make_owner("beta")
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,beta")
+    beta.wait_known(NAME)
+    beta.stop()
+    alpha.mount(NAME)
+    live, copy = alpha.path(alpha.copy(volume_id) / "live"), beta.copy(volume_id)
+    (live / "mapped").write_bytes(bytes(8192))
+    (live / "then").write_bytes(os.urandom(2 * 2**20))
+    alpha.run("sync", "-f", str(alpha.copy(volume_id)))
+    with (live / "mapped").open("r+b") as file, mmap(file.fileno(), 8192) as mapped:
+        mapped[0:3] = b"one"
+        beta.start()
+        came = copy / "staging/tree/mapped"
+        wait_until(came.exists, "it comes", timeout_s=WAIT_S)
+        mapped[0:3] = b"two"
+        wait_holders(records, volume_id, 2)
+    alpha.unmount(NAME)
+    wait_holders(records, volume_id, 2)
+    assert (copy / "live/mapped").read_bytes().startswith(b"two")
 
 
 @contextmanager

@@ -192,3 +192,25 @@ def test_a_last_owner_without_a_copy_has_been_heard(
     alpha.wait_member()
     beta.mount_at_last(NAME)
     assert names(live(beta, volume_id)) == ["first"]
+
+
+def test_a_last_sync_waits_for_a_member_that_was_silent_once(
+    make_owner: Make, records: Records
+) -> None:
+    """Nothing comes after it: this node may be shut down next."""
+    alpha = make_owner("alpha")
+    beta = make_owner("beta", lease_ttl_s=LEASE_TTL_S)
+    volume_id, _ = begin(records, alpha, beta)
+    beta.signal(signal.SIGSTOP)
+    (live(alpha, volume_id) / "last").write_text("last")
+    wait_until(
+        lambda: any(
+            "a copy is not up to date" in each["event"] for each in alpha.log_lines()
+        ),
+        "beta was silent",
+        timeout_s=WAIT_S,
+    )
+    beta.signal(signal.SIGCONT)
+    alpha.unmount(NAME)
+    assert names(live(beta, volume_id)) == ["first", "last"]
+    assert beta.id in records.head(volume_id).holders

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from backends.errors import (
 )
 from backends.system.copying import Copied, Destination, copy_tree
 from tests.contract.conftest import Bench
+from tests.support.processes import descriptors
 
 
 def ignore(_copied: Copied) -> None:
@@ -113,6 +115,32 @@ def test_restoring_keeps_what_the_volume_was(stored: Bench) -> None:
         stored.backend.snapshots.remove(volume, name)
     stored.backend.remove(volume, deadline_s=30)
     assert stored.backend.collect_garbage(deadline_s=30) == 4
+
+
+def test_a_restore_that_fails_once_the_bytes_are_exchanged_keeps_both(
+    stored: Bench,
+) -> None:
+    """The newest bytes are the kept ones by then: what fails throws nothing away."""
+    volume = stored.created()
+    write(stored, volume, "old")
+    take(stored, volume, "monday")
+    write(stored, volume, "newest")
+
+    @contextmanager
+    def exchanging() -> Iterator[None]:
+        with descriptors(0):  # the exchange needs none, what follows does
+            yield
+
+    with suppress(BackendError):
+        stored.backend.snapshots.restore(
+            *(volume, "monday"),
+            keep_as="kept",
+            progress=ignore,
+            exchanging=exchanging(),
+        )
+    stored.backend.collect_garbage(deadline_s=30)
+    kept = stored.backend.data_directory(volume, "kept") / "file"
+    assert (kept.read_text(), read(stored, volume)) == ("newest", "old")
 
 
 def test_restoring_over_a_taken_name_changes_nothing(stored: Bench) -> None:

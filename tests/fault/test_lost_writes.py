@@ -16,10 +16,12 @@ import pytest
 
 from backends.errors import BackendError
 from backends.rsync.journal.journal import Journal
+from backends.system import clock, writeback
 from backends.system.writeback import Writeback
 from plugin.errors import NotOwnerError
+from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import drop_lock
-from plugin.ownership.state import Commit
+from plugin.ownership.state import EMPTY, Commit, CopyState
 from plugin.replication.incoming import Incoming
 from tests.fault.two_nodes import World
 from tests.support.journal_trees import VOLUME
@@ -53,6 +55,34 @@ def test_whoever_was_there_before_the_writes_hears_of_it_until_they_are_repaired
     written.flush()
     assert WRITTEN in disk.image.read_bytes()
     assert file.stat().st_mtime_ns == times
+
+
+@pytest.mark.parametrize("ahead_s", [(3600, 0, 0), (3600, 0, 3600)])
+def test_writes_are_repaired_although_the_clock_was_set_meanwhile(
+    disk: LosingDisk, monkeypatch: pytest.MonkeyPatch, ahead_s: tuple[int, int, int]
+) -> None:
+    """As time servers do after a boot: the clock was ahead at the begin, say."""
+    real_ns = clock.wall_ns
+
+    def set_clock(by_s: int) -> None:
+        monkeypatch.setattr(
+            writeback, "wall_ns", lambda: real_ns() + by_s * 1_000_000_000
+        )
+
+    set_clock(ahead_s[0])
+    states = CopyStates(lambda _: disk.path)
+    live = CopyState(promised=1, commit=Commit(1, 0), live_epoch=1)
+    with states.changing(VOLUME):
+        states.write(VOLUME, live)
+    (disk.path / "live").mkdir()
+    # The file has the real time.
+    (disk.path / "live/file").write_bytes(WRITTEN)
+    set_clock(ahead_s[1])
+    assert states.read(VOLUME, initial=EMPTY) == live
+    disk.lose()
+    set_clock(ahead_s[2])
+    states.flush(VOLUME)
+    assert WRITTEN in disk.image.read_bytes()
 
 
 def test_a_copy_that_is_voted_for_is_on_the_disk(disk: LosingDisk) -> None:

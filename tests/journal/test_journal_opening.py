@@ -14,6 +14,8 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.journal import EVERYTHING, Journal, Package
+from backends.rsync.journal.scan import Changes
+from backends.rsync.journal.watch import Hints
 from backends.system.clock import Deadline
 from plugin.ownership.copy_states import CopyStates
 from plugin.replication.journals import Journals
@@ -92,6 +94,35 @@ def test_a_commit_is_applied_although_its_manifest_is_damaged_meanwhile(
             member.apply()
             assert member.commit() == (1, 3)
             assert shape(member.live) == shape(owner.live)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not a database" * 99, None], ids=["damaged", "removed"]
+)
+def test_a_lost_manifest_has_all_names_looked_at_and_no_member_deletes_them(
+    journal_of: Callable[[], Journal], tmp_path: Path, content: bytes | None
+) -> None:
+    """No hint tells of what lay there before; and a commit of nothing is refused."""
+    (tmp_path / "member").mkdir()
+    make_root(tmp_path / "member/live")
+    with closing(Journal(tmp_path / "member", VOLUME)) as member:
+        with closing(journal_of()) as owner:
+            assert carry(commit(owner, 1, None), member) == []
+            member.apply()
+        manifest = owner.home / "manifest.db"
+        manifest.unlink()
+        if content is not None:
+            manifest.write_bytes(content)
+        with closing(journal_of()) as owner:
+            changes = owner.look(Hints())
+            owner.record(Changes([], [], []), (1, 2))
+            with pytest.raises(BackendError, match="not even a root"):
+                carry(owner.pack(None), member)
+            assert {e.entry.path for e in changes.changed} == {b"", b"file"}
+            owner.record(changes, (1, 3))
+            assert carry(owner.pack(None, only=[b"file"]), member) == []
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
 
 
 def test_a_manifest_with_a_damaged_page_is_made_anew_by_the_next_use(

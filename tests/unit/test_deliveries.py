@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from backends.system.clock import Deadline
+from backends.system.clock import Deadline, monotonic_s
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import Commit
 from plugin.replication import deliveries
+from plugin.replication.debts import Debts
 from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.report import Report
 
@@ -66,6 +67,8 @@ def test_who_is_slow_holds_up_nobody(hung: threading.Event) -> None:
     hung.set()
     assert late[0].wait(Deadline(ENOUGH_S))
     assert made.is_due("v")
+    made.begin_round("v")  # which may reach nobody: then the next one takes it out
+    assert not made.is_due("v")
     assert made.take_ended("other") == []
     assert made.take_ended("v") == late
     assert made.busy("v", ["slow"]) == {}
@@ -87,3 +90,42 @@ def test_what_was_packed_goes_when_nobody_reads_it(hung: threading.Event) -> Non
     assert not removed.wait(0.2)
     hung.set()
     assert removed.wait(ENOUGH_S)
+
+
+def test_what_ended_of_volumes_without_rounds_is_forgotten(
+    hung: threading.Event,
+) -> None:
+    made = Deliveries()
+    late = made.deliver([delivery("slow", partial(hang, hung), e) for e in "ab"])
+    made.keep_only(["a"], since_s=monotonic_s() + 1)
+    assert made.is_under_way("b")
+    hung.set()
+    for each in late:
+        assert each.wait(Deadline(ENOUGH_S))
+    made.keep_only(["a"], since_s=0.0)  # it may be of a last sync
+    assert made.is_due("b")
+    made.keep_only(["a"], since_s=monotonic_s() + 1)
+    assert not made.is_due("b")
+    assert made.is_due("a")
+
+
+def test_what_is_owed_may_be_asked_for_while_other_volumes_change() -> None:
+    debts, ended = Debts(), threading.Event()
+    others = [str(number) for number in range(1000)]
+
+    def change() -> None:
+        while not ended.is_set():
+            for each in others:
+                debts.fill(each, ["node"])
+            for each in others:
+                debts.settle(each, ["node"])
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        debts.fill("v", ["node"])
+        for _ in range(2000):
+            assert debts.apart("v", {}) == {"node"}
+    finally:
+        ended.set()
+        thread.join()

@@ -12,7 +12,7 @@ import pytest
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
-from plugin.replication import sending as module
+from plugin.replication import seeding
 from plugin.replication.progress import Progress
 from plugin.replication.sending import Sending
 from tests.support.journal_trees import VOLUME
@@ -48,13 +48,9 @@ class Line:
         raise PeerUnreachableError("planned")
 
 
-@pytest.fixture(autouse=True)
-def a_filling_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FILL_WAIT_S", 30)
-
-
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    monkeypatch.setattr(seeding, "_WAIT_S", 30.0)  # it flushes the disk before
     (tmp_path / "live").mkdir()
     made = Journal(tmp_path, VOLUME)
     for number in (1, 2):

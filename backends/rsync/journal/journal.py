@@ -30,7 +30,7 @@ from backends.replication_options import MAX_NAMES
 from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
-from backends.rsync.journal.entries import Commit, Entry, Known, certain
+from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, certain
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     fill,
@@ -122,7 +122,8 @@ class Journal:
         """
         Return what has changed since the last commit, as far as *hints* lead.
 
-        With ``by_snapshot`` they only say whether a snapshot is needed.
+        With ``by_snapshot`` they only say whether a snapshot is needed. A manifest
+        of no commit knows nothing of what they leave out: all names are looked at.
 
         Raises:
             BackendError: something cannot be read, or no snapshot be taken.
@@ -131,7 +132,7 @@ class Journal:
         if self.by_snapshot:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
-        if hints.everything:
+        if hints.everything or self.commit() == UNWRITTEN:
             changes = scan_all(self.live, self.manifest, max_names=self._max_names)
         else:
             changes = scan_paths(
@@ -307,13 +308,19 @@ class Journal:
         Return the delta that has come; the caller closes it.
 
         Raises:
-            BackendError: there is none, or it is of another volume.
+            BackendError: there is none, it is of another volume, or it names everything
+                but not even the root: who made it knew nothing of the volume.
 
         """
         delta = self.staging.delta()
+        fault = ""
         if delta.header.volume != self._volume_id:
+            fault = "the delta is of another volume"
+        elif delta.header.base is None and not delta.header.entries:
+            fault = "the delta says that the volume has not even a root"
+        if fault:
             delta.close()
-            raise BackendError("the delta is of another volume")
+            raise BackendError(fault)
         return delta
 
     def apply(self) -> None:
