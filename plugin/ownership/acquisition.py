@@ -242,6 +242,8 @@ class Acquisition:
             deadline_s=deadline.remaining_s(),
         )
         if self._copy(record).commit == choice.base:
+            # What its last owner brought before the promise may not be in place yet.
+            self.replication.ready(record, deadline)
             return choice
         self.replication.pull(record, head.epoch, choice, deadline)
         ballot.require_nobody_back(choice, deadline)
