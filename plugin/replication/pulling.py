@@ -25,7 +25,7 @@ from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.replication.at_work import Patience
 from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest, carried_bytes
-from plugin.replication.journals import Journals
+from plugin.replication.journals import Journals, is_whole
 from plugin.replication.progress import Progress
 from plugin.replication.receiving import Receiving, pair
 
@@ -106,8 +106,10 @@ class Pulling:
         )
 
     def _is_at(self, record: VolumeRecord, commit: Commit) -> bool:
-        copy = self._ownership.copy_state(record)
-        return copy is not None and copy.commit == commit
+        """Return whether this node's copy is at *commit*, and all of it in place."""
+        copy, home = self._ownership.copy_state(record), self._journals.home(record)
+        at = copy is not None and copy.commit == commit
+        return at and home is not None and is_whole(home)
 
     def _run(
         self, record: VolumeRecord, epoch: int, pull: _Pull, before: _Pull | None

@@ -1,4 +1,4 @@
-"""The records of a volume that is mounted become older ones: etcd came from a backup."""
+"""Records of a mounted volume become older ones: etcd was restored from a backup."""
 
 from __future__ import annotations
 
