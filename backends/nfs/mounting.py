@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import queue
 import secrets
 import socket
 import struct
-import threading
 from collections.abc import Callable
+from concurrent.futures import wait
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
 from backends.system import libc
+from backends.system.aside import begun
 from backends.system.clock import Deadline
 from backends.system.mountinfo import MountEntry
 from backends.system.mounts import mount_table, mounted_at
@@ -60,6 +61,8 @@ def ping(export: Export, *, timeout_s: float = _PING_TIMEOUT_S) -> None:
         answer = _answer_to(_null_call(int(export.version[0])), export, deadline)
     except socket.gaierror as error:
         raise NfsError("DNS", f"'{export.server}': {error.strerror}", where) from error
+    except UnicodeError as error:
+        raise NfsError("DNS", f"'{export.server}': {error}", where) from error
     except ConnectionRefusedError as error:
         raise NfsError("REFUSED", "nobody serves NFS there", where) from error
     except OSError as error:
@@ -96,24 +99,12 @@ def _answer_to(call: bytes, export: Export, deadline: Deadline) -> bytes:
 
 def _addresses(export: Export, deadline: Deadline) -> list[Any]:
     """Return the server's addresses; without a name server that may take minutes."""
-    found: queue.SimpleQueue[list[Any] | OSError] = queue.SimpleQueue()
-
-    def resolve() -> None:
-        host, port = export.server, export.port
-        try:
-            found.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
-        except OSError as error:
-            found.put(error)
-
-    threading.Thread(target=resolve, name=f"dns:{export.server}", daemon=True).start()
-    try:
-        outcome = found.get(timeout=deadline.remaining_s())
-    except queue.Empty:
-        cause = f"'{export.server}': no name server answers"
-        raise NfsError("DNS", cause, str(export)) from None
-    if isinstance(outcome, OSError):
-        raise outcome
-    return outcome
+    host, port = export.server, export.port
+    look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = begun(look, name=f"dns:{host}")
+    if not wait([found], deadline.remaining_s()).done:
+        raise NfsError("DNS", f"'{host}': no name server answers", str(export))
+    return found.result()
 
 
 def _null_call(version: int) -> bytes:
@@ -221,15 +212,16 @@ def unmount(
     entry = mounted_at(target)
     if entry is None:
         return False
-    alive = _asked_aside(server_answers)
+    alive = begun(server_answers, name="nfs:ping")
     said = _in_child(target, libc.UMOUNT_NOFOLLOW)
     if mounted_at(target) is None:
         # If it was done at once, no server has kept it waiting: we need no answer.
-        return bool(said) and not alive.get()
+        return bool(said) and not alive.result()
     log.warning("%s was not unmounted plainly: %s", target, said)
     # Before anything is forced, a server that was alive is asked again, for it may have
     # died since. "Busy" came at once, before there could be an answer.
-    answers = server_answers() if "busy" in said else alive.get() and server_answers()
+    alive_before = "busy" in said or alive.result()
+    answers = alive_before and server_answers()
     if not answers:
         for flags, how in _ladder(entry):
             said = _in_child(target, libc.UMOUNT_NOFOLLOW | flags)
@@ -247,21 +239,6 @@ def unmount(
             hint=f"fuser -vm {target} names it",
         )
     raise BackendError(f"cannot unmount {target}: {said}; {where}")
-
-
-def _asked_aside(server_answers: Callable[[], bool]) -> queue.SimpleQueue[bool]:
-    """Return where the answer of *server_answers* will be, which is asked meanwhile."""
-    answer: queue.SimpleQueue[bool] = queue.SimpleQueue()
-
-    def ask() -> None:
-        alive = True  # whatever goes wrong: nothing is forced
-        try:
-            alive = server_answers()
-        finally:
-            answer.put(alive)
-
-    threading.Thread(target=ask, name="nfs:ping", daemon=True).start()
-    return answer
 
 
 def _ladder(entry: MountEntry) -> list[tuple[int, str]]:

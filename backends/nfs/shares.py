@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import queue
 import secrets
 import threading
 from collections.abc import Mapping
+from concurrent.futures import as_completed
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from backends.errors import DeadlineError, RemoraError
 from backends.nfs.leftovers import remove_empty, sweep
 from backends.nfs.options import Export, export_of
 from backends.nfs.share import Share
+from backends.system.aside import begun
 from backends.system.clock import Deadline
 
 log = logging.getLogger(__name__)
@@ -62,30 +64,25 @@ class Shares:
 
         """
         asked = [each for each in self.watched() if each.state.state == "ok"]
-        answers: queue.SimpleQueue[dict[str, Any] | RemoraError | None]
-        answers = queue.SimpleQueue()
-
-        def ask(share: Share) -> None:
-            try:
-                answers.put(share.call("find", deadline=deadline, name=name))
-            except RemoraError as error:
-                answers.put(error)
-
         # Side by side: one that has just died must not use up the others' time.
-        for share in asked:
-            threading.Thread(
-                target=ask, args=(share,), name=f"find:{share.export}", daemon=True
-            ).start()
+        asking = [
+            begun(
+                partial(each.call, "find", deadline=deadline, name=name),
+                name=f"find:{each.export}",
+            )
+            for each in asked
+        ]
         failure: RemoraError | None = None
-        for _ in asked:
-            try:
-                answer = answers.get(timeout=deadline.remaining_s())
-            except queue.Empty:
-                answer = DeadlineError(f"'{name}' was not looked for in time")
-            if isinstance(answer, RemoraError):
-                failure = answer
-            elif answer is not None:
-                return answer
+        try:
+            for each in as_completed(asking, deadline.remaining_s()):
+                try:
+                    marker: dict[str, Any] | None = each.result()
+                    if marker is not None:
+                        return marker
+                except RemoraError as error:
+                    failure = error
+        except TimeoutError:
+            failure = DeadlineError(f"'{name}' was not looked for in time")
         if failure is not None:
             raise failure
         return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
 
 import click
 
+from backends.system.aside import begun
 from plugin.cli import output
 from plugin.cli.context import Context
 
@@ -27,34 +29,19 @@ def call_with_progress(
     Breaking off (Ctrl-C) ends the call, and with it the copying. Nothing is shown if
     *quiet*, or if standard error is no terminal.
     """
-    outcome: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            outcome["answer"] = context.client.call(
-                "POST", path, body, read_timeout_s=None
-            )
-        except BaseException as error:  # noqa: BLE001 - raised below, in our thread
-            outcome["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    if quiet or not sys.stderr.isatty():
-        thread.join()
-    else:
-        _show(context, thread, label, copy)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["answer"]
+    call = partial(context.client.call, "POST", path, body, read_timeout_s=None)
+    answer = begun(call, name="copy")
+    if not quiet and sys.stderr.isatty():
+        _show(context, answer, label, copy)
+    return answer.result()
 
 
-def _show(context: Context, copying: threading.Thread, label: str, copy: str) -> None:
+def _show(context: Context, copying: Future[Any], label: str, copy: str) -> None:
     from plugin.cli.client import Client  # noqa: PLC0415 - requests is slow
 
     # A session of its own: the other one waits in the copying thread.
     client = Client(context.config.control_socket)
-    while copying.is_alive():
-        copying.join(timeout=0.5)
+    while not wait([copying], 0.5).done:
         state = client.call("GET", "/v1/status")["copies"].get(copy)
         if state is not None:
             size = output.size(state["copied_bytes"])

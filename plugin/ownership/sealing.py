@@ -8,12 +8,12 @@ and after a power failure the bytes must be there.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 from functools import partial
 from typing import Final
 
 from backends.errors import BackendError
+from backends.system.aside import begun
 from plugin.errors import NotOwnerError
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
@@ -94,7 +94,7 @@ class Flushes:
             flush = self._flushes.get(key)
             if flush is None:
                 work = partial(self._copy_states.flush, record.id)
-                flush = self._flushes[key] = _begun(work)
+                flush = self._flushes[key] = begun(work, name="flush")
         if not wait([flush], _WAIT_S).done:
             raise BackendError(
                 f"what was written to '{record.name}' is still being flushed",
@@ -106,19 +106,3 @@ class Flushes:
         if error is not None:
             cause = getattr(error, "cause", error)
             raise BackendError(f"'{record.name}' cannot be flushed: {cause}")
-
-
-def _begun(work: Callable[[], None]) -> Future[None]:
-    """Return the outcome of *work*, which has begun."""
-    flush: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:  # noqa: BLE001 - it is the outcome
-            flush.set_exception(error)
-        else:
-            flush.set_result(None)
-
-    threading.Thread(target=run, name="flush", daemon=True).start()
-    return flush
