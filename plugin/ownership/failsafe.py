@@ -170,6 +170,8 @@ class Failsafe:
         if not is_ours:
             self._until_s.pop(record.id, None)
             return False
+        if not self._ownership.knows_copy(record):
+            return False  # it may have promised a newer epoch to another node
         left_s = self.deadline_s(record.id) - clock.boottime_s()
         return left_s <= _RENEW_BELOW * self.hold_s
 
