@@ -11,23 +11,18 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import Final, Generic, TypeVar
+from concurrent.futures import wait
+from functools import partial
+from typing import Final, TypeVar
 
 from backends.errors import RemoraError, VolumeBusyError
+from backends.system.aside import begun
 from plugin.logs import fields
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 # Beyond that many reasons they are forgotten, and told again.
 _TOLD_MAX: Final = 1000
-
-
-class _Chore(Generic[Result]):
-    """One piece, and what it has returned."""
-
-    def __init__(self, work: Callable[[], Result]) -> None:
-        self.work = work
-        self.result: Result | None = None
 
 
 class Chores:
@@ -49,18 +44,13 @@ class Chores:
         """
         if not self._begin(name):
             return None
-        chore = _Chore(work)
-        thread = threading.Thread(
-            target=self._do, args=(name, chore), name=f"chore:{name}", daemon=True
-        )
         try:
-            thread.start()
+            chore = begun(partial(self._do, name, work), name=f"chore:{name}")
         except RuntimeError as error:  # the machine has no thread left
             self._end(name)
             self._tell(name, error)
             return None
-        thread.join(patience_s)
-        return chore.result
+        return chore.result() if wait([chore], patience_s).done else None
 
     def _begin(self, name: str) -> bool:
         with self._guard:
@@ -78,15 +68,17 @@ class Chores:
         with self._guard:
             self._under_way.discard(name)
 
-    def _do(self, name: str, chore: _Chore[Result]) -> None:
+    def _do(self, name: str, work: Callable[[], Result]) -> Result | None:
         try:
-            chore.result = chore.work()
+            result = work()
         except VolumeBusyError:
-            pass
+            return None
         except Exception as error:  # noqa: BLE001 - whatever it is, others go on
             self._tell(name, error)
+            return None
         else:
             self._told.pop(name, None)
+            return result
         finally:
             self._end(name)
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import contextmanager
-from typing import Final, Generic, TypeVar
+from functools import partial
+from typing import Final, TypeVar
 
 from backends.errors import DeadlineError, RemoraError, VolumeBusyError
 from backends.system.clock import Deadline
@@ -77,35 +79,6 @@ class VolumeLocks:
         """Return the volumes that have something under way."""
         with self._guard:
             return sorted(self._locks)
-
-
-class _Operation(Generic[Result]):
-    """The meeting point of an operation and its caller; decided once."""
-
-    def __init__(self) -> None:
-        self._decided = threading.Lock()
-        self._ended = threading.Event()
-        self._abandoned = False
-        self.result: Result | None = None
-        self.error: BaseException | None = None
-
-    def finish(self, result: Result | None, error: BaseException | None) -> bool:
-        """Hand the outcome over; False if the caller no longer waits for it."""
-        with self._decided:
-            if self._abandoned:
-                return False
-            self.result, self.error = result, error
-            self._ended.set()
-            return True
-
-    def abandon(self) -> bool:
-        """Stop waiting; False if the outcome has just come in."""
-        with self._decided:
-            self._abandoned = not self._ended.is_set()
-            return self._abandoned
-
-    def wait(self, timeout_s: float) -> bool:
-        return self._ended.wait(timeout_s)
 
 
 class Operations:
@@ -173,7 +146,8 @@ class Operations:
         caller_gone: CallerGone,
     ) -> Result:
         """Do what `run` says, in one of the places for operations; give it back."""
-        operation = _Operation[Result]()
+        # Its caller waits no more for one that is cancelled; it goes on all the same.
+        operation = Future[Result]()
 
         def body() -> None:
             try:
@@ -183,32 +157,40 @@ class Operations:
 
         # A daemon thread: even if storage blocks it for ever, the daemon can exit.
         threading.Thread(target=body, name=f"operation:{name}", daemon=True).start()
-        while not operation.wait(min(_CALLER_CHECK_S, deadline.remaining_s())):
-            if (deadline.passed() or caller_gone()) and operation.abandon():
+        while not wait([operation], min(_CALLER_CHECK_S, deadline.remaining_s())).done:
+            if (deadline.passed() or caller_gone()) and operation.cancel():
                 raise _late(name, deadline_s, goes_on=undo is None)
-        if operation.error is not None:
-            raise operation.error
-        return operation.result  # type: ignore[return-value]  # set by finish()
+        return operation.result()
 
     def _work(
         self,
         name: str,
         work: Callable[[Deadline], Result],
-        operation: _Operation[Result],
+        operation: Future[Result],
         deadline: Deadline,
         undo: Callable[[Result], None] | None,
     ) -> None:
         try:
             with self.locks.hold(name, Deadline(deadline.remaining_s() * _LOCK_SHARE)):
                 result = work(deadline)
-                if not operation.finish(result, None) and undo is not None:
+                told = _told(partial(operation.set_result, result))
+                if not told and undo is not None:
                     undo(result)
         except RemoraError as error:
-            if not operation.finish(None, error):
+            if not _told(partial(operation.set_exception, error)):
                 log.warning("an abandoned operation on '%s' ended: %s", name, error)
         except BaseException as error:
-            if not operation.finish(None, error):
+            if not _told(partial(operation.set_exception, error)):
                 log.exception("an abandoned operation on '%s' failed", name)
+
+
+def _told(tell: Callable[[], None]) -> bool:
+    """Return whether the operation's caller still waits for what *tell* tells it."""
+    try:
+        tell()
+    except InvalidStateError:
+        return False
+    return True
 
 
 def _late(name: str, deadline_s: float, *, goes_on: bool) -> DeadlineError:
