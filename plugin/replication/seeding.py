@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,7 @@ import msgspec
 from backends.errors import RemoraError
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.journal import Journal
+from backends.system.aside import begun
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
@@ -38,9 +41,15 @@ class Filling:
         self.since = since
         self.carried_bytes = 0
         self.error: RemoraError | None = None
-        self.thread = threading.Thread()
+        self.work: Future[None] = Future()
         # Whether `Seeding.fill` has returned it.
         self.told = False
+
+    def end(self, work: Future[None]) -> None:
+        """Note why it has failed, if it could not begin."""
+        error = work.exception()
+        if isinstance(error, RemoraError):
+            self.error = error
 
 
 class Seeding:
@@ -75,8 +84,7 @@ class Seeding:
         filling = self._under_way(record, journal, node_id, holder)
         if filling is None:
             return None
-        filling.thread.join(wait_s)
-        if filling.thread.is_alive():
+        if not wait([filling.work], wait_s).done:
             return None
         if filling.error is not None:
             self.forget(record.id)
@@ -90,7 +98,7 @@ class Seeding:
             filling = self._fillings.get(volume_id)
         return (
             filling is not None
-            and not filling.thread.is_alive()
+            and filling.work.done()
             and not filling.told
             and filling.error is None
         )
@@ -99,7 +107,7 @@ class Seeding:
         """Return whether a member of the volume is being filled."""
         with self._lock:
             filling = self._fillings.get(volume_id)
-        return filling is not None and filling.thread.is_alive()
+        return filling is not None and not filling.work.done()
 
     def forget(self, volume_id: str) -> None:
         """Forget the filling: the member has its commit, or the filling failed."""
@@ -112,7 +120,7 @@ class Seeding:
         """Return the filling of *node_id*, maybe begun now; None if it has to wait."""
         with self._lock:
             known = self._fillings.get(record.id)
-            if known is not None and known.thread.is_alive():
+            if known is not None and not known.work.done():
                 return known if known.node_id == node_id else None
             # A done filling is of use only if the journal knows all changes since.
             if (
@@ -121,16 +129,14 @@ class Seeding:
                 and journal.manifest.since(known.since) is not None
             ):
                 return known
-            alive = sum(each.thread.is_alive() for each in self._fillings.values())
-            if alive >= _AT_ONCE_MAX:
+            alive = [each for each in self._fillings.values() if not each.work.done()]
+            if len(alive) >= _AT_ONCE_MAX:
                 return None
             filling = Filling(node_id, journal.commit())
             about = filling, record, journal.live, journal.manifest.size_bytes(), holder
-            filling.thread = threading.Thread(
-                target=self._run, args=about, name="seeding", daemon=True
-            )
+            filling.work = begun(partial(self._run, *about), name="seeding")
+            filling.work.add_done_callback(filling.end)
             self._fillings[record.id] = filling
-            filling.thread.start()
             return filling
 
     def _run(
