@@ -111,8 +111,8 @@ class Shares:
                 share = Share(
                     export, self._own / digest, node=self._node, copying=self._copying
                 )
-                self._shares[export] = share
                 share.start()
+                self._shares[export] = share
                 self._sweep()
             return share
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from backends.errors import RemoraError, VolumeBusyError
+
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
 def begun(work: Callable[[], Result], *, name: str) -> Future[Result]:
     """
     Return the outcome of *work*, which has begun.
+
+    There always is one: if the machine has no thread left, that is the outcome. So what
+    is to be given back after *work* is given back in a callback of the outcome.
 
     The end of the process does not wait for it, whatever it hangs at: an executor's
     threads would be waited for.
@@ -25,5 +32,21 @@ def begun(work: Callable[[], Result], *, name: str) -> Future[Result]:
         except BaseException as error:  # noqa: BLE001 - it is the outcome
             outcome.set_exception(error)
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        threading.Thread(target=run, name=name, daemon=True).start()
+    except RuntimeError as error:
+        busy = VolumeBusyError(
+            f"no thread can be started: {error}",
+            hint="retry; something on this machine has too many processes or threads",
+        )
+        outcome.set_exception(busy)
     return outcome
+
+
+def log_fault(outcome: Future[Any]) -> None:
+    """Log why work has failed, as a callback of what nobody waits for."""
+    error = outcome.exception()
+    if isinstance(error, RemoraError):
+        log.warning("%s", error)
+    elif error is not None:
+        log.error("a fault of ours", exc_info=error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from backends.base import VOLUME_ID
-from backends.errors import BackendError
 from backends.nfs.backend import NfsBackend
 from backends.rsync.backend import RsyncBackend
 from backends.system import mounts
@@ -51,12 +50,10 @@ def _unread(volume_id: str, name: str, ownership: OwnershipView) -> VolumeRecord
     """
     Return what the guard needs of a volume whose record cannot be read.
 
-    Without a copy here it counts as shared: nobody agrees that it goes on without etcd.
+    Without members it counts as shared: nobody agrees that it goes on without etcd.
     """
-    try:
-        has_copy = ownership.copy_states.directory(volume_id) is not None
-    except BackendError:
-        has_copy = False
+    head = ownership.heads.head(volume_id)
+    has_copy = head is not None and head.members
     return VolumeRecord(
         id=volume_id,
         name=name,

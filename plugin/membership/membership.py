@@ -218,17 +218,22 @@ class Membership:
 
     def _keep_lease(self) -> None:
         if self._lease is None or not self._lease.id:
-            self._registration.register()
+            self._register()
         elif not self._lease.keep_alive():
             self._lease.id = 0
             log.warning("the lease has ended: what this node owned, others may take")
             self._tell_listeners()
-            self._registration.register()
+            self._register()
         else:
             self._registration.refuse_successor()
             if self._incomplete.is_set():
-                self._registration.register()
+                self._register()
                 self._incomplete.clear()
+
+    def _register(self) -> None:
+        """Register with what is known; what has to be looked for comes soon."""
+        self._registration.register()
+        self._upkeep_due.set()
 
     def _tell_listeners(self) -> None:
         for callback in self._listeners:

@@ -122,7 +122,8 @@ class Registration:
         known = readable(seen.node, NodeRecord)
         self._refuse(seen, known)
         conditions = [*seen.conditions(own), Compare(LOADING, 0)]
-        record = self._own_record(known)
+        # Without addresses a new node would be let in nowhere.
+        record = self._own_record(known, look=known is None)
         operations: list[Operation] = [
             Put(NODES + own.id, msgspec.json.encode(record)),
             Put(NAMES + own.name, own.id.encode()),
@@ -189,8 +190,13 @@ class Registration:
             hint=f"it does within {lease.ttl_s:.0f} s, seldom twice that",
         )
 
-    def _own_record(self, known: NodeRecord | None) -> NodeRecord:
-        """Return the record as it should be now, after *known*."""
+    def _own_record(self, known: NodeRecord | None, *, look: bool) -> NodeRecord:
+        """
+        Return the record as it should be now, after *known*.
+
+        With *look*, pool and addresses are as they are now. That may take long, and
+        who has no lease must not wait for it: its containers stand still.
+        """
         own = self._own
         total_bytes, available_bytes = 0, 0
         addresses: tuple[str, ...] = ()
@@ -198,14 +204,10 @@ class Registration:
             total_bytes = known.pool_total_bytes
             available_bytes = known.pool_available_bytes
             addresses = known.addresses
-        others = [each.record for each in self._nodes.all() if each.record.id != own.id]
         try:
-            total_bytes, available_bytes = self._sources.capacity()
-            addresses = tuple(
-                self._sources.addresses(
-                    [each.addresses[0] for each in others if each.addresses]
-                )
-            )
+            if look:
+                addresses = tuple(self._sources.addresses(self._peers()))
+                total_bytes, available_bytes = self._sources.capacity()
         except (OSError, RemoraError) as error:
             log.warning("this node's record is not up to date: %s", error)
         return NodeRecord(
@@ -226,6 +228,15 @@ class Registration:
             joined_at=known.joined_at if known else self._started_at,
         )
 
+    def _peers(self) -> list[str]:
+        """Return the first addresses of the other nodes."""
+        others = [each.record for each in self._nodes.all()]
+        return [
+            each.addresses[0]
+            for each in others
+            if each.addresses and each.id != self._own.id
+        ]
+
     def update(self) -> bool:
         """
         Write the record if it no longer says what is true.
@@ -238,7 +249,7 @@ class Registration:
         alive = self._lease is None or self._store.get(ALIVE + self._own.id)
         if stored is None or known is None or not alive:
             return False
-        record = self._own_record(known)
+        record = self._own_record(known, look=True)
         if record.addresses == known.addresses and not _notable(known, record):
             return True
         if not self._store.transact(

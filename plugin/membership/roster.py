@@ -70,7 +70,10 @@ class Roster:
 
     def start(self) -> None:
         """Begin; what is known is let in before this returns."""
-        self._look()
+        try:
+            self._look()
+        except RemoraError as error:
+            log.warning("new nodes are let in later: %s", error)
         for thread in self._threads:
             thread.start()
 
@@ -85,7 +88,7 @@ class Roster:
             try:
                 work()
             except RemoraError as error:
-                log.debug("the nodes' records cannot be read: %s", error)
+                log.debug("new nodes are let in later: %s", error)
             except Exception:
                 log.exception("the roster failed")
             self._stopping.wait(_LOOK_S)
@@ -105,9 +108,12 @@ class Roster:
         ]
         if peers == self._known:
             return
-        self._authorization.write(peers)
-        self._server.set_members([each.id for each in peers])
-        self._peers.update(peers)
+        try:
+            self._authorization.write(peers)
+        finally:
+            # On a full disk, who was let in before still is.
+            self._server.set_members([each.id for each in peers])
+            self._peers.update(peers)
         self._known = peers
 
     def _peer(self, record: NodeRecord) -> Peer | None:

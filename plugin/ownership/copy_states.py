@@ -8,6 +8,9 @@ a file is as its volume was made: nobody has owned it.
 A crash may leave the file older than the bytes. What it has made of the copy is seen
 beside it at each read, so that a pool may come at any time.
 
+Which epoch a copy is live in is known in memory as well: who keeps deadlines must not
+wait for a disk.
+
 While a copy is live its writes are watched: what is sealed has to be on the disk, and
 only who was there before them hears that it is not.
 """
@@ -59,6 +62,7 @@ class CopyStates:
         self._locks: dict[str, threading.Lock] = {}
         # The writes of live copies; with each whether we were there before the first.
         self._writebacks: dict[str, tuple[Writeback, bool]] = {}
+        self._live_epochs: dict[str, int] = {}
 
     def directory(self, volume_id: str) -> Path | None:
         """Return where the copy lies, None if there is none."""
@@ -85,9 +89,19 @@ class CopyStates:
                 f"cannot read {path}: {error}",
                 hint="restore it from a backup of the pool; the bytes are untouched",
             ) from error
+        # A write that has come meanwhile knows better.
+        self._live_epochs.setdefault(volume_id, copy.live_epoch)
         with suppress(OSError):  # too many files are open, or it has just gone
             self._watch(volume_id, directory, copy, from_its_begin=False)
         return copy
+
+    def live_epoch(self, volume_id: str) -> int | None:
+        """
+        Return the epoch in which the copy is live, 0 if it is not, and touch no disk.
+
+        None if this process has not read it yet, or there is no copy.
+        """
+        return self._live_epochs.get(volume_id)
 
     def make(
         self, backend: Backend, volume: Volume, *, promised: int, deadline_s: float
@@ -104,6 +118,7 @@ class CopyStates:
         with self.changing(volume.id):
             if backend.copy_directory(volume) is None:
                 backend.create(volume, deadline_s=deadline_s, beside={_NAME: copy})
+                self._live_epochs[volume.id] = 0
 
     @contextmanager
     def changing(self, volume_id: str) -> Iterator[None]:
@@ -130,6 +145,7 @@ class CopyStates:
             files.write_durably(path, msgspec.json.encode(copy))
         except OSError as error:
             raise BackendError(f"cannot write {path}: {error.strerror}") from error
+        self._live_epochs[volume_id] = copy.live_epoch
         if not copy.live_epoch:
             self._writebacks.pop(volume_id, None)
 

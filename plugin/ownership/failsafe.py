@@ -16,9 +16,10 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import as_completed
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +27,7 @@ import msgspec
 from backends.base import WholeNumber
 from backends.errors import RemoraError
 from backends.system import clock
+from backends.system.aside import begun, log_fault
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeId
@@ -162,6 +164,8 @@ class Failsafe:
         if not is_ours:
             self._until_s.pop(record.id, None)
             return False
+        if not self._ownership.knows_copy(record):
+            return False  # it may have promised a newer epoch to another node
         left_s = self.deadline_s(record.id) - clock.boottime_s()
         return left_s <= _RENEW_BELOW * self.hold_s
 
@@ -183,18 +187,26 @@ class Failsafe:
                 self._agreed(volume_id, asked_s)
         if not by_node:
             return
-        with ThreadPoolExecutor(len(by_node), "failsafe") as pool:
-            within_s = self._ask_within_s()
-            asking = [
-                pool.submit(self._ask, *each, within_s) for each in by_node.items()
-            ]
-            # A volume's time does not wait for nodes that have no part in it.
-            for done in as_completed(asking):
-                node_id, agreeing = done.result()
-                for volume_id in agreeing:
-                    missing[volume_id].discard(node_id)
-                    if not missing[volume_id]:
-                        self._agreed(volume_id, asked_s)
+        # A volume's time does not wait for nodes that have no part in it.
+        for node_id, agreeing in self._answers(by_node):
+            for volume_id in agreeing:
+                missing[volume_id].discard(node_id)
+                if not missing[volume_id]:
+                    self._agreed(volume_id, asked_s)
+
+    def _answers(
+        self, by_node: Mapping[str, Sequence[Holding]]
+    ) -> Iterator[tuple[str, list[str]]]:
+        """Yield each node as it answers, and the volumes for which it agrees."""
+        within_s = self._ask_within_s()
+        asking = [
+            begun(partial(self._ask, *each, within_s), name="failsafe")
+            for each in by_node.items()
+        ]
+        for done in as_completed(asking):
+            log_fault(done)  # the guard has to be told all the same
+            if not done.exception():
+                yield done.result()
 
     def _ask_within_s(self) -> float:
         left_s = self._ownership.membership.deadline_s() - clock.boottime_s()

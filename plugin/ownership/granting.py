@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Final
 
 from backends.errors import RemoraError
+from backends.system.aside import begun, log_fault
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
 from plugin.ownership.wishes import Action, Wish, Wishes
@@ -80,10 +83,16 @@ class Granting:
                 if len(self._under_way) >= _AT_ONCE_MAX:
                     return
                 self._under_way.add(record.key)
-            threading.Thread(
-                target=self._grant, args=(record, wish), name="wish", daemon=True
-            ).start()
+            granting = begun(partial(self._grant, record, wish), name="wish")
+            granting.add_done_callback(partial(self._ended, record.key))
+            if granting.done() and granting.exception():
+                return  # it could not begin; it is due again
         self._seen = changes
+
+    def _ended(self, key: str, granting: Future[None]) -> None:
+        log_fault(granting)
+        with self._lock:
+            self._under_way.discard(key)
 
     def _grant(self, record: Record, wish: Wish) -> None:
         """Carry *wish* out, and answer it."""
@@ -103,9 +112,6 @@ class Granting:
             self._wishes.answer(record, wish, said)
         except RemoraError as unsaid:
             log.warning("a wish was not answered: %s", unsaid, extra=about)
-        finally:
-            with self._lock:
-                self._under_way.discard(record.key)
 
     def _carry_out(self, wish: Wish) -> None:
         if not self._is_node(wish.node):

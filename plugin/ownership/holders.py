@@ -64,11 +64,20 @@ class Holders:
         try:
             # Of a pool that is not there nothing is known.
             self._ownership.copies()
-            for volume_id in self._ownership.heads.naming(self._ownership.node_id):
-                self._mend(volume_id)
-            self._look_due_s = now_s + _LOOK_EVERY_S
+            named = self._ownership.heads.naming(self._ownership.node_id)
         except RemoraError as error:
             log.info("what this node holds is looked at later: %s", error)
+            return
+        self._look_due_s = now_s + _LOOK_EVERY_S
+        for volume_id in named:
+            try:
+                self._mend(volume_id)
+            except RemoraError as error:
+                log.warning(
+                    "whether this node holds the commit is looked at later: %s",
+                    error,
+                    extra=fields(id=volume_id),
+                )
 
     def _mend(self, volume_id: str) -> None:
         state = self._ownership.heads.read(volume_id)

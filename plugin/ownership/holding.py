@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from backends.errors import BackendError
 from backends.replication_options import ReplicationOptions
+from backends.system.aside import begun
 from backends.system.mountinfo import MountEntry
 from plugin.fencing.held import HeldVolume, Policy
 from plugin.model import VolumeRecord
+from plugin.ownership.view import OwnershipView
 
 
 @dataclass(slots=True, eq=False)
@@ -59,3 +66,25 @@ class Holding:
             source=entry.source if shared else "",
             as_before=deadline_s is None,
         )
+
+
+class LeftCopies:
+    """Reads the states of copies that an earlier process has left live."""
+
+    def __init__(self, ownership: OwnershipView) -> None:
+        self._ownership = ownership
+        self._reading: Future[None] | None = None
+
+    def learn(self, holdings: Sequence[Holding]) -> None:
+        """Have read what is not known yet; nobody waits, for a disk may hang."""
+        if self._reading is not None and not self._reading.done():
+            return
+        records = [each.record for each in holdings]
+        unknown = [each for each in records if not self._ownership.knows_copy(each)]
+        if unknown:
+            self._reading = begun(partial(self._read, unknown), name="copies")
+
+    def _read(self, records: Sequence[VolumeRecord]) -> None:
+        for each in records:
+            with suppress(BackendError):  # who uses the copy will tell
+                self._ownership.copy_state(each)

@@ -5,7 +5,8 @@ One thread. It runs after each attempt to renew the node's lease and when the de
 passes, and tells the guard until when the writers of each mounted volume may write. The
 guard stops them by itself. The rest is done here: if no other node has acquired the
 volume meanwhile, its lock is written again in the same epoch, and its writers run on;
-else they are killed. Unmounting is left to those who hold the volume's lock.
+else they are killed. Unmounting is left to those who hold the volume's lock. No disk is
+asked for anything here: one that hangs would end the writers of all volumes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from plugin.fencing.client import Guard
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe
-from plugin.ownership.holding import Holding
+from plugin.ownership.holding import Holding, LeftCopies
 from plugin.ownership.resuming import TOGETHER_MAX, resume_all
 from plugin.ownership.view import OwnershipView
 
@@ -63,6 +64,7 @@ class Keeper:
         # Writers of a lost volume are being killed.
         self._dying = False
         self._left_mounted: LeftMounted | None = None
+        self._left_copies = LeftCopies(ownership)
         self._lock = threading.Lock()
         self._turn = threading.Lock()
         self._due = threading.Event()
@@ -228,6 +230,7 @@ class Keeper:
             self._take_over()
         except StoreError:
             return  # the guard acts on what it knows; the mirror says what is wrong
+        self._left_copies.learn(self._holdings())
         self._failsafe.extend(self._holdings())
         # A guard that does not answer must not keep locks from being taken again.
         with suppress(RemoraError):

@@ -112,7 +112,9 @@ class OwnershipView:
         if head is None or not self.is_ours(state, head) or head.phase != "owned":
             return 0
         copy = self.copy_state(record)
-        return head.epoch if self._goes_on(head, copy) else 0
+        if copy is not None and copy_worth.gone_back(copy, head):
+            return 0
+        return head.epoch if copy is None or copy.live_epoch == head.epoch else 0
 
     def require_possible(self, record: VolumeRecord) -> None:
         """Raise InvalidRequestError for a volume that nobody could keep exclusive."""
@@ -191,6 +193,9 @@ class OwnershipView:
         """
         Return whether this boot's *epoch* goes on, even if its lock is missing.
 
+        No disk is asked, for all deadlines would wait for one that hangs. So of a copy
+        that was not read yet, the store alone tells.
+
         Raises:
             StoreError: no record says whose it is; that the records have gone, without
                 a tomb, or are of an earlier epoch, makes nobody else its owner.
@@ -211,27 +216,26 @@ class OwnershipView:
             return False
         if head.epoch != epoch or head.phase != "owned":
             return False
-        return self._goes_on(head, self.copy_state(record))
+        return self.copy_states.live_epoch(record.id) in (None, epoch)
 
-    def _goes_on(self, head: Head, copy: CopyState | None) -> bool:
-        """Return whether the epoch of *head*, this node's, is the one of its copy."""
-        if copy is None:
-            return True
-        return copy.live_epoch == head.epoch and not copy_worth.gone_back(copy, head)
+    def knows_copy(self, record: VolumeRecord) -> bool:
+        """Return whether it is known in which epoch this node's copy is live."""
+        known = self.copy_states.live_epoch(record.id) is not None
+        return known or self.is_shared(record)
 
     def holds_lock(self, record: VolumeRecord, epoch: int) -> bool:
         """
         Return whether this node has the lock of *epoch*, on the lease that it has now.
 
         If so nobody else can have come to own the volume, whatever is known of its
-        head. If *epoch* is 0, it is not known, the copy has to say that it is live.
+        head. If *epoch* is 0, it is not known, the copy has to be known to be live.
         """
         lock, lease = self.heads.lock(record.id)
         if lock is None or (lock.node, lease) != (self.node_id, self.membership.lease):
             return False
-        copy = self.copy_state(record)
-        live = copy is None or copy.live_epoch == lock.epoch
-        return live and epoch in (0, lock.epoch)
+        live = self.copy_states.live_epoch(record.id)
+        known = epoch or (lock.epoch if self.is_shared(record) else live)
+        return known == lock.epoch and live in (None, lock.epoch)
 
     def require_owned(self, record: VolumeRecord, epoch: int) -> None:
         """Raise NotOwnerError if this boot's *epoch* is over."""
@@ -320,7 +324,9 @@ class OwnershipView:
         return self.backend_of(record).traits.reachable_from_every_node
 
     def copy_state(self, record: VolumeRecord) -> CopyState | None:
-        """Return what is known of this node's copy; see `CopyStates.read`."""
+        """Return this node's copy state, None without a copy; see `CopyStates.read`."""
+        if self.is_shared(record):
+            return None  # the pool, which may hang, has no part in it
         return self.copy_states.read(
             record.id, initial=initial_commit(record, self.node_id)
         )

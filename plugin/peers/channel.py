@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Final
 
 from backends.errors import RemoraError
+from backends.system.aside import begun, log_fault
 from backends.system.clock import Deadline, monotonic_s, pause
 from plugin.errors import PeerSilentError, PeerUnreachableError
 from plugin.peers.connection import Connection, StrangerError, connect
@@ -99,9 +102,9 @@ class PeerChannel:
                     if monotonic_s() < self._again_at_s:
                         raise PeerUnreachableError(self._fault)
                     self._connecting = True
-                    threading.Thread(
-                        target=self._connect, name="peers:channel", daemon=True
-                    ).start()
+                    connecting = begun(self._connect, name="peers:channel")
+                    connecting.add_done_callback(self._ended)
+                    continue
                 if deadline.passed():
                     raise PeerSilentError(
                         f"no connection to node '{self.peer.name}' in time"
@@ -132,31 +135,34 @@ class PeerChannel:
 
     def _connect(self) -> None:
         """Open a connection and serve it to its end: ssh ends with this thread."""
-        connection, fault = None, "a fault of ours"
-        try:
-            connection = self._open()
-        except PeerUnreachableError as error:
-            fault = error.cause
-        finally:
-            with self._changed:
+        connection = self._open()
+        with self._changed:
+            self._connecting = False
+            self._attempts += 1
+            self._connection = connection
+            self._fault = f"node '{self.peer.name}' hung up at once"
+            closed = self._closed
+            self._changed.notify_all()
+        if closed:
+            connection.close("closed while it was opened")
+        connection.serve()
+        with self._changed:
+            if connection.answered:
+                self._pause_s = _FIRST_PAUSE_S
+            else:
+                self._back_off(connection.fault)
+
+    def _ended(self, connecting: Future[None]) -> None:
+        """Let callers hear why there is no connection, or none any more."""
+        error = connecting.exception()
+        if error is not None and not isinstance(error, PeerUnreachableError):
+            log_fault(connecting)
+        with self._changed:
+            if self._connecting:
                 self._connecting = False
                 self._attempts += 1
-                if connection is None:
-                    self._back_off(fault)
-                else:
-                    self._connection = connection
-                    self._fault = f"node '{self.peer.name}' hung up at once"
-                closed = self._closed
+                self._back_off(getattr(error, "cause", "a fault of ours"))
                 self._changed.notify_all()
-        if connection is not None:
-            if closed:
-                connection.close("closed while it was opened")
-            connection.serve()
-            with self._changed:
-                if connection.answered:
-                    self._pause_s = _FIRST_PAUSE_S
-                else:
-                    self._back_off(connection.fault)
 
     def _back_off(self, fault: str) -> None:
         """Fail calls with *fault* for a while, each time a longer one."""
@@ -230,30 +236,21 @@ class Peers:
         deadline_s: float,
     ) -> dict[str, Mapping[str, Any] | RemoraError]:
         """Return each node's answer, or its error, all asked at once."""
+        call = partial(self.call, request=request, body=body, deadline_s=deadline_s)
+        asking = {
+            each: begun(partial(call, each), name="peers:ask") for each in set(node_ids)
+        }
         answers: dict[str, Mapping[str, Any] | RemoraError] = {}
-
-        def ask(node_id: str) -> None:
+        for node_id, answer in asking.items():
             try:
-                answers[node_id] = self.call(
-                    node_id, request, body, deadline_s=deadline_s
-                )
+                answers[node_id] = answer.result()  # ends: each call has the deadline
             except RemoraError as error:
                 answers[node_id] = error
-
-        threads = [
-            threading.Thread(target=ask, args=(each,), name="peers:ask", daemon=True)
-            for each in set(node_ids)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()  # ends: each call has the deadline
-        return {
-            each: answers.get(
-                each, PeerUnreachableError("a fault of ours; see the log")
-            )
-            for each in node_ids
-        }
+            except Exception:  # noqa: BLE001 - it is logged
+                log_fault(answer)
+                fault = "a fault of ours; see the log"
+                answers[node_id] = PeerUnreachableError(fault)
+        return {each: answers[each] for each in node_ids}
 
     def close(self) -> None:
         """Close every channel, and the connections of transfers."""

@@ -11,10 +11,13 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from backends.errors import InvalidRequestError, RemoraError, one_line
+from backends.system.aside import begun
 from plugin.errors import PeerRefusedError
 from plugin.limits import OPERATIONS_MAX
 from plugin.logs import fields
@@ -73,12 +76,15 @@ class ControlSession:
                 number, PeerRefusedError(f"{most} {kind} are under way already")
             )
             return
-        threading.Thread(
-            target=self._answer,
-            args=(number, message, slots),
-            name="peers:call",
-            daemon=True,
-        ).start()
+
+        def ended(answer: Future[None]) -> None:
+            slots.release()
+            error = answer.exception()
+            if isinstance(error, RemoraError):
+                self._refuse(number, error)
+
+        answer = begun(partial(self._answer, number, message), name="peers:call")
+        answer.add_done_callback(ended)
 
     def send(self, message: Mapping[str, Any]) -> None:
         """Send *message*; a session that cannot take it is ended."""
@@ -88,12 +94,7 @@ class ControlSession:
         except OSError:
             hang_up(self._connection)
 
-    def _answer(
-        self,
-        number: object,
-        message: dict[str, Any],
-        slots: threading.BoundedSemaphore,
-    ) -> None:
+    def _answer(self, number: object, message: dict[str, Any]) -> None:
         try:
             request = message.get("request")
             handler = self._handlers.get(str(request), self._unknown)
@@ -105,8 +106,6 @@ class ControlSession:
         except Exception:
             log.exception("a fault of ours", extra=fields(node=self._node_id))
             self._refuse(number, RemoraError("a fault in the daemon; see its log"))
-        finally:
-            slots.release()
 
     def _unknown(self, node_id: str, message: Mapping[str, Any]) -> Mapping[str, Any]:
         del node_id

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError
+from backends.system.aside import begun, log_fault
 from backends.system.decoding import from_json
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
@@ -193,12 +195,14 @@ class PeerServer:
                 log.warning("a peer's session was refused: too many are open")
                 connection.close()
                 continue
-            threading.Thread(
-                target=self._serve,
-                args=(connection,),
-                name="peers:session",
-                daemon=True,
-            ).start()
+            session = begun(partial(self._serve, connection), name="peers:session")
+            session.add_done_callback(partial(self._ended, connection))
+
+    def _ended(self, connection: socket.socket, session: Future[None]) -> None:
+        log_fault(session)
+        with self._lock:
+            self._sessions.pop(connection, None)
+        connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         """Serve one session to its end."""
@@ -223,10 +227,6 @@ class PeerServer:
             log.info(
                 "a peer's session broke: %s", error.strerror, extra=fields(node=node_id)
             )
-        finally:
-            with self._lock:
-                self._sessions.pop(connection, None)
-            connection.close()
 
     def _admit(self, connection: socket.socket, first: _First) -> None:
         """Count the session as its node's, if that may have one more."""

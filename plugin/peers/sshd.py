@@ -193,8 +193,10 @@ class PeerSshd:
         if program is None:
             raise BackendError("program 'sshd' is not installed (openssh-server)")
         configuration = self._directory / "sshd_config"
-        content = self.configuration(version_of(program))
-        files.write_durably(configuration, content.encode())
+        content = self.configuration(version_of(program)).encode()
+        # With a full disk, a restart must do with what is there.
+        if not (configuration.exists() and configuration.read_bytes() == content):
+            files.write_durably(configuration, content)
         command = own_program(
             enclosure,
             *(program, str(configuration), str(self._run_directory)),

@@ -12,10 +12,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, wait
 from typing import Any, Final
 
 from backends.errors import RemoraError
 from backends.rsync.journal.entries import Commit as Base
+from backends.system.aside import begun
 from backends.system.clock import Deadline, monotonic_s
 from plugin.model import VolumeRecord
 from plugin.replication.report import Report
@@ -60,22 +62,29 @@ class Delivery:
         self.told = False
         self._send = send
         self.took_s = self.ended_s = 0.0
-        self._thread = threading.Thread(target=self._run, name="delivery", daemon=True)
+        self._work: Future[None] | None = None
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._work = begun(self._run, name="delivery")
+        error = self._work.exception() if self._work.done() else None
+        if isinstance(error, RemoraError):  # it could not begin
+            self.error = error
 
     def wait(self, deadline: Deadline | None = None) -> bool:
         """Return whether it has ended before *deadline*; what hangs is given up."""
-        self._thread.join(
-            None if deadline is None else max(0.0, deadline.remaining_s())
-        )
+        if self._work is not None:
+            wait([self._work], deadline.remaining_s() if deadline else None)
         return self.has_ended()
+
+    def when_ended(self, callback: Callable[[], None]) -> None:
+        """Call *callback* as soon as it has ended, in its thread."""
+        if self._work is not None:
+            self._work.add_done_callback(lambda _: callback())
 
     def has_ended(self) -> bool:
         """Return whether it has."""
-        return not self._thread.is_alive()
+        return self._work is None or self._work.done()
 
     def _run(self) -> None:
         began_s = monotonic_s()
@@ -120,16 +129,21 @@ class Deliveries:
 
     def after(self, late: Sequence[Delivery], clear: Callable[[], None]) -> None:
         """Call *clear* when all that is *late* has ended."""
+        left = len(late)
 
-        def run() -> None:
-            for each in late:
-                each.wait()
+        def ended() -> None:
+            nonlocal left
+            with self._lock:
+                left -= 1
+                if left:
+                    return
             try:
                 clear()
             except RemoraError as error:
                 log.warning("%s", error)
 
-        threading.Thread(target=run, name="delivery:clear", daemon=True).start()
+        for each in late:
+            each.when_ended(ended)
 
     def busy(self, volume_id: str, node_ids: Collection[str]) -> dict[str, str]:
         """Return to which of *node_ids* nothing can be sent now, and why."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -58,6 +59,13 @@ class VolumeMove:
     ended: bool = False
     error: RemoraError | None = None
     rounds: list[Round] = field(default_factory=list)
+
+    def end(self, moving: Future[None]) -> None:
+        """Note that it goes on no more; it may never have begun."""
+        error = moving.exception()
+        if isinstance(error, RemoraError):
+            self.error = error
+        self.ended = True
 
     def is_small(self) -> bool:
         """Return whether the last round says that little is left."""

@@ -15,12 +15,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from backends.errors import InvalidRequestError, RemoraError, VolumeBusyError
 from backends.system import clock
+from backends.system.aside import begun
 from plugin.errors import (
     NodeConflictError,
     NotOwnerError,
@@ -217,9 +219,8 @@ class Moving:
             if move is None or move.ended:
                 self._require_room()
                 move = self._moves[record.id] = VolumeMove(record, node_id)
-                threading.Thread(
-                    target=self._run, args=(move,), name="moving", daemon=True
-                ).start()
+                moving = begun(partial(self._run, move), name="moving")
+                moving.add_done_callback(move.end)
             elif move.node_id != node_id:
                 raise VolumeBusyError(
                     f"'{record.name}' is being brought to node "

@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from backends.errors import RemoraError
+from backends.system.aside import begun, log_fault
 from backends.system.clock import Deadline
 from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
@@ -77,20 +80,16 @@ class Pulling:
                 under_way.choice = choice
             else:
                 under_way = self._pulls[record.id] = _Pull(choice)
-                under_way.thread = threading.Thread(
-                    target=self._run,
-                    args=(record, epoch, under_way, before),
-                    name="pulling",
-                    daemon=True,
-                )
-                under_way.thread.start()
-        under_way.thread.join(max(0.0, deadline.remaining_s() - _ANSWER_S))
+                run = partial(self._run, record, epoch, under_way, before)
+                under_way.work = begun(run, name="pulling")
+                under_way.work.add_done_callback(under_way.end)
+        wait([under_way.work], max(0.0, deadline.remaining_s() - _ANSWER_S))
         if self._is_at(record, choice.base):
             return
         names = " and ".join(
             f"'{self._ownership.name_of(each)}'" for each in choice.holders
         )
-        if under_way.thread.is_alive():
+        if not under_way.work.done():
             percent = self._progress.receiving_percent(record.id)
             so_far = "" if percent is None else f", {percent} %"
             raise NotOwnerError(
@@ -116,8 +115,7 @@ class Pulling:
     ) -> None:
         if before is not None:
             before.unwanted.set()
-            before.thread.join(_END_WAIT_S)
-            if before.thread.is_alive():
+            if not wait([before.work], _END_WAIT_S).done:
                 pull.fault = f"commit {before.choice.base} is still taken in"
                 return
         tried = {self._ownership.node_id}
@@ -218,9 +216,15 @@ class _Pull:
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
         self.unwanted = threading.Event()
-        self.thread = threading.Thread()
+        self.work: Future[None] = Future()
         self.fault = "no holder answered"
+
+    def end(self, work: Future[None]) -> None:
+        """Note why it has ended, if not by the rules; it may never have begun."""
+        log_fault(work)
+        if error := work.exception():
+            self.fault = str(error)
 
     def brings(self, commit: Commit) -> bool:
         """Return whether it goes on, and brings *commit*."""
-        return self.thread.is_alive() and self.choice.base == commit
+        return not self.work.done() and self.choice.base == commit

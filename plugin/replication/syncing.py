@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import wait
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -18,6 +19,7 @@ from typing import Final
 from backends.errors import RemoraError
 from backends.replication_options import ReplicationOptions
 from backends.rsync.journal.journal import Journal
+from backends.system.aside import begun, log_fault
 from backends.system.clock import Deadline, monotonic_s
 from plugin.errors import StoreError
 from plugin.logs import fields
@@ -103,15 +105,10 @@ class Syncing:
         holders: set[str] = set()
         if not others:
             return ()
-        thread = threading.Thread(
-            target=self._bring_last,
-            args=(record, commit, others, holders),
-            name="syncing:final",
-            daemon=True,
-        )
-        thread.start()
-        thread.join(_FINAL_WAIT_S)
-        if thread.is_alive():
+        bring = partial(self._bring_last, record, commit, others, holders)
+        bringing = begun(bring, name="syncing:final")
+        bringing.add_done_callback(log_fault)
+        if not wait([bringing], _FINAL_WAIT_S).done:
             log.info("copies follow later", extra=fields(volume=record.name))
         return tuple(sorted(holders))
 

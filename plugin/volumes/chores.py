@@ -44,13 +44,14 @@ class Chores:
         """
         if not self._begin(name):
             return None
-        try:
-            chore = begun(partial(self._do, name, work), name=f"chore:{name}")
-        except RuntimeError as error:  # the machine has no thread left
+        chore = begun(partial(self._do, name, work), name=f"chore:{name}")
+        if not wait([chore], patience_s).done:
+            return None
+        if error := chore.exception():  # the machine has no thread left
             self._end(name)
             self._tell(name, error)
             return None
-        return chore.result() if wait([chore], patience_s).done else None
+        return chore.result()
 
     def _begin(self, name: str) -> bool:
         with self._guard:
@@ -82,7 +83,7 @@ class Chores:
         finally:
             self._end(name)
 
-    def _tell(self, name: str, error: Exception) -> None:
+    def _tell(self, name: str, error: BaseException) -> None:
         with self._guard:
             if self._told.get(name) == str(error):
                 return

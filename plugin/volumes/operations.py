@@ -18,6 +18,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from backends.errors import DeadlineError, RemoraError, VolumeBusyError
+from backends.system.aside import begun
 from backends.system.clock import Deadline
 from plugin.limits import CALLS_MAX, OPERATIONS_MAX
 
@@ -149,14 +150,13 @@ class Operations:
         # Its caller waits no more for one that is cancelled; it goes on all the same.
         operation = Future[Result]()
 
-        def body() -> None:
-            try:
-                self._work(name, work, operation, deadline, undo)
-            finally:
-                self._room.release()
+        def ended(body: Future[None]) -> None:
+            self._room.release()
+            if error := body.exception():
+                _told(partial(operation.set_exception, error))
 
-        # A daemon thread: even if storage blocks it for ever, the daemon can exit.
-        threading.Thread(target=body, name=f"operation:{name}", daemon=True).start()
+        body = partial(self._work, name, work, operation, deadline, undo)
+        begun(body, name=f"operation:{name}").add_done_callback(ended)
         while not wait([operation], min(_CALLER_CHECK_S, deadline.remaining_s())).done:
             if (deadline.passed() or caller_gone()) and operation.cancel():
                 raise _late(name, deadline_s, goes_on=undo is None)

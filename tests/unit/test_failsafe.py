@@ -67,6 +67,7 @@ class Volumes:
             ),
             is_shared=lambda _: False,
             still_owner=lambda _record, _epoch: True,
+            knows_copy=lambda _: True,
         )
         self.failsafe = Failsafe(
             ownership, asks, Holds(HOLD_S), ask_below_s=ask_below_s

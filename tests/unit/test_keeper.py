@@ -99,6 +99,7 @@ def make_keeper(
         heads=SimpleNamespace(read=read),
         still_owner=still_owner,
         holds_lock=lambda record, _: record.id not in unlocked,
+        knows_copy=lambda _: True,
         is_shared=lambda _: False,
         note=lambda *_args, **_more: None,
         events=SimpleNamespace(add=lambda *_args, **_more: None),

@@ -7,7 +7,6 @@ import uuid
 import msgspec
 import pytest
 
-from backends.base import Volume
 from plugin.daemon import left_mounted as module
 from plugin.daemon.left_mounted import left_mounted
 from plugin.model import VolumeRecord
@@ -76,10 +75,10 @@ def test_what_many_nodes_may_have_mounted_is_not(
     assert left(world) == []
 
 
-def test_without_a_copy_here_no_member_speaks_for_it(world: World) -> None:
-    """Of an exclusive NFS volume nobody has one: its owner would agree with itself."""
+def test_without_members_nobody_speaks_for_it(world: World) -> None:
+    """An exclusive NFS volume has none: its owner would agree with itself."""
     world.store.transact([], [Put("volumes/db", b"{"), HEAD])
     assert [each.backend for each in left(world)] == ["nfs"]
-    volume = Volume(id=ID, name="db", options={}, created_at="")
-    world.backend.create(volume, deadline_s=5)
+    kept = Head(epoch=3, owner="own", phase="owned", members=("own",))
+    world.store.transact([], [put_head(ID, kept)])
     assert [each.backend for each in left(world)] == ["rsync"]

@@ -132,7 +132,11 @@ class Transactions:
             return Outcome(True, revision)
         found = _found(answer)
         if found is None or int(found["mod_revision"]) != slot.mod_revision:
-            return None  # the slot has ended; it told nothing about the conditions
+            # The slot has ended, which told nothing about the conditions. Those that
+            # wait beside it have most likely ended as well.
+            with self._lock:
+                self._free.clear()
+            return None
         return Outcome(False, revision)
 
     def _resolve(
