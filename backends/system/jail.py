@@ -45,7 +45,8 @@ class Shown(NamedTuple):
     """
     The directory *path* below the trusted directory *top*, at `/name` in the jail.
 
-    No component of *path* may be a link. It is looked up as user *uid* and group *gid*.
+    Or the file, if it *is_file*. No component of *path* may be a link. It is looked up
+    as user *uid* and group *gid*.
     """
 
     name: str
@@ -54,21 +55,21 @@ class Shown(NamedTuple):
     writable: bool = False
     uid: int = 0
     gid: int = 0
+    is_file: bool = False
 
 
 def enter(
     *shown: Shown,
     capabilities: Collection[int],
     programs: bool = False,
-    account: bool = False,
     own_files: bool = False,
 ) -> None:
     """
     Confine this process, which has one thread, to the directories *shown*.
 
     It keeps *capabilities*. With *programs* it sees the machine's programs and their
-    libraries, with *account* a name for root and a /dev/null, with *own_files* what it
-    has open, as /proc/self/fd.
+    libraries, and /dev/null as an empty file, with *own_files* what it has open, as
+    /proc/self/fd.
 
     Raises:
         OSError: a directory is not there, or the kernel refuses.
@@ -77,18 +78,18 @@ def enter(
     mount_namespace.enter_own_mounts()
     libc.call("unshare", _NEW_NETWORK, about="network")
     opened = [(each, _open(each)) for each in shown]
-    null = os.open(os.devnull, os.O_PATH) if account else -1
     own = _own_files() if own_files else -1
     mount_namespace.mount_memory(MOUNT_POINT, "mode=0755", source=ROOT_SOURCE)
     if programs:
         _show_programs()
-    for each, directory in opened:
+    for each, place in opened:
         target = f"{MOUNT_POINT}/{each.name}"
-        os.makedirs(target)
-        mount_namespace.bind(directory, target, read_only=not each.writable)
-        os.close(directory)
-    if null >= 0:
-        _make_account(null)
+        if each.is_file:
+            _make_file(target)
+        else:
+            os.makedirs(target)
+        mount_namespace.bind(place, target, read_only=not each.writable)
+        os.close(place)
     if own >= 0:
         os.makedirs(f"{MOUNT_POINT}/proc/self/fd")
         mount_namespace.bind(own, f"{MOUNT_POINT}/proc/self/fd")
@@ -124,10 +125,12 @@ def as_user(uid: int, gid: int) -> Iterator[None]:
 
 
 def _open(shown: Shown) -> int:
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-    top = os.open(shown.top, flags)
+    flags = os.O_PATH | os.O_NOFOLLOW
+    top = os.open(shown.top, flags | os.O_DIRECTORY)
     if not shown.path:
         return top
+    if not shown.is_file:
+        flags |= os.O_DIRECTORY
     try:
         with as_user(shown.uid, shown.gid):
             return open_beneath(shown.path, flags, top=top)
@@ -135,11 +138,18 @@ def _open(shown: Shown) -> int:
         os.close(top)
 
 
+def _make_file(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444))
+
+
 def _own_files() -> int:
     return os.open(f"/proc/{os.getpid()}/fd", os.O_PATH | os.O_DIRECTORY)
 
 
 def _show_programs() -> None:
+    # The machine's own is a device that root in here could take from everybody.
+    os.mkdir(f"{MOUNT_POINT}/dev")
+    _make_file(f"{MOUNT_POINT}{os.devnull}")
     for name in _PROGRAM_DIRECTORIES:
         source, target = f"/{name}", f"{MOUNT_POINT}/{name}"
         if os.path.islink(source):
@@ -149,18 +159,6 @@ def _show_programs() -> None:
             directory = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
             mount_namespace.bind(directory, target, read_only=True, programs=True)
             os.close(directory)
-
-
-def _make_account(null: int) -> None:
-    for name in ("etc", "dev"):
-        os.mkdir(f"{MOUNT_POINT}/{name}")
-    with open(f"{MOUNT_POINT}/etc/passwd", "w", encoding="ascii") as file:
-        file.write("root:x:0:0:root:/:/bin/false\n")
-    target = f"{MOUNT_POINT}{os.devnull}".encode()
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT, 0o600))
-    # Not as `bind` does it: this one device may be opened.
-    libc.mount(b"/proc/self/fd/%d" % null, target, None, libc.MS_BIND)
-    os.close(null)
 
 
 def _give_up_all_but(capabilities: Collection[int]) -> None:

@@ -54,7 +54,7 @@ def test_the_jail_has_programs_and_one_directory(staging: Path) -> None:
     assert done.stdout.split("\n")[0] == "/staging"
     listed = set(done.stdout.split())
     assert {"staging", "usr", "lib"} <= listed
-    assert not {"etc", "proc", "sys", "dev", "tmp", "var", "run", "root"} & listed
+    assert not {"etc", "proc", "sys", "tmp", "var", "run", "root"} & listed
     assert "passwd: No such file" in done.stderr
     assert (staging / "file").read_text() == "in\n"
 
