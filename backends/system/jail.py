@@ -3,11 +3,12 @@ A root of its own, for a program that touches a tree which others can write to.
 
 Whatever that tree leads the program into (a link to /etc, a name with `..`, a directory
 that becomes a link meanwhile, a device), it ends inside of the jail: an empty root in
-memory, and in it the directories that the program was given. There is no network, and
-of root's capabilities those that are named. ADR 23 says who works in one.
+memory, and in it the directories that the program was given. There is no network, no
+other process, and of root's capabilities those that are named. ADR 23 says who works in
+one.
 
 Standard library alone and quick to import: programs that start in a bare Python use it.
-Source: mount(2), pivot_root(2), network_namespaces(7), capabilities(7), seccomp(2).
+Source: mount(2), pivot_root(2), namespaces(7), capabilities(7), seccomp(2).
 """
 
 import errno
@@ -26,8 +27,9 @@ ROOT_SOURCE: Final = "remora-jail"
 _PROGRAM_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 # Where a jail is made before it becomes the root.
 MOUNT_POINT: Final = "/run"
-_NEW_NETWORK = 0x40000000
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+# CLONE_NEWPID and CLONE_NEWNET. Source: linux/sched.h.
+_NEW_PROCESSES, _NEW_NETWORK = 0x20000000, 0x40000000
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 
 # Source: linux/capability.h.
 CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID = 0, 1, 3, 4, 6, 7
@@ -67,14 +69,16 @@ def enter(
     """
     Confine this process, which has one thread, to the directories *shown*.
 
-    It keeps *capabilities*. With *programs* it sees the machine's programs and their
-    libraries, and /dev/null as an empty file, with *own_files* what it has open, as
-    /proc/self/fd.
+    It goes on as a child, which sees no other process; the one that called ends as the
+    child does. It keeps *capabilities*. With *programs* it sees the machine's programs
+    and their libraries, and /dev/null as an empty file, with *own_files* what it has
+    open, as /proc/self/fd.
 
     Raises:
         OSError: a directory is not there, or the kernel refuses.
 
     """
+    _become_first_process()
     mount_namespace.enter_own_mounts()
     libc.call("unshare", _NEW_NETWORK, about="network")
     opened = [(each, _open(each)) for each in shown]
@@ -101,12 +105,8 @@ def enter(
 
 
 def die_with_caller() -> None:
-    """
-    Be killed when the process ends that started this one, as `run` has ordered.
-
-    A change of this process's user has undone that. Source: PR_SET_PDEATHSIG(2const).
-    """
-    libc.call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0, about="prctl")
+    """Be killed when the process, or the thread, ends that started this one."""
+    libc.set_death_signal(signal.SIGKILL)
 
 
 @contextmanager
@@ -115,13 +115,28 @@ def as_user(uid: int, gid: int) -> Iterator[None]:
     if not uid or os.geteuid() != 0:
         yield
         return
+    # Each change undoes what was ordered for the end of our caller.
+    ordered = libc.death_signal()
     os.setegid(gid)
     os.seteuid(uid)
+    libc.set_death_signal(ordered)
     try:
         yield
     finally:
         os.seteuid(0)
         os.setegid(0)
+        libc.set_death_signal(ordered)
+
+
+def _become_first_process() -> None:
+    """Go on as the first process of a namespace; when it ends, all in there do."""
+    libc.call("unshare", _NEW_PROCESSES, about="processes")
+    child = os.fork()
+    if child == 0:
+        die_with_caller()
+        return
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(status if status >= 0 else 128 - status)
 
 
 def _open(shown: Shown) -> int:
@@ -143,7 +158,8 @@ def _make_file(path: str) -> None:
 
 
 def _own_files() -> int:
-    return os.open(f"/proc/{os.getpid()}/fd", os.O_PATH | os.O_DIRECTORY)
+    # Not by our number, which is another one in the machine's /proc.
+    return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
 
 
 def _show_programs() -> None:

@@ -19,6 +19,7 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 CAPABILITIES_MAX = 64
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_SET_SECCOMP, _FILTER = 22, 2
 _AT_FDCWD = -100
 _STATFS_SIZE_MAX, _LONG = 256, struct.calcsize("@l")
@@ -147,6 +148,22 @@ def set_capabilities(kept: Collection[int]) -> None:
     low, high = bits & 0xFFFFFFFF, bits >> 32
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     call("capset", header, struct.pack("=6I", low, low, 0, high, high, 0))
+
+
+def death_signal() -> int:
+    """Return the signal that we get when our caller ends, 0 for none."""
+    told = ctypes.c_int()
+    call("prctl", _PR_GET_PDEATHSIG, ctypes.addressof(told), 0, 0, 0)
+    return told.value
+
+
+def set_death_signal(number: int) -> None:
+    """
+    Get signal *number* when our caller ends.
+
+    A change of this process's user undoes that. Source: PR_SET_PDEATHSIG(2const).
+    """
+    call("prctl", _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def filesystem_type(descriptor: int) -> int:

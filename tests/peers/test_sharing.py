@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from plugin.errors import ConfigError
 from plugin.peers.sharing import SharedSsh
+from plugin.replication.transfer import _carried_bytes
 from tests.support.host import wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
 from tests.support.processes import command, descendants, gone, stopped, with_argument
@@ -271,3 +273,20 @@ def test_who_takes_over_what_sends_a_tree_finds_no_ssh(
     assert not [each for each in lines if each.startswith("/ssh")], lines
     # What it has is the one transfer that was asked for, which never began.
     assert nodes[1].staging.begun in ([], [(VOLUME, 5, 0)])
+
+
+def test_what_is_left_in_a_senders_log_is_read_in_part(
+    nodes: NODES, source: Path
+) -> None:
+    """It is one file of ours, whoever has taken the sender over."""
+    log = nodes[0].directory / "log"
+    taken_over = "rm /log; mkfifo /pipe; ln -sf /usr/bin/sh /log; truncate -s 1G /log"
+    send_tree(nodes, source, taken_over)
+    assert [each.name for each in log.parent.glob("log*")] == ["log"]
+    with log.open("rb") as file:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert _carried_bytes(file) == 0
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert log.is_file()
+    assert log.stat().st_size == 1 << 30
+    assert after - before < 100_000  # KiB

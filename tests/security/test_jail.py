@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from backends.system import system_calls
 from backends.system.mountinfo import parse_mountinfo
-from tests.support.host import REPOSITORY
+from backends.system.mounts import users_of
+from tests.support.host import REPOSITORY, wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, require_programs
+from tests.support.processes import descendants, gone
 
 
 def in_jail(staging: Path, script: str) -> list[str]:
@@ -73,7 +79,9 @@ def test_outside_of_it_nothing_can_be_written(staging: Path, path: str) -> None:
     assert (staging.parent.parent / "precious").read_text() == "kept"
 
 
-def test_no_mount_of_the_machine_is_left_in_there(staging: Path) -> None:
+@contextmanager
+def waiting_in_jail(staging: Path) -> Iterator[tuple[int, int]]:
+    """Yield who waits for a program in a jail, and that one's process."""
     with subprocess.Popen(
         in_jail(staging, "echo here; read line"),
         stdin=subprocess.PIPE,
@@ -82,8 +90,79 @@ def test_no_mount_of_the_machine_is_left_in_there(staging: Path) -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "here\n"
-        table = Path(f"/proc/{process.pid}/mountinfo").read_text()
+        [child] = descendants(process.pid)
+        yield process.pid, child
         process.communicate("\n", timeout=COMMAND_DEADLINE_S)
+
+
+def test_a_jail_ends_with_who_waits_for_it(staging: Path) -> None:
+    with waiting_in_jail(staging) as (caller, pid):
+        os.kill(caller, signal.SIGKILL)
+        wait_until(lambda: gone([pid]), timeout_s=20, what="it has ended")
+
+
+def test_how_a_program_in_a_jail_ends_is_told(staging: Path) -> None:
+    assert run_in_jail(staging, "exit 24").returncode == 24
+    # The first process of a namespace gets no signal from itself; its child does.
+    assert run_in_jail(staging, "sh -c 'kill -9 $$'; exit $?").returncode == 137
+
+
+def test_who_is_killed_with_its_caller_stays_so_as_another_user() -> None:
+    program = (
+        f"import sys, signal; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "from backends.system import jail, libc\n"
+        "for ordered in 0, signal.SIGKILL:\n"
+        "    libc.set_death_signal(ordered)\n"
+        "    with jail.as_user(1000, 1000):\n"
+        "        print(libc.death_signal())\n"
+        "    print(libc.death_signal())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=True,
+    )
+    assert done.stdout.split() == ["0", "0", "9", "9"]
+
+
+def test_a_jail_is_no_user_of_what_it_shows(staging: Path) -> None:
+    with waiting_in_jail(staging):
+        assert users_of(staging) == []
+
+
+def test_whoever_names_a_root_as_a_jail_does_is_still_a_user(
+    staging: Path, tmp_path: Path
+) -> None:
+    """A container that may mount can do so; it is not below us."""
+    (tmp_path / "seen").mkdir()
+    script = (
+        f"mount --bind {staging} {tmp_path}/seen; mount -t tmpfs remora-jail /run;"
+        " echo $$; exec sleep 60"
+    )
+    unshared = f"unshare -m --propagation private sh -c '{script}'"
+    done = subprocess.run(
+        ["sh", "-c", f"{unshared} > {tmp_path}/pid 2> {tmp_path}/errors &"],
+        timeout=COMMAND_DEADLINE_S,
+        check=True,
+    )
+    assert done.returncode == 0
+    told = tmp_path / "pid"
+    wait_until(lambda: told.read_text() != "", timeout_s=20, what="it has mounted")
+    pid = int(told.read_text())
+    try:
+        assert [each.pid for each in users_of(staging)] == [pid]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_no_mount_of_the_machine_is_left_in_there(staging: Path) -> None:
+    with waiting_in_jail(staging) as (_, pid):
+        table = Path(f"/proc/{pid}/mountinfo").read_text()
+        for each in ("mnt", "net", "pid"):
+            own = Path(f"/proc/self/ns/{each}").stat().st_ino
+            assert Path(f"/proc/{pid}/ns/{each}").stat().st_ino != own
     points = {each.mount_point for each in parse_mountinfo(table)}
     allowed = {"/", "/basis/tree", "/staging"}
     allowed |= {f"/{each}" for each in ("usr", "bin", "sbin", "lib", "lib32", "lib64")}
@@ -98,6 +177,7 @@ def python_in_jail(staging: Path, script: str) -> str:
         "from backends.system import jail, libc\n"
         "import fcntl, socket\n"
         "outside = os.open('/etc', os.O_PATH)\n"
+        "outside_pid = os.getppid()\n"
         "jail.enter(jail.Shown('staging', sys.argv[1], writable=True),"
         " capabilities=jail.WRITING, own_files=True)\n"
         "def device():\n"
@@ -138,7 +218,10 @@ def python_in_jail(staging: Path, script: str) -> str:
         # Commands to a disk, to a file; FIOQSIZE, which every file answers, is one.
         ("fcntl.ioctl(os.open('/staging', 0), 0x5460, bytes(8))", "ENOTTY"),
         ("fcntl.ioctl(os.pipe()[0], 0x5421, bytes(4))", "done b'\\x00\\x00\\x00\\x00'"),
-        ("os.kill(os.getppid(), 0)", "done None"),  # root's own: a user id is no cap
+        ("(os.getpid(), os.getppid())", "done (1, 0)"),  # and so it has nobody to kill
+        ("os.kill(outside_pid, 0)", "ESRCH"),
+        ("libc.call('shmget', 0, 1, 0o600)", "ENOSYS"),
+        ("os.stat('/dev/null')", "ENOENT"),
         ("os.setxattr('/staging', 'trusted.x', b'1')", "done None"),
         ("os.seteuid(1000)", "EPERM"),
         ("socket.socket(socket.AF_UNIX)", "ENOSYS"),
