@@ -3,11 +3,12 @@ A root of its own, for a program that touches a tree which others can write to.
 
 Whatever that tree leads the program into (a link to /etc, a name with `..`, a directory
 that becomes a link meanwhile, a device), it ends inside of the jail: an empty root in
-memory, and in it the directories that the program was given. There is no network, and
-of root's capabilities those that are named. ADR 23 says who works in one.
+memory, and in it the directories that the program was given. There is no network, no
+other process, and of root's capabilities those that are named. ADR 23 says who works in
+one.
 
 Standard library alone and quick to import: programs that start in a bare Python use it.
-Source: mount(2), pivot_root(2), network_namespaces(7), capabilities(7), seccomp(2).
+Source: mount(2), pivot_root(2), namespaces(7), capabilities(7), seccomp(2).
 """
 
 import errno
@@ -26,8 +27,9 @@ ROOT_SOURCE: Final = "remora-jail"
 _PROGRAM_DIRECTORIES = ("usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32")
 # Where a jail is made before it becomes the root.
 MOUNT_POINT: Final = "/run"
-_NEW_NETWORK = 0x40000000
-_PR_SET_PDEATHSIG, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 24, 38
+# CLONE_NEWPID and CLONE_NEWNET. Source: linux/sched.h.
+_NEW_PROCESSES, _NEW_NETWORK = 0x20000000, 0x40000000
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 
 # Source: linux/capability.h.
 CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID = 0, 1, 3, 4, 6, 7
@@ -45,7 +47,8 @@ class Shown(NamedTuple):
     """
     The directory *path* below the trusted directory *top*, at `/name` in the jail.
 
-    No component of *path* may be a link. It is looked up as user *uid* and group *gid*.
+    Or the file, if it *is_file*. No component of *path* may be a link. It is looked up
+    as user *uid* and group *gid*.
     """
 
     name: str
@@ -54,41 +57,43 @@ class Shown(NamedTuple):
     writable: bool = False
     uid: int = 0
     gid: int = 0
+    is_file: bool = False
 
 
 def enter(
     *shown: Shown,
     capabilities: Collection[int],
     programs: bool = False,
-    account: bool = False,
     own_files: bool = False,
 ) -> None:
     """
     Confine this process, which has one thread, to the directories *shown*.
 
-    It keeps *capabilities*. With *programs* it sees the machine's programs and their
-    libraries, with *account* a name for root and a /dev/null, with *own_files* what it
-    has open, as /proc/self/fd.
+    It goes on as a child, which sees no other process; the one that called ends as the
+    child does. It keeps *capabilities*. With *programs* it sees the machine's programs
+    and their libraries, and /dev/null as an empty file, with *own_files* what it has
+    open, as /proc/self/fd.
 
     Raises:
         OSError: a directory is not there, or the kernel refuses.
 
     """
+    _become_first_process()
     mount_namespace.enter_own_mounts()
     libc.call("unshare", _NEW_NETWORK, about="network")
     opened = [(each, _open(each)) for each in shown]
-    null = os.open(os.devnull, os.O_PATH) if account else -1
     own = _own_files() if own_files else -1
     mount_namespace.mount_memory(MOUNT_POINT, "mode=0755", source=ROOT_SOURCE)
     if programs:
         _show_programs()
-    for each, directory in opened:
+    for each, place in opened:
         target = f"{MOUNT_POINT}/{each.name}"
-        os.makedirs(target)
-        mount_namespace.bind(directory, target, read_only=not each.writable)
-        os.close(directory)
-    if null >= 0:
-        _make_account(null)
+        if each.is_file:
+            _make_file(target)
+        else:
+            os.makedirs(target)
+        mount_namespace.bind(place, target, read_only=not each.writable)
+        os.close(place)
     if own >= 0:
         os.makedirs(f"{MOUNT_POINT}/proc/self/fd")
         mount_namespace.bind(own, f"{MOUNT_POINT}/proc/self/fd")
@@ -100,12 +105,8 @@ def enter(
 
 
 def die_with_caller() -> None:
-    """
-    Be killed when the process ends that started this one, as `run` has ordered.
-
-    A change of this process's user has undone that. Source: PR_SET_PDEATHSIG(2const).
-    """
-    libc.call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0, about="prctl")
+    """Be killed when the process, or the thread, ends that started this one."""
+    libc.set_death_signal(signal.SIGKILL)
 
 
 @contextmanager
@@ -114,20 +115,37 @@ def as_user(uid: int, gid: int) -> Iterator[None]:
     if not uid or os.geteuid() != 0:
         yield
         return
+    # Each change undoes what was ordered for the end of our caller.
+    ordered = libc.death_signal()
     os.setegid(gid)
     os.seteuid(uid)
+    libc.set_death_signal(ordered)
     try:
         yield
     finally:
         os.seteuid(0)
         os.setegid(0)
+        libc.set_death_signal(ordered)
+
+
+def _become_first_process() -> None:
+    """Go on as the first process of a namespace; when it ends, all in there do."""
+    libc.call("unshare", _NEW_PROCESSES, about="processes")
+    child = os.fork()
+    if child == 0:
+        die_with_caller()
+        return
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os._exit(status if status >= 0 else 128 - status)
 
 
 def _open(shown: Shown) -> int:
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
-    top = os.open(shown.top, flags)
+    flags = os.O_PATH | os.O_NOFOLLOW
+    top = os.open(shown.top, flags | os.O_DIRECTORY)
     if not shown.path:
         return top
+    if not shown.is_file:
+        flags |= os.O_DIRECTORY
     try:
         with as_user(shown.uid, shown.gid):
             return open_beneath(shown.path, flags, top=top)
@@ -135,11 +153,19 @@ def _open(shown: Shown) -> int:
         os.close(top)
 
 
+def _make_file(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o444))
+
+
 def _own_files() -> int:
-    return os.open(f"/proc/{os.getpid()}/fd", os.O_PATH | os.O_DIRECTORY)
+    # Not by our number, which is another one in the machine's /proc.
+    return os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY)
 
 
 def _show_programs() -> None:
+    # The machine's own is a device that root in here could take from everybody.
+    os.mkdir(f"{MOUNT_POINT}/dev")
+    _make_file(f"{MOUNT_POINT}{os.devnull}")
     for name in _PROGRAM_DIRECTORIES:
         source, target = f"/{name}", f"{MOUNT_POINT}/{name}"
         if os.path.islink(source):
@@ -149,18 +175,6 @@ def _show_programs() -> None:
             directory = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
             mount_namespace.bind(directory, target, read_only=True, programs=True)
             os.close(directory)
-
-
-def _make_account(null: int) -> None:
-    for name in ("etc", "dev"):
-        os.mkdir(f"{MOUNT_POINT}/{name}")
-    with open(f"{MOUNT_POINT}/etc/passwd", "w", encoding="ascii") as file:
-        file.write("root:x:0:0:root:/:/bin/false\n")
-    target = f"{MOUNT_POINT}{os.devnull}".encode()
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT, 0o600))
-    # Not as `bind` does it: this one device may be opened.
-    libc.mount(b"/proc/self/fd/%d" % null, target, None, libc.MS_BIND)
-    os.close(null)
 
 
 def _give_up_all_but(capabilities: Collection[int]) -> None:

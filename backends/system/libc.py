@@ -19,6 +19,7 @@ MS_REC, MS_PRIVATE = 0x4000, 0x40000
 MNT_FORCE, MNT_DETACH, UMOUNT_NOFOLLOW = 1, 2, 8
 
 CAPABILITIES_MAX = 64
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_SET_SECCOMP, _FILTER = 22, 2
 _AT_FDCWD = -100
 _STATFS_SIZE_MAX, _LONG = 256, struct.calcsize("@l")
@@ -158,6 +159,22 @@ def is_mount(name: bytes, *, directory: int) -> bool:
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
     call("statx", directory, name, flags, 0, told, about=os.fsdecode(name))
     return bool(int.from_bytes(told.raw[8:16], sys.byteorder) & _MOUNT_ROOT)
+
+
+def death_signal() -> int:
+    """Return the signal that we get when our caller ends, 0 for none."""
+    told = ctypes.c_int()
+    call("prctl", _PR_GET_PDEATHSIG, ctypes.addressof(told), 0, 0, 0)
+    return told.value
+
+
+def set_death_signal(number: int) -> None:
+    """
+    Get signal *number* when our caller ends.
+
+    A change of this process's user undoes that. Source: PR_SET_PDEATHSIG(2const).
+    """
+    call("prctl", _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def filesystem_type(descriptor: int) -> int:

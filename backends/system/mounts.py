@@ -181,7 +181,7 @@ def users_of_root(
         if plain not in table:
             continue
         entries = list(parse_mountinfo(table.decode(errors="surrogateescape")))
-        if any(map(_is_jail, entries)):
+        if any(map(_is_jail, entries)) and _is_ours(pid):
             continue
         for entry in entries:
             if shows(entry) and Path(entry.mount_point).name not in own_names:
@@ -194,6 +194,16 @@ def _is_jail(entry: MountEntry) -> bool:
     """Return whether *entry* is the root of a jail, whose program uses no volume."""
     at = entry.mount_point in ("/", jail.MOUNT_POINT)
     return at and (entry.filesystem, entry.source) == ("tmpfs", jail.ROOT_SOURCE)
+
+
+def _is_ours(pid: int) -> bool:
+    """Return whether we started a process: whoever may mount can name a root so."""
+    with suppress(OSError):
+        while pid > 1 and pid != os.getpid():
+            # After the name, which may hold anything: the state, then the parent.
+            pid = int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+        return pid == os.getpid()
+    return False
 
 
 def _mount_namespaces() -> Iterator[tuple[int, int, bytes]]:

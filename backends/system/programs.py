@@ -32,17 +32,18 @@ def in_jail(
     command: Sequence[str],
     *shown: Shown,
     capabilities: Collection[int] = READING,
-    account: bool = False,
+    beside: Sequence[str] = (),
 ) -> list[str]:
     """
     Return the command that runs *command* where it sees but programs and *shown*.
 
-    With *account* root has a name there, and there is a /dev/null: ssh wants both.
+    The command *beside* it runs outside of the jail; two pipes lead to it, which
+    `jailed.py` numbers.
     """
     request = {
         "shown": shown,
         "capabilities": sorted(capabilities),
-        "account": account,
+        "beside": list(beside),
         "command": list(command),
     }
     return own_program(jailed, json.dumps(request))

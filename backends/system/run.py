@@ -176,9 +176,11 @@ class Helper:
         return not self._killed and self._process.poll() is None
 
     def kill(self) -> None:
-        """Kill it from another thread: one that waits for an answer hears of it."""
+        """Kill it and its children; another thread that waits for an answer hears."""
         self._killed = True
-        self._process.kill()
+        with suppress(ProcessLookupError):
+            if self._process.poll() is None:
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def ask(self, line: str, *, deadline: Deadline) -> str:
         """

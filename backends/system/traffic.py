@@ -9,15 +9,13 @@ def traffic(process_id: int) -> list[str]:
     """
     Return what the kernel has counted of a program's reads and writes until now.
 
-    It changes while the program works. Children count that run the same program, as
-    those of rsync do; its ssh does not, whose keepalives say nothing of the work.
-    Source: proc_pid_io(5), proc_tid_children(5).
+    It changes while the program works. Its children count, but for ssh, whose
+    keepalives say nothing of the work. Source: proc_pid_io(5), proc_tid_children(5).
     """
-    name = _read(process_id, "comm")
     found, left = [], [process_id]
     while left:
         each = left.pop()
-        if name and _read(each, "comm") == name:
+        if _read(each, "comm") != "ssh\n":
             found.append(_read(each, "io"))
             left += map(int, _read(each, f"task/{each}/children").split())
     return found

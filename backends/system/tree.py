@@ -156,7 +156,6 @@ def main() -> None:
             own_files=True,
         )
         with jail.as_user(uid, gid):
-            jail.die_with_caller()
             copy.run(open_directory("/source"), open_directory("/target"))
     except OSError as error:
         name = f" ({os.fsdecode(error.filename)})" if error.filename else ""

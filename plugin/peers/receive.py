@@ -47,7 +47,7 @@ _NUMBER = "(?:0|[1-9][0-9]{0,17})"
 # sender uses the second name, too: beside the tree lie files about the commit.
 _BASIS, _TREE = "basis", "tree"
 CONTROL = "remora control"
-_RECEIVE = re.compile(
+RECEIVE = re.compile(
     f"remora receive ({_UUID}) ({_NUMBER}) ({_NUMBER})"
     f" --server (?:{NAMES_FLAGS}|{TREE_FLAGS})(e\\.[A-Za-z]{{1,24}})"
     # The sender keeps its limit by itself.
@@ -116,7 +116,7 @@ def _serve(daemon: Daemon, node: str, command: str) -> int:
     if command == CONTROL:
         daemon.ask({"node": node, "session": "control"})
         return _become_relay(daemon.socket)
-    match = _RECEIVE.fullmatch(command)
+    match = RECEIVE.fullmatch(command)
     if match is None:
         shown = command[:COMMAND_LENGTH_MAX]
         daemon.ask({"node": node, "session": "refused", "command": shown})

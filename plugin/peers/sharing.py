@@ -17,12 +17,19 @@ from typing import Final
 from backends.errors import BackendError, DeadlineError
 from backends.system import files
 from backends.system.jail import Shown
+from backends.system.jailed import FROM_BESIDE, TO_BESIDE
 from backends.system.programs import in_jail
 from backends.system.run import run
 from plugin.errors import ConfigError
 from plugin.peers.authorization import KNOWN_HOSTS, NODE_KEY
 from plugin.peers.peer import Peer
-from plugin.peers.receive import CONTROL, NAMES_OPTIONS, RSYNC_OPTIONS, TREE_OPTIONS
+from plugin.peers.receive import (
+    CONTROL,
+    NAMES_OPTIONS,
+    RECEIVE,
+    RSYNC_OPTIONS,
+    TREE_OPTIONS,
+)
 
 # A socket's path has 107 bytes (unix(7)); ssh adds a dot and 16 characters at first.
 _SOCKET_PATH_LENGTH_MAX: Final = 107 - 17
@@ -31,6 +38,14 @@ _SOCKET_NAME_LENGTH: Final = 16
 _EXIT_DEADLINE_S: Final = 5.0
 _CONNECT_DEADLINE_S: Final = 20.0
 _PREPARE_WITHIN_S: Final = 5.0
+# In place of ssh: one says what it is asked to run (after the address) and fails. The
+# other carries the bytes, to and from who was started beside a jail. It ends when that
+# one does; sh gives a part in the background an empty input, so the other has a copy.
+_TELLING: Final = ("sh", "-c", 'shift; echo "$*" >&2; exit 1', "sh")
+_PIPING: Final = (
+    *("sh", "-c"),
+    f"exec 7<&0; cat <&7 >&{TO_BESIDE} & exec cat <&{FROM_BESIDE} {TO_BESIDE}>&-",
+)
 # The sequence that no commit has: files for the tree itself, before there is a commit.
 AHEAD_SEQ: Final = 0
 _OPTIONS: Final = (
@@ -155,25 +170,31 @@ class SharedSsh:
         volume: str,
         epoch: int,
         options: Sequence[str] = (),
-        log_directory: Path | None = None,
+        log: Path | None = None,
     ) -> list[str]:
         """
         Return the rsync that sends all of *source*, to which others may write.
 
-        It works in a jail, where *source* cannot be written to, and *log_directory* is
-        `/log`. There its ssh has no key and no network: it uses the connection that
-        `connect` has made.
+        It works in a jail, where *source* cannot be written to, and *log* is `/log`.
+        Its ssh is outside, with the one command that such a transfer has: rsync has two
+        pipes to it, and nothing else of the machine's ssh.
+
+        Raises:
+            BackendError, DeadlineError: rsync does not say what it wants to run there.
+
         """
-        ssh = ["ssh", "-F", "none", "-S", f"/ssh/{self._socket(peer.id).name}"]
-        rsync = self._rsync((*options, *TREE_OPTIONS), [*ssh, "-l", "root"])
-        shown = [
-            Shown("source", str(source.parent), source.name),
-            Shown("ssh", str(self._sockets)),
-        ]
-        if log_directory is not None:
-            shown.append(Shown("log", str(log_directory), writable=True))
         ends = _ends(Path("/source"), address, volume, (epoch, AHEAD_SEQ))
-        return [*self._nicely(), *in_jail([*rsync, *ends], *shown, account=True)]
+        receive = _receiving(self._rsync(TREE_OPTIONS, _TELLING), ends)
+        shown = [Shown("source", str(source.parent), source.name)]
+        if log is not None:
+            place = str(log.parent), log.name
+            shown.append(Shown("log", *place, writable=True, is_file=True))
+        command = in_jail(
+            [*self._rsync((*options, *TREE_OPTIONS), _PIPING), *ends],
+            *shown,
+            beside=[*self.command(peer), address, receive],
+        )
+        return [*self._nicely(), *command]
 
     def connect(self, peer: Peer, address: str) -> None:
         """
@@ -254,6 +275,17 @@ def _ends(
     host = f"[{address}]" if ":" in address else address
     receive = f"--rsync-path=remora receive {volume} {epoch} {seq}"
     return [receive, "--", f"{source}/", f"{host}:."]
+
+
+def _receiving(rsync: Sequence[str], ends: Sequence[str]) -> str:
+    """Return the command that *rsync*, which tells it, wants the other node to run."""
+    told = run(
+        [*rsync, *ends], deadline_s=_CONNECT_DEADLINE_S, allowed=range(1, 256)
+    ).errors
+    for line in told.splitlines():
+        if RECEIVE.fullmatch(line):
+            return line
+    raise BackendError(f"rsync asks for no transfer that we know: {told[:200]!r}")
 
 
 def _literal(path: Path) -> str:

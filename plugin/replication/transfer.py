@@ -6,12 +6,13 @@ What arrives is part of nothing until the other node says so.
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from backends.errors import BackendError
 from backends.system.run import run_with_progress
@@ -28,6 +29,7 @@ _OPTIONS: Final = ("--info=progress2", "--no-human-readable", "--log-file-format
 # Bytes sent, in rsync's log file. Its --stats would tell them too, but would change the
 # options that the other side is started with.
 _CARRIED: Final = re.compile(rb" sent ([0-9]{1,18}) bytes  received ")
+_LOG_END_BYTES: Final = 64 * 1024
 # rsync's exit codes if files vanished or could not be read: the other node tells which.
 _PARTIAL: Final = (" 23:", " 24:")
 
@@ -60,10 +62,10 @@ class RsyncTransfer:
         """
         channel = self._peers.channel(node_id)
         ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
-        with tempfile.TemporaryFile() as file, tempfile.TemporaryDirectory() as logs:
-            whole = names is None
+        with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
+            whole, path = names is None, Path(log.name)
             command = self._command(
-                channel, volume_id, commit, source, Path(logs), whole=whole
+                channel, volume_id, commit, source, path, whole=whole
             )
             number = self.progress.begin("sending", volume_id, node_id, total_bytes)
             try:
@@ -81,7 +83,7 @@ class RsyncTransfer:
                     raise
             finally:
                 self.progress.end(number)
-                carried_bytes = _carried_bytes(Path(logs, "log"))
+                carried_bytes = _carried_bytes(log)
                 self.progress.count("sending", size_bytes=carried_bytes)
         return carried_bytes
 
@@ -91,7 +93,7 @@ class RsyncTransfer:
         volume_id: str,
         commit: Commit,
         source: Path,
-        logs: Path,
+        log: Path,
         *,
         whole: bool,
     ) -> list[str]:
@@ -103,7 +105,7 @@ class RsyncTransfer:
                 source=source,
                 volume=volume_id,
                 commit=(commit.epoch, commit.seq),
-                options=(*_OPTIONS, f"--log-file={logs}/log"),
+                options=(*_OPTIONS, f"--log-file={log}"),
             )
         ssh.connect(*to)
         return ssh.rsync_tree_command(
@@ -111,8 +113,8 @@ class RsyncTransfer:
             source=source,
             volume=volume_id,
             epoch=commit.epoch,
-            options=(*_OPTIONS, "--log-file=/log/log"),
-            log_directory=logs,
+            options=(*_OPTIONS, "--log-file=/log"),
+            log=log,
         )
 
     def send_ahead(
@@ -145,7 +147,12 @@ def _is_partial(error: BackendError) -> bool:
     return any(f"exited{code}" in error.cause for code in _PARTIAL)
 
 
-def _carried_bytes(log: Path) -> int:
-    """Return the bytes sent that rsync's log tells of, 0 if it ended too early."""
-    match = _CARRIED.search(log.read_bytes()) if log.exists() else None
+def _carried_bytes(log: IO[bytes]) -> int:
+    """
+    Return the bytes sent that rsync's log tells of, 0 if it ended too early.
+
+    A jailed rsync that others have taken over may have made it of any size.
+    """
+    log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_END_BYTES))
+    match = _CARRIED.search(log.read(_LOG_END_BYTES))
     return int(match[1]) if match else 0

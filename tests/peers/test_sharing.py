@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from plugin.errors import ConfigError
 from plugin.ownership.state import Commit
 from plugin.peers.sharing import SharedSsh
 from plugin.replication.progress import Progress
-from plugin.replication.transfer import RsyncTransfer
+from plugin.replication.transfer import RsyncTransfer, _carried_bytes
 from tests.support.host import wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
 from tests.support.processes import command, descendants, gone, stopped, with_argument
@@ -231,3 +233,83 @@ def test_of_what_the_copy_has_only_the_difference_is_sent(
     sent = re.search(r" sent ([0-9]+)\n", log.read_text())
     assert sent is not None
     assert int(sent[1]) < 100_000
+
+
+def send_tree(
+    nodes: NODES, source: Path, script: str = ""
+) -> subprocess.CompletedProcess[bytes]:
+    """Send all of *source* from its jail; or do *script* there, in rsync's place."""
+    first, second = nodes
+    record = second.record()
+    first.ssh.connect(record, second.address)
+    log = first.directory / "log"
+    log.touch()
+    command = first.ssh.rsync_tree_command(
+        record,
+        second.address,
+        source=source,
+        volume=VOLUME,
+        epoch=5,
+        options=("--log-file=/log",),
+        log=log,
+    )
+    if script:
+        request = json.loads(command[-1])
+        request["command"] = ["sh", "-c", script]
+        command[-1] = json.dumps(request)
+    return subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=False,
+    )
+
+
+def test_a_tree_is_sent_from_a_jail(nodes: NODES, source: Path) -> None:
+    (source / "big").write_bytes(content := os.urandom(2 << 20))
+    done = send_tree(nodes, source)
+    staging = nodes[1].staging
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (staging.directory / "big").read_bytes() == content
+    assert staging.begun == [(VOLUME, 5, 0)]
+    assert staging.ended == [0]
+    carried = re.search(r" sent ([0-9]+) bytes ", (source / "../log").read_text())
+    assert carried is not None
+    assert int(carried[1]) > len(content)
+
+
+def test_a_node_that_refuses_a_tree_is_quoted(nodes: NODES, source: Path) -> None:
+    nodes[1].staging.epoch = 6
+    done = send_tree(nodes, source)
+    assert done.returncode not in (0, 23, 24)
+    assert b"stale-epoch: epoch 5 is below the promised 6" in done.stderr
+
+
+def test_who_takes_over_what_sends_a_tree_finds_no_ssh(
+    nodes: NODES, source: Path
+) -> None:
+    """With its socket they would ask any node anything, and listen on this one."""
+    done = send_tree(nodes, source, "ls /; find / -path /usr -prune -o -type s")
+    lines = done.stdout.decode().split()
+    assert {"source", "log", "usr"} <= set(lines)
+    assert not [each for each in lines if each.startswith("/ssh")], lines
+    # What it has is the one transfer that was asked for, which never began.
+    assert nodes[1].staging.begun in ([], [(VOLUME, 5, 0)])
+
+
+def test_what_is_left_in_a_senders_log_is_read_in_part(
+    nodes: NODES, source: Path
+) -> None:
+    """It is one file of ours, whoever has taken the sender over."""
+    log = nodes[0].directory / "log"
+    taken_over = "rm /log; mkfifo /pipe; ln -sf /usr/bin/sh /log; truncate -s 1G /log"
+    send_tree(nodes, source, taken_over)
+    assert [each.name for each in log.parent.glob("log*")] == ["log"]
+    with log.open("rb") as file:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert _carried_bytes(file) == 0
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert log.is_file()
+    assert log.stat().st_size == 1 << 30
+    assert after - before < 100_000  # KiB

@@ -27,7 +27,7 @@ from plugin.peers.channel import Peers
 from plugin.peers.keys import ensure_keys
 from plugin.peers.peer import Peer
 from plugin.peers.server import PeerServer, StagingPlace
-from plugin.peers.sharing import SharedSsh
+from plugin.peers.sharing import AHEAD_SEQ, SharedSsh
 from plugin.peers.sshd import PeerSshd
 from tests.support.etcd import new_address
 from tests.support.host import wait_until
@@ -86,7 +86,9 @@ class Staging:
             raise refused
         self.begun.append((volume, epoch, seq))
         self.hang_up = hang_up
-        return StagingPlace(self.directory, self.basis, self.lock, self.nice)
+        return StagingPlace(
+            self.directory, self.basis, self.lock, self.nice, is_tree=seq == AHEAD_SEQ
+        )
 
     def end(
         self,

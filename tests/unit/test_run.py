@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from backends.errors import BackendError, DeadlineError
-from backends.system.run import run, stream
+from backends.system.clock import Deadline
+from backends.system.jail import Shown
+from backends.system.programs import in_jail
+from backends.system.run import Helper, run, stream
+from tests.support.host import wait_until
+from tests.support.peers import COMMAND_DEADLINE_S
+from tests.support.processes import gone
 
 STALL_S = 2.0
 # It reads for more than twice as long as it may stand still, and prints nothing.
@@ -28,18 +35,31 @@ def test_a_silent_program_that_works_is_waited_for() -> None:
     assert b"" in pieces
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["sleep", "600"],
-        # What another program does, as ssh with its keepalives, is no progress.
-        ["sh", "-c", f"{sys.executable} -c '{WORK * 20}' & sleep 600 & wait"],
-    ],
-    ids=["sleeps", "has-a-child"],
-)
-def test_one_that_stands_still_is_ended(command: list[str]) -> None:
+def test_one_that_works_in_a_jail_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    works = "for each in $(seq 40); do head -c 1 /usr/bin/env > /x/y; sleep 0.1; done"
+    command = in_jail(
+        ["sh", "-c", f"{works}; echo done"],
+        Shown("x", str(tmp_path), "place", writable=True),
+    )
+    assert list(stream(command, stall_s=STALL_S))[-1] == b"done\n"
+
+
+@pytest.mark.parametrize("script", ["exec sleep 600", '$0 -c "$1" & sleep 600 & wait'])
+def test_one_that_stands_still_is_ended(script: str, tmp_path: Path) -> None:
+    """What its ssh does, keepalives, is no progress."""
+    (ssh := tmp_path / "ssh").symlink_to(Path(sys.executable).resolve())
+    command = ["sh", "-c", script, str(ssh), WORK * 20]
     with pytest.raises(DeadlineError, match="no progress for 2 s"):
         list(stream(command, stall_s=STALL_S))
+
+
+def test_a_helper_is_killed_with_its_children() -> None:
+    helper = Helper(["sh", "-c", "read line; sleep 600 & echo $!; wait"])
+    child = int(helper.ask("", deadline=Deadline(COMMAND_DEADLINE_S)))
+    helper.kill()
+    wait_until(lambda: gone([child]), timeout_s=20, what="it has ended")
+    helper.end()
 
 
 def test_what_is_not_wanted_of_an_output_is_not_kept() -> None:
