@@ -92,6 +92,8 @@ class Discovery:
             return
         except RemoraError as error:
             log.warning("'%s' was not looked at: %s", name, error)
+        except Exception:  # whatever is wrong with it, the others are looked at
+            log.exception("'%s' was not looked at", name)
 
     def _check(self, backend: Backend, head: VolumeHead) -> None:
         """
@@ -124,3 +126,5 @@ class Discovery:
             return
         except RemoraError as error:
             log.warning("'%s' was not checked: %s", head.name, error)
+        except Exception:  # whatever is wrong with it, the others are looked at
+            log.exception("'%s' was not checked", head.name)
