@@ -89,3 +89,17 @@ def test_what_cannot_be_looked_at_ends_the_look_at_no_other(
     world.put("bad-marker", 3)
     world.put("good", 4)
     assert world.look() == ["bad-record", "good"]
+
+
+def test_a_marker_with_the_id_of_another_volume_is_passed_over(world: World) -> None:
+    """References, mounts and owners go by the id: they would be taken for its."""
+    world.catalogue.insert(record("db", 1, backend="rsync"))
+    world.catalogue.insert(record("mine", 2))
+    world.put("zz", 1)
+    world.put("mine", 1)  # another one was made under the name, as it says
+    world.put("good", 4)
+    assert world.look() == ["db", "good", "mine"]
+    world.discovery.look_for("zz")
+    assert world.look() == ["db", "good", "mine"]
+    assert world.catalogue.names()[number(1)] == "db"
+    assert world.catalogue.names()[number(2)] == "mine"
