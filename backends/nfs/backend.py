@@ -119,7 +119,7 @@ class NfsBackend:
         except (BackendError, DeadlineError):
             self._shares.forget(share)
             raise
-        found = _volume(marker)
+        found = _volume(marker, volume.options)
         if dict(found.requested) != dict(volume.requested):
             raise VolumeExistsError(
                 f"volume '{volume.name}' exists on {share.export} with other options: "
@@ -158,11 +158,10 @@ class NfsBackend:
 
     def discard(self, volume: Volume, *, deadline_s: float) -> None:
         """Take back claims and an empty directory; a finished volume stays."""
-        complete = self.merge_options(DEFAULTS, volume.options)
-        volume = replace(volume, options=complete)
-        if is_direct(volume) or not {"server", "share"} <= complete.keys():
+        located = _on_share(volume)
+        if located is None:
             return  # nothing was made
-        watched = self._shares.watched()
+        volume, watched = located, self._shares.watched()
         share = self._shares.of(volume)
         try:
             share.call(
@@ -178,9 +177,10 @@ class NfsBackend:
 
     def remove(self, volume: Volume, *, deadline_s: float) -> None:
         """Remove the volume from the share as `onDelete` says."""
-        if is_direct(volume):
+        located = _on_share(volume)
+        if located is None:
             return
-        share = self._shares.of(volume)
+        volume, share = located, self._shares.of(located)
         done = _patiently(
             share,
             "remove",
@@ -250,8 +250,8 @@ class NfsBackend:
 
     def require_removable(self, volume: Volume) -> None:
         """Raise NfsError unless the volume's server answers."""
-        if not is_direct(volume):
-            self._shares.of(volume).require_server(Deadline(CALL_BUDGET_S))
+        if located := _on_share(volume):
+            self._shares.of(located).require_server(Deadline(CALL_BUDGET_S))
 
     def storages(self) -> list[Storage]:
         """Return every share that is watched."""
@@ -276,21 +276,22 @@ class NfsBackend:
                 if marker.get("state") != "ready":
                     continue
                 try:
-                    yield _volume(marker)
+                    yield _volume(marker, self._shares.ours(share))
                 except BackendError as error:
                     self._tell(f"passed over on {share.export}: {error}")
 
     def knows(self, volume: Volume) -> bool:
         """Return whether the volume's share was read, and is not away now."""
-        if is_direct(volume):
+        located = _on_share(volume)
+        if located is None:
             return False
-        state = self._shares.of(volume).state
+        state = self._shares.of(located).state
         return state.state == "ok" and state.markers is not None
 
     def find(self, name: str, *, deadline_s: float) -> Volume | None:
         """Return the volume of that name from the first share that has it."""
-        marker = self._shares.find(name, Deadline(deadline_s))
-        return None if marker is None else _volume(marker)
+        found = self._shares.find(name, Deadline(deadline_s))
+        return None if found is None else _volume(found[1], self._shares.ours(found[0]))
 
     def collect_garbage(self, *, deadline_s: float) -> int:
         """Delete what removals have put into the shares' trash."""
@@ -341,30 +342,50 @@ def _wishes(volume: Volume, *, adopt: bool, filled: bool) -> dict[str, int | Non
     }
 
 
-def _volume(marker: Mapping[str, Any]) -> Volume:
+def _on_share(volume: Volume) -> Volume | None:
+    """
+    Return *volume* with complete options, None if no share with a catalogue has it.
+
+    A version before this one has recorded whatever stood in a marker.
+    """
+    try:
+        parsed = nfs_options.parse_options(volume.options)
+        options = nfs_options.merge_options(DEFAULTS, parsed)
+        nfs_options.require_complete(options)
+    except InvalidRequestError:
+        return None
+    volume = replace(volume, options=options)
+    return None if is_direct(volume) else volume
+
+
+def _volume(marker: Mapping[str, Any], ours: Mapping[str, str]) -> Volume:
     """
     Return the volume that a marker describes.
 
     Its options are read as a user's would be: whoever can write to the share could have
-    written them.
+    written them. They have no say in what is mounted, and how: that is *ours*.
 
     Raises:
         BackendError: it describes none.
 
     """
     try:
-        parsed = nfs_options.parse_options(marker["options"])
-        options = nfs_options.merge_options(DEFAULTS, parsed)
+        options = {**DEFAULTS, **nfs_options.parse_options(marker["options"])}
         nfs_options.require_complete(options)
+        for key in nfs_options.OURS:
+            options.pop(key, None)
+        options |= {key: ours[key] for key in nfs_options.OURS if key in ours}
         asked = {**marker["requested"]}
         common = {key: asked.pop(key) for key in COMMON_KEYS if key in asked}
-        return Volume(
+        volume = Volume(
             id=str(uuid.UUID(marker["id"])),
             name=str(marker["name"]),
             options=options,
             created_at=str(marker["created_at"]),
             requested={**nfs_options.parse_options(asked), **common},
         )
+        if is_direct(volume) or marker.get("subdir", "") not in ("", subdir_of(volume)):
+            raise ValueError("its directory is another's")
     except (
         *(AttributeError, KeyError, TypeError, ValueError),
         InvalidRequestError,
@@ -374,3 +395,4 @@ def _volume(marker: Mapping[str, Any]) -> Volume:
             f"the marker of '{name}' cannot be read: {one_line(repr(error))[:200]}",
             hint="remove it from .dvol/volumes, then create the volume again",
         ) from None
+    return volume

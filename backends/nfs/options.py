@@ -58,6 +58,8 @@ DEFAULTS: Final = {
     "onDelete": "retain",
     "subDir": _TEMPLATE,
 }
+# What is mounted, and how. What stands on a share decides none of it.
+OURS: Final = ("server", "share", "nfsvers", "mountOptions", "suid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,12 @@ class Export:
 
     def __str__(self) -> str:
         return f"{self.server}:{self.share}"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options that it was made of."""
+        made_of = {"server": self.server, "share": self.share, "nfsvers": self.version}
+        return made_of | ({"mountOptions": self.entries} if self.entries else {})
 
     @property
     def host(self) -> str:

@@ -38,12 +38,13 @@ class Shares:
         self._node = node
         self._copying: set[str] = set()
         self._shares: dict[Export, Share] = {}
-        self._configured: set[Export] = set()
+        # Whether the profile of each wants `suid`.
+        self._configured: dict[Export, str] = {}
         self._guard = threading.Lock()
 
     def configure(self, options: Mapping[str, str]) -> None:
         """Watch the share of a profile with complete *options* for ever."""
-        self._configured.add(export_of(options))
+        self._configured[export_of(options)] = options.get("suid", "false")
         self._get(export_of(options))
 
     def of(self, volume: Volume) -> Share:
@@ -55,9 +56,16 @@ class Shares:
         with self._guard:
             return list(self._shares.values())
 
-    def find(self, name: str, deadline: Deadline) -> dict[str, Any] | None:
+    def ours(self, share: Share) -> dict[str, str]:
+        """Return how this node mounts what is found on *share*."""
+        suid = self._configured.get(share.export, "false")
+        return share.export.options | ({"suid": suid} if suid == "true" else {})
+
+    def find(
+        self, name: str, deadline: Deadline
+    ) -> tuple[Share, dict[str, Any]] | None:
         """
-        Return the marker of volume *name* from the first share that has it.
+        Return the marker of volume *name* from the first share that has it, and that.
 
         Raises:
             NfsError, DeadlineError: none of those that answered has it, not all did.
@@ -65,20 +73,20 @@ class Shares:
         """
         asked = [each for each in self.watched() if each.state.state == "ok"]
         # Side by side: one that has just died must not use up the others' time.
-        asking = [
+        asking = {
             begun(
                 partial(each.call, "find", deadline=deadline, name=name),
                 name=f"find:{each.export}",
-            )
+            ): each
             for each in asked
-        ]
+        }
         failure: RemoraError | None = None
         try:
             for each in as_completed(asking, deadline.remaining_s()):
                 try:
                     marker: dict[str, Any] | None = each.result()
                     if marker is not None:
-                        return marker
+                        return asking[each], marker
                 except RemoraError as error:
                     failure = error
         except TimeoutError:

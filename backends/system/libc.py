@@ -30,6 +30,7 @@ _OPEN_TREE_CLONE, _AT_EMPTY_PATH, _FROM_DESCRIPTOR = 1, 0x1000, 4
 MOUNT_NOSUID, MOUNT_NODEV = 0x2, 0x4
 _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT = 0x100, 0x800
 _STATX_SIZE, _MOUNT_ROOT = 256, 0x2000
+_STATX_BIRTH, _BIRTH_AT = 0x800, 80
 RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 0x2, 0x4, 0x8
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -175,6 +176,20 @@ def set_death_signal(number: int) -> None:
     A change of this process's user undoes that. Source: PR_SET_PDEATHSIG(2const).
     """
     call("prctl", _PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def birth_ns(name: bytes, *, directory: int) -> int | None:
+    """
+    Return when *name* in the open *directory* was made, None if nothing tells.
+
+    Source: statx(2), STATX_BTIME.
+    """
+    told = ctypes.create_string_buffer(_STATX_SIZE)
+    arguments = directory, name, _AT_SYMLINK_NOFOLLOW, _STATX_BIRTH, told
+    call("statx", *arguments, about=os.fsdecode(name))
+    seconds, parts_ns = struct.unpack_from("=qI", told, _BIRTH_AT)
+    known = int.from_bytes(told.raw[:4], sys.byteorder) & _STATX_BIRTH
+    return seconds * 10**9 + parts_ns if known else None
 
 
 def filesystem_type(descriptor: int) -> int:

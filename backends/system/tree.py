@@ -26,6 +26,7 @@ from backends.system import jail, libc
 from backends.system.beneath import Beneath, open_directory, opened
 from backends.system.clock import monotonic_s
 from backends.system.copy_file import FileCopier
+from backends.system.first_names import FirstNames, identity_of
 from backends.system.walk import walk
 
 _REPORT_INTERVAL_S = 0.5
@@ -52,7 +53,7 @@ class TreeCopy:
     files: int = 0
     # Directories that may still get an entry, each after the one that it is in.
     _unfinished: list[_Directory] = field(default_factory=list)
-    _first_names: dict[int, bytes] = field(default_factory=dict)
+    _first_names: FirstNames = field(default_factory=FirstNames)
     _reported_at: float = 0.0
 
     def run(self, source: int, target: int) -> None:
@@ -118,12 +119,15 @@ class TreeCopy:
         """Copy what is no directory; what vanishes while we look was not there."""
         self.files += 1
         linked = status.st_nlink > 1
-        if linked and (first := self._first_names.get(status.st_ino)) is not None:
+        is_file = identity_of(name, directory=directory) if linked else None
+        if is_file and (first := self._first_names.find(is_file)) is not None:
             made.link(first, path)
             return
         target, _ = made.at(path)
-        if self.copier.copy(name, status, source=directory, target=target) and linked:
-            self._first_names[status.st_ino] = path
+        copied = self.copier.copy(name, status, source=directory, target=target)
+        # Another one may have come to the name before it was opened.
+        if copied and is_file and identity_of(name, directory=directory) == is_file:
+            self._first_names.add(is_file, path)
 
     def _report(self) -> None:
         now_s = monotonic_s()

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from backends.errors import InvalidRequestError
+from backends.errors import InvalidRequestError, VolumeExistsError
 from backends.system.decoding import from_json
 from plugin.errors import ChangedError
 from plugin.model import VolumeHead, VolumeRecord
@@ -75,7 +75,14 @@ class Catalogue:
         return known[1]
 
     def insert(self, record: VolumeRecord) -> Stored | None:
-        """Return *record* as stored; None if the name has been taken meanwhile."""
+        """
+        Return *record* as stored; None if the name has been taken meanwhile.
+
+        Raises:
+            VolumeExistsError: another volume has its id.
+
+        """
+        self._require_own_id(record)
         put = _put(record)
         outcome = self._store.transact([Compare(put.key, 0)], [put])
         return Stored(record, outcome.revision) if outcome.succeeded else None
@@ -90,8 +97,11 @@ class Catalogue:
 
         Raises:
             ChangedError: somebody else changed it since it was read.
+            VolumeExistsError: another volume has its id.
 
         """
+        if record.id != stored.record.id:
+            self._require_own_id(record)
         put = _put(record)
         outcome = self._store.transact(
             [Compare(put.key, stored.revision), *also.conditions],
@@ -100,6 +110,15 @@ class Catalogue:
         if not outcome.succeeded:
             raise _changed(record.name)
         return Stored(record, outcome.revision)
+
+    def _require_own_id(self, record: VolumeRecord) -> None:
+        """Raise VolumeExistsError if another volume has the id that storage told."""
+        name = self.names().get(record.id, record.name)
+        if name != record.name:
+            raise VolumeExistsError(
+                f"'{record.name}' has the id of '{name}', {record.id}, on storage",
+                hint="somebody has copied one of them: create it anew",
+            )
 
     def delete(self, stored: Stored, *, also: Change = NO_CHANGE) -> None:
         """

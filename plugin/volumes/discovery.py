@@ -44,12 +44,11 @@ class Discovery:
         for backend in self._shared():
             try:
                 volume = backend.find(name, deadline_s=_FIND_DEADLINE_S)
+                if volume is not None:
+                    self.catalogue.insert(VolumeRecord.of(volume, backend=backend.kind))
+                    return
             except RemoraError as error:
                 log.warning("'%s' was not looked for: %s", name, error)
-                continue
-            if volume is not None:
-                self.catalogue.insert(VolumeRecord.of(volume, backend=backend.kind))
-                return
 
     def synchronise(self) -> None:
         """Compare every record of shared storage with what was last seen there."""
@@ -92,6 +91,8 @@ class Discovery:
             return
         except RemoraError as error:
             log.warning("'%s' was not looked at: %s", name, error)
+        except Exception:  # whatever is wrong with it, the others are looked at
+            log.exception("'%s' was not looked at", name)
 
     def _check(self, backend: Backend, head: VolumeHead) -> None:
         """
@@ -124,3 +125,5 @@ class Discovery:
             return
         except RemoraError as error:
             log.warning("'%s' was not checked: %s", head.name, error)
+        except Exception:  # whatever is wrong with it, the others are looked at
+            log.exception("'%s' was not checked", head.name)

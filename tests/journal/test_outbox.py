@@ -19,6 +19,7 @@ from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
 from tests.support.journal_trees import all_known, check_rows, make_everything, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.replaced import number_used_again, replaced_when_opened
 
 
 @pytest.fixture
@@ -246,6 +247,29 @@ def test_swapping_directories_for_links_leads_nowhere(
     finally:
         stop.set()
         swapping.join()
+
+
+def test_a_new_file_with_the_number_of_an_old_one_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with number_used_again(tmp_path) as (live, copier):
+        monkeypatch.setattr(outbox, "FileCopier", lambda **_: copier)
+        filled = list(fill(live, all_known(live), tmp_path / "out").entries)
+    for name in ("z1", "z2"):
+        assert (tmp_path / "out/tree" / name).read_text() == "new"
+    links = {each.entry.path: each.entry.links for each in filled}
+    # To the manifest they are no names of a1.
+    assert links[b"a1"] == links[b"a2"] > 0 == links[b"z1"] == links[b"z2"]
+
+
+def test_a_file_that_came_before_the_copy_was_opened_has_no_other_names(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copier = replaced_when_opened(source)
+    monkeypatch.setattr(outbox, "FileCopier", lambda **_: copier)
+    fill(source, all_known(source), tmp_path / "out")
+    assert (tmp_path / "out/tree/a1").read_text() == "new"
+    assert (tmp_path / "out/tree/a2").read_text() == "old"
 
 
 def test_room_is_asked_for_before(tmp_path: Path) -> None:

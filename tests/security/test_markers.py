@@ -10,7 +10,7 @@ import pytest
 from backends.base import Snapshot, Volume
 from backends.errors import InvalidRequestError
 from backends.nfs.backend import NfsBackend
-from backends.nfs.options import mount_entries
+from backends.nfs.options import export_of, mount_entries
 from backends.nfs.share import Share, ShareState
 from plugin.model import VolumeRecord
 from plugin.volumes.catalogue import Catalogue
@@ -83,6 +83,46 @@ def test_options_that_no_user_could_give_are_passed_over(
     if options != {"server": "192.0.2.1"}:  # a user may well ask for no more
         assert "asked" not in names
     assert all("\n" not in message for message in caplog.messages)
+
+
+def test_a_marker_has_no_say_in_what_is_mounted_and_how(backend: NfsBackend) -> None:
+    """Only in what lies on the share it was found on."""
+    elsewhere = {"server": "203.0.113.9", "share": "/evil", "nfsvers": "3"}
+    bold = {"suid": "true", "mountOptions": "nolock,port=2050,sec=sys"}
+    kept = {"readOnly": "true", "onDelete": "archive"}
+    [found] = discovered(backend, {**GOOD, "options": elsewhere | bold | kept})
+    assert export_of(found.options) == export_of(OPTIONS)
+    assert mount_entries(found) == "hard,ro,nodev,nosuid"
+    assert found.options["onDelete"] == "archive"
+
+
+def test_a_profile_may_want_suid_for_what_is_on_its_share(backend: NfsBackend) -> None:
+    backend.watch({**OPTIONS, "suid": "true"})
+    [found] = discovered(backend, GOOD)
+    assert mount_entries(found) == "hard,nodev"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"options": {**OPTIONS, "subDir": "victim"}, "subdir": "good"},
+        {"options": {**OPTIONS, "mountMode": "direct"}},
+    ],
+)
+def test_a_marker_whose_directory_is_another_is_passed_over(
+    backend: NfsBackend, fields: dict[str, object]
+) -> None:
+    assert discovered(backend, {**GOOD, **fields}) == []
+
+
+def test_a_record_of_an_earlier_version_that_says_nonsense_can_be_removed(
+    backend: NfsBackend,
+) -> None:
+    for options in ({"a": "b"}, {**OPTIONS, "uid": "abc"}, {**OPTIONS, "nfsvers": ""}):
+        odd = Volume(id=str(GOOD["id"]), name="odd", options=options, created_at="")
+        assert not backend.knows(odd)
+        backend.require_removable(odd)
+        backend.remove(odd, deadline_s=1)
 
 
 @pytest.mark.parametrize("said", ["\ud800", "a\nb", "x" * 5000])

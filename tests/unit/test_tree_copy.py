@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from backends.errors import VolumeBusyError
+from backends.system.beneath import opened
+from backends.system.copy_file import FileCopier
 from backends.system.copying import Copied, CopyError, Destination, copy_tree
+from backends.system.tree import TreeCopy
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.replaced import number_used_again, replaced_when_opened
 
 
 def copied(source: Path, target: Path) -> Copied:
@@ -92,6 +96,31 @@ def test_swapping_directories_for_links_leads_nowhere(tmp_path: Path) -> None:
     finally:
         stop.set()
         swapping.join()
+
+
+def copied_by(copier: FileCopier, source: Path, target: Path) -> None:
+    target.mkdir()
+    with opened(source) as top, opened(target) as new_top:
+        TreeCopy(copier).run(top, new_top)
+
+
+def test_a_new_file_with_the_number_of_an_old_one_is_not_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    with number_used_again(tmp_path) as (live, copier):
+        copied_by(copier, live, tmp_path / "target")
+    for name in ("z1", "z2"):
+        assert (tmp_path / "target" / name).read_text() == "new"
+
+
+def test_a_file_that_came_before_the_copy_was_opened_has_no_other_names(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    copied_by(replaced_when_opened(source), source, tmp_path / "target")
+    assert (tmp_path / "target/a1").read_text() == "new"
+    assert (tmp_path / "target/a2").read_text() == "old"
 
 
 def test_a_full_filesystem_is_told(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes, remove_tree
+from backends.system.first_names import FirstNames, identity_of
 
 TREE_NAME: Final = "tree"
 # Most files that are written to hold still for as long as it takes to copy a small one.
@@ -200,8 +201,7 @@ class _Filling:
     # Inode and ctime of each copied path in the source, from before.
     before: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     directories: dict[bytes, os.stat_result] = field(default_factory=dict)
-    # The first path of each file with several names.
-    first: dict[int, bytes] = field(default_factory=dict)
+    first: FirstNames = field(default_factory=FirstNames)
     attributes: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
 
     def copy(self, path: bytes) -> None:
@@ -236,25 +236,23 @@ class _Filling:
     def _copy(self, path: bytes, status: os.stat_result) -> bool:
         """Return whether *path* was there to be copied."""
         if stat.S_ISDIR(status.st_mode):
-            done = self._copy_directory(path, status)
-        elif status.st_nlink > 1 and status.st_ino in self.first:
-            self._link(path, status)
+            return self._copy_directory(path, status)
+        where = self.source.find(path)
+        if where is None:
+            return False
+        at, name = where
+        is_file = identity_of(name, directory=at) if status.st_nlink > 1 else None
+        if is_file and (first := self.first.find(is_file)) is not None:
+            self.target.link(first, path)
+            # The copy is what the first one was then: a change since is a change.
+            self.before[path] = self.before[first]
             return True
-        else:
-            where = self.source.find(path)
-            if where is None:
-                return False
-            directory, name = self.target.at(path, make=True)
-            done = self.copier.copy(name, status, source=where[0], target=directory)
-        if done and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            self.first[status.st_ino] = path
+        directory, name = self.target.at(path, make=True)
+        done = self.copier.copy(name, status, source=at, target=directory)
+        # Another one may have come to the name before it was opened.
+        if done and is_file and identity_of(name, directory=at) == is_file:
+            self.first.add(is_file, path)
         return done
-
-    def _link(self, path: bytes, status: os.stat_result) -> None:
-        first = self.first[status.st_ino]
-        self.target.link(first, path)
-        # The copy is what the first one was then: a change since is a change.
-        self.before[path] = self.before[first]
 
     def _copy_directory(self, path: bytes, status: os.stat_result) -> bool:
         """Make the directory; it gets its owner and times when it has its entries."""
