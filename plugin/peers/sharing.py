@@ -37,7 +37,7 @@ _SOCKET_PATH_LENGTH_MAX: Final = 107 - 17
 _SOCKET_NAME_LENGTH: Final = 16
 _EXIT_DEADLINE_S: Final = 5.0
 _CONNECT_DEADLINE_S: Final = 20.0
-_PREPARE_WITHIN_S: Final = 5.0
+_CONNECT_WITHIN_S: Final = 5.0
 # In place of ssh: one says what it is asked to run (after the address) and fails. The
 # other carries the bytes, to and from who was started beside a jail. It ends when that
 # one does; sh gives a part in the background an empty input, so the other has a copy.
@@ -200,47 +200,20 @@ class SharedSsh:
         """
         Make the connection to *peer* that transfers share, if there is none.
 
-        Raises:
-            BackendError, DeadlineError: the node is not reached, or lets nobody in.
-
-        """
-        open_connection = [*self._nicely(), *self.command(peer), "-fN", address]
-        # An ssh that finds another one's connection asks for a command, which is none.
-        with self._connecting[peer.id]:
-            if self._is_connected(peer):
-                return
-            try:
-                run(open_connection, deadline_s=_CONNECT_DEADLINE_S)
-            except BackendError:
-                # An rsync may have opened one just now.
-                if not self._is_connected(peer):
-                    raise
-
-    def prepare(self, peer: Peer, address: str) -> None:
-        """
-        Make that connection if none is there; a transfer without one makes its own.
-
-        Many that begin at once would all do so, and the other node's sshd takes few at
-        a time from one address.
+        If that fails, a transfer makes one by itself. Many that begin at once would all
+        do so; the other node's sshd takes few at a time from one address.
         """
         socket, connecting = self._socket(peer.id), self._connecting[peer.id]
-        if not socket.exists() and connecting.acquire(timeout=_PREPARE_WITHIN_S):
-            try:
-                if not socket.exists():
-                    command = [*self._nicely(), *self.command(peer), "-fN", address]
-                    run(command, deadline_s=_CONNECT_DEADLINE_S)
-            except (BackendError, DeadlineError):
-                pass  # the transfer's own ssh says why
-            finally:
-                connecting.release()
-
-    def _is_connected(self, peer: Peer) -> bool:
-        check = run(
-            [*self.command(peer), "-O", "check", peer.alias],
-            deadline_s=_EXIT_DEADLINE_S,
-            allowed=(0, 255),
-        )
-        return check.exit_status == 0
+        if socket.exists() or not connecting.acquire(timeout=_CONNECT_WITHIN_S):
+            return
+        try:
+            if not socket.exists():
+                command = [*self._nicely(), *self.command(peer), "-fN", address]
+                run(command, deadline_s=_CONNECT_DEADLINE_S)
+        except (BackendError, DeadlineError):
+            pass  # the transfer's own ssh says why
+        finally:
+            connecting.release()
 
     def _rsync(self, options: Sequence[str], ssh: Sequence[str]) -> list[str]:
         # rsync counts in KiB.

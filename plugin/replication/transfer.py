@@ -98,8 +98,8 @@ class RsyncTransfer:
         whole: bool,
     ) -> list[str]:
         ssh, to = self._peers.ssh, (channel.peer, channel.address)
+        ssh.connect(*to)
         if not whole:
-            ssh.prepare(*to)
             return ssh.rsync_command(
                 *to,
                 source=source,
@@ -107,7 +107,6 @@ class RsyncTransfer:
                 commit=(commit.epoch, commit.seq),
                 options=(*_OPTIONS, f"--log-file={log}"),
             )
-        ssh.connect(*to)
         return ssh.rsync_tree_command(
             *to,
             source=source,
