@@ -37,7 +37,7 @@ class PeerChannel:
         self._ssh = ssh
         self._changed = threading.Condition()
         self._connection: Connection | None = None
-        self._connecting = False
+        self._connecting: Future[None] | None = None
         self._fault = ""
         self._attempts = 0
         self._again_at_s = 0.0
@@ -101,9 +101,8 @@ class PeerChannel:
                 if not self._connecting:
                     if monotonic_s() < self._again_at_s:
                         raise PeerUnreachableError(self._fault)
-                    self._connecting = True
-                    connecting = begun(self._connect, name="peers:channel")
-                    connecting.add_done_callback(self._ended)
+                    self._connecting = begun(self._connect, name="peers:channel")
+                    self._connecting.add_done_callback(self._ended)
                     continue
                 if deadline.passed():
                     raise PeerSilentError(
@@ -137,7 +136,7 @@ class PeerChannel:
         """Open a connection and serve it to its end: ssh ends with this thread."""
         connection = self._open()
         with self._changed:
-            self._connecting = False
+            self._connecting = None
             self._attempts += 1
             self._connection = connection
             self._fault = f"node '{self.peer.name}' hung up at once"
@@ -158,8 +157,9 @@ class PeerChannel:
         if error is not None and not isinstance(error, PeerUnreachableError):
             log_fault(connecting)
         with self._changed:
-            if self._connecting:
-                self._connecting = False
+            # The next attempt may have begun before this one's connection had ended.
+            if self._connecting is connecting:
+                self._connecting = None
                 self._attempts += 1
                 self._back_off(getattr(error, "cause", "a fault of ours"))
                 self._changed.notify_all()

@@ -68,7 +68,7 @@ def test_a_slow_answer_does_not_delay_another(nodes: NODES) -> None:
     assert promised == []
     second.handlers.go_on.set()
     waiting.join()
-    assert promised == [{"promised": 9}]
+    assert promised == [{"promised": 9, "commit": [0, 0]}]
 
 
 def test_what_the_other_node_says_no_to(nodes: NODES) -> None:

@@ -116,7 +116,7 @@ class Handlers:
     def promise(self, node_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         self.asked.append("promise")
         assert self.go_on.wait(COMMAND_DEADLINE_S)
-        return {"promised": body["epoch"]}
+        return {"promised": body["epoch"], "commit": [0, 0]}
 
     def refuse(self, node_id: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
         raise PeerRefusedError("not today", hint="tomorrow")
