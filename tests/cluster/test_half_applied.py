@@ -1,0 +1,48 @@
+"""No container begins on a tree between two commits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tests.cluster.test_replication_scenarios import NAME, live, wait_holders
+from tests.protocol.node import wait_until
+from tests.support.owners import WAIT_S, Owner, Records
+from tests.support.tuning import tuned
+
+Make = Callable[..., Owner]
+# What a member lacks comes with its Mount alone.
+BY_MOUNT = tuned(reconcile_interval_s=60.0, follow_interval_s=60.0, hold_s=4.0)
+
+
+def test_a_mount_waits_until_what_it_pulled_is_in_place(
+    make_owner: Make, records: Records
+) -> None:
+    """A file of the pool cannot be replaced, as on a full disk."""
+    alpha = make_owner("alpha", tuning=BY_MOUNT)
+    gamma = make_owner("gamma", tuning=BY_MOUNT, daemon={"disk": True})
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,gamma")
+    gamma.wait_known(NAME)
+    alpha.mount(NAME)
+    (live(alpha, volume_id) / "first").write_text("old")
+    wait_holders(records, volume_id, alpha, gamma)
+    gamma.stop()
+    alpha.wait_down("gamma")
+    for name in ("first", "second"):
+        (live(alpha, volume_id) / name).write_text("new")
+    alpha.unmount(NAME)
+    first = live(gamma, volume_id) / "first"
+    gamma.run("chattr", "+i", str(first))
+    try:
+        gamma.start()
+        gamma.wait_member()
+        for _ in range(2):
+            wait_until(
+                lambda: "cannot apply" in gamma.refused("Mount", Name=NAME, ID="one"),
+                "it is refused for that",
+                timeout_s=WAIT_S,
+            )
+    finally:
+        gamma.run("chattr", "-i", str(first))
+    gamma.mount_at_last(NAME)
+    for name in ("first", "second"):
+        assert gamma.path(live(gamma, volume_id) / name).read_text() == "new"
