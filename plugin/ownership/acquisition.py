@@ -30,6 +30,7 @@ from plugin.ownership.heads import (
 from plugin.ownership.refusals import contended, explained, in_use
 from plugin.ownership.release import give_up
 from plugin.ownership.resuming import resume
+from plugin.ownership.sealing import has_gone_back
 from plugin.ownership.state import (
     EMPTY,
     Choice,
@@ -303,7 +304,10 @@ class Acquisition:
         ):
             return
         copy = self.ownership.copy_state(record)
-        own = EMPTY if copy is None else rules.seal(copy).commit
+        own = EMPTY
+        if copy is not None:
+            gone_back = has_gone_back(self.ownership.heads, record.id, copy)
+            own = rules.seal(copy, gone_back=gone_back).commit
         lineage = self.ownership.heads.lineage(record.id)
         self.ownership.choose(record, raised, lineage, {self.ownership.node_id: own})
 

@@ -19,7 +19,7 @@ from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.heads import REFRESH_DEADLINE_S
 from plugin.ownership.refusals import elsewhere, explained, unanswered
-from plugin.ownership.sealing import flush_live
+from plugin.ownership.sealing import flush_live, has_gone_back
 from plugin.ownership.state import EMPTY, Choice, Head, Lineage, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Heard, Votes, unheard
@@ -94,7 +94,12 @@ class Ballot:
         with self.ownership.copy_states.changing(record.id):
             copy = self.ownership.copy_state(record)
             if copy is not None:
-                promised = rules.promise(copy, self.head.epoch, writers_stopped=True)
+                promised = rules.promise(
+                    copy,
+                    self.head.epoch,
+                    writers_stopped=True,
+                    gone_back=has_gone_back(self.ownership.heads, record.id, copy),
+                )
                 self.ownership.copy_states.write(record.id, promised)
                 self.heard.votes[own] = promised.commit
             elif own not in self.lineage.owners():

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
-from plugin.ownership.state import EMPTY, CopyState, Head, Lineage, RefusedError
+from plugin.ownership.state import (
+    EMPTY,
+    CopyState,
+    Head,
+    Lineage,
+    RefusedError,
+)
+
+_NO_EPOCHS: Final = Lineage({})
+
+
+def gone_back(copy: CopyState, head: Head, lineage: Lineage = _NO_EPOCHS) -> bool:
+    """
+    Return whether a live copy is an older one than it was: its disk has gone back.
+
+    The number of a commit is written down before anybody sees it. So of the copy's
+    epoch none is known that is not below its next one.
+    """
+    known = [head.committed]
+    for each in lineage.epochs.values():
+        known += [each.base, each.lost or EMPTY]
+    made = [each.seq for each in known if each.epoch == copy.live_epoch]
+    return copy.live_epoch > 0 and max(made, default=0) >= copy.next_seq
 
 
 def stands(head: Head, copy: CopyState | None) -> bool:
     """Return whether *copy* has what is committed."""
     if copy is None:
         return False
-    return copy.live_epoch == head.epoch > 0 or copy.commit >= head.committed
+    owns = copy.live_epoch == head.epoch > 0 and not gone_back(copy, head)
+    return owns or copy.commit >= head.committed
 
 
 def strike(head: Head, *, node: str, copy: CopyState | None) -> Head:

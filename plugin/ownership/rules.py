@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import msgspec
+from msgspec.structs import replace
 
 from plugin.ownership.state import (
     EMPTY,
@@ -59,8 +59,8 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
     if head.phase == "removing":
         raise RefusedError("removing")
     if head.released and not head.released_at:
-        head = msgspec.structs.replace(head, released_at=TIME_UNKNOWN)
-    return msgspec.structs.replace(
+        head = replace(head, released_at=TIME_UNKNOWN)
+    return replace(
         head, epoch=head.epoch + 1, owner=node, boot_id=boot_id, phase="recovering"
     )
 
@@ -105,7 +105,7 @@ def choose(
 def begin(head: Head, choice: Choice) -> Head:
     """Return the head as its recovering owner begins the epoch with *choice*."""
     owner = () if head.owner in head.members else (head.owner,)
-    return msgspec.structs.replace(
+    return replace(
         head,
         phase="owned",
         committed=choice.base,
@@ -160,9 +160,7 @@ def publish(
     if commit == head.committed:  # members may come to it in several rounds
         quality, holders = head.quality, tuple(sorted({*head.holders, *holders}))
     known = _members(head, holders)
-    return msgspec.structs.replace(
-        head, committed=commit, quality=quality, holders=known
-    )
+    return replace(head, committed=commit, quality=quality, holders=known)
 
 
 def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -> Head:
@@ -178,7 +176,7 @@ def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -
     if not (head.released and node in head.holders) or head.committed != commit:
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     known = tuple(sorted({*head.holders, *holders}))
-    return msgspec.structs.replace(head, holders=_members(head, known))
+    return replace(head, holders=_members(head, known))
 
 
 def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head:
@@ -194,7 +192,7 @@ def join(head: Head, *, node: str, epoch: int, members: tuple[str, ...]) -> Head
     """
     _require_deciding(head, node, epoch)
     new = tuple(each for each in members if each not in head.members)
-    return msgspec.structs.replace(head, members=(*head.members, *new))
+    return replace(head, members=(*head.members, *new))
 
 
 def leave(
@@ -226,7 +224,7 @@ def leave(
         alone = next(iter(holders or head.holders), head.owner)
         raise RefusedError("last-copy", node=alone, commit=head.committed)
     rest = tuple(each for each in head.members if each not in members)
-    return msgspec.structs.replace(head, members=rest, holders=holders)
+    return replace(head, members=rest, holders=holders)
 
 
 def release(
@@ -249,7 +247,7 @@ def release(
         holders=holders,
         quality="quiesced",
     )
-    return msgspec.structs.replace(published, phase="idle")
+    return replace(published, phase="idle")
 
 
 def abandon(head: Head, *, node: str, epoch: int) -> Head:
@@ -262,7 +260,7 @@ def abandon(head: Head, *, node: str, epoch: int) -> Head:
     """
     if head.epoch != epoch or head.owner != node or head.phase != "recovering":
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
-    return msgspec.structs.replace(head, phase="idle")
+    return replace(head, phase="idle")
 
 
 def remove(head: Head, *, locked_by: str) -> Head:
@@ -278,12 +276,12 @@ def remove(head: Head, *, locked_by: str) -> Head:
     if locked_by:
         raise RefusedError("locked", node=locked_by)
     raised = not (head.released or head.phase == "removing")
-    return msgspec.structs.replace(head, epoch=head.epoch + raised, phase="removing")
+    return replace(head, epoch=head.epoch + raised, phase="removing")
 
 
 def keep(head: Head) -> Head:
     """Return the head of a volume whose removal was refused: it can be acquired."""
-    return msgspec.structs.replace(head, phase="idle")
+    return replace(head, phase="idle")
 
 
 def _require_deciding(head: Head, node: str, epoch: int) -> None:
@@ -300,27 +298,30 @@ def _members(head: Head, nodes: tuple[str, ...]) -> tuple[str, ...]:
 # The copy state
 
 
-def seal(copy: CopyState) -> CopyState:
-    """Return the copy state after its live bytes, if any, have become a commit."""
-    if not copy.live_epoch:
+def seal(copy: CopyState, *, gone_back: bool = False) -> CopyState:
+    """
+    Return the copy state after its live bytes, if any, have become a commit.
+
+    If they have *gone_back* that would have another one's number: they stay live.
+    """
+    if not copy.live_epoch or gone_back:
         return copy
-    return msgspec.structs.replace(commit_live(copy), live_epoch=0)
+    return replace(commit_live(copy), live_epoch=0)
 
 
 def commit_live(copy: CopyState) -> CopyState:
     """Return an owner's copy state after one more commit; the copy stays live."""
-    return msgspec.structs.replace(
-        copy,
-        commit=Commit(copy.live_epoch, copy.next_seq),
-        next_seq=copy.next_seq + 1,
-    )
+    commit = Commit(copy.live_epoch, copy.next_seq)
+    return replace(copy, commit=commit, next_seq=copy.next_seq + 1)
 
 
-def promise(copy: CopyState, epoch: int, *, writers_stopped: bool) -> CopyState:
+def promise(
+    copy: CopyState, epoch: int, *, writers_stopped: bool, gone_back: bool = False
+) -> CopyState:
     """
     Return the copy state that has promised *epoch*; its commit is its vote.
 
-    A former owner's live copy is sealed, so that nothing of it is lost.
+    A former owner's live copy is sealed, so that nothing of it is lost; see `seal`.
 
     Raises:
         RefusedError: stale-epoch; writers-running: it has no vote.
@@ -330,8 +331,8 @@ def promise(copy: CopyState, epoch: int, *, writers_stopped: bool) -> CopyState:
         raise RefusedError("stale-epoch", epoch=copy.promised)
     if copy.live_epoch and copy.live_epoch < epoch and not writers_stopped:
         raise RefusedError("writers-running", epoch=copy.live_epoch)
-    sealed = seal(copy) if copy.live_epoch < epoch else copy
-    return msgspec.structs.replace(sealed, promised=epoch)
+    sealed = seal(copy, gone_back=gone_back) if copy.live_epoch < epoch else copy
+    return replace(sealed, promised=epoch)
 
 
 def take_over(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
@@ -341,16 +342,16 @@ def take_over(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) ->
     *lineage* includes *epoch*, the one that it recovers.
 
     Raises:
-        RefusedError: stale-epoch: it has promised another; writers-running: it is live.
+        RefusedError: stale-epoch: it has promised another; writers-running: it owns.
 
     """
     if copy.promised != epoch:
         raise RefusedError("stale-epoch", epoch=copy.promised)
-    if copy.live_epoch:
+    if copy.live_epoch >= epoch:
         raise RefusedError("writers-running", epoch=copy.live_epoch)
     grown = copy.commit <= base and lineage.contains(copy.commit, at=epoch)
-    taken = msgspec.structs.replace(copy, commit=base)
-    return Kept(taken, keep_commit=not grown)
+    taken = replace(copy, commit=base, live_epoch=0)
+    return Kept(taken, keep_live=copy.live_epoch > 0, keep_commit=not grown)
 
 
 def go_live(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> Kept:
@@ -366,7 +367,7 @@ def go_live(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) -> K
     if copy.promised != epoch:
         raise RefusedError("stale-epoch", epoch=copy.promised)
     grown = copy.commit <= base and lineage.contains(copy.commit, at=epoch)
-    live = msgspec.structs.replace(copy, commit=base, live_epoch=epoch, next_seq=1)
+    live = replace(copy, commit=base, live_epoch=epoch, next_seq=1)
     return Kept(live, keep_commit=not grown)
 
 
@@ -383,13 +384,15 @@ def receive(
         RefusedError: stale-epoch, writers-running; nothing may change.
 
     """
-    if at < copy.promised or commit.epoch <= copy.live_epoch:
+    # To an owner whose disk has gone back, its own later commits come.
+    least = Commit(copy.live_epoch, copy.next_seq) if copy.live_epoch else Commit(1)
+    if at < copy.promised or commit < least:
         raise RefusedError("stale-epoch", epoch=max(copy.promised, copy.live_epoch))
     if copy.live_epoch and not writers_stopped:
         raise RefusedError("writers-running", epoch=copy.live_epoch)
     if commit.epoch == copy.commit.epoch and commit <= copy.commit:
         return None
-    taken = msgspec.structs.replace(copy, promised=at, commit=commit, live_epoch=0)
+    taken = replace(copy, promised=at, commit=commit, live_epoch=0)
     return Kept(
         taken,
         keep_live=copy.live_epoch > 0,

@@ -16,9 +16,10 @@ from typing import Final
 from backends.errors import BackendError
 from plugin.errors import NotOwnerError
 from plugin.model import VolumeRecord
-from plugin.ownership import rules
+from plugin.ownership import copy_worth, rules
 from plugin.ownership.copy_states import CopyStates
-from plugin.ownership.state import Commit
+from plugin.ownership.heads import Heads
+from plugin.ownership.state import Commit, CopyState
 from plugin.ownership.view import OwnershipView
 
 # Less than who asks for a promise waits for it.
@@ -45,20 +46,32 @@ def commit_running(
 
 
 def seal(ownership: OwnershipView, record: VolumeRecord) -> Commit | None:
-    """Return the copy's commit, made of all that was written; None without a copy."""
+    """
+    Return the copy's commit, made of all that was written.
+
+    None without a copy, or if its disk has gone back: others have that number.
+    """
     if ownership.is_shared(record):
         return None
     # Before others have to wait for the copy's state: the first one may take long.
     flush_live(ownership, record)
     with ownership.copy_states.changing(record.id):
         copy = ownership.copy_state(record)
-        if copy is None:
+        if copy is None or has_gone_back(ownership.heads, record.id, copy):
             return None
         if copy.live_epoch:
             flush_live(ownership, record)
             copy = rules.seal(copy)
             ownership.copy_states.write(record.id, copy)
         return copy.commit
+
+
+def has_gone_back(heads: Heads, volume_id: str, copy: CopyState) -> bool:
+    """Return whether *copy*, this node's, is an older one than it was."""
+    head = heads.read(volume_id).head
+    if head is None or not copy.live_epoch:
+        return False
+    return copy_worth.gone_back(copy, head, heads.lineage(volume_id))
 
 
 def flush_live(ownership: OwnershipView, record: VolumeRecord) -> None:

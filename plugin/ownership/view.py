@@ -22,7 +22,7 @@ from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
 from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.model import VolumeRecord
-from plugin.ownership import rules
+from plugin.ownership import copy_worth, rules
 from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import Heads, Lock, VolumeState, put_lock
 from plugin.ownership.state import (
@@ -112,9 +112,7 @@ class OwnershipView:
         if head is None or not self.is_ours(state, head) or head.phase != "owned":
             return 0
         copy = self.copy_state(record)
-        if copy is not None and copy.live_epoch != head.epoch:
-            return 0
-        return head.epoch
+        return head.epoch if self._goes_on(head, copy) else 0
 
     def require_possible(self, record: VolumeRecord) -> None:
         """Raise InvalidRequestError for a volume that nobody could keep exclusive."""
@@ -208,8 +206,13 @@ class OwnershipView:
             return False
         if head.epoch != epoch or head.phase != "owned":
             return False
-        copy = self.copy_state(record)
-        return copy is None or copy.live_epoch == epoch
+        return self._goes_on(head, self.copy_state(record))
+
+    def _goes_on(self, head: Head, copy: CopyState | None) -> bool:
+        """Return whether the epoch of *head*, this node's, is the one of its copy."""
+        if copy is None:
+            return True
+        return copy.live_epoch == head.epoch and not copy_worth.gone_back(copy, head)
 
     def holds_lock(self, record: VolumeRecord, epoch: int) -> bool:
         """

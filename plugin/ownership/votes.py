@@ -27,7 +27,7 @@ from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import Heads
-from plugin.ownership.sealing import Flushes
+from plugin.ownership.sealing import Flushes, has_gone_back
 from plugin.ownership.state import Choice, Commit, Head, RefusedError
 from plugin.ownership.view import initial_commit
 from plugin.peers.lines import read_request
@@ -284,7 +284,10 @@ class Witness:
             if copy is None:
                 raise NoCopyError(record.name)
             try:
-                promised = rules.promise(copy, request.epoch, writers_stopped=stopped)
+                gone_back = has_gone_back(self._heads, record.id, copy)
+                promised = rules.promise(
+                    copy, request.epoch, writers_stopped=stopped, gone_back=gone_back
+                )
             except RefusedError as error:
                 newer = error.reason == "stale-epoch"
                 refused = NewerPromiseError if newer else PeerRefusedError
@@ -293,16 +296,14 @@ class Witness:
                     f"(here: {error.epoch})"
                 ) from None
             self._copy_states.write(record.id, promised)
+        commit = promised.commit
         log.info(
             "promised",
             extra=fields(
-                volume=record.name,
-                epoch=request.epoch,
-                to=node_id,
-                commit=str(promised.commit),
+                volume=record.name, epoch=request.epoch, to=node_id, commit=str(commit)
             ),
         )
-        return {"commit": [promised.commit.epoch, promised.commit.seq]}
+        return {"commit": [commit.epoch, commit.seq]}
 
 
 def require_recovering(

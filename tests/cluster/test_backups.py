@@ -6,6 +6,12 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+from tests.cluster.test_replication_scenarios import (
+    NAME,
+    apart,
+    begin,
+    names,
+)
 from tests.protocol.node import wait_until
 from tests.support.owners import WAIT_S, Owner, Records
 
@@ -44,3 +50,31 @@ def test_the_last_true_copy_stays_and_the_older_one_is_brought_in_step(
     )
     assert (beta.copy(volume_id) / "live/file").read_text() == "newest"
     assert alpha.logged("older than the commit that it held")
+
+
+def test_an_owner_whose_disk_went_back_takes_nothing_back(
+    make_owner: Callable[..., Owner], records: Records
+) -> None:
+    """As a snapshot of the machine does that was taken while a container wrote."""
+    alpha, beta = make_owner("alpha"), make_owner("beta")
+    volume_id, _ = begin(records, alpha, beta)
+    home, backup = alpha.copy(volume_id), alpha.directory / "backup"
+    subprocess.run(["cp", "-a", home, backup], check=True)
+    before = records.head(volume_id).committed
+
+    def acknowledged() -> bool:
+        head = records.head(volume_id)
+        return head.committed > before and len(head.holders) == 2
+
+    (home / "live/second").write_text("acknowledged by both")
+    wait_until(acknowledged, "both have it", timeout_s=WAIT_S)
+    alpha.kill()
+    alpha.run("umount", str(alpha.mount_dir / volume_id))
+    shutil.rmtree(home)
+    backup.rename(home)
+    alpha.start()
+    alpha.wait_member()
+    alpha.mount_at_last(NAME)
+    assert names(home / "live") == ["first", "second"]
+    assert [*apart(alpha, volume_id).values()] == [["first"]]
+    assert alpha.events("owned", NAME)[-1]["lost"] == ""

@@ -17,8 +17,10 @@ from .membership import MEMBERSHIP
 from .voting import (
     abandon,
     chosen,
+    gone_back,
     has_lease,
     hear,
+    kept_trees,
     leases,
     vote,
     with_commit,
@@ -89,7 +91,8 @@ def _pull(world: World, scope: Scope, number: int, node: Node) -> Steps:
                 number,
                 replica=kept.copy,
                 tree=world.content(choice.base),
-                kept=node.kept | ({node.tree} if kept.keep_commit else set()),
+                live=None,
+                kept=node.kept | kept_trees(node, kept),
             ),
             lost=False,
         ),
@@ -134,7 +137,7 @@ def _go_live(world: World, scope: Scope, number: int, node: Node) -> Steps:
                 tree=content,
                 live=content,
                 role="O",
-                kept=node.kept | ({node.tree} if kept.keep_commit else set()),
+                kept=node.kept | kept_trees(node, kept),
             ),
             lost=False,
         ),
@@ -239,7 +242,9 @@ def _seal(world: World, scope: Scope, number: int, node: Node) -> Steps:
         return
     if node.replica.next_seq > scope.seqs + 1:
         return
-    replica = scope.rules.seal(node.replica)
+    replica = scope.rules.seal(node.replica, gone_back=gone_back(world, scope, node))
+    if replica == node.replica:
+        return
     nodes = with_replica(world, number, replica)
     yield (
         f"seal {name(number)} {replica.commit}",
@@ -310,11 +315,6 @@ def _deliver(world: World, scope: Scope, number: int, node: Node) -> Steps:
                 world._replace(pushes=rest, lost=False),
             )
             continue
-        trees = set(node.kept)
-        if kept.keep_live and node.live is not None:
-            trees.add(node.live)
-        if kept.keep_commit:
-            trees.add(node.tree)
         yield (
             f"receive {commit} on {name(number)}",
             world._replace(
@@ -324,7 +324,7 @@ def _deliver(world: World, scope: Scope, number: int, node: Node) -> Steps:
                     replica=kept.copy,
                     tree=content,
                     live=None,
-                    kept=frozenset(trees),
+                    kept=node.kept | kept_trees(node, kept),
                 ),
                 pushes=rest,
                 lost=False,

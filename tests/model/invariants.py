@@ -213,7 +213,13 @@ def _stuck(
     head = rules.acquire(last, locked_by="", node="a", boot_id="1")
     try:
         replicas = [
-            rules.promise(each, head.epoch, writers_stopped=True) for each in copies
+            rules.promise(
+                each,
+                head.epoch,
+                writers_stopped=True,
+                gone_back=rules.gone_back(each, head, lineage),
+            )
+            for each in copies
         ]
         votes = {
             name(number): each.commit

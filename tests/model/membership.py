@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from plugin.ownership.state import EMPTY, CopyState, RefusedError
+from plugin.ownership import copy_worth
+from plugin.ownership.state import EMPTY, Commit, CopyState, RefusedError
 
 from .world import NOTHING, Node, Scope, Steps, World, changed, name
 
@@ -79,6 +80,26 @@ def _roll_back(world: World, scope: Scope, number: int, node: Node) -> Steps:
     replica = replace(node.replica, commit=EMPTY)
     nodes = changed(world, number, replica=replica, tree=NOTHING)
     yield f"roll back {name(number)}", world._replace(nodes=nodes, lost=False)
+
+
+def _roll_live_back(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    """Put the disk of an owner that has crashed back by commits that others have."""
+    copy, epochs = node.replica, dict(world.epochs)
+    if not scope.backups or node.role != "-" or copy.live_epoch not in epochs:
+        return
+    others = [*world.nodes[:number], *world.nodes[number + 1 :]]
+    left = {write for each in others for tree in _trees(each) for write in tree}
+    standing = {*_standing(world, scope)}.intersection(world.head.holders)
+    if not standing - {name(number)} or not (node.live or NOTHING) <= left:
+        return
+    for seq in range(copy.next_seq - 1):
+        commit = Commit(copy.live_epoch, seq) if seq else epochs[copy.live_epoch].base
+        tree = world.content(commit)
+        older = replace(copy, commit=commit, next_seq=seq + 1)
+        if not copy_worth.gone_back(older, world.head, world.lineage):
+            continue  # nobody can know
+        nodes = changed(world, number, replica=older, tree=tree, live=tree)
+        yield f"roll {name(number)} back", world._replace(nodes=nodes, lost=False)
 
 
 def _trees(node: Node) -> list[frozenset[int]]:
@@ -158,4 +179,13 @@ def _spread(world: World, scope: Scope, number: int, node: Node) -> Steps:
         yield f"spread {name(number)}", world._replace(head=head, lost=False)
 
 
-MEMBERSHIP = (_join, _leave, _roll_back, _strike, _discard, _follow, _spread)
+MEMBERSHIP = (
+    _join,
+    _leave,
+    _roll_back,
+    _roll_live_back,
+    _strike,
+    _discard,
+    _follow,
+    _spread,
+)

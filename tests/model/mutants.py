@@ -25,12 +25,8 @@ from .world import mutant
 replace = msgspec.structs.replace
 
 
-def _promise_is_forgotten(
-    replica: CopyState, epoch: int, *, writers_stopped: bool
-) -> CopyState:
-    given = rules.promise(
-        replace(replica, promised=0), epoch, writers_stopped=writers_stopped
-    )
+def _promise_is_forgotten(replica: CopyState, epoch: int, **rest: Any) -> CopyState:
+    given = rules.promise(replace(replica, promised=0), epoch, **rest)
     return replace(given, promised=replica.promised)
 
 
@@ -187,11 +183,12 @@ def _a_promise_to_who_gave_up_is_forgotten(
     return dataclasses.replace(kept, copy=replace(kept.copy, promised=commit.epoch))
 
 
-def _writers_may_run_on(
-    replica: CopyState, epoch: int, *, writers_stopped: bool
-) -> CopyState:
-    del writers_stopped
-    return rules.promise(replica, epoch, writers_stopped=True)
+def _writers_may_run_on(replica: CopyState, epoch: int, **rest: Any) -> CopyState:
+    return rules.promise(replica, epoch, **{**rest, "writers_stopped": True})
+
+
+def _nothing_has_gone_back(*_: Any) -> bool:
+    return False
 
 
 def _everything_is_superseded(*_: Any) -> bool:
@@ -206,9 +203,9 @@ def _with(**functions: Any) -> SimpleNamespace:
     """Return mutated rules, in which `release` and `seal` use mutated helpers too."""
     made = mutant(**functions)
     if "commit_live" in functions:
-        made.seal = lambda replica: (
+        made.seal = lambda replica, *, gone_back: (
             replace(functions["commit_live"](replica), live_epoch=0)
-            if replica.live_epoch
+            if replica.live_epoch and not gone_back
             else replica
         )
     return made
@@ -265,6 +262,7 @@ BACKUPS_MUTANTS = {
     "who counts as a holder is not asked": _with(
         leave=_who_counts_as_a_holder_is_not_asked
     ),
+    "what has gone back is sealed": _with(gone_back=_nothing_has_gone_back),
 }
 # Of time; looked for in scopes in which nodes are slow.
 TIME_MUTANTS = {

@@ -168,8 +168,8 @@ def test_a_wrong_rule_of_members_is_found(mutant: str) -> None:
 @pytest.mark.parametrize("mutant", BACKUPS_MUTANTS)
 def test_a_wrong_rule_of_backups_is_found(mutant: str) -> None:
     wrong = BACKUPS_MUTANTS[mutant]
-    scope = Scope(membership=True, backups=True, rules=wrong, **WIDE)
-    assert wander(scope, seed=1, walks=4_000, length=100).fault
+    scope = Scope(nodes=2, membership=True, backups=True, rules=wrong, **WIDE)
+    assert wander(scope, seed=4, walks=500, length=100).fault
 
 
 @pytest.mark.parametrize("mutant", TIME_MUTANTS)

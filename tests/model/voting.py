@@ -7,7 +7,7 @@ end with it, and the owner begins whenever what it has heard does.
 
 from __future__ import annotations
 
-from plugin.ownership.state import Choice, Commit, CopyState, RefusedError
+from plugin.ownership.state import Choice, Commit, CopyState, Kept, RefusedError
 
 from .world import Bytes, Node, Scope, Steps, World, changed, name
 
@@ -42,6 +42,12 @@ def recovering(world: World, number: int, node: Node) -> bool:
     )
 
 
+def gone_back(world: World, scope: Scope, node: Node) -> bool:
+    """Return whether the node can know that its disk has gone back."""
+    known: bool = scope.rules.gone_back(node.replica, world.head, world.lineage)
+    return known
+
+
 def vote(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """
     Promise, and give the vote. Who is slow promises when nobody waits for it any more.
@@ -59,7 +65,10 @@ def vote(world: World, scope: Scope, number: int, node: Node) -> Steps:
         stopped = voter.role != "O" or (scope.fenced and not scope.time)
         try:
             replica = scope.rules.promise(
-                voter.replica, node.epoch, writers_stopped=stopped
+                voter.replica,
+                node.epoch,
+                writers_stopped=stopped,
+                gone_back=gone_back(world, scope, voter),
             )
         except RefusedError:
             continue
@@ -136,6 +145,14 @@ def with_replica(world: World, number: int, replica: CopyState) -> tuple[Node, .
         assert node.live is not None
         return changed(world, number, replica=replica, tree=node.live, live=None)
     return changed(world, number, replica=replica)
+
+
+def kept_trees(node: Node, kept: Kept) -> frozenset[Bytes]:
+    """Return what has to be set apart of the node's bytes."""
+    trees = {node.tree} if kept.keep_commit else set[Bytes]()
+    if kept.keep_live and node.live is not None:
+        trees.add(node.live)
+    return frozenset(trees)
 
 
 def with_commit(

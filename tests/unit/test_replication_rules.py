@@ -214,7 +214,10 @@ def test_a_holder_whose_copy_is_older_is_struck_off_unless_it_is_the_last() -> N
     strike = partial(copy_worth.strike, node="a")
     assert strike(head, copy=older).holders == ("b",)
     assert strike(head, copy=None).holders == ("b",)
-    for newest in (CopyState(commit=Commit(3, 4)), CopyState(live_epoch=3)):
+    gone_back = CopyState(commit=Commit(3, 3), live_epoch=3, next_seq=4)
+    assert strike(head, copy=gone_back).holders == ("b",)
+    live = msgspec.structs.replace(gone_back, next_seq=5)
+    for newest in (CopyState(commit=Commit(3, 4)), live):
         assert strike(head, copy=newest) == head
     with pytest.raises(RefusedError, match="last-copy"):
         strike(IDLE, copy=older)
