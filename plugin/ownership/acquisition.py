@@ -242,11 +242,13 @@ class Acquisition:
             promised=head.epoch,
             deadline_s=deadline.remaining_s(),
         )
-        if self._copy(record).commit == choice.base:
-            # What its last owner brought before the promise may not be in place yet.
-            self.replication.ready(record, deadline)
+        at = self._copy(record).commit
+        if at != choice.base:
+            self.replication.pull(record, head.epoch, choice, deadline)
+        # A commit that was marked, now or before the promise, may not be in place yet.
+        self.replication.ready(record, deadline)
+        if at == choice.base:
             return choice
-        self.replication.pull(record, head.epoch, choice, deadline)
         ballot.require_nobody_back(choice, deadline)
         holders = tuple(sorted({*choice.holders, self.ownership.node_id}))
         return Choice(choice.base, holders, choice.lost)

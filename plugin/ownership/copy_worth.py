@@ -9,9 +9,11 @@ import msgspec
 from plugin.ownership.state import (
     EMPTY,
     CopyState,
+    Epoch,
     Head,
     Lineage,
     RefusedError,
+    Tomb,
 )
 
 _NO_EPOCHS: Final = Lineage({})
@@ -65,3 +67,12 @@ def diverged(copy: CopyState, head: Head, lineage: Lineage) -> bool:
     """Return whether *copy*, no member's, has bytes that no owner has gone on from."""
     grown = lineage.contains(copy.commit, at=head.epoch)
     return copy.live_epoch > 0 or not (grown or copy.commit == EMPTY)
+
+
+def is_unknown(copy: CopyState, tomb: Tomb) -> bool:
+    """Return whether *copy* has bytes of which who removed the volume did not know."""
+    if copy.live_epoch or tomb.committed is None:
+        return copy.live_epoch > 0
+    head = Head(epoch=tomb.committed.epoch, committed=tomb.committed)
+    lineage = Lineage({number: Epoch(base, "") for number, base in tomb.bases})
+    return not superseded(copy, head, lineage)

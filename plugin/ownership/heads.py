@@ -23,15 +23,23 @@ from typing import ClassVar, Final
 
 import msgspec
 
-from backends.base import VOLUME_ID, LineText, WholeNumber
+from backends.base import VOLUME_ID, WholeNumber
 from backends.system import clock
 from backends.system.decoding import from_json
 from plugin.errors import StoreError
 from plugin.membership.nodes import node_ids
 from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.membership.snapshot_records import SnapshotRecords
-from plugin.model import BackendKind, NodeId, VolumeName
-from plugin.ownership.state import EMPTY, Choice, EarlierEpoch, Epoch, Head, Lineage
+from plugin.model import NodeId
+from plugin.ownership.state import (
+    EMPTY,
+    Choice,
+    EarlierEpoch,
+    Epoch,
+    Head,
+    Lineage,
+    Tomb,
+)
 from plugin.store.base import (
     Change,
     Compare,
@@ -63,22 +71,6 @@ class Lock(msgspec.Struct, frozen=True):
     KEY: ClassVar[re.Pattern[str]] = re.compile(rf"v/{VOLUME_ID.pattern}/lock")
     node: NodeId
     epoch: WholeNumber
-
-
-class Tomb(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    A volume that was removed; *pending* are the nodes that may have copies yet.
-
-    Older versions name members alone, although other nodes may have copies as well:
-    what they wrote does not say ``all_nodes``.
-    """
-
-    KEY: ClassVar[re.Pattern[str]] = re.compile(rf"tomb/{VOLUME_ID.pattern}")
-    name: VolumeName
-    backend: BackendKind
-    removed_at: LineText
-    pending: tuple[NodeId, ...]
-    all_nodes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from backends.system import clock
 from backends.system.clock import Deadline
-from plugin.errors import PeerRefusedError
+from plugin.errors import PeerRefusedError, StoreError
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.bytes_port import Replication
 from plugin.ownership.heads import (
     REFRESH_DEADLINE_S,
-    Tomb,
     drop_head,
     drop_lock,
     put_head,
     put_tomb,
 )
 from plugin.ownership.refusals import explained, has_snapshots, in_use, set_apart
-from plugin.ownership.state import Head, RefusedError
+from plugin.ownership.state import Commit, Head, RefusedError, Tomb
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import was_released
 from plugin.store.base import NO_CHANGE, Change
@@ -90,6 +89,7 @@ def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
     if ownership.membership.alone and state.head is None:
         return NO_CHANGE
     head = state.head or ownership.initial_head(record)
+    bases = _bases(ownership, record)
     ownership.heads.shorten_epochs(record.id)
     gone = [*ownership.heads.drop_epochs(record.id), drop_head(record.id)]
     # Also a node that is no member any more may have a copy that it could not let go.
@@ -102,5 +102,18 @@ def removal_done(ownership: OwnershipView, record: VolumeRecord) -> Change:
         removed_at=clock.now_rfc3339(),
         pending=tuple(sorted(others)),
         all_nodes=True,
+        committed=head.committed,
+        bases=bases,
     )
     return state.change(*gone, put_tomb(record.id, tomb))
+
+
+def _bases(
+    ownership: OwnershipView, record: VolumeRecord
+) -> tuple[tuple[int, Commit], ...]:
+    """Return what epochs began with; none if they cannot be read: more is kept then."""
+    try:
+        epochs = ownership.heads.lineage(record.id).epochs
+    except StoreError:
+        return ()
+    return tuple((number, epoch.base) for number, epoch in sorted(epochs.items()))

@@ -14,7 +14,7 @@ from typing import ClassVar, Final, Literal
 import msgspec
 
 from backends.base import VOLUME_ID, LineText, WholeNumber
-from plugin.model import NodeId, NodeIdOrNone
+from plugin.model import BackendKind, NodeId, NodeIdOrNone, VolumeName
 
 Phase = Literal["idle", "recovering", "owned", "removing"]
 # Of which moments a commit's files are: each of its own; all of one; and nobody wrote.
@@ -176,6 +176,25 @@ class Lineage:
     def after(self, epoch: int, base: Commit, owner: str) -> Lineage:
         """Return the lineage after *owner* has begun *epoch* with *base*."""
         return Lineage({**self.epochs, epoch: Epoch(base, owner)})
+
+
+class Tomb(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    A volume that was removed; *pending* are the nodes that may have copies yet.
+
+    What was committed, and the *bases* of epochs, tell whether a copy has bytes that
+    nobody knew of. Older versions do not write them. They name members alone, although
+    other nodes may have copies as well: what they wrote does not say ``all_nodes``.
+    """
+
+    KEY: ClassVar[re.Pattern[str]] = re.compile(rf"tomb/{VOLUME_ID.pattern}")
+    name: VolumeName
+    backend: BackendKind
+    removed_at: LineText
+    pending: tuple[NodeId, ...]
+    all_nodes: bool = False
+    committed: Commit | None = None
+    bases: tuple[tuple[WholeNumber, Commit], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

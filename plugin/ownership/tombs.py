@@ -11,7 +11,7 @@ from backends.errors import RemoraError
 from backends.system.clock import Deadline
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership.heads import Tomb
+from plugin.ownership.state import Tomb
 from plugin.ownership.view import OwnershipView
 
 log = logging.getLogger(__name__)
@@ -21,14 +21,14 @@ _DEADLINE_S: Final = 30.0
 def bury_copies(
     ownership: OwnershipView,
     let_go: Callable[[VolumeRecord, Deadline], None],
-    keep_live: Callable[[VolumeRecord], None],
+    keep_unknown: Callable[[VolumeRecord, Tomb], None],
 ) -> None:
     """
     Remove each copy of a volume that has a tomb, and say so in the tomb.
 
     Who removed it may not have known that it was in use here. So *let_go* unmounts it,
-    or raises VolumeBusyError while it is used; then *keep_live* sets apart what was
-    written here, if it is of no commit.
+    or raises VolumeBusyError while it is used; then *keep_unknown* sets apart what was
+    written here, if it is of no commit that was known.
 
     The tomb stays until each node of its time has: a node that comes back after years
     must not bring the volume back.
@@ -40,7 +40,7 @@ def bury_copies(
         gone = [
             volume_id
             for volume_id, tomb in ownership.heads.tombs_for(node_id, spare).items()
-            if _is_removed(ownership, volume_id, tomb, let_go, keep_live)
+            if _is_removed(ownership, volume_id, tomb, let_go, keep_unknown)
         ]
         ownership.heads.acknowledge(gone, node_id)
     except RemoraError as error:
@@ -52,7 +52,7 @@ def _is_removed(
     volume_id: str,
     tomb: Tomb,
     let_go: Callable[[VolumeRecord, Deadline], None],
-    keep_live: Callable[[VolumeRecord], None],
+    keep_unknown: Callable[[VolumeRecord, Tomb], None],
 ) -> bool:
     """Remove the copy; return whether it is gone."""
     volume = Volume(id=volume_id, name=tomb.name, options={}, created_at="")
@@ -62,7 +62,7 @@ def _is_removed(
         if backend.copy_directory(volume) is not None:
             record = VolumeRecord.of(volume, backend=tomb.backend)
             let_go(record, Deadline(_DEADLINE_S))
-            keep_live(record)
+            keep_unknown(record, tomb)
             backend.remove(volume, deadline_s=_DEADLINE_S)
             ownership.events.add(volume, "copy-removed")
             log.info("a copy goes: the volume was removed elsewhere", extra=about)

@@ -177,15 +177,15 @@ class OwnershipView:
         """
         Return whether this node has a copy although it is no member.
 
-        A node that acquired the volume but has not begun keeps its copy: it may
-        continue from it.
+        A node that acquired the volume but has not begun keeps its copy, also when it
+        gave up: its next try goes on with what was fetched.
         """
         head = self.heads.head(record.id)
         if self.membership.alone or head is None or self.is_shared(record):
             return False
         if self.node_id in head.members or head.phase not in ("owned", "idle"):
             return False
-        if head.owner == self.node_id and not head.released:
+        if head.owner == self.node_id and head.committed.epoch != head.epoch:
             return False
         return self.backend_of(record).copy_directory(record.volume()) is not None
 

@@ -20,6 +20,7 @@ from backends.rsync.journal.entries import Commit as Base
 from backends.system.aside import begun
 from backends.system.clock import Deadline, monotonic_s
 from plugin.model import VolumeRecord
+from plugin.replication.at_work import Workers
 from plugin.replication.report import Report
 
 log = logging.getLogger(__name__)
@@ -62,10 +63,12 @@ class Delivery:
         self.told = False
         self._send = send
         self.took_s = self.ended_s = 0.0
+        self._workers = Workers()
         self._work: Future[None] | None = None
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, workers: Workers) -> None:
+        """Begin; *workers* count it, for who waits until it has ended."""
+        self._workers = workers
         self._work = begun(self._run, name="delivery")
         error = self._work.exception() if self._work.done() else None
         if isinstance(error, RemoraError):  # it could not begin
@@ -89,7 +92,8 @@ class Delivery:
     def _run(self) -> None:
         began_s = monotonic_s()
         try:
-            self.answer = self._send()
+            with self._workers.working(self.volume_id):
+                self.answer = self._send()
         except RemoraError as error:
             self.error = error
         except Exception:
@@ -104,6 +108,7 @@ class Deliveries:
     """See the module's text; threads share it."""
 
     def __init__(self) -> None:
+        self.workers = Workers()
         self._lock = threading.Lock()
         # One of each volume and node, until a round has taken it out.
         self._late: list[Delivery] = []
@@ -114,7 +119,7 @@ class Deliveries:
         with self._lock:
             slow = frozenset(self._slow)
         for each in deliveries:
-            each.start()
+            each.start(self.workers)
         usual, short = Deadline(_PATIENCE_S), Deadline(_PATIENCE_SLOW_S)
         late = [
             each
@@ -171,13 +176,11 @@ class Deliveries:
             self._slow -= {each.node_id for each in quick if not each.error}
         return ended
 
-    def wait(self, volume_id: str, node_id: str) -> None:
-        """Return when nothing of a volume is on its way to the node any more."""
+    def wait(self, volume_id: str, node_id: str, deadline: Deadline) -> bool:
+        """Return whether nothing of a volume is on its way to the node any more."""
         with self._lock:
-            under_way = [*self._late]
-        for each in under_way:
-            if (each.volume_id, each.node_id) == (volume_id, node_id):
-                each.wait()
+            late = [each for each in self._late if each.volume_id == volume_id]
+        return all(each.wait(deadline) for each in late if each.node_id == node_id)
 
     def begin_round(self, volume_id: str) -> None:
         """Note that what has ended by now is no cause for another round."""

@@ -19,6 +19,7 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import copy_worth
 from plugin.ownership.holders import Holders
+from plugin.ownership.state import Tomb
 from plugin.ownership.view import OwnershipView
 from plugin.replication.journals import Journals
 from plugin.replication.receiving import Receiving
@@ -77,9 +78,9 @@ class Departing:
             extra=fields(volume=record.name, id=record.id),
         )
 
-    def keep_live(self, record: VolumeRecord) -> None:
+    def keep_unknown(self, record: VolumeRecord, tomb: Tomb) -> None:
         """
-        Set apart what this node has written to a removed volume since its last commit.
+        Set apart what this node has of a removed volume beyond what was committed.
 
         Raises:
             VolumeBusyError: the copy is in use.
@@ -87,7 +88,7 @@ class Departing:
         """
         with self._journals.alone(record, Deadline(_USE_WAIT_S)):
             copy = self._ownership.copy_state(record)
-            if copy is not None and copy.live_epoch:
+            if copy is not None and copy_worth.is_unknown(copy, tomb):
                 self._receiving.set_apart(record)
 
     def _require_superseded(self, record: VolumeRecord) -> None:

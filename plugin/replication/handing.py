@@ -21,7 +21,6 @@ from plugin.model import NodeId, VolumeId, VolumeName, VolumeRecord
 from plugin.ownership.state import EMPTY, Commit
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import require_recovering
-from plugin.replication.at_work import Workers
 from plugin.replication.deliveries import Deliveries
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import decoded_paths
@@ -31,6 +30,8 @@ from plugin.replication.transfer import RsyncTransfer
 # Of a whole volume, while there is work on it: see `at_work.Patience`.
 TRANSFER_DEADLINE_S: Final = 6 * 3600.0
 _USE_DEADLINE_S: Final = 30.0
+# So often it is seen whether who asks has given up.
+_LOOK_S: Final = 1.0
 
 
 class SendRequest(msgspec.Struct, frozen=True):
@@ -74,7 +75,7 @@ class Handing:
         self._ownership = ownership
         self._journals = journals
         self._transfer = transfer
-        self.workers = Workers()
+        self.workers = deliveries.workers
         self._deliveries = deliveries
         self._find = find
 
@@ -88,12 +89,11 @@ class Handing:
         """
         heads = self._ownership.heads
         record = require_recovering(heads, self._find, node_id, request)
-        head = heads.read(record.id).head
-        if head is None or head.phase != "recovering":
-            raise PeerRefusedError(f"'{record.name}' is not recovered any more")
+        self._require_recovered(record, request.epoch)
         commit = Commit(*request.commit)
         # What it gets by that need not be sent again; two at once would end each other.
-        self._deliveries.wait(record.id, node_id)
+        while not self._deliveries.wait(record.id, node_id, Deadline(_LOOK_S)):
+            self._require_recovered(record, request.epoch)
         with (
             self.workers.working(record.id),
             self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal,
@@ -106,6 +106,12 @@ class Handing:
         if not request.paths:
             self._transfer.progress.count("sending", commits=1)
         return {"carried_bytes": size_bytes}
+
+    def _require_recovered(self, record: VolumeRecord, epoch: int) -> None:
+        """Raise PeerRefusedError unless who asks is about to begin the volume."""
+        head = self._ownership.heads.read(record.id).head
+        if head is None or (head.epoch, head.phase) != (epoch, "recovering"):
+            raise PeerRefusedError(f"'{record.name}' is not recovered any more")
 
     def send_ahead(self, node_id: str, request: AheadRequest) -> Mapping[str, Any]:
         """

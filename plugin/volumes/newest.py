@@ -18,6 +18,7 @@ from plugin.errors import NotOwnerError
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.model import VolumeRecord
 from plugin.ownership.bytes_port import Replication
+from plugin.ownership.state import CopyState
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import was_released
 
@@ -71,15 +72,27 @@ class NewestBytes:
         if self.ownership.membership.alone or self.ownership.is_shared(record):
             yield
             return
-        self.replication.ready(record, Deadline(SHORT_DEADLINE_S))
-        head = self.ownership.heads.read(record.id).head
+        # What is marked from now on changes the state.
         before = self.ownership.copy_state(record)
+        self.replication.ready(record, Deadline(SHORT_DEADLINE_S))
         yield
         after = self.ownership.copy_state(record)
         if before is None or after is None or before.commit == after.commit:
             return
-        # Epochs in which the bytes were written here: this one, and the very next.
-        if after.commit.epoch not in (before.live_epoch, head.epoch + 1 if head else 1):
+        if not self._was_written_here(record, before, after):
             raise VolumeBusyError(
                 f"'{record.name}' was brought up to date meanwhile", hint="retry"
             )
+
+    def _was_written_here(
+        self, record: VolumeRecord, before: CopyState, after: CopyState
+    ) -> bool:
+        """Return whether *after* is of the same epoch, or of ours that went on."""
+        live_epoch = before.live_epoch
+        if live_epoch and after.commit.epoch == live_epoch:
+            return True
+        lineage = self.ownership.heads.lineage(record.id)
+        begun = lineage.epochs.get(after.commit.epoch)
+        if begun is None or begun.owner != self.ownership.node_id:
+            return False
+        return begun.base == before.commit or begun.base.epoch == live_epoch > 0

@@ -30,6 +30,7 @@ from backends.system.clock import Deadline
 from plugin.limits import GARBAGE_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord
+from plugin.ownership.state import Tomb
 from plugin.ownership.tombs import bury_copies
 from plugin.replication.departing import Departing
 from plugin.volumes.catalogue import Catalogue, Stored
@@ -101,8 +102,8 @@ class Reconciler:
                 if self._stopping.is_set():
                     return
                 run(f"{verb} '{record.name}'", partial(self._attempt, record, action))
-        let_go, keep_live = self._unmounting.unmount_removed, self._keep_live
-        bury = partial(bury_copies, self._ownership, let_go, keep_live)
+        let_go, keep_unknown = self._unmounting.unmount_removed, self._keep_unknown
+        bury = partial(bury_copies, self._ownership, let_go, keep_unknown)
         run("the burial of copies", bury)
         for name, mend in self._also.items():
             run(name, mend)
@@ -207,10 +208,10 @@ class Reconciler:
         if self._departing is not None and self._unmounting.is_idle(stored.record):
             self._departing.depart(stored.record, deadline)
 
-    def _keep_live(self, record: VolumeRecord) -> None:
+    def _keep_unknown(self, record: VolumeRecord, tomb: Tomb) -> None:
         """Set apart what was written here to a volume that was removed elsewhere."""
         if self._departing is not None:
-            self._departing.keep_live(record)
+            self._departing.keep_unknown(record, tomb)
 
     def _unmount_if_unused(self, stored: Stored, deadline: Deadline) -> None:
         self._unmounting.unmount_if_unused(stored.record, deadline)

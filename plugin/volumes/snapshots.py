@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from backends.base import Snapshot, Snapshots
-from backends.errors import VolumeBusyError
+from backends.errors import RemoraError, VolumeBusyError
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.mounts import mounted_at
@@ -53,16 +53,22 @@ class SnapshotService:
         record = self._ready(name)
         target = self.views.target(record)
         command = f"remora snapshot create {name} {snapshot}"
-        with (
-            self.copying.track(f"{name}@{snapshot}", caller_gone) as progress,
-            self.newest.reading(record, command=command),
-        ):
-            made = self._of(record).create(
-                record.volume(),
-                snapshot,
-                mounted_at=target if mounted_at(target) else None,
-                progress=progress,
-            )
+        made = None
+        try:
+            with (
+                self.copying.track(f"{name}@{snapshot}", caller_gone) as progress,
+                self.newest.reading(record, command=command),
+            ):
+                made = self._of(record).create(
+                    record.volume(),
+                    snapshot,
+                    mounted_at=target if mounted_at(target) else None,
+                    progress=progress,
+                )
+        except RemoraError:
+            if made is not None:  # it is torn
+                self._of(record).remove(record.volume(), snapshot)
+            raise
         self.own.tell(record)
         return made
 

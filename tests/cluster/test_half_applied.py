@@ -1,11 +1,14 @@
-"""No container begins on a tree between two commits."""
+"""What a Mount fetches: no container begins on a part of it, and no part is lost."""
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 
 from tests.cluster.test_replication_scenarios import NAME, live, wait_holders
-from tests.support.owners import Owner, Records
+from tests.protocol.node import wait_until
+from tests.support.owners import WAIT_S, Owner, Records
 from tests.support.tuning import tuned
 
 Make = Callable[..., Owner]
@@ -35,9 +38,32 @@ def test_a_mount_waits_until_what_it_pulled_is_in_place(
         gamma.start()
         gamma.wait_member()
         for _ in range(2):
-            assert "cannot apply" in gamma.refused("Mount", Name=NAME, ID="one")
+            wait_until(
+                lambda: "cannot apply" in gamma.refused("Mount", Name=NAME, ID="one"),
+                "it is refused for that",
+                timeout_s=WAIT_S,
+            )
     finally:
         gamma.run("chattr", "-i", str(first))
     gamma.mount_at_last(NAME)
     for name in ("first", "second"):
         assert gamma.path(live(gamma, volume_id) / name).read_text() == "new"
+
+
+def test_what_a_mount_has_fetched_is_there_for_the_next(make_owner: Make) -> None:
+    """No single one of them has the time for all of it."""
+    alpha = make_owner(
+        "alpha", profiles='[replication]\nbandwidth_limit = "1MiB"', tuning=BY_MOUNT
+    )
+    gamma = make_owner("gamma", daemon={"mount_deadline_s": 6})
+    volume_id = alpha.create(NAME, replicas="1")
+    gamma.wait_known(NAME)
+    alpha.mount(NAME)
+    (live(alpha, volume_id) / "large").write_bytes(os.urandom(14 << 20))
+    alpha.unmount(NAME)
+    gamma.wait_known(NAME, ownership="idle")
+    end_s = time.monotonic() + WAIT_S
+    while error := gamma.call("Mount", {"Name": NAME, "ID": "one"}).error:
+        assert "is catching up" in error
+        assert time.monotonic() < end_s
+        time.sleep(3)  # as an engine waits; the background repair takes its turn

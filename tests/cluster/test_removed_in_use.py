@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import msgspec
 
-from plugin.ownership.heads import Tomb, drop_head, drop_lock, put_tomb
+from plugin.ownership.heads import drop_head, drop_lock, put_tomb
+from plugin.ownership.state import Tomb
 from plugin.store.base import Delete
 from tests.cluster.test_ownership_leases import wait_lock_gone
+from tests.cluster.test_replication_scenarios import apart, live, wait_holders
 from tests.protocol.node import wait_until
 from tests.support.link import Link
 from tests.support.owners import WAIT_S, Owner, Records, Writer
@@ -67,3 +69,31 @@ def test_a_tomb_takes_no_copy_that_is_mounted_and_no_bytes_that_are_of_no_commit
     )
     writer.process.wait(WAIT_S)
     assert (alpha.copy(mounted) / "live/stamps").exists()
+
+
+def test_a_tomb_takes_nothing_that_was_written_while_cut_off(
+    make_owner: Make, records: Records, link: Link
+) -> None:
+    """The container has ended by itself: what it wrote is a commit that nobody knew."""
+    alpha = make_owner("alpha")
+    beta = make_owner("beta", link=link)
+    volume_id = beta.create("db", members="alpha,beta", interval="1s")
+    alpha.wait_known("db")
+    beta.mount("db")
+    (live(beta, volume_id) / "first").write_text("first")
+    wait_holders(records, volume_id, alpha, beta)
+    link.cut()
+    wait_lock_gone(records, volume_id)
+    (live(beta, volume_id) / "second").write_text("second")
+    beta.unmount("db")
+    wait_until(
+        lambda: not alpha.call("Remove", {"Name": "db"}).error,
+        "alpha has removed it",
+        timeout_s=WAIT_S,
+    )
+    link.mend()
+    wait_until(
+        lambda: [*apart(beta, volume_id).values()] == [["first", "second"]],
+        "what beta has is set apart",
+        timeout_s=WAIT_S,
+    )

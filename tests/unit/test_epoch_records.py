@@ -10,12 +10,11 @@ from plugin.membership.quarantine_records import QuarantineRecord, QuarantineRec
 from plugin.ownership.heads import (
     EPOCHS_MAX,
     Heads,
-    Tomb,
     begun_epoch,
     put_epoch,
     put_tomb,
 )
-from plugin.ownership.state import EMPTY, Choice, Commit, Epoch, Head
+from plugin.ownership.state import EMPTY, Choice, Commit, Epoch, Head, Tomb
 from plugin.store.base import Put
 from tests.support.ids import id_of
 from tests.support.memory_store import MemoryStore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -9,13 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
-from plugin.errors import PeerUnreachableError
+from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage
-from plugin.replication.deliveries import Deliveries
+from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.handing import Handing, SendRequest
 from plugin.replication.progress import Progress
+from plugin.replication.report import Report
 from tests.support.journal_trees import VOLUME
 
 RECORD: Any = SimpleNamespace(id=VOLUME, name="v")
@@ -30,6 +33,37 @@ class Line:
     def send(self, *_: object, source: Path, **__: object) -> int:
         assert source.is_dir()
         raise PeerUnreachableError("planned")
+
+
+def test_who_has_given_up_is_waited_for_no_longer() -> None:
+    """A commit is on its way to it all the time; that counts as work."""
+    ended, deliveries = threading.Event(), Deliveries()
+    worked: list[Any] = []
+
+    def send() -> dict[str, Any]:
+        before = deliveries.workers.answer("asker", {"volume": VOLUME})
+        sum(range(100_000))
+        worked.append(deliveries.workers.answer("asker", {"volume": VOLUME}) != before)
+        ended.wait(30)
+        return {}
+
+    report = Report(Commit(1, 1))
+    about: dict[str, Any] = {"base": None, "since": (1, 1), "filled": False}
+    deliveries.deliver([Delivery(RECORD, "asker", report, send=send, **about)])
+    told = [*[HEAD] * 3, replace(HEAD, phase="idle")]
+    heads = SimpleNamespace(
+        read=lambda _: SimpleNamespace(head=told[0] if len(told) == 1 else told.pop(0)),
+        refresh=lambda _: None,
+    )
+    of: Any = SimpleNamespace(heads=heads)
+    none: Any = None
+    handing = Handing(of, none, none, deliveries, find=lambda _: RECORD)
+    request = {"volume": VOLUME, "name": "v", "epoch": 2, "commit": [1, 1]}
+    with pytest.raises(PeerRefusedError, match="not recovered any more"):
+        handing.send("asker", {**request, "have": [0, 0]})
+    assert not ended.is_set()
+    assert worked == [True]
+    ended.set()
 
 
 def test_a_failed_send_leaves_no_copies(tmp_path: Path) -> None:

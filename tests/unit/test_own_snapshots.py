@@ -10,7 +10,8 @@ import pytest
 
 from backends.errors import InvalidRequestError, SnapshotNotFoundError
 from backends.system import clock
-from plugin.ownership.heads import Tomb, put_tomb
+from plugin.ownership.heads import put_tomb
+from plugin.ownership.state import Tomb
 from plugin.volumes import own_snapshots as module
 from plugin.volumes.operations import never
 from plugin.volumes.own_snapshots import OwnSnapshots

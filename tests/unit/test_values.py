@@ -15,8 +15,8 @@ from plugin.membership.directory import NodeDirectory
 from plugin.membership.nodes import NodeRecord
 from plugin.membership.quarantine_records import QuarantineRecord, QuarantineRecords
 from plugin.model import VolumeRecord
-from plugin.ownership.heads import Heads, Lock, Tomb, put_head
-from plugin.ownership.state import Epoch, Head
+from plugin.ownership.heads import Heads, Lock, put_head
+from plugin.ownership.state import Epoch, Head, Tomb
 from plugin.store import values as module
 from plugin.store.base import Delete, Put, Record, Store
 from plugin.store.sqlite import SqliteStore
