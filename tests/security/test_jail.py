@@ -258,6 +258,23 @@ def test_the_calls_that_are_allowed_have_their_numbers(machine: str) -> None:
         assert number == (str(known) if known >= 0 else "-"), name
 
 
+def test_what_makes_a_jail_is_quick_to_load() -> None:
+    """Each of these modules takes about as long to load as a bare Python to start."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        "import backends.system.jailed; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=True,
+    )
+    slow = {"dataclasses", "inspect", "pathlib", "socket", "subprocess", "tempfile"}
+    assert not slow & set(done.stdout.split())
+
+
 def test_the_place_that_is_shown_may_not_lead_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "top/real/below").mkdir(parents=True)
     (tmp_path / "top/link").symlink_to("/etc")
