@@ -12,10 +12,13 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from backends.system import libc
+
+if TYPE_CHECKING:  # quick to load, as the programs in jails have to be
+    from pathlib import Path
+    from types import TracebackType
 
 _RESOLVE: Final = (
     libc.RESOLVE_BENEATH | libc.RESOLVE_NO_SYMLINKS | libc.RESOLVE_NO_MAGICLINKS

@@ -5,13 +5,18 @@ It imports the standard library alone, and little of it: programs that start in 
 Python, and the guard, call the kernel through it too.
 """
 
+from __future__ import annotations
+
 import ctypes
 import errno
 import os
 import struct
 import sys
-from collections.abc import Collection
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # to load these takes longer than each Unmount's program runs
+    from collections.abc import Collection
+    from typing import Any
 
 MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x2, 0x4, 0x8
 MS_RDONLY, MS_REMOUNT, MS_BIND = 0x1, 0x20, 0x1000

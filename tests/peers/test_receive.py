@@ -150,21 +150,21 @@ def test_what_our_rsync_asks_for_is_what_is_let_through(
     ]
     subprocess.run(command, input=b"", capture_output=True, timeout=60, check=False)
     asked = shown.read_text().strip()
-    match = receive._RECEIVE.fullmatch(asked)
+    match = receive.RECEIVE.fullmatch(asked)
     assert match is not None, asked
     assert match.groups()[:3] == (VOLUME, "12", "0")
     # And nothing near it.
     for change in ("", " ", " x", "\n", "\0"):
         if change:
-            assert not receive._RECEIVE.fullmatch(asked + change)
-        assert not receive._RECEIVE.fullmatch(f"{change or '-'}{asked}")
+            assert not receive.RECEIVE.fullmatch(asked + change)
+        assert not receive.RECEIVE.fullmatch(f"{change or '-'}{asked}")
     for word in range(len(asked.split(" "))):
         words = asked.split(" ")
-        assert not receive._RECEIVE.fullmatch(
+        assert not receive.RECEIVE.fullmatch(
             " ".join([*words[:word], words[word] + "é", *words[word + 1 :]])
         )
         if not words[word].startswith("--bwlimit="):
-            assert not receive._RECEIVE.fullmatch(
+            assert not receive.RECEIVE.fullmatch(
                 " ".join([*words[:word], *words[word + 1 :]])
             )
 
@@ -265,7 +265,8 @@ def test_rsync_lives_in_the_jail(nodes: NODES) -> None:
     assert (root / "staging").samefile(second.staging.directory)
     names = {each.name for each in root.iterdir()}
     names -= {"usr", "bin", "sbin", "lib", "lib32", "lib64", "libx32"}
-    assert names == {"basis", "staging"}
+    assert names == {"basis", "dev", "staging"}
+    assert [each.name for each in (root / "dev").iterdir()] == ["null"]
     client.kill()
     ended(client)
 
@@ -291,14 +292,18 @@ def test_a_removed_node_s_transfer_is_ended(nodes: NODES) -> None:
     assert second.staging.ended == [None]
 
 
+def parent(process: int) -> int:
+    found = re.search(r"PPid:\t(\d+)", Path(f"/proc/{process}/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
 def test_a_killed_receiver_takes_its_rsync_along(nodes: NODES) -> None:
     first, second = nodes
     client = begun_receive(first, second)
     [rsync] = rsyncs(second)
-    status = Path(f"/proc/{rsync}/status").read_text()
-    parent = re.search(r"PPid:\t(\d+)", status)
-    assert parent is not None
-    os.kill(int(parent[1]), signal.SIGKILL)
+    # Between them is the process that waits for the jail.
+    os.kill(parent(parent(rsync)), signal.SIGKILL)
     wait_until(lambda: rsyncs(second) == [], timeout_s=20, what="rsync has ended")
     assert ended(client) != 0
     wait_until(lambda: second.staging.ended == [None], timeout_s=20, what="it is told")

@@ -258,6 +258,29 @@ def test_the_calls_that_are_allowed_have_their_numbers(machine: str) -> None:
         assert number == (str(known) if known >= 0 else "-"), name
 
 
+@pytest.mark.parametrize(
+    ("program", "slow"),
+    [
+        ("backends.system.jailed", "dataclasses inspect pathlib socket subprocess"),
+        ("backends.nfs.agent.unmount", "collections re typing"),
+    ],
+)
+def test_a_program_of_ours_is_quick_to_load(program: str, slow: str) -> None:
+    """These modules together take longer to load than a bare Python takes to start."""
+    script = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        f"import {program}; print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        check=True,
+    )
+    assert not set(slow.split()) & set(done.stdout.split())
+
+
 def test_the_place_that_is_shown_may_not_lead_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "top/real/below").mkdir(parents=True)
     (tmp_path / "top/link").symlink_to("/etc")

@@ -26,12 +26,13 @@ NOT_OURS = re.compile(
 ENTRY_POINTS = {"plugin.cli.main"}
 # Programs of their own, which the daemon may kill; they import nothing of ours.
 STAND_ALONE = {"backends.nfs.agent", "backends.nfs.unmount"}
-# Programs whose whole work is to become another one, in a place of its own, and one
-# that goes on alone when it has started.
+# Programs whose whole work is to become another one, in a place of its own, and what
+# makes that place; and one that goes on alone when it has started.
 BECOME_ANOTHER = {
     "plugin.peers.enclosure",
     "plugin.peers.receive",
     "plugin.fencing.guard",
+    "backends.system.jail",
     "backends.system.jailed",
     "backends.nfs.agent.main",
     "backends.nfs.agent.trash",
