@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,7 @@ from backends.rsync.snapshots import RsyncSnapshots
 from backends.rsync.traits import TRAITS
 from backends.snapshots import require_none
 from backends.system import btrfs, files, mounts, quota
+from backends.system.aside import Looks
 from backends.system.clock import Deadline
 from backends.system.copying import Destination
 from backends.system.decoding import from_json
@@ -76,6 +78,7 @@ class RsyncBackend:
         self.pool = Pool(pool, pool_id=pool_id)
         self.snapshots = RsyncSnapshots(self.pool)
         self.quarantine = Quarantine(self.pool)
+        self._looks = Looks()
 
     def parse_options(self, raw: Mapping[str, str]) -> dict[str, str]:
         """Return *raw* in canonical form; see `Backend.parse_options`."""
@@ -280,17 +283,22 @@ class RsyncBackend:
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return where the bytes are and that they are not replicated."""
-        facts: dict[str, object] = {
-            "replication": "unreplicated",
-            "path": str(self.pool.home(volume) / "live"),
-            "engine": self._engine(volume),
-        }
+        path = str(self.pool.home(volume) / "live")
+        facts: dict[str, object] = {"replication": "unreplicated", "path": path}
         if "size" in volume.options:
             facts["size_bytes"] = int(volume.options["size"])
+        return facts | self._looks.at(
+            partial(self._on_disk, volume), dict[str, object]()
+        )
+
+    def _on_disk(self, volume: Volume) -> dict[str, object]:
+        """Return how commits are made, of snapshots or not, and what is set apart."""
+        btrfs_has_it = btrfs.subvolume(self.pool.home(volume) / "live")
+        engine = "btrfs" if btrfs_has_it else "journal"
         with suppress(BackendError):
             if apart := self.quarantine.of(volume.id):
-                facts["set_apart"] = [each.commit for each in apart]
-        return facts
+                return {"engine": engine, "set_apart": [each.commit for each in apart]}
+        return {"engine": engine}
 
     def require_removable(self, volume: Volume) -> None:
         """Raise unless the pool is there, and has nothing that would be lost."""
@@ -305,11 +313,8 @@ class RsyncBackend:
 
     def storages(self) -> list[Storage]:
         """Return the pool."""
-        try:
-            total, available = files.free_bytes(self.pool.path)
-        except OSError as error:
-            return [Storage(str(self.pool.path), f"{self.pool.path}: {error.strerror}")]
-        return [Storage(str(self.pool.path), self.pool.fault(), total, available)]
+        hung = self.pool.faulty("the disk does not answer")
+        return [self._looks.at(self.pool.storage, hung)]
 
     def data_directory(self, volume: Volume, snapshot: str = "") -> Path:
         """Return the live directory, or the snapshot's."""
@@ -367,11 +372,6 @@ class RsyncBackend:
             if apart
             else f"look into {self.pool.home(volume)}/quarantine",
         )
-
-    def _engine(self, volume: Volume) -> str:
-        """Return how commits are made: of snapshots if the directory has any."""
-        live = self.pool.home(volume) / "live"
-        return "btrfs" if btrfs.subvolume(live) else "journal"
 
     def _is_bound(self, volume: Volume, target: Path) -> bool:
         """Return whether *target* already shows this volume's bytes."""

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from backends.base import VOLUME_ID, Volume
+from backends.base import VOLUME_ID, Storage, Volume
 from backends.errors import BackendError
 from backends.rsync.trash import Trash
 from backends.system import files, quota
@@ -103,6 +103,18 @@ class Pool:
         except BackendError as error:
             return error.cause
         return ""
+
+    def storage(self) -> Storage:
+        """Return the pool as storage, as it is now."""
+        try:
+            total, available = files.free_bytes(self.path)
+        except OSError as error:
+            return self.faulty(error.strerror)
+        return Storage(str(self.path), self.fault(), total, available)
+
+    def faulty(self, why: object) -> Storage:
+        """Return the pool as storage of which *why* is all that is known."""
+        return Storage(str(self.path), f"{self.path}: {why}")
 
     def require(self) -> None:
         """Raise BackendError unless the pool is there and is ours."""

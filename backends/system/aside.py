@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import Any, TypeVar
+from concurrent.futures import Future, wait
+from typing import Any, Final, TypeVar
 
 from backends.errors import RemoraError, VolumeBusyError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_LOOK_WAIT_S: Final = 1.0
 
 
 def begun(work: Callable[[], Result], *, name: str) -> Future[Result]:
@@ -50,3 +51,25 @@ def log_fault(outcome: Future[Any]) -> None:
         log.warning("%s", error)
     elif error is not None:
         log.error("a fault of ours", exc_info=error)
+
+
+class Looks:
+    """Looks at one disk, for those who must answer at once, whether it does or not."""
+
+    def __init__(self) -> None:
+        self._late: Future[Any] | None = None
+
+    def at(self, look: Callable[[], Result], otherwise: Result) -> Result:
+        """
+        Return what *look* returns; *otherwise* if it fails, or takes long.
+
+        While one takes long no other begins: each would keep a thread.
+        """
+        late = self._late
+        if late is not None and not late.done():
+            return otherwise
+        looking = begun(look, name="look")
+        if not wait([looking], _LOOK_WAIT_S).done:
+            self._late = looking
+            return otherwise
+        return otherwise if looking.exception() else looking.result()

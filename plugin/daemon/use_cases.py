@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from backends.rsync.quarantine import Quarantine
+from plugin.errors import StoreError
 from plugin.events.log import Events
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.holders import Holders
@@ -77,7 +80,8 @@ def build_use_cases(given: Given) -> UseCases:
     """Return all that can be done with volumes; nothing runs yet."""
     owning, ownership = given.owning, given.owning.view
     catalogue, references = given.catalogue, given.references
-    operations, copying = Operations(), CopyingUnderWay()
+    operations = Operations(partial(_storage_of, catalogue))
+    copying = CopyingUnderWay()
     discovery = Discovery(catalogue, ownership.registry, references, operations.locks)
     views = VolumeViews(
         catalogue,
@@ -195,3 +199,11 @@ def _mounting(given: Given, unmounting: Unmounting) -> Mounting:
         unmounting,
         given.times.mount_deadline_s,
     )
+
+
+def _storage_of(catalogue: Catalogue, name: str) -> str:
+    """Return the kind of backend that has the volume, "" if nobody knows."""
+    with suppress(StoreError):
+        stored = catalogue.find(name)
+        return stored.record.backend if stored else ""
+    return ""

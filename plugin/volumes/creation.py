@@ -89,6 +89,7 @@ class Creation:
             # Copying that takes longer than the engine waits goes on; see `Operations`.
             undo=self.removal.discard if fill is None else None,
             caller_gone=caller_gone,
+            storage=resolved.backend.kind,
         )
 
     def clone(
@@ -159,6 +160,7 @@ class Creation:
             name,
             lambda deadline: self._make(name, resolved, deadline, fill),
             deadline_s=COPY_DEADLINE_S,
+            storage=resolved.backend.kind,
         )
         if made is None:
             raise VolumeExistsError(f"volume '{name}' exists", hint="use another name")

@@ -84,16 +84,22 @@ class VolumeLocks:
 
 class Operations:
     """
-    Runs operations under their volume's lock; at most `OPERATIONS_MAX` at once.
+    Runs operations under their volume's lock; at most `OPERATIONS_MAX` on each storage.
 
-    Others wait for their turn, the first that came first.
+    Others wait for their turn, the first that came first. *storage_of* tells by a
+    volume's name where it is: a pool that hangs keeps all places of its own.
     """
 
     def __init__(
-        self, *, operations_max: int = OPERATIONS_MAX, calls_max: int = CALLS_MAX
+        self,
+        storage_of: Callable[[str], str] = lambda _: "",
+        *,
+        operations_max: int = OPERATIONS_MAX,
+        calls_max: int = CALLS_MAX,
     ) -> None:
         self.locks = VolumeLocks()
-        self._room = threading.BoundedSemaphore(operations_max)
+        self._storage_of = storage_of
+        self._rooms: dict[str, threading.BoundedSemaphore] = {}
         self._operations_max = operations_max
         self._calls = threading.BoundedSemaphore(calls_max)
 
@@ -109,10 +115,12 @@ class Operations:
         deadline_s: float,
         undo: Callable[[Result], None] | None = None,
         caller_gone: CallerGone = never,
+        storage: str = "",
     ) -> Result:
         """
         Return what *work* returns, or raise what it raises, within *deadline_s*.
 
+        *storage* says where a volume will be that is not there yet.
         *undo* gets the result of work that ended too late; it runs under the same lock.
         Without it such work stays done.
 
@@ -125,42 +133,37 @@ class Operations:
         if not self._calls.acquire(blocking=False):
             raise self._busy()
         try:
-            if not self._room.acquire(timeout=deadline_s * _LOCK_SHARE):
+            room = self._room(storage or self._storage_of(name))
+            if not room.acquire(timeout=deadline_s * _LOCK_SHARE):
                 raise self._busy()
-            return self._run(name, work, deadline_s, deadline, undo, caller_gone)
+            # Nobody waits any more for one that is cancelled; it goes on all the same.
+            operation = Future[Result]()
+
+            def ended(body: Future[None]) -> None:
+                room.release()
+                if error := body.exception():
+                    _told(partial(operation.set_exception, error))
+
+            body = partial(self._work, name, work, operation, deadline, undo)
+            begun(body, name=f"operation:{name}").add_done_callback(ended)
+            while not wait(
+                [operation], min(_CALLER_CHECK_S, deadline.remaining_s())
+            ).done:
+                if (deadline.passed() or caller_gone()) and operation.cancel():
+                    raise _late(name, deadline_s, goes_on=undo is None)
+            return operation.result()
         finally:
             self._calls.release()
+
+    def _room(self, storage: str) -> threading.BoundedSemaphore:
+        room = threading.BoundedSemaphore(self._operations_max)
+        return self._rooms.setdefault(storage, room)
 
     def _busy(self) -> VolumeBusyError:
         return VolumeBusyError(
             f"{self._operations_max} operations are under way already",
             hint="retry; 'remora status' shows what storage is slow",
         )
-
-    def _run(
-        self,
-        name: str,
-        work: Callable[[Deadline], Result],
-        deadline_s: float,
-        deadline: Deadline,
-        undo: Callable[[Result], None] | None,
-        caller_gone: CallerGone,
-    ) -> Result:
-        """Do what `run` says, in one of the places for operations; give it back."""
-        # Its caller waits no more for one that is cancelled; it goes on all the same.
-        operation = Future[Result]()
-
-        def ended(body: Future[None]) -> None:
-            self._room.release()
-            if error := body.exception():
-                _told(partial(operation.set_exception, error))
-
-        body = partial(self._work, name, work, operation, deadline, undo)
-        begun(body, name=f"operation:{name}").add_done_callback(ended)
-        while not wait([operation], min(_CALLER_CHECK_S, deadline.remaining_s())).done:
-            if (deadline.passed() or caller_gone()) and operation.cancel():
-                raise _late(name, deadline_s, goes_on=undo is None)
-        return operation.result()
 
     def _work(
         self,

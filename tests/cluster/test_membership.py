@@ -177,6 +177,30 @@ def test_a_lease_that_is_taken_away(members: Members, server: etcd.Cluster) -> N
     assert states(alpha) == {"alpha": "ready"}
 
 
+def test_a_lease_waits_for_no_look_at_the_machine(
+    members: Members, server: etcd.Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver or a disk may hang, and containers are frozen without a lease."""
+    alpha = members.started("alpha", addresses=("10.0.0.1",))
+    asked, go_on = threading.Event(), threading.Event()
+
+    def hang() -> tuple[int, int]:
+        asked.set()
+        go_on.wait(60)
+        return 1000, 600
+
+    monkeypatch.setattr(members.machines["alpha"], "capacity", hang)
+    again = members.restarted(alpha)
+    try:
+        assert asked.wait(20)
+        lease = again.lease
+        server.ctl("lease", "revoke", f"{lease:x}")
+        wait_until(lambda: again.lease not in (0, lease), "a new lease")
+        assert states(again) == {"alpha": "ready"}
+    finally:
+        go_on.set()
+
+
 def test_records_deleted_by_hand_come_back(
     members: Members, server: etcd.Cluster, prefix: str
 ) -> None:

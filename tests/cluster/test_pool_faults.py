@@ -68,7 +68,8 @@ def test_a_daemon_starts_beside_a_disk_that_hangs(
     before = records.heads.read(volume_id)
     alpha.kill()
     with hung(alpha):
-        alpha.launch()
+        alpha.start()
+        alpha.wait_member()
         wait_past_deadline(writer)
         assert records.heads.read(volume_id).lock == before.lock
     assert records.head(volume_id) == before.head
