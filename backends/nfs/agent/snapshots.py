@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from backends.errors import one_line
 from backends.nfs.agent.catalogue import (
     BASE,
     MARKER_SIZE_MAX,
@@ -78,7 +79,7 @@ def repair(catalogue: Catalogue, request: Json) -> int:
             try:
                 swap_finished(catalogue, marker)
             except Refused as refusal:  # another node is at it, or a person has to look
-                sys.stderr.write(f"{marker['name']}: {refusal}\n")
+                sys.stderr.write(one_line(f"{marker['name']}: {refusal}") + "\n")
     for token in request["tokens"]:
         copy = catalogue.path("copies", catalogue.node, token)
         with suppress(FileNotFoundError):
