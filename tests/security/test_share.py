@@ -199,6 +199,18 @@ def test_a_directory_that_leads_through_a_link(share: Share, prey: Path) -> None
     assert share.ask("remove", **request) == {"result": "gone"}
 
 
+@pytest.mark.parametrize("way", ["", "way/"])
+def test_a_volume_whose_directory_is_a_link_is_not_mounted(
+    share: Share, prey: Path, way: str
+) -> None:
+    """The kernel would follow it, in all that the server has."""
+    (share.root / "way").symlink_to(prey)
+    subdir = f"{way}etc" if way else "way"
+    volume = share.put(subdir=subdir)
+    assert "code" in share.ask("hold", name="evil", id=volume)
+    assert not list((share.root / ".dvol/leases").iterdir())
+
+
 @pytest.mark.parametrize(
     "fields",
     [

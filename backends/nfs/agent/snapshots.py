@@ -142,6 +142,18 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
     return marker
 
 
+def require_directory(catalogue: Catalogue, marker: Json, request: Json) -> None:
+    """
+    Refuse a volume whose directory is none, or behind a link.
+
+    mount.nfs is given its path, and the kernel follows links in all of the server.
+    """
+    directory = marker["subdir"]
+    with _as_owner_if_squashed(catalogue, request):
+        if not catalogue.share.is_directory(directory):
+            raise Refused("STALE", f"directory '{directory}' is gone")
+
+
 def listed(catalogue: Catalogue, request: Json) -> list[Json]:
     """Return the facts of each snapshot, with its name."""
     marker = catalogue.marker(request["name"])
