@@ -101,7 +101,8 @@ class VolumeMounts:
             mounting.ping(export_of(volume.options))
             return
         share = self._shares.of(volume)
-        share.call("hold", deadline=deadline, name=volume.name, id=volume.id)
+        owner = owner_of(volume)
+        share.call("hold", deadline=deadline, name=volume.name, id=volume.id, **owner)
         share.held.add(volume.id)
 
     def _release(self, volume: Volume, *, is_dead: bool) -> None:

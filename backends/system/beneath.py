@@ -18,7 +18,6 @@ from backends.system import libc
 
 if TYPE_CHECKING:  # quick to load, as the programs in jails have to be
     from pathlib import Path
-    from types import TracebackType
 
 _RESOLVE: Final = (
     libc.RESOLVE_BENEATH | libc.RESOLVE_NO_SYMLINKS | libc.RESOLVE_NO_MAGICLINKS

@@ -10,11 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from backends.errors import BackendError, VolumeBusyError
 from backends.system import jail, libc
@@ -22,6 +23,7 @@ from backends.system.mountinfo import MountEntry, parse_mountinfo
 
 # A crashed daemon could have stacked a second bind on the first; not many more.
 _STACKED_MAX: Final = 8
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +139,10 @@ def shown_elsewhere(target: Path) -> bool:
     own = os.stat("/proc/self/ns/mnt").st_ino
     clue = f" {entry.peer_group} ".encode()
     return any(
-        clue in table and namespace != own
-        for _, namespace, table in _mount_namespaces()
+        is_shown and namespace != own
+        for _, namespace, is_shown in _mount_namespaces(
+            lambda table: any(clue in line for line in table)
+        )
     )
 
 
@@ -176,18 +180,26 @@ def users_of_root(
     # Up to the first character that the kernel escapes: most tables have no trace of
     # the volume, and to parse them all took three quarters of a removal.
     plain = os.fsencode(re.split(r"[ \t\n\\]", source or root)[0])
-    users: list[VolumeUser] = []
-    for pid, _, table in _mount_namespaces():
-        if plain not in table:
-            continue
-        entries = list(parse_mountinfo(table.decode(errors="surrogateescape")))
-        if any(map(_is_jail, entries)) and _is_ours(pid):
-            continue
-        for entry in entries:
-            if shows(entry) and Path(entry.mount_point).name not in own_names:
-                users.append(VolumeUser(pid, _command(pid), entry.mount_point))
-                break
-    return users
+    named = jail.ROOT_SOURCE.encode()
+
+    def look(table: Iterator[bytes]) -> tuple[bool, str]:
+        """Return whether a jail has the namespace, and where it shows the volume."""
+        is_jail, point = False, ""
+        for line in table:
+            if plain not in line and named not in line:
+                continue
+            for entry in parse_mountinfo(line.decode(errors="surrogateescape")):
+                is_jail = is_jail or _is_jail(entry)
+                is_own = Path(entry.mount_point).name in own_names
+                if not point and not is_own and shows(entry):
+                    point = entry.mount_point
+        return is_jail, point
+
+    return [
+        VolumeUser(pid, _command(pid), point)
+        for pid, _, (is_jail, point) in _mount_namespaces(look)
+        if point and not (is_jail and _is_ours(pid))
+    ]
 
 
 def _is_jail(entry: MountEntry) -> bool:
@@ -206,8 +218,14 @@ def _is_ours(pid: int) -> bool:
     return False
 
 
-def _mount_namespaces() -> Iterator[tuple[int, int, bytes]]:
-    """Yield a process of each mount namespace, the namespace, and its mountinfo."""
+def _mount_namespaces(
+    look: Callable[[Iterator[bytes]], Found],
+) -> Iterator[tuple[int, int, Found]]:
+    """
+    Yield a process of each mount namespace, that, and what *look* finds in its table.
+
+    Whoever may make namespaces decides how long a table is: *look* gets its lines.
+    """
     seen: set[int] = set()
     for pid in _process_ids():
         # The process may end between any two lines; a namespace that nobody lives in
@@ -219,7 +237,11 @@ def _mount_namespaces() -> Iterator[tuple[int, int, bytes]]:
                 namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
             if namespace in seen:
                 continue
-            table = Path(f"/proc/{pid}/mountinfo").read_bytes()
+            with Path(f"/proc/{pid}/mountinfo").open("rb") as table:
+                first = table.readline()
+                if not first:
+                    continue
+                found = look(chain((first,), table))
         except (FileNotFoundError, ProcessLookupError):
             continue
         except OSError as error:
@@ -229,10 +251,9 @@ def _mount_namespaces() -> Iterator[tuple[int, int, bytes]]:
                 f"cannot see the mounts of process {pid}: {error.strerror}",
                 hint="the daemon must run as root, in the host's process namespace",
             ) from error
-        if table:
-            if namespace:
-                seen.add(namespace)
-            yield pid, namespace, table
+        if namespace:
+            seen.add(namespace)
+        yield pid, namespace, found
 
 
 def _process_ids() -> Iterator[int]:

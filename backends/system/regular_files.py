@@ -13,6 +13,14 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from backends.system.clock import monotonic_s, pause
+
+_LEASE_PATIENCE_S: Final = 1.0
+_LEASE_POLL_S: Final = 0.02
+_LEASED: Final = "a program holds a lease on it (F_SETLEASE)"
 
 
 class NotRegularError(OSError):
@@ -29,17 +37,25 @@ def open_regular(
     """
     Return the regular file *name*, opened by *open_file*; the caller closes it.
 
-    Who holds a lease on it (F_SETLEASE) is told, and has 45 seconds to give it back;
-    then the kernel takes it. Source: fcntl(2), /proc/sys/fs/lease-break-time.
+    Who holds a lease on it (F_SETLEASE) is told, and has a second to give it back. The
+    kernel takes it after 45, and would have each open(2) wait for that. Source:
+    fcntl(2), open(2), /proc/sys/fs/lease-break-time.
 
     Raises:
         NotRegularError: it is something else, a symbolic link for instance.
+        BlockingIOError: the lease was not given back.
 
     """
     found = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=dir_fd)
     try:
         if not stat.S_ISREG(os.fstat(found).st_mode):
             raise NotRegularError(errno.EINVAL, "no regular file", name)
-        return open_file(f"/proc/self/fd/{found}", flags)
+        until_s = monotonic_s() + _LEASE_PATIENCE_S
+        while True:
+            with suppress(BlockingIOError):
+                return open_file(f"/proc/self/fd/{found}", flags | os.O_NONBLOCK)
+            if monotonic_s() > until_s:
+                raise BlockingIOError(errno.EAGAIN, _LEASED, name)
+            pause(_LEASE_POLL_S)
     finally:
         os.close(found)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
@@ -48,10 +48,17 @@ class Writers:
 
 @dataclass(slots=True)
 class _Namespace:
-    """A mount namespace: the processes in it, newest first, and what it shows."""
+    """
+    A mount namespace: the processes in it, newest first, and what it shows.
+
+    ``shown`` are volumes at mount points of the namespace's own, ``points`` the other
+    mount points of volumes: the daemon's, or any in the machine's own namespace.
+    """
 
     pids: list[int] = field(default_factory=list)
-    table: bytes = b""
+    shown: set[str] = field(default_factory=set)
+    points: dict[str, str] = field(default_factory=dict)
+    is_read: bool = False
 
 
 def find(
@@ -65,18 +72,16 @@ def find(
     """
     found = {volume.id: Writers() for volume in volumes}
     watched: dict[int, dict[str, str]] = {}
-    spaces, fleeting = _namespaces()
-    shared = {processes.mount_namespace(os.getpid()), processes.mount_namespace(_INIT)}
+    spaces, fleeting = _namespaces(_Clues(volumes))
     for number, space in spaces.items():
-        for volume, entries in _shown(space.table, volumes):
-            if number not in shared and any(
-                os.path.basename(entry.mount_point) != volume.id for entry in entries
-            ):
-                found[volume.id].namespaces.add(number)
-                found[volume.id].pids.update(space.pids)
-                continue
-            points = watched.setdefault(number, {})
-            points.update({entry.mount_point: volume.id for entry in entries})
+        for volume_id in space.shown:
+            found[volume_id].namespaces.add(number)
+            found[volume_id].pids.update(space.pids)
+        points = {
+            at: each for at, each in space.points.items() if each not in space.shown
+        }
+        if points:
+            watched[number] = points
     if open_files:
         _add_openers(found, watched, spaces)
     spared = frozenset({*never, os.getpid()})
@@ -107,8 +112,9 @@ def groups_within(
     return {group: each for group, each in groups.items() if group not in mixed}
 
 
-def _namespaces() -> tuple[dict[int, _Namespace], bool]:
+def _namespaces(clues: _Clues) -> tuple[dict[int, _Namespace], bool]:
     """Return all mount namespaces, and whether a process ended meanwhile."""
+    shared = {processes.mount_namespace(os.getpid()), processes.mount_namespace(_INIT)}
     spaces: dict[int, _Namespace] = defaultdict(_Namespace)
     fleeting = False
     for pid in _newest_first():
@@ -119,8 +125,11 @@ def _namespaces() -> tuple[dict[int, _Namespace], bool]:
             continue
         space = spaces[number]
         space.pids.append(pid)
-        if not space.table:
-            space.table = processes.read(f"/proc/{pid}/mountinfo") or b""
+        if not space.is_read:
+            with suppress(OSError), open(f"/proc/{pid}/mountinfo", "rb") as table:
+                for line in table:
+                    space.is_read = True
+                    _note(space, line, clues, is_shared=number in shared)
     return spaces, fleeting
 
 
@@ -129,20 +138,40 @@ def _newest_first() -> list[int]:
     return sorted(processes.ids(), reverse=True)
 
 
-def _shown(
-    table: bytes, volumes: Sequence[HeldVolume]
-) -> list[tuple[HeldVolume, list[MountEntry]]]:
-    """Return the volumes that a namespace's *table* shows, with their mounts."""
-    maybe = [volume for volume in volumes if _clue(volume) in table]
-    if not maybe:
-        return []
-    entries = list(parse_mountinfo(table.decode(errors="surrogateescape")))
-    shown = []
-    for volume in maybe:
-        mounts = [entry for entry in entries if _shows(entry, volume)]
-        if mounts:
-            shown.append((volume, mounts))
-    return shown
+class _Clues:
+    """
+    Texts by which a line of a mount table may show one of *volumes*.
+
+    Whoever may make namespaces decides how long a table is. So each is gone through
+    line by line, and all volumes are looked for at once.
+    """
+
+    def __init__(self, volumes: Sequence[HeldVolume]) -> None:
+        clues = {_clue(volume) for volume in volumes}
+        # The longest one that fits is found; what begins it is in the line as well.
+        self._of_clue = {
+            clue: [each for each in volumes if clue.startswith(_clue(each))]
+            for clue in clues
+        }
+        longest_first = sorted(clues, key=len, reverse=True)
+        self._any = re.compile(b"|".join(map(re.escape, longest_first)))
+
+    def volumes(self, line: bytes) -> Iterator[HeldVolume]:
+        """Yield the volumes that *line* may show."""
+        for clue in {*self._any.findall(line)} if self._of_clue else ():
+            yield from self._of_clue[clue]
+
+
+def _note(space: _Namespace, line: bytes, clues: _Clues, *, is_shared: bool) -> None:
+    """Add to *space* what a *line* of its table shows."""
+    for volume in clues.volumes(line):
+        for entry in parse_mountinfo(line.decode(errors="surrogateescape")):
+            if volume.id in space.shown or not _shows(entry, volume):
+                continue
+            if is_shared or os.path.basename(entry.mount_point) == volume.id:
+                space.points[entry.mount_point] = volume.id
+            else:
+                space.shown.add(volume.id)
 
 
 def _clue(volume: HeldVolume) -> bytes:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
 
 import pytest
 
+from backends.system import mounts
 from backends.system.mountinfo import parse_mountinfo
 from plugin.fencing import cgroups, writers
 from plugin.fencing.cgroups import Hierarchy
 from plugin.fencing.held import HeldVolume
+from tests.support.namespaces import enter_private_mounts
 
 DISK = HeldVolume("i", "8:1", "/pool/i/live", "/mounts/i", 0)
 SHARE = HeldVolume("i", "0:50", "/", "/mounts/i", 0, source="server:/export/i")
@@ -37,6 +43,66 @@ def test_a_mount_of_the_volume(volume: HeldVolume, line: str, shows: bool) -> No
     assert writers._shows(entry, volume) == shows
     if shows:
         assert writers._clue(volume) in text.encode()
+
+
+_MANY_MOUNTS = """
+import ctypes, os
+libc = ctypes.CDLL(None)
+assert libc.mount(b"none", b"/", None, 0x44000, None) == 0
+assert libc.mount(b"x", os.fsencode({at!r}), b"tmpfs", 0, None) == 0
+os.chdir({at!r})
+for _ in range(14):
+    os.mkdir("n" * 250)
+    os.chdir("n" * 250)
+for number in range(2500):
+    name = b"%d" % number
+    os.mkdir(name)
+    assert libc.mount(name, name, None, 4096, None) == 0
+print("made", flush=True)
+input()
+"""
+
+
+def test_a_long_table_of_somebody_s_takes_no_memory(tmp_path: Path) -> None:
+    """The guard's is locked, and an unprivileged user may make namespaces."""
+    enter_private_mounts()
+    live, at = tmp_path / "live", tmp_path / "at"
+    for directory in (live, at):
+        directory.mkdir()
+    mounts.bind(live, live, suid=False)  # in the namespace of the other one as well
+    entry = mounts.entry_covering(live)
+    held = HeldVolume("live", entry.device, entry.root, str(live), 0)
+    program = [sys.executable, "-c", _MANY_MOUNTS.format(at=str(at))]
+    with subprocess.Popen(
+        ["unshare", "-m", *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as somebody:
+        assert somebody.stdout is not None
+        assert somebody.stdout.readline() == b"made\n"
+        size = len(Path(f"/proc/{somebody.pid}/mountinfo").read_bytes())
+        tracemalloc.start()
+        writers.find([held], never=(), open_files=False)
+        mounts.users_of(live)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        somebody.kill()
+    mounts.unmount(live)
+    assert size > 8 * 2**20
+    assert peak < size / 4
+
+
+@pytest.mark.parametrize(
+    ("root", "ids"),
+    [("/pool/a", {"a"}), ("/pool/a/below", {"a", "below"}), ("/pool/b", set())],
+)
+def test_one_clue_may_begin_another(root: str, ids: set[str]) -> None:
+    volumes = [
+        HeldVolume("a", "8:1", "/pool/a", "/mounts/a", 0),
+        HeldVolume("below", "8:1", "/pool/a/below", "/mounts/below", 0),
+    ]
+    space = writers._Namespace()
+    line = f"100 50 8:1 {root} /v rw - ext4 /dev/sda1 rw\n".encode()
+    writers._note(space, line, writers._Clues(volumes), is_shared=False)
+    assert space.shown == ids
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2"])

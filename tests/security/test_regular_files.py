@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.system import regular_files
 from backends.system.copy_file import FileCopier
 from backends.system.regular_files import NotRegularError, open_regular
 
@@ -109,3 +110,29 @@ def test_who_holds_a_lease_is_told_and_the_file_is_copied(
         assert FileCopier().copy("file", path.stat(), source=source, target=target)
         holder.communicate(timeout=30)
     assert (tmp_path / "target/file").read_text() == "held"
+
+
+def test_a_lease_that_is_kept_stops_nobody(
+    tmp_path: Path, ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel takes it after 45 seconds; a container may have thousands."""
+    monkeypatch.setattr(regular_files, "_LEASE_PATIENCE_S", 0.1)
+    file = tmp_path / "source/file"
+    file.write_text("x")
+    keeper = HOLDER.replace("give = lambda *_: ", "give = lambda *_: None and ")
+    with subprocess.Popen(
+        [sys.executable, "-c", keeper, file],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+        signal.alarm(20)
+        try:
+            with pytest.raises(BlockingIOError, match="holds a lease"):
+                FileCopier().copy("file", file.stat(), source=ends[0], target=ends[1])
+        finally:
+            signal.alarm(0)
+            holder.kill()
+    assert not (tmp_path / "target/file").exists()

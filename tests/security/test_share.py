@@ -21,7 +21,9 @@ import pytest
 from backends.nfs.agent import main as agent_main
 from backends.nfs.agent import trash as trash_program
 from backends.nfs.agent.catalogue import key_of
+from backends.system import jail
 from backends.system.programs import own_program
+from tests.support.nfs_agent import Node
 from tests.support.peers import COMMAND_DEADLINE_S
 
 NODE = "node1.uuid"
@@ -197,6 +199,18 @@ def test_a_directory_that_leads_through_a_link(share: Share, prey: Path) -> None
     assert share.ask("remove", **request) == {"result": "gone"}
 
 
+@pytest.mark.parametrize("way", ["", "way/"])
+def test_a_volume_whose_directory_is_a_link_is_not_mounted(
+    share: Share, prey: Path, way: str
+) -> None:
+    """The kernel would follow it, in all that the server has."""
+    (share.root / "way").symlink_to(prey)
+    subdir = f"{way}etc" if way else "way"
+    volume = share.put(subdir=subdir)
+    assert "code" in share.ask("hold", name="evil", id=volume)
+    assert not list((share.root / ".dvol/leases").iterdir())
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -314,3 +328,21 @@ def test_one_that_holds_another_from_before_stays(share: Share, on_delete: str) 
     assert answer["code"] == "EXISTS", answer
     assert (share.root / "outer/inner").is_dir()
     assert len(share.survey()["result"]["markers"]) == 2
+
+
+def test_a_marker_that_may_not_be_read_hides_no_other(
+    share: Share, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As under root_squash, where others may write to the catalogue's directories."""
+    node = Node(share.root, NODE)
+    node.create("good")
+    denied = share.root / ".dvol/volumes/x\n<4>forged\x1b[2J.json"
+    denied.write_text("{}")
+    denied.chmod(0o600)
+    for directory in (share.root, share.root / ".dvol", denied.parent):
+        directory.chmod(0o1777)
+    with jail.as_user(1000, 1000):
+        assert node.names() == ["good"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("x\\n<4>forged\\x1b[2J.json: ")
+    assert line.isprintable()

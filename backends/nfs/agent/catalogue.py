@@ -19,6 +19,7 @@ written is read through `schema.py`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 
+from backends.errors import one_line
 from backends.nfs.agent import schema
 from backends.nfs.agent.below import Below
 from backends.nfs.agent.schema import Json
@@ -42,6 +44,8 @@ CREATION_FRESH_S = 30
 _WRITING_FRESH_S = 3600
 _LEASE_TRIES = 100
 MARKER_SIZE_MAX = 64 * 1024
+# What is wrong with a file alone, not with the share: its mode, its blocks, a lease.
+_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EAGAIN)
 # Lines about what is damaged; one that is not told twice.
 _TOLD_MAX = 1000
 BASE = ".dvol"
@@ -245,10 +249,12 @@ class Catalogue:
                 try:
                     found = self.read("volumes", name)
                     if found is not None and key_of(found["name"]) != name:
-                        raise Refused("CATALOGUE", f"{name!r:.80} is another's marker")
-                except Refused as damaged:
+                        raise Refused("CATALOGUE", "it is another's marker")
+                except (Refused, OSError) as damage:
+                    if isinstance(damage, OSError) and damage.errno not in _OF_ONE_FILE:
+                        raise
                     # The others must not suffer; whoever asks for this one is told.
-                    self._tell(str(damaged))
+                    self._tell(f"{name}: {damage}")
                     continue
                 if found is not None:
                     seen[name] = (shown.st_ino, shown.st_mtime_ns, found)
@@ -258,6 +264,7 @@ class Catalogue:
 
     def _tell(self, line: str) -> None:
         """Print *line* for the daemon's log, once, as far as can be remembered."""
+        line = one_line(line)
         if line not in self._told and len(self._told) < _TOLD_MAX:
             self._told.add(line)
             sys.stderr.write(f"{line}\n")

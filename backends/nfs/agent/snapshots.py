@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from backends.errors import one_line
 from backends.nfs.agent.catalogue import (
     BASE,
     MARKER_SIZE_MAX,
@@ -78,7 +79,7 @@ def repair(catalogue: Catalogue, request: Json) -> int:
             try:
                 swap_finished(catalogue, marker)
             except Refused as refusal:  # another node is at it, or a person has to look
-                sys.stderr.write(f"{marker['name']}: {refusal}\n")
+                sys.stderr.write(one_line(f"{marker['name']}: {refusal}") + "\n")
     for token in request["tokens"]:
         copy = catalogue.path("copies", catalogue.node, token)
         with suppress(FileNotFoundError):
@@ -139,6 +140,18 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
             "REPLACED", f"directory '{directory}' is not the one that was created"
         )
     return marker
+
+
+def require_directory(catalogue: Catalogue, marker: Json, request: Json) -> None:
+    """
+    Refuse a volume whose directory is none, or behind a link.
+
+    mount.nfs is given its path, and the kernel follows links in all of the server.
+    """
+    directory = marker["subdir"]
+    with _as_owner_if_squashed(catalogue, request):
+        if not catalogue.share.is_directory(directory):
+            raise Refused("STALE", f"directory '{directory}' is gone")
 
 
 def listed(catalogue: Catalogue, request: Json) -> list[Json]:

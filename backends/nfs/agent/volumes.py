@@ -199,12 +199,13 @@ def hold(catalogue: Catalogue, request: Json) -> Json:
             if marker is None or marker["id"] == request["id"]
             else "another volume has taken its name",
         )
-    if "swap" in marker:
-        try:
+    try:
+        if "swap" in marker:
             marker = snapshots.swap_finished(catalogue, marker)
-        except Refused:
-            catalogue.drop_lease(request["id"])
-            raise
+        snapshots.require_directory(catalogue, marker, request)
+    except (Refused, OSError):
+        catalogue.drop_lease(request["id"])
+        raise
     return marker
 
 
