@@ -16,7 +16,8 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from backends.system.libc import write_out
@@ -163,55 +164,70 @@ class FileCopier:
             os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
         # There is no *at() call for extended attributes of what cannot be opened.
         try:
-            attributes = self.read_attributes(_path(name, source))
+            self._copy_extended(_path(name, source), _path(name, target))
         except FileNotFoundError:
             os.unlink(name, dir_fd=target)
             return False
-        self._set_attributes(_path(name, target), attributes)
         times = status.st_atime_ns, status.st_mtime_ns
         os.utime(name, ns=times, dir_fd=target, follow_symlinks=False)
         return True
 
     def copy_attributes(self, source: int, target: int, status: os.stat_result) -> None:
         """Give open *target* the owner, mode and times of *status*, and the rest."""
-        self.put_attributes(target, status, self.read_attributes(source))
+        # In this order: chown clears set-id bits and capabilities, chmod an ACL's mask.
+        _put_owner_and_mode(target, status)
+        self._copy_extended(source, target)
+        _put_times(target, status)
 
     def put_attributes(
         self, target: int, status: os.stat_result, attributes: dict[str, bytes]
     ) -> None:
         """Give open *target* what *status* and the extended *attributes* say."""
-        # In this order: chown clears set-id bits and capabilities, chmod an ACL's mask.
-        shown = os.fstat(target)
-        if (shown.st_uid, shown.st_gid) != (status.st_uid, status.st_gid):
-            os.fchown(target, status.st_uid, status.st_gid)
-        os.fchmod(target, stat.S_IMODE(status.st_mode))
-        self._set_attributes(target, attributes)
-        os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+        _put_owner_and_mode(target, status)
+        for key, value in attributes.items():
+            with self._counting_lost():
+                os.setxattr(target, key, value)
+        _put_times(target, status)
 
-    def read_attributes(self, source: int | bytes) -> dict[str, bytes]:
-        """Return the extended attributes of *source*: open, or a path not followed."""
+    def _copy_extended(self, source: int | bytes, target: int | bytes) -> None:
+        """
+        Copy the extended attributes of *source*: open, or a path not followed.
+
+        One is in memory at a time: a container may give a file gigabytes of them.
+        """
+        for key in attribute_names(source):
+            with self._counting_lost():
+                value = os.getxattr(source, key, follow_symlinks=_is_open(source))
+                os.setxattr(target, key, value, follow_symlinks=_is_open(target))
+
+    @contextmanager
+    def _counting_lost(self) -> Iterator[None]:
+        """Count an attribute that is not there any more, or cannot be kept."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (*_CANNOT, errno.ENODATA, errno.EPERM):
+                raise
+            self.attributes_lost += 1
+
+    def read_attributes(self, source: int) -> dict[str, bytes]:
+        """Return the extended attributes of the open *source*."""
         attributes = {}
         for key in attribute_names(source):
-            try:
-                attributes[key] = os.getxattr(
-                    source, key, follow_symlinks=_is_open(source)
-                )
-            except OSError as error:
-                if error.errno not in (*_CANNOT, errno.ENODATA, errno.EPERM):
-                    raise
-                self.attributes_lost += 1
+            with self._counting_lost():
+                attributes[key] = os.getxattr(source, key)
         return attributes
 
-    def _set_attributes(
-        self, target: int | bytes, attributes: dict[str, bytes]
-    ) -> None:
-        for key, value in attributes.items():
-            try:
-                os.setxattr(target, key, value, follow_symlinks=_is_open(target))
-            except OSError as error:
-                if error.errno not in (*_CANNOT, errno.ENODATA, errno.EPERM):
-                    raise
-                self.attributes_lost += 1
+
+def _put_owner_and_mode(target: int, status: os.stat_result) -> None:
+    shown = os.fstat(target)
+    if (shown.st_uid, shown.st_gid) != (status.st_uid, status.st_gid):
+        os.fchown(target, status.st_uid, status.st_gid)
+    os.fchmod(target, stat.S_IMODE(status.st_mode))
+
+
+def _put_times(target: int, status: os.stat_result) -> None:
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def attribute_names(source: int | bytes) -> list[str]:

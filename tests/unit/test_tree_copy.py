@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,22 @@ def test_a_file_that_came_before_the_copy_was_opened_has_no_other_names(
     copied_by(replaced_when_opened(source), source, tmp_path / "target")
     assert (tmp_path / "target/a1").read_text() == "new"
     assert (tmp_path / "target/a2").read_text() == "old"
+
+
+def test_attributes_of_a_file_are_copied_one_by_one(tmp_path: Path) -> None:
+    """On XFS a file may have any number of them, each of 64 KiB."""
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, "xfs") as disk, (disk / "it").open("w") as file:
+        for number in range(200):
+            os.setxattr(file.fileno(), f"user.{number}", b"x" * 65000)
+        (disk / "target").mkdir()
+        with opened(disk) as top, opened(disk / "target") as target:
+            tracemalloc.start()
+            FileCopier().copy("it", (disk / "it").stat(), source=top, target=target)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        assert len(os.listxattr(disk / "target/it")) == 200
+    assert peak < 2**20
 
 
 def test_a_full_filesystem_is_told(tmp_path: Path) -> None:
