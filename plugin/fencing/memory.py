@@ -48,12 +48,12 @@ def load(run_dir: str) -> Memory:
             return Memory()
         held = [_volume(each) for each in content["held"]]
         fences = [_fence(each) for each in content["fences"]]
+        return Memory(
+            {volume.id: volume for volume in held},
+            {fence.volume.id: fence for fence in fences},
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Memory()
-    return Memory(
-        {volume.id: volume for volume in held},
-        {fence.volume.id: fence for fence in fences},
-    )
 
 
 def save(run_dir: str, memory: Memory) -> None:

@@ -37,7 +37,7 @@ def test_many_deletions_take_no_memory(tmp_path: Path, journal: Journal) -> None
     tracemalloc.start()
     try:
         with journal.staged() as found:
-            assert journal.missing(found) == []
+            assert journal.staging.missing(found, journal.manifest) == []
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -25,7 +25,13 @@ from backends.nfs.agent import schema
 from backends.nfs.agent.catalogue import Catalogue, Refused, key_of
 from backends.nfs.agent.snapshots import _facts
 from backends.nfs.backend import _volume
-from backends.nfs.options import export_of, mount_entries, parse_options, subdir_of
+from backends.nfs.options import (
+    DEFAULTS,
+    export_of,
+    mount_entries,
+    parse_options,
+    subdir_of,
+)
 from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.delta import Delta, Header
@@ -54,8 +60,8 @@ from plugin.peers.lines import (
     decode,
     error_from_json,
     read_answer,
-    read_request,
 )
+from plugin.peers.questions import Question, anybody
 from plugin.replication.at_work import WorkRequest
 from plugin.replication.handing import AheadRequest, SendRequest, carried_bytes
 from plugin.replication.missing_paths import decoded_paths
@@ -115,6 +121,9 @@ def _facts_on_share(directory: Path, content: bytes) -> object:
     return Snapshot.of_facts("s", _facts(_catalogue(directory), "facts"))
 
 
+OURS = export_of({**DEFAULTS, "server": "nas", "share": "/x"}).options
+
+
 def _discovered(_: Path, content: bytes) -> object:
     """What the daemon makes of a marker, also of one that no agent has looked at."""
     try:
@@ -123,7 +132,7 @@ def _discovered(_: Path, content: bytes) -> object:
         return None
     if not isinstance(marker, dict):
         return None
-    volume = _volume(marker)
+    volume = _volume(marker, OURS)
     assert schema.is_clean(subdir_of(volume)) or "${" in volume.options["subDir"]
     assert "bg" not in mount_entries(volume).split(",")
     assert volume.options == parse_options(volume.options)
@@ -165,7 +174,7 @@ _REQUESTS: Final = (
 
 
 def _request(kind: type[Any], _: Path, line: bytes) -> object:
-    return read_request(decode(line), kind)
+    return Question(kind, anybody, lambda _, said: {"said": said})("beta", decode(line))
 
 
 def _answered(request: str, _: Path, line: bytes) -> object:

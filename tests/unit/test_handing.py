@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage
+from plugin.replication.at_work import WorkRequest
 from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.handing import Handing, SendRequest
 from plugin.replication.progress import Progress
@@ -41,9 +42,9 @@ def test_who_has_given_up_is_waited_for_no_longer() -> None:
     worked: list[Any] = []
 
     def send() -> dict[str, Any]:
-        before = deliveries.workers.answer("asker", {"volume": VOLUME})
+        before = deliveries.workers.answer("asker", WorkRequest(VOLUME))
         sum(range(100_000))
-        worked.append(deliveries.workers.answer("asker", {"volume": VOLUME}) != before)
+        worked.append(deliveries.workers.answer("asker", WorkRequest(VOLUME)) != before)
         ended.wait(30)
         return {}
 
@@ -58,9 +59,9 @@ def test_who_has_given_up_is_waited_for_no_longer() -> None:
     of: Any = SimpleNamespace(heads=heads)
     none: Any = None
     handing = Handing(of, none, none, deliveries, find=lambda _: RECORD)
-    request = {"volume": VOLUME, "name": "v", "epoch": 2, "commit": [1, 1]}
+    request = SendRequest(VOLUME, "v", 2, (1, 1), (0, 0))
     with pytest.raises(PeerRefusedError, match="not recovered any more"):
-        handing.send("asker", {**request, "have": [0, 0]})
+        handing.send("asker", request)
     assert not ended.is_set()
     assert worked == [True]
     ended.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from backends.system.clock import Deadline
 from plugin.errors import NotOwnerError, PeerUnreachableError, RemoteError
 from plugin.ownership.state import EMPTY, Choice, Commit
 from plugin.replication import at_work
+from plugin.replication import pulling as module
 from plugin.replication.at_work import Patience, Workers, WorkRequest
 from plugin.replication.progress import Progress
 from plugin.replication.pulling import Pulling
@@ -83,6 +85,9 @@ class Line:
         line, receiving, journals = [self, nothing, self]
         return Pulling(ownership, journals, receiving, line, Progress())  # type: ignore[arg-type]
 
+    def home(self, _: object) -> Path:
+        return Path("home")
+
     def using(self, *_: object) -> Line:
         return self
 
@@ -91,6 +96,11 @@ class Line:
 
     def __exit__(self, *_: object) -> None:
         return None
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_half_applied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_whole", lambda _: True)
 
 
 def pull(line: Line, pulling: Pulling, *holders: str) -> None:

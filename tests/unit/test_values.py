@@ -122,7 +122,9 @@ def test_a_volume_whose_fields_have_no_form_cannot_be_read(
         catalogue.find("good")
     assert [each.name for each in catalogue.of_ids(catalogue.names())] == ["a"]
     # Nor does this version write such a one.
-    record = msgspec.structs.replace(RECORD, **{"name": "new", **field})
+    record = msgspec.structs.replace(
+        RECORD, **{"id": id_of("new"), "name": "new", **field}
+    )
     if record.name != "other":
         with pytest.raises(InvalidRequestError, match="cannot be recorded"):
             catalogue.insert(record)
