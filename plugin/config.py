@@ -244,6 +244,8 @@ def _read(path: Path, *, required: bool, faults: list[str]) -> dict[str, Any]:
             faults.append(f"{path} does not exist")
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         faults.append(f"{path} cannot be read: {error}")
+    except RecursionError:
+        faults.append(f"{path} cannot be read: it is nested too deep")
     return {}
 
 

@@ -56,11 +56,7 @@ from plugin.ownership.failsafe import HoldRequest
 from plugin.ownership.heads import Lock, Tomb
 from plugin.ownership.state import EMPTY, Epoch, Head
 from plugin.ownership.votes import PromiseRequest
-from plugin.peers.lines import (
-    decode,
-    error_from_json,
-    read_answer,
-)
+from plugin.peers.lines import decode, error_from_json, read_answer
 from plugin.peers.questions import Question, anybody
 from plugin.replication.at_work import WorkRequest
 from plugin.replication.handing import AheadRequest, SendRequest, carried_bytes
