@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -42,6 +43,18 @@ class NfsNode:
     def unmount(self, name: str, mount_id: str = "id") -> None:
         """Unmount, and see that it succeeds."""
         assert self.remora.call("Unmount", {"Name": name, "ID": mount_id}) == {}
+
+    def inside(self, target: str, user: str, script: str) -> str:
+        """
+        Return what *script* prints in what is mounted at *target*, as *user*.
+
+        As a container it has a mount of its own: the way to ours is root's alone.
+        """
+        as_user = f"setpriv --reuid={user} --regid={user} --clear-groups"
+        enter = f"mkdir -p /run/inside; mount --bind {target} /run/inside"
+        script = shlex.quote(f"cd /run/inside; {script}")
+        script = f"{enter}; {as_user} sh -euc {script}"
+        return self.node.out(["unshare", "--mount", "sh", "-euc", script])
 
     def refusal(self, method: str, name: str, **more: str) -> str:
         """Return the error that *method* answers."""

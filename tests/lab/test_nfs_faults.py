@@ -240,8 +240,7 @@ def test_what_root_may_not_look_into_is_mounted(alpha: NfsNode) -> None:
     alpha.made("v", SQUASH, uid=owner, gid=owner, mode="0700", onDelete="delete")
     for mount_id in ("a", "b"):
         target = alpha.mount("v", mount_id)
-    as_owner = ["setpriv", f"--reuid={owner}", "--clear-groups"]
-    alpha.node.run([*as_owner, "touch", f"{target}/file"])
+    alpha.inside(target, owner, "touch file")
     alpha.unmount("v", "a")
     alpha.unmount("v", "b")
 

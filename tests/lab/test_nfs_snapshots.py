@@ -219,15 +219,14 @@ def test_a_removal_loses_no_snapshot(
 def test_under_root_squash_the_owner_copies(nodes: Pair) -> None:
     alpha, _ = nodes
     owner = str(SQUASH_OWNER)
-    as_owner = ["setpriv", f"--reuid={owner}", f"--regid={owner}", "--clear-groups"]
     alpha.made("v", SQUASH, uid=owner, gid=owner, onDelete="delete")
     target = alpha.mount("v")
-    alpha.node.run([*as_owner, "sh", "-c", f"umask 077; echo mine > {target}/file"])
+    alpha.inside(target, owner, "umask 077; echo mine > file")
     alpha.unmount("v")
     take(alpha, "v", "s")
     clone(alpha, "v@s", "w")
     target = alpha.mount("w")
-    assert alpha.node.out([*as_owner, "cat", f"{target}/file"]) == "mine"
+    assert alpha.inside(target, owner, "cat file") == "mine"
     alpha.unmount("w")
     answer = restore(alpha, "v", "s")
     drop(alpha, "v", "s")

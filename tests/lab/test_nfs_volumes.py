@@ -135,9 +135,7 @@ def test_07_mode_and_owner_are_those_asked_for(nodes: Pair) -> None:
     alpha.made("v", mode="2770", uid="1000", gid="1000")
     target = alpha.mount("v")
     assert alpha.node.out(["stat", "-c", "%a %u %g", target]) == "2770 1000 1000"
-    alpha.node.run(
-        ["setpriv", "--reuid=1000", "--clear-groups", "touch", f"{target}/x"]
-    )
+    alpha.inside(target, "1000", "touch x")
     alpha.unmount("v")
 
 
@@ -148,9 +146,7 @@ def test_08_under_root_squash_the_owner_works_and_root_is_told(nodes: Pair) -> N
     owner = str(SQUASH_OWNER)
     alpha.made("v", SQUASH, uid=owner, gid=owner, onDelete="delete")
     target = alpha.mount("v")
-    alpha.node.run(
-        ["setpriv", f"--reuid={owner}", "--clear-groups", "touch", f"{target}/x"]
-    )
+    alpha.inside(target, owner, "touch x")
     alpha.unmount("v")
     beta.made("v", SQUASH, uid=owner, gid=owner, onDelete="delete")
     beta.remove("v")
