@@ -139,7 +139,7 @@ def test_a_manifest_with_a_damaged_page_is_made_anew_by_the_next_use(
     (home / "manifest.db").write_bytes(content)
     place: Any = SimpleNamespace(copy_directory=lambda _: home)
     journals = Journals(place, CopyStates(lambda _: home))
-    record: Any = SimpleNamespace(id=VOLUME, name="db", volume=lambda: None)
+    record: Any = SimpleNamespace(id=VOLUME, name="db", options={}, volume=lambda: None)
     with (
         pytest.raises(BackendError, match="cannot use the manifest"),
         journals.using(record, Deadline(10)) as journal,

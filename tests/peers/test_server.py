@@ -127,7 +127,7 @@ def test_a_slow_request_does_not_delay_another(world: World) -> None:
     session.send({"id": 2, "request": "hello"})
     assert session.answer()["id"] == 2
     world.handlers.go_on.set()
-    assert session.answer() == {"id": 1, "result": {"promised": 3}}
+    assert session.answer() == {"id": 1, "result": {"promised": 3, "commit": [0, 0]}}
 
 
 @pytest.mark.parametrize(
