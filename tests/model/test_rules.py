@@ -169,7 +169,11 @@ def test_a_wrong_rule_of_members_is_found(mutant: str) -> None:
 def test_a_wrong_rule_of_backups_is_found(mutant: str) -> None:
     wrong = BACKUPS_MUTANTS[mutant]
     scope = Scope(nodes=2, membership=True, backups=True, rules=wrong, **WIDE)
-    assert wander(scope, seed=4, walks=500, length=100).fault
+    # Which walks there are depends on the order of sets, which each process has anew.
+    for seed in range(10):
+        if wander(scope, seed=seed, walks=1_000, length=100).fault:
+            return
+    pytest.fail("nothing was found")
 
 
 @pytest.mark.parametrize("mutant", TIME_MUTANTS)
