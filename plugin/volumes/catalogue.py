@@ -57,13 +57,22 @@ class Catalogue:
 
     def of_ids(self, ids: Collection[str]) -> list[VolumeRecord]:
         """Return the records of volumes by id, sorted by name; only these are read."""
-        names = self.names() if ids else {}
-        found = []
-        for name, volume_id in sorted((names[e], e) for e in ids if e in names):
-            record = readable(self._store.get(_PREFIX + name), VolumeRecord)
-            # The name may have gone to another volume meanwhile.
-            if record is not None and record.id == volume_id:
-                found.append(record)
+        # What other volumes' records say has changed since is no matter.
+        found = self._named(self._names[1] if self._names else {}, ids)
+        if missing := {*ids} - found.keys():
+            found |= self._named(self.names(), missing)
+        return sorted(found.values(), key=lambda each: each.name)
+
+    def _named(
+        self, names: Mapping[str, str], ids: Collection[str]
+    ) -> dict[str, VolumeRecord]:
+        """Return the records of *ids*, by id, that have the names of *names* now."""
+        found = {}
+        for volume_id in ids:
+            if name := names.get(volume_id):
+                record = readable(self._store.get(_PREFIX + name), VolumeRecord)
+                if record is not None and record.id == volume_id:
+                    found[volume_id] = record
         return found
 
     def names(self) -> Mapping[str, str]:

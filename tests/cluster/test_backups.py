@@ -64,7 +64,10 @@ def test_an_owner_whose_disk_went_back_takes_nothing_back(
 
     def acknowledged() -> bool:
         head = records.head(volume_id)
-        return head.committed > before and len(head.holders) == 2
+        # A commit that was begun before has not got it.
+        there = (beta.copy(volume_id) / "live/second").exists()
+        held = beta.replica(volume_id).commit == head.committed > before
+        return there and held and len(head.holders) == 2
 
     (home / "live/second").write_text("acknowledged by both")
     wait_until(acknowledged, "both have it", timeout_s=WAIT_S)

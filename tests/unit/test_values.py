@@ -316,3 +316,22 @@ def test_a_volume_is_found_by_its_id_without_a_look_at_all_records(
     store.transact([], [Delete("volumes/b"), volume("d")])
     assert catalogue.of_ids([id_of("b")]) == []
     assert [each.name for each in catalogue.of_ids([id_of("d")])] == ["d"]
+
+
+def test_a_known_volume_is_found_without_a_walk_through_all(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Members are asked all the time, while elsewhere volumes come and go."""
+    catalogue = Catalogue(store)
+    store.transact([], [volume("a"), volume("b")])
+    ids = [id_of("b"), id_of("a")]
+    assert [each.name for each in catalogue.of_ids(ids)] == ["a", "b"]
+    store.transact([], [volume("c")])
+    walks: list[str] = []
+    prefix = store.prefix
+    monkeypatch.setattr(store, "prefix", lambda key: walks.append(key) or prefix(key))
+    assert [each.name for each in catalogue.of_ids(ids)] == ["a", "b"]
+    assert walks == []
+    # One that is new, or made anew, is looked for.
+    assert [each.name for each in catalogue.of_ids([id_of("c")])] == ["c"]
+    assert walks
