@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from backends.system import libc
 from plugin.cli.context import Context, pass_context
 
 
@@ -27,5 +28,6 @@ def serve(context: Context, config: Path | None) -> None:
         context.config_path = config
     # Whoever starts it by hand has another one than systemd gives it.
     os.umask(0o077)
+    libc.share_memory_between_threads()
     set_up(context.config.log_format)
     Daemon(context.config).run()
