@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from backends.errors import RemoraError
 from backends.rsync.backend import RsyncBackend
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
@@ -165,8 +166,10 @@ class ReplicationNode:
             sorted(others), "unused", {"volume": record.id}, deadline_s=_UNUSED_WAIT_S
         )
         for answer in answers.values():
-            if isinstance(answer, PeerRefusedError):
-                raise answer
+            # Of what another node raised only the code and the text come.
+            error = answer if isinstance(answer, RemoraError) else None
+            if error is not None and error.code == PeerRefusedError.code:
+                raise PeerRefusedError(error.cause)
 
     def answer_unused(self, node_id: str, request: UnusedRequest) -> Mapping[str, Any]:
         """Answer `require_unused`; refuse if it is mounted here, or may be there."""

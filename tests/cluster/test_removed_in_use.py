@@ -25,6 +25,7 @@ def test_a_volume_whose_owner_goes_on_without_etcd_is_not_removed(
     """Nor does asking for its removal keep the members from agreeing any longer."""
     alpha = make_owner("alpha")
     beta = make_owner("beta", link=link, freeze_max_s=300)
+    gamma = make_owner("gamma")
     volume_id = beta.create("db", members="alpha,beta")
     writer = Writer(beta, beta.mount("db"))
     wait_until(
@@ -33,6 +34,9 @@ def test_a_volume_whose_owner_goes_on_without_etcd_is_not_removed(
     link.cut()
     wait_lock_gone(records, volume_id)
     assert "may still be written to" in alpha.refused("Remove", Name="db")
+    # Nor by a node that only others can tell.
+    gamma.wait_known("db")
+    assert "may still be written to" in gamma.refused("Remove", Name="db")
     # Members agree for four seconds.
     time.sleep(5)
     writer.wait_writing()
