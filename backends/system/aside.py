@@ -72,4 +72,9 @@ class Looks:
         if not wait([looking], _LOOK_WAIT_S).done:
             self._late = looking
             return otherwise
-        return otherwise if looking.exception() else looking.result()
+        if error := looking.exception():
+            # That a disk fails is told elsewhere, and often.
+            if not isinstance(error, RemoraError | OSError):
+                log_fault(looking)
+            return otherwise
+        return looking.result()
