@@ -213,6 +213,7 @@ def test_what_cannot_be_moved_is_told(three: Three) -> None:
     assert "there is no node 'delta'" in refused(beta, "delta")
     assert "there is no volume 'other'" in refused(beta, "gamma", "other")
     beta.control_ok("POST", "/v1/nodes/gamma/drain")
+    alpha.wait_drained("gamma")
     assert "remora node undrain gamma" in refused(alpha, "gamma")
     beta.control_ok("POST", "/v1/nodes/gamma/undrain")
     # The other node's record may not have been read yet.

@@ -328,6 +328,7 @@ def test_what_cannot_be_is_refused_in_a_line(make_owner: Make) -> None:
     ):
         assert cause in beta.control_refused(method, target, body)
     beta.control_ok("POST", "/v1/nodes/beta/drain")
+    alpha.wait_drained("beta")
     refused = alpha.control_refused("POST", replicas, {"node": "beta"})
     assert "node 'beta' is drained" in refused
     alpha.mount_at_last(NAME)

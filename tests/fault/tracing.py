@@ -76,9 +76,17 @@ def _attach(log: Path) -> None:
     )
     ends_at = time.monotonic() + _WAIT_S
     threads = list(Path("/proc/self/task").iterdir())
-    while any("TracerPid:\t0\n" in (each / "status").read_text() for each in threads):
+    while not all(map(_is_traced_or_ended, threads)):
         assert time.monotonic() < ends_at, "strace does not attach"
         time.sleep(0.01)
+
+
+def _is_traced_or_ended(thread: Path) -> bool:
+    try:
+        status = (thread / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return "TracerPid:\t0\n" not in status
 
 
 def _read(log: Path) -> tuple[Counter[str], set[str]]:

@@ -137,6 +137,14 @@ class Owner(Node):
             timeout_s=WAIT_S,
         )
 
+    def wait_drained(self, name: str) -> None:
+        """Return when this node knows that the node *name* is drained."""
+        wait_until(
+            lambda: self.control_ok("GET", f"/v1/nodes/{name}")["drained"],
+            f"{self.name} knows that {name} is drained",
+            timeout_s=WAIT_S,
+        )
+
     def wait_down(self, name: str) -> None:
         """Return when this node knows that the node *name* is dead."""
         wait_until(
