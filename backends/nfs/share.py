@@ -22,6 +22,7 @@ from backends.errors import BackendError, DeadlineError, RemoraError
 from backends.nfs import mounting
 from backends.nfs.agent import main as agent_main
 from backends.nfs.agent import trash as trash_program
+from backends.nfs.agent.markers import PAGES_MAX
 from backends.nfs.errors import HINTS, NfsError, NfsTimeoutError
 from backends.nfs.options import Export
 from backends.system import clock
@@ -235,33 +236,50 @@ class Share:
             if not self._lock.acquire(timeout=_SURVEY_PATIENCE_S):
                 return
             self._lock.release()
-            found = self.call(
-                "survey",
-                deadline=Deadline(_SURVEY_DEADLINE_S),
-                # A function, called when the lock is ours: a lease that is given back
-                # before must not be taken anew.
-                held=lambda: self.held | self._mounted_ids(),
-            )
+            found = self._surveyed()
             thrown_away = found["thrown_away"]
             # `copying` is read after the share was: each copy is in there before it is
             # on the share, so that what is found and not in there was cut short.
-            if cut_short := sorted({*found["begun"]} - self.copying):
+            if cut_short := sorted(found["begun"] - self.copying):
                 thrown_away = self.call(
                     "repair", deadline=Deadline(_SURVEY_DEADLINE_S), tokens=cut_short
                 )
         except RemoraError as error:
             self._note_failure(error)
             return
+        if found["error"] and found["error"] != self.state.error:
+            log.warning("%s: %s", self.export, found["error"])
         if self.state.state not in ("ok", "unknown"):
             log.info("%s answers again", self.export)
         self.state = ShareState(
             state="ok",
+            error=found["error"],
             checked_at=clock.now_rfc3339(),
             total_bytes=found["total_bytes"],
             available_bytes=found["available_bytes"],
             markers=found["markers"],
             thrown_away=thrown_away,
         )
+
+    def _surveyed(self) -> dict[str, Any]:
+        """Return what is found, page by page: other calls have their turn between."""
+        markers: dict[str, Any] = {}
+        begun: set[str] = set()
+        renewal = Deadline(0)
+        for number in range(PAGES_MAX + 1):
+            # A function, called when the lock is ours: a lease that is given back
+            # before must not be taken anew.
+            held = self._ids_in_use if renewal.passed() else tuple
+            if renewal.passed():
+                renewal = Deadline(_SURVEY_INTERVAL_S)
+            deadline, is_first = Deadline(_SURVEY_DEADLINE_S), number == 0
+            found = self.call("survey", deadline=deadline, first=is_first, held=held)
+            # An agent that was started anew meanwhile has begun anew as well.
+            markers |= {each["name"]: each for each in found["markers"]}
+            begun.update(found["begun"])
+            if not found["more"]:
+                break
+        return {**found, "markers": [*markers.values()], "begun": begun}
 
     def _require_life(self) -> None:
         """Raise NfsError if the server is dead; calls that wait for it then fail."""
@@ -274,6 +292,9 @@ class Share:
         except NfsError:
             self._interrupt(began_s)
             raise
+
+    def _ids_in_use(self) -> set[str]:
+        return self.held | self._mounted_ids()
 
     def _mounted_ids(self) -> set[str]:
         """Return the volumes mounted here, those of an earlier daemon included."""

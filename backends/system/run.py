@@ -27,6 +27,7 @@ from backends.system.traffic import traffic
 
 _OUTPUT_SIZE_MAX: Final = 64 * 1024
 _LINE_SIZE_MAX: Final = 8 * 1024
+_ANSWER_SIZE_MAX: Final = 16 * 1024 * 1024
 _KILL_WAIT_S: Final = 5.0
 # rsync ends lines that replace each other with a carriage return.
 _LINE_ENDS: Final = re.compile(rb"[\r\n]")
@@ -168,7 +169,6 @@ class Helper:
         self._process = _start(
             command, stdin=subprocess.PIPE, stderr=None, dies_with_caller=False
         )
-        self._pending = b""
         self._killed = False
 
     def lives(self) -> bool:
@@ -188,7 +188,7 @@ class Helper:
 
         Raises:
             DeadlineError: it did not answer in time; end it.
-            BackendError: it has ended.
+            BackendError: it has ended, or says more than any answer is; end it.
 
         """
         process = self._process
@@ -200,15 +200,18 @@ class Helper:
         except OSError as error:
             raise BackendError(f"helper '{self._name}' has ended") from error
         descriptor = process.stdout.fileno()
-        while b"\n" not in self._pending:
+        answer = bytearray()
+        # It says nothing before it is asked again: the line's end is that of a chunk.
+        while not answer.endswith(b"\n"):
             if not _ready(descriptor, select.POLLIN, deadline.remaining_s()):
                 raise DeadlineError(f"helper '{self._name}' did not answer in time")
             chunk = os.read(descriptor, 1 << 20)
             if not chunk:
                 raise BackendError(f"helper '{self._name}' has ended")
-            self._pending += chunk
-        answer, _, self._pending = self._pending.partition(b"\n")
-        return answer.decode()
+            answer += chunk
+            if len(answer) > _ANSWER_SIZE_MAX:
+                raise BackendError(f"helper '{self._name}' answers without an end")
+        return answer[:-1].decode()
 
     def end(self) -> None:
         """Kill it and let go of it; no other thread may be using it."""

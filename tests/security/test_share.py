@@ -71,7 +71,7 @@ class Share:
 
     def survey(self, *held: str) -> dict[str, Any]:
         """Return what a survey finds; *held* are volumes that are mounted here."""
-        return self.ask("survey", held=list(held))
+        return self.ask("survey", held=list(held), first=True)
 
     def empty_trash(self) -> int:
         """Return how many things the trash program says that it has deleted, or -1."""

@@ -163,7 +163,7 @@ def test_removal_does_what_it_is_asked_to(
     if on_delete == "archive":
         kept = a.root / ".dvol/archived" / a.left("archived")[0] / "file"
         assert kept.read_text() == "bytes"
-    found = volumes.survey(a.catalogue, {"held": []})
+    found = volumes.survey(a.catalogue, {"first": True, "held": []})
     assert found["thrown_away"] == len(a.left("trash"))
     command = own_program(trash, str(a.root))
     assert run(command, deadline_s=30).output == str(found["thrown_away"])
@@ -215,7 +215,7 @@ def test_a_node_that_is_gone_holds_nothing_for_ever(nodes: tuple[Node, Node]) ->
     lease = a.root / ".dvol/leases" / marker["id"] / "b"
     old = lease.stat().st_mtime - LEASE_FRESH_S - 1
     os.utime(lease, (old, old))
-    volumes.survey(b.catalogue, {"held": [marker["id"]]})
+    volumes.survey(b.catalogue, {"first": True, "held": [marker["id"]]})
     refused("INUSE", lambda: a.remove(marker))
     os.utime(lease, (old, old))
     assert a.remove(marker) == "delete"
@@ -370,11 +370,11 @@ def test_what_a_crash_left_half_written_goes(
     a, _ = nodes
     a.create("v")
     (a.root / ".dvol/new/left").write_text("{")
-    volumes.survey(a.catalogue, {"held": []})
+    volumes.survey(a.catalogue, {"first": True, "held": []})
     assert a.left("new") == ["left"]
     later_s = time.time() + 4000
     monkeypatch.setattr(Catalogue, "_server_time_s", lambda _: later_s)
-    volumes.survey(a.catalogue, {"held": []})
+    volumes.survey(a.catalogue, {"first": True, "held": []})
     assert a.left("new") == []
 
 
@@ -385,7 +385,7 @@ def test_what_another_node_is_just_creating_stays(nodes: tuple[Node, Node]) -> N
     path = a.root / ".dvol/new/another-node-s"
     path.touch()
     os.utime(path, (4711, 4711))
-    volumes.survey(a.catalogue, {"held": []})
+    volumes.survey(a.catalogue, {"first": True, "held": []})
     assert a.left("new") == ["another-node-s"]
 
 

@@ -19,6 +19,13 @@ def nodes(tmp_path: Path) -> tuple[Node, Node]:
 TOKEN = "0123456789abcdef"
 
 
+def begun(node: Node) -> list[str]:
+    found: list[str] = volumes.survey(node.catalogue, {"first": True, "held": []})[
+        "begun"
+    ]
+    return found
+
+
 def test_only_copies_that_were_cut_short_are_thrown_away(
     nodes: tuple[Node, Node],
 ) -> None:
@@ -27,7 +34,10 @@ def test_only_copies_that_were_cut_short_are_thrown_away(
         request = {"token": token, "uid": 0, "gid": 0}
         path = snapshots.begin_copy(each.catalogue, request)["path"]
         (a.root / path / "file").write_text(token)
-    assert volumes.survey(a.catalogue, {"held": []})["begun"] == ["old", "young"]
+    assert begun(a) == [
+        "old",
+        "young",
+    ]
     # It may be gone when the answer comes.
     request = {"tokens": ["gone", "old"]}
     assert snapshots.repair(a.catalogue, request) == 1
@@ -47,9 +57,9 @@ def test_a_swap_is_finished_once_its_daemon_has_ended(
     (a.root / path / "file").write_text("after")
     copy = str(Path(path).parent)
     a.forge(marker, swap={"copy": copy, "keep_as": "kept", "node": "a"})
-    assert volumes.survey(b.catalogue, {"held": []})["begun"] == []
-    assert volumes.survey(a.catalogue, {"held": []})["begun"] == [TOKEN]
+    assert begun(b) == []
+    assert begun(a) == [TOKEN]
     assert (a.root / "v/file").read_text() == "before"
     snapshots.repair(a.catalogue, {"tokens": [TOKEN]})
     assert (a.root / "v/file").read_text() == "after"
-    assert volumes.survey(a.catalogue, {"held": []})["begun"] == []
+    assert begun(a) == []

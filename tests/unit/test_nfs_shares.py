@@ -118,7 +118,8 @@ def test_what_is_begun_while_a_share_is_looked_at_is_not_cut_short(
             return 1
         beside.copying.add("young")
         sizes = {"total_bytes": 2, "available_bytes": 1}
-        return {"markers": [], "begun": ["old", "young"], "thrown_away": 0, **sizes}
+        found = {"markers": [], "begun": ["old", "young"], "thrown_away": 0}
+        return {**found, **sizes, "more": False, "error": ""}
 
     monkeypatch.setattr(Share, "call", call)
     monkeypatch.setattr(Share, "_require_life", lambda _: None)

@@ -54,6 +54,21 @@ def test_one_that_stands_still_is_ended(script: str, tmp_path: Path) -> None:
         list(stream(command, stall_s=STALL_S))
 
 
+@pytest.mark.parametrize("size_mib", [8, 32])
+def test_a_helper_that_answers_without_an_end_is_not_listened_to(size_mib: int) -> None:
+    says = f"head -c {size_mib}M /dev/zero | tr '\\0' x; echo"
+    helper = Helper(["sh", "-c", f"read line; {says}; read line"])
+    try:
+        if size_mib == 8:
+            answer = helper.ask("", deadline=Deadline(COMMAND_DEADLINE_S))
+            assert len(answer) == size_mib << 20
+        else:
+            with pytest.raises(BackendError, match="without an end"):
+                helper.ask("", deadline=Deadline(COMMAND_DEADLINE_S))
+    finally:
+        helper.end()
+
+
 def test_a_helper_is_killed_with_its_children() -> None:
     helper = Helper(["sh", "-c", "read line; sleep 600 & echo $!; wait"])
     child = int(helper.ask("", deadline=Deadline(COMMAND_DEADLINE_S)))

@@ -17,6 +17,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 
 from backends.system.beneath import open_beneath
 from backends.system.opening import Opener
@@ -93,6 +94,11 @@ class Below:
         """Return the names in the directory *path*."""
         with self.directory(path) as directory:
             return os.listdir(directory)
+
+    def some_names(self, path: str, at_most: int) -> list[str]:
+        """Return the names in the directory *path*, or as many as that."""
+        with self.directory(path) as directory, os.scandir(directory) as entries:
+            return [entry.name for entry in islice(entries, at_most)]
 
     def make_directory(self, path: str, mode: int) -> None:
         """Make the directory *path*."""

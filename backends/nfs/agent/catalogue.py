@@ -19,7 +19,6 @@ written is read through `schema.py`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -31,8 +30,8 @@ from contextlib import suppress
 from backends.errors import one_line
 from backends.nfs.agent import schema
 from backends.nfs.agent.below import Below
+from backends.nfs.agent.markers import MARKER_SIZE_MAX, MARKERS_MAX, TOO_MANY, Markers
 from backends.nfs.agent.schema import Json
-from backends.system.clock import monotonic_s
 from backends.system.fanotify import HANDLE_HEADER_SIZE, handle_of
 from backends.system.regular_files import NotRegularError
 
@@ -42,15 +41,12 @@ LEASE_FRESH_S = 90
 CREATION_FRESH_S = 30
 # A file is written in milliseconds; what is older was left by a crash.
 _WRITING_FRESH_S = 3600
+# As much is done in one turn of what has no natural bound.
+SOME = 1000
 _LEASE_TRIES = 100
-MARKER_SIZE_MAX = 64 * 1024
-# What is wrong with a file alone, not with the share: its mode, its blocks, a lease.
-_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EAGAIN)
 # Lines about what is damaged; one that is not told twice.
 _TOLD_MAX = 1000
 BASE = ".dvol"
-# Servers' file systems count time in steps of up to this long.
-_TIMESTAMP_GRAIN_S = 2.0
 _NAMESPACE = uuid.UUID("6f1f4b3a-61d7-5c0e-9a51-0d2f4f5c3a10")
 _PARTS = (
     "volumes",
@@ -90,12 +86,9 @@ class Catalogue:
     def __init__(self, root: str, node: str) -> None:
         self.share = Below(root)
         self.node = node
-        self._seen: dict[str, tuple[int, int, Json]] = {}
-        # When the directory of the markers changed, by its own time stamp; when we saw
-        # that first, and when we last read it, by our clock.
-        self._changed = -1
-        self._changed_seen_s = 0.0
-        self._scanned_s = 0.0
+        self.markers = Markers(
+            self.share, self.path("volumes"), read=self._marker_of, tell=self._tell
+        )
         self._told: set[str] = set()
 
     def path(self, *parts: str) -> str:
@@ -135,9 +128,9 @@ class Catalogue:
             ) from None
 
     def count(self, *parts: str) -> int:
-        """Return how many things are in the directory *parts*."""
+        """Return how many things are in the directory *parts*, as far as is counted."""
         try:
-            return len(self.share.names(self.path(*parts)))
+            return len(self.share.some_names(self.path(*parts), MARKERS_MAX))
         except FileNotFoundError:
             return 0
 
@@ -203,7 +196,7 @@ class Catalogue:
         if not self.count("new"):
             return
         now_s = self._server_time_s()
-        for name in self.share.names(self.path("new")):
+        for name in self.share.some_names(self.path("new"), SOME):
             path = self.path("new", name)
             with suppress(OSError):  # also a directory that somebody has put there
                 if now_s - self.share.status(path).st_ctime > _WRITING_FRESH_S:
@@ -225,42 +218,29 @@ class Catalogue:
         return self._server_time_s() - written_s
 
     def scan(self) -> list[Json]:
-        """Return every marker; what has not changed is not read again."""
-        directory = self.path("volumes")
+        """
+        Return every marker; what has not changed is not read again.
+
+        Raises:
+            Refused: CATALOGUE, there are more than can be looked at.
+
+        """
+        found = self.markers.all()
+        if self.markers.is_cut:
+            raise Refused("CATALOGUE", TOO_MANY)
+        return found
+
+    def _marker_of(self, name: str) -> Json | None:
+        """Return what a look at all markers needs of the file *name*, if it is one."""
         try:
-            changed = self.share.status(directory).st_mtime_ns
-            now_s = monotonic_s()
-            if changed != self._changed:
-                self._changed, self._changed_seen_s = changed, now_s
-            elif self._scanned_s - self._changed_seen_s > _TIMESTAMP_GRAIN_S:
-                return [marker for _, _, marker in self._seen.values()]
-            names = self.share.names(directory)
-        except FileNotFoundError:
-            return []
-        seen: dict[str, tuple[int, int, Json]] = {}
-        for name in names:
-            with suppress(FileNotFoundError):
-                # An inode number alone is used again at once.
-                shown = self.share.status(f"{directory}/{name}")
-                known = self._seen.get(name)
-                if known is not None and known[:2] == (shown.st_ino, shown.st_mtime_ns):
-                    seen[name] = known
-                    continue
-                try:
-                    found = self.read("volumes", name)
-                    if found is not None and key_of(found["name"]) != name:
-                        raise Refused("CATALOGUE", "it is another's marker")
-                except (Refused, OSError) as damage:
-                    if isinstance(damage, OSError) and damage.errno not in _OF_ONE_FILE:
-                        raise
-                    # The others must not suffer; whoever asks for this one is told.
-                    self._tell(f"{name}: {damage}")
-                    continue
-                if found is not None:
-                    seen[name] = (shown.st_ino, shown.st_mtime_ns, found)
-        self._seen = seen
-        self._scanned_s = now_s
-        return [marker for _, _, marker in seen.values()]
+            found = self.read("volumes", name)
+            if found is not None and key_of(found["name"]) != name:
+                raise Refused("CATALOGUE", "it is another's marker")
+        except Refused as damage:
+            # The others must not suffer; whoever asks for this one is told.
+            self._tell(f"{name}: {damage}")
+            return None
+        return None if found is None else schema.shortened(found)
 
     def _tell(self, line: str) -> None:
         """Print *line* for the daemon's log, once, as far as can be remembered."""

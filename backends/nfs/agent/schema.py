@@ -24,6 +24,10 @@ _IDENTITY = re.compile(r"[0-9]{1,20}(?:-[0-9a-f]{16})?")
 # No half of a pair of UTF-16 either: JSON may name one, and nothing can encode it.
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
 _COPY = re.compile(rf"\.dvol/copies/({_NAME.pattern})/({_TOKEN.pattern})")
+# What a look at all markers is for; one marker is read whole when it is changed.
+_LOOKED_AT = (
+    "id", "name", "subdir", "state", "requested", "options", "created_at", "swap",
+)  # fmt: skip
 _STATES = ("creating", "ready", "removing")
 
 
@@ -56,6 +60,11 @@ def marker(found: Json) -> Json:
     _allow(found, "made_parents", lambda paths: _are_parents(paths, found["subdir"]))
     _allow(found, "swap", _is_swap)
     return found
+
+
+def shortened(found: Json) -> Json:
+    """Return of a volume's marker what a look at all of them needs."""
+    return {key: found[key] for key in _LOOKED_AT if key in found}
 
 
 def claim(found: Json) -> Json:

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from backends.errors import one_line
 from backends.nfs.agent.catalogue import (
     BASE,
-    MARKER_SIZE_MAX,
+    SOME,
     Catalogue,
     Refused,
     key_of,
@@ -32,6 +32,10 @@ from backends.system.regular_files import NotRegularError
 
 _DATA = "data"
 _FACTS = "snapshot.json"
+_FACTS_SIZE_MAX = 4096
+# Of so many snapshots of one volume there are facts, and of so many others names.
+_WITH_FACTS_MAX = 1000
+_LISTED_MAX = 10_000
 
 
 def begin_copy(catalogue: Catalogue, request: Json) -> Json:
@@ -64,7 +68,8 @@ def begun(catalogue: Catalogue, markers: list[Json]) -> list[str]:
     """
     tokens = {_swap_token(catalogue, marker) for marker in markers}
     with suppress(FileNotFoundError):
-        tokens.update(catalogue.share.names(catalogue.path("copies", catalogue.node)))
+        copies = catalogue.path("copies", catalogue.node)
+        tokens.update(catalogue.share.some_names(copies, SOME))
     return sorted(tokens - {""})
 
 
@@ -159,22 +164,25 @@ def listed(catalogue: Catalogue, request: Json) -> list[Json]:
     marker = catalogue.marker(request["name"])
     if marker is None or marker["id"] != request["id"]:
         return []
-    found = []
+    found: list[Json] = []
     with (
         _as_owner_if_squashed(catalogue, request),
         suppress(FileNotFoundError),
     ):
-        for name in catalogue.share.names(_directory(catalogue, marker)):
+        directory = _directory(catalogue, marker)
+        for name in catalogue.share.some_names(directory, _LISTED_MAX):
             if SNAPSHOT_NAME.fullmatch(name):
-                path = f"{_directory(catalogue, marker)}/{name}/{_FACTS}"
-                found.append({**_facts(catalogue, path), "name": name})
+                is_told = len(found) < _WITH_FACTS_MAX
+                path = f"{directory}/{name}/{_FACTS}"
+                facts = _facts(catalogue, path) if is_told else {}
+                found.append({**facts, "name": name})
     return found
 
 
 def _facts(catalogue: Catalogue, path: str) -> Json:
     """Return what the file *path* says of a snapshot, {} if it cannot be read."""
     with suppress(FileNotFoundError, NotRegularError, ValueError, RecursionError):
-        facts = json.loads(catalogue.share.read(path, MARKER_SIZE_MAX))
+        facts = json.loads(catalogue.share.read(path, _FACTS_SIZE_MAX))
         return facts if isinstance(facts, dict) else {}
     return {}
 

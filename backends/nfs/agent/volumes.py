@@ -13,6 +13,7 @@ from backends.nfs.agent.catalogue import (
     key_of,
 )
 from backends.nfs.agent.changing import changing
+from backends.nfs.agent.markers import TOO_MANY
 from backends.nfs.agent.schema import Json
 
 
@@ -302,14 +303,21 @@ def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
 
 
 def survey(catalogue: Catalogue, request: Json) -> Json:
-    """Renew this node's leases and return the markers and the share's size."""
+    """
+    Renew this node's leases and return markers and the share's size.
+
+    If it says `more`, a survey that is not the `first` has the markers that follow.
+    """
     for volume_id in request["held"]:
         catalogue.touch_lease(volume_id)
     usage = catalogue.share.space()
-    markers = catalogue.scan()
-    catalogue.sweep_new()
+    markers, more = catalogue.markers.page(is_first=request["first"])
+    if request["first"]:
+        catalogue.sweep_new()
     return {
         "markers": markers,
+        "more": more,
+        "error": TOO_MANY if catalogue.markers.is_cut else "",
         "begun": snapshots.begun(catalogue, markers),
         "thrown_away": catalogue.count("trash"),
         "total_bytes": usage.f_blocks * usage.f_frsize,
