@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,18 +14,18 @@ from backends.errors import (
     InvalidRequestError,
     RemoraError,
     VolumeExistsError,
-    one_line,
 )
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
-from backends.nfs.options import DEFAULTS, export_of, is_direct, owner_of, subdir_of
+from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
+from backends.nfs.records import complete, on_share, volume_of
 from backends.nfs.share import CALL_BUDGET_S, Share
 from backends.nfs.shares import Shares
 from backends.nfs.snapshots import NfsSnapshots, filled
 from backends.nfs.traits import TRAITS
 from backends.nfs.volume_mounts import VolumeMounts, source_of
-from backends.options import COMMON_KEYS, differences
+from backends.options import differences
 from backends.system import mounts
 from backends.system.clock import Deadline, now_rfc3339, pause
 from backends.system.mounts import VolumeUser
@@ -119,7 +117,7 @@ class NfsBackend:
         except (BackendError, DeadlineError):
             self._shares.forget(share)
             raise
-        found = _volume(marker, volume.options)
+        found = volume_of(marker, volume.options)
         if dict(found.requested) != dict(volume.requested):
             raise VolumeExistsError(
                 f"volume '{volume.name}' exists on {share.export} with other options: "
@@ -158,7 +156,7 @@ class NfsBackend:
 
     def discard(self, volume: Volume, *, deadline_s: float) -> None:
         """Take back claims and an empty directory; a finished volume stays."""
-        located = _on_share(volume)
+        located = on_share(volume)
         if located is None:
             return  # nothing was made
         volume, watched = located, self._shares.watched()
@@ -177,7 +175,7 @@ class NfsBackend:
 
     def remove(self, volume: Volume, *, deadline_s: float) -> None:
         """Remove the volume from the share as `onDelete` says."""
-        located = _on_share(volume)
+        located = on_share(volume)
         if located is None:
             return
         volume, share = located, self._shares.of(located)
@@ -222,7 +220,15 @@ class NfsBackend:
         return self._mounts.users(volume)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
-        """Return the share's last known state and the mount's effective options."""
+        """
+        Return the share's last known state and the mount's effective options.
+
+        Of a record that says nonsense, that: an error would be taken for no volume.
+        """
+        try:
+            volume = complete(volume)
+        except BackendError as error:
+            return {"replication": "shared", "health": "error", "error": str(error)}
         source, root = source_of(volume)
         facts: dict[str, object] = {
             "replication": "shared",
@@ -250,7 +256,7 @@ class NfsBackend:
 
     def require_removable(self, volume: Volume) -> None:
         """Raise NfsError unless the volume's server answers."""
-        if located := _on_share(volume):
+        if located := on_share(volume):
             self._shares.of(located).require_server(Deadline(CALL_BUDGET_S))
 
     def storages(self) -> list[Storage]:
@@ -276,13 +282,13 @@ class NfsBackend:
                 if marker.get("state") != "ready":
                     continue
                 try:
-                    yield _volume(marker, self._shares.ours(share))
+                    yield volume_of(marker, self._shares.ours(share))
                 except BackendError as error:
                     self._tell(f"passed over on {share.export}: {error}")
 
     def knows(self, volume: Volume) -> bool:
         """Return whether the volume's share was read, and is not away now."""
-        located = _on_share(volume)
+        located = on_share(volume)
         if located is None:
             return False
         state = self._shares.of(located).state
@@ -291,7 +297,9 @@ class NfsBackend:
     def find(self, name: str, *, deadline_s: float) -> Volume | None:
         """Return the volume of that name from the first share that has it."""
         found = self._shares.find(name, Deadline(deadline_s))
-        return None if found is None else _volume(found[1], self._shares.ours(found[0]))
+        return (
+            None if found is None else volume_of(found[1], self._shares.ours(found[0]))
+        )
 
     def collect_garbage(self, *, deadline_s: float) -> int:
         """Delete what removals have put into the shares' trash."""
@@ -340,59 +348,3 @@ def _wishes(volume: Volume, *, adopt: bool, filled: bool) -> dict[str, int | Non
         "own_gid": int(chosen["gid"]) if "gid" in chosen else None,
         "mode": int(chosen["mode"], 8) if "mode" in chosen else None,
     }
-
-
-def _on_share(volume: Volume) -> Volume | None:
-    """
-    Return *volume* with complete options, None if no share with a catalogue has it.
-
-    A version before this one has recorded whatever stood in a marker.
-    """
-    try:
-        parsed = nfs_options.parse_options(volume.options)
-        options = nfs_options.merge_options(DEFAULTS, parsed)
-        nfs_options.require_complete(options)
-    except InvalidRequestError:
-        return None
-    volume = replace(volume, options=options)
-    return None if is_direct(volume) else volume
-
-
-def _volume(marker: Mapping[str, Any], ours: Mapping[str, str]) -> Volume:
-    """
-    Return the volume that a marker describes.
-
-    Its options are read as a user's would be: whoever can write to the share could have
-    written them. They have no say in what is mounted, and how: that is *ours*.
-
-    Raises:
-        BackendError: it describes none.
-
-    """
-    try:
-        options = {**DEFAULTS, **nfs_options.parse_options(marker["options"])}
-        nfs_options.require_complete(options)
-        for key in nfs_options.OURS:
-            options.pop(key, None)
-        options |= {key: ours[key] for key in nfs_options.OURS if key in ours}
-        asked = {**marker["requested"]}
-        common = {key: asked.pop(key) for key in COMMON_KEYS if key in asked}
-        volume = Volume(
-            id=str(uuid.UUID(marker["id"])),
-            name=str(marker["name"]),
-            options=options,
-            created_at=str(marker["created_at"]),
-            requested={**nfs_options.parse_options(asked), **common},
-        )
-        if is_direct(volume) or marker.get("subdir", "") not in ("", subdir_of(volume)):
-            raise ValueError("its directory is another's")
-    except (
-        *(AttributeError, KeyError, TypeError, ValueError),
-        InvalidRequestError,
-    ) as error:
-        name = one_line(str(marker.get("name")))[:80]
-        raise BackendError(
-            f"the marker of '{name}' cannot be read: {one_line(repr(error))[:200]}",
-            hint="remove it from .dvol/volumes, then create the volume again",
-        ) from None
-    return volume

@@ -17,7 +17,8 @@ from typing import Any
 from backends.base import Fill, Snapshot, Volume
 from backends.errors import InvalidRequestError, SnapshotExistsError
 from backends.nfs.errors import NfsError
-from backends.nfs.options import owner_of
+from backends.nfs.options import is_direct, owner_of
+from backends.nfs.records import complete
 from backends.nfs.share import CALL_BUDGET_S, Share
 from backends.nfs.shares import Shares
 from backends.snapshots import not_found
@@ -41,7 +42,7 @@ class NfsSnapshots:
         progress: Progress,
     ) -> Snapshot:
         """Copy the volume's directory, after this node's cache of it was written."""
-        share = self._share_of(volume)
+        volume, share = self._on_share(volume)
         self._call(share, volume, "require_free", snapshot=name)
         source = self.data_directory(volume, "")
         flush = [] if mounted_at is None else [mounted_at]
@@ -57,13 +58,15 @@ class NfsSnapshots:
 
     def all(self, volume: Volume) -> list[Snapshot]:
         """Return the snapshots, oldest first."""
-        found = self._call(self._share_of(volume), volume, "snapshots")
+        volume, share = self._on_share(volume)
+        found = self._call(share, volume, "snapshots")
         snapshots = [Snapshot.of_facts(str(facts["name"]), facts) for facts in found]
         return sorted(snapshots, key=lambda each: (each.created_at, each.name))
 
     def remove(self, volume: Volume, name: str) -> None:
         """Rename it into the share's trash."""
-        self._call(self._share_of(volume), volume, "remove_snapshot", snapshot=name)
+        volume, share = self._on_share(volume)
+        self._call(share, volume, "remove_snapshot", snapshot=name)
 
     def restore(
         self,
@@ -75,7 +78,7 @@ class NfsSnapshots:
         exchanging: AbstractContextManager[None],
     ) -> None:
         """Copy the snapshot, then have the agent swap the two directories."""
-        share = self._share_of(volume)
+        volume, share = self._on_share(volume)
         self._call(share, volume, "require_free", snapshot=keep_as)
         source = self.data_directory(volume, name)
         with copy_on(share, volume) as (token, destination):
@@ -88,17 +91,19 @@ class NfsSnapshots:
 
     def data_directory(self, volume: Volume, snapshot: str) -> Path:
         """Return where on the control mount the bytes are; not for the daemon."""
-        share = self._share_of(volume)
+        volume, share = self._on_share(volume)
         below = self._call(share, volume, "locate", snapshot=snapshot)
         return share.control_mount / str(below)
 
-    def _share_of(self, volume: Volume) -> Share:
-        if volume.options["mountMode"] == "direct":
+    def _on_share(self, volume: Volume) -> tuple[Volume, Share]:
+        """Return the volume with complete options, and its share."""
+        volume = complete(volume)
+        if is_direct(volume):
             raise InvalidRequestError(
                 f"'{volume.name}' is a whole export: it has no snapshots",
                 hint="create it with -o server= and -o share= instead of device=",
             )
-        return self._shares.of(volume)
+        return volume, self._shares.of(volume)
 
     def _call(
         self, share: Share, volume: Volume, operation: str, **request: Any

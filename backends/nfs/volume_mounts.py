@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,12 +20,14 @@ from backends.nfs import mounting
 from backends.nfs.errors import NfsError
 from backends.nfs.mounting import answers
 from backends.nfs.options import (
+    DEFAULTS,
     export_of,
     is_direct,
     mount_entries,
     owner_of,
     subdir_of,
 )
+from backends.nfs.records import complete
 from backends.nfs.shares import Shares
 from backends.system import mounts
 from backends.system.clock import Deadline
@@ -43,6 +46,7 @@ class VolumeMounts:
 
     def mount(self, volume: Volume, target: Path, deadline: Deadline) -> None:
         """Take the lease, mount, and see that it answers; else leave nothing."""
+        volume = complete(volume)
         self._hold(volume, deadline)
         if mounts.mounted_at(target) is not None:
             if self._is_sound(volume, target, deadline):
@@ -65,12 +69,22 @@ class VolumeMounts:
 
     def unmount(self, volume: Volume, target: Path) -> None:
         """Unmount, by force if the server is dead; then give the lease back."""
+        try:
+            volume = complete(volume)
+        except BackendError as error:  # whatever is there, it has to go
+            log.warning("no lease is given back: %s", error)
+            mounting.unmount(target, where=volume.name)
+            mounting.remove_mount_point(target)
+            return
         is_dead = self._unmount(volume, target)
         mounting.remove_mount_point(target)
         self._release(volume, is_dead=is_dead)
 
     def users(self, volume: Volume) -> list[VolumeUser]:
         """Return who has the volume mounted elsewhere than its mount point."""
+        volume = replace(volume, options={**DEFAULTS, **volume.options})
+        if not {"server", "share"} <= volume.options.keys():
+            return []  # nothing could be mounted by such a record
         source, root = source_of(volume)
         controls = [share.control_mount.name for share in self._shares.watched()]
         return mounts.users_of_root(

@@ -23,7 +23,7 @@ from backends import options as parse
 from backends import replication_options
 from backends.base import NOTHING, VOLUME_ID, Fill, Storage, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
-from backends.rsync.pool import Pool, failed, make_live
+from backends.rsync.pool import Pool, failed, make_live, number_of
 from backends.rsync.quarantine import Quarantine
 from backends.rsync.snapshots import RsyncSnapshots
 from backends.rsync.traits import TRAITS
@@ -285,8 +285,11 @@ class RsyncBackend:
         """Return where the bytes are and that they are not replicated."""
         path = str(self.pool.home(volume) / "live")
         facts: dict[str, object] = {"replication": "unreplicated", "path": path}
-        if "size" in volume.options:
-            facts["size_bytes"] = int(volume.options["size"])
+        try:
+            size_bytes = number_of(volume.name, volume.options, "size")
+            facts |= {} if size_bytes is None else {"size_bytes": size_bytes}
+        except BackendError as error:
+            facts |= {"health": "error", "error": str(error)}
         return facts | self._looks.at(
             partial(self._on_disk, volume), dict[str, object]()
         )
@@ -389,7 +392,9 @@ class RsyncBackend:
 def _own(live: Path, volume: Volume, *, keep: bool) -> None:
     """Give *live* its owner and mode; with *keep*, only those that were asked for."""
     wanted = volume.requested if keep else volume.options
-    os.chown(live, int(wanted.get("uid", -1)), int(wanted.get("gid", -1)))
+    keys = ("uid", "gid", "mode")
+    uid, gid, mode = (number_of(volume.name, wanted, key) for key in keys)
+    os.chown(live, -1 if uid is None else uid, -1 if gid is None else gid)
     # After chown, which clears set-id bits; umask does not apply to chmod.
-    if "mode" in wanted:
-        live.chmod(int(wanted["mode"], 8))
+    if mode is not None:
+        live.chmod(mode)

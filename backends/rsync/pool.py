@@ -17,17 +17,27 @@ it nothing is created or mounted.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
+from backends import options as parse
 from backends.base import VOLUME_ID, Storage, Volume
 from backends.errors import BackendError
 from backends.rsync.trash import Trash
 from backends.system import files, quota
 from backends.system.clock import Deadline
 from backends.system.decoding import from_json
+
+# Options that are numbers, and to which base.
+_NUMBERS: Final[Mapping[str, tuple[parse.Parser, int]]] = {
+    "size": (parse.size_bytes, 10),
+    "uid": (parse.numeric_id, 10),
+    "gid": (parse.numeric_id, 10),
+    "mode": (parse.octal_mode, 8),
+}
 
 
 class _PoolFile(msgspec.Struct, frozen=True):
@@ -142,14 +152,36 @@ class Pool:
 
 def make_live(directory: Path, volume: Volume, deadline: Deadline) -> None:
     """Make *directory* for the bytes of *volume*, limited if it has a `size`."""
+    size_bytes = number_of(volume.name, volume.options, "size")
     quota.make_data_directory(directory)
-    if "size" in volume.options:
+    if size_bytes is not None:
         quota.limit(
             directory,
             volume_id=volume.id,
-            size_bytes=int(volume.options["size"]),
+            size_bytes=size_bytes,
             deadline_s=deadline.remaining_s(),
         )
+
+
+def number_of(name: str, options: Mapping[str, str], key: str) -> int | None:
+    """
+    Return the number that the record of volume *name* has for *key*, None without one.
+
+    Raises:
+        BackendError: it has something else there.
+
+    """
+    if key not in options:
+        return None
+    parser, base = _NUMBERS[key]
+    try:
+        return int(parser(options[key]), base)
+    except ValueError as error:
+        raise BackendError(
+            f"the record of '{name}' says what no volume may have: option '{key}': "
+            f"{error}, not '{options[key][:64]}'",
+            hint="import what is in its directory as another volume: remora import",
+        ) from None
 
 
 def failed(what: str, error: OSError) -> BackendError:

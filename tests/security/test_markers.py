@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from backends.base import Snapshot, Volume
-from backends.errors import InvalidRequestError
+from backends.errors import BackendError, InvalidRequestError
 from backends.nfs.backend import NfsBackend
 from backends.nfs.options import export_of, mount_entries
 from backends.nfs.share import Share, ShareState
@@ -115,14 +115,48 @@ def test_a_marker_whose_directory_is_another_is_passed_over(
     assert discovered(backend, {**GOOD, **fields}) == []
 
 
+NONSENSE = ({"a": "b"}, {**OPTIONS, "uid": "abc"}, {**OPTIONS, "nfsvers": ""}, {})
+
+
+@pytest.mark.parametrize("options", NONSENSE, ids=str)
 def test_a_record_of_an_earlier_version_that_says_nonsense_can_be_removed(
+    backend: NfsBackend, options: dict[str, str], tmp_path: Path
+) -> None:
+    odd = Volume(id=str(GOOD["id"]), name="odd", options=options, created_at="")
+    assert not backend.knows(odd)
+    assert backend.users(odd, tmp_path) == []
+    backend.unmount(odd, tmp_path / "target", deadline_s=1)
+    backend.require_removable(odd)
+    backend.remove(odd, deadline_s=1)
+
+
+@pytest.mark.parametrize("options", NONSENSE, ids=str)
+def test_a_record_of_an_earlier_version_that_says_nonsense_is_refused(
+    backend: NfsBackend, options: dict[str, str], tmp_path: Path
+) -> None:
+    """In one line; and its status says so, for an error would mean no volume."""
+    odd = Volume(id=str(GOOD["id"]), name="odd", options=options, created_at="")
+    told = backend.status(odd)
+    assert told["health"] == "error"
+    assert "the record of 'odd' says what no volume may have" in str(told["error"])
+    target = tmp_path / "target"
+    for use in (
+        lambda: backend.mount(odd, target, deadline_s=1),
+        lambda: backend.data_directory(odd),
+        lambda: backend.snapshots.all(odd),
+        lambda: backend.snapshots.remove(odd, "s"),
+    ):
+        with pytest.raises(BackendError, match=r"no volume may have: .*remora rm odd"):
+            use()
+    assert not target.exists()
+
+
+def test_a_record_of_an_earlier_version_that_says_less_is_completed(
     backend: NfsBackend,
 ) -> None:
-    for options in ({"a": "b"}, {**OPTIONS, "uid": "abc"}, {**OPTIONS, "nfsvers": ""}):
-        odd = Volume(id=str(GOOD["id"]), name="odd", options=options, created_at="")
-        assert not backend.knows(odd)
-        backend.require_removable(odd)
-        backend.remove(odd, deadline_s=1)
+    short = {"server": "192.0.2.1", "share": "/x"}
+    old = Volume(id=str(GOOD["id"]), name="old", options=short, created_at="")
+    assert backend.status(old)["source"] == "192.0.2.1:/x/old"
 
 
 @pytest.mark.parametrize("said", ["\ud800", "a\nb", "x" * 5000])

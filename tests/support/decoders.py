@@ -24,7 +24,6 @@ from backends.errors import BackendError, InvalidRequestError
 from backends.nfs.agent import schema
 from backends.nfs.agent.catalogue import Catalogue, Refused, key_of
 from backends.nfs.agent.snapshots import _facts
-from backends.nfs.backend import _volume
 from backends.nfs.options import (
     DEFAULTS,
     export_of,
@@ -32,6 +31,7 @@ from backends.nfs.options import (
     parse_options,
     subdir_of,
 )
+from backends.nfs.records import volume_of
 from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.delta import Delta, Header
@@ -128,7 +128,7 @@ def _discovered(_: Path, content: bytes) -> object:
         return None
     if not isinstance(marker, dict):
         return None
-    volume = _volume(marker, OURS)
+    volume = volume_of(marker, OURS)
     assert schema.is_clean(subdir_of(volume)) or "${" in volume.options["subDir"]
     assert "bg" not in mount_entries(volume).split(",")
     assert volume.options == parse_options(volume.options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,24 @@ def test_what_is_no_id_leads_nowhere(
     assert sorted(each.name for each in backend.pool.volumes.iterdir()) == sorted(
         ["lost+found", id_of("good")]
     )
+
+
+@pytest.mark.parametrize(
+    "options", [{"size": "abc"}, {"uid": "-2"}, {"gid": "x"}, {"mode": "rwx"}], ids=str
+)
+def test_a_number_in_a_record_that_is_none_is_refused(
+    backend: RsyncBackend, options: dict[str, str]
+) -> None:
+    """In one line; and the status says so, for an error would mean no volume."""
+    odd = dataclasses.replace(volume(id_of("odd")), options=options)
+    if "size" not in options:
+        with pytest.raises(BackendError, match="'v' says what no volume may have"):
+            backend.create(odd, deadline_s=30)
+        return
+    told = backend.status(odd)
+    assert told["health"] == "error"
+    assert "option 'size'" in str(told["error"])
+    backend.pool.home(odd).mkdir()
+    with pytest.raises(BackendError, match="'v' says what no volume may have"):
+        backend.make_live(odd, deadline_s=30)
+    assert not (backend.pool.home(odd) / "live").exists()
