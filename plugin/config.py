@@ -24,6 +24,7 @@ import msgspec
 
 from backends.options import ALL_OPTIONS
 from backends.registry import TRAITS
+from backends.system import files
 from backends.system.decoding import from_objects
 from plugin.config_checks import check_cluster, check_limit, check_together
 from plugin.errors import ConfigError
@@ -233,6 +234,16 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
         swarm=SwarmConfig(**swarm),
         tuning=Tuning(**tuning),
     )
+
+
+def file_faults(path: Path | None) -> list[str]:
+    """Return why the file (as `load` has it) is not root's alone to write, if so."""
+    source = path or DEFAULT_PATH
+    try:
+        fault = files.writer_fault(source)
+    except OSError:
+        return []  # none that is read
+    return [f"{fault}; whoever writes to it is root on this node"] if fault else []
 
 
 def _read(path: Path, *, required: bool, faults: list[str]) -> dict[str, Any]:

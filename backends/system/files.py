@@ -113,21 +113,29 @@ def keep_private(path: Path) -> None:
 
 def secret_fault(path: Path) -> str:
     """Return why *path* is no file that only root can read, "" if it is one."""
-    quoted = shlex.quote(str(path))
     try:
         found = path.stat()
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
-    mode = stat.S_IMODE(found.st_mode)
     if not stat.S_ISREG(found.st_mode):
         return f"{path} is no regular file"
+    return _fault(path, found, _OTHERS, "is open to others", "chmod 600")
+
+
+def writer_fault(path: Path) -> str:
+    """Return who but root can write to the file *path*, "" if nobody; OSError."""
+    told = "can be written to by others"
+    return _fault(path, path.stat(), _OTHERS_WRITE, told, "chmod go-w")
+
+
+def _fault(path: Path, found: os.stat_result, bits: int, told: str, do: str) -> str:
+    """Return what is wrong with the owner of *path*, or *told* of any of *bits*."""
+    quoted, mode = shlex.quote(str(path)), stat.S_IMODE(found.st_mode)
     if found.st_uid not in {0, os.geteuid()}:
         return (
             f"{path} belongs to user {found.st_uid}, not to root: chown root {quoted}"
         )
-    if mode & _OTHERS:
-        return f"{path} is open to others (mode {mode:04o}): chmod 600 {quoted}"
-    return ""
+    return f"{path} {told} (mode {mode:04o}): {do} {quoted}" if mode & bits else ""
 
 
 def way_fault(path: Path) -> str:

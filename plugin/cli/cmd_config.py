@@ -7,7 +7,7 @@ from click.shell_completion import get_completion_class
 
 from plugin.cli import output
 from plugin.cli.context import Context, json_option, pass_context
-from plugin.config import DEFAULT_PATH
+from plugin.config import DEFAULT_PATH, file_faults
 from plugin.errors import ConfigError
 
 
@@ -29,6 +29,7 @@ def check(context: Context, as_json: bool) -> None:
     try:
         used = context.config
         faults = profile_faults(used) + secret_faults(used.cluster)
+        faults += file_faults(context.config_path)
     except ConfigError as error:
         faults = error.faults
     if as_json:

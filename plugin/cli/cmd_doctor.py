@@ -10,6 +10,7 @@ import click
 
 from plugin.cli import output
 from plugin.cli.context import Context, json_option, pass_context
+from plugin.config import DEFAULT_PATH
 from plugin.errors import EngineError
 
 _ENGINE_TIMEOUT_S: Final = 5.0
@@ -33,6 +34,7 @@ def doctor(context: Context, as_json: bool) -> None:
 
     findings = examine(
         context.config,
+        context.config_path or DEFAULT_PATH,
         volumes=partial(told, "volumes"),
         status=partial(told, "status"),
         nodes=partial(told, "nodes"),

@@ -9,6 +9,8 @@ import click
 
 from backends.system import libc
 from plugin.cli.context import Context, pass_context
+from plugin.config import DEFAULT_PATH, file_faults
+from plugin.errors import ConfigError
 
 
 @click.command()
@@ -26,6 +28,8 @@ def serve(context: Context, config: Path | None) -> None:
 
     if config is not None:
         context.config_path = config
+    if faults := file_faults(context.config_path):
+        raise ConfigError(faults, source=str(context.config_path or DEFAULT_PATH))
     # Whoever starts it by hand has another one than systemd gives it.
     os.umask(0o077)
     libc.share_memory_between_threads()

@@ -18,7 +18,7 @@ from backends.errors import RemoraError
 from backends.registry import has_catalogue_on_storage
 from backends.system import files, mounts
 from backends.system.run import find_program, run
-from plugin.config import Config
+from plugin.config import Config, file_faults
 from plugin.limits import LONG_DEADLINE_S
 from plugin.membership.settings import secret_faults
 
@@ -63,6 +63,7 @@ class Finding:
 
 def examine(
     config: Config,
+    source: Path,
     volumes: Callable[[], list[dict[str, Any]]],
     status: Callable[[], dict[str, Any]],
     nodes: Callable[[], list[dict[str, Any]]],
@@ -72,15 +73,16 @@ def examine(
     """
     Return the findings of every check, in a fixed order.
 
-    The functions ask the daemon for the answers of `remora ls`, `status`, `node ls` and
-    `quarantine ls`; *local_volumes* asks Docker for the names of its own driver's.
+    *source* is the file that *config* is from, if there is one. The functions ask the
+    daemon for the answers of `remora ls`, `status`, `node ls` and `quarantine ls`;
+    *local_volumes* asks Docker for the names of its own driver's.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
         "kernel": _kernel,
         "programs": _programs,
         "sockets": lambda: _sockets(config),
-        "doors": lambda: _doors(config),
+        "doors": lambda: _doors(config, source),
         "pool": lambda: _pool(config),
         "shares": lambda: _shares(status()["storages"]),
         "mounts": lambda: _mounts(config, volumes()),
@@ -184,10 +186,11 @@ def _door_of(label: str, path: Path) -> Finding:
     )
 
 
-def _doors(config: Config) -> Iterator[Finding]:
+def _doors(config: Config, source: Path) -> Iterator[Finding]:
     """Tell who else could put something in the place of what is root's alone."""
     guarded = {config.state_dir, config.mount_dir, config.pool}
     guarded |= {config.plugin_socket.parent, config.control_socket.parent}
+    guarded |= {source.absolute().parent, source.resolve().parent}
     faults = dict.fromkeys(
         fault
         for each in sorted(guarded)
@@ -195,9 +198,10 @@ def _doors(config: Config) -> Iterator[Finding]:
     )
     for fault in faults:
         yield Finding("doors", "failed", fault, "chown root, chmod go-w")
-    for fault in secret_faults(config.cluster):
+    of_files = [*file_faults(source), *secret_faults(config.cluster)]
+    for fault in of_files:
         yield Finding("doors", "failed", fault)
-    if not faults:
+    if not faults and not of_files:
         yield Finding("doors", "ok", "only root changes what leads to data and sockets")
 
 

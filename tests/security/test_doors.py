@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from backends.system import files
-from plugin.errors import StoreError
+from plugin.errors import ConfigError, StoreError
 from plugin.peers.keys import ensure_keys
 from tests.protocol.node import Node
 
@@ -206,6 +206,44 @@ def test_a_key_that_was_open_to_others_is_shut_and_told_of(
     assert len(told) == 2
     assert "remove it and restart" in told[1]
     assert (tmp_path / "peer").stat().st_mode & 0o777 == 0o700
+
+
+# The configuration
+
+
+@pytest.mark.parametrize("owner", [0, NOBODY])
+def test_a_configuration_that_others_can_write_to_is_refused(
+    make_node: Callable[..., Node], owner: int
+) -> None:
+    """Who writes there names the etcd, the pool and the sockets of a root's program."""
+    node = make_node()
+    os.chown(node.config, owner, 0)
+    node.config.chmod(0o644 if owner else 0o664)
+    told = (
+        f"{node.config} belongs to user {owner}, not to root: chown root {node.config}"
+        if owner
+        else f"{node.config} can be written to by others (mode 0664): chmod go-w"
+    )
+    code, error = node.refused_start()
+    assert code == ConfigError.exit_code
+    assert error.count("\n") == 1
+    assert told in error
+    assert "whoever writes to it is root on this node" in error
+    for command in ("config check", "doctor"):
+        done = subprocess.run(
+            node.inside(*node.remora(*command.split())),
+            env=node.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode
+        assert told in done.stdout + done.stderr
+        assert "only root changes what leads to" not in done.stdout
+    os.chown(node.config, 0, 0)
+    node.config.chmod(0o644)
+    node.start()
 
 
 # What is said of a file with a secret, and of a way

@@ -52,7 +52,9 @@ def examined(
     storages: Mapping[str, dict[str, Any]] | None = None,
 ) -> Findings:
     config = load(node.config, {})
-    return by_check(examine(config, volumes, lambda: told_status(storages), list))
+    return by_check(
+        examine(config, node.config, volumes, lambda: told_status(storages), list)
+    )
 
 
 def told_status(
@@ -73,6 +75,7 @@ def test_volumes_that_are_not_what_they_seem(node: Node) -> None:
     ]
     found = examine(
         load(node.config, {}),
+        node.config,
         lambda: rows,
         lambda: told_status(None, "half"),
         list,
@@ -99,7 +102,7 @@ def test_the_cluster_is_told_where_there_is_one(node: Node) -> None:
     member = load(node.config, {"REMORA_ETCD": "http://127.0.0.1:1"})
 
     def found(config: Config) -> list[Finding]:
-        findings = examine(config, list, told_status, lambda: rows)
+        findings = examine(config, node.config, list, told_status, lambda: rows)
         return [
             each for each in findings if each.check.startswith(("cluster", "clock"))
         ]
