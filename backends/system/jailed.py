@@ -13,7 +13,8 @@ from backends.system import jail
 
 # The ends, in the jail, of the pipes from and to what runs beside it.
 FROM_BESIDE, TO_BESIDE = 8, 9
-_EXIT_UNAVAILABLE = 126
+# No jail could be made, or it has no such program.
+EXIT_UNAVAILABLE = 126
 
 
 def main() -> None:
@@ -33,7 +34,7 @@ def main() -> None:
     except OSError as error:
         name = f" ({error.filename})" if error.filename else ""
         sys.stderr.write(f"{error.strerror}{name}\n")
-        sys.exit(_EXIT_UNAVAILABLE)
+        sys.exit(EXIT_UNAVAILABLE)
 
 
 def _start_beside(command: list[str]) -> None:

@@ -21,7 +21,7 @@ _ENGINE_TIMEOUT_S: Final = 5.0
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check privileges, kernel, programs, sockets, pool, shares, mounts, nodes, volumes.
+    Check the machine, its sockets, pool, shares, mounts, nodes and volumes.
 
     It also tells of bytes that were set apart. Each line is a check, its verdict and
     the evidence; a hint says what to do. Exits with 1 if a check failed.

@@ -17,6 +17,8 @@ from typing import Any, Final, Literal
 from backends.errors import RemoraError
 from backends.registry import has_catalogue_on_storage
 from backends.system import files, mounts
+from backends.system.jailed import EXIT_UNAVAILABLE
+from backends.system.programs import in_jail
 from backends.system.run import find_program, run
 from plugin.config import Config, file_faults
 from plugin.limits import LONG_DEADLINE_S
@@ -49,6 +51,8 @@ _DIRECTORIES: Final = Path("/sys/module/nfsv4/parameters/directory_delegations")
 _CAPABILITIES: Final = {"CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19, "CAP_CHOWN": 0}
 # mount_setattr(2): volumes are mounted with their restrictions from the first moment.
 _KERNEL_MIN: Final = (5, 12)
+# With the capabilities that programs in a jail have, only its filter stops this.
+_OUT_OF_A_JAIL: Final = ("unshare", "--mount", "true")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,7 @@ def examine(
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
         "kernel": _kernel,
+        "jail": _jail,
         "programs": _programs,
         "sockets": lambda: _sockets(config),
         "doors": lambda: _doors(config, source),
@@ -128,6 +133,29 @@ def _kernel() -> Iterator[Finding]:
         yield Finding("kernel", "ok", evidence)
     root = mounts.entry_covering(Path("/proc"))
     yield Finding("mount table", "ok", f"readable ({root.filesystem} at /proc)")
+
+
+def _jail() -> Iterator[Finding]:
+    """Make a jail, and try in it what its filter of system calls is to refuse."""
+    done = run(in_jail(_OUT_OF_A_JAIL), deadline_s=10, allowed=range(256))
+    if done.exit_status == EXIT_UNAVAILABLE:
+        yield Finding(
+            "jail",
+            "failed",
+            f"cannot be made: {done.errors.strip()}",
+            "nothing is copied or sent without one: a kernel with namespaces (mounts, "
+            "processes, networks), and the sysctl user.max_*_namespaces above 0",
+        )
+    elif done.exit_status == 0:
+        yield Finding(
+            "jail",
+            "warning",
+            f"has no filter of system calls ({os.uname().machine}): whoever takes over "
+            "a program in it is root of the node",
+            "a kernel with CONFIG_SECCOMP_FILTER, on x86-64 or arm64",
+        )
+    else:
+        yield Finding("jail", "ok", "can be made, with a filter of system calls")
 
 
 def _programs() -> Iterator[Finding]:

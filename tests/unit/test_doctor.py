@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,8 @@ from tests.protocol.node import Node, running
 
 pytestmark = pytest.mark.xdist_group("unit-doctor")
 Findings = dict[str, Finding]
-MACHINE = ["privileges", "kernel", "mount table"]
+MACHINE = ["privileges", "kernel", "mount table", "jail"]
+LIMIT = "/proc/sys/user/max_pid_namespaces"
 NODE = ["control socket", "plugin socket", "doors", "pool", "mounts"]
 
 
@@ -135,7 +137,7 @@ def told(node: Node, *guard: str) -> tuple[int, Findings]:
 def test_a_fit_machine_in_a_fixed_order(node: Node) -> None:
     code, findings = told(node)
     order = list(findings)
-    assert order[:3] == MACHINE
+    assert order[:4] == MACHINE
     assert order[-5:] == NODE
     assert code == 0
     assert {each.verdict for each in findings.values()} <= {"ok", "warning"}
@@ -162,6 +164,39 @@ def test_a_kernel_that_is_too_old_is_told(
     found = next(doctor._kernel())
     assert (found.check, found.verdict) == ("kernel", verdict)
     assert release in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("machine", "verdict", "told"),
+    [
+        ([], "ok", "with a filter of system calls"),
+        # On such a processor the filter is not known, as in a kernel that has none.
+        (["setarch", "i686"], "warning", "has no filter of system calls (i686)"),
+        # A user's namespace has limits of its own: here nobody else is short of them.
+        (
+            ["unshare", "-Ur", "sh", "-c", f'echo 0 > {LIMIT}; exec "$@"', "sh"],
+            "failed",
+            "cannot be made: No space left on device (processes)",
+        ),
+    ],
+)
+def test_a_kernel_that_cannot_make_a_jail_is_told(
+    machine: list[str], verdict: str, told: str
+) -> None:
+    code = (
+        "from dataclasses import astuple; from plugin.cli import doctor; "
+        "print(*astuple(next(doctor._jail())), sep=chr(10))"
+    )
+    done = subprocess.run(
+        [*machine, sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["jail", verdict]
+    assert told in lines[2]
 
 
 def test_programs_are_shown_with_their_version(node: Node) -> None:
