@@ -1,7 +1,9 @@
-"""A delta of an owner that means harm: a small file that would take much memory."""
+"""A delta of an owner that means harm: much memory for a small file, or no file."""
 
 from __future__ import annotations
 
+import os
+import signal
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,7 +14,9 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.staging import Staging
 from tests.support.journal_trees import VOLUME
+from tests.support.peers import PeerNode
 
 MIB = 2**20
 NAMES = 50_000
@@ -51,3 +55,35 @@ def test_deletions_come_in_order(tmp_path: Path) -> None:
         write_delta(tmp_path / "delta", header, [], paths)
         with pytest.raises(BackendError, match="out of order"):
             Delta.open(tmp_path / "delta")
+
+
+@pytest.mark.parametrize("kind", ["device", "disk", "pipe", "link", "directory"])
+def test_what_comes_as_a_delta_and_is_no_file_is_not_opened(
+    nodes: tuple[PeerNode, PeerNode], kind: str
+) -> None:
+    """To open a device can restart the machine, and a pipe waits for its writer."""
+    owner, member = nodes
+    source = owner.directory / "source"
+    source.mkdir()
+    path, elsewhere = source / "delta", member.directory / "elsewhere"
+    write_delta(elsewhere, Header(VOLUME, (1, 1), (1, 2)), [], [])
+    if kind in ("device", "disk"):
+        # Numbers that no driver has: to open them says so.
+        os.mknod(path, 0o20600 if kind == "device" else 0o60600, os.makedev(300, 7))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(elsewhere)
+    else:
+        path.mkdir()
+    done = owner.send(member, source, ["delta"])
+    assert done.returncode == 0, done.stderr
+    came = member.staging.directory / "delta"
+    assert came.lstat().st_mode == path.lstat().st_mode
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it was opened, and waits"))
+    signal.alarm(20)
+    try:
+        with pytest.raises(BackendError, match="no regular file"):
+            Staging(member.directory).delta()
+    finally:
+        signal.alarm(0)
