@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from backends.system.beneath import Beneath
 from backends.system.libc import write_out
 from backends.system.opening import Opener
 from backends.system.regular_files import NotRegularError, open_regular
@@ -33,6 +34,10 @@ _CANNOT = frozenset(
 )
 # Kept by the filesystem itself, or another name of the mode.
 NOT_COPIED = frozenset({"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"})
+
+# ACLs, and how btrfs compresses.
+_INHERITED = ("system.", "btrfs.")
+_OTHERS = 0o077
 
 
 @dataclass
@@ -164,7 +169,7 @@ class FileCopier:
             os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=target)
         # There is no *at() call for extended attributes of what cannot be opened.
         try:
-            self._copy_extended(_path(name, source), _path(name, target))
+            self.copy_extended(_path(name, source), _path(name, target))
         except FileNotFoundError:
             os.unlink(name, dir_fd=target)
             return False
@@ -176,26 +181,55 @@ class FileCopier:
         """Give open *target* the owner, mode and times of *status*, and the rest."""
         # In this order: chown clears set-id bits and capabilities, chmod an ACL's mask.
         _put_owner_and_mode(target, status)
-        self._copy_extended(source, target)
+        self.copy_extended(source, target)
         _put_times(target, status)
 
-    def put_attributes(
-        self, target: int, status: os.stat_result, attributes: dict[str, bytes]
+    def begin_directory(self, source: int, target: int) -> bool:
+        """
+        Give new open *target* the extended attributes of *source*, but for ACLs.
+
+        What is made in it would inherit those. Return whether there are some.
+        """
+        late = _inherited(source)
+        own = [key for key in attribute_names(source) if key not in late]
+        self._copy_each(own, source, target)
+        return bool(late)
+
+    def finish_directory(
+        self,
+        tree: Beneath,
+        path: bytes,
+        status: os.stat_result,
+        acls_of: Beneath | None,
     ) -> None:
-        """Give open *target* what *status* and the extended *attributes* say."""
-        _put_owner_and_mode(target, status)
-        for key, value in attributes.items():
-            with self._counting_lost():
-                os.setxattr(target, key, value)
-        _put_times(target, status)
+        """
+        Give the directory *path* of *tree* what *status* says, and its ACLs.
 
-    def _copy_extended(self, source: int | bytes, target: int | bytes) -> None:
+        They are those that the same directory in *acls_of* has now. If it has gone, the
+        copy is its owner's alone: a mode without its ACL may let others in.
+        """
+        with tree.opened(path) as target:
+            _put_owner_and_mode(target, status)
+            if acls_of is not None:
+                try:
+                    with acls_of.opened(path) as source:
+                        self._copy_each(_inherited(source), source, target)
+                except (FileNotFoundError, NotADirectoryError):
+                    os.fchmod(target, stat.S_IMODE(status.st_mode) & ~_OTHERS)
+            _put_times(target, status)
+
+    def copy_extended(self, source: int | bytes, target: int | bytes) -> None:
         """
         Copy the extended attributes of *source*: open, or a path not followed.
 
-        One is in memory at a time: a container may give a file gigabytes of them.
+        One is in memory at a time: a container may make gigabytes of them.
         """
-        for key in attribute_names(source):
+        self._copy_each(attribute_names(source), source, target)
+
+    def _copy_each(
+        self, names: list[str], source: int | bytes, target: int | bytes
+    ) -> None:
+        for key in names:
             with self._counting_lost():
                 value = os.getxattr(source, key, follow_symlinks=_is_open(source))
                 os.setxattr(target, key, value, follow_symlinks=_is_open(target))
@@ -209,14 +243,6 @@ class FileCopier:
             if error.errno not in (*_CANNOT, errno.ENODATA, errno.EPERM):
                 raise
             self.attributes_lost += 1
-
-    def read_attributes(self, source: int) -> dict[str, bytes]:
-        """Return the extended attributes of the open *source*."""
-        attributes = {}
-        for key in attribute_names(source):
-            with self._counting_lost():
-                attributes[key] = os.getxattr(source, key)
-        return attributes
 
 
 def _put_owner_and_mode(target: int, status: os.stat_result) -> None:
@@ -239,6 +265,11 @@ def attribute_names(source: int | bytes) -> list[str]:
             raise
         return []
     return [key for key in names if key not in NOT_COPIED]
+
+
+def _inherited(source: int) -> list[str]:
+    """Return the names of the attributes that what is made in *source* would get."""
+    return [key for key in attribute_names(source) if key.startswith(_INHERITED)]
 
 
 def _is_open(source: int | bytes) -> bool:

@@ -20,7 +20,7 @@ import os
 import stat
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from backends.system import jail, libc
 from backends.system.beneath import Beneath, open_directory, opened
@@ -42,7 +42,12 @@ class _Directory:
 
     path: bytes
     status: os.stat_result
-    attributes: dict[str, bytes]
+    has_acls: bool
+
+
+class _Ends(NamedTuple):
+    source: Beneath
+    target: Beneath
 
 
 @dataclass
@@ -60,53 +65,59 @@ class TreeCopy:
         """Copy directory *source* into the empty directory *target*; durably."""
         self.copier.on_progress = self._report
         device = os.fstat(source).st_dev
-        with Beneath(target) as made:
-            self._begin(b"", source, b".")
+        with Beneath(source) as original, Beneath(target) as made:
+            ends = _Ends(original, made)
+            self._begin(b"", source, b".", ends)
             for path, name, directory, status in walk(
-                source, enter=lambda path: self._is_begun(path, made)
+                source, enter=lambda path: self._is_begun(path, ends)
             ):
-                self._finish_before(path, made)
+                self._finish_before(path, ends)
                 if not stat.S_ISDIR(status.st_mode):
                     self._copy_file(path, name, status, directory, made)
                 elif status.st_dev != device:
                     # A mount was not shown to this program: see `jail.enter`.
                     raise OSError(errno.EXDEV, _NESTED, path)
-                elif self._begin(path, directory, name):
-                    above, _ = made.at(path)
-                    os.mkdir(name, 0o700, dir_fd=above)
+                else:
+                    self._begin(path, directory, name, ends)
                 self._report()
             while self._unfinished:
-                self._finish_last(made)
+                self._finish_last(ends)
         libc.sync_filesystem(target)
 
-    def _begin(self, path: bytes, above: int, name: bytes) -> bool:
-        """Return whether directory *name*, to be copied as *path*, is still there."""
-        try:
-            with opened(name, dir_fd=above) as directory:
-                attributes = self.copier.read_attributes(directory)
-                status = os.fstat(directory)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
+    def _begin(self, path: bytes, above: int, name: bytes, ends: _Ends) -> None:
+        """Make directory *name* as *path* in the copy, if it is still there."""
         if len(path) > _PATH_LENGTH_MAX:
             raise OSError(errno.ENAMETOOLONG, "a path is too long", path[:100])
-        self._unfinished.append(_Directory(path, status, attributes))
-        return True
+        try:
+            directory = open_directory(name, dir_fd=above)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            status = os.fstat(directory)
+            if path:
+                at, _ = ends.target.at(path)
+                os.mkdir(name, 0o700, dir_fd=at)
+            with ends.target.opened(path) as made:
+                has_acls = self.copier.begin_directory(directory, made)
+            self._unfinished.append(_Directory(path, status, has_acls))
+        finally:
+            os.close(directory)
 
-    def _is_begun(self, path: bytes, made: Beneath) -> bool:
+    def _is_begun(self, path: bytes, ends: _Ends) -> bool:
         """Return whether there is a copy of the directory *path* to copy into."""
-        self._finish_before(path + b"/", made)
+        self._finish_before(path + b"/", ends)
         return self._unfinished[-1].path == path
 
-    def _finish_before(self, path: bytes, made: Beneath) -> None:
+    def _finish_before(self, path: bytes, ends: _Ends) -> None:
         """Finish the directories that nothing can come into from *path* on."""
         while (last := self._unfinished[-1].path) and path >= last + _AFTER_SLASH:
-            self._finish_last(made)
+            self._finish_last(ends)
 
-    def _finish_last(self, made: Beneath) -> None:
+    def _finish_last(self, ends: _Ends) -> None:
         """Give the last directory its owner and times, which its entries change."""
         done = self._unfinished.pop()
-        with made.opened(done.path) as directory:
-            self.copier.put_attributes(directory, done.status, done.attributes)
+        acls_of = ends.source if done.has_acls else None
+        self.copier.finish_directory(ends.target, done.path, done.status, acls_of)
 
     def _copy_file(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import threading
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 
 from backends.errors import VolumeBusyError
+from backends.rsync.journal import outbox
+from backends.rsync.journal.outbox import fill
 from backends.system.beneath import opened
 from backends.system.copy_file import FileCopier
 from backends.system.copying import Copied, CopyError, Destination, copy_tree
 from backends.system.tree import TreeCopy
+from tests.support.journal_trees import acl, all_known
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
-from tests.support.replaced import number_used_again, replaced_when_opened
+from tests.support.replaced import Disturbed, number_used_again, replaced_when_opened
 
 
 def copied(source: Path, target: Path) -> Copied:
@@ -138,6 +142,58 @@ def test_attributes_of_a_file_are_copied_one_by_one(tmp_path: Path) -> None:
             tracemalloc.stop()
         assert len(os.listxattr(disk / "target/it")) == 200
     assert peak < 2**20
+
+
+@pytest.mark.parametrize("way", ["copy", "commit"])
+def test_attributes_of_directories_are_copied_one_by_one(
+    tmp_path: Path, way: str
+) -> None:
+    """None is kept until the directory has its entries, however deep they are."""
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, "xfs") as disk:
+        paths = ["a", "a/b", "a/b/c"]
+        (source := disk / "source").mkdir()
+        for path in paths:
+            (source / path).mkdir()
+            for number in range(100):
+                os.setxattr(source / path, f"user.{number}", b"x" * 65000)
+        entries = list(all_known(source)) if way == "commit" else []
+        tracemalloc.start()
+        if way == "copy":
+            copied_by(FileCopier(), source, disk / "target")
+        else:
+            fill(source, entries, disk)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        target = disk / ("target" if way == "copy" else "tree")
+        assert [len(os.listxattr(target / path)) for path in paths] == [100] * 3
+    assert peak < 2**20
+
+
+@pytest.mark.parametrize("way", ["copy", "commit"])
+def test_a_directory_that_goes_while_it_is_copied_leaves_a_private_one(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its ACL the mode would let in whom the ACL kept out."""
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "d/file").write_text("x")
+    os.setxattr(source / "d", "system.posix_acl_access", acl(user=7))
+    entries = list(all_known(source))
+    (source / "d").chmod(0o770)
+
+    def go(_name: object = b"") -> None:
+        shutil.rmtree(source / "d", ignore_errors=True)
+
+    copier = Disturbed(before=lambda _: None, after=go)
+    if way == "copy":
+        copied_by(copier, source, tmp_path / "target")
+    else:
+        monkeypatch.setattr(outbox, "FileCopier", lambda **_: copier)
+        fill(source, entries, tmp_path)
+    target = tmp_path / ("target" if way == "copy" else "tree")
+    assert (target / "d").stat().st_mode & 0o777 == 0o700
+    assert (target / "d/file").read_text() == "x"
 
 
 def test_a_full_filesystem_is_told(tmp_path: Path) -> None:

@@ -288,17 +288,12 @@ class _Applying:
             if known is None or known.entry.attributes != entry.attributes:
                 for key in attribute_names(directory):
                     os.removexattr(directory, key)
-                for key, value in self._staged_attributes(entry).items():
-                    os.setxattr(directory, key, value)
+                if entry.attributes:
+                    with self._staged.opened(entry.path) as staged:
+                        self._copier.copy_extended(staged, directory)
             os.fchmod(directory, entry.mode)
             times = os.fstat(directory).st_atime_ns, entry.mtime_ns
             os.utime(directory, ns=times)
-
-    def _staged_attributes(self, entry: Entry) -> dict[str, bytes]:
-        if not entry.attributes:
-            return {}
-        with self._staged.opened(entry.path) as directory:
-            return self._copier.read_attributes(directory)
 
     def _worked_in(self) -> list[bytes]:
         """

@@ -24,7 +24,7 @@ import msgspec
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
 from backends.system import btrfs
-from backends.system.beneath import Beneath
+from backends.system.beneath import Beneath, open_directory
 from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
@@ -202,7 +202,7 @@ class _Filling:
     before: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     directories: dict[bytes, os.stat_result] = field(default_factory=dict)
     first: FirstNames = field(default_factory=FirstNames)
-    attributes: dict[bytes, dict[str, bytes]] = field(default_factory=dict)
+    with_acls: set[bytes] = field(default_factory=set)
 
     def copy(self, path: bytes) -> None:
         """Copy *path* if it is there, and a small file again while it changes."""
@@ -257,24 +257,27 @@ class _Filling:
     def _copy_directory(self, path: bytes, status: os.stat_result) -> bool:
         """Make the directory; it gets its owner and times when it has its entries."""
         try:
-            with self.source.opened(path) as directory:
-                attributes = self.copier.read_attributes(directory)
+            at, name = self.source.at(path)
+            source = open_directory(name, dir_fd=at)
         except (FileNotFoundError, NotADirectoryError):
             return False
-        if path:
-            above, name = self.target.at(path, make=True)
-            os.mkdir(name, 0o700, dir_fd=above)
-        if attributes:
-            self.attributes[path] = attributes
+        try:
+            if path:
+                above, name = self.target.at(path, make=True)
+                os.mkdir(name, 0o700, dir_fd=above)
+            with self.target.opened(path) as made:
+                if self.copier.begin_directory(source, made):
+                    self.with_acls.add(path)
+        finally:
+            os.close(source)
         self.directories[path] = status
         return True
 
     def finish(self, tree: Path) -> Filled:
         """Give directories what they have to have; return what is in *tree* now."""
         for path, status in sorted(self.directories.items(), reverse=True):
-            with self.target.opened(path) as directory:
-                attributes = self.attributes.get(path, {})
-                self.copier.put_attributes(directory, status, attributes)
+            acls_of = self.source if path in self.with_acls else None
+            self.copier.finish_directory(self.target, path, status, acls_of)
         return Filled(_Made(tree, self.before), sorted(self.gone))
 
 
