@@ -65,6 +65,8 @@ def volume_of(marker: Mapping[str, Any], ours: Mapping[str, str]) -> Volume:
         for key in nfs_options.OURS:
             options.pop(key, None)
         options |= {key: ours[key] for key in nfs_options.OURS if key in ours}
+        if ours.get("mountMode") == "share":
+            options["mountMode"] = "share"
         asked = {**marker["requested"]}
         common = {key: asked.pop(key) for key in COMMON_KEYS if key in asked}
         volume = Volume(

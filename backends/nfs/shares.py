@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from concurrent.futures import as_completed
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from backends.base import Volume
 from backends.errors import DeadlineError, RemoraError
@@ -21,6 +21,9 @@ from backends.system.aside import begun
 from backends.system.clock import Deadline
 
 log = logging.getLogger(__name__)
+# What a profile may have that a marker cannot take back: set-id files count, and no
+# server is asked for the path of a directory, which might be a link by then.
+_OF_PROFILES: Final = {"suid": "true", "mountMode": "share"}
 
 
 class Shares:
@@ -38,13 +41,17 @@ class Shares:
         self._node = node
         self._copying: set[str] = set()
         self._shares: dict[Export, Share] = {}
-        # Whether the profile of each wants `suid`.
-        self._configured: dict[Export, str] = {}
+        # What the profile of each wants of all mounts of its volumes.
+        self._configured: dict[Export, dict[str, str]] = {}
         self._guard = threading.Lock()
 
     def configure(self, options: Mapping[str, str]) -> None:
         """Watch the share of a profile with complete *options* for ever."""
-        self._configured[export_of(options)] = options.get("suid", "false")
+        self._configured[export_of(options)] = {
+            key: value
+            for key, value in _OF_PROFILES.items()
+            if options.get(key) == value
+        }
         self._get(export_of(options))
 
     def of(self, volume: Volume) -> Share:
@@ -58,8 +65,7 @@ class Shares:
 
     def ours(self, share: Share) -> dict[str, str]:
         """Return how this node mounts what is found on *share*."""
-        suid = self._configured.get(share.export, "false")
-        return share.export.options | ({"suid": suid} if suid == "true" else {})
+        return share.export.options | self._configured.get(share.export, {})
 
     def find(
         self, name: str, deadline: Deadline

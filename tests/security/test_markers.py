@@ -9,9 +9,11 @@ import pytest
 
 from backends.base import Snapshot, Volume
 from backends.errors import BackendError, InvalidRequestError
+from backends.nfs import mounting
 from backends.nfs.backend import NfsBackend
 from backends.nfs.options import export_of, mount_entries
 from backends.nfs.share import Share, ShareState
+from backends.system.mounts import mounted_at
 from plugin.model import VolumeRecord
 from plugin.volumes.catalogue import Catalogue
 from tests.support.memory_store import MemoryStore
@@ -100,6 +102,22 @@ def test_a_profile_may_want_suid_for_what_is_on_its_share(backend: NfsBackend) -
     backend.watch({**OPTIONS, "suid": "true"})
     [found] = discovered(backend, GOOD)
     assert mount_entries(found) == "hard,nodev"
+
+
+def test_a_profile_may_have_no_path_of_a_share_mounted(backend: NfsBackend) -> None:
+    """By the server, that is: a directory may be a link by then, and lead anywhere."""
+    backend.watch({**OPTIONS, "mountMode": "share"})
+    [found] = discovered(backend, GOOD)
+    assert found.options["mountMode"] == "share"
+
+
+def test_what_is_found_in_a_mounted_share_is_no_link(tmp_path: Path) -> None:
+    for name in ("share", "other", "target"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "share/good").symlink_to(tmp_path / "other")
+    with pytest.raises(BackendError, match=r"cannot bind .*: Not a directory"):
+        mounting.bind(tmp_path / "share", "good", tmp_path / "target", where="x")
+    assert mounted_at(tmp_path / "target") is None
 
 
 @pytest.mark.parametrize(
