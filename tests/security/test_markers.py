@@ -133,7 +133,12 @@ def test_a_marker_whose_directory_is_another_is_passed_over(
     assert discovered(backend, {**GOOD, **fields}) == []
 
 
-NONSENSE = ({"a": "b"}, {**OPTIONS, "uid": "abc"}, {**OPTIONS, "nfsvers": ""}, {})
+NONSENSE: tuple[dict[str, str], ...] = (
+    {"a": "b"},
+    {**OPTIONS, "uid": "abc"},
+    {**OPTIONS, "nfsvers": ""},
+    {},
+)
 
 
 @pytest.mark.parametrize("options", NONSENSE, ids=str)
