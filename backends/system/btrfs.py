@@ -2,8 +2,7 @@
 What btrfs alone can: subvolumes, snapshots, and which inodes have changed since one.
 
 The kernel stamps each inode's item with the transaction that wrote it last, and a
-snapshot with the one that made it. Blocks that are older are not even read, so that
-the answer costs what has changed, whatever the volume holds.
+snapshot with the one that made it.
 
 Source: include/uapi/linux/btrfs.h, btrfs_tree.h; ioctl_btrfs in btrfs-ioctl(2).
 """
@@ -15,13 +14,13 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
 from backends.system.beneath import Way, opened
+from backends.system.btrfs_search import EXTENT_DATA, OFFSET_LAST, TYPE_LAST, items
 from backends.system.walk import walk
 
 # The root of every subvolume has it. Source: btrfs-subvolume(8).
@@ -37,7 +36,6 @@ _SNAPSHOT_CREATE: Final = 0x5000_9417  # version 2
 _DESTROY: Final = 0x5000_940F
 _SET_FLAGS: Final = 0x4008_941A
 _SUBVOLUME_INFO: Final = 0x81F8_943C
-_TREE_SEARCH: Final = 0xC070_9411  # version 2
 
 # Descriptor, transaction, flags, nothing, name.
 _SNAPSHOT: Final = struct.Struct("=qQQ32s4040s")
@@ -45,14 +43,8 @@ _READ_ONLY: Final = 2
 _NAME: Final = struct.Struct("=8x4088s")
 # Identities of itself and of what it was taken of; the transactions.
 _INFO: Final = struct.Struct("=296x16s16s16xQQ144x")
-# Tree; objects, offsets, transactions and types from and to; items, sizes.
-_SEARCH: Final = struct.Struct("=Q6QIII36xQ")
-_SEARCH_SIZE: Final = 256 * 1024
-_ITEM: Final = struct.Struct("=QQQII")  # transaction, object, offset, type, length
 _INODE_ITEM: Final = 1
-_TYPE_LAST: Final = 255
 _INODE: Final = struct.Struct("=8xQ36xI")  # the transaction; the mode
-_EXTENT_ITEM: Final = 108
 _EXTENT: Final = struct.Struct("=Q")  # the transaction
 
 
@@ -204,45 +196,16 @@ def changed(directory: Path, *, since: int) -> Changed:
 
     """
     found = Changed()
-    for kind, number, item in _items(directory, since=since):
-        if kind == _INODE_ITEM:
-            transaction, mode = _INODE.unpack_from(item)
-            if transaction > since:
-                which = found.directories if stat.S_ISDIR(mode) else found.files
-                which.add(number)
-        elif kind == _EXTENT_ITEM and _EXTENT.unpack_from(item)[0] > since:
-            found.written.add(number)
-    return found
-
-
-def _items(directory: Path, *, since: int) -> Iterator[tuple[int, int, memoryview]]:
-    """Yield type, object and content of all items in blocks newer than *since*."""
+    first, last = (ROOT_INODE, 0, 0), (_INODE_LAST, TYPE_LAST, OFFSET_LAST)
     with opened(directory) as descriptor:
-        first = ROOT_INODE, 0, 0
-        while True:
-            content = bytearray(_SEARCH.size + _SEARCH_SIZE)
-            _SEARCH.pack_into(
-                content,
-                0,
-                0,  # the tree that the descriptor is in
-                *(first[0], _INODE_LAST, first[2], 2**64 - 1, since + 1, 2**64 - 1),
-                *(first[1], _TYPE_LAST, 2**32 - 1, _SEARCH_SIZE),
-            )
-            fcntl.ioctl(descriptor, _TREE_SEARCH, content)
-            count = _SEARCH.unpack_from(content)[9]
-            if not count:
-                return
-            at = _SEARCH.size
-            for _ in range(count):
-                _, number, offset, kind, length = _ITEM.unpack_from(content, at)
-                at += _ITEM.size
-                yield kind, number, memoryview(content)[at : at + length]
-                at += length
-            first = _after(number, kind, offset)
-
-
-def _after(number: int, kind: int, offset: int) -> tuple[int, int, int]:
-    """Return the key that follows; offsets may be hashes of 64 bits."""
-    if offset < 2**64 - 1:
-        return number, kind, offset + 1
-    return (number, kind + 1, 0) if kind < _TYPE_LAST else (number + 1, 0, 0)
+        for (number, kind, _), item in items(
+            descriptor, first=first, last=last, transaction_min=since + 1
+        ):
+            if kind == _INODE_ITEM:
+                transaction, mode = _INODE.unpack_from(item)
+                if transaction > since:
+                    which = found.directories if stat.S_ISDIR(mode) else found.files
+                    which.add(number)
+            elif kind == EXTENT_DATA and _EXTENT.unpack_from(item)[0] > since:
+                found.written.add(number)
+    return found
