@@ -150,7 +150,8 @@ class Search:
 
     def _look(self, worker: int, chunk: int, buffer: memoryview) -> None:
         self._read(chunk * CHUNK_BYTES, buffer)
-        tag, wanted = self._hashes.of_chunk(buffer), self._wanted_also(chunk)
+        tag = self._hashes.of_chunk(buffer)
+        wanted = self._wanted_also(chunk) if self._also else set()
         changed: set[int] = set()
         tags = b""
         if tag != self._index.chunk_tag(chunk):
