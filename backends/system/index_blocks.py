@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple
 from backends.system.beneath import Beneath
 from backends.system.clock import monotonic_s
 from backends.system.index_file import (
+    KEPT,
     KEY_BYTES,
     WHOLE,
     Commit,
@@ -57,21 +58,21 @@ class Request(NamedTuple):
 
 def answer(tree: Beneath, request: Request) -> Iterator[dict[str, Any]]:
     """Do what *request* asks for, and yield the lines of the answer."""
-    file = _opened(tree, os.fsencode(request.path))
-    if file is None:
-        yield _NOTHING
-        return
+    header, file = None, _opened(tree, os.fsencode(request.path))
     try:
-        header = _believed(request, os.fstat(file).st_ino)
-        is_new = header is None
-        if header is None and request.anew:
-            header = _made_anew(request)
-        if header is None:
-            yield _NOTHING
-        else:
+        if file is not None:
+            header = _believed(request, os.fstat(file).st_ino)
+            is_new = header is None
+            if header is None and request.anew:
+                header = _made_anew(request)
+        if file is not None and header is not None:
             yield from _searched(file, header, request, is_new=is_new)
+        else:
+            _drop(request.index_path)
+            yield _NOTHING
     finally:
-        os.close(file)
+        if file is not None:
+            os.close(file)
 
 
 def _opened(tree: Beneath, path: bytes) -> int | None:
@@ -96,6 +97,14 @@ def _believed(request: Request, inode: int) -> Header | None:
             return None
         index.begin(header)
         return header
+
+
+def _drop(index_path: str) -> None:
+    """Remove an index of no commit: it is of bytes that were to be one, and are not."""
+    with opened_index(index_path) as index:
+        header = None if index is None else index.header()
+    if header is None or header.state != KEPT:
+        Path(index_path).unlink(missing_ok=True)
 
 
 def _made_anew(request: Request) -> Header:

@@ -44,6 +44,17 @@ def test_one_that_nobody_kept_is_made_anew(volume: Volume) -> None:
     assert volume.find().sent == [(MIB, 4096)]
 
 
+def test_what_was_read_for_a_commit_that_failed_is_none_of_the_next(
+    volume: Volume,
+) -> None:
+    assert volume.ask([]) is not None
+    volume.write(0, b"x")
+    assert volume.ask([]) is None
+    volume.indexes.keep(NAME, (1, 1))
+    volume.commit = (1, 1)
+    assert volume.ask([]) is None
+
+
 def test_a_copy_of_the_file_leads_on_too(volume: Volume) -> None:
     volume.write(5 * BLOCK_BYTES, b"y")
     (volume.live / "copy").write_bytes(volume.file.read_bytes())

@@ -92,7 +92,8 @@ class BlockIndexes:
         """
         Have the index of *path* be one of *commit*, which has been recorded.
 
-        That is of the bytes that were read last. One that is not whole goes.
+        That is of the bytes that were read last: keep none that was not searched for
+        *commit*. One that is not whole goes.
         """
         try:
             with opened_index(self.file(path)) as index:
