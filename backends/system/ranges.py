@@ -15,7 +15,8 @@ from typing import Final
 Range = tuple[int, int]  # offset and length, in bytes
 RANGES_MAX: Final = 50_000
 BLOCK_BYTES: Final = 4096
-_CHUNK_BYTES: Final = 1 << 20
+# Small enough for memory that is used again.
+_CHUNK_BYTES: Final = 1 << 17
 
 
 def merged(ranges: Iterable[Range], *, gap_bytes: int = 0) -> list[Range]:
