@@ -12,12 +12,14 @@ from backends.system import jailed
 from backends.system.jail import READING, Shown
 
 
-def own_program(module: ModuleType, *arguments: str) -> list[str]:
+def own_program(
+    module: ModuleType, *arguments: str, packages: bool = False
+) -> list[str]:
     """
     Return the command that runs `main` of *module*, one of ours, in a bare Python.
 
     For work that may have to be killed. The module may import the standard library and
-    its like alone.
+    its like alone, with *packages* also those that we depend on.
     """
     root = str(Path(__file__).resolve().parents[2])
     script = (
@@ -25,7 +27,7 @@ def own_program(module: ModuleType, *arguments: str) -> list[str]:
         f"from {module.__name__} import main; main()"
     )
     # -I -S: no site-packages and nobody's environment: half the time to start.
-    return [sys.executable, "-IS", "-c", script, *arguments]
+    return [sys.executable, "-I" if packages else "-IS", "-c", script, *arguments]
 
 
 def in_jail(
