@@ -33,7 +33,7 @@ from tests.bench.fleet import INSIDE, run_apart
 from tests.bench.mirrors import Lsyncd
 from tests.protocol import node
 
-from . import one_file, trees
+from . import databases, one_file, trees
 from .disks import SPARE_BYTES, free_bytes
 from .pair import Pair
 from .sizes import QUICK, Sizes
@@ -59,6 +59,13 @@ class Case:
 CASES: Final = {
     # The file, its copy for the line, and what was overwritten.
     "file": Case(one_file.measure, FILESYSTEMS, lambda sizes: 3 * sizes.file_bytes),
+    # Its tables and log, their copy for the line, and what was overwritten.
+    "database": Case(
+        databases.measure, FILESYSTEMS, lambda sizes: 4 * sizes.database_bytes
+    ),
+    "pause": Case(
+        databases.measure_pause, ("xfs",), lambda sizes: 4 * sizes.database_bytes
+    ),
     "chown": Case(
         trees.measure_chown, FILESYSTEMS, lambda sizes: 3 * sizes.files * FILE_BYTES
     ),

@@ -14,7 +14,8 @@ from typing import Final
 
 from tests.bench.mirrors import DEADLINE_S, LOOK_AGAIN_S, Lsyncd, PlainRsync
 
-from .pair import Pair, Spent, Sync, Volume
+from .pair import Pair, Spent
+from .volume import Sync, Volume
 
 MIB: Final = 1 << 20
 READ_BYTES: Final = 1 << 20

@@ -26,8 +26,9 @@ from .following import (
     read_once,
     table,
 )
-from .pair import Pair, Volume
+from .pair import Pair
 from .sizes import Sizes
+from .volume import Volume
 
 BLOCK_BYTES: Final = 4096
 BLOCKS: Final = 100
@@ -53,9 +54,10 @@ def measure(pair: Pair, sizes: Sizes) -> None:
         line(*rounds(pair, follower, first_s, sizes.rounds).cells())
     volume = Volume(pair, "file", interval=INTERVAL)
     hand_over(path, volume.source / FILE)
-    first_s = volume.seed()
-    volume.settle()
-    row = rounds(pair, ours(volume), first_s, sizes.rounds)
+    with volume.watched():
+        first_s = volume.seed()
+        volume.settle()
+        row = rounds(pair, ours(volume), first_s, sizes.rounds)
     line(*row.cells())
     change_bytes = statistics.median(alone)
     line("the change alone", "", "", "", mib(change_bytes), "", "")

@@ -26,8 +26,9 @@ from .following import (
     peers,
     table,
 )
-from .pair import Pair, Volume
+from .pair import Pair
 from .sizes import Sizes
+from .volume import Volume
 
 FILES_PER_DIRECTORY: Final = 500
 CHOWNED_BYTES: Final = 10 << 10
@@ -58,10 +59,11 @@ def measure_chown(pair: Pair, sizes: Sizes) -> None:
     pair.give_back()
     volume = Volume(pair, "chown", interval=INTERVAL)
     fill(volume.source, sizes.files, CHOWNED_BYTES)
-    first_s = volume.seed()
-    volume.settle()
-    follower = ours(volume)
-    found = [followed(pair, follower, change) for _ in range(sizes.rounds)]
+    with volume.watched():
+        first_s = volume.seed()
+        volume.settle()
+        follower = ours(volume)
+        found = [followed(pair, follower, change) for _ in range(sizes.rounds)]
     row = Row(follower.name, first_s, found)
     line(*row.cells())
     change_bytes = statistics.median(alone)
@@ -86,8 +88,9 @@ def measure_first(pair: Pair, sizes: Sizes) -> None:
         volume = Volume(pair, f"first{number}", interval=INTERVAL)
         fill(volume.source, sizes.files, FIRST_BYTES)
         pair.owner_disk.sync()
-        times["remora"].append(volume.seed())
-        volume.settle()
+        with volume.watched():
+            times["remora"].append(volume.seed())
+            volume.settle()
         volume.remove()
         source = pair.owner_disk.path / "source"
         fill(source, sizes.files, FIRST_BYTES)
