@@ -12,6 +12,7 @@ database  MariaDB at work: commits in time, its throughput, its orderly moves
 pause     how long consistency=pause stops it
 chown     `chown -R` of many files
 first     the first copy of many small files
+drbd      writes on DRBD and on our replication, and a power failure, in the lab
 
 Each case has processes, mounts and a network of its own, which end with it.
 """
@@ -21,19 +22,20 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from tests.bench import machine
 from tests.bench.fleet import INSIDE, run_apart
 from tests.bench.mirrors import Lsyncd
 from tests.protocol import node
 
-from . import databases, one_file, trees
+from . import databases, drbd, one_file, trees
 from .disks import SPARE_BYTES, free_bytes
 from .pair import Pair
 from .sizes import QUICK, Sizes
@@ -51,9 +53,10 @@ FILE_BYTES: Final = 20 << 10
 class Case:
     """What is measured, on which filesystems, and the most that a disk holds of it."""
 
-    measure: Callable[[Pair, Sizes], None]
+    measure: Callable[[Any, Sizes], None]
     filesystems: tuple[str, ...]
     held_bytes: Callable[[Sizes], int]
+    place: Callable[[ExitStack, str, int], Any] = Pair
 
 
 CASES: Final = {
@@ -72,6 +75,10 @@ CASES: Final = {
     "first": Case(
         trees.measure_first, FILESYSTEMS, lambda sizes: 3 * sizes.files * FILE_BYTES
     ),
+    # Three loop devices.
+    "drbd": Case(
+        drbd.measure, ("xfs",), lambda sizes: 9 * sizes.drbd_bytes, place=drbd.place
+    ),
 }
 
 
@@ -83,7 +90,8 @@ def main() -> int:
         name, kind = arguments.case[-1], arguments.filesystem[-1]
         with ExitStack() as stack:
             disk_bytes = CASES[name].held_bytes(sizes) + SPARE_BYTES
-            CASES[name].measure(Pair(stack, kind, disk_bytes), sizes)
+            place = CASES[name].place(stack, kind, disk_bytes)
+            CASES[name].measure(place, sizes)
         return 0
     # What was begun ends with the processes' namespace.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
@@ -107,9 +115,17 @@ def measured(name: str, kind: str, sizes: Sizes) -> bool:
     if free_bytes() < needed_bytes:
         print(f"\n{name} on {kind} needs {needed_bytes / GIB:.0f} GiB of disk")
         return False
+    if CASES[name].place is drbd.place and (missing := drbd.missing()):
+        print(f"\n{name} needs {missing}")
+        return False
     began_s = time.monotonic()
     arguments = [*sys.argv[1:], "--case", name, "--filesystem", kind]
-    code = run_apart(MODULE, arguments, own_network=True)
+    if CASES[name].place is Pair:
+        code = run_apart(MODULE, arguments, own_network=True)
+    else:  # the lab has its own way, and other labs' processes have to be seen there
+        command = [sys.executable, "-m", MODULE, *arguments]
+        inside = {**os.environ, INSIDE: "yes"}
+        code = subprocess.run(command, env=inside, check=False).returncode
     passed_s = time.monotonic() - began_s
     print(f"\n{name} on {kind}: {passed_s:.0f} s, load {machine.load()} after")
     sys.stdout.flush()

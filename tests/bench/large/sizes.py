@@ -23,6 +23,8 @@ class Sizes:
     rounds: int = 5
     first_rounds: int = 3
     moves: int = 4
+    drbd_bytes: int = 256 << 20
+    drbd_seconds: float = 20.0
 
 
 QUICK: Final = Sizes(
@@ -34,4 +36,6 @@ QUICK: Final = Sizes(
     rounds=1,
     first_rounds=1,
     moves=2,
+    drbd_bytes=16 << 20,
+    drbd_seconds=3.0,
 )
