@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import statistics
@@ -53,8 +54,8 @@ class Followed:
 
     @property
     def sync_s(self) -> float:
-        """What the sync took: the longest, if there was more than one."""
-        return max((each.took_s for each in self.syncs), default=0.0)
+        """What the sync took, the longest if there was more than one; inf without."""
+        return max((each.took_s for each in self.syncs), default=math.inf)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Row:
         yield f"{self.first_s:.1f} s"
         yield f"{self.median(lambda each: each.there_s):.2f} s"
         sync_s = self.median(lambda each: each.sync_s)
-        yield f"{sync_s:.2f} s" if sync_s else ""
+        yield f"{sync_s:.2f} s" if sync_s < math.inf else ""
         yield mib(self.median(lambda each: each.spent.owner_bytes))
         yield mib(self.median(lambda each: each.spent.member_bytes))
         yield mib(self.median(lambda each: each.spent.line_bytes))
