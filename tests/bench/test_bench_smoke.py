@@ -11,6 +11,7 @@ import pytest
 
 from tests.bench import fairness
 from tests.bench.figures import percentile, ratio, turns
+from tests.bench.large.database import Load, within
 from tests.bench.report import MISSED, REACHED, UNCLEAR, Target, row, tables
 from tests.bench.subjects import CONTENT_LENGTH, Rclone
 from tests.protocol import node
@@ -154,6 +155,12 @@ def test_a_quick_run_on_nfs_gives_every_row() -> None:
     rows = quick_rows("tests.bench.nfs", timeout_s=300)
     begins = [each.split("|")[1].split()[:1] for each in rows[1:]]
     assert begins == [["mount"], ["write"], ["read"], ["create"]]
+
+
+def test_time_without_a_commit_counts_up_to_the_end_of_the_work() -> None:
+    load = Load(10.0, 20.0, rate=1.0, p50_ms=1.0, p99_ms=1.0)
+    assert within([9.0, 13.0, 15.0, 21.0], load) == [3.0, 2.0, 5.0]
+    assert within([], load) == [10.0]
 
 
 def large_rows(*arguments: str) -> list[str]:
