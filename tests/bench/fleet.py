@@ -48,11 +48,14 @@ _SAMPLE: Final = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 _METHOD: Final = re.compile(r'grpc_method="(\w+)"')
 
 
-def run_apart(module: str, arguments: Sequence[str]) -> int:
+def run_apart(
+    module: str, arguments: Sequence[str], *, own_network: bool = False
+) -> int:
     """Return the exit code of *module*, run so that the kernel ends all of it."""
     command = [
         *("setpriv", "--pdeathsig", "KILL", "--"),
         *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+        *(("--net",) if own_network else ()),
         *("sh", "-c", _FIRST, "sh", sys.executable, "-m", module, *arguments),
     ]
     process = subprocess.Popen(
@@ -92,17 +95,22 @@ def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True, timeout=30)
 
 
+def over_tmp(mount: Callable[[Path], object]) -> None:
+    """Have *mount* put a filesystem over /tmp; this checkout stays where it is."""
+    checkout = os.open(REPOSITORY, os.O_PATH)
+    mount(Path("/tmp"))
+    if not REPOSITORY.exists():  # it lies in the /tmp that is hidden now
+        REPOSITORY.mkdir(parents=True)
+        source = f"/proc/{os.getpid()}/fd/{checkout}"
+        _mount("--no-canonicalize", "--bind", source, str(REPOSITORY))
+    os.close(checkout)
+
+
 class Fleet:
     """*count* nodes, started one after the other; it ends with its namespace."""
 
     def __init__(self, count: int, lease_ttl_s: float) -> None:
-        checkout = os.open(REPOSITORY, os.O_PATH)
-        _mount("-t", "tmpfs", "-o", "size=8G", "tmpfs", "/tmp")
-        if not REPOSITORY.exists():  # it lies in the /tmp that is hidden now
-            REPOSITORY.mkdir(parents=True)
-            source = f"/proc/{os.getpid()}/fd/{checkout}"
-            _mount("--no-canonicalize", "--bind", source, str(REPOSITORY))
-        os.close(checkout)
+        over_tmp(lambda tmp: _mount("-t", "tmpfs", "-o", "size=8G", "tmpfs", str(tmp)))
         directory = Path("/tmp/etcd")
         directory.mkdir()
         self.server = etcd.single(directory).__enter__()

@@ -133,14 +133,16 @@ class Remora:
 
 
 class PlainRsync:
-    """rsync over ssh from *source*, run when something has changed."""
+    """rsync over ssh from *source*, run with *options* when something has changed."""
 
-    name = "rsync"
-
-    def __init__(self, source: Path, directory: Path, server: SshServer) -> None:
-        self.copy = directory / "rsync"
+    def __init__(
+        self, source: Path, directory: Path, server: SshServer, *options: str
+    ) -> None:
+        self.name = " ".join(("rsync", *options))
+        self.copy = directory / self.name.replace(" ", "")
         self._command = (
             *RSYNC,
+            *options,
             *("-e", ssh_command(server, directory)),
             f"{source}/",
             f"root@{server.address}:{self.copy}/",

@@ -11,10 +11,12 @@ import pytest
 
 from tests.bench import fairness
 from tests.bench.figures import percentile, ratio, turns
+from tests.bench.large.database import Load, within
 from tests.bench.report import MISSED, REACHED, UNCLEAR, Target, row, tables
 from tests.bench.subjects import CONTENT_LENGTH, Rclone
 from tests.protocol import node
 from tests.support import engine as engine_support
+from tests.support import images
 from tests.support.host import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("bench")
@@ -102,10 +104,10 @@ def test_turns_are_measured() -> None:
     assert longest >= median > 0
 
 
-def quick_rows(module: str, *, timeout_s: float) -> list[str]:
+def quick_rows(module: str, *arguments: str, timeout_s: float) -> list[str]:
     """Return the rows of the tables that a quick run of *module* prints."""
     done = subprocess.run(
-        [sys.executable, "-m", module, "--quick"],
+        [sys.executable, "-m", module, "--quick", *arguments],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -153,3 +155,43 @@ def test_a_quick_run_on_nfs_gives_every_row() -> None:
     rows = quick_rows("tests.bench.nfs", timeout_s=300)
     begins = [each.split("|")[1].split()[:1] for each in rows[1:]]
     assert begins == [["mount"], ["write"], ["read"], ["create"]]
+
+
+def test_time_without_a_commit_counts_up_to_the_end_of_the_work() -> None:
+    load = Load(10.0, 20.0, rate=1.0, p50_ms=1.0, p99_ms=1.0)
+    assert within([9.0, 13.0, 15.0, 21.0], load) == [3.0, 2.0, 5.0]
+    assert within([], load) == [10.0]
+
+
+def large_rows(*arguments: str) -> list[str]:
+    """Return how each row of a quick run with large files begins."""
+    if missing := node.missing() or ("" if shutil.which("etcd") else "etcd"):
+        pytest.skip(f"needs {missing}")
+    rows = quick_rows("tests.bench.large", *arguments, timeout_s=300)
+    return [each.split("|")[1].strip() for each in rows]
+
+
+def test_a_quick_run_with_a_large_file_gives_every_row() -> None:
+    begins = large_rows("--case", "file", "--filesystem", "xfs")
+    assert {"rsync", "rsync --inplace", "remora", "seconds"} <= {*begins}
+    assert begins[-2:] == ["written at the member", "syncs in each round"]
+
+
+@pytest.mark.long
+def test_a_quick_run_with_trees_gives_every_row() -> None:
+    for kind in ("btrfs", "ext4"):
+        begins = large_rows("--case", "chown", "--filesystem", kind)
+        assert {"rsync", "remora", "on the line"} <= {*begins}
+        begins = large_rows("--case", "first", "--filesystem", kind)
+        assert begins[-1] == "speed"
+
+
+@pytest.mark.long
+def test_a_quick_run_with_a_database_gives_every_row() -> None:
+    if missing := images.missing():
+        pytest.skip(f"needs {missing}")
+    begins = large_rows("--case", "database", "--filesystem", "btrfs")
+    assert {"unreplicated", "replicated", "first copy", "throughput"} <= {*begins}
+    assert begins[-1] == "orderly move, our part"
+    begins = large_rows("--case", "pause")
+    assert begins[-1] == "not built" or begins[-1].startswith("p99 of ")
