@@ -104,7 +104,7 @@ class FileCopier:
             return
         if self._share_contents:
             try:
-                fcntl.ioctl(target, _FICLONE, source)
+                clone(source, target)
             except OSError as error:
                 if error.errno not in _CANNOT:
                     raise
@@ -243,6 +243,11 @@ class FileCopier:
             if error.errno not in (*_CANNOT, errno.ENODATA, errno.EPERM):
                 raise
             self.attributes_lost += 1
+
+
+def clone(source: int, target: int) -> None:
+    """Let the open *target* share the blocks of *source*. Source: ioctl_ficlone(2)."""
+    fcntl.ioctl(target, _FICLONE, source)
 
 
 def _put_owner_and_mode(target: int, status: os.stat_result) -> None:

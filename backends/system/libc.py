@@ -60,6 +60,7 @@ _libc.sync_file_range.argtypes = (
 # Where `sync_file_range` reaches all pages of a file. On overlayfs it does nothing.
 _EXT4, _XFS = 0xEF53, 0x58465342
 _WAIT_WRITE_WAIT = 1 | 2 | 4
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 
 
 def call(function: str, *arguments: Any, about: str | None = None) -> int:
@@ -116,6 +117,12 @@ def write_out(descriptor: int) -> None:
         call("sync_file_range", descriptor, 0, 0, _WAIT_WRITE_WAIT)
     else:
         os.fdatasync(descriptor)
+
+
+def punch_hole(descriptor: int, offset: int, length: int) -> None:
+    """Make *length* bytes at *offset* of a file a hole. Source: fallocate(2)."""
+    place = ctypes.c_int64(offset), ctypes.c_int64(length)
+    call("fallocate", descriptor, _KEEP_SIZE | _PUNCH_HOLE, *place)
 
 
 def umount(target: bytes, flags: int) -> None:

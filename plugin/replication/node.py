@@ -22,7 +22,7 @@ from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.peers.control import Handler
 from plugin.peers.questions import NoBody, Question, anybody
-from plugin.replication import at_work, quarantine, reporting, room
+from plugin.replication import at_work, pacing, quarantine, reporting, room
 from plugin.replication.at_work import WorkRequest
 from plugin.replication.departing import Departing
 from plugin.replication.handing import AheadRequest, Handing, SendRequest
@@ -195,7 +195,9 @@ class ReplicationNode:
             if head is not None and node_id in head.members
         }
         return CopyFacts(
-            [self._facts(each) for each in self.progress.under_way(record.id)], behind
+            [self._facts(each) for each in self.progress.under_way(record.id)],
+            behind,
+            slowed=pacing.told(record, self.progress.reading_s(record.id)),
         )
 
     def transfers(self) -> list[dict[str, object]]:

@@ -55,11 +55,13 @@ class CopyFacts(msgspec.Struct, frozen=True):
     """
     How far a volume's copies are, as people are shown it.
 
-    ``behind`` says, by the names of nodes, why they lack the newest commit.
+    ``behind`` says, by the names of nodes, why they lack the newest commit; ``slowed``
+    why there are fewer of them than `interval` asks for, "" if that is not so.
     """
 
     transfers: list[TransferFacts] = []
     behind: dict[str, str] = {}
+    slowed: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,8 @@ class Progress:
         self._behind: dict[str, dict[str, str]] = {}
         # By volume, why its last round could not be made at all.
         self._failures: dict[str, str] = {}
+        # By volume, how long its large files were read in the last round.
+        self._reading_s: dict[str, float] = {}
 
     def begin(
         self, direction: Direction, volume_id: str, node_id: str, total_bytes: int = 0
@@ -227,12 +231,26 @@ class Progress:
         with self._lock:
             return self._failures.get(volume_id, "")
 
+    def note_reading(self, volume_id: str, reading_s: float) -> None:
+        """Take note how long large files were read to find what has changed."""
+        with self._lock:
+            self._reading_s.pop(volume_id, None)
+            if reading_s:
+                self._reading_s[volume_id] = reading_s
+
+    def reading_s(self, volume_id: str) -> float:
+        """Return how long large files were read in the last round."""
+        with self._lock:
+            return self._reading_s.get(volume_id, 0.0)
+
     def keep_faults(self, volume_ids: Collection[str]) -> None:
         """Forget why nodes lack commits of other volumes than these."""
         with self._lock:
             self._behind = {k: v for k, v in self._behind.items() if k in volume_ids}
             kept = {k: v for k, v in self._failures.items() if k in volume_ids}
             self._failures = kept
+            read = {k: v for k, v in self._reading_s.items() if k in volume_ids}
+            self._reading_s = read
 
     def behind(self, volume_id: str) -> dict[str, str]:
         """Return why nodes lack the newest commit, as far as this node has met it."""

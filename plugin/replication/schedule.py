@@ -76,6 +76,8 @@ class Schedule:
                 self._entries[key] = _Entry(work, interval_s, now_s)
                 self._changed.notify_all()
                 return
+            if entry.began_s is None:
+                entry.due_s += max(0.0, interval_s - entry.interval_s)
             entry.work, entry.interval_s = work, interval_s
             entry.is_wanted = True
             latest_s = now_s if at_once else now_s + interval_s

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from backends.errors import RemoraError
 from backends.rsync.journal.entries import Commit as Base
-from backends.rsync.journal.journal import Journal, Package
+from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.outbox import unpack
+from backends.rsync.journal.packing import Package
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.state import EMPTY, Commit, Lineage

@@ -28,6 +28,7 @@ from plugin.ownership import rules
 from plugin.ownership.sealing import commit_running
 from plugin.ownership.state import Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
+from plugin.replication import pacing
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.placement import Placement
@@ -162,7 +163,8 @@ class Syncing:
         wanted = set()
         for record, epoch in self._held():
             if self._journals.home(record) is not None:
-                interval_s = ReplicationOptions.of(record.options).interval_s
+                reading_s = self._progress.reading_s(record.id)
+                interval_s = pacing.interval_s(record, reading_s)
                 self._want(record, interval_s, partial(self.sync, record, epoch))
                 wanted.add(record.id)
         interval_s = self.placement.interval_s
@@ -265,6 +267,7 @@ class Syncing:
                         self._ownership, record, epoch, report.commit, held, quality
                     )
                     self._progress.synced(record.id)
+            self._progress.note_reading(record.id, journal.reading_s)
         return reports
 
     def _advance(
@@ -315,6 +318,7 @@ class Syncing:
             if report.sent:
                 tell(self._ownership, record, report, monotonic_s() - began_s)
             reports.append(report)
+        journal.seal()
         return reports
 
     def _is_behind(self, record: VolumeRecord) -> bool:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Hints, Journal
+from backends.rsync.journal.journal import EVERYTHING, Hints, Journal
 from backends.rsync.journal.outbox import unpack_all
+from backends.rsync.journal.packing import OUTBOX_NAME
 from backends.rsync.journal.scan import Changes
 from tests.support.journal_trees import (
     VOLUME,

@@ -13,8 +13,9 @@ import pytest
 
 from backends.base import Volume
 from backends.rsync.backend import RsyncBackend
-from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
+from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.outbox import unpack_all
+from backends.rsync.journal.packing import OUTBOX_NAME
 from tests.protocol.node import REPOSITORY
 from tests.support.journal_trees import VOLUME, all_known, check_rows, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem

@@ -13,7 +13,8 @@ import pytest
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit
-from backends.rsync.journal.journal import EVERYTHING, Journal, Package
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.packing import Package
 from backends.rsync.journal.scan import Changes
 from backends.rsync.journal.watch import Hints
 from backends.system.clock import Deadline

@@ -6,10 +6,9 @@ Everything that is decoded from where others write, with the errors that each ma
 
 from __future__ import annotations
 
+import hashlib
 import json
-import struct
 import uuid
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -34,9 +33,10 @@ from backends.nfs.options import (
 from backends.nfs.records import volume_of
 from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
-from backends.rsync.journal.delta import Delta, Header
-from backends.rsync.journal.entries import Entry
+from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.range_log import RangeLog, name_of
+from backends.rsync.journal.redo import Redo
 from backends.rsync.journal.staging import Staging
 from backends.rsync.pool import Pool
 from backends.rsync.quarantine import _ITEM, _plain
@@ -74,9 +74,16 @@ from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import _put
 from plugin.volumes.history import _checked as events_of
 from tests.support.decoder_seeds import ID, REQUEST, SEEDS
+from tests.support.journal_seeds import (
+    DELTA,
+    FULL,
+    RANGES,
+    REDO,
+    with_right_end,
+    with_right_sum,
+)
 from tests.support.mangling import hostile
 
-_TRAILER: Final = struct.Struct(">QQI")
 Decode = Callable[[Path, bytes], object]
 
 
@@ -193,39 +200,27 @@ def _refused(_: Path, line: bytes) -> object:
 
 # Files
 
-_DELTA_HEADER: Final = Header(ID, (1, 1), (1, 2))
-_ENTRIES: Final = (
-    Entry(b"", "directory", 0o755, 0, 0, 1),
-    Entry(b"a", "file", 0o644, 1, 2, 3, size=4, links=9, commit=(1, 2)),
-    Entry(b"b", "link", 0o777, 0, 0, 1, target=b"../x"),
-)
-
-
-def delta_of(*records: object, counts: tuple[int, int]) -> bytes:
-    """Return a delta of *records*, the header first, with a right sum."""
-    content = b"remora delta 1\n\0"
-    for each in records:
-        encoded = msgspec.msgpack.encode(each)
-        content += struct.pack(">I", len(encoded)) + encoded
-    return content + struct.pack(">QQI", *counts, zlib.crc32(content))
-
-
-def with_right_sum(delta: bytes) -> bytes:
-    """Return *delta* with the sum that its content has."""
-    body, trailer = delta[: -_TRAILER.size], delta[-_TRAILER.size :]
-    return body + trailer[:-4] + struct.pack(">I", zlib.crc32(body))
-
-
-DELTA: Final = delta_of(_DELTA_HEADER, *_ENTRIES, b"gone", counts=(3, 1))
-FULL: Final = delta_of(
-    msgspec.structs.replace(_DELTA_HEADER, base=None), *_ENTRIES, counts=(3, 0)
-)
-
 
 def _delta(directory: Path, content: bytes) -> object:
     (directory / "delta").write_bytes(content)
     with Delta.open(directory / "delta") as delta:
         return list(delta.entries()), list(delta.deletions())
+
+
+def _redo(directory: Path, content: bytes) -> object:
+    (directory / "redo").write_bytes(content)
+    with (directory / "redo").open("rb") as file:
+        redo = Redo(file.fileno())
+        redo.require_data()
+        return redo.table
+
+
+def _range_log(directory: Path, content: bytes) -> object:
+    (directory / "ranges").mkdir(exist_ok=True)
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    (directory / "ranges" / name_of(b"db")).write_bytes(digest + content)
+    log = RangeLog(directory / "ranges")
+    return log.paths(), log.since(b"db", (1, 1), (1, 2))
 
 
 def _marker_of_commit(directory: Path, content: bytes) -> object:
@@ -396,5 +391,7 @@ DECODERS: Final = {
 } | {
     "file: delta": Decoder(
         _delta, (BackendError,), hostile(DELTA, FULL, finish=with_right_sum)
-    )
+    ),
+    "file: redo": Decoder(_redo, (BackendError,), hostile(REDO, finish=with_right_end)),
+    "file: ranges": Decoder(_range_log, (BackendError,), hostile(RANGES)),
 }

@@ -13,9 +13,10 @@ import msgspec
 
 from backends.rsync.journal.delta import Commit, Header, write_delta
 from backends.rsync.journal.entries import DOUBTED, UNWRITTEN, Entry, Known, look_at
-from backends.rsync.journal.journal import EVERYTHING, Journal, Package
+from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import Filled, fill
+from backends.rsync.journal.packing import Package
 from backends.rsync.journal.staging import Staging
 from backends.system.beneath import Beneath
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from backends.rsync.journal.journal import EVERYTHING, OUTBOX_NAME, Journal
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.packing import OUTBOX_NAME
 from plugin.errors import PeerRefusedError, PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Head, Lineage
 from plugin.replication.at_work import WorkRequest

@@ -12,6 +12,7 @@ step. Where live/ has a quota of XFS, files are given to its project before they
 renamed: a copy would need room for old and new content within the limit. Renaming is
 impossible where live/ is a subvolume (EXDEV). Files are copied into it, sharing their
 contents, and stay in staging until the end, so that a second run has all of them again.
+What changes in a large file is written into it: it was at its base when it was marked.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
+from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.redo_files import RedoFiles
 from backends.rsync.journal.staging import (
     LIVE_NAME,
     Marker,
@@ -62,6 +65,7 @@ def apply(home: Path, manifest: Manifest) -> Commit:
             with (
                 staging.delta() as delta,
                 Beneath(staging.tree()) as staged,
+                Beneath(staging.redo) as redo,
                 Beneath(home / LIVE_NAME) as live,
             ):
                 if delta.header.commit != marker.commit:
@@ -71,7 +75,8 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                     )
                 if not _has_lost_base(delta, manifest):
                     require_base(delta, manifest)
-                applying = _Applying(home, manifest, delta, staged, live)
+                redo_files = RedoFiles(redo, live, delta.header)
+                applying = _Applying(home, manifest, delta, staged, live, redo_files)
                 applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
         name = os.fsdecode(error.filename or "")
@@ -121,7 +126,10 @@ class _Applying:
         delta: Delta,
         staged: Beneath,
         live: Beneath,
+        redo_files: RedoFiles,
     ) -> None:
+        self._redo_files = redo_files
+        self._large_files = LargeFiles(home)
         self._top = home / LIVE_NAME
         self._manifest = manifest
         self._delta = delta
@@ -132,6 +140,7 @@ class _Applying:
         self._work = self._top
         self._work_at = -1
         self._renames = True
+        self._limited = quota.is_limited(self._top)
         with live.opened(b"") as directory:
             self._project = quota.project_of(directory)
         self._copier = FileCopier()
@@ -173,6 +182,8 @@ class _Applying:
         written.flush()
         self._manifest.touch(restored)
         self._record()
+        commit, entries = self._delta.header.commit, self._delta.entries()
+        self._large_files.note_applied(self._top, entries, self._manifest, commit)
 
     def _make_work(self) -> None:
         self._work.mkdir(mode=0o700)
@@ -225,6 +236,8 @@ class _Applying:
                 os.mkdir(name, 0o700, dir_fd=directory)
             return
         staged = look_at(self._staged, entry.path)
+        if (staged is None or not alike(entry, staged.entry)) and not is_directory:
+            staged = self._led_on(entry)
         if staged is None or not alike(entry, staged.entry):
             return  # it is there already; the last look will tell
         if is_directory:
@@ -237,6 +250,17 @@ class _Applying:
             return
         if not self._rename(name, source, target, is_file=entry.kind == "file"):
             self._copy(entry, name, source, target)
+
+    def _led_on(self, entry: Entry) -> Known | None:
+        """Write what changes in *entry*'s file; return what is staged now, if any."""
+        if self._limited:
+            redo = self._redo_files.write_clone(entry, self._staged)
+        else:
+            redo = self._redo_files.write(entry)
+        if redo is None:
+            return None
+        self._large_files.note_patched(redo, self._manifest)
+        return look_at(self._staged, entry.path)
 
     def _rename(self, name: bytes, source: int, target: int, *, is_file: bool) -> bool:
         """Return whether *name* could be renamed into the directory *target*."""

@@ -46,6 +46,15 @@ class Differences:
     written: set[bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Snapshots of the commit before and of this one; ``since`` made the first."""
+
+    before: Path
+    now: Path
+    since: int
+
+
 class Commits:
     """The snapshots of the copy in *home*, whose live directory is *live*."""
 
@@ -115,6 +124,16 @@ class Commits:
                 taken.rename(target)
         except OSError as error:
             raise _failed(f"cannot keep {taken}", error) from error
+
+    def between(self, base: Commit, commit: Commit) -> Moments | None:
+        """Return the snapshots of both; None if they are not two of one directory."""
+        before, now = self._path(base), self._path(commit)
+        old, new = btrfs.subvolume(before), btrfs.subvolume(now)
+        if base == commit or old is None or new is None:
+            return None
+        if old.taken_of != new.taken_of:
+            return None
+        return Moments(before, now, old.transaction)
 
     def prune(self, commit: Commit) -> None:
         """Delete all snapshots but *commit*'s."""

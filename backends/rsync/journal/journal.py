@@ -7,6 +7,7 @@ One volume's copy as a series of commits: the journal engine as others use it.
     <home>/staging/       what is being received
     <home>/applying       the commit that is being applied
     <home>/commits/       the last commit as a snapshot, where live/ is a subvolume
+    <home>/ranges/, bases/, indexes/   of large files, see `large_files.py`
 
 The owner *looks* (what has changed), *records* it as a commit and *packs* it for the
 members that stand at one base; a member *stages*, *marks* and *applies*. Which commits
@@ -18,9 +19,9 @@ stands still. Elsewhere, files are copied while others write to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Final, Literal
@@ -28,53 +29,21 @@ from typing import Final, Literal
 from backends.errors import BackendError
 from backends.replication_options import MAX_NAMES
 from backends.rsync.journal.applying import apply
-from backends.rsync.journal.commits import Commits
-from backends.rsync.journal.delta import Delta, Header, write_delta
-from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, certain
-from backends.rsync.journal.manifest import DamagedManifestError, Manifest
-from backends.rsync.journal.outbox import (
-    fill,
-    fill_from,
-    held_bytes,
-    listed,
-    new_outbox,
-    require_space,
-    unpack,
-    writing,
-)
+from backends.rsync.journal.commits import Commits, Moments
+from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.entries import UNWRITTEN, Commit, certain
+from backends.rsync.journal.large_files import LargeFiles
+from backends.rsync.journal.manifest import DamagedManifestError, Manifest, Part
+from backends.rsync.journal.outbox import unpack
+from backends.rsync.journal.packing import Package, Packing
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import files
-from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
 
-DELTA_NAME: Final = "delta"
-OUTBOX_NAME: Final = "outbox"
 QUARANTINE_NAME: Final = "quarantine"
 EVERYTHING: Final = Hints(everything=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """
-    A commit that is ready to be sent from ``directory``.
-
-    ``names`` are rsync's, each ended by a zero byte.
-    """
-
-    directory: Path
-    commit: Commit
-    names: bytes
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """The paths in the outbox, and those that are to be sent of them, by base."""
-
-    paths: Collection[bytes] = ()
-    by_base: Mapping[Commit | None, set[bytes]] = field(default_factory=dict)
 
 
 class Journal:
@@ -92,12 +61,14 @@ class Journal:
         self.live = home / LIVE_NAME
         self.staging = Staging(home)
         self._volume_id = volume_id
-        self._outbox: Path | None = None
         self._path = home / "manifest.db"
         self._commits = Commits(home, self.live)
         self.by_snapshot = self._commits.possible()
         self.manifest = self._open()
-        self._packed = _Packed()
+        self._large_files = LargeFiles(home)
+        self._packing: Packing | None = None
+        # How long large files were read to find what has changed in them.
+        self.reading_s = 0.0
 
     def close(self) -> None:
         """Close the manifest, and remove what was packed."""
@@ -114,6 +85,7 @@ class Journal:
         """Forget what was known of the bytes, which are others now."""
         self.manifest.close()
         Manifest.discard(self._path)
+        self._large_files.forget()
         self.manifest = self._open()
 
     # The owner's side
@@ -163,15 +135,26 @@ class Journal:
 
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
+        moments = None
         if self.by_snapshot:
             self._commits.keep(commit, same_as=None if changes else self.commit())
-        parts = chain([changes], changes.rest)
+            moments = self._commits.between(self.commit(), commit)
         self.manifest.record_parts(
-            ((each.changed, each.deleted, each.touched) for each in parts),
-            commit=commit,
+            self._noted(chain([changes], changes.rest), commit, moments), commit=commit
         )
         if self.by_snapshot:
             self._commits.prune(commit)
+        if changes.deleted or changes.rest:
+            self._large_files.prune(self.manifest)
+
+    def _noted(
+        self, parts: Iterable[Changes], commit: Commit, moments: Moments | None
+    ) -> Iterator[Part]:
+        """Yield *parts* for `record`, each once the large files in it are noted."""
+        for each in parts:
+            if moments or not self.by_snapshot:
+                self._large_files.note(each.changed, self.manifest, commit, moments)
+            yield each.changed, each.deleted, each.touched
 
     def source(self) -> Path:
         """Return where the files of the commit are: what stands still, if possible."""
@@ -188,41 +171,15 @@ class Journal:
         only: Collection[bytes] = (),
         valid: Callable[[], bool] = lambda: True,
     ) -> Package:
-        """
-        Return what leads a copy from *base* to this one's commit.
-
-        Without a base everything is named and the files of *only* are sent: the others
-        are there already. What has changed since it was recorded is recorded as it is
-        sent, and is the same commit to everybody: call this once for each, with all
-        bases that it is to be led to from; those of *others* are `repack`'s.
-
-        Raises:
-            BackendError: the base is too old or not known; send a full one. Or the
-                files are not *valid* any more: a later owner may have written to them,
-                and nothing was recorded.
-            CopyError: there is not enough space for the copies.
-
-        """
+        """Return what leads a copy from *base* to this one's commit; see `Packing`."""
         commit = self.manifest.commit()
-        by_base = {each: self._wanted(each, only) for each in (base, *others)}
-        wanted = sorted(set[bytes]().union(*by_base.values()))
         self.unpack()
-        outbox = self._outbox = new_outbox(self.home / OUTBOX_NAME)
-        snapshot = self._commits.of(commit)
-        if snapshot:
-            fill_from(snapshot, outbox)
-        else:
-            with Beneath(self.live) as live:
-                known = self._known(wanted)
-                size_bytes = sum(held_bytes(live, each.entry) for each in known)
-            require_space(self.home, size_bytes)
-            filled = fill(self.live, self._known(wanted), outbox)
-        if not valid():
-            raise BackendError("the volume has changed hands meanwhile")
-        if not snapshot:
-            self.manifest.record(filled.entries, filled.gone, commit=commit)
-        self._packed = _Packed(wanted, by_base)
-        return self.repack(base)
+        self._packing = Packing(
+            self.home, self._volume_id, self.manifest, self._commits.of(commit)
+        )
+        self._packing.pack((base, *others), only=only, valid=valid)
+        self.reading_s += self._packing.reading_s
+        return self._packing.package(base)
 
     def repack(self, base: Commit | None) -> Package:
         """
@@ -232,61 +189,29 @@ class Journal:
             BackendError: the base is not known, or the disk refuses.
 
         """
-        packed, outbox, commit = self._packed, self._outbox, self.manifest.commit()
-        if outbox is None:
+        if self._packing is None:
             raise BackendError("nothing is packed")
-        header = Header(volume=self._volume_id, base=base, commit=commit)
-        named, deletions = self._after(base)
-        with writing(outbox):
-            write_delta(outbox / DELTA_NAME, header, named, deletions)
-        wanted = packed.by_base[base]
-        if base is not None:
-            # What others lacked has been copied and recorded anew: it is sent to all.
-            wanted = wanted.union(self.changed_since(base))
-        chosen = self._known(path for path in packed.paths if path in wanted)
-        names, size_bytes = listed(outbox, chosen)
-        return Package(outbox, commit, f"{DELTA_NAME}\0".encode() + names, size_bytes)
+        return self._packing.package(base)
 
     def unpack(self) -> None:
         """Remove what `pack` has made."""
-        outbox, self._outbox = self._outbox, None
-        if outbox is not None:
+        if (outbox := self.leave_packed()) is not None:
             unpack(outbox)
 
     def leave_packed(self) -> Path | None:
         """Return the directory of what `pack` has made, which is the caller's now."""
-        outbox, self._outbox = self._outbox, None
-        return outbox
+        packing, self._packing = self._packing, None
+        return packing.outbox if packing else None
+
+    def seal(self) -> None:
+        """Have what is known of large files outlive a power failure, if possible."""
+        with suppress(OSError):
+            self._large_files.seal()
 
     def changed_since(self, commit: Commit) -> set[bytes]:
         """Return the paths of what was written after *commit*, as far as is known."""
         since = self.manifest.since(commit)
         return {entry.path for entry in since[0]} if since else set()
-
-    def _wanted(self, base: Commit | None, only: Collection[bytes]) -> set[bytes]:
-        """Return the paths whose contents are to be sent, files with all names."""
-        since = self._after(base)[0] if base is not None else ()
-        found, inodes = set[bytes](), set[int]()
-        for entry in chain((known.entry for known in self._known(only)), since):
-            found.add(entry.path)
-            if entry.links:
-                inodes.add(entry.links)
-        for inode in inodes:
-            found.update(self.manifest.names(inode))
-        return found
-
-    def _known(self, paths: Iterable[bytes]) -> Iterator[Known]:
-        """Yield what the manifest knows of *paths*."""
-        return filter(None, map(self.manifest.get, paths))
-
-    def _after(self, base: Commit | None) -> tuple[Iterator[Entry], Iterator[bytes]]:
-        """Return what the delta from *base* names; without one, everything."""
-        if base is None:
-            return (known.entry for known in self.manifest.all()), iter(())
-        since = self.manifest.since(base)
-        if since is None:
-            raise BackendError(f"what has changed since {base} is not known")
-        return since
 
     def _open(self) -> Manifest:
         """

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
+from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.system import btrfs
 from backends.system.beneath import Beneath, open_directory
 from backends.system.clock import wall_ns
@@ -137,13 +138,24 @@ def held_bytes(tree: Beneath, entry: Entry) -> int:
     return min(entry.size, status.st_blocks * _BLOCK_BYTES) if status else 0
 
 
-def listed(outbox: Path, entries: Iterable[Known]) -> tuple[bytes, int]:
-    """Return the names that rsync has to send for *entries*, and what they hold."""
+def listed(
+    outbox: Path, entries: Iterable[Known], redo: Collection[bytes]
+) -> tuple[bytes, int]:
+    """
+    Return the names that rsync has to send for *entries*, and what they hold.
+
+    Of the files *redo* that is only what changes in them.
+    """
     names, size_bytes, linked = bytearray(), 0, set[int]()
-    top = TREE_NAME.encode()
-    with Beneath(outbox / TREE_NAME) as tree:
+    top, redo_top = TREE_NAME.encode(), REDO_NAME.encode()
+    with Beneath(outbox / TREE_NAME) as tree, Beneath(outbox / REDO_NAME) as changes:
         for known in entries:
             entry = known.entry
+            if entry.path in redo:
+                names += redo_top + b"/" + entry.path + b"\0"
+                status = changes.status(entry.path)
+                size_bytes += status.st_size if status else 0
+                continue
             if entry.kind != "directory" or entry.attributes:  # else it is made there
                 names += b"/".join(filter(None, (top, entry.path))) + b"\0"
             if entry.links not in linked:

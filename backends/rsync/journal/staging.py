@@ -3,13 +3,15 @@ What has come from another node and is not yet part of the volume.
 
     <home>/staging/delta        what the commit changes
     <home>/staging/tree/        the files, links and the like that it changes
+    <home>/staging/redo/        what changes in large files, which do not come whole
     <home>/applying             the commit point: this commit is ours now
     <home>/receiving            locked by each rsync that writes, and by us to look
 
-rsync writes into the first two, in a jail. Only when all of it is here and durable the
-marker is written; from then on the commit is applied through any crash (`applying.py`).
-An rsync may live on for a while after its sender has gone. What it writes then must not
-get into the volume unseen: so we wait for the last one to end before we look.
+rsync writes into the first three, in a jail. Only when all of it is here and durable
+the marker is written; from then on the commit is applied through any crash
+(`applying.py`). An rsync may live on for a while after its sender has gone. What it
+writes then must not get into the volume unseen: so we wait for the last one to end
+before we look.
 """
 
 from __future__ import annotations
@@ -29,18 +31,20 @@ import msgspec
 from backends.errors import BackendError, DeadlineError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.delta_parents import require_parents
 from backends.rsync.journal.entries import (
     UNWRITTEN,
     Commit,
     Entry,
     Known,
     look_at,
-    parent,
     same,
     untouched,
 )
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, lacking_space
+from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
+from backends.rsync.journal.redo_files import RedoFiles
 from backends.system import files
 from backends.system.beneath import Beneath
 from backends.system.clock import Deadline, pause
@@ -86,6 +90,11 @@ class Staging:
         path = self.directory() / TREE_NAME
         path.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    @property
+    def redo(self) -> Path:
+        """Where redo files are, if any have come."""
+        return self._directory / REDO_NAME
 
     def lacking_space(self, size_bytes: int) -> str:
         """Return why the disk cannot take *size_bytes*, "" if it can; see `outbox`."""
@@ -148,18 +157,26 @@ class Staging:
         Of a file with several names all are sent together, in one run of rsync.
 
         Raises:
-            BackendError: the delta does not fit to what *manifest* describes.
+            BackendError: the delta does not fit to what *manifest* describes, or there
+                is no room for what redo files are to write once it is marked.
 
         """
         require_base(delta, manifest)
-        _require_parents(delta, manifest)
+        require_parents(delta, manifest)
         groups: dict[int, list[Entry]] = {}
         found: list[bytes] = []
-        with Beneath(self.tree()) as staged, Beneath(self.home / LIVE_NAME) as live:
+        with (
+            Beneath(self.tree()) as staged,
+            Beneath(self.home / LIVE_NAME) as live,
+            Beneath(self.redo) as redo,
+        ):
             # A part of a commit may not be what the volume happens to have.
             source = live if delta.header.base is None else None
             arrived = arrivals if delta.header.base is None else None
-            check = _Check(self._directory, staged, source, manifest, arrived)
+            redo_files = RedoFiles(redo, live, delta.header)
+            check = _Check(
+                self._directory, staged, source, manifest, arrived, redo_files
+            )
             for entry in delta.entries():
                 if entry.links:
                     groups.setdefault(entry.links, []).append(entry)
@@ -168,6 +185,11 @@ class Staging:
             for group in groups.values():
                 if len(found) < _MISSING_MAX and not check.has(group):
                     found += [entry.path for entry in group]
+        # In place, nothing may be in the way of what is marked.
+        if check.to_write_bytes and (
+            lack := lacking_space(self.home, check.to_write_bytes)
+        ):
+            raise BackendError(lack)
         return sorted(found)
 
     def mark(self, delta: Delta) -> None:
@@ -260,15 +282,21 @@ def alike(one: Entry, other: Entry) -> bool:
     return same(one, msgspec.structs.replace(other, links=links))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Check:
-    """Looks for entries among what was sent, and for a full delta in the volume."""
+    """
+    Looks for entries among what was sent, and for a full delta in the volume.
+
+    ``to_write_bytes`` is what redo files will write into the volume.
+    """
 
     staging: Path
     staged: Beneath
     live: Beneath | None
     manifest: Manifest
     arrivals: Arrivals | None
+    redo: RedoFiles
+    to_write_bytes: int = 0
 
     def has(self, group: list[Entry]) -> bool:
         """Return whether *group*, all names of one file, is here."""
@@ -280,7 +308,7 @@ class _Check:
         # of this one.
         for entry in group:
             self._discard(entry)
-        return self._is_live(group)
+        return self._is_live(group) or self._is_led_on(group[0])
 
     def _discard(self, entry: Entry) -> None:
         """Remove what was sent for *entry* and is not what it should be."""
@@ -308,6 +336,12 @@ class _Check:
             return True
         status = self.staged.status(group[0].path)
         return status is not None and status.st_nlink == len(group)
+
+    def _is_led_on(self, entry: Entry) -> bool:
+        """Return whether what changes in *entry*'s file is here."""
+        size_bytes = self.redo.lead_to(entry, self.manifest)
+        self.to_write_bytes += size_bytes or 0
+        return size_bytes is not None
 
     def _is_live(self, group: list[Entry]) -> bool:
         """
@@ -344,50 +378,3 @@ def _all_alike(group: list[Entry], known: Iterable[Known | None]) -> bool:
             return False
         inodes.add(each.inode)
     return len(inodes) == 1
-
-
-def _require_parents(delta: Delta, manifest: Manifest) -> None:
-    """Raise BackendError if an entry would have no directory to be in."""
-    deleted = _Above(delta.deletions())
-    for path in _parents_not_in(delta):
-        known = manifest.get(path) if delta.header.base is not None else None
-        if known is None or known.entry.kind != "directory" or deleted.has(path):
-            raise BackendError(f"the delta has entries in {path!r}, which is not there")
-
-
-class _Above:
-    """
-    Whether a path, or one that it lies in, is among *paths*.
-
-    Both come in order, and *paths* are not kept: another node says how many there are.
-    """
-
-    def __init__(self, paths: Iterator[bytes]) -> None:
-        self._paths = paths
-        self._next = next(paths, None)
-        # Those that what comes may lie in: "a-b" is between "a" and "a/c".
-        self._open: list[bytes] = []
-
-    def has(self, path: bytes) -> bool:
-        """Return it of *path*, which no earlier one was after, but for its parents."""
-        while self._next is not None and self._next <= path:
-            while self._open and self._next >= self._open[-1] + b"0":
-                self._open.pop()
-            self._open.append(self._next)
-            self._next = next(self._paths, None)
-        return any(path == each or path.startswith(each + b"/") for each in self._open)
-
-
-def _parents_not_in(delta: Delta) -> Iterator[bytes]:
-    """Yield directories that have entries in *delta* and are none of these."""
-    within: list[bytes] = []
-    told: bytes | None = None
-    for entry in delta.entries():
-        while within and entry.path >= within[-1] + b"0" and within[-1]:
-            within.pop()
-        above = parent(entry.path)
-        if entry.path and above not in within and above != told:
-            told = above
-            yield above
-        if entry.kind == "directory":
-            within.append(entry.path)

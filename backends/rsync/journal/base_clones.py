@@ -1,0 +1,115 @@
+"""
+Large files as they were at the commit that wrote them last, sharing their blocks.
+
+    <home>/bases/<hash of the path>.<epoch>.<seq>
+
+On XFS the next commit's copy is compared with it, extent by extent. It costs the space
+of what has been written since.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from backends.rsync.journal.entries import Commit
+from backends.rsync.journal.range_log import name_of
+from backends.system import extents
+from backends.system.clock import wall_ns
+from backends.system.copy_file import clone
+
+# The longer one is kept, the more space it takes.
+_YOUNG_NS: Final = 600 * 10**9
+_CANNOT: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL)
+
+
+class BaseClones:
+    """The clones in *directory*, which is made when it is needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def possible(self) -> bool:
+        """Return whether files share blocks here, and the disk tells which."""
+        flags = os.O_TMPFILE | os.O_RDWR
+        one, other = (os.open(self._directory.parent, flags, 0o600) for _ in range(2))
+        try:
+            if not extents.is_xfs(one):
+                return False
+            clone(one, other)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            return False
+        else:
+            return True
+        finally:
+            os.close(one)
+            os.close(other)
+
+    def is_kept(self, path: bytes, commit: Commit) -> bool:
+        """Return whether the file *path* of *commit* is kept."""
+        return self._file(path, commit).exists()
+
+    def is_young(self, path: bytes, commit: Commit) -> bool:
+        """Return whether it is kept, and not for long."""
+        try:
+            status = self._file(path, commit).stat()
+        except FileNotFoundError:
+            return False
+        return 0 <= wall_ns() - status.st_ctime_ns < _YOUNG_NS
+
+    @contextmanager
+    def opened(self, path: bytes, commit: Commit) -> Iterator[int | None]:
+        """Yield the file *path* of *commit*, opened; None if it is not kept."""
+        try:
+            base = os.open(self._file(path, commit), os.O_RDONLY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            yield base
+        finally:
+            os.close(base)
+
+    def keep(self, path: bytes, commit: Commit, source: int) -> None:
+        """
+        Keep the open *source* as the file *path* of *commit*, if clones are possible.
+
+        Older ones stay until `keep_only`: which of them is needed the manifest says.
+        """
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        temporary = self._directory / f".{secrets.token_hex(8)}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        target = os.open(temporary, flags, 0o600)
+        try:
+            clone(source, target)
+            os.fsync(target)
+            temporary.rename(self._file(path, commit))
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno not in _CANNOT:
+                raise
+        finally:
+            os.close(target)
+
+    def keep_only(self, commits: Mapping[bytes, Commit | None]) -> None:
+        """Remove the clones of the files in *commits* but those of their commits."""
+        kept = {
+            name_of(path): commit and self._file(path, commit).name
+            for path, commit in commits.items()
+        }
+        with suppress(FileNotFoundError):
+            for each in self._directory.iterdir():
+                name = each.name.partition(".")[0]
+                # A crash leaves one without a name.
+                if not name or kept.get(name, each.name) != each.name:
+                    each.unlink(missing_ok=True)
+
+    def _file(self, path: bytes, commit: Commit) -> Path:
+        return self._directory / f"{name_of(path)}.{commit[0]}.{commit[1]}"

@@ -1,0 +1,182 @@
+"""
+Packs one commit for members that stand at some bases, in an outbox of its own.
+
+    <home>/outbox/*/delta    what it changes, for one base at a time
+    <home>/outbox/*/tree/    copies of the files, or a snapshot with all of them
+    <home>/outbox/*/redo/    what changes in large files
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from backends.errors import BackendError
+from backends.rsync.journal.delta import Header, write_delta
+from backends.rsync.journal.entries import Commit, Entry, Known
+from backends.rsync.journal.large_files import LargeFiles
+from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.outbox import (
+    Filled,
+    fill,
+    fill_from,
+    held_bytes,
+    listed,
+    new_outbox,
+    require_space,
+    writing,
+)
+from backends.rsync.journal.staging import LIVE_NAME
+from backends.system.beneath import Beneath
+
+DELTA_NAME: Final = "delta"
+OUTBOX_NAME: Final = "outbox"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """
+    A commit that is ready to be sent from ``directory``.
+
+    ``names`` are rsync's, each ended by a zero byte.
+    """
+
+    directory: Path
+    commit: Commit
+    names: bytes
+    size_bytes: int
+
+
+class Packing:
+    """
+    The commit of *manifest*, of the volume *volume_id* in *home*.
+
+    Its files are in *snapshot*, if there is one.
+    """
+
+    def __init__(
+        self, home: Path, volume_id: str, manifest: Manifest, snapshot: Path | None
+    ) -> None:
+        self.outbox: Path | None = None
+        self._home = home
+        self._live = home / LIVE_NAME
+        self._volume_id = volume_id
+        self._manifest = manifest
+        self._commit = manifest.commit()
+        self._snapshot = snapshot
+        self._large_files = LargeFiles(home)
+        self.reading_s = 0.0
+        self._paths: Sequence[bytes] = ()
+        # The paths that are to be sent, by base.
+        self._by_base: Mapping[Commit | None, set[bytes]] = {}
+        # Who is at the commit of one of these, or a later one, gets its redo file.
+        self._redo: Mapping[bytes, Commit] = {}
+
+    def pack(
+        self,
+        bases: Sequence[Commit | None],
+        *,
+        only: Collection[bytes],
+        valid: Callable[[], bool],
+    ) -> None:
+        """
+        Copy what leads copies from *bases* to the commit.
+
+        Without a base everything is named and the files of *only* are sent: the others
+        are there already. What has changed since it was recorded is recorded as it is
+        sent, and is the same commit to everybody: do this once for each, with all bases
+        that it is to be led to from.
+
+        Raises:
+            BackendError: a base is too old or not known; send a full one. Or the files
+                are not *valid* any more: a later owner may have written to them, and
+                nothing was recorded.
+            CopyError: there is not enough space for the copies.
+
+        """
+        self._by_base = {each: self._wanted(each, only) for each in bases}
+        self._paths = sorted(set[bytes]().union(*self._by_base.values()))
+        self.outbox = outbox = new_outbox(self._home / OUTBOX_NAME)
+        large = self._large_files
+        large.plan(self._known(self._paths), self._by_base, only)
+        if self._snapshot:
+            fill_from(self._snapshot, outbox)
+        else:
+            filled = self._fill(outbox)
+        if not valid():
+            raise BackendError("the volume has changed hands meanwhile")
+        if not self._snapshot:
+            self._manifest.record(filled.entries, filled.gone, commit=self._commit)
+            large.keep(self._commit)
+        with writing(outbox):
+            self._redo = large.write(outbox, self._commit)
+
+    def _fill(self, outbox: Path) -> Filled:
+        """Copy the files into *outbox*, but for large ones that are only read."""
+        with writing(outbox):
+            read = self._large_files.read(self._live, outbox, self._commit)
+        done = {known.entry.path for known in read}
+        copied = [path for path in self._paths if path not in done]
+        with Beneath(self._live) as live:
+            known = self._known(copied)
+            size_bytes = sum(held_bytes(live, each.entry) for each in known)
+        require_space(self._home, size_bytes)
+        filled = fill(self._live, self._known(copied), outbox)
+        with writing(outbox):
+            self._large_files.search(outbox, self._commit)
+        self.reading_s = self._large_files.reading_s
+        return dataclasses.replace(filled, entries=chain(read, filled.entries))
+
+    def package(self, base: Commit | None) -> Package:
+        """
+        Return what was packed, for copies at *base*, one of those of `pack`.
+
+        Raises:
+            BackendError: the base is not known, or the disk refuses.
+
+        """
+        outbox = self.outbox
+        if outbox is None:
+            raise BackendError("nothing is packed")
+        header = Header(volume=self._volume_id, base=base, commit=self._commit)
+        named, deletions = self._after(base)
+        with writing(outbox):
+            write_delta(outbox / DELTA_NAME, header, named, deletions)
+        wanted, led_on = self._by_base[base], set[bytes]()
+        if base is not None:
+            # What others lacked has been copied and recorded anew: it is sent to all.
+            wanted = wanted.union(entry.path for entry in self._after(base)[0])
+            led_on = {path for path, oldest in self._redo.items() if oldest <= base}
+        chosen = self._known(path for path in self._paths if path in wanted)
+        names, size_bytes = listed(outbox, chosen, led_on)
+        delta = f"{DELTA_NAME}\0".encode()
+        return Package(outbox, self._commit, delta + names, size_bytes)
+
+    def _wanted(self, base: Commit | None, only: Collection[bytes]) -> set[bytes]:
+        """Return the paths whose contents are to be sent, files with all names."""
+        since = self._after(base)[0] if base is not None else ()
+        found, inodes = set[bytes](), set[int]()
+        for entry in chain((known.entry for known in self._known(only)), since):
+            found.add(entry.path)
+            if entry.links:
+                inodes.add(entry.links)
+        for inode in inodes:
+            found.update(self._manifest.names(inode))
+        return found
+
+    def _known(self, paths: Iterable[bytes]) -> Iterator[Known]:
+        """Yield what the manifest knows of *paths*."""
+        return filter(None, map(self._manifest.get, paths))
+
+    def _after(self, base: Commit | None) -> tuple[Iterator[Entry], Iterator[bytes]]:
+        """Return what the delta from *base* names; without one, everything."""
+        if base is None:
+            return (known.entry for known in self._manifest.all()), iter(())
+        since = self._manifest.since(base)
+        if since is None:
+            raise BackendError(f"what has changed since {base} is not known")
+        return since

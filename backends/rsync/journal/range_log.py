@@ -1,0 +1,170 @@
+"""
+Which ranges of each large file have changed by which commit.
+
+One small file for each, named by its path's hash, with a digest in front: what a power
+failure leaves of it is whole, or is not believed. Without it the whole file is sent
+once. So nothing here is flushed.
+
+A *step* says that the file as of any commit from ``base`` on, and before ``commit``,
+differs from the file as of ``commit`` in these ranges alone. Steps that follow each
+other lead from older commits to the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.entries import Commit, Entry
+from backends.rsync.journal.redo import SENT_MAX, packed, unpacked
+from backends.system.decoding import NOT_DECODED, msgpack_decoder
+from backends.system.ranges import Range, at_most, merged
+
+# The oldest two are made one when there are more: that loses nothing but precision.
+_STEPS_MAX: Final = 16
+_DIGEST_BYTES: Final = 16
+_SIZE_MAX: Final = 2**63 - 1
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True):
+    """See the module's text; ``ranges`` are packed as in a redo file."""
+
+    base: Commit
+    commit: Commit
+    ranges: bytes
+
+
+class _Log(msgspec.Struct, frozen=True):
+    """``unsearched``: these commits have changed the file, nobody has looked where."""
+
+    path: bytes
+    steps: tuple[Step, ...] = ()
+    unsearched: tuple[Commit, Commit] | None = None
+
+
+class RangeLog:
+    """The logs in *directory*, which is made when it is needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def note_written(self, before: Entry, commit: Commit) -> None:
+        """Note that *commit* has written the file which was *before* until then."""
+        log = self._read(before.path)
+        base = _content_of(log, before)
+        self._write(msgspec.structs.replace(log, unsearched=(base, commit)))
+
+    def content_of(self, entry: Entry) -> Commit:
+        """
+        Return the commit that the file was searched at last, *entry* being what it is.
+
+        It is that of *entry*, unless nobody has looked for ranges since an older one.
+        """
+        return _content_of(self._read(entry.path), entry)
+
+    def add(
+        self, path: bytes, base: Commit, commit: Commit, ranges: Sequence[Range]
+    ) -> None:
+        """Note where the file has changed from *base* to *commit*."""
+        log = self._read(path)
+        steps = [each for each in log.steps if each.commit <= base]
+        steps.append(Step(base, commit, packed(at_most(merged(ranges), SENT_MAX))))
+        if len(steps) > _STEPS_MAX:
+            steps[:2] = [_joined(steps[0], steps[1])]
+        self._write(_Log(path, tuple(steps)))
+
+    def since(self, path: bytes, base: Commit, commit: Commit) -> list[Range] | None:
+        """
+        Return where the file has changed from *base* to *commit*, or in more places.
+
+        None if that is not known.
+        """
+        found: list[Range] = []
+        at = commit
+        for step in reversed(self._read(path).steps):
+            if at <= base:
+                break
+            # The newest has to lead to *commit* itself, each other one to where the
+            # last began, or beyond.
+            if step.commit < at or (at == commit and step.commit != commit):
+                return None
+            found += unpacked(step.ranges, _SIZE_MAX)
+            at = min(at, step.base)
+        return at_most(merged(found), SENT_MAX) if at <= base else None
+
+    def leads_to(self, path: bytes, commit: Commit) -> bool:
+        """Return whether it is known what *commit* has changed, or can be found."""
+        log = self._read(path)
+        last = log.steps[-1].commit if log.steps else None
+        return commit in (last, log.unsearched and log.unsearched[1])
+
+    def reset(self, path: bytes) -> None:
+        """Forget what has changed in the file *path*; from now on it is noted."""
+        self._write(_Log(path))
+
+    def remove(self, path: bytes) -> None:
+        """Forget the file *path*."""
+        self._file(path).unlink(missing_ok=True)
+
+    def paths(self) -> list[bytes]:
+        """Return the files that something is known of."""
+        with suppress(FileNotFoundError):
+            logs = (_read(each) for each in self._directory.iterdir())
+            return [log.path for log in logs if log is not None]
+        return []
+
+    def _file(self, path: bytes) -> Path:
+        return self._directory / name_of(path)
+
+    def _read(self, path: bytes) -> _Log:
+        log = _read(self._file(path))
+        return log if log is not None and log.path == path else _Log(path)
+
+    def _write(self, log: _Log) -> None:
+        content = msgspec.msgpack.encode(log)
+        self._directory.mkdir(mode=0o700, exist_ok=True)
+        target = self._file(log.path)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        try:
+            temporary.write_bytes(_hash(content) + content)
+            temporary.rename(target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise BackendError(f"cannot write to {target}: {error.strerror}") from error
+
+
+def name_of(path: bytes) -> str:
+    """Return the name of files about the file *path*."""
+    return _hash(path).hex()
+
+
+def _content_of(log: _Log, entry: Entry) -> Commit:
+    if log.unsearched is not None and log.unsearched[1] == entry.commit:
+        return log.unsearched[0]
+    return entry.commit
+
+
+def _read(file: Path) -> _Log | None:
+    """Return the log in *file*, None if there is none that is whole."""
+    with suppress(OSError, *NOT_DECODED):
+        content = file.read_bytes()
+        if _hash(content[_DIGEST_BYTES:]) == content[:_DIGEST_BYTES]:
+            return msgpack_decoder(_Log).decode(content[_DIGEST_BYTES:])
+    return None
+
+
+def _joined(one: Step, other: Step) -> Step:
+    ranges = [*unpacked(one.ranges, _SIZE_MAX), *unpacked(other.ranges, _SIZE_MAX)]
+    together = packed(at_most(merged(ranges), SENT_MAX))
+    return Step(min(one.base, other.base), other.commit, together)
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES).digest()

@@ -1,0 +1,254 @@
+"""
+What leads one large file from a base to a commit: the bytes that changed, and where.
+
+    data      the bytes of each range, one after the other
+    table     MessagePack: `Table`
+    trailer   how long the table is, a digest of it, magic and version
+
+Owner, mode, times and extended attributes are those of the file, so that rsync brings
+them with it. Another node has written it, so nothing in it is believed: it is checked
+from end to end before the commit is marked. Then it is written into the file, as often
+as a crash makes necessary: the same bytes at the same places.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.entries import Commit
+from backends.system import libc
+from backends.system.decoding import NOT_DECODED, msgpack_decoder
+from backends.system.ranges import Range
+
+TREE_NAME: Final = "redo"
+# A smaller file is sent as rsync does it: what looking for its ranges costs is saved
+# nowhere.
+LARGE_BYTES: Final = 4 * 2**20
+_RANGES_MAX: Final = 50_000
+# Each may be cut in two by each hole.
+SENT_MAX: Final = _RANGES_MAX // 2
+_MAGIC: Final = b"remora redo 1\n\0\0"
+_DIGEST_BYTES: Final = 16
+_TRAILER: Final = struct.Struct(f">I{_DIGEST_BYTES}s{len(_MAGIC)}s")
+_PAIR: Final = struct.Struct(">QQ")
+# All ranges and holes of a file, and its path.
+_TABLE_BYTES_MAX: Final = 2 * _RANGES_MAX * _PAIR.size + 16 * 1024
+_CHUNK_BYTES: Final = 2**20
+_OFFSET_MAX: Final = 2**63 - 1
+
+
+class Table(msgspec.Struct, frozen=True):
+    """
+    What the data is about: it leads *path* to ``commit``.
+
+    It does so from ``base``, and from each commit between them. The file has ``size``
+    bytes then; ``ranges`` are where the data goes, ``holes`` where zeros are: pairs of
+    offset and length. ``digest`` is of the data.
+    """
+
+    path: bytes
+    base: Commit
+    commit: Commit
+    size: int
+    ranges: bytes
+    holes: bytes
+    digest: bytes
+
+
+class DataWriter:
+    """Appends the data of a redo file to the open *target*, and what it is about."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._digest = _hash()
+        self._ranges: list[Range] = []
+        self._holes: list[Range] = []
+
+    def copy(self, source: int, ranges: Iterable[Range]) -> None:
+        """
+        Add what the open *source*, which nobody writes to, has at *ranges*.
+
+        They are `SENT_MAX` at most. Beyond as many holes, zeros are data.
+        """
+        for offset, length in ranges:
+            at, end = offset, offset + length
+            while at < end:
+                data_at, data_end = at, end
+                if len(self._holes) < SENT_MAX:
+                    data_at, data_end = _data_within(source, at, end)
+                if data_at > at:
+                    self._holes.append((at, data_at - at))
+                self._copy(source, data_at, data_end)
+                at = data_end
+
+    def _copy(self, source: int, begin: int, end: int) -> None:
+        for at in range(begin, end, _CHUNK_BYTES):
+            data = os.pread(source, min(_CHUNK_BYTES, end - at), at)
+            data = data.ljust(min(_CHUNK_BYTES, end - at), b"\0")
+            _write(self._target, data)
+            self._digest.update(data)
+        if end > begin:
+            self._ranges.append((begin, end - begin))
+
+    def finish(self, path: bytes, base: Commit, commit: Commit, size: int) -> None:
+        """Add the table and the end; see `Table`."""
+        finish(
+            self._target,
+            Table(
+                *(path, base, commit, size),
+                packed(self._ranges),
+                packed(self._holes),
+                self._digest.digest(),
+            ),
+        )
+
+
+def finish(target: int, table: Table) -> None:
+    """Add *table* and the end to the open *target*, which has the data."""
+    content = msgspec.msgpack.encode(table)
+    digest = _hash(content).digest()
+    _write(target, content + _TRAILER.pack(len(content), digest, _MAGIC))
+
+
+class Redo:
+    """An open redo file that another node has written; its table has been checked."""
+
+    def __init__(self, descriptor: int) -> None:
+        """
+        Read the table of what is open as *descriptor*, which stays the caller's.
+
+        Raises:
+            BackendError: it is not whole, or says what cannot be.
+
+        """
+        self._descriptor = descriptor
+        self.table, self._data_end = _table(descriptor)
+        self.ranges = unpacked(self.table.ranges, self.table.size)
+        self.holes = unpacked(self.table.holes, self.table.size)
+        if sum(length for _, length in self.ranges) != self._data_end:
+            raise _refused("has more or less data than it says")
+
+    def require_data(self) -> None:
+        """Raise BackendError if the data is damaged."""
+        digest = _hash()
+        for data in self._chunks(0, self._data_end):
+            digest.update(data)
+        if digest.digest() != self.table.digest:
+            raise _refused("is damaged: its digest is wrong")
+
+    def write_to(self, target: int) -> None:
+        """Write it into the open *target*, which is at its base, or between the two."""
+        os.ftruncate(target, self.table.size)
+        for offset, length in self.holes:
+            _punch(target, offset, length)
+        at = 0
+        for offset, length in self.ranges:
+            end = offset
+            for data in self._chunks(at, at + length):
+                _write(target, data, end)
+                end += len(data)
+            at += length
+
+    def _chunks(self, begin: int, end: int) -> Iterator[bytes]:
+        for at in range(begin, end, _CHUNK_BYTES):
+            data = os.pread(self._descriptor, min(_CHUNK_BYTES, end - at), at)
+            if len(data) != min(_CHUNK_BYTES, end - at):
+                raise _refused("has been cut while it was read")
+            yield data
+
+
+def packed(ranges: Iterable[Range]) -> bytes:
+    """Return *ranges* as a table has them."""
+    return b"".join(_PAIR.pack(*each) for each in ranges)
+
+
+def unpacked(content: bytes, size: int) -> Sequence[Range]:
+    """
+    Return the ranges that *content* has, of a file of *size* bytes.
+
+    Raises:
+        BackendError: they are not in order, overlap, or lie beyond the end.
+
+    """
+    if len(content) % _PAIR.size or len(content) > _RANGES_MAX * _PAIR.size:
+        raise _refused("has ranges that are none")
+    ranges = [(offset, length) for offset, length in _PAIR.iter_unpack(content)]
+    end = 0
+    for offset, length in ranges:
+        if offset < end or not length or offset + length > size:
+            raise _refused(f"has a range that cannot be, at {offset}")
+        end = offset + length
+    return ranges
+
+
+def _table(descriptor: int) -> tuple[Table, int]:
+    """Return the table, and where the data ends."""
+    end = os.fstat(descriptor).st_size - _TRAILER.size
+    if end < 0:
+        raise _refused("is cut short")
+    trailer = os.pread(descriptor, _TRAILER.size, end)
+    if len(trailer) != _TRAILER.size or not trailer.endswith(_MAGIC):
+        raise _refused("is cut short, or of another version")
+    length, digest, _ = _TRAILER.unpack(trailer)
+    if length > min(end, _TABLE_BYTES_MAX):
+        raise _refused("has a table that is too long")
+    content = os.pread(descriptor, length, end - length)
+    if _hash(content).digest() != digest:
+        raise _refused("has a damaged table")
+    try:
+        table = msgpack_decoder(Table).decode(content)
+    except NOT_DECODED as error:
+        raise _refused(f"has a table that is none: {error}") from error
+    if not 0 <= table.size <= _OFFSET_MAX:
+        raise _refused("is of a file with a size that cannot be")
+    return table, end - length
+
+
+def _data_within(source: int, begin: int, end: int) -> tuple[int, int]:
+    """Return where between *begin* and *end* the first data is; at the end, if none."""
+    try:
+        data_at = min(os.lseek(source, begin, os.SEEK_DATA), end)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return end, end
+    return data_at, min(os.lseek(source, data_at, os.SEEK_HOLE), end)
+
+
+def _punch(target: int, offset: int, length: int) -> None:
+    """Make a hole; write zeros where the filesystem has none."""
+    try:
+        libc.punch_hole(target, offset, length)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        for at in range(offset, offset + length, _CHUNK_BYTES):
+            _write(target, bytes(min(_CHUNK_BYTES, offset + length - at)), at)
+
+
+def _write(target: int, data: bytes, at: int | None = None) -> None:
+    """Write all of *data* at *at*, or where the last write has ended."""
+    view = memoryview(data)
+    while view:
+        if at is None:
+            done = os.write(target, view)
+        else:
+            done = os.pwrite(target, view, at)
+            at += done
+        view = view[done:]
+
+
+def _hash(content: bytes = b"") -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES)
+
+
+def _refused(cause: str) -> BackendError:
+    return BackendError(f"the redo file {cause}", hint="the sender has to make it anew")

@@ -1,0 +1,181 @@
+"""The redo files of a commit: how they are made, and what a member does with them."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.delta import Header
+from backends.rsync.journal.entries import Commit, Entry, look_at, same, untouched
+from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.redo import DataWriter, Redo
+from backends.system.beneath import Beneath
+from backends.system.copy_file import FileCopier, attribute_names, clone
+from backends.system.ranges import Range
+from backends.system.regular_files import NotRegularError, open_regular
+
+
+@contextmanager
+def opened_file(
+    tree: Beneath, path: bytes, flags: int = os.O_RDONLY
+) -> Iterator[int | None]:
+    """Yield the regular file *path* in *tree*, opened; None if there is none."""
+    found = tree.find(path)
+    try:
+        file = found and open_regular(found[1], flags, dir_fd=found[0])
+    except (FileNotFoundError, NotRegularError):
+        file = None
+    try:
+        yield file
+    finally:
+        if file is not None:
+            os.close(file)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a redo file that is made leads on: *path*, from *base* to *commit*."""
+
+    path: bytes
+    base: Commit
+    commit: Commit
+
+
+def created(tree: Beneath, path: bytes) -> int:
+    """Return a new file *path* in *tree*, opened; the caller closes it."""
+    directory, name = tree.at(path, make=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    return os.open(name, flags, 0o600, dir_fd=directory)
+
+
+def write_redo(
+    tree: Beneath,
+    made: Made,
+    ranges: Iterable[Range],
+    *,
+    source: int,
+    like: tuple[int, os.stat_result],
+) -> None:
+    """
+    Write the redo file *made* into *tree*, with what *source* has in *ranges*.
+
+    Nobody writes to *source*. Owner, mode, times and attributes are those of the open
+    file *like*, as its status says.
+    """
+    size = os.fstat(source).st_size
+    within = ((at, min(length, size - at)) for at, length in ranges if at < size)
+    redo = created(tree, made.path)
+    try:
+        writer = DataWriter(redo)
+        writer.copy(source, within)
+        writer.finish(made.path, made.base, made.commit, size)
+        file, status = like
+        FileCopier().copy_attributes(file, redo, status)
+    finally:
+        os.close(redo)
+
+
+@dataclass(frozen=True, slots=True)
+class RedoFiles:
+    """Those in *tree*, for the commit of *header* and the files in *live*."""
+
+    tree: Beneath
+    live: Beneath
+    header: Header
+
+    @contextmanager
+    def opened(self, path: bytes) -> Iterator[tuple[Redo, int] | None]:
+        """Yield the redo file of *path*, and what it is open as; None without one."""
+        with opened_file(self.tree, path) as file:
+            redo = None
+            if file is not None and self._is_ours(path, found := Redo(file)):
+                redo = found, file
+            yield redo
+
+    def _is_ours(self, path: bytes, redo: Redo) -> bool:
+        table, header, base = redo.table, self.header, self.header.base
+        ours = (table.path, table.commit) == (path, header.commit)
+        return ours and base is not None and table.base <= base
+
+    def lead_to(self, entry: Entry, manifest: Manifest) -> int | None:
+        """
+        Return the bytes to write into *entry*'s file; None if all of it has to come.
+
+        The file has to be as *manifest* knows it, and what came to be whole.
+        """
+        row, status = manifest.get(entry.path), self.live.status(entry.path)
+        if row is None or status is None or not untouched(row, status):
+            return None
+        if entry.links or row.entry.kind != "file":
+            return None
+        try:
+            with self.opened(entry.path) as found:
+                if found is None or not self._looks_like(entry, found[0]):
+                    return None
+                found[0].require_data()
+                return sum(length for _, length in found[0].ranges)
+        except BackendError:
+            return None  # rsync leaves a part of one, or it came from who knows when
+
+    def _looks_like(self, entry: Entry, redo: Redo) -> bool:
+        """Return whether *redo*'s file has all of *entry* but the content."""
+        known = look_at(self.tree, entry.path)
+        if known is None:
+            return False
+        found = msgspec.structs.replace(known.entry, size=redo.table.size)
+        return same(entry, found)
+
+    def write(self, entry: Entry) -> Redo | None:
+        """
+        Write *entry*'s redo file into its file; return it, None if there is none.
+
+        What an earlier run has written is written once more.
+        """
+        with (
+            self.opened(entry.path) as found,
+            opened_file(self.live, entry.path, os.O_RDWR) as target,
+        ):
+            if found is None or target is None:
+                return None
+            _write(*found, target)
+            return found[0]
+
+    def write_clone(self, entry: Entry, staged: Beneath) -> Redo | None:
+        """
+        Do as `write`, in a clone of the file among those *staged*.
+
+        For a volume with a limit: what is written over counts until it is freed.
+        """
+        with (
+            self.opened(entry.path) as found,
+            opened_file(self.live, entry.path) as source,
+        ):
+            if found is None or source is None:
+                return None
+            directory, name = staged.at(entry.path, make=True)
+            made = secrets.token_hex(8).encode()
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+            target = os.open(made, flags, 0o600, dir_fd=directory)
+            try:
+                clone(source, target)
+                _write(*found, target)
+            finally:
+                os.close(target)
+            os.rename(made, name, src_dir_fd=directory, dst_dir_fd=directory)
+            return found[0]
+
+
+def _write(redo: Redo, file: int, target: int) -> None:
+    """Give the open *target* what *redo*, open as *file*, says and has."""
+    redo.write_to(target)
+    wanted = attribute_names(file)
+    for key in attribute_names(target):
+        if key not in wanted:
+            os.removexattr(target, key)
+    FileCopier().copy_attributes(file, target, os.fstat(file))

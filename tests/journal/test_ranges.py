@@ -1,0 +1,360 @@
+"""Large files travel as what changed in them, and members have the commit's bytes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from backends.rsync.journal import large_files
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.outbox import unpack_all
+from backends.rsync.journal.packing import OUTBOX_NAME
+from backends.rsync.journal.staging import Staging
+from backends.system import btrfs
+from tests.support.fuse import NEVER, STEPS_MAX, live
+from tests.support.journal_trees import VOLUME, carry, replicate, shape
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.written_files import WAYS, Write, WrittenFile
+
+KINDS = ("ext4", "xfs", "btrfs")
+# A file is large much earlier here, so that all ways can be tried.
+LARGE = 4 * 2**16
+PART = LARGE // 4
+SIZE = 6 * PART
+numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def _large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(large_files, "LARGE_BYTES", LARGE)
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    enter_private_mounts()
+    made_with = {"ext4": (), "xfs": ("-m", "reflink=1"), "btrfs": ()}
+    with ExitStack() as stack:
+        yield {
+            kind: stack.enter_context(
+                loop_filesystem(
+                    tmp_path_factory.mktemp(kind),
+                    kind,
+                    size="600M",
+                    made_with=made_with[kind],
+                )
+            )
+            for kind in KINDS
+        }
+
+
+def make_home(disk: Path, kind: str) -> Path:
+    """Return the directory of a new copy on *disk*; a subvolume holds one on btrfs."""
+    home = disk / f"copy{next(numbers)}"
+    home.mkdir()
+    if kind == "btrfs":
+        btrfs.create(home / "live")
+    else:
+        (home / "live").mkdir()
+    return home
+
+
+@pytest.fixture(params=KINDS)
+def pair(
+    request: pytest.FixtureRequest, disks: dict[str, Path]
+) -> Iterator[tuple[Journal, Journal]]:
+    """Yield an owner's copy and a member's, which have one large file."""
+    kind = request.param
+    homes = [make_home(disks[kind], kind) for _ in range(2)]
+    owner, member = (Journal(home, VOLUME) for home in homes)
+    (owner.live / "db").write_bytes(os.urandom(SIZE))
+    (owner.live / "small").write_text("small")
+    replicate(owner, member)
+    settle(owner, member)
+    yield owner, member
+    for each in (owner, member):
+        each.close()
+    for home in homes:
+        btrfs.delete(home / "live")
+        for snapshot in (home / "commits").glob("*"):
+            btrfs.delete(snapshot)
+        subprocess.run(["rm", "-rf", home], check=True, timeout=60)
+
+
+def settle(owner: Journal, member: Journal) -> None:
+    """Have a commit after the one that came whole: from it on, ranges are known."""
+    write_at(owner.live / "db", 0, b"settled")
+    replicate(owner, member)
+
+
+def write_at(path: Path, offset: int, content: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(content)
+
+
+def anew(journal: Journal) -> Journal:
+    """Return the copy as another process opens it."""
+    journal.close()
+    return Journal(journal.home, VOLUME)
+
+
+def sent(owner: Journal, *bases: tuple[int, int]) -> tuple[list[bytes], int]:
+    """Return the names in the next commit's package for the first base; its size."""
+    owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+    package = owner.pack(*bases)
+    return package.names.rstrip(b"\0").split(b"\0"), package.size_bytes
+
+
+def test_what_changed_is_all_that_is_sent(pair: tuple[Journal, Journal]) -> None:
+    owner, member = pair
+    for number in range(10):
+        write_at(owner.live / "db", number * 35_000, os.urandom(4096))
+    names, size_bytes = sent(owner, member.commit())
+    assert names == [b"delta", b"redo/db"]
+    assert size_bytes < 10 * 2 * 4096 + 8192
+    assert carry(owner.repack(member.commit()), member) == []
+    assert not (member.staging.tree() / "db").exists()
+    member.apply()
+    assert shape(member.live) == shape(owner.live)
+
+
+def test_attributes_cost_no_bytes(pair: tuple[Journal, Journal]) -> None:
+    owner, member = pair
+    path = owner.live / "db"
+    os.setxattr(path, "user.old", b"1")
+    replicate(owner, member)
+    os.removexattr(path, "user.old")
+    os.setxattr(path, "user.new", b"2")
+    os.chown(path, 7, 8)
+    path.chmod(0o4711)
+    names, size_bytes = sent(owner, member.commit())
+    assert names == [b"delta", b"redo/db"]
+    assert size_bytes < 1024
+    assert carry(owner.repack(member.commit()), member) == []
+    member.apply()
+    assert shape(member.live) == shape(owner.live)
+
+
+def test_a_member_that_was_away_gets_what_it_missed(
+    pair: tuple[Journal, Journal],
+) -> None:
+    owner, member = pair
+    path, away = owner.live / "db", member.commit()
+    for number in range(20):
+        write_at(path, number * 15_000, os.urandom(5000))
+        owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+        if number % 3:  # for somebody else
+            owner.pack((1, owner.commit()[1] - 1))
+            owner.unpack()
+    # Cut off and grown again: what was there meanwhile are zeros.
+    os.truncate(path, 4 * PART)
+    owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+    owner.pack((1, owner.commit()[1] - 1))
+    os.truncate(path, 5 * PART)
+    names, size_bytes = sent(owner, (1, owner.commit()[1]), away)
+    assert names == [b"delta", b"redo/db"]
+    assert size_bytes < SIZE
+    assert carry(owner.repack(away), member) == []
+    member.apply()
+    assert shape(member.live) == shape(owner.live)
+
+
+def test_a_file_that_was_touched_at_the_member_comes_whole(
+    pair: tuple[Journal, Journal],
+) -> None:
+    owner, member = pair
+    write_at(member.live / "db", 1000, b"not of the commit")
+    write_at(owner.live / "db", PART, b"changed")
+    sent(owner, member.commit())
+    package = owner.repack(member.commit())
+    assert carry(package, member) == [b"db"]
+    replicate(owner, member)
+    assert shape(member.live) == shape(owner.live)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "of another path"])
+def test_a_damaged_redo_file_is_not_taken(
+    damage: str, pair: tuple[Journal, Journal]
+) -> None:
+    owner, member = pair
+    (owner.live / "other").write_bytes(bytes(SIZE))
+    replicate(owner, member)
+    settle(owner, member)
+    for name in ("db", "other"):
+        write_at(owner.live / name, PART, os.urandom(10_000))
+    sent(owner, member.commit())
+    assert carry(owner.repack(member.commit()), member) == []
+    member.staging.unmark()
+    redo = member.staging.redo / "db"
+    content = bytearray(redo.read_bytes())
+    if damage == "flipped":
+        content[5000] ^= 1
+    elif damage == "of another path":
+        content[:] = (member.staging.redo / "other").read_bytes()
+    else:
+        del content[9000 if damage == "cut" else 0 :]
+    status = redo.stat()
+    redo.write_bytes(content)
+    os.utime(redo, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with member.staged() as delta:
+        assert member.staging.missing(delta, member.manifest) == [b"db"]
+    replicate(owner, member)
+    assert shape(member.live) == shape(owner.live)
+
+
+# What happens to the file
+
+
+def written(path: Path, chance: random.Random) -> None:
+    """Write in one of the ways of `written_files`, a few times."""
+    with path.open("r+b") as file, path.with_name("donor").open("w+b") as donor:
+        one = WrittenFile(path.parent, is_btrfs=False)
+        one.descriptor, one.donor = file.fileno(), donor.fileno()
+        for _ in range(chance.randrange(1, 6)):
+            places = chance.randrange(SIZE), chance.randrange(1, PART // 4)
+            number, way = chance.randrange(2**32), chance.choice(sorted(WAYS))
+            Write(way, *places, chance.randrange(SIZE), number).do(one)
+    if path.stat().st_size < SIZE // 2:
+        os.truncate(path, SIZE)
+
+
+def renamed(path: Path, chance: random.Random) -> None:
+    other = path.with_name(f"db{chance.randrange(100)}")
+    path.rename(other)
+    other.rename(path) if chance.random() < 0.5 else path.write_bytes(bytes(SIZE))
+
+
+def linked(path: Path, chance: random.Random) -> None:
+    name = path.with_name("linked")
+    name.unlink() if name.exists() else name.hardlink_to(path)
+    written(path, chance)
+
+
+def replaced(path: Path, _: random.Random) -> None:
+    other = path.with_name("new")
+    other.write_bytes(os.urandom(SIZE))
+    other.rename(path)
+
+
+def moded(path: Path, chance: random.Random) -> None:
+    path.chmod(chance.randrange(0o1000))
+
+
+ROUNDS = int(os.environ.get("REMORA_RANGE_ROUNDS", "12"))
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [*((kind, kind) for kind in KINDS), ("ext4", "xfs"), ("xfs", "btrfs")],
+    ids="-".join,
+)
+@pytest.mark.parametrize("seed", range(int(os.environ.get("REMORA_RANGE_SEEDS", "1"))))
+def test_members_have_the_bytes_however_they_were_written(
+    kinds: tuple[str, str], seed: int, disks: dict[str, Path]
+) -> None:
+    """One member is always led on, one now and then; sometimes a member takes over."""
+    chance = random.Random(f"{kinds}{seed}")
+    homes = (make_home(disks[kind], kind) for kind in (*kinds, kinds[1]))
+    copies = [Journal(home, VOLUME) for home in homes]
+    (copies[0].live / "db").write_bytes(os.urandom(SIZE))
+    for each in copies[1:]:
+        replicate(copies[0], each)
+    for number in range(ROUNDS):
+        owner, near, far = copies
+        for _ in range(chance.randrange(1, 4)):
+            way = chance.choice([written] * 6 + [renamed, linked, replaced, moded])
+            way(owner.live / "db", chance)
+        wanted = [near, *([far] if chance.random() < 0.3 else [])]
+        owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+        owner.pack(*dict.fromkeys(each.commit() for each in wanted))
+        for each in wanted:
+            missing = carry(owner.repack(each.commit()), each)
+            if not missing:
+                each.apply()
+                assert shape(each.live) == shape(owner.live), number
+        owner.unpack()
+        if chance.random() < 0.1 and near.commit() == owner.commit():
+            copies = [near, owner, far]
+        elif chance.random() < 0.2:
+            copies = [anew(each) for each in copies]
+    for each in copies:
+        each.close()
+
+
+@pytest.mark.parametrize("pair", ["ext4", "btrfs"], indirect=True)
+def test_a_kill_at_any_step_of_writing_in_place_changes_nothing(
+    pair: tuple[Journal, Journal], tmp_path: Path
+) -> None:
+    owner, member = pair
+    path = owner.live / "db"
+    for step in range(1, STEPS_MAX):
+        write_at(path, (step * 77_777) % SIZE, os.urandom(9000))
+        os.truncate(path, SIZE + step)
+        path.chmod(0o600 + step % 64)
+        sent(owner, member.commit())
+        assert carry(owner.repack(member.commit()), member) == []
+        member.manifest.close()
+
+        def apply(_: None, home: Path = member.home) -> None:
+            Journal(home, VOLUME).apply()
+
+        died = live(lambda: None, apply, fatal_step=step).died
+        if died and Staging(member.home).marked() is not None:
+            live(lambda: None, apply, fatal_step=step // 2 + 1)
+            assert not live(lambda: None, apply, fatal_step=NEVER).died
+        member = Journal(member.home, VOLUME)
+        assert member.staging.marked() is None
+        assert member.commit() == owner.commit()
+        assert shape(member.live) == shape(owner.live)
+        if not died:
+            assert step > 10
+            member.close()
+            return
+    pytest.fail(f"still dying at step {STEPS_MAX}")
+
+
+def pack_anew(
+    _: None, home: Path, commit: tuple[int, int], base: tuple[int, int]
+) -> None:
+    """Make what has changed *commit*, and pack it, in a process of its own."""
+    journal = Journal(home, VOLUME)
+    journal.record(journal.look(EVERYTHING), commit)
+    journal.pack(base)
+
+
+@pytest.mark.parametrize("pair", ["ext4", "xfs"], indirect=True)
+def test_a_kill_at_any_step_of_packing_loses_no_change(
+    pair: tuple[Journal, Journal],
+) -> None:
+    owner, member = pair
+    path = owner.live / "db"
+    for step in range(1, STEPS_MAX):
+        write_at(path, (step * 77_777) % SIZE, os.urandom(9000))
+        commit, base = (1, owner.commit()[1] + 1), member.commit()
+        owner.close()
+
+        died = live(
+            lambda: None,
+            partial(pack_anew, home=owner.home, commit=commit, base=base),
+            fatal_step=step,
+        ).died
+        unpack_all(owner.home / OUTBOX_NAME)  # as a start does
+        owner = Journal(owner.home, VOLUME)
+        # The number that was used up is not used again.
+        owner.record(owner.look(EVERYTHING), (1, commit[1] + 1))
+        assert carry(owner.pack(base), member) == []
+        owner.unpack()
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+        if not died:
+            assert step > 10
+            return
+    pytest.fail(f"still dying at step {STEPS_MAX}")
