@@ -7,8 +7,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from backends.errors import InvalidRequestError
 from backends.system import block_devices
+from plugin.cli.main import remora
+from plugin.pool.target import KINDS, Target
+from plugin.pool.units import Units
 from tests.pool.machine import SIZE, Machine, digest, looped
 
 # A table with one partition of Linux, from the second MiB on.
@@ -101,6 +106,15 @@ def test_a_device_that_is_part_of_another(tmp_path: Path) -> None:
     assert block_devices._share_fault(tmp_path) == "is part of dm-0"
 
 
+def test_a_unit_that_somebody_has_written(tmp_path: Path) -> None:
+    target = Target(tmp_path / "image", KINDS["xfs"], in_file=True, size_bytes=2**30)
+    units = Units(target, Path("/srv/remora"), directory=tmp_path)
+    units.check()
+    (tmp_path / "srv-remora.mount").write_text("[Unit]\n")
+    with pytest.raises(InvalidRequestError, match=r"srv-remora\.mount was not written"):
+        units.check()
+
+
 def test_a_file_that_exists(machine: Machine) -> None:
     wanted = ("--file", machine.image, "--size", SIZE)
     machine.image.write_text("a diary")
@@ -182,13 +196,13 @@ def test_a_daemon_that_runs(machine: Machine) -> None:
     assert not machine.image.exists()
 
 
-def test_options_that_do_not_go_together(machine: Machine, device: Path) -> None:
+def test_options_that_do_not_go_together(machine: Machine, tmp_path: Path) -> None:
     for wanted in (
         [],
         ["--file", machine.image],
-        ["--device", device, "--size", SIZE],
-        ["--file", machine.image, "--device", device, "--size", SIZE],
+        ["--device", tmp_path, "--size", SIZE],
+        ["--file", machine.image, "--device", tmp_path, "--size", SIZE],
         ["--file", machine.image, "--size", "much"],
     ):
-        assert machine.make(*wanted).returncode == 2
-    assert sorted(machine.disk.iterdir()) == [machine.config]
+        done = CliRunner().invoke(remora, ["pool", "make", *map(str, wanted)])
+        assert done.exit_code == 2
