@@ -88,8 +88,7 @@ def make(  # noqa: PLR0913, PLR0917 - a parameter for each option
             "only root makes a pool", hint="sudo remora pool make"
         )
     target = _target(device, image, size, filesystem)
-    wanted = at or context.config.pool
-    make_plan = _planner(context.config, target, wanted, with_units=not no_unit)
+    make_plan = _planner(context.config, target, at, with_units=not no_unit)
     plan = make_plan()
     if not plan.is_done():
         _require_stopped(context.config)
@@ -136,7 +135,7 @@ def _target(
 
 
 def _planner(
-    config: Config, target: Target, wanted: Path, *, with_units: bool
+    config: Config, target: Target, wanted: Path | None, *, with_units: bool
 ) -> Callable[[], Plan]:
     """Return what looks at the machine and plans."""
     from plugin.daemon.node import pool_id_of  # noqa: PLC0415
@@ -145,7 +144,7 @@ def _planner(
     from plugin.pool.units import Units, systemd_runs  # noqa: PLC0415
 
     # systemd mounts on no path with a link in it.
-    at = Path(os.path.realpath(wanted))
+    at = Path(os.path.realpath(wanted or config.pool))
     present = Path(os.path.realpath(config.pool))
     units = Units(target, at) if with_units and systemd_runs() else None
 

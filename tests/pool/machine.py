@@ -111,9 +111,9 @@ class Machine:
             found[str(path)] = path.lstat().st_mode, told
         return found
 
-    def filesystem(self) -> str:
+    def filesystem(self, what: str = "FSTYPE") -> str:
         """Return what is mounted as the pool, "" if nothing is."""
-        done = ran(["findmnt", "-n", "-o", "FSTYPE", str(self.pool)])
+        done = ran(["findmnt", "-n", "-o", what, str(self.pool)])
         return done.stdout.strip()
 
     @contextmanager

@@ -41,9 +41,10 @@ def test_a_file_becomes_the_pool(machine: Machine, kind: str) -> None:
     assert clones(machine.pool)
     assert f"add to /etc/fstab: {machine.image} {machine.pool} {kind} loop" in told
     assert "systemctl" not in told
-    assert ("no quotas on XFS" in told) == (
-        kind == "xfs" and not kernel_has_xfs_quota()
-    )
+    counted = kind == "xfs" and kernel_has_xfs_quota()
+    assert ("prjquota" in machine.filesystem("OPTIONS")) == counted
+    assert ("loop,prjquota 0 0" in told) == counted
+    assert ("no quotas on XFS" in told) == (kind == "xfs" and not counted)
     # Again: nothing to do, whatever lies in it. And after it was unmounted.
     before = machine.content()
     assert "done" not in machine.made(*in_file(machine, kind))
