@@ -93,13 +93,29 @@ def _share_fault(about: Path) -> str:
 
 
 def sources_of(entry: MountEntry) -> list[Path]:
-    """Return the device that *entry* shows, and the file behind it if it is a loop."""
+    """
+    Return the device that *entry* shows, and the file behind it if it is a loop.
+
+    What has no device (a network, an overlay) shows none.
+    """
+    if not entry.source.startswith("/"):
+        return []
     device = Path(os.path.realpath(entry.source))
+    return [each for each in (device, _file_behind(device.name)) if each]
+
+
+def loops_of(path: Path) -> list[str]:
+    """Return the loop devices that show the file *path*, in whatever namespace."""
+    found = (each.name for each in _CLASS.glob("loop*"))
+    return sorted(name for name in found if _file_behind(name) == path)
+
+
+def _file_behind(device: str) -> Path | None:
     try:
-        behind = (_CLASS / device.name / "loop/backing_file").read_bytes()
-    except FileNotFoundError:
-        return [device]
-    return [device, Path(os.fsdecode(behind).removesuffix("\n"))]
+        behind = (_CLASS / device / "loop/backing_file").read_bytes()
+    except OSError:
+        return None  # no loop device, or one that shows nothing
+    return Path(os.fsdecode(behind).removesuffix("\n"))
 
 
 def sync(path: Path) -> None:

@@ -106,7 +106,7 @@ class PoolDirectory:
             for line in _FSTAB.read_text("utf-8", "surrogateescape").splitlines():
                 what, *where = line.split()[:2] or ["#"]
                 if where and not what.startswith("#"):
-                    found.add(os.path.realpath(where[0]))
+                    found.add(os.path.normpath(where[0]))
         return str(self.path) in found
 
 

@@ -147,8 +147,9 @@ class Target:
             return False
         sources = block_devices.sources_of(entry)
         if self.path not in sources or entry.filesystem != self.kind.name:
+            shown = sources[-1] if sources else entry.source
             raise InvalidRequestError(
-                f"{entry.filesystem} of {sources[-1]} is mounted at {directory}",
+                f"{entry.filesystem} of {shown} is mounted at {directory}",
                 hint="--at DIRECTORY names another place; or umount it",
             )
         return True
@@ -221,6 +222,11 @@ class Target:
         if stat.S_ISREG(found.st_mode) and self._is_pool(
             block_devices.signatures(self.path)
         ):
+            if loops := block_devices.loops_of(self.path):
+                raise InvalidRequestError(
+                    f"{self.path} is in use as {', '.join(loops)}",
+                    hint="findmnt shows where it is mounted; umount it",
+                )
             if found.st_size == self.size_bytes:
                 return "whole"
             raise InvalidRequestError(

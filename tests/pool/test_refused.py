@@ -131,6 +131,9 @@ def test_a_pool_of_another_size_or_kind(machine: Machine) -> None:
     machine.made("--file", machine.image, "--size", SIZE)
     told = machine.refused("--file", machine.disk / "other", "--size", SIZE)
     assert f"xfs of {machine.image} is mounted at {machine.pool}" in told
+    elsewhere = ("--at", machine.disk / "elsewhere")
+    told = machine.refused("--file", machine.image, "--size", SIZE, *elsewhere)
+    assert f"{machine.image} is in use as loop" in told
     machine.unmount()
     told = machine.refused("--file", machine.image, "--size", "600M")
     assert "is a pool of 536870912 bytes, asked for 629145600" in told
