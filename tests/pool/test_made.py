@@ -37,6 +37,7 @@ def test_a_file_becomes_the_pool(machine: Machine, kind: str) -> None:
     # Nobody else gets the blocks that it has not used yet.
     image = machine.image.stat()
     assert image.st_size == 512 * 2**20 <= image.st_blocks * 512
+    assert "discard" not in machine.filesystem("OPTIONS")
     assert image.st_mode & 0o777 == 0o600
     assert clones(machine.pool)
     assert f"add to /etc/fstab: {machine.image} {machine.pool} {kind} loop" in told
