@@ -13,7 +13,7 @@ from backends.errors import InvalidRequestError
 from plugin.pool import steps
 from plugin.pool.directory import PoolDirectory
 from plugin.pool.target import State, Target, check_path
-from plugin.pool.units import Units, fstab_line
+from plugin.pool.units import Units, direct_io, fstab_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Plan:
         else:
             line = fstab_line(target, at)
             found.append(f"to have it mounted at each start, add to /etc/fstab: {line}")
+            if target.in_file:
+                found.append(f"after each mount, for its speed: {direct_io(at)}")
         if at != self.directory.present:
             found.append(
                 f'the daemon\'s pool is {self.directory.present}: set pool = "{at}"'

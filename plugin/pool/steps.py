@@ -17,7 +17,7 @@ from backends.system import block_devices, files
 from backends.system.run import run
 from plugin.pool.directory import PoolDirectory
 from plugin.pool.target import State, Target
-from plugin.pool.units import Units
+from plugin.pool.units import Units, direct_io
 
 _ALLOCATE_DEADLINE_S: Final = 900.0
 # On a device all blocks are discarded first, which some take long for.
@@ -239,6 +239,10 @@ class Mount:
             options = ",".join(target.options()) or "defaults"
             command = ["mount", "-t", target.kind.name, "-o", options, "--"]
             run([*command, str(target.path), str(at)], deadline_s=_MOUNT_DEADLINE_S)
+            if target.in_file:
+                # Some disks cannot: they are slower then.
+                command = ["sh", "-c", direct_io(at)]
+                run(command, deadline_s=_MOUNT_DEADLINE_S, allowed=range(256))
         else:
             unit = self.units.name()
             try:

@@ -60,7 +60,9 @@ class Kind:
             "wipefs": "util-linux",
             "fallocate": "util-linux",
             "unshare": "util-linux",
+            "findmnt": "util-linux",
             "mount": "mount",
+            "losetup": "mount",
         }
 
 

@@ -257,6 +257,12 @@ def test_the_daemon_waits_for_the_pool_that_was_made(machine: BootedMachine) -> 
     assert "write var-lib-remora-pool.mount" in told
     assert "note: systemctl start remora.socket remora.service" in told
     assert machine.out("findmnt", "-n", "-o", "FSTYPE", pool) == "xfs"
+    device = machine.out("findmnt", "-n", "-o", "SOURCE", pool)
+    wait_until(
+        lambda: machine.out("losetup", "-n", "-O", "DIO", device).strip() == "1",
+        timeout_s=20,
+        what="nothing is kept in memory twice",
+    )
     # It has nothing to do, and needs nobody to stop for that.
     machine.run(["systemctl", "start", "remora.socket", SERVICE])
     assert "done" not in machine.run(make).stderr
@@ -272,6 +278,9 @@ def test_the_daemon_waits_for_the_pool_that_was_made(machine: BootedMachine) -> 
     machine.run(["systemctl", "reset-failed"])
     machine.run(["systemctl", "start", "remora.socket", SERVICE])
     assert shell(machine, "data", "cat /v/file") == "kept"
+    # Mounted again, it is so again.
+    device = machine.out("findmnt", "-n", "-o", "SOURCE", pool)
+    assert machine.out("losetup", "-n", "-O", "DIO", device).strip() == "1"
 
 
 # Boot and shutdown

@@ -25,6 +25,13 @@ def clones(directory: Path) -> bool:
     return not subprocess.run(command, check=False, timeout=10).returncode
 
 
+def is_direct(device: str) -> bool:
+    """Return whether the loop device keeps nothing in memory."""
+    return (Path("/sys/class/block") / Path(device).name / "loop/dio").read_text()[
+        0
+    ] == "1"
+
+
 def in_file(machine: Machine, kind: str) -> list[object]:
     return ["--file", machine.image, "--size", SIZE, "--filesystem", kind]
 
@@ -38,6 +45,7 @@ def test_a_file_becomes_the_pool(machine: Machine, kind: str) -> None:
     image = machine.image.stat()
     assert image.st_size == 512 * 2**20 <= image.st_blocks * 512
     assert "discard" not in machine.filesystem("OPTIONS")
+    assert is_direct(machine.filesystem("SOURCE"))
     assert image.st_mode & 0o777 == 0o600
     assert clones(machine.pool)
     assert f"add to /etc/fstab: {machine.image} {machine.pool} {kind} loop" in told
