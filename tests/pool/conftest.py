@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,19 @@ def device(tmp_path: Path) -> Iterator[Path]:
         file.truncate(512 * 2**20)
     with looped(image) as found:
         yield found
+
+
+@pytest.fixture
+def used(machine: Machine) -> str:
+    """Return the identity of a pool without volumes, that a daemon has made."""
+    machine.pool.mkdir(parents=True)
+    machine.state_dir.chmod(0o700)
+    machine.pool.chmod(0o700)
+    for name in ("volumes", "copies", "trash"):
+        (machine.pool / name).mkdir()
+    (machine.pool / "pool.json").write_text('{"id":"7d0f"}')
+    with closing(sqlite3.connect(machine.state_dir / "node.db")) as node:
+        node.execute("CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        node.execute("INSERT INTO facts VALUES ('pool_id', '7d0f')")
+        node.commit()
+    return '{"id":"7d0f"}'

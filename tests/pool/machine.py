@@ -107,7 +107,7 @@ class Machine:
         found = {}
         for path in sorted(self.disk.rglob("*")):
             is_small = path.is_file() and path.stat().st_size < 2**20
-            told = path.read_text() if is_small else str(path.lstat().st_size)
+            told = path.read_bytes().hex() if is_small else str(path.lstat().st_size)
             found[str(path)] = path.lstat().st_mode, told
         return found
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import subprocess
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,22 +85,6 @@ def test_a_plan_is_only_shown(machine: Machine, device: Path) -> None:
         shown = machine.make(*wanted, "--dry-run", "--json")
         assert json.loads(shown.stdout)["steps"]["format"].startswith("mkfs.xfs")
     assert machine.content() == before
-
-
-@pytest.fixture
-def used(machine: Machine) -> str:
-    """Return the identity of a pool without volumes, that a daemon has made."""
-    machine.pool.mkdir(parents=True)
-    machine.state_dir.chmod(0o700)
-    machine.pool.chmod(0o700)
-    for name in ("volumes", "copies", "trash"):
-        (machine.pool / name).mkdir()
-    (machine.pool / "pool.json").write_text('{"id":"7d0f"}')
-    with closing(sqlite3.connect(machine.state_dir / "node.db")) as node:
-        node.execute("CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-        node.execute("INSERT INTO facts VALUES ('pool_id', '7d0f')")
-        node.commit()
-    return '{"id":"7d0f"}'
 
 
 @pytest.mark.parametrize(

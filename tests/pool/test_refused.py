@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from backends.errors import InvalidRequestError
 from backends.system import block_devices
 from plugin.cli.main import remora
+from plugin.pool import directory
 from plugin.pool.target import KINDS, Target
 from plugin.pool.units import Units
 from tests.pool.machine import SIZE, Machine, digest, looped
@@ -181,6 +183,49 @@ def test_a_directory_that_is_not_empty(machine: Machine) -> None:
     told = machine.refused(*wanted)
     assert "has 1 volumes, such as 3f" in told
     assert "docs/guides/install.md tells how to move them" in told
+
+
+def test_a_pool_that_is_missing_is_not_replaced_by_an_empty_one(
+    machine: Machine, used: str
+) -> None:
+    """Its disk is not mounted: a new pool would hide that."""
+    wanted = ("--file", machine.image, "--size", SIZE)
+    (machine.pool / "pool.json").unlink()
+    told = machine.refused(*wanted)
+    assert f"pool 7d0f is not at {machine.pool}: its disk is not mounted" in told
+    # Nor does the pool of another node.
+    (machine.pool / "pool.json").write_text(used)
+    machine.made(*wanted)
+    (machine.pool / "pool.json").write_text('{"id":"other"}')
+    machine.unmount()
+    done = machine.make(*wanted)
+    assert "is not this node's pool 7d0f" in done.stderr
+    assert machine.filesystem() == ""
+
+
+def test_a_place_of_fstab(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "fstab"
+    table.write_text(f"# comment\n\nproc\nUUID=1 {machine.pool} ext4 defaults 0 2\n")
+    monkeypatch.setattr(directory, "_FSTAB", table)
+    told = machine.refused("--file", machine.image, "--size", SIZE)
+    assert f"{table} has a line for {machine.pool} already" in told
+
+
+def test_a_program_that_is_missing(machine: Machine, tmp_path: Path) -> None:
+    """The test's own mounts hide it; the machine keeps it."""
+    program = shutil.which("mkfs.btrfs")
+    assert program
+    nothing = tmp_path / "nothing"
+    nothing.touch(mode=0o600)
+    subprocess.run(["mount", "--bind", nothing, program], check=True, timeout=10)
+    try:
+        wanted = ("--file", machine.image, "--size", SIZE, "--filesystem", "btrfs")
+        told = machine.refused(*wanted)
+    finally:
+        subprocess.run(["umount", program], check=True, timeout=10)
+    assert "mkfs.btrfs is not installed (hint: apt-get install btrfs-progs)" in told
 
 
 def test_a_directory_that_is_none(machine: Machine) -> None:
