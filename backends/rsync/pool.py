@@ -74,12 +74,11 @@ class Pool:
         try:
             files.make_directories(self.path, mode=0o700)
             files.make_directories(self.volumes, mode=0o700)
-            found = self._read_id()
+            found = identity_of(self.path)
             if found is None:
                 found = str(uuid.uuid4())
-                files.write_durably(
-                    self.path / "pool.json", msgspec.json.encode(_PoolFile(found))
-                )
+                content = identity_file(found).encode()
+                files.write_durably(self.path / "pool.json", content)
         except OSError as error:
             raise failed(f"cannot make the pool {self.path}", error) from error
         self._id = found
@@ -128,7 +127,7 @@ class Pool:
 
     def require(self) -> None:
         """Raise BackendError unless the pool is there and is ours."""
-        found = self._read_id()
+        found = identity_of(self.path)
         if found is None:
             raise BackendError(
                 f"the pool {self.path} has no pool.json: its disk is not mounted",
@@ -140,14 +139,20 @@ class Pool:
                 hint="mount the right disk",
             )
 
-    def _read_id(self) -> str | None:
-        try:
-            content = (self.path / "pool.json").read_bytes()
-            return from_json(content, _PoolFile).id
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.DecodeError) as error:
-            raise BackendError(f"cannot read {self.path}/pool.json: {error}") from error
+
+def identity_of(path: Path) -> str | None:
+    """Return which pool the directory *path* holds, None if it has no `pool.json`."""
+    try:
+        return from_json((path / "pool.json").read_bytes(), _PoolFile).id
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise BackendError(f"cannot read {path}/pool.json: {error}") from error
+
+
+def identity_file(pool_id: str) -> str:
+    """Return what stands in the `pool.json` of the pool *pool_id*."""
+    return msgspec.json.encode(_PoolFile(pool_id)).decode()
 
 
 def make_live(directory: Path, volume: Volume, deadline: Deadline) -> None:

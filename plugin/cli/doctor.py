@@ -16,8 +16,9 @@ from typing import Any, Final, Literal
 
 from backends.errors import RemoraError
 from backends.registry import has_catalogue_on_storage
-from backends.system import files, mounts
+from backends.system import block_devices, files, mounts
 from backends.system.jailed import EXIT_UNAVAILABLE
+from backends.system.mountinfo import MountEntry
 from backends.system.programs import in_jail
 from backends.system.run import find_program, run
 from plugin.config import Config, file_faults
@@ -45,6 +46,8 @@ _PROGRAMS: Final = (
     ("chattr", "-V", "e2fsprogs", False),
 )
 _VERSION: Final = re.compile(r"\d+\.\d+")
+# Where commits are, or can be, of one moment.
+_CLONING: Final = ("btrfs", "xfs")
 # It says whether servers may delegate directories to this machine's NFS client.
 _DIRECTORIES: Final = Path("/sys/module/nfsv4/parameters/directory_delegations")
 # Capability numbers of capability.h.
@@ -252,6 +255,31 @@ def _pool(config: Config) -> Iterator[Finding]:
         yield Finding("pool", "warning", evidence, "less than 5 % is free")
     else:
         yield Finding("pool", "ok", evidence)
+    if config.cluster.etcd and mount.filesystem not in _CLONING:
+        yield Finding(
+            "pool filesystem",
+            "warning",
+            f"{mount.filesystem}: copies of what containers write to are not of one "
+            "moment, and a busy database may not start from them",
+            "remora pool make --filesystem btrfs; see docs/guides/install.md",
+        )
+    yield from _pool_file(mount)
+
+
+def _pool_file(mount: MountEntry) -> Iterator[Finding]:
+    """Warn of a pool in a file that others can take the room of."""
+    for source in block_devices.sources_of(mount):
+        if source.is_file():
+            found = source.stat()
+            missing = found.st_size - found.st_blocks * 512
+            if missing > 0:
+                yield Finding(
+                    "pool file",
+                    "warning",
+                    f"{source} has holes of {missing // 2**20} MiB: its disk can be "
+                    "full before the pool is",
+                    f"fallocate --length {found.st_size} {source}; do not fstrim it",
+                )
 
 
 def _shares(storages: dict[str, dict[str, Any]]) -> Iterator[Finding]:

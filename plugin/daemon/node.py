@@ -11,6 +11,7 @@ import fcntl
 import os
 import sqlite3
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +64,26 @@ class Node:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+def pool_id_of(state_dir: Path) -> str | None:
+    """
+    Return which pool the node of *state_dir* has, None if it has never had one.
+
+    Raises:
+        StoreError: that cannot be read.
+
+    """
+    path = state_dir / "node.db"
+    if not path.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as found:
+            query = "SELECT value FROM facts WHERE key = 'pool_id'"
+            row = found.execute(query).fetchone()
+    except sqlite3.Error as error:
+        raise StoreError(f"cannot read {path}: {error}") from error
+    return str(row[0]) if row else None
 
 
 def lock_state(state_dir: Path) -> int:

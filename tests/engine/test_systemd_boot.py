@@ -243,6 +243,46 @@ def test_a_wrong_configuration_is_told_and_given_up(machine: BootedMachine) -> N
         machine.run(["mv", f"{file}.kept", file])
 
 
+# A pool of its own
+
+
+def test_the_daemon_waits_for_the_pool_that_was_made(machine: BootedMachine) -> None:
+    """This is the pool of the tests that come after it, too."""
+    image, pool = "/var/lib/docker/pool.img", "/var/lib/remora/pool"
+    make = ["remora", "pool", "make", "--file", image, "--size", "512M"]
+    told = machine.run(make, check=False).stderr
+    assert "stop it first: systemctl stop remora.socket remora.service" in told
+    machine.run(["systemctl", "stop", "remora.socket", SERVICE])
+    told = machine.run(make).stderr
+    assert "write var-lib-remora-pool.mount" in told
+    assert "note: systemctl start remora.socket remora.service" in told
+    assert machine.out("findmnt", "-n", "-o", "FSTYPE", pool) == "xfs"
+    device = machine.out("findmnt", "-n", "-o", "SOURCE", pool)
+    wait_until(
+        lambda: machine.out("losetup", "-n", "-O", "DIO", device).strip() == "1",
+        timeout_s=20,
+        what="nothing is kept in memory twice",
+    )
+    # It has nothing to do, and needs nobody to stop for that.
+    machine.run(["systemctl", "start", "remora.socket", SERVICE])
+    assert "done" not in machine.run(make).stderr
+    shell(machine, "data", "echo kept > /v/file")
+    # Who starts the daemon has the pool mounted; without the pool it is not started.
+    machine.run(["systemctl", "stop", "remora.socket", SERVICE])
+    machine.run(["systemctl", "stop", "var-lib-remora-pool.mount"])
+    assert machine.out("ls", "-A", pool) == ""
+    machine.run(["mv", image, f"{image}.away"])
+    assert machine.run(["systemctl", "start", SERVICE], check=False).returncode
+    assert machine.out("ls", "-A", pool) == ""
+    machine.run(["mv", f"{image}.away", image])
+    machine.run(["systemctl", "reset-failed"])
+    machine.run(["systemctl", "start", "remora.socket", SERVICE])
+    assert shell(machine, "data", "cat /v/file") == "kept"
+    # Mounted again, it is so again.
+    device = machine.out("findmnt", "-n", "-o", "SOURCE", pool)
+    assert machine.out("losetup", "-n", "-O", "DIO", device).strip() == "1"
+
+
 # Boot and shutdown
 
 

@@ -208,7 +208,9 @@ def counting(node: Node) -> Counting:
 def test_all_that_a_node_needs_runs_within_the_units_limits(node: Node) -> None:
     machine = node.machine
     findings = json.loads(machine.out("remora", "doctor", "--json"))
-    assert [each for each in findings if each["verdict"] != "ok"] == []
+    wrong = [each["check"] for each in findings if each["verdict"] != "ok"]
+    # The machine's root is no place for databases.
+    assert wrong == ["pool filesystem"]
     wait_until(
         lambda: "sshd: Server listening on 0.0.0.0 port 7424" in node.journal(),
         timeout_s=WAIT_S,

@@ -1,5 +1,5 @@
 """
-The backends' contract, and commits within a limit, on an XFS that really has quotas.
+The backends' contract, commits within a limit, a pool: on XFS that really has quotas.
 
 Not every kernel is built with them, and on one without them the contract's tests skip
 what they say about a size limit. The lab's kernel has them.
@@ -24,6 +24,7 @@ def test_the_contract_holds_on_xfs_with_quota(lab: Lab) -> None:
             *("-p", "no:cacheprovider", "-k", "xfs"),
             str(REPOSITORY / "tests/contract/test_backends.py"),
             str(REPOSITORY / "tests/journal/test_size_limits.py"),
+            str(REPOSITORY / "tests/pool/test_made.py"),
         ],
         env={"REMORA_REQUIRE_XFS_QUOTA": "1", "PYTHONDONTWRITEBYTECODE": "1"},
         timeout_s=DEADLINE_S,

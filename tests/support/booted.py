@@ -34,8 +34,9 @@ PACKAGES = (
     # A new machine that `remora node enroll` comes to.
     *("openssh-server", "sudo", "apt", "iproute2"),
 )
-# nspawn mounts the controllers read-only, and dockerd makes its groups in them.
-CGROUPS_UNIT = """\
+# nspawn mounts the controllers read-only, and dockerd makes its groups in them. There
+# are no loop devices, by which a pool in a file is mounted.
+GIVEN_UNIT = """\
 [Unit]
 DefaultDependencies=no
 Before=sysinit.target
@@ -43,6 +44,8 @@ Before=sysinit.target
 Type=oneshot
 ExecStart=-/bin/sh -c 'for group in /sys/fs/cgroup/*/; do \
     mount -o remount,rw,bind "$group"; done'
+ExecStart=-/bin/sh -c 'mknod -m 600 /dev/loop-control c 10 237; \
+    for number in $$(seq 0 63); do mknod -m 600 /dev/loop$$number b 7 $$number; done'
 [Install]
 WantedBy=sysinit.target
 """
@@ -152,8 +155,8 @@ class BootedMachine:
     def _add_units(directory: Path) -> None:
         wanted = directory / "sysinit.target.wants"
         wanted.mkdir(parents=True)
-        (directory / "writable-cgroups.service").write_text(CGROUPS_UNIT)
-        (wanted / "writable-cgroups.service").symlink_to("../writable-cgroups.service")
+        (directory / "given.service").write_text(GIVEN_UNIT)
+        (wanted / "given.service").symlink_to("../given.service")
         for unit in MASKED:
             (directory / unit).symlink_to("/dev/null")
 

@@ -290,6 +290,16 @@ def test_a_pool_that_is_nearly_full_is_a_warning() -> None:
         assert findings["pool"].verdict == "warning"
         assert findings["pool"].hint == "less than 5 % is free"
         assert "ext4" in findings["pool"].evidence
+        # Its file is full of holes, which others can take the room of.
+        advice = findings["pool file"].hint.partition(";")[0]
+        subprocess.run(advice.split(), check=True, timeout=10)
+        findings = told(node)[1]
+        assert "pool file" not in findings
+        # Alone no commits are made.
+        assert "pool filesystem" not in findings
+        member = told(node, "env", "REMORA_ETCD=http://127.0.0.1:1")[1]
+        assert member["pool filesystem"].verdict == "warning"
+        assert "remora pool make" in member["pool filesystem"].hint
 
 
 def test_a_process_that_may_not_mount(node: Node) -> None:
