@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -208,6 +209,26 @@ def test_a_damaged_redo_file_is_not_taken(
         assert member.staging.missing(delta, member.manifest) == [b"db"]
     replicate(owner, member)
     assert shape(member.live) == shape(owner.live)
+
+def test_a_search_that_cannot_be_made_costs_bytes_and_no_commit(
+    disks: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A program that is missing, for instance: where it is needed, all is sent."""
+    homes = [make_home(disks["ext4"], "ext4") for _ in range(2)]
+    owner, member = (Journal(home, VOLUME) for home in homes)
+    (owner.live / "db").write_bytes(os.urandom(SIZE))
+    replicate(owner, member)
+    settle(owner, member)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
+    for _ in range(2):
+        write_at(owner.live / "db", PART, os.urandom(100))
+        names, _ = sent(owner, member.commit())
+        assert names == [b"delta", b"tree/db"]
+        assert carry(owner.repack(member.commit()), member) == []
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+    for each in (owner, member):
+        each.close()
 
 
 # What happens to the file

@@ -16,6 +16,7 @@ What is not known means the whole file, as small files are sent.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,26 +24,34 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import msgspec
-
 from backends.errors import BackendError
 from backends.rsync.journal.base_clones import BaseClones
 from backends.rsync.journal.block_index import BlockIndexes, Searching
 from backends.rsync.journal.commits import Moments
-from backends.rsync.journal.entries import Commit, Entry, Known, certain, look_at
+from backends.rsync.journal.entries import Commit, Entry, Known, look_at
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME
 from backends.rsync.journal.range_log import RangeLog
 from backends.rsync.journal.redo import LARGE_BYTES, Redo, Table, finish, packed
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
-from backends.rsync.journal.redo_files import Made, created, opened_file, write_redo
+from backends.rsync.journal.redo_files import (
+    Made,
+    created,
+    opened_file,
+    opened_in,
+    row_of,
+    write_redo,
+)
 from backends.system import btrfs_extents, extents
 from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
+from backends.system.copying import CopyError
 from backends.system.files import remove_tree
 from backends.system.libc import write_out
 from backends.system.ranges import Range
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -101,8 +110,8 @@ class LargeFiles:
     ) -> None:
         path, found = before.entry.path, None
         with (
-            _opened_in(moments.before, path) as old,
-            _opened_in(moments.now, path) as new,
+            opened_in(moments.before, path) as old,
+            opened_in(moments.now, path) as new,
         ):
             if old is not None and new is not None:
                 found = btrfs_extents.changed_ranges(old, new, since=moments.since)
@@ -144,8 +153,15 @@ class LargeFiles:
         The inode and ctime of each are from before it was read; its entry says what
         those have that get the redo file.
         """
+        found: list[Known] = []
+        with _optional():
+            self._read(live, outbox, commit, found)
+        return found
+
+    def _read(
+        self, live: Path, outbox: Path, commit: Commit, found: list[Known]
+    ) -> None:
         plans = {path: plan for path, plan in self._plans.items() if plan.only_redo()}
-        found = []
         with ExitStack() as stack:
             source = stack.enter_context(Beneath(live))
             target = stack.enter_context(Beneath(outbox / REDO_NAME))
@@ -157,12 +173,12 @@ class LargeFiles:
             for path, plan in plans.items():
                 begun_ns, before = wall_ns(), look_at(source, path)
                 with opened_file(source, path) as file:
-                    if before is None or file is None or before.inode != plan.inode:
+                    same = file is not None and os.fstat(file).st_ino == plan.inode
+                    if before is None or file is None or not same:
                         continue
                     plan.is_read = read(path, plan, file)
                 if plan.is_read:
-                    found.append(_as_read(target, before, begun_ns))
-        return found
+                    found.append(row_of(target, before, begun_ns))
 
     def _read_clone(
         self, target: Beneath, commit: Commit, path: bytes, plan: _Plan, file: int
@@ -228,17 +244,22 @@ class LargeFiles:
         copied = {p: plan for p, plan in self._plans.items() if not plan.is_read}
         if copied and self._bases.possible():
             for path, plan in copied.items():
-                with _opened_in(outbox / TREE_NAME, path) as copy:
+                with opened_in(outbox / TREE_NAME, path) as copy:
                     if copy is not None:
                         with self._bases.opened(path, plan.content) as base:
                             self._bases.keep(path, commit, copy)
-                            found = None if base is None else _compared(base, copy)
-                        self._note_found(path, plan, commit, found)
+                            told = None if base is None else _compared(base, copy)
+                        self._note_found(path, plan, commit, told)
         elif copied:
-            with self._indexes.searching(outbox / TREE_NAME) as searching:
+            directory = outbox / TREE_NAME
+            found: dict[bytes, list[Range] | None] = dict.fromkeys(copied)
+            with _optional(), self._indexes.searching(directory) as searching:
                 for path, plan in copied.items():
-                    found = searching.index(path, inode=plan.inode, base=plan.content)
-                    self._note_found(path, plan, commit, found)
+                    found[path] = searching.index(
+                        path, inode=plan.inode, base=plan.content
+                    )
+            for path, plan in copied.items():
+                self._note_found(path, plan, commit, found[path])
 
     def _note_found(
         self, path: bytes, plan: _Plan, commit: Commit, found: list[Range] | None
@@ -262,7 +283,7 @@ class LargeFiles:
             for path, plan in self._plans.items():
                 ranges = None if plan.is_read else self._ranges_of(path, plan)
                 if ranges is not None and plan.base is not None:
-                    with _opened_in(outbox / TREE_NAME, path) as copy:
+                    with opened_in(outbox / TREE_NAME, path) as copy:
                         if copy is None:
                             continue
                         made = Made(path, plan.base, commit)
@@ -296,7 +317,7 @@ class LargeFiles:
                 self._log.reset(path)
             content = self._log.content_of(entry)
             if shares_blocks and not self._bases.is_kept(path, content):
-                with _opened_in(live, path) as file:
+                with opened_in(live, path) as file:
                     if file is not None:
                         self._bases.keep(path, entry.commit, file)
                         self._bases.keep_only({path: entry.commit})
@@ -329,13 +350,7 @@ class LargeFiles:
                 self._forget(path)
 
     def seal(self) -> None:
-        """
-        Have indexes believed after a power failure as well: no commit comes soon.
-
-        Raises:
-            OSError: the disk refuses.
-
-        """
+        """Have indexes believed after a power failure too; raises OSError."""
         self._indexes.seal()
 
     def forget(self) -> None:
@@ -371,20 +386,12 @@ def _compared(old: int, new: int) -> list[Range] | None:
     return _with_cut(extents.changed_ranges(old, new), old, new)
 
 
-def _as_read(redo_files: Beneath, before: Known, begun_ns: int) -> Known:
-    """Return the row of a file that was *before*, and has a redo file now."""
-    path = before.entry.path
-    made = look_at(redo_files, path)
-    with opened_file(redo_files, path) as file:
-        if made is None or file is None:
-            raise BackendError(f"the redo file of {path!r} has vanished")
-        size = Redo(file).table.size
-    entry = msgspec.structs.replace(made.entry, size=size)
-    return certain(Known(entry, before.inode, before.ctime_ns), begun_ns)
-
-
 @contextmanager
-def _opened_in(top: Path, path: bytes) -> Iterator[int | None]:
-    """Yield the regular file *path* in *top*, opened; None if there is none."""
-    with Beneath(top) as tree, opened_file(tree, path) as file:
-        yield file
+def _optional() -> Iterator[None]:
+    """Do without what cannot be read, if that is not for want of space: all is sent."""
+    try:
+        yield
+    except BackendError as error:
+        if isinstance(error, CopyError) and error.no_space:
+            raise
+        log.warning("large files are sent whole: %s", error)

@@ -7,12 +7,21 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Header
-from backends.rsync.journal.entries import Commit, Entry, look_at, same, untouched
+from backends.rsync.journal.entries import (
+    Commit,
+    Entry,
+    Known,
+    certain,
+    look_at,
+    same,
+    untouched,
+)
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo import DataWriter, Redo
 from backends.system.beneath import Beneath
@@ -36,6 +45,25 @@ def opened_file(
     finally:
         if file is not None:
             os.close(file)
+
+
+@contextmanager
+def opened_in(top: Path, path: bytes) -> Iterator[int | None]:
+    """Yield the regular file *path* in *top*, opened; None if there is none."""
+    with Beneath(top) as tree, opened_file(tree, path) as file:
+        yield file
+
+
+def row_of(redo_files: Beneath, before: Known, begun_ns: int) -> Known:
+    """Return the row of the file that was *before*, and has a redo file now."""
+    path = before.entry.path
+    made = look_at(redo_files, path)
+    with opened_file(redo_files, path) as file:
+        if made is None or file is None:
+            raise BackendError(f"the redo file of {path!r} has vanished")
+        size = Redo(file).table.size
+    entry = msgspec.structs.replace(made.entry, size=size)
+    return certain(Known(entry, before.inode, before.ctime_ns), begun_ns)
 
 
 @dataclass(frozen=True, slots=True)
