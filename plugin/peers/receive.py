@@ -46,6 +46,9 @@ _NUMBER = "(?:0|[1-9][0-9]{0,17})"
 # What the copy holds already: rsync sends only the parts of a file that differ. The
 # sender uses the second name, too: beside the tree lie files about the commit.
 _BASIS, _TREE = "basis", "tree"
+# Where files are until they are whole, and what was broken off; see `partial.py`.
+_UNFINISHED, _PARTS = "/staging/unfinished", "/staging/partial"
+_IN_PLACE = "I"  # rsync's letter for writing to a part
 CONTROL = "remora control"
 RECEIVE = re.compile(
     f"remora receive ({_UUID}) ({_NUMBER}) ({_NUMBER})"
@@ -199,12 +202,19 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
         capabilities=jail.WRITING,
         programs=True,
     )
-    os.chdir("/staging")
-    # "." is all that it may write to, whatever path the sender asked for.
-    flags = (TREE_FLAGS if place.get("is_tree") else NAMES_FLAGS) + capabilities
     within = f"/{_TREE}" if place.get("is_tree") else ""
+    for each in (f"/staging{within}", _UNFINISHED, _PARTS):
+        os.makedirs(each, 0o700, exist_ok=True)
+    os.chdir(f"/staging{within}")
+    # "." is all that it writes to, whatever path the sender asked for.
+    flags = TREE_FLAGS if place.get("is_tree") else NAMES_FLAGS
+    # A part is not written to in place: of what an earlier daemon knew of, nobody can
+    # tell whether the disk has lost some.
+    flags += capabilities.replace(_IN_PLACE, "")
+    # However rsync ends, what it has of a file stays, for the next one to go on from.
+    parts = f"--temp-dir={_UNFINISHED}", f"--partial-dir={_PARTS}"
     basis = f"--compare-dest=/{_BASIS}{within}"
-    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, basis, ".", "."]
+    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, *parts, basis, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.execve("/usr/bin/rsync", arguments, environment)
 

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from backends.base import WholeNumber
 from backends.errors import BackendError
+from backends.rsync.journal import partial
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.staging import Staging
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
@@ -40,6 +43,7 @@ log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
+_LEAVE_DEADLINE_S: Final = 1.0
 # What rsync exits with if it has gone through all files, but for those that vanished.
 _WHOLE: Final = (0, 23, 24)
 
@@ -141,7 +145,6 @@ class Receiving:
 
         """
         commit = Commit(epoch, seq)
-        is_tree = seq == AHEAD_SEQ
         head = self._require_sender(node_id, volume, commit)
         record = self._by_id(volume)
         if record is None:
@@ -164,12 +167,12 @@ class Receiving:
             self._sessions.hang_up(volume)
             empty = copy is None or copy.commit == EMPTY
             self._incoming.note(volume, journal.home, commit, empty=empty)
-            staging = journal.staging
-            directory = staging.tree() if is_tree else staging.directory()
+            basis = self._journals.basis(record)
+            _keep_parts(journal.staging, basis)
             number = self._progress.begin("receiving", volume, node_id)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
-        basis = self._journals.basis(record)
-        return StagingPlace(directory, basis, staging.lock, self._nice, is_tree)
+            place = journal.staging.directory(), basis, journal.staging.lock
+        return StagingPlace(*place, nice=self._nice, is_tree=seq == AHEAD_SEQ)
 
     def end(
         self,
@@ -363,6 +366,17 @@ class Receiving:
         owns = head.owner == node_id and head.phase == "owned"
         may = owns or (ahead and node_id in head.holders)
         return may and commit.epoch == head.epoch
+
+
+def _keep_parts(staging: Staging, basis: Path) -> None:
+    """Keep what a transfer that was broken off has left, for the next one."""
+    staging.tree()
+    # One that does not end soon is waited for by the next rsync.
+    with (
+        suppress(BackendError, OSError),
+        staging.still(Deadline(_LEAVE_DEADLINE_S)),
+    ):
+        partial.make_ready(staging.directory(), basis)
 
 
 def pair(commit: Commit) -> tuple[int, int]:
