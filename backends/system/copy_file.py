@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from backends.system.attributes import is_copied
 from backends.system.libc import write_out
 from backends.system.opening import Opener
 from backends.system.regular_files import NotRegularError, open_regular
@@ -31,8 +32,6 @@ _BUFFER_SIZE = 2**20
 _CANNOT = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS, errno.EINVAL}
 )
-# Kept by the filesystem itself, or another name of the mode.
-NOT_COPIED = frozenset({"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"})
 
 
 @dataclass
@@ -238,7 +237,7 @@ def attribute_names(source: int | bytes) -> list[str]:
         if error.errno not in _CANNOT:
             raise
         return []
-    return [key for key in names if key not in NOT_COPIED]
+    return [key for key in names if is_copied(key)]
 
 
 def _is_open(source: int | bytes) -> bool:

@@ -25,6 +25,7 @@ import sys
 from contextlib import suppress
 
 from backends.system import jail
+from backends.system.attributes import RSYNC_FILTERS
 from backends.system.traffic import traffic
 from plugin.peers import relay
 
@@ -35,6 +36,7 @@ RSYNC_OPTIONS = (
     # Times are kept to the nanosecond, but equal times prove nothing: each file that is
     # named has changed, so its content is compared.
     *("--modify-window=-1", "--ignore-times"),
+    *RSYNC_FILTERS,
 )
 # The files of a commit are named on rsync's input; a tree that is sent ahead goes as a
 # whole, which takes rsync much less for many files, and no other filesystem with it.
@@ -213,8 +215,8 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     flags += capabilities.replace(_IN_PLACE, "")
     # However rsync ends, what it has of a file stays, for the next one to go on from.
     parts = f"--temp-dir={_UNFINISHED}", f"--partial-dir={_PARTS}"
-    basis = f"--compare-dest=/{_BASIS}{within}"
-    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, *parts, basis, ".", "."]
+    own = (*parts, f"--compare-dest=/{_BASIS}{within}", *RSYNC_FILTERS)
+    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, *own, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.execve("/usr/bin/rsync", arguments, environment)
 

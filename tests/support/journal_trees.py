@@ -18,12 +18,11 @@ from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import Filled, fill
 from backends.rsync.journal.staging import Staging
 from backends.system.beneath import Beneath
+from plugin.peers.receive import RSYNC_OPTIONS
 
 VOLUME = "4f6f2c1e-0000-4000-8000-000000000001"
-RSYNC = (
-    *("rsync", "-aHAXS", "--numeric-ids", "-I", "--modify-window=-1"),
-    *("--from0", "--files-from=-"),
-)
+RSYNC = ("rsync", *RSYNC_OPTIONS, "--from0", "--files-from=-")
+ROUNDS_MAX = 8
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 
@@ -193,8 +192,11 @@ def replicate(owner: Journal, member: Journal) -> None:
     owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
     base = member.commit() if member.commit() != (0, 0) else None
     missing: list[bytes] = []
-    while missing := carry(owner.pack(base, only=missing), member):
-        pass
+    for _ in range(ROUNDS_MAX):
+        missing = carry(owner.pack(base, only=missing), member)
+        if not missing:
+            break
+    assert missing == []
     owner.unpack()
     member.apply()
     assert member.commit() == owner.commit()

@@ -18,9 +18,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from backends.system.attributes import is_copied
 from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
-from backends.system.copy_file import NOT_COPIED
 
 # The epoch and the sequence within it; the newer one is the greater.
 Commit = tuple[int, int]
@@ -127,6 +127,22 @@ def look_at(tree: Beneath, path: bytes) -> Known | None:
     return look(found[1], directory=found[0], path=path) if found else None
 
 
+def recounted(tree: Beneath, known: Iterable[Known]) -> list[Known]:
+    """
+    Return those of *known*, in *tree*, whose attributes are not those recorded.
+
+    The version before counted some that belong to a filesystem.
+    """
+    found = []
+    for each in known:
+        now = look_at(tree, each.entry.path)
+        if now and now.entry.attributes != each.entry.attributes:
+            attributes = now.entry.attributes
+            entry = msgspec.structs.replace(each.entry, attributes=attributes)
+            found.append(msgspec.structs.replace(each, entry=entry))
+    return found
+
+
 def same(one: Entry, other: Entry) -> bool:
     """Return whether both say the same of the path, whichever commits wrote them."""
     return one == msgspec.structs.replace(other, commit=one.commit)
@@ -205,7 +221,7 @@ def _attributes(name: bytes, directory: int) -> str:
     # leads to the directory itself, whoever renames or replaces what is above it.
     path = f"/proc/self/fd/{directory}/".encode() + name
     try:
-        keys = sorted(set(os.listxattr(path, follow_symlinks=False)) - NOT_COPIED)
+        keys = sorted(filter(is_copied, os.listxattr(path, follow_symlinks=False)))
         if not keys:
             return ""
         digest = hashlib.sha256()

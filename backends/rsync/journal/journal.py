@@ -30,7 +30,14 @@ from backends.replication_options import MAX_NAMES
 from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
-from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, certain
+from backends.rsync.journal.entries import (
+    UNWRITTEN,
+    Commit,
+    Entry,
+    Known,
+    certain,
+    recounted,
+)
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     fill,
@@ -219,7 +226,11 @@ class Journal:
             filled = fill(self.live, self._known(wanted), outbox)
         if not valid():
             raise BackendError("the volume has changed hands meanwhile")
-        if not snapshot:
+        if snapshot:
+            with Beneath(snapshot) as tree:
+                counted_anew = recounted(tree, self._known(only))
+            self.manifest.record(counted_anew, (), commit=commit)
+        else:
             self.manifest.record(filled.entries, filled.gone, commit=commit)
         self._packed = _Packed(wanted, by_base)
         return self.repack(base)
