@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from pathlib import Path
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -21,8 +20,8 @@ from backends.errors import BackendError
 from backends.rsync.journal import partial
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.fitting import described
 from backends.rsync.journal.journal import Journal
-from backends.rsync.journal.staging import Staging
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
@@ -43,7 +42,6 @@ log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
-_LEAVE_DEADLINE_S: Final = 1.0
 # What rsync exits with if it has gone through all files, but for those that vanished.
 _WHOLE: Final = (0, 23, 24)
 
@@ -168,7 +166,7 @@ class Receiving:
             empty = copy is None or copy.commit == EMPTY
             self._incoming.note(volume, journal.home, commit, empty=empty)
             basis = self._journals.basis(record)
-            _keep_parts(journal.staging, basis)
+            partial.keep(journal.staging, basis)
             number = self._progress.begin("receiving", volume, node_id)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
             place = journal.staging.directory(), basis, journal.staging.lock
@@ -195,6 +193,7 @@ class Receiving:
 
         ``lacking`` says why no other commit is taken: the disk is too full. ``ahead``:
         files were sent ahead of a commit, and only who knows since when may bring that.
+        ``unfit``: what of its commit the copy lacks.
         """
         del node_id
         if request.volume in self._departing:
@@ -205,7 +204,9 @@ class Receiving:
         record = self._by_id(request.volume)
         lacking = self._room.lacking(record) if record is not None else ""
         ahead = self._incoming.is_ahead(request.volume)
-        return {"commit": [*pair(commit)], "lacking": lacking, "ahead": ahead}
+        unfit = self._journals.unfit(record) if record is not None else ""
+        told = {"lacking": lacking, "ahead": ahead, "unfit": unfit}
+        return {"commit": [*pair(commit)], **told}
 
     def commit(self, node_id: str, request: CommitRequest) -> Mapping[str, Any]:
         """
@@ -277,7 +278,10 @@ class Receiving:
                 if apart:
                     self._keep_apart(record, journal, copy)
                 arrivals = self._incoming.of(record.id) or Arrivals.begun(pair(wanted))
-                missing = journal.staging.missing(delta, journal.manifest, arrivals)
+                missing = journal.staging.missing(
+                    *(delta, journal.manifest, arrivals),
+                    refused=self._incoming.refused(record.id),
+                )
                 if missing:
                     return {"missing": encoded_paths(missing)}
                 # No promise is to wait for it.
@@ -299,8 +303,12 @@ class Receiving:
             kept = _applied(rule, self._copy_state(record), stopped=True)
             if kept is None or kept.keep_live or kept.keep_commit:
                 raise PeerRefusedError("the copy has changed meanwhile")
-            journal.staging.mark(delta)
+            unfit = journal.staging.mark(delta)
             self._journals.copy_states.write(record.id, kept.copy)
+        if unfit:
+            lacks = described(unfit)
+            log.warning("%s", lacks, extra=fields(volume=record.name))
+            self._events.add(record, "unfit", lacks=lacks)
 
     def set_apart(self, record: VolumeRecord) -> None:
         """Set this copy's bytes apart; the caller keeps others from using the copy."""
@@ -366,17 +374,6 @@ class Receiving:
         owns = head.owner == node_id and head.phase == "owned"
         may = owns or (ahead and node_id in head.holders)
         return may and commit.epoch == head.epoch
-
-
-def _keep_parts(staging: Staging, basis: Path) -> None:
-    """Keep what a transfer that was broken off has left, for the next one."""
-    staging.tree()
-    # One that does not end soon is waited for by the next rsync.
-    with (
-        suppress(BackendError, OSError),
-        staging.still(Deadline(_LEAVE_DEADLINE_S)),
-    ):
-        partial.make_ready(staging.directory(), basis)
 
 
 def pair(commit: Commit) -> tuple[int, int]:

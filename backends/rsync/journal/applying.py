@@ -30,12 +30,12 @@ from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
+from backends.rsync.journal.fitting import Fitting
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.staging import (
     LIVE_NAME,
     Marker,
     Staging,
-    alike,
     require_base,
 )
 from backends.system import files, quota
@@ -135,6 +135,7 @@ class _Applying:
         with live.opened(b"") as directory:
             self._project = quota.project_of(directory)
         self._copier = FileCopier()
+        self._fitting = Fitting(home)
         # Where the first name of each copied file is.
         self._first: dict[int, bytes] = {}
 
@@ -225,7 +226,7 @@ class _Applying:
                 os.mkdir(name, 0o700, dir_fd=directory)
             return
         staged = look_at(self._staged, entry.path)
-        if staged is None or not alike(entry, staged.entry):
+        if staged is None or not self._fitting.fits(entry, staged.entry):
             return  # it is there already; the last look will tell
         if is_directory:
             self._remove(entry.path)
@@ -285,18 +286,23 @@ class _Applying:
         known = look_at(self._live, entry.path)
         with self._live.opened(entry.path) as directory:
             os.fchown(directory, entry.uid, entry.gid)
+            attributes = self._staged_attributes(entry)
             if known is None or known.entry.attributes != entry.attributes:
-                for key in attribute_names(directory):
+                # What has not been sent is here, or what of it fits.
+                for key in attribute_names(directory) if attributes is not None else ():
                     os.removexattr(directory, key)
-                for key, value in self._staged_attributes(entry).items():
+                for key, value in (attributes or {}).items():
                     os.setxattr(directory, key, value)
             os.fchmod(directory, entry.mode)
             times = os.fstat(directory).st_atime_ns, entry.mtime_ns
             os.utime(directory, ns=times)
 
-    def _staged_attributes(self, entry: Entry) -> dict[str, bytes]:
+    def _staged_attributes(self, entry: Entry) -> dict[str, bytes] | None:
+        """Return the attributes that were sent for a directory, None if none were."""
         if not entry.attributes:
             return {}
+        if self._staged.status(entry.path) is None:
+            return None
         with self._staged.opened(entry.path) as directory:
             return self._copier.read_attributes(directory)
 
@@ -367,7 +373,7 @@ class _Applying:
         inodes: dict[int, int] = {}
         for entry in self._delta.entries():
             known = look_at(self._live, entry.path)
-            if known is None or not alike(entry, known.entry):
+            if known is None or not self._fitting.fits(entry, known.entry):
                 raise BackendError(
                     f"{entry.path!r} did not become what commit "
                     f"{self._delta.header.commit} has there",

@@ -111,7 +111,7 @@ def look(name: bytes, *, directory: int, path: bytes) -> Known | None:
         mode=stat.S_IMODE(status.st_mode),
         uid=status.st_uid,
         gid=status.st_gid,
-        mtime_ns=_time_ns(status.st_mtime_ns),
+        mtime_ns=time_ns(status.st_mtime_ns),
         size=status.st_size if kind == "file" else 0,
         device=status.st_rdev if kind in ("character", "block") else 0,
         target=target,
@@ -155,7 +155,7 @@ def untouched(known: Known, status: os.stat_result) -> bool:
     return (
         known.inode == status.st_ino
         and known.ctime_ns == status.st_ctime_ns
-        and entry.mtime_ns == _time_ns(status.st_mtime_ns)
+        and entry.mtime_ns == time_ns(status.st_mtime_ns)
         and entry.mode == stat.S_IMODE(status.st_mode)
         and entry.kind == _KINDS[stat.S_IFMT(status.st_mode)]
         and (entry.kind != "file" or entry.size == status.st_size)
@@ -183,9 +183,9 @@ def certain_ns(ctime_ns: int, begun_ns: int) -> int:
     return DOUBTED if is_young else ctime_ns
 
 
-def _time_ns(time_ns: int) -> int:
+def time_ns(any_ns: int) -> int:
     """Return a time that 64 bits can hold; those after 2262 are all the same."""
-    return max(-_TIME_MAX_NS, min(time_ns, _TIME_MAX_NS))
+    return max(-_TIME_MAX_NS, min(any_ns, _TIME_MAX_NS))
 
 
 def is_path(path: bytes) -> bool:

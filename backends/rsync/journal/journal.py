@@ -38,6 +38,7 @@ from backends.rsync.journal.entries import (
     certain,
     recounted,
 )
+from backends.rsync.journal.fitting import forget_unfit
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     fill,
@@ -170,6 +171,7 @@ class Journal:
 
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
+        forget_unfit(self.home)
         if self.by_snapshot:
             self._commits.keep(commit, same_as=None if changes else self.commit())
         parts = chain([changes], changes.rest)

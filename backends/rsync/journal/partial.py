@@ -20,7 +20,9 @@ from typing import Final
 
 from backends.errors import BackendError, DeadlineError
 from backends.rsync.journal.outbox import TREE_NAME
+from backends.rsync.journal.staging import Staging
 from backends.system.beneath import opened
+from backends.system.clock import Deadline
 from backends.system.run import run
 
 UNFINISHED_NAME: Final = "unfinished"
@@ -28,9 +30,17 @@ PARTIAL_NAME: Final = "partial"
 # Less is sent again as fast as it is looked for.
 _WORTH_BYTES: Final = 2**20
 _SEARCH_WITHIN_S: Final = 10.0
+_END_WITHIN_S: Final = 1.0
 # Source: rsync, receiver.c, get_tmpname.
 _SUFFIX_LENGTH: Final = len(".XXXXXX")
 _PATTERN_SIGNS: Final = re.compile(r"([*?\[\]\\])")
+
+
+def keep(staging: Staging, basis: Path) -> None:
+    """Make ready for the next rsync, unless an earlier one does not end soon."""
+    staging.tree()
+    with suppress(BackendError, OSError), staging.still(Deadline(_END_WITHIN_S)):
+        make_ready(staging.directory(), basis)
 
 
 def make_ready(staging: Path, basis: Path) -> None:

@@ -18,7 +18,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +35,12 @@ from backends.rsync.journal.entries import (
     Entry,
     Known,
     look_at,
-    parent,
-    same,
     untouched,
 )
+from backends.rsync.journal.fitting import Fitting, Unfit
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, lacking_space
+from backends.rsync.journal.parents import require_parents
 from backends.system import files
 from backends.system.beneath import Beneath
 from backends.system.clock import Deadline, pause
@@ -75,6 +75,7 @@ class Staging:
         self._directory = home / "staging"
         self._marker = home / "applying"
         self.lock = home / "receiving"
+        self._fitting: Fitting | None = None
 
     def directory(self) -> Path:
         """Return the directory for rsync, made if it is missing."""
@@ -140,26 +141,35 @@ class Staging:
         return Delta.open(self._directory / "delta")
 
     def missing(
-        self, delta: Delta, manifest: Manifest, arrivals: Arrivals | None = None
+        self,
+        delta: Delta,
+        manifest: Manifest,
+        arrivals: Arrivals | None = None,
+        *,
+        refused: dict[bytes, str] | None = None,
     ) -> list[bytes]:
         """
         Return paths that have yet to be sent, some 500 of them at most, sorted.
 
-        Of a file with several names all are sent together, in one run of rsync.
+        Of a file with several names all are sent together, in one run of rsync. What
+        does not fit here is sent twice; *refused* remembers it, see `Fitting`.
 
         Raises:
             BackendError: the delta does not fit to what *manifest* describes.
 
         """
         require_base(delta, manifest)
-        _require_parents(delta, manifest)
+        require_parents(delta, manifest)
         groups: dict[int, list[Entry]] = {}
         found: list[bytes] = []
         with Beneath(self.tree()) as staged, Beneath(self.home / LIVE_NAME) as live:
             # A part of a commit may not be what the volume happens to have.
             source = live if delta.header.base is None else None
             arrived = arrivals if delta.header.base is None else None
-            check = _Check(self._directory, staged, source, manifest, arrived)
+            self._fitting = Fitting(self.home, refused)
+            check = _Check(
+                *(self._directory, staged, source, manifest, arrived, self._fitting)
+            )
             for entry in delta.entries():
                 if entry.links:
                     groups.setdefault(entry.links, []).append(entry)
@@ -170,9 +180,11 @@ class Staging:
                     found += [entry.path for entry in group]
         return sorted(found)
 
-    def mark(self, delta: Delta) -> None:
+    def mark(self, delta: Delta) -> list[Unfit]:
         """
         Make *delta*'s commit ours, to be applied through any crash.
+
+        Return what of it this copy cannot hold, and could before.
 
         Nothing may be missing, nobody may write here any more, and what has come has to
         be durable: only who was there before it came can tell (`Writeback`).
@@ -184,10 +196,12 @@ class Staging:
         commit = delta.header.commit
         marked = self.marked()
         if marked == commit:
-            return
+            return []
         if marked is not None:
             raise BackendError(f"commit {marked} has to be applied before {commit}")
+        unfit = (self._fitting or Fitting(self.home)).keep(delta)
         self.write_marker(Marker(commit, f".remora.{secrets.token_hex(16)}"))
+        return unfit
 
     def marked(self) -> Commit | None:
         """Return the commit that is to be applied, None if there is none."""
@@ -254,12 +268,6 @@ def require_base(delta: Delta, manifest: Manifest) -> None:
         )
 
 
-def alike(one: Entry, other: Entry) -> bool:
-    """Return whether both are the same but for numbers that differ between nodes."""
-    links = one.links if bool(one.links) == bool(other.links) else -1
-    return same(one, msgspec.structs.replace(other, links=links))
-
-
 @dataclass(frozen=True, slots=True)
 class _Check:
     """Looks for entries among what was sent, and for a full delta in the volume."""
@@ -269,9 +277,12 @@ class _Check:
     live: Beneath | None
     manifest: Manifest
     arrivals: Arrivals | None
+    fitting: Fitting
 
     def has(self, group: list[Entry]) -> bool:
         """Return whether *group*, all names of one file, is here."""
+        if group[0].kind == "directory":
+            self.fitting.note_time(group[0])
         if group[0].kind == "directory" and not group[0].attributes:
             return True  # made when it is needed
         if self._is_staged(group):
@@ -298,7 +309,7 @@ class _Check:
 
     def _is_staged(self, group: list[Entry]) -> bool:
         known = [look_at(self.staged, entry.path) for entry in group]
-        if not _all_alike(group, known):
+        if not _all_alike(group, known, self.fitting.comes):
             return False
         arrived = self.arrivals
         first = known[0]
@@ -326,10 +337,14 @@ class _Check:
             if entry.kind == "file" and row.entry.commit != entry.commit:
                 return False
             known.append(row)
-        return _all_alike(group, known)
+        return _all_alike(group, known, self.fitting.fits)
 
 
-def _all_alike(group: list[Entry], known: Iterable[Known | None]) -> bool:
+def _all_alike(
+    group: list[Entry],
+    known: Iterable[Known | None],
+    are_alike: Callable[[Entry, Entry], bool],
+) -> bool:
     """Return whether *known* are *group*'s entries, and one file."""
     inodes = set()
     for entry, each in zip(group, known, strict=True):
@@ -338,56 +353,8 @@ def _all_alike(group: list[Entry], known: Iterable[Known | None]) -> bool:
         found = each.entry
         if entry.kind == "directory" == found.kind:
             # Its owner and times come from the entry; only the rest has to be sent.
-            if found.attributes != entry.attributes:
-                return False
-        elif not alike(entry, found):
+            found = msgspec.structs.replace(entry, attributes=found.attributes)
+        if not are_alike(entry, found):
             return False
         inodes.add(each.inode)
     return len(inodes) == 1
-
-
-def _require_parents(delta: Delta, manifest: Manifest) -> None:
-    """Raise BackendError if an entry would have no directory to be in."""
-    deleted = _Above(delta.deletions())
-    for path in _parents_not_in(delta):
-        known = manifest.get(path) if delta.header.base is not None else None
-        if known is None or known.entry.kind != "directory" or deleted.has(path):
-            raise BackendError(f"the delta has entries in {path!r}, which is not there")
-
-
-class _Above:
-    """
-    Whether a path, or one that it lies in, is among *paths*.
-
-    Both come in order, and *paths* are not kept: another node says how many there are.
-    """
-
-    def __init__(self, paths: Iterator[bytes]) -> None:
-        self._paths = paths
-        self._next = next(paths, None)
-        # Those that what comes may lie in: "a-b" is between "a" and "a/c".
-        self._open: list[bytes] = []
-
-    def has(self, path: bytes) -> bool:
-        """Return it of *path*, which no earlier one was after, but for its parents."""
-        while self._next is not None and self._next <= path:
-            while self._open and self._next >= self._open[-1] + b"0":
-                self._open.pop()
-            self._open.append(self._next)
-            self._next = next(self._paths, None)
-        return any(path == each or path.startswith(each + b"/") for each in self._open)
-
-
-def _parents_not_in(delta: Delta) -> Iterator[bytes]:
-    """Yield directories that have entries in *delta* and are none of these."""
-    within: list[bytes] = []
-    told: bytes | None = None
-    for entry in delta.entries():
-        while within and entry.path >= within[-1] + b"0" and within[-1]:
-            within.pop()
-        above = parent(entry.path)
-        if entry.path and above not in within and above != told:
-            told = above
-            yield above
-        if entry.kind == "directory":
-            within.append(entry.path)
