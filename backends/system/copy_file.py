@@ -28,10 +28,29 @@ from backends.system.regular_files import NotRegularError, open_regular
 _FICLONE = 0x40049409
 _CHUNK_SIZE = 64 * 2**20
 _BUFFER_SIZE = 2**20
+_SECTOR_SIZE = 512  # of st_blocks, stat(2)
 # What filesystems, and pairs of them, say when they cannot do it: try the next way.
 _CANNOT = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS, errno.EINVAL}
 )
+
+
+def can_share(directory: str | os.PathLike[str]) -> bool:
+    """Return whether copies in *directory* share their blocks with what they are of."""
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    made = list[int]()
+    try:
+        made += [os.open(directory, flags, 0o600)]
+        made += [os.open(directory, flags, 0o600)]
+        os.write(made[0], bytes(4096))
+        fcntl.ioctl(made[1], _FICLONE, made[0])
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        for each in made:
+            os.close(each)
 
 
 @dataclass
@@ -79,7 +98,7 @@ class FileCopier:
             try:
                 if self.flush_source:
                     write_out(source)
-                self._copy_content(source, target, status.st_size)
+                self._copy_content(source, target, status)
                 self.copy_attributes(source, target, status)
                 if self.fsync:
                     os.fsync(target)
@@ -93,7 +112,8 @@ class FileCopier:
             os.close(source)
         return True
 
-    def _copy_content(self, source: int, target: int, size: int) -> None:
+    def _copy_content(self, source: int, target: int, status: os.stat_result) -> None:
+        size = status.st_size
         if size == 0:
             return
         if self._share_contents:
@@ -105,7 +125,7 @@ class FileCopier:
                 # EINVAL can be about this file alone; the others are about the pair.
                 self._share_contents = error.errno == errno.EINVAL
             else:
-                self.size_bytes += size
+                self.size_bytes += min(size, status.st_blocks * _SECTOR_SIZE)
                 return
         os.ftruncate(target, size)
         end = 0

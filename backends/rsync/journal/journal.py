@@ -43,13 +43,12 @@ from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     fill,
     fill_from,
-    held_bytes,
     listed,
     new_outbox,
-    require_space,
     unpack,
     writing,
 )
+from backends.rsync.journal.portions import portion, used_bytes
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
@@ -201,7 +200,8 @@ class Journal:
         Return what leads a copy from *base* to this one's commit.
 
         Without a base everything is named and the files of *only* are sent: the others
-        are there already. What has changed since it was recorded is recorded as it is
+        are there already. What does not fit on the disk at once comes when members say
+        that they lack it. What has changed since it was recorded is recorded as it is
         sent, and is the same commit to everybody: call this once for each, with all
         bases that it is to be led to from; those of *others* are `repack`'s.
 
@@ -221,10 +221,7 @@ class Journal:
         if snapshot:
             fill_from(snapshot, outbox)
         else:
-            with Beneath(self.live) as live:
-                known = self._known(wanted)
-                size_bytes = sum(held_bytes(live, each.entry) for each in known)
-            require_space(self.home, size_bytes)
+            wanted = portion(self.home, self.live, self._known(wanted), only)
             filled = fill(self.live, self._known(wanted), outbox)
         if not valid():
             raise BackendError("the volume has changed hands meanwhile")
@@ -270,6 +267,10 @@ class Journal:
         """Return the directory of what `pack` has made, which is the caller's now."""
         outbox, self._outbox = self._outbox, None
         return outbox
+
+    def used_bytes(self) -> int:
+        """Return what the files of the copy hold: no holes, each once."""
+        return used_bytes(self.manifest, self.live)
 
     def changed_since(self, commit: Commit) -> set[bytes]:
         """Return the paths of what was written after *commit*, as far as is known."""
