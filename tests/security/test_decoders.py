@@ -153,7 +153,9 @@ OWN = {
 
 def test_every_decoder_is_known() -> None:
     """A new module that decodes stands in `tests/support/decoders.py`, or in `OWN`."""
-    tried = _imported(REPOSITORY / "tests/support/decoders.py")
+    support = REPOSITORY / "tests/support"
+    tried = _imported(support / "decoders.py")
+    tried |= _imported(support / "journal_decoders.py")
     reading = {
         str(path.relative_to(REPOSITORY))
         for package in ("plugin", "backends")

@@ -34,10 +34,8 @@ from backends.nfs.options import (
 )
 from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
-from backends.rsync.journal.delta import Delta, Header
+from backends.rsync.journal.delta import Header
 from backends.rsync.journal.entries import Entry
-from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.staging import Staging
 from backends.rsync.pool import Pool
 from backends.rsync.quarantine import _ITEM, _plain
 from backends.system.mountinfo import parse_mountinfo
@@ -73,6 +71,7 @@ from plugin.store.mirror_file import MirrorFile
 from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import _put
 from plugin.volumes.history import _checked as events_of
+from tests.support import journal_decoders
 from tests.support.decoder_seeds import ID, REQUEST, SEEDS
 from tests.support.mangling import hostile
 
@@ -222,17 +221,6 @@ FULL: Final = delta_of(
 )
 
 
-def _delta(directory: Path, content: bytes) -> object:
-    (directory / "delta").write_bytes(content)
-    with Delta.open(directory / "delta") as delta:
-        return list(delta.entries()), list(delta.deletions())
-
-
-def _marker_of_commit(directory: Path, content: bytes) -> object:
-    (directory / "applying").write_bytes(content)
-    return Staging(directory).read_marker()
-
-
 def _copy_state(directory: Path, content: bytes) -> object:
     (directory / "replica.json").write_bytes(content)
     return CopyStates(lambda _: directory).read(ID, initial=EMPTY)
@@ -250,20 +238,6 @@ def _volumes_of_pool(directory: Path, content: bytes) -> object:
     home.mkdir(parents=True, exist_ok=True)
     (home / "volume.json").write_bytes(content)
     return list(RsyncBackend(directory, pool_id=ID).discover())
-
-
-def _manifest(directory: Path, content: bytes) -> object:
-    path = directory / "manifest.db"
-    path.write_bytes(content)
-    try:
-        manifest = Manifest(path)
-        try:
-            manifest.since((0, 0))
-            return [*manifest.all(), manifest.count(), manifest.size_bytes()]
-        finally:
-            manifest.close()
-    finally:
-        Manifest.discard(path)
 
 
 def _database(directory: Path, content: bytes) -> object:
@@ -352,11 +326,12 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
         "peer: events": (_events, (RemoraError,)),
         "peer: error": (_refused, bad),
         "peer: transfers": (partial(_request, TransfersAnswer), bad),
-        "file: commit's marker": (_marker_of_commit, no),
+        "file: what does not fit": (journal_decoders.unfit, no),
+        "file: commit's marker": (journal_decoders.marker_of_commit, no),
         "file: copy state": (_copy_state, no),
         "file: pool": (_pool, no),
         "file: volume": (_volumes_of_pool, ()),
-        "file: manifest": (_manifest, no),
+        "file: manifest": (journal_decoders.manifest, no),
         "file: database": (_database, (StoreError,)),
         "file: mirror": (_mirror, ()),
         "file: guard": (_guard, ()),
@@ -395,6 +370,8 @@ DECODERS: Final = {
     for name, (decode, refusals) in _decoders().items()
 } | {
     "file: delta": Decoder(
-        _delta, (BackendError,), hostile(DELTA, FULL, finish=with_right_sum)
+        journal_decoders.delta,
+        (BackendError,),
+        hostile(DELTA, FULL, finish=with_right_sum),
     )
 }

@@ -52,15 +52,17 @@ def read_unfit(home: Path) -> list[Unfit]:
     """
     Return what the copy in *home* lacks.
 
+    Nothing if the file is damaged: what does not fit is then sent twice once more.
+
     Raises:
         BackendError: that cannot be read.
 
     """
     try:
         return from_json((home / _NAME).read_bytes(), list[Unfit])
-    except FileNotFoundError:
+    except (FileNotFoundError, msgspec.DecodeError):
         return []
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
         raise BackendError(f"{home / _NAME} cannot be read: {error}") from error
 
 
