@@ -32,6 +32,7 @@ from backends.system.run import stream
 from backends.system.walk import walk
 
 _NAME: Final = "quarantine"
+_SECTOR_BYTES: Final = 512  # of st_blocks, stat(2)
 _COMMIT: Final = re.compile(r"(?:0|[1-9][0-9]{0,18})\.(?:0|[1-9][0-9]{0,18})")
 # rsync is silent while it finds no difference: for as long as a scan of millions of
 # names takes, or the reading of all that is in them.
@@ -287,11 +288,15 @@ def _kind(mode: int) -> str:
 
 def _measured(top: Path, deadline: Deadline) -> Size:
     count = size_bytes = 0
+    linked = set[int]()
     with opened(top) as directory:
         for _, _, _, status in walk(directory):
             if deadline.passed():
                 return Size(count, size_bytes, whole=False)
             if not stat.S_ISDIR(status.st_mode):
                 count += 1
-                size_bytes += status.st_size if stat.S_ISREG(status.st_mode) else 0
+                if stat.S_ISREG(status.st_mode) and status.st_ino not in linked:
+                    size_bytes += min(status.st_size, _SECTOR_BYTES * status.st_blocks)
+                if status.st_nlink > 1:
+                    linked.add(status.st_ino)
     return Size(count, size_bytes, whole=True)

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from backends.system.attributes import is_copied
 from backends.system.beneath import Beneath
 from backends.system.libc import write_out
 from backends.system.opening import Opener
@@ -28,12 +29,30 @@ from backends.system.regular_files import NotRegularError, open_regular
 _FICLONE = 0x40049409
 _CHUNK_SIZE = 64 * 2**20
 _BUFFER_SIZE = 2**20
+_SECTOR_SIZE = 512  # of st_blocks, stat(2)
 # What filesystems, and pairs of them, say when they cannot do it: try the next way.
 _CANNOT = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.ENOSYS, errno.EINVAL}
 )
-# Kept by the filesystem itself, or another name of the mode.
-NOT_COPIED = frozenset({"system.nfs4_acl", "system.nfs4_dacl", "security.selinux"})
+
+
+def can_share(directory: str | os.PathLike[str]) -> bool:
+    """Return whether copies in *directory* share their blocks with what they are of."""
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    made = list[int]()
+    try:
+        made += [os.open(directory, flags, 0o600)]
+        made += [os.open(directory, flags, 0o600)]
+        os.write(made[0], bytes(4096))
+        clone(made[0], made[1])
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        for each in made:
+            os.close(each)
+
 
 # ACLs, and how btrfs compresses.
 _INHERITED = ("system.", "btrfs.")
@@ -85,7 +104,7 @@ class FileCopier:
             try:
                 if self.flush_source:
                     write_out(source)
-                self._copy_content(source, target, status.st_size)
+                self._copy_content(source, target, status)
                 self.copy_attributes(source, target, status)
                 if self.fsync:
                     os.fsync(target)
@@ -99,7 +118,8 @@ class FileCopier:
             os.close(source)
         return True
 
-    def _copy_content(self, source: int, target: int, size: int) -> None:
+    def _copy_content(self, source: int, target: int, status: os.stat_result) -> None:
+        size = status.st_size
         if size == 0:
             return
         if self._share_contents:
@@ -111,7 +131,7 @@ class FileCopier:
                 # EINVAL can be about this file alone; the others are about the pair.
                 self._share_contents = error.errno == errno.EINVAL
             else:
-                self.size_bytes += size
+                self.size_bytes += min(size, status.st_blocks * _SECTOR_SIZE)
                 return
         os.ftruncate(target, size)
         end = 0
@@ -269,7 +289,7 @@ def attribute_names(source: int | bytes) -> list[str]:
         if error.errno not in _CANNOT:
             raise
         return []
-    return [key for key in names if key not in NOT_COPIED]
+    return [key for key in names if is_copied(key)]
 
 
 def _inherited(source: int) -> list[str]:

@@ -24,20 +24,22 @@ def list_replicas(context: Context, volume: str, as_json: bool) -> None:
     List the copies of VOLUME.
 
     STATE is owner (mounted there), holder (has the newest commit), behind, or gone (the
-    node was removed). COMMIT is the newest one that is known of.
+    node was removed). COMMIT is the newest one that is known of; LACKS is what of it
+    the node's filesystem cannot hold.
     """
     found = context.client.call("GET", f"{volume_path(volume)}/replicas")
     if as_json:
         output.print_json(found)
         return
     output.print_table(
-        ("NODE", "STATE", "COMMIT", "ALIVE"),
+        ("NODE", "STATE", "COMMIT", "ALIVE", "LACKS"),
         [
             (
                 each["node"],
                 each["state"],
                 each["commit"] or "-",
                 "yes" if each["alive"] else "no",
+                each["lacks"] or "-",
             )
             for each in found
         ],

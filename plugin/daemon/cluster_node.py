@@ -14,6 +14,7 @@ from typing import NoReturn
 from backends.options import seconds
 from backends.registry import has_catalogue_on_storage
 from backends.rsync.backend import RsyncBackend
+from backends.rsync.journal.fitting import unfit_of
 from plugin.config import Config
 from plugin.daemon.sockets import bind_socket, remove_socket
 from plugin.errors import PeerRefusedError, StoreError
@@ -80,14 +81,14 @@ class ClusterNode:
         wishes: Wishes,
     ) -> None:
         peers = self.peers = Peers(_shared_ssh(config, keys))
-        by_id = partial(_by_id, catalogue)
+        by_id, find = partial(_by_id, catalogue), partial(_record, catalogue)
         parts = Parts(ownership.heads, wishes, by_id=by_id)
-        asking = Asking(peers, wishes, parts, node_id=ownership.node_id)
-        self.asking, self.members = asking, VolumeMembers(catalogue, ownership, asking)
+        self.asking = asking = Asking(peers, wishes, parts, node_id=ownership.node_id)
+        unfit = partial(_unfit, rsync)
+        self.members = VolumeMembers(catalogue, ownership, asking, unfit)
         holds = Holds(config.tuning.hold_s)
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = _keeper(config, ownership, failsafe)
-        find = partial(_record, catalogue)
         self.replication = ReplicationNode(
             ownership,
             rsync,
@@ -273,6 +274,10 @@ def _sshd(config: Config, keys: NodeKeys) -> PeerSshd:
         # Volumes that the daemon unmounts must not stay mounted in sshd's namespace.
         let_go=[config.mount_dir, config.state_dir / "nfs"],
     )
+
+
+def _unfit(rsync: RsyncBackend, record: VolumeRecord) -> str:
+    return unfit_of(rsync.copy_directory(record.volume()))
 
 
 def _by_id(catalogue: Catalogue, volume_id: str) -> VolumeRecord | None:

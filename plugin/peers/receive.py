@@ -25,6 +25,7 @@ import sys
 from contextlib import suppress
 
 from backends.system import jail
+from backends.system.attributes import RSYNC_FILTERS
 from backends.system.traffic import traffic
 from plugin.peers import relay
 
@@ -35,6 +36,7 @@ RSYNC_OPTIONS = (
     # Times are kept to the nanosecond, but equal times prove nothing: each file that is
     # named has changed, so its content is compared.
     *("--modify-window=-1", "--ignore-times"),
+    *RSYNC_FILTERS,
 )
 # The files of a commit are named on rsync's input; a tree that is sent ahead goes as a
 # whole, which takes rsync much less for many files, and no other filesystem with it.
@@ -46,6 +48,9 @@ _NUMBER = "(?:0|[1-9][0-9]{0,17})"
 # What the copy holds already: rsync sends only the parts of a file that differ. The
 # sender uses the second name, too: beside the tree lie files about the commit.
 _BASIS, _TREE = "basis", "tree"
+# Where files are until they are whole, and what was broken off; see `partial.py`.
+_UNFINISHED, _PARTS = "/staging/unfinished", "/staging/partial"
+_IN_PLACE = "I"  # rsync's letter for writing to a part
 CONTROL = "remora control"
 RECEIVE = re.compile(
     f"remora receive ({_UUID}) ({_NUMBER}) ({_NUMBER})"
@@ -199,12 +204,19 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
         capabilities=jail.WRITING,
         programs=True,
     )
-    os.chdir("/staging")
-    # "." is all that it may write to, whatever path the sender asked for.
-    flags = (TREE_FLAGS if place.get("is_tree") else NAMES_FLAGS) + capabilities
     within = f"/{_TREE}" if place.get("is_tree") else ""
-    basis = f"--compare-dest=/{_BASIS}{within}"
-    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, basis, ".", "."]
+    for each in (f"/staging{within}", _UNFINISHED, _PARTS):
+        os.makedirs(each, 0o700, exist_ok=True)
+    os.chdir(f"/staging{within}")
+    # "." is all that it writes to, whatever path the sender asked for.
+    flags = TREE_FLAGS if place.get("is_tree") else NAMES_FLAGS
+    # A part is not written to in place: of what an earlier daemon knew of, nobody can
+    # tell whether the disk has lost some.
+    flags += capabilities.replace(_IN_PLACE, "")
+    # However rsync ends, what it has of a file stays, for the next one to go on from.
+    parts = f"--temp-dir={_UNFINISHED}", f"--partial-dir={_PARTS}"
+    own = (*parts, f"--compare-dest=/{_BASIS}{within}", *RSYNC_FILTERS)
+    arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, *own, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
     os.execve("/usr/bin/rsync", arguments, environment)
 

@@ -56,7 +56,8 @@ class StagingPlace:
     The ``directory`` for a commit's bytes, and the read-only ``basis`` with most of it.
 
     ``nice`` is the receiving rsync's, from 0 to 19. With ``is_tree`` the names that are
-    sent are those of the volume's tree itself, as in ``basis``. rsync holds ``lock``, a
+    sent are those of the volume's tree itself, as in ``basis``, and go into ``tree`` in
+    the directory. rsync holds ``lock``, a
     file, until the last of its processes has ended.
     """
 

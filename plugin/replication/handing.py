@@ -138,7 +138,7 @@ class Handing:
             if copy is None or copy.live_epoch or copy.commit == EMPTY:
                 raise PeerRefusedError(f"this copy of '{record.name}' has no commit")
             # Not from the commit's snapshot: the next commit would delete that.
-            source, size_bytes = journal.live, journal.manifest.size_bytes()
+            source, size_bytes = journal.live, journal.used_bytes()
         with self.workers.working(record.id):
             carried = self._transfer.send_ahead(
                 request.node,
@@ -170,7 +170,7 @@ class Handing:
                 volume_id=record.id,
                 epoch=commit.epoch,
                 source=journal.source(),
-                total_bytes=journal.manifest.size_bytes(),
+                total_bytes=journal.used_bytes(),
             )
         try:
             with on_disk_of(self._ownership.own.name):

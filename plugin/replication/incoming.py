@@ -21,6 +21,8 @@ class Incoming:
         self._writebacks: dict[str, Writeback] = {}
         # Volumes of which files came ahead of a commit that has not come yet.
         self._ahead: set[str] = set()
+        # What came in vain with which attributes, by its path; see `Fitting`.
+        self._refused: dict[str, dict[bytes, str]] = {}
         # The commit that has come, if this node has asked holders for it.
         self._pulled: dict[str, Commit] = {}
 
@@ -66,6 +68,10 @@ class Incoming:
         """Return what has come, None if nothing has since this daemon's start."""
         return self._arrivals.get(volume_id)
 
+    def refused(self, volume_id: str) -> dict[bytes, str]:
+        """Return what came in vain, to be gone on with."""
+        return self._refused.setdefault(volume_id, {})
+
     def pull(self, volume_id: str, commit: Commit) -> None:
         """Believe what has come only if holders were asked for *commit* before."""
         if self._pulled.get(volume_id) != commit:
@@ -100,4 +106,5 @@ class Incoming:
         self._arrivals.pop(volume_id, None)
         self._writebacks.pop(volume_id, None)
         self._ahead.discard(volume_id)
+        self._refused.pop(volume_id, None)
         self._pulled.pop(volume_id, None)

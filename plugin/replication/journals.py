@@ -19,6 +19,7 @@ import msgspec
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
+from backends.rsync.journal.fitting import unfit_of
 from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.manifest import DamagedManifestError
 from backends.rsync.journal.outbox import lacking_space, unpack_all
@@ -83,6 +84,10 @@ class Journals:
         if apart and not (live.is_dir() and any(live.iterdir())):
             return max(apart, key=lambda tree: tree.set_apart_at).path
         return live
+
+    def unfit(self, record: VolumeRecord) -> str:
+        """Return what of its commit this node's copy lacks, "" if nothing; a line."""
+        return unfit_of(self.home(record))
 
     def lacking_space(self, record: VolumeRecord, size_bytes: int) -> str:
         """

@@ -17,8 +17,10 @@ import msgspec
 
 from backends.base import WholeNumber
 from backends.errors import BackendError
+from backends.rsync.journal import partial
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.fitting import described
 from backends.rsync.journal.journal import Journal
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
@@ -141,7 +143,6 @@ class Receiving:
 
         """
         commit = Commit(epoch, seq)
-        is_tree = seq == AHEAD_SEQ
         head = self._require_sender(node_id, volume, commit)
         record = self._by_id(volume)
         if record is None:
@@ -164,12 +165,12 @@ class Receiving:
             self._sessions.hang_up(volume)
             empty = copy is None or copy.commit == EMPTY
             self._incoming.note(volume, journal.home, commit, empty=empty)
-            staging = journal.staging
-            directory = staging.tree() if is_tree else staging.directory()
+            basis = self._journals.basis(record)
+            partial.keep(journal.staging, basis)
             number = self._progress.begin("receiving", volume, node_id)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
-        basis = self._journals.basis(record)
-        return StagingPlace(directory, basis, staging.lock, self._nice, is_tree)
+            place = journal.staging.directory(), basis, journal.staging.lock
+        return StagingPlace(*place, nice=self._nice, is_tree=seq == AHEAD_SEQ)
 
     def end(
         self,
@@ -192,6 +193,7 @@ class Receiving:
 
         ``lacking`` says why no other commit is taken: the disk is too full. ``ahead``:
         files were sent ahead of a commit, and only who knows since when may bring that.
+        ``unfit``: what of its commit the copy lacks.
         """
         del node_id
         if request.volume in self._departing:
@@ -202,7 +204,9 @@ class Receiving:
         record = self._by_id(request.volume)
         lacking = self._room.lacking(record) if record is not None else ""
         ahead = self._incoming.is_ahead(request.volume)
-        return {"commit": [*pair(commit)], "lacking": lacking, "ahead": ahead}
+        unfit = self._journals.unfit(record) if record is not None else ""
+        told = {"lacking": lacking, "ahead": ahead, "unfit": unfit}
+        return {"commit": [*pair(commit)], **told}
 
     def commit(self, node_id: str, request: CommitRequest) -> Mapping[str, Any]:
         """
@@ -274,7 +278,10 @@ class Receiving:
                 if apart:
                     self._keep_apart(record, journal, copy)
                 arrivals = self._incoming.of(record.id) or Arrivals.begun(pair(wanted))
-                missing = journal.staging.missing(delta, journal.manifest, arrivals)
+                missing = journal.staging.missing(
+                    *(delta, journal.manifest, arrivals),
+                    refused=self._incoming.refused(record.id),
+                )
                 if missing:
                     return {"missing": encoded_paths(missing)}
                 # No promise is to wait for it.
@@ -296,8 +303,12 @@ class Receiving:
             kept = _applied(rule, self._copy_state(record), stopped=True)
             if kept is None or kept.keep_live or kept.keep_commit:
                 raise PeerRefusedError("the copy has changed meanwhile")
-            journal.staging.mark(delta)
+            unfit = journal.staging.mark(delta)
             self._journals.copy_states.write(record.id, kept.copy)
+        if unfit:
+            lacks = described(unfit)
+            log.warning("%s", lacks, extra=fields(volume=record.name))
+            self._events.add(record, "unfit", lacks=lacks)
 
     def set_apart(self, record: VolumeRecord) -> None:
         """Set this copy's bytes apart; the caller keeps others from using the copy."""

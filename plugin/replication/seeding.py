@@ -194,7 +194,7 @@ class Seeding:
                 or known.node_id != node_id
                 or journal.manifest.since(known.since) is None
             ):
-                source, size_bytes = journal.live, journal.manifest.size_bytes()
+                source, size_bytes = journal.live, journal.used_bytes()
                 run = partial(self._run, record, source, size_bytes)
                 # At the end: who waits longest is the first.
                 self._fillings.pop(record.id, None)

@@ -6,6 +6,7 @@ What arrives is part of nothing until the other node says so.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -16,12 +17,14 @@ from typing import IO, Final
 
 from backends.errors import BackendError
 from backends.system.run import run_with_progress
+from plugin.logs import fields
 from plugin.ownership.state import Commit
 from plugin.peers.channel import PeerChannel, Peers
 from plugin.peers.sharing import AHEAD_SEQ
 from plugin.replication.progress import Progress
 from plugin.replication.room import ask_for_room
 
+log = logging.getLogger(__name__)
 # So long neither side may stand still. ssh gives a silent node up after six seconds; of
 # one that hangs, only its rsync tells.
 _STALL_S: Final = 60.0
@@ -62,8 +65,8 @@ class RsyncTransfer:
         """
         channel = self._peers.channel(node_id)
         ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
-        with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as log:
-            whole, path = names is None, Path(log.name)
+        with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as told:
+            whole, path = names is None, Path(told.name)
             command = self._command(
                 channel, volume_id, commit, source, path, whole=whole
             )
@@ -78,12 +81,13 @@ class RsyncTransfer:
                     stdin=file.fileno(),
                 )
             except BackendError as error:
-                # Of files that are sent ahead, a part is better than nothing.
-                if commit.seq != AHEAD_SEQ or not _is_partial(error):
+                # One file keeps no others back: the member tells what it lacks.
+                if not _is_partial(error):
                     raise
+                log.info("%s", error, extra=fields(node=node_id, volume_id=volume_id))
             finally:
                 self.progress.end(number)
-                carried_bytes = _carried_bytes(log)
+                carried_bytes = _carried_bytes(told)
                 self.progress.count("sending", size_bytes=carried_bytes)
         return carried_bytes
 

@@ -12,13 +12,18 @@ release any node may change them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import msgspec
 
-from backends.errors import InvalidRequestError, RemoraError, VolumeBusyError
+from backends.errors import (
+    InvalidRequestError,
+    RemoraError,
+    VolumeBusyError,
+    one_line,
+)
 from backends.replication_options import REPLICAS_MAX, ReplicationOptions
 from plugin.errors import (
     NodeConflictError,
@@ -52,13 +57,18 @@ State = Literal["owner", "holder", "behind", "gone"]
 
 
 class ReplicaView(msgspec.Struct, frozen=True, kw_only=True):
-    """One copy; ``commit`` is "" if unknown; if ``gone``, its node has no record."""
+    """
+    One copy; ``commit`` is "" if unknown; if ``gone``, its node has no record.
+
+    ``lacks`` is what of its commit the node's filesystem cannot hold, "" if nothing.
+    """
 
     node: str
     id: str
     state: State
     commit: str
     alive: bool
+    lacks: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +78,8 @@ class VolumeMembers:
     catalogue: Catalogue
     ownership: OwnershipView
     asking: Asking | None = None
+    # What this node's copy lacks.
+    unfit: Callable[[VolumeRecord], str] = lambda _: ""
 
     def all(self, name: str) -> list[ReplicaView]:
         """
@@ -80,8 +92,13 @@ class VolumeMembers:
         """
         record = self._existing(name).record
         head = self._head(record)
-        commits = self._commits(record, head)
-        found = [self._view(each, head, commits) for each in head.members]
+        commits, lacks = self._copies(record, head)
+        found = [
+            msgspec.structs.replace(
+                self._view(each, head, commits), lacks=lacks.get(each, "")
+            )
+            for each in head.members
+        ]
         return sorted(found, key=lambda each: (each.state != "owner", each.node))
 
     def add(self, name: str, node: str) -> None:
@@ -307,16 +324,18 @@ class VolumeMembers:
         names = [self.ownership.name_of(each) for each in node_ids[:_NAMED_MAX]]
         return ", ".join(f"'{each}'" for each in names)
 
-    def _commits(self, record: VolumeRecord, head: Head) -> dict[str, Commit]:
-        """Return the commit of each copy, as known from the head or from its node."""
-        commits = dict.fromkeys(head.holders, head.committed)
-        own = self.ownership.copy_state(record)
+    def _copies(
+        self, record: VolumeRecord, head: Head
+    ) -> tuple[dict[str, Commit], dict[str, str]]:
+        """Return the commit of each copy, and what it lacks, as its node says."""
+        commits, lacks = dict.fromkeys(head.holders, head.committed), dict[str, str]()
+        own_id, own = self.ownership.node_id, self.ownership.copy_state(record)
         if own is not None:
-            commits[self.ownership.node_id] = own.commit
+            commits[own_id], lacks[own_id] = own.commit, self.unfit(record)
         asked = [
             each.record.id
             for each in self.ownership.nodes.all()
-            if each.alive and each.record.id in {*head.members} - commits.keys()
+            if each.alive and each.record.id in {*head.members} - {own_id}
         ]
         if asked and self.asking is not None:
             answers = self.asking.call_all(
@@ -324,8 +343,9 @@ class VolumeMembers:
             )
             for node_id, answer in answers.items():
                 if not isinstance(answer, RemoraError):
-                    commits[node_id] = Commit(*answer["commit"])
-        return commits
+                    commits.setdefault(node_id, Commit(*answer["commit"]))
+                    lacks[node_id] = one_line(str(answer.get("unfit", "")))
+        return commits, lacks
 
     def _view(
         self, node_id: str, head: Head, commits: Mapping[str, Commit]

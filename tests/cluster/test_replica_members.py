@@ -267,7 +267,7 @@ def test_copies_are_added_and_removed_by_hand(
     assert cli("replica", "add", NAME, other.name) == Done(0, f"{other.name}\n", "")
     wait_members(records, volume_id, *three)
     [heading, first, *rows] = cli("replica", "ls", NAME).out.splitlines()
-    assert heading.split() == ["NODE", "STATE", "COMMIT", "ALIVE"]
+    assert heading.split() == ["NODE", "STATE", "COMMIT", "ALIVE", "LACKS"]
     assert first.split()[:2] == ["alpha", "owner"]
     assert {row.split()[1] for row in rows} <= {"holder", "behind"}
     other.wait_known(NAME)

@@ -210,6 +210,7 @@ def test_a_damaged_redo_file_is_not_taken(
     replicate(owner, member)
     assert shape(member.live) == shape(owner.live)
 
+
 def test_a_search_that_cannot_be_made_costs_bytes_and_no_commit(
     disks: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

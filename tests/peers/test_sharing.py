@@ -271,7 +271,7 @@ def test_a_tree_is_sent_from_a_jail(nodes: NODES, source: Path) -> None:
     done = send_tree(nodes, source)
     staging = nodes[1].staging
     assert (done.returncode, done.stderr) == (0, b"")
-    assert (staging.directory / "big").read_bytes() == content
+    assert (staging.directory / "tree/big").read_bytes() == content
     assert staging.begun == [(VOLUME, 5, 0)]
     assert staging.ended == [0]
     carried = re.search(r" sent ([0-9]+) bytes ", (source / "../log").read_text())

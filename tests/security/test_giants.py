@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal import outbox, refusals, staging
+from backends.rsync.journal import outbox, parents, refusals
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Entry
 from backends.rsync.journal.journal import EVERYTHING, Journal
@@ -112,7 +112,7 @@ def test_deletions_of_a_stranger_take_no_memory(tmp_path: Path) -> None:
         Delta.open(tmp_path / "delta") as delta,
         closing(Manifest(tmp_path / "m")) as m,
     ):
-        assert peak_bytes(lambda: staging._require_parents(delta, m)) < 1_500_000
+        assert peak_bytes(lambda: parents.require_parents(delta, m)) < 1_500_000
 
 
 @pytest.mark.parametrize("deleted", [b"a/b/c", b"a/b", b"a", None])
@@ -127,10 +127,10 @@ def test_what_is_deleted_is_no_directory_to_be_in(
     write_delta(tmp_path / "delta", Header(VOLUME, (1, 1), (1, 2)), [entry], gone)
     with Delta.open(tmp_path / "delta") as delta:
         if deleted is None:
-            staging._require_parents(delta, owner.manifest)
+            parents.require_parents(delta, owner.manifest)
             return
         with pytest.raises(BackendError, match="which is not there"):
-            staging._require_parents(delta, owner.manifest)
+            parents.require_parents(delta, owner.manifest)
 
 
 def deepen(top: Path) -> None:

@@ -81,6 +81,7 @@ SEEDS: Final = {
         b'"rate_bytes_s":1.5}]}'
     )
     % _ID,
+    "file: what does not fit": b'[["ZmlsZQ==","attributes"]]',
     "file: commit's marker": b'{"commit":[1,2],"work":".remora.0","deleted":true}',
     "file: copy state": b'{"promised":3,"commit":[3,7],"live_epoch":3,"next_seq":8}',
     "file: pool": b'{"id":"%b"}' % _ID,

@@ -6,7 +6,6 @@ Everything that is decoded from where others write, with the errors that each ma
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Callable, Mapping
@@ -33,11 +32,6 @@ from backends.nfs.options import (
 from backends.nfs.records import volume_of
 from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
-from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.range_log import RangeLog, name_of
-from backends.rsync.journal.redo import Redo
-from backends.rsync.journal.staging import Staging
 from backends.rsync.pool import Pool
 from backends.rsync.quarantine import _ITEM, _plain
 from backends.system.mountinfo import parse_mountinfo
@@ -73,6 +67,7 @@ from plugin.store.mirror_file import MirrorFile
 from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import _put
 from plugin.volumes.history import _checked as events_of
+from tests.support import journal_decoders
 from tests.support.decoder_seeds import ID, REQUEST, SEEDS
 from tests.support.journal_seeds import (
     DELTA,
@@ -201,33 +196,6 @@ def _refused(_: Path, line: bytes) -> object:
 # Files
 
 
-def _delta(directory: Path, content: bytes) -> object:
-    (directory / "delta").write_bytes(content)
-    with Delta.open(directory / "delta") as delta:
-        return list(delta.entries()), list(delta.deletions())
-
-
-def _redo(directory: Path, content: bytes) -> object:
-    (directory / "redo").write_bytes(content)
-    with (directory / "redo").open("rb") as file:
-        redo = Redo(file.fileno())
-        redo.require_data()
-        return redo.table
-
-
-def _range_log(directory: Path, content: bytes) -> object:
-    (directory / "ranges").mkdir(exist_ok=True)
-    digest = hashlib.blake2b(content, digest_size=16).digest()
-    (directory / "ranges" / name_of(b"db")).write_bytes(digest + content)
-    log = RangeLog(directory / "ranges")
-    return log.paths(), log.since(b"db", (1, 1), (1, 2))
-
-
-def _marker_of_commit(directory: Path, content: bytes) -> object:
-    (directory / "applying").write_bytes(content)
-    return Staging(directory).read_marker()
-
-
 def _copy_state(directory: Path, content: bytes) -> object:
     (directory / "replica.json").write_bytes(content)
     return CopyStates(lambda _: directory).read(ID, initial=EMPTY)
@@ -245,20 +213,6 @@ def _volumes_of_pool(directory: Path, content: bytes) -> object:
     home.mkdir(parents=True, exist_ok=True)
     (home / "volume.json").write_bytes(content)
     return list(RsyncBackend(directory, pool_id=ID).discover())
-
-
-def _manifest(directory: Path, content: bytes) -> object:
-    path = directory / "manifest.db"
-    path.write_bytes(content)
-    try:
-        manifest = Manifest(path)
-        try:
-            manifest.since((0, 0))
-            return [*manifest.all(), manifest.count(), manifest.size_bytes()]
-        finally:
-            manifest.close()
-    finally:
-        Manifest.discard(path)
 
 
 def _database(directory: Path, content: bytes) -> object:
@@ -347,11 +301,12 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
         "peer: events": (_events, (RemoraError,)),
         "peer: error": (_refused, bad),
         "peer: transfers": (partial(_request, TransfersAnswer), bad),
-        "file: commit's marker": (_marker_of_commit, no),
+        "file: what does not fit": (journal_decoders.unfit, no),
+        "file: commit's marker": (journal_decoders.marker_of_commit, no),
         "file: copy state": (_copy_state, no),
         "file: pool": (_pool, no),
         "file: volume": (_volumes_of_pool, ()),
-        "file: manifest": (_manifest, no),
+        "file: manifest": (journal_decoders.manifest, no),
         "file: database": (_database, (StoreError,)),
         "file: mirror": (_mirror, ()),
         "file: guard": (_guard, ()),
@@ -390,8 +345,14 @@ DECODERS: Final = {
     for name, (decode, refusals) in _decoders().items()
 } | {
     "file: delta": Decoder(
-        _delta, (BackendError,), hostile(DELTA, FULL, finish=with_right_sum)
+        journal_decoders.delta,
+        (BackendError,),
+        hostile(DELTA, FULL, finish=with_right_sum),
     ),
-    "file: redo": Decoder(_redo, (BackendError,), hostile(REDO, finish=with_right_end)),
-    "file: ranges": Decoder(_range_log, (BackendError,), hostile(RANGES)),
+    "file: redo": Decoder(
+        journal_decoders.redo, (BackendError,), hostile(REDO, finish=with_right_end)
+    ),
+    "file: ranges": Decoder(
+        journal_decoders.range_log, (BackendError,), hostile(RANGES)
+    ),
 }

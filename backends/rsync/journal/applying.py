@@ -31,6 +31,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
+from backends.rsync.journal.fitting import Fitting
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo_files import RedoFiles
@@ -38,7 +39,6 @@ from backends.rsync.journal.staging import (
     LIVE_NAME,
     Marker,
     Staging,
-    alike,
     require_base,
 )
 from backends.system import files, quota
@@ -76,7 +76,7 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                 if not _has_lost_base(delta, manifest):
                     require_base(delta, manifest)
                 redo_files = RedoFiles(redo, live, delta.header)
-                applying = _Applying(home, manifest, delta, staged, live, redo_files)
+                applying = _Applying(home, manifest, delta, staged, redo_files)
                 applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
         name = os.fsdecode(error.filename or "")
@@ -125,7 +125,6 @@ class _Applying:
         manifest: Manifest,
         delta: Delta,
         staged: Beneath,
-        live: Beneath,
         redo_files: RedoFiles,
     ) -> None:
         self._redo_files = redo_files
@@ -136,14 +135,14 @@ class _Applying:
         self._full = delta.header.base is None
         self._lost = _has_lost_base(delta, manifest)
         self._staged = staged
-        self._live = live
-        self._work = self._top
-        self._work_at = -1
+        self._live = redo_files.live
+        self._work, self._work_at = self._top, -1
         self._renames = True
         self._limited = quota.is_limited(self._top)
-        with live.opened(b"") as directory:
+        with self._live.opened(b"") as directory:
             self._project = quota.project_of(directory)
         self._copier = FileCopier()
+        self._fitting = Fitting(home)
         # Where the first name of each copied file is.
         self._first: dict[int, bytes] = {}
 
@@ -182,8 +181,7 @@ class _Applying:
         written.flush()
         self._manifest.touch(restored)
         self._record()
-        commit, entries = self._delta.header.commit, self._delta.entries()
-        self._large_files.note_applied(self._top, entries, self._manifest, commit)
+        self._large_files.note_applied(self._top, self._delta, self._manifest)
 
     def _make_work(self) -> None:
         self._work.mkdir(mode=0o700)
@@ -236,9 +234,9 @@ class _Applying:
                 os.mkdir(name, 0o700, dir_fd=directory)
             return
         staged = look_at(self._staged, entry.path)
-        if (staged is None or not alike(entry, staged.entry)) and not is_directory:
+        if not is_directory and not self._has_come(entry, staged):
             staged = self._led_on(entry)
-        if staged is None or not alike(entry, staged.entry):
+        if staged is None or not self._has_come(entry, staged):
             return  # it is there already; the last look will tell
         if is_directory:
             self._remove(entry.path)
@@ -251,12 +249,12 @@ class _Applying:
         if not self._rename(name, source, target, is_file=entry.kind == "file"):
             self._copy(entry, name, source, target)
 
+    def _has_come(self, entry: Entry, staged: Known | None) -> bool:
+        return staged is not None and self._fitting.fits(entry, staged.entry)
+
     def _led_on(self, entry: Entry) -> Known | None:
         """Write what changes in *entry*'s file; return what is staged now, if any."""
-        if self._limited:
-            redo = self._redo_files.write_clone(entry, self._staged)
-        else:
-            redo = self._redo_files.write(entry)
+        redo = self._redo_files.write(entry, self._staged if self._limited else None)
         if redo is None:
             return None
         self._large_files.note_patched(redo, self._manifest)
@@ -309,10 +307,12 @@ class _Applying:
         known = look_at(self._live, entry.path)
         with self._live.opened(entry.path) as directory:
             os.fchown(directory, entry.uid, entry.gid)
+            # What has not been sent is here, or what of it fits.
+            is_sent = not entry.attributes or self._staged.status(entry.path)
             if known is None or known.entry.attributes != entry.attributes:
-                for key in attribute_names(directory):
+                for key in attribute_names(directory) if is_sent else ():
                     os.removexattr(directory, key)
-                if entry.attributes:
+                if entry.attributes and is_sent:
                     with self._staged.opened(entry.path) as staged:
                         self._copier.copy_extended(staged, directory)
             os.fchmod(directory, entry.mode)
@@ -386,7 +386,7 @@ class _Applying:
         inodes: dict[int, int] = {}
         for entry in self._delta.entries():
             known = look_at(self._live, entry.path)
-            if known is None or not alike(entry, known.entry):
+            if known is None or not self._fitting.fits(entry, known.entry):
                 raise BackendError(
                     f"{entry.path!r} did not become what commit "
                     f"{self._delta.header.commit} has there",

@@ -20,8 +20,9 @@ from typing import Final
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.range_log import name_of
 from backends.system import extents
+from backends.system.beneath import opened
 from backends.system.clock import wall_ns
-from backends.system.copy_file import clone
+from backends.system.copy_file import can_share, clone
 
 # The longer one is kept, the more space it takes.
 _YOUNG_NS: Final = 600 * 10**9
@@ -36,21 +37,8 @@ class BaseClones:
 
     def possible(self) -> bool:
         """Return whether files share blocks here, and the disk tells which."""
-        flags = os.O_TMPFILE | os.O_RDWR
-        one, other = (os.open(self._directory.parent, flags, 0o600) for _ in range(2))
-        try:
-            if not extents.is_xfs(one):
-                return False
-            clone(one, other)
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
-            return False
-        else:
-            return True
-        finally:
-            os.close(one)
-            os.close(other)
+        with opened(self._directory.parent) as home:
+            return extents.is_xfs(home) and can_share(self._directory.parent)
 
     def is_kept(self, path: bytes, commit: Commit) -> bool:
         """Return whether the file *path* of *commit* is kept."""

@@ -18,9 +18,9 @@ from typing import Final, Literal
 
 import msgspec
 
+from backends.system.attributes import is_copied
 from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
-from backends.system.copy_file import NOT_COPIED
 
 # The epoch and the sequence within it; the newer one is the greater.
 Commit = tuple[int, int]
@@ -111,7 +111,7 @@ def look(name: bytes, *, directory: int, path: bytes) -> Known | None:
         mode=stat.S_IMODE(status.st_mode),
         uid=status.st_uid,
         gid=status.st_gid,
-        mtime_ns=_time_ns(status.st_mtime_ns),
+        mtime_ns=time_ns(status.st_mtime_ns),
         size=status.st_size if kind == "file" else 0,
         device=status.st_rdev if kind in ("character", "block") else 0,
         target=target,
@@ -127,6 +127,22 @@ def look_at(tree: Beneath, path: bytes) -> Known | None:
     return look(found[1], directory=found[0], path=path) if found else None
 
 
+def recounted(tree: Beneath, known: Iterable[Known]) -> list[Known]:
+    """
+    Return those of *known*, in *tree*, whose attributes are not those recorded.
+
+    The version before counted some that belong to a filesystem.
+    """
+    found = []
+    for each in known:
+        now = look_at(tree, each.entry.path)
+        if now and now.entry.attributes != each.entry.attributes:
+            attributes = now.entry.attributes
+            entry = msgspec.structs.replace(each.entry, attributes=attributes)
+            found.append(msgspec.structs.replace(each, entry=entry))
+    return found
+
+
 def same(one: Entry, other: Entry) -> bool:
     """Return whether both say the same of the path, whichever commits wrote them."""
     return one == msgspec.structs.replace(other, commit=one.commit)
@@ -139,7 +155,7 @@ def untouched(known: Known, status: os.stat_result) -> bool:
     return (
         known.inode == status.st_ino
         and known.ctime_ns == status.st_ctime_ns
-        and entry.mtime_ns == _time_ns(status.st_mtime_ns)
+        and entry.mtime_ns == time_ns(status.st_mtime_ns)
         and entry.mode == stat.S_IMODE(status.st_mode)
         and entry.kind == _KINDS[stat.S_IFMT(status.st_mode)]
         and (entry.kind != "file" or entry.size == status.st_size)
@@ -167,9 +183,9 @@ def certain_ns(ctime_ns: int, begun_ns: int) -> int:
     return DOUBTED if is_young else ctime_ns
 
 
-def _time_ns(time_ns: int) -> int:
+def time_ns(any_ns: int) -> int:
     """Return a time that 64 bits can hold; those after 2262 are all the same."""
-    return max(-_TIME_MAX_NS, min(time_ns, _TIME_MAX_NS))
+    return max(-_TIME_MAX_NS, min(any_ns, _TIME_MAX_NS))
 
 
 def is_path(path: bytes) -> bool:
@@ -205,7 +221,7 @@ def _attributes(name: bytes, directory: int) -> str:
     # leads to the directory itself, whoever renames or replaces what is above it.
     path = f"/proc/self/fd/{directory}/".encode() + name
     try:
-        keys = sorted(set(os.listxattr(path, follow_symlinks=False)) - NOT_COPIED)
+        keys = sorted(filter(is_copied, os.listxattr(path, follow_symlinks=False)))
         if not keys:
             return ""
         digest = hashlib.sha256()

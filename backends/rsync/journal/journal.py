@@ -32,10 +32,12 @@ from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits, Moments
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, certain
+from backends.rsync.journal.fitting import forget_unfit
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest, Part
 from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import Package, Packing
+from backends.rsync.journal.portions import used_bytes
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
@@ -136,6 +138,7 @@ class Journal:
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
         moments = None
+        forget_unfit(self.home)
         if self.by_snapshot:
             self._commits.keep(commit, same_as=None if changes else self.commit())
             moments = self._commits.between(self.commit(), commit)
@@ -207,6 +210,10 @@ class Journal:
         """Have what is known of large files outlive a power failure, if possible."""
         with suppress(OSError):
             self._large_files.seal()
+
+    def used_bytes(self) -> int:
+        """Return what the files of the copy hold: no holes, each once."""
+        return used_bytes(self.manifest, self.live)
 
     def changed_since(self, commit: Commit) -> set[bytes]:
         """Return the paths of what was written after *commit*, as far as is known."""

@@ -28,6 +28,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.base_clones import BaseClones
 from backends.rsync.journal.block_index import BlockIndexes, Searching
 from backends.rsync.journal.commits import Moments
+from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import Commit, Entry, Known, look_at
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME
@@ -300,16 +301,10 @@ class LargeFiles:
         for path in self._plans:
             self._indexes.keep(path, commit)
 
-    def note_applied(
-        self, live: Path, entries: Iterable[Entry], manifest: Manifest, commit: Commit
-    ) -> None:
-        """
-        Keep the large ones of *entries*, now in *live*, to lead on from them.
-
-        They have come with *commit*; *manifest* has recorded it.
-        """
-        shares_blocks = self._bases.possible()
-        for entry in entries:
+    def note_applied(self, live: Path, delta: Delta, manifest: Manifest) -> None:
+        """Keep the large files of *delta*, now in *live* and recorded, as bases."""
+        shares_blocks, commit = self._bases.possible(), delta.header.commit
+        for entry in delta.entries():
             if not is_large(entry):
                 continue
             path = entry.path

@@ -18,6 +18,7 @@ import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -156,11 +157,16 @@ class Manifest:
         """Return the number of entries; it reads an index whole."""
         return self._number("SELECT count(*) FROM entries")
 
-    def size_bytes(self) -> int:
-        """Return the sum of the files' sizes, each once; it reads the table whole."""
+    def size_bytes(self, *, below: float = inf) -> int:
+        """Return the sum of the files *below* that size; it reads the table whole."""
         # total() and not sum(): two sparse files can be larger than 64 bits together.
-        files = "SELECT size FROM entries WHERE kind = 'file' GROUP BY inode"
-        return self._number(f"SELECT total(size) FROM ({files})")
+        files = "SELECT size FROM entries WHERE kind = 'file' AND size < ?"
+        return self._number(f"SELECT total(size) FROM ({files} GROUP BY inode)", below)
+
+    def larger(self, size: int) -> Iterator[Known]:
+        """Return the files of at least that *size*; it reads the table whole."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE kind = 'file' AND size >= ?"
+        return self._read(f"{query} ORDER BY path", size)
 
     def record(
         self,
@@ -311,9 +317,9 @@ class Manifest:
         )
         return max(self._horizon, (oldest[0], oldest[1]))
 
-    def _number(self, query: str) -> int:
+    def _number(self, query: str, *parameters: float) -> int:
         with self._using() as connection:
-            return int(connection.execute(query).fetchone()[0])
+            return int(connection.execute(query, parameters).fetchone()[0])
 
     def _read(self, query: str, *parameters: object) -> Iterator[Known]:
         return map(_known, self._pages(self._revision, query, parameters))

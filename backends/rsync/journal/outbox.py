@@ -37,8 +37,8 @@ TREE_NAME: Final = "tree"
 _TRIES_MAX: Final = 4
 _SMALL_MAX_BYTES: Final = 16 * 2**20
 # Holes in smaller files are not looked for. Source: stat(2), st_blocks.
-_SPARSE_FROM_BYTES: Final = 16 * 2**20
-_BLOCK_BYTES: Final = 512
+SPARSE_FROM_BYTES: Final = 16 * 2**20
+_SECTOR_BYTES: Final = 512
 # What stays free for others: a part of the filesystem, but no more than so much.
 _RESERVE: Final = 20
 _RESERVE_BYTES_MAX: Final = 4 * 2**30
@@ -75,13 +75,23 @@ def require_space(path: Path, size_bytes: int) -> None:
 def lacking_space(path: Path, size_bytes: int) -> str:
     """Return why *size_bytes* more do not fit on *path*'s filesystem, "" if they do."""
     total, available = free_bytes(path)
-    reserve = min(total // _RESERVE, _RESERVE_BYTES_MAX) if size_bytes else _LEAST_BYTES
+    reserve = _reserve_bytes(total) if size_bytes else _LEAST_BYTES
     if available >= size_bytes + reserve:
         return ""
     return (
         f"{path} has {available >> 20} MiB free; {size_bytes >> 20} MiB and "
         f"{reserve >> 20} MiB of reserve are needed"
     )
+
+
+def room_bytes(path: Path) -> int:
+    """Return how much more fits on *path*'s filesystem, with the reserve to spare."""
+    total, available = free_bytes(path)
+    return available - _reserve_bytes(total)
+
+
+def _reserve_bytes(total_bytes: int) -> int:
+    return min(total_bytes // _RESERVE, _RESERVE_BYTES_MAX)
 
 
 def fill(root: Path, entries: Iterable[Known], outbox: Path) -> Filled:
@@ -132,10 +142,10 @@ def fill_from(snapshot: Path, outbox: Path) -> None:
 
 def held_bytes(tree: Beneath, entry: Entry) -> int:
     """Return what the file of *entry* in *tree* holds: less than its size, maybe."""
-    if entry.size < _SPARSE_FROM_BYTES:
+    if entry.size < SPARSE_FROM_BYTES:
         return entry.size
     status = tree.status(entry.path)
-    return min(entry.size, status.st_blocks * _BLOCK_BYTES) if status else 0
+    return min(entry.size, status.st_blocks * _SECTOR_BYTES) if status else 0
 
 
 def listed(

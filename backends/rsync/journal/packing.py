@@ -17,19 +17,18 @@ from typing import Final
 
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Header, write_delta
-from backends.rsync.journal.entries import Commit, Entry, Known
+from backends.rsync.journal.entries import Commit, Entry, Known, recounted
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import (
     Filled,
     fill,
     fill_from,
-    held_bytes,
     listed,
     new_outbox,
-    require_space,
     writing,
 )
+from backends.rsync.journal.portions import portion
 from backends.rsync.journal.staging import LIVE_NAME
 from backends.system.beneath import Beneath
 
@@ -87,7 +86,8 @@ class Packing:
         Copy what leads copies from *bases* to the commit.
 
         Without a base everything is named and the files of *only* are sent: the others
-        are there already. What has changed since it was recorded is recorded as it is
+        are there already. What does not fit on the disk at once comes when members say
+        that they lack it. What has changed since it was recorded is recorded as it is
         sent, and is the same commit to everybody: do this once for each, with all bases
         that it is to be led to from.
 
@@ -106,25 +106,31 @@ class Packing:
         if self._snapshot:
             fill_from(self._snapshot, outbox)
         else:
-            filled = self._fill(outbox)
+            filled = self._fill(outbox, only)
         if not valid():
             raise BackendError("the volume has changed hands meanwhile")
-        if not self._snapshot:
+        if self._snapshot:
+            with Beneath(self._snapshot) as tree:
+                counted_anew = recounted(tree, self._known(only))
+            self._manifest.record(counted_anew, (), commit=self._commit)
+        else:
             self._manifest.record(filled.entries, filled.gone, commit=self._commit)
             large.keep(self._commit)
         with writing(outbox):
             self._redo = large.write(outbox, self._commit)
 
-    def _fill(self, outbox: Path) -> Filled:
-        """Copy the files into *outbox*, but for large ones that are only read."""
+    def _fill(self, outbox: Path, lacked: Collection[bytes]) -> Filled:
+        """
+        Copy the files into *outbox*, but for large ones that are only read.
+
+        If they do not all fit, the paths are those that do, *lacked* first.
+        """
         with writing(outbox):
             read = self._large_files.read(self._live, outbox, self._commit)
         done = {known.entry.path for known in read}
-        copied = [path for path in self._paths if path not in done]
-        with Beneath(self._live) as live:
-            known = self._known(copied)
-            size_bytes = sum(held_bytes(live, each.entry) for each in known)
-        require_space(self._home, size_bytes)
+        to_copy = self._known(path for path in self._paths if path not in done)
+        copied = portion(self._home, self._live, to_copy, lacked)
+        self._paths = sorted([*done, *copied])
         filled = fill(self._live, self._known(copied), outbox)
         with writing(outbox):
             self._large_files.search(outbox, self._commit)

@@ -159,12 +159,16 @@ class RedoFiles:
         found = msgspec.structs.replace(known.entry, size=redo.table.size)
         return same(entry, found)
 
-    def write(self, entry: Entry) -> Redo | None:
+    def write(self, entry: Entry, staged: Beneath | None) -> Redo | None:
         """
         Write *entry*'s redo file into its file; return it, None if there is none.
 
-        What an earlier run has written is written once more.
+        What an earlier run has written is written once more. If *staged* is given, the
+        file is cloned there, and written to there: a volume with a limit would count
+        what is written over until it is freed.
         """
+        if staged is not None:
+            return self._write_clone(entry, staged)
         with (
             self.opened(entry.path) as found,
             opened_file(self.live, entry.path, os.O_RDWR) as target,
@@ -174,12 +178,7 @@ class RedoFiles:
             _write(*found, target)
             return found[0]
 
-    def write_clone(self, entry: Entry, staged: Beneath) -> Redo | None:
-        """
-        Do as `write`, in a clone of the file among those *staged*.
-
-        For a volume with a limit: what is written over counts until it is freed.
-        """
+    def _write_clone(self, entry: Entry, staged: Beneath) -> Redo | None:
         with (
             self.opened(entry.path) as found,
             opened_file(self.live, entry.path) as source,

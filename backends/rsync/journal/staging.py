@@ -20,7 +20,7 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +31,18 @@ import msgspec
 from backends.errors import BackendError, DeadlineError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.delta_parents import require_parents
 from backends.rsync.journal.entries import (
     UNWRITTEN,
     Commit,
     Entry,
     Known,
     look_at,
-    same,
     untouched,
 )
+from backends.rsync.journal.fitting import Fitting, Unfit
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import TREE_NAME, lacking_space
+from backends.rsync.journal.parents import require_parents
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.redo_files import RedoFiles
 from backends.system import files
@@ -79,6 +79,7 @@ class Staging:
         self._directory = home / "staging"
         self._marker = home / "applying"
         self.lock = home / "receiving"
+        self._fitting: Fitting | None = None
 
     def directory(self) -> Path:
         """Return the directory for rsync, made if it is missing."""
@@ -149,12 +150,18 @@ class Staging:
         return Delta.open(self._directory / "delta")
 
     def missing(
-        self, delta: Delta, manifest: Manifest, arrivals: Arrivals | None = None
+        self,
+        delta: Delta,
+        manifest: Manifest,
+        arrivals: Arrivals | None = None,
+        *,
+        refused: dict[bytes, str] | None = None,
     ) -> list[bytes]:
         """
         Return paths that have yet to be sent, some 500 of them at most, sorted.
 
-        Of a file with several names all are sent together, in one run of rsync.
+        Of a file with several names all are sent together, in one run of rsync. What
+        does not fit here is sent twice; *refused* remembers it, see `Fitting`.
 
         Raises:
             BackendError: the delta does not fit to what *manifest* describes, or there
@@ -174,8 +181,10 @@ class Staging:
             source = live if delta.header.base is None else None
             arrived = arrivals if delta.header.base is None else None
             redo_files = RedoFiles(redo, live, delta.header)
+            self._fitting = Fitting(self.home, refused)
             check = _Check(
-                self._directory, staged, source, manifest, arrived, redo_files
+                *(self._directory, staged, source, manifest, arrived, self._fitting),
+                redo_files,
             )
             for entry in delta.entries():
                 if entry.links:
@@ -192,9 +201,11 @@ class Staging:
             raise BackendError(lack)
         return sorted(found)
 
-    def mark(self, delta: Delta) -> None:
+    def mark(self, delta: Delta) -> list[Unfit]:
         """
         Make *delta*'s commit ours, to be applied through any crash.
+
+        Return what of it this copy cannot hold, and could before.
 
         Nothing may be missing, nobody may write here any more, and what has come has to
         be durable: only who was there before it came can tell (`Writeback`).
@@ -206,10 +217,12 @@ class Staging:
         commit = delta.header.commit
         marked = self.marked()
         if marked == commit:
-            return
+            return []
         if marked is not None:
             raise BackendError(f"commit {marked} has to be applied before {commit}")
+        unfit = (self._fitting or Fitting(self.home)).keep(delta)
         self.write_marker(Marker(commit, f".remora.{secrets.token_hex(16)}"))
+        return unfit
 
     def marked(self) -> Commit | None:
         """Return the commit that is to be applied, None if there is none."""
@@ -276,12 +289,6 @@ def require_base(delta: Delta, manifest: Manifest) -> None:
         )
 
 
-def alike(one: Entry, other: Entry) -> bool:
-    """Return whether both are the same but for numbers that differ between nodes."""
-    links = one.links if bool(one.links) == bool(other.links) else -1
-    return same(one, msgspec.structs.replace(other, links=links))
-
-
 @dataclass(slots=True)
 class _Check:
     """
@@ -295,11 +302,14 @@ class _Check:
     live: Beneath | None
     manifest: Manifest
     arrivals: Arrivals | None
+    fitting: Fitting
     redo: RedoFiles
     to_write_bytes: int = 0
 
     def has(self, group: list[Entry]) -> bool:
         """Return whether *group*, all names of one file, is here."""
+        if group[0].kind == "directory":
+            self.fitting.note_time(group[0])
         if group[0].kind == "directory" and not group[0].attributes:
             return True  # made when it is needed
         if self._is_staged(group):
@@ -326,7 +336,7 @@ class _Check:
 
     def _is_staged(self, group: list[Entry]) -> bool:
         known = [look_at(self.staged, entry.path) for entry in group]
-        if not _all_alike(group, known):
+        if not _all_alike(group, known, self.fitting.comes):
             return False
         arrived = self.arrivals
         first = known[0]
@@ -360,10 +370,14 @@ class _Check:
             if entry.kind == "file" and row.entry.commit != entry.commit:
                 return False
             known.append(row)
-        return _all_alike(group, known)
+        return _all_alike(group, known, self.fitting.fits)
 
 
-def _all_alike(group: list[Entry], known: Iterable[Known | None]) -> bool:
+def _all_alike(
+    group: list[Entry],
+    known: Iterable[Known | None],
+    are_alike: Callable[[Entry, Entry], bool],
+) -> bool:
     """Return whether *known* are *group*'s entries, and one file."""
     inodes = set()
     for entry, each in zip(group, known, strict=True):
@@ -372,9 +386,8 @@ def _all_alike(group: list[Entry], known: Iterable[Known | None]) -> bool:
         found = each.entry
         if entry.kind == "directory" == found.kind:
             # Its owner and times come from the entry; only the rest has to be sent.
-            if found.attributes != entry.attributes:
-                return False
-        elif not alike(entry, found):
+            found = msgspec.structs.replace(entry, attributes=found.attributes)
+        if not are_alike(entry, found):
             return False
         inodes.add(each.inode)
     return len(inodes) == 1

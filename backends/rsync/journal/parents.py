@@ -1,4 +1,4 @@
-"""Whether each entry of a delta has a directory to be in."""
+"""Whether all that a delta names has a directory to be in."""
 
 from __future__ import annotations
 

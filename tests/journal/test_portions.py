@@ -1,0 +1,129 @@
+"""What a commit needs of the disk: blocks, each file once, clones nothing, in parts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from backends.rsync.journal import portions
+from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.system.copying import CopyError
+from backends.system.files import free_bytes
+from tests.support.journal_trees import VOLUME, carry, replicate, shape
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+
+MIB = 2**20
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs"])
+def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, request.param, size="320M") as disk:
+        yield disk
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Yield a pool on ext4 that can share no blocks."""
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, "ext4", size="128M") as disk:
+        yield disk
+
+
+def journal(home: Path) -> Journal:
+    (home / "live").mkdir(parents=True)
+    return Journal(home, VOLUME)
+
+
+def write(path: Path, size_bytes: int) -> None:
+    path.write_bytes(os.urandom(size_bytes))
+
+
+def test_a_commit_of_more_than_there_is_room_for(pool: Path, tmp_path: Path) -> None:
+    """Copies that share blocks take no room; elsewhere it is sent in portions."""
+    with (
+        closing(journal(pool / "owner")) as owner,
+        closing(journal(tmp_path / "member")) as member,
+    ):
+        for number in range(8):
+            write(owner.live / f"{number}", 20 * MIB)
+        os.sync()
+        free = free_bytes(pool)[1]
+        assert free < 160 * MIB
+        replicate(owner, member)
+        assert shape(member.live) == shape(owner.live)
+        for number in range(8):
+            with (owner.live / f"{number}").open("r+b") as file:
+                file.write(b"changed")
+        replicate(owner, member)
+        assert shape(member.live) == shape(owner.live)
+
+
+def test_a_portion_is_followed_by_what_is_lacked_and_what_is_after(
+    small: Path, tmp_path: Path
+) -> None:
+    """What has come is not copied again."""
+    with (
+        closing(journal(small / "owner")) as owner,
+        closing(journal(tmp_path / "member")) as member,
+    ):
+        for name in "abcde":
+            write(owner.live / name, 12 * MIB)
+        owner.record(owner.look(EVERYTHING), (1, 1))
+        write(small / "filler", free_bytes(small)[1] - 36 * MIB)
+        copied, missing = [], list[bytes]()
+        for _ in range(5):
+            package = owner.pack(
+                None, only=missing or [each.encode() for each in "abcde"]
+            )
+            tree = package.directory / "tree"
+            copied.append(sorted(each.name for each in tree.iterdir()))
+            missing = carry(package, member)
+            if not missing:
+                break
+        assert copied == [["a", "b"], ["c", "d"], ["e"]]
+        owner.unpack()
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+
+
+def test_one_file_that_never_fits_is_an_error(small: Path) -> None:
+    with closing(journal(small / "owner")) as owner:
+        write(owner.live / "large", 70 * MIB)
+        owner.record(owner.look(EVERYTHING), (1, 1))
+        with pytest.raises(CopyError, match="70 MiB and") as caught:
+            owner.pack(None, only=[b"large"])
+        assert caught.value.no_space
+
+
+def test_names_of_one_file_need_its_room_once(small: Path, tmp_path: Path) -> None:
+    with (
+        closing(journal(small / "owner")) as owner,
+        closing(journal(tmp_path / "member")) as member,
+    ):
+        write(owner.live / "first", 30 * MIB)
+        for number in range(8):
+            os.link(owner.live / "first", owner.live / f"name{number}")
+        owner.record(owner.look(EVERYTHING), (1, 1))
+        names = [each.entry.path for each in owner.manifest.all()]
+        assert carry(owner.pack(None, only=names), member) == []
+        owner.unpack()
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+
+
+def test_what_a_volume_takes(small: Path) -> None:
+    """A member that is to be filled is asked for it: no holes, and each file once."""
+    with closing(journal(small / "owner")) as owner:
+        write(owner.live / "file", 3 * MIB)
+        os.link(owner.live / "file", owner.live / "second")
+        with (owner.live / "map").open("wb") as file:
+            file.truncate(100 * 2**30)
+            file.write(b"x" * MIB)
+        os.link(owner.live / "map", owner.live / "other")
+        owner.record(owner.look(EVERYTHING), (1, 1))
+        assert 4 * MIB <= portions.used_bytes(owner.manifest, owner.live) < 5 * MIB
