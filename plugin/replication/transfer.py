@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from backends.errors import BackendError
-from backends.system.run import run_with_progress
+from backends.system.run import LeasedError, run_with_progress
 from plugin.ownership.state import Commit
 from plugin.peers.channel import PeerChannel, Peers
 from plugin.peers.sharing import AHEAD_SEQ
@@ -158,7 +158,9 @@ class RsyncTransfer:
 
 
 def _is_partial(error: BackendError) -> bool:
-    return any(f"exited{code}" in error.cause for code in _PARTIAL)
+    told = any(f"exited{code}" in error.cause for code in _PARTIAL)
+    # The commit brings such a file, or says which one it is.
+    return told or isinstance(error, LeasedError)
 
 
 def _carried_bytes(log: IO[bytes]) -> int:

@@ -15,6 +15,7 @@ from plugin.replication import transfer as module
 from plugin.replication.progress import Progress
 from plugin.replication.transfer import RsyncTransfer
 from tests.support.host import wait_until
+from tests.support.leases import leased
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
 from tests.support.processes import stopped, with_open
 
@@ -97,6 +98,15 @@ def send_ahead(nodes: NODES, live: Path) -> None:
     RsyncTransfer(nodes[0].peers, Progress()).send_ahead(
         nodes[1].id, volume_id=VOLUME, epoch=5, source=live, total_bytes=0
     )
+
+
+def test_a_leased_file_is_left_to_the_commit(nodes: NODES) -> None:
+    """Each would keep what is sent ahead for 45 seconds, and a container has many."""
+    (live := nodes[0].directory / "live").mkdir()
+    (live / "leased").write_text("x")
+    with leased(live / "leased", kept=True):
+        send_ahead(nodes, live)
+    assert not (nodes[1].staging.directory / "leased").exists()
 
 
 def test_a_hole_that_comes_after_the_look_is_not_sent_for_days(
