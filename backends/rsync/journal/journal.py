@@ -31,7 +31,11 @@ from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, certain
-from backends.rsync.journal.manifest import DamagedManifestError, Manifest
+from backends.rsync.journal.manifest import (
+    TOMBSTONES_MAX,
+    DamagedManifestError,
+    Manifest,
+)
 from backends.rsync.journal.outbox import (
     fill,
     fill_from,
@@ -312,7 +316,9 @@ class Journal:
                 but not even the root: who made it knew nothing of the volume.
 
         """
-        delta = self.staging.delta()
+        # Changes that are hinted may lead somewhat above the bound, deletions above it.
+        records_max = 2 * self._max_names + TOMBSTONES_MAX
+        delta = self.staging.delta(records_max=records_max)
         fault = ""
         if delta.header.volume != self._volume_id:
             fault = "the delta is of another volume"

@@ -129,15 +129,15 @@ class Staging:
         finally:
             os.close(descriptor)
 
-    def delta(self) -> Delta:
+    def delta(self, **bounds: int) -> Delta:
         """
-        Return the delta that has come; the caller closes it.
+        Return the delta that has come, as `Delta.open`; the caller closes it.
 
         Raises:
             BackendError: there is none, or it is not to be trusted.
 
         """
-        return Delta.open(self._directory / "delta")
+        return Delta.open(self._directory / "delta", **bounds)
 
     def missing(
         self, delta: Delta, manifest: Manifest, arrivals: Arrivals | None = None
