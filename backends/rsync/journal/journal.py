@@ -31,11 +31,7 @@ from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, certain
-from backends.rsync.journal.manifest import (
-    TOMBSTONES_MAX,
-    DamagedManifestError,
-    Manifest,
-)
+from backends.rsync.journal.manifest import DamagedManifestError, Manifest
 from backends.rsync.journal.outbox import (
     fill,
     fill_from,
@@ -57,6 +53,8 @@ DELTA_NAME: Final = "delta"
 OUTBOX_NAME: Final = "outbox"
 QUARANTINE_NAME: Final = "quarantine"
 EVERYTHING: Final = Hints(everything=True)
+# After so many bytes of changed names all are counted once more.
+_GROWN_MAX_BYTES: Final = 256 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +100,9 @@ class Journal:
         self.by_snapshot = self._commits.possible()
         self.manifest = self._open()
         self._packed = _Packed()
+        # Whether the last look was at all names; those that others have found since.
+        self._at_all = False
+        self._grown_bytes = 0
 
     def close(self) -> None:
         """Close the manifest, and remove what was packed."""
@@ -133,10 +134,12 @@ class Journal:
             BackendError: something cannot be read, or no snapshot be taken.
 
         """
+        self._at_all = self._grown_bytes > _GROWN_MAX_BYTES
         if self.by_snapshot:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
-        if hints.everything or self.commit() == UNWRITTEN:
+        self._at_all |= hints.everything or self.commit() == UNWRITTEN
+        if self._at_all:
             changes = scan_all(self.live, self.manifest, max_names=self._max_names)
         else:
             changes = scan_paths(
@@ -152,8 +155,13 @@ class Journal:
             return NOTHING
         new = self._commits.create()
         found = self._commits.differences(self.manifest, self._max_names)
-        if found is None:
-            return scan_all(new, self.manifest, max_names=self._max_names)
+        if found is None or self._at_all:
+            self._at_all = True
+            return scan_all(
+                *(new, self.manifest),
+                written=found.written if found else (),
+                max_names=self._max_names,
+            )
         changes = scan_paths(
             *(new, self.manifest, found.paths),
             written=found.written,
@@ -169,13 +177,20 @@ class Journal:
         """Make *changes* the commit; what is not in them is as it was."""
         if self.by_snapshot:
             self._commits.keep(commit, same_as=None if changes else self.commit())
-        parts = chain([changes], changes.rest)
+        parts = self._counted(chain([changes], changes.rest))
         self.manifest.record_parts(
             ((each.changed, each.deleted, each.touched) for each in parts),
             commit=commit,
         )
+        if self._at_all:
+            self._grown_bytes = 0
         if self.by_snapshot:
             self._commits.prune(commit)
+
+    def _counted(self, parts: Iterable[Changes]) -> Iterator[Changes]:
+        for each in parts:
+            self._grown_bytes += sum(len(known.entry.path) for known in each.changed)
+            yield each
 
     def source(self) -> Path:
         """Return where the files of the commit are: what stands still, if possible."""
@@ -316,9 +331,7 @@ class Journal:
                 but not even the root: who made it knew nothing of the volume.
 
         """
-        # Changes that are hinted may lead somewhat above the bound, deletions above it.
-        records_max = 2 * self._max_names + TOMBSTONES_MAX
-        delta = self.staging.delta(records_max=records_max)
+        delta = self.staging.delta(max_names=self._max_names)
         fault = ""
         if delta.header.volume != self._volume_id:
             fault = "the delta is of another volume"

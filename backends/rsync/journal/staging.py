@@ -39,7 +39,7 @@ from backends.rsync.journal.entries import (
     same,
     untouched,
 )
-from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.manifest import TOMBSTONES_MAX, Manifest
 from backends.rsync.journal.outbox import TREE_NAME, lacking_space
 from backends.system import files
 from backends.system.beneath import Beneath
@@ -49,6 +49,7 @@ from backends.system.run import run
 
 LIVE_NAME: Final = "live"
 _MISSING_MAX: Final = 500
+_MAX_NAMES: Final = 10**9  # no volume's option says more
 _LOOK_AGAIN_S: Final = 0.02
 _COUNT_WITHIN_S: Final = 5.0
 
@@ -129,15 +130,17 @@ class Staging:
         finally:
             os.close(descriptor)
 
-    def delta(self, **bounds: int) -> Delta:
+    def delta(self, *, max_names: int = _MAX_NAMES) -> Delta:
         """
-        Return the delta that has come, as `Delta.open`; the caller closes it.
+        Return the delta that has come; the caller closes it.
 
         Raises:
             BackendError: there is none, or it is not to be trusted.
 
         """
-        return Delta.open(self._directory / "delta", **bounds)
+        # Somewhat more than a look at all of them lets through, or as many deletions.
+        records_max = 2 * max_names + TOMBSTONES_MAX
+        return Delta.open(self._directory / "delta", records_max=records_max)
 
     def missing(
         self, delta: Delta, manifest: Manifest, arrivals: Arrivals | None = None
