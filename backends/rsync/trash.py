@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+import stat
 from pathlib import Path
 from typing import Final
 
+from backends.base import VOLUME_ID
 from backends.errors import RemoraError
 from backends.snapshots import DATA_NAME
 from backends.system import files, mounts, quota
@@ -79,10 +81,25 @@ def _delete(directory: Path, deadline: Deadline) -> None:
 
 
 def _data_directories(thrown: Path) -> list[Path]:
-    """Return what may be subvolumes, or have a limit, in what was thrown away."""
-    found = [thrown / "live", thrown / DATA_NAME, thrown / "outbox/tree"]
-    snapshots = f"snapshots/*/{DATA_NAME}"
-    for each in (snapshots, "commits/*", "quarantine/*", "outbox/*/tree"):
-        found += thrown.glob(each)
-    found.append(thrown)  # what was set apart had been the `live` of its volume
-    return [directory for directory in found if directory.is_dir()]
+    """
+    Return what may be subvolumes, or have a limit, in what was thrown away.
+
+    Only where the pool puts them: all other names may be a container's, and links.
+    """
+    found = []
+    if VOLUME_ID.fullmatch(thrown.stem):  # what is in such a directory is ours
+        found += [thrown / "live", thrown / "outbox/tree"]
+        snapshots = f"snapshots/*/{DATA_NAME}"
+        for each in (snapshots, "commits/*", "quarantine/*", "outbox/*/tree"):
+            found += thrown.glob(each)
+    # A snapshot has its bytes in one; what was set apart had itself been a `live`.
+    found += [thrown / DATA_NAME, thrown]
+    return [each for each in found if _is_directory(each)]
+
+
+def _is_directory(path: Path) -> bool:
+    """Return whether *path* is a directory, and no link to one."""
+    try:
+        return stat.S_ISDIR(path.lstat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False

@@ -8,12 +8,16 @@ Standard library alone, as `beneath.py`.
 
 from __future__ import annotations
 
+import errno
 import os
+from typing import Final
 
 from backends.system import libc
 
 # Its number; then when it was made or, where no filesystem knows, size and mtime.
 Identity = tuple[int, ...]
+# Whoever makes the names decides how long they are; these are kept.
+_BYTES_MAX: Final = 512 * 2**20
 
 
 def identity_of(name: bytes, *, directory: int) -> Identity | None:
@@ -32,6 +36,7 @@ class FirstNames:
     """The paths of copies by what they are copies of."""
 
     def __init__(self) -> None:
+        self._left_bytes = _BYTES_MAX
         self._known: dict[int, tuple[Identity, bytes]] = {}
 
     def find(self, identity: Identity) -> bytes | None:
@@ -45,5 +50,13 @@ class FirstNames:
 
         A number is remembered for one file: to the manifest of a volume it stands for
         all names with it. Those of a later file are copied one by one.
+
+        Raises:
+            OSError: the paths are too long together.
+
         """
+        self._left_bytes -= len(path)
+        if self._left_bytes < 0:
+            said = "too many long paths of linked files"
+            raise OSError(errno.ENAMETOOLONG, said, path[:100])
         self._known.setdefault(identity[0], (identity, path))

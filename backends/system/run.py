@@ -23,7 +23,7 @@ from backends.errors import BackendError, DeadlineError
 from backends.system.clock import Deadline
 from backends.system.lines import lines_of
 from backends.system.programs import name_of
-from backends.system.traffic import traffic
+from backends.system.traffic import traffic, waits_for_lease
 
 _OUTPUT_SIZE_MAX: Final = 64 * 1024
 _LINE_SIZE_MAX: Final = 8 * 1024
@@ -32,6 +32,8 @@ _KILL_WAIT_S: Final = 5.0
 # rsync ends lines that replace each other with a carriage return.
 _LINE_ENDS: Final = re.compile(rb"[\r\n]")
 _LAST_WORDS_WAIT_S: Final = 1.0
+# Who holds a lease has so long to give it back. See `regular_files`.
+_LEASE_PATIENCE_S: Final = 2.0
 # What a command may see of our environment; the locale keeps messages parseable.
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -42,6 +44,10 @@ _ENVIRONMENT: Final = {
 # A daemon that is killed takes its commands along: a copy that went on alone would
 # write into a directory that the next start has taken back.
 _DIE_WITH_CALLER: Final = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
+class LeasedError(BackendError):
+    """A program was kept by a lease on a file, which another one does not give back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +137,13 @@ def stream(
 
     Raises:
         BackendError: the program is missing or failed; what was yielded is not all.
+        LeasedError: a lease that another program holds kept it.
         DeadlineError: it stood still for *stall_s*; it has been killed.
 
     """
     process = _start(command, stdin=stdin)
-    errors, moved, silence = b"", [""], Deadline(stall_s)
+    errors, moved = b"", [""]
+    silence, leased = Deadline(stall_s), Deadline(_LEASE_PATIENCE_S)
     try:
         for is_error, piece in _pieces(process):
             if is_error:
@@ -145,9 +153,15 @@ def stream(
             before, moved = moved, moved if piece else traffic(process.pid)
             # How long the reader takes is not the program's silence.
             if piece or moved != before:
-                silence = Deadline(stall_s)
+                silence, leased = Deadline(stall_s), Deadline(_LEASE_PATIENCE_S)
             elif silence.passed():
                 raise DeadlineError(f"no progress for {stall_s:.0f} s")
+            elif leased.passed() and waits_for_lease(process.pid):
+                raise LeasedError(
+                    f"'{name_of(command)}' waits for a file that another program "
+                    "holds a lease on (F_SETLEASE)",
+                    hint="end that program; /proc/locks has its number",
+                )
         status = process.wait(timeout=_KILL_WAIT_S)
     except subprocess.TimeoutExpired:
         raise DeadlineError(f"'{name_of(command)}' did not end") from None

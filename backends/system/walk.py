@@ -16,9 +16,17 @@ from backends.system.beneath import Way
 
 # A name takes some 60 bytes and its own length.
 NAMES_MAX: Final = 20_000_000
+# Names and paths have up to 4,095 bytes, and most are short: this is of all together.
+_BYTES_EACH: Final = 128
+_BYTES_LEAST: Final = 16 * 2**20
 _SLASH: Final = ord("/")
 # Path, name, the open directory that the name is in, and what stat(2) says of it.
 Found = tuple[bytes, bytes, int, os.stat_result]
+
+
+def name_bytes_max(names_max: int) -> int:
+    """Return how many bytes *names_max* names may have together."""
+    return _BYTES_EACH * names_max + _BYTES_LEAST
 
 
 def walk(
@@ -37,7 +45,8 @@ def walk(
 
     Raises:
         OSError: something is there and cannot be read, or one directory has more than
-            *names_max* names, which are kept while it is gone through.
+            *names_max* names, which are kept while it is gone through, or they are too
+            long together: E2BIG, ENAMETOOLONG.
 
     """
     device = os.fstat(top).st_dev
@@ -79,7 +88,7 @@ def _names(directory: int, names_max: int) -> list[bytes]:
     Those of directories come once more, with a slash: in the place that what is below
     them has in the order of the paths' bytes.
     """
-    names = []
+    names, left_bytes = [], name_bytes_max(names_max)
     with os.scandir(directory) as entries:
         for entry in entries:
             name = os.fsencode(entry.name)
@@ -88,6 +97,9 @@ def _names(directory: int, names_max: int) -> list[bytes]:
                 names.append(name + b"/")
             if len(names) > 2 * names_max:
                 raise OSError(errno.E2BIG, "a directory has too many names", name)
+            left_bytes -= len(name)
+            if left_bytes < 0:
+                raise OSError(errno.ENAMETOOLONG, "a directory has long names", name)
     names.sort(reverse=True)
     return names
 

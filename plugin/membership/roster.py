@@ -145,8 +145,7 @@ class Roster:
             self._greeted_s[node_id] = clock.monotonic_s()
             if isinstance(answer, RemoraError):
                 continue
-            theirs_s = answer.get("wall_s")
-            if isinstance(theirs_s, int | float):
+            if (theirs_s := answer.get("wall_s")) is not None:
                 self._nodes.note_clock(node_id, theirs_s - middle_s)
 
     def _is_due(self, node_id: str) -> bool:

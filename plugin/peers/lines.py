@@ -23,7 +23,26 @@ class _Copy(msgspec.Struct, frozen=True):
     commit: tuple[_Number, _Number]
 
 
-_ANSWERS: Final = {"stand": _Copy, "promise": _Copy}
+class _Carried(msgspec.Struct, frozen=True):
+    """What was on the line: at most what disks hold, so that more can be added."""
+
+    carried_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**56)] = 0
+
+
+class _Clock(msgspec.Struct, frozen=True):
+    """What time it is at a node."""
+
+    wall_s: Annotated[float, msgspec.Meta(ge=0, le=2**40)] | None = None
+
+
+# Of what is used without another look.
+_ANSWERS: Final[Mapping[str, type[msgspec.Struct]]] = {
+    "stand": _Copy,
+    "promise": _Copy,
+    "send": _Carried,
+    "ahead": _Carried,
+    "hello": _Clock,
+}
 
 
 class Lines:

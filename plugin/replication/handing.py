@@ -54,12 +54,6 @@ class AheadRequest(msgspec.Struct, frozen=True):
     node: NodeId
 
 
-def carried_bytes(answer: Mapping[str, Any]) -> int:
-    """Return the bytes that the answer to a request says were on the line."""
-    told = answer.get("carried_bytes", 0)
-    return told if isinstance(told, int) else 0
-
-
 class Handing:
     """Sends this node's copy when other nodes ask for it."""
 

@@ -149,23 +149,24 @@ class Progress:
             self._transfers[number] = transfer
         return number
 
-    def note_line(self, number: int, line: str) -> None:
-        """Take note of a line that rsync printed; ignore it if it is no progress."""
+    def note_line(self, number: int, line: str) -> int:
+        """Return the bytes done as rsync's *line* tells it, 0 if it is no progress."""
         match = _LINE.match(line)
         if match is None:
-            return
+            return 0
         done_bytes, percent = int(match[1]), int(match[2])
         rate = float(match[3]) * _UNIT[match[4]]
         with self._lock:
             transfer = self._transfers.get(number)
             if transfer is None:
-                return
+                return done_bytes
             total = transfer.done.total_bytes
             if not total and percent:
                 total = done_bytes * 100 // percent
             files = int(match[5]) if match[5] else transfer.done.files
             done = Done(done_bytes, max(total, done_bytes), files, rate)
             self._transfers[number] = replace(transfer, done=done)
+        return done_bytes
 
     def note_received(self, volume_id: str, node_id: str, done: Done) -> None:
         """Take note of how far a sender says that it is."""

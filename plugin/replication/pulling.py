@@ -27,7 +27,7 @@ from plugin.ownership.state import EMPTY, Choice, Commit, CopyState, Kept, Refus
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.replication.at_work import Patience
-from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest, carried_bytes
+from plugin.replication.handing import TRANSFER_DEADLINE_S, SendRequest
 from plugin.replication.journals import Journals, is_whole
 from plugin.replication.progress import Progress
 from plugin.replication.receiving import Receiving, pair
@@ -186,7 +186,7 @@ class Pulling:
                 deadline_s=TRANSFER_DEADLINE_S,
                 patient=patience,
             )
-            size_bytes += carried_bytes(sent)
+            size_bytes += sent.get("carried_bytes", 0)
             answer = self._receiving.receive(record, base, to_keep)
             if "commit" in answer:
                 self._receiving.count(size_bytes)

@@ -28,7 +28,7 @@ from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.peers.channel import Peers
 from plugin.replication.at_work import Patience
-from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest, carried_bytes
+from plugin.replication.handing import TRANSFER_DEADLINE_S, AheadRequest
 from plugin.replication.transfer import RsyncTransfer
 
 log = logging.getLogger(__name__)
@@ -259,4 +259,5 @@ class Seeding:
                 extra=fields(volume=record.name, node=holder, target=filling.node_id),
             )
             return None
-        return carried_bytes(answer)
+        carried_bytes: int = answer.get("carried_bytes", 0)
+        return carried_bytes

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from backends.errors import BackendError
-from backends.system.run import run_with_progress
+from backends.system.run import LeasedError, run_with_progress
 from plugin.logs import fields
 from plugin.ownership.state import Commit
 from plugin.peers.channel import PeerChannel, Peers
@@ -33,6 +33,9 @@ _OPTIONS: Final = ("--info=progress2", "--no-human-readable", "--log-file-format
 # options that the other side is started with.
 _CARRIED: Final = re.compile(rb" sent ([0-9]{1,18}) bytes  received ")
 _LOG_END_BYTES: Final = 64 * 1024
+# So much may come to a volume while it is sent ahead, besides what it had. A file that
+# is made larger meanwhile, by a hole, would be sent as zeros for days.
+_GROWTH_MAX_BYTES: Final = 16 * 2**30
 # rsync's exit codes if files vanished or could not be read: the other node tells which.
 _PARTIAL: Final = (" 23:", " 24:")
 
@@ -63,7 +66,7 @@ class RsyncTransfer:
             RemoraError: the node is not reached, its disk is too full, or rsync failed.
 
         """
-        channel = self._peers.channel(node_id)
+        channel, is_ahead = self._peers.channel(node_id), commit.seq == AHEAD_SEQ
         ask_for_room(self._peers, node_id, volume_id, source, total_bytes)
         with tempfile.TemporaryFile() as file, tempfile.NamedTemporaryFile() as told:
             whole, path = names is None, Path(told.name)
@@ -71,13 +74,14 @@ class RsyncTransfer:
                 channel, volume_id, commit, source, path, whole=whole
             )
             number = self.progress.begin("sending", volume_id, node_id, total_bytes)
+            had_bytes = total_bytes if is_ahead else None
             try:
                 file.writelines(names or ())
                 file.seek(0)
                 run_with_progress(
                     command,
                     stall_s=_STALL_S,
-                    on_line=partial(self.progress.note_line, number),
+                    on_line=partial(self._note_line, number, had_bytes),
                     stdin=file.fileno(),
                 )
             except BackendError as error:
@@ -90,6 +94,17 @@ class RsyncTransfer:
                 carried_bytes = _carried_bytes(told)
                 self.progress.count("sending", size_bytes=carried_bytes)
         return carried_bytes
+
+    def _note_line(self, number: int, had_bytes: int | None, line: str) -> None:
+        """Take note of *line*; end what is sent of a tree that *had_bytes* at first."""
+        done_bytes = self.progress.note_line(number, line)
+        if had_bytes is None or done_bytes <= 2 * had_bytes + _GROWTH_MAX_BYTES:
+            return
+        raise BackendError(
+            f"the files have grown: {done_bytes >> 30} GiB were sent, and they had "
+            f"{had_bytes >> 30} GiB at first",
+            hint="it begins anew by itself; look for a file with large holes",
+        )
 
     def _command(
         self,
@@ -147,7 +162,9 @@ class RsyncTransfer:
 
 
 def _is_partial(error: BackendError) -> bool:
-    return any(f"exited{code}" in error.cause for code in _PARTIAL)
+    told = any(f"exited{code}" in error.cause for code in _PARTIAL)
+    # The commit brings such a file, or says which one it is.
+    return told or isinstance(error, LeasedError)
 
 
 def _carried_bytes(log: IO[bytes]) -> int:

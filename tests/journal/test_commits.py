@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from backends.errors import BackendError
+from backends.rsync.journal import journal as journal_module
 from backends.rsync.journal.journal import EVERYTHING, Hints, Journal
 from backends.rsync.journal.outbox import unpack_all
 from backends.rsync.journal.packing import OUTBOX_NAME
@@ -159,7 +160,12 @@ def test_a_member_leads_on_as_owner(owner: Journal, disk: Path) -> None:
     member.close()
 
 
-def test_stores_through_a_mapping_are_found(owner: Journal) -> None:
+@pytest.mark.parametrize("grown_max_bytes", [2**30, -1])
+def test_stores_through_a_mapping_are_found(
+    owner: Journal, grown_max_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a look at all names."""
+    monkeypatch.setattr(journal_module, "_GROWN_MAX_BYTES", grown_max_bytes)
     file = owner.live / "mapped"
     file.write_bytes(bytes(8192))
     commit(owner)

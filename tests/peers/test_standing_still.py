@@ -1,19 +1,21 @@
-"""A transfer that says nothing: it goes on while either side works, and no longer."""
+"""Transfers that say nothing, or carry nothing of worth: how long they go on."""
 
 from __future__ import annotations
 
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from backends.errors import DeadlineError
+from backends.errors import BackendError, DeadlineError
 from plugin.ownership.state import Commit
 from plugin.replication import transfer as module
 from plugin.replication.progress import Progress
 from plugin.replication.transfer import RsyncTransfer
 from tests.support.host import wait_until
+from tests.support.leases import leased
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
 from tests.support.processes import stopped, with_open
 
@@ -89,3 +91,30 @@ def test_a_member_whose_rsync_stands_still_is_given_up(
             pytest.raises(DeadlineError, match="no progress for 2 s"),
         ):
             sending.result(COMMAND_DEADLINE_S)
+
+
+def send_ahead(nodes: NODES, live: Path) -> None:
+    """Send *live*, which had no bytes when it was looked at."""
+    RsyncTransfer(nodes[0].peers, Progress()).send_ahead(
+        nodes[1].id, volume_id=VOLUME, epoch=5, source=live, total_bytes=0
+    )
+
+
+def test_a_leased_file_is_left_to_the_commit(nodes: NODES) -> None:
+    """Each would keep what is sent ahead for 45 seconds, and a container has many."""
+    (live := nodes[0].directory / "live").mkdir()
+    (live / "leased").write_text("x")
+    with leased(live / "leased", kept=True):
+        send_ahead(nodes, live)
+    assert not (nodes[1].staging.directory / "leased").exists()
+
+
+def test_a_hole_that_comes_after_the_look_is_not_sent_for_days(
+    nodes: NODES, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GROWTH_MAX_BYTES", 2**20)
+    (live := nodes[0].directory / "live").mkdir()
+    (live / "file").touch()
+    os.truncate(live / "file", 100 * GIB)
+    with pytest.raises(BackendError, match="they had 0 GiB at first"):
+        send_ahead(nodes, live)

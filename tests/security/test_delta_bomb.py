@@ -14,6 +14,7 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.manifest import TOMBSTONES_MAX
 from backends.rsync.journal.staging import Staging
 from tests.support.journal_trees import VOLUME
 from tests.support.peers import PeerNode
@@ -32,6 +33,7 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 
 def delta(tmp_path: Path, deletions: Iterator[bytes]) -> None:
+    (tmp_path / "staging").mkdir(exist_ok=True)
     header = Header(VOLUME, (1, 1), (1, 2))
     write_delta(tmp_path / "staging/delta", header, [], deletions)
 
@@ -87,3 +89,27 @@ def test_what_comes_as_a_delta_and_is_no_file_is_not_opened(
             Staging(member.directory).delta()
     finally:
         signal.alarm(0)
+
+
+def test_a_delta_of_holes_is_not_read_to_its_end(tmp_path: Path) -> None:
+    """It costs its sender nothing; the copy cannot be used while it is read."""
+    delta(tmp_path, iter([b"a"]))
+    path = tmp_path / "delta"
+    (tmp_path / "staging/delta").rename(path)
+    content = path.read_bytes()
+    with path.open("r+b") as file:
+        file.truncate(2**31)
+        file.seek(-20, os.SEEK_END)
+        file.write(content[-20:])
+    with pytest.raises(BackendError, match="more in it than it says"):
+        Delta.open(path)
+
+
+def test_no_delta_has_more_names_than_a_volume(tmp_path: Path) -> None:
+    (tmp_path / "live").mkdir()
+    delta(tmp_path, (b"%07d" % number for number in range(TOMBSTONES_MAX + 3)))
+    with closing(Journal(tmp_path, VOLUME, max_names=1)) as journal:
+        with pytest.raises(BackendError, match="more than 100002 names"):
+            journal.staged()
+        delta(tmp_path, iter([b"a"]))
+        journal.staged().close()

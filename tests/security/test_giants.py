@@ -90,6 +90,19 @@ def test_holes_that_rsync_would_send_for_days_are_refused(owner: Journal) -> Non
     assert owner.manifest.get(b"dir/giant") is not None
 
 
+def test_holes_that_come_after_the_look_are_not_packed(owner: Journal) -> None:
+    committed(owner, 1)
+    (file := owner.live / "giant").write_text("x")
+    committed(owner, 2)
+    before = owner.manifest.get(b"giant")
+    os.truncate(file, refusals.HOLES_MAX_BYTES + GIB)
+    with pytest.raises(BackendError, match="'giant' has holes of"):
+        owner.pack((1, 1))
+    assert owner.manifest.get(b"giant") == before
+    with pytest.raises(BackendError, match="'giant' has holes of"):
+        owner.look(EVERYTHING)
+
+
 def test_an_image_with_holes_arrives_with_them(owner: Journal, tmp_path: Path) -> None:
     file = owner.live / "image"
     with file.open("wb") as image:

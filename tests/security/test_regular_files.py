@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,17 +13,8 @@ import pytest
 from backends.system import regular_files
 from backends.system.copy_file import FileCopier
 from backends.system.regular_files import NotRegularError, open_regular
+from tests.support.leases import leased
 
-# Gives the lease back when it is told to, as Samba does.
-HOLDER = """
-import fcntl, os, signal, sys
-file = open(sys.argv[1], "r+b")
-give = lambda *_: fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-signal.signal(signal.SIGIO, give)
-fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-print(flush=True)
-sys.stdin.read()
-"""
 TRIES = 3000
 
 
@@ -100,15 +89,8 @@ def test_who_holds_a_lease_is_told_and_the_file_is_copied(
     source, target = ends
     path = tmp_path / "source/file"
     path.write_text("held")
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"\n"
+    with leased(path):
         assert FileCopier().copy("file", path.stat(), source=source, target=target)
-        holder.communicate(timeout=30)
     assert (tmp_path / "target/file").read_text() == "held"
 
 
@@ -119,14 +101,7 @@ def test_a_lease_that_is_kept_stops_nobody(
     monkeypatch.setattr(regular_files, "_LEASE_PATIENCE_S", 0.1)
     file = tmp_path / "source/file"
     file.write_text("x")
-    keeper = HOLDER.replace("give = lambda *_: ", "give = lambda *_: None and ")
-    with subprocess.Popen(
-        [sys.executable, "-c", keeper, file],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as holder:
-        assert holder.stdout is not None
-        holder.stdout.readline()
+    with leased(file, kept=True):
         signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
         signal.alarm(20)
         try:
@@ -134,5 +109,4 @@ def test_a_lease_that_is_kept_stops_nobody(
                 FileCopier().copy("file", file.stat(), source=ends[0], target=ends[1])
         finally:
             signal.alarm(0)
-            holder.kill()
     assert not (tmp_path / "target/file").exists()

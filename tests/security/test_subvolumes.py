@@ -167,3 +167,28 @@ def test_trash_is_emptied_whatever_is_nested_in_it(backend: RsyncBackend) -> Non
     backend.remove(last, deadline_s=60)
     assert backend.collect_garbage(deadline_s=60) == 2
     assert list(backend.pool.trash.path.iterdir()) == []
+
+
+def test_trash_follows_no_link_in_what_was_set_apart(backend: RsyncBackend) -> None:
+    """What is discarded had been a container's own directory."""
+    victim, _ = make(backend)
+    volume, live = make(backend)
+    theirs = backend.pool.home(victim)
+    for kept in ("snapshots/before/data", "commits/1.1", "data"):
+        (theirs / kept).parent.mkdir(parents=True, exist_ok=True)
+        btrfs.create(theirs / kept)
+        (theirs / kept / "file").write_text("x")
+    for name in ("snapshots", "commits", "data"):
+        command = [*CONTAINER, "ln", "-s", str(theirs / name), name]
+        subprocess.run(command, check=True, cwd=live)
+    (live / "quarantine").symlink_to(theirs)
+    nest(live, "live")
+    home = backend.pool.home(volume)
+    journal = Journal(home, volume.id)
+    journal.keep_apart("3.7")
+    journal.close()
+    backend.quarantine.discard(backend.quarantine.of(volume.id)[0])
+    assert backend.collect_garbage(deadline_s=60) == 1
+    assert list(backend.pool.trash.path.iterdir()) == []
+    for kept in ("snapshots/before/data", "commits/1.1", "data"):
+        assert (theirs / kept / "file").exists(), kept

@@ -53,7 +53,7 @@ from plugin.ownership.votes import PromiseRequest
 from plugin.peers.lines import decode, error_from_json, read_answer
 from plugin.peers.questions import Question, anybody
 from plugin.replication.at_work import WorkRequest
-from plugin.replication.handing import AheadRequest, SendRequest, carried_bytes
+from plugin.replication.handing import AheadRequest, SendRequest
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.moving import MoveStateRequest
 from plugin.replication.node import UnusedRequest
@@ -177,7 +177,6 @@ def _request(kind: type[Any], _: Path, line: bytes) -> object:
 
 def _answered(request: str, _: Path, line: bytes) -> object:
     answer = read_answer(request, decode(line))
-    carried_bytes(answer)
     decoded_paths(answer.get("missing", []))
     return answer
 
@@ -335,7 +334,7 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
         },
         **{
             f"peer: answer to {name}": (partial(_answered, name), (RemoraError,))
-            for name in ("stand", "promise", "commit")
+            for name in ("stand", "promise", "commit", "ahead", "hello")
         },
     }
 

@@ -12,8 +12,9 @@ from backends.errors import BackendError, DeadlineError
 from backends.system.clock import Deadline
 from backends.system.jail import Shown
 from backends.system.programs import in_jail
-from backends.system.run import Helper, run, stream
+from backends.system.run import Helper, LeasedError, run, stream
 from tests.support.host import wait_until
+from tests.support.leases import leased
 from tests.support.peers import COMMAND_DEADLINE_S
 from tests.support.processes import gone
 
@@ -67,6 +68,13 @@ def test_a_helper_that_answers_without_an_end_is_not_listened_to(size_mib: int) 
                 helper.ask("", deadline=Deadline(COMMAND_DEADLINE_S))
     finally:
         helper.end()
+
+
+def test_one_that_a_lease_keeps_is_ended(tmp_path: Path) -> None:
+    """The kernel would take the lease after 45 seconds, and a container has many."""
+    (file := tmp_path / "file").touch()
+    with leased(file, kept=True), pytest.raises(LeasedError, match="holds a lease on"):
+        list(stream(["sh", "-c", f"cat {file}; exit"], stall_s=COMMAND_DEADLINE_S))
 
 
 def test_a_helper_is_killed_with_its_children() -> None:

@@ -73,3 +73,31 @@ def test_one_that_takes_too_long_is_passed_over(
     assert trash.empty(Deadline(30)) == 2
     # It is not counted, though rm(1) may have been quicker than its end.
     assert left(trash) in ([], ["a"])
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("4f6f2c1e-0000-4000-8000-000000000000", ["commits/1.1", "live", "."]),
+        ("3.7", ["."]),  # set apart: its names are a container's
+    ],
+)
+def test_only_what_the_pool_has_made_is_asked_for_its_limit(
+    tmp_path: Path, name: str, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for below in ("live", "commits/1.1"):
+        (tmp_path / name / below).mkdir(parents=True)
+    (tmp_path / name / "data").symlink_to(tmp_path)
+    trash = Trash(tmp_path / "trash")
+    trash.throw_away(tmp_path / name)
+    [thrown] = trash.path.iterdir()
+    found: list[str] = []
+
+    def discard(path: Path, *, deadline_s: float) -> None:
+        assert deadline_s > 0
+        found.append(str(path.relative_to(thrown)))
+
+    monkeypatch.setattr(module.quota, "discard", discard)
+    assert trash.empty(Deadline(30)) == 1
+    assert sorted(found) == sorted(asked)
+    assert found[-1] == "."

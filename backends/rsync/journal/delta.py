@@ -10,6 +10,7 @@ What one commit changes, as a file: a header, entries, deletions, a trailer.
 Another node has written it. Nothing in it is believed: what is out of range, out of
 order or cut short is an error before anything has been changed. It is checked once,
 when it is opened: a delta that comes later replaces the file and does not change it.
+That ends at the first record that cannot be: a file of holes is not read to its end.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _Record = TypeVar("_Record")
 _MAGIC: Final = b"remora delta 1\n\0"
 _LENGTH: Final = struct.Struct(">I")
 _TRAILER: Final = struct.Struct(">QQI")
-_RECORD_SIZE_MAX: Final = 64 * 1024
+_RECORD_SIZE_MAX: Final = 16 * 1024  # a path and a target have 4095 bytes each
 _READ_SIZE: Final = 2**20
 _WRITE_SIZE: Final = 2**18
 _NUMBER_MAX: Final = 2**63 - 1
@@ -98,21 +99,23 @@ def write_delta(
 class Delta:
     """A delta that another node has written, checked from end to end."""
 
-    def __init__(self, descriptor: int, size: int) -> None:
+    def __init__(self, descriptor: int, size: int, records_max: int) -> None:
         """Take over *descriptor*; use `open`."""
         self._descriptor = descriptor
+        self._records_max = records_max
         self._size = size
         self._header_end = 0
         self._entries_end = 0
         self.header = self._check()
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, records_max: int = _NUMBER_MAX) -> Self:
         """
         Return the delta at *path*; it is read from what is open now, until `close`.
 
         Raises:
-            BackendError: it is not whole, or has in it what no delta may have.
+            BackendError: it is not whole, or has in it what no delta may have, or more
+                than *records_max* entries or deletions.
 
         """
         try:
@@ -120,7 +123,7 @@ class Delta:
         except OSError as error:
             raise _refused(f"cannot be read: {error.strerror}") from error
         try:
-            return cls(descriptor, os.fstat(descriptor).st_size)
+            return cls(descriptor, os.fstat(descriptor).st_size, records_max)
         except BaseException:
             os.close(descriptor)
             raise
@@ -160,8 +163,8 @@ class Delta:
         if len(trailer) != _TRAILER.size:
             raise _refused("is cut short")
         entries, deletions, checksum = _TRAILER.unpack(trailer)
-        if _checksum(self._descriptor, end) != checksum:
-            raise _refused("is damaged: its checksum is wrong")
+        if max(entries, deletions) > self._records_max:
+            raise _refused(f"has more than {self._records_max} names")
         records = _Records(self._descriptor, len(_MAGIC), self._size)
         header = _checked_header(records)
         self._header_end = records.offset
@@ -172,6 +175,8 @@ class Delta:
         _exhaust(_checked_deletions(records, deletions))
         if records.offset != end:
             raise _refused("has more in it than it says")
+        if records.checksum() != checksum:
+            raise _refused("is damaged: its checksum is wrong")
         return msgspec.structs.replace(header, entries=entries, deletions=deletions)
 
 
@@ -184,6 +189,11 @@ class _Records:
         self._end = size - _TRAILER.size
         self._buffer = b""
         self._buffer_at = offset
+        self._checksum = zlib.crc32(_MAGIC)
+
+    def checksum(self) -> int:
+        """Return the CRC-32 of the magic and of what has been read."""
+        return zlib.crc32(self._buffer[: self.offset - self._buffer_at], self._checksum)
 
     def next(self) -> bytes:
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
@@ -197,6 +207,7 @@ class _Records:
         if len(taken) < count:
             if self.offset + count > self._end:
                 raise _refused("ends too early")
+            self._checksum = self.checksum()
             self._buffer = os.pread(self._descriptor, _READ_SIZE, self.offset)
             self._buffer_at = self.offset
             taken = self._buffer[:count]
@@ -281,14 +292,6 @@ def _decoded(decoder: msgspec.msgpack.Decoder[_Record], record: bytes) -> _Recor
         return decoder.decode(record)
     except NOT_DECODED as error:
         raise _refused(f"has a record that is none: {error}") from error
-
-
-def _checksum(descriptor: int, end: int) -> int:
-    checksum = 0
-    for offset in range(0, end, _READ_SIZE):
-        count = min(_READ_SIZE, end - offset)
-        checksum = zlib.crc32(os.pread(descriptor, count, offset), checksum)
-    return checksum
 
 
 def _exhaust(records: Iterator[object]) -> None:

@@ -46,6 +46,8 @@ from backends.system.clock import wall_ns
 
 QUARANTINE_NAME: Final = "quarantine"
 EVERYTHING: Final = Hints(everything=True)
+# After so many bytes of changed names all are counted once more.
+_GROWN_MAX_BYTES: Final = 256 * 2**20
 
 
 class Journal:
@@ -71,6 +73,9 @@ class Journal:
         self._packing: Packing | None = None
         # How long large files were read to find what has changed in them.
         self.reading_s = 0.0
+        # Whether the last look was at all names; those that others have found since.
+        self._at_all = False
+        self._grown_bytes = 0
 
     def close(self) -> None:
         """Close the manifest, and remove what was packed."""
@@ -103,10 +108,12 @@ class Journal:
             BackendError: something cannot be read, or no snapshot be taken.
 
         """
+        self._at_all = self._grown_bytes > _GROWN_MAX_BYTES
         if self.by_snapshot:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
-        if hints.everything or self.commit() == UNWRITTEN:
+        self._at_all |= hints.everything or self.commit() == UNWRITTEN
+        if self._at_all:
             changes = scan_all(self.live, self.manifest, max_names=self._max_names)
         else:
             changes = scan_paths(
@@ -122,8 +129,13 @@ class Journal:
             return NOTHING
         new = self._commits.create()
         found = self._commits.differences(self.manifest, self._max_names)
-        if found is None:
-            return scan_all(new, self.manifest, max_names=self._max_names)
+        if found is None or self._at_all:
+            self._at_all = True
+            return scan_all(
+                *(new, self.manifest),
+                written=found.written if found else (),
+                max_names=self._max_names,
+            )
         changes = scan_paths(
             *(new, self.manifest, found.paths),
             written=found.written,
@@ -145,6 +157,8 @@ class Journal:
         self.manifest.record_parts(
             self._noted(chain([changes], changes.rest), commit, moments), commit=commit
         )
+        if self._at_all:
+            self._grown_bytes = 0
         if self.by_snapshot:
             self._commits.prune(commit)
         if changes.deleted or changes.rest:
@@ -153,8 +167,9 @@ class Journal:
     def _noted(
         self, parts: Iterable[Changes], commit: Commit, moments: Moments | None
     ) -> Iterator[Part]:
-        """Yield *parts* for `record`, each once the large files in it are noted."""
+        """Yield *parts* for `record`, each once its large files and names are noted."""
         for each in parts:
+            self._grown_bytes += sum(len(known.entry.path) for known in each.changed)
             if moments or not self.by_snapshot:
                 self._large_files.note(each.changed, self.manifest, commit, moments)
             yield each.changed, each.deleted, each.touched
@@ -244,7 +259,7 @@ class Journal:
                 but not even the root: who made it knew nothing of the volume.
 
         """
-        delta = self.staging.delta()
+        delta = self.staging.delta(max_names=self._max_names)
         fault = ""
         if delta.header.volume != self._volume_id:
             fault = "the delta is of another volume"

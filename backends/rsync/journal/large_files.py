@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from backends.errors import BackendError
+from backends.rsync.journal import refusals
 from backends.rsync.journal.base_clones import BaseClones
 from backends.rsync.journal.block_index import BlockIndexes, Searching
 from backends.rsync.journal.commits import Moments
@@ -177,6 +178,7 @@ class LargeFiles:
                     same = file is not None and os.fstat(file).st_ino == plan.inode
                     if before is None or file is None or not same:
                         continue
+                    refusals.require_few_holes(path, os.fstat(file))
                     plan.is_read = read(path, plan, file)
                 if plan.is_read:
                     found.append(row_of(target, before, begun_ns))

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from backends.errors import BackendError
+from backends.rsync.journal import refusals
 from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.system import btrfs
@@ -141,11 +142,20 @@ def fill_from(snapshot: Path, outbox: Path) -> None:
 
 
 def held_bytes(tree: Beneath, entry: Entry) -> int:
-    """Return what the file of *entry* in *tree* holds: less than its size, maybe."""
+    """
+    Return what the file of *entry* in *tree* holds: less than its size, maybe.
+
+    Raises:
+        BackendError: it has holes that no commit can have.
+
+    """
     if entry.size < SPARSE_FROM_BYTES:
         return entry.size
     status = tree.status(entry.path)
-    return min(entry.size, status.st_blocks * _SECTOR_BYTES) if status else 0
+    if status is None:
+        return 0
+    refusals.require_few_holes(entry.path, status)
+    return min(entry.size, status.st_blocks * _SECTOR_BYTES)
 
 
 def listed(
@@ -329,6 +339,7 @@ class _Made:
         made = look_at(tree, path)
         if made is None:
             raise BackendError(f"{path!r} has vanished from the outbox")
+        held_bytes(tree, made.entry)  # holes may have come since the last look
         inode, ctime_ns = self.before[path]
         links = inode if made.entry.links else 0
         linked = msgspec.structs.replace(made.entry, links=links)

@@ -7,6 +7,7 @@ import stat
 from typing import Final
 
 from backends.errors import BackendError
+from backends.system.walk import name_bytes_max
 
 # In one file. rsync reads holes, and sends zeros.
 HOLES_MAX_BYTES: Final = 256 * 2**30
@@ -19,6 +20,16 @@ def too_many_names(max_names: int) -> BackendError:
     return BackendError(
         f"the volume has more than {max_names} names",
         hint="remove some of them, or create it with a larger max_names",
+    )
+
+
+def too_long_names(path: bytes, max_names: int) -> BackendError:
+    """Return why no commit is made of a volume whose names are long together."""
+    return BackendError(
+        f"the names in the volume have more than {name_bytes_max(max_names) >> 20} MiB "
+        f"together; the last one was {_shown(path)}",
+        hint="rename directories that many long paths lead through, or create it with "
+        "a larger max_names",
     )
 
 

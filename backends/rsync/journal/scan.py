@@ -39,7 +39,7 @@ from backends.rsync.journal.entries import (
 from backends.rsync.journal.manifest import Manifest
 from backends.system import btrfs, libc
 from backends.system.beneath import Beneath, opened
-from backends.system.walk import Found, walk
+from backends.system.walk import Found, name_bytes_max, walk
 
 # A changed path takes some 600 bytes; up to three parts are there at a time.
 PART_MAX: Final = 10_000
@@ -86,7 +86,7 @@ def scan_all(
 
     Raises:
         BackendError: *root*, or something in it, cannot be read, or has more than
-            *max_names* names.
+            *max_names* names, or they are too long together.
 
     """
     parts = _parts(root, manifest, written, max_names)
@@ -146,6 +146,9 @@ def _scan(
     except OSError as error:
         if error.errno == errno.E2BIG:
             raise refusals.too_many_names(max_names) from error
+        if error.errno == errno.ENAMETOOLONG:
+            name = os.fsencode(error.filename or b"")
+            raise refusals.too_long_names(name, max_names) from error
         raise BackendError(f"cannot scan {root}: {error}") from error
 
 
@@ -161,6 +164,7 @@ class _Scan:
     ) -> None:
         self._max_names = max_names
         self.names = 0  # found by going through directories
+        self._bytes_left = name_bytes_max(max_names)  # of their paths
         self._beneath = beneath
         self._manifest = manifest
         self._written = written
@@ -241,6 +245,9 @@ class _Scan:
         row = next(rows, None)
         for at, name, directory, status in self._walk(path):
             self.names += 1
+            self._bytes_left -= len(at)
+            if self._bytes_left < 0:
+                raise refusals.too_long_names(at, self._max_names)
             if self._is_foreign(at, (directory, name), status):
                 continue
             while row is not None and row.entry.path < at:

@@ -40,7 +40,7 @@ from backends.rsync.journal.entries import (
     untouched,
 )
 from backends.rsync.journal.fitting import Fitting, Unfit
-from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.manifest import TOMBSTONES_MAX, Manifest
 from backends.rsync.journal.outbox import TREE_NAME, lacking_space
 from backends.rsync.journal.parents import require_parents
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
@@ -53,6 +53,7 @@ from backends.system.run import run
 
 LIVE_NAME: Final = "live"
 _MISSING_MAX: Final = 500
+_MAX_NAMES: Final = 10**9  # no volume's option says more
 _LOOK_AGAIN_S: Final = 0.02
 _COUNT_WITHIN_S: Final = 5.0
 
@@ -139,7 +140,7 @@ class Staging:
         finally:
             os.close(descriptor)
 
-    def delta(self) -> Delta:
+    def delta(self, *, max_names: int = _MAX_NAMES) -> Delta:
         """
         Return the delta that has come; the caller closes it.
 
@@ -147,7 +148,9 @@ class Staging:
             BackendError: there is none, or it is not to be trusted.
 
         """
-        return Delta.open(self._directory / "delta")
+        # Somewhat more than a look at all of them lets through, or as many deletions.
+        records_max = 2 * max_names + TOMBSTONES_MAX
+        return Delta.open(self._directory / "delta", records_max=records_max)
 
     def missing(
         self,
