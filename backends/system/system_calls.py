@@ -41,8 +41,9 @@ _ALLOWED = """
     linkat 265 37  listxattr 194 11  llistxattr 195 12  lremovexattr 198 15  lseek 8 62
     lsetxattr 189 6  lstat 6 -  madvise 28 233  mkdir 83 -  mkdirat 258 34  mknod 133 -
     mknodat 259 33  mmap 9 222  mprotect 10 226  mremap 25 216  msync 26 227
-    munmap 11 215  nanosleep 35 101  newfstatat 262 79  open 2 -  openat 257 56
-    openat2 437 437  pause 34 -  pipe 22 -  pipe2 293 59  poll 7 -  ppoll 271 73
+    munmap 11 215  name_to_handle_at 303 264  nanosleep 35 101  newfstatat 262 79
+    open 2 -  openat 257 56  openat2 437 437  pause 34 -  pipe 22 -  pipe2 293 59
+    poll 7 -  ppoll 271 73
     prctl 157 167  pread64 17 67  preadv 295 69  preadv2 327 286  prlimit64 302 261
     pselect6 270 72  pwrite64 18 68  pwritev 296 70  pwritev2 328 287  read 0 63
     readlink 89 -  readlinkat 267 78  readv 19 65  recvfrom 45 207  removexattr 197 14

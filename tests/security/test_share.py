@@ -128,6 +128,19 @@ def link(share: Share, place: str, prey: Path, *, relative: bool) -> None:
     path.symlink_to(os.path.relpath(prey, path.parent) if relative else prey)
 
 
+def test_an_agent_in_its_jail_knows_a_directory_as_others_do(share: Share) -> None:
+    """By its handle: with the inode number alone, one that replaced it was deleted."""
+    marker = Node(share.root, "other").create("v")
+    request = {"name": "v", "id": marker["id"], "on_delete": "delete", "time": ""}
+    (share.root / "v").rmdir()
+    (share.root / "v").mkdir()  # with the same number, on most filesystems
+    assert share.ask("remove", **request)["code"] == "REPLACED"
+    share.put(
+        "v", **{**marker, "identity": Node(share.root, "x").catalogue.identity("v")}
+    )
+    assert share.ask("remove", **request) == {"result": "delete"}
+
+
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("place", ["trash", "new", "archived", "volumes", "changing"])
 def test_a_part_of_the_catalogue_is_a_link(

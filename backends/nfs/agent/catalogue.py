@@ -33,7 +33,7 @@ from backends.nfs.agent import schema
 from backends.nfs.agent.below import Below
 from backends.nfs.agent.schema import Json
 from backends.system.clock import monotonic_s
-from backends.system.fanotify import HANDLE_HEADER_SIZE, handle_of
+from backends.system.fanotify import HANDLE_HEADER_SIZE, NO_HANDLE, handle_of
 from backends.system.regular_files import NotRegularError
 
 # A lease that nobody touched for this long is that of a node that is gone.
@@ -331,10 +331,23 @@ class Catalogue:
         """
         with self.share.directory(path, os.O_PATH | os.O_DIRECTORY) as directory:
             inode = os.fstat(directory).st_ino
-            with suppress(OSError):  # a filesystem without handles
+            try:
                 content = handle_of(directory)[HANDLE_HEADER_SIZE:]
-                return f"{inode}-{hashlib.sha256(content).hexdigest()[:16]}"
-            return str(inode)
+            except OSError as error:
+                if error.errno not in NO_HANDLE:
+                    raise
+                return str(inode)
+            return f"{inode}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+    def may_be(self, noted: str | None, path: str) -> bool:
+        """
+        Return whether the directory *path* may be the one of which *noted* was noted.
+
+        Agents that were not let ask for handles have noted the inode number alone. That
+        is enough to use a directory, and not to delete it.
+        """
+        found = self.identity(path)
+        return noted in (None, found, found.partition("-")[0])
 
 
 def _anything(found: Json) -> Json:

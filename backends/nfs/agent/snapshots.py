@@ -135,7 +135,7 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
     directory = marker["subdir"]
     if not catalogue.share.is_directory(directory):
         raise Refused("STALE", f"directory '{directory}' is not there any more")
-    if marker.get("identity") not in (None, catalogue.identity(directory)):
+    if not catalogue.may_be(marker.get("identity"), directory):
         raise Refused(
             "REPLACED", f"directory '{directory}' is not the one that was created"
         )
@@ -271,7 +271,7 @@ def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
     copy, live = intent["copy"], marker["subdir"]
     data, old = f"{copy}/{_DATA}", f"{copy}/old"
     # Each step says by what it finds whether it was taken before.
-    if share.is_directory(live) and catalogue.identity(live) == marker["identity"]:
+    if share.is_directory(live) and catalogue.may_be(marker["identity"], live):
         share.rename(live, old)
     if not share.is_directory(live):
         share.rename(data, live)
