@@ -239,9 +239,8 @@ class NfsBackend:
             if state.error:
                 facts["error"] = state.error
         for entry in mounts.mount_table():
-            if entry.filesystem.startswith("nfs") and entry.mount_point.endswith(
-                f"/{volume.id}"
-            ):
+            is_its = entry.mount_point.endswith(f"/{volume.id}")
+            if is_its and entry.filesystem.startswith("nfs"):
                 facts["effective_options"] = entry.super_options
         warnings = nfs_options.warnings_of(volume.options)
         if warnings:
@@ -288,9 +287,12 @@ class NfsBackend:
         state = self._shares.of(located).state
         return state.state == "ok" and state.markers is not None
 
-    def find(self, name: str, *, deadline_s: float) -> Volume | None:
-        """Return the volume of that name from the first share that has it."""
-        found = self._shares.find(name, Deadline(deadline_s))
+    def find(
+        self, name: str, *, deadline_s: float, beside: Volume | None = None
+    ) -> Volume | None:
+        """Return the volume of that name from the one share that has it."""
+        on = beside and (_on_share(beside) or beside)
+        found = self._shares.find(name, Deadline(deadline_s), on=on)
         return None if found is None else _volume(found[1], self._shares.ours(found[0]))
 
     def collect_garbage(self, *, deadline_s: float) -> int:
