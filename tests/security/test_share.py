@@ -271,6 +271,29 @@ def test_a_file_of_nonsense_harms_no_other(share: Share, text: str) -> None:
     assert [each["id"] for each in share.survey()["result"]["markers"]] == [good]
 
 
+def test_what_is_not_known_goes_no_further(share: Share) -> None:
+    """A marker of 2 KB, too deep for the daemon, made a share unseen on all nodes."""
+    deep = json.loads("[" * 900 + "]" * 900)
+    copy = {"copy": f".dvol/copies/{NODE}/0123456789abcdef", "keep_as": "s"}
+    volume = share.put("v", x=deep, swap={**copy, "node": NODE, "x": deep})
+    (share.root / "v").mkdir()
+    key = key_of("v").removesuffix(".json")
+    at = share.root / ".dvol/snapshots" / key / "s"
+    at.mkdir(parents=True)
+    (at / "snapshot.json").write_text(json.dumps({"files": 1, "x": deep}))
+    marker = share.ask("find", name="v")["result"]
+    for each in (marker, *share.survey()["result"]["markers"]):
+        assert "x" not in {*each, *each["swap"]}
+    answer = share.ask("snapshots", name="v", id=volume)
+    assert answer == {"result": [{"files": 1, "name": "s"}]}
+    claim = share.root / ".dvol/claims" / key_of("w")
+    claim.write_text(json.dumps({"id": volume, "name": "gone", "x": deep}))
+    created = {**marker, "name": "w", "subdir": "w", "requested": {}, "options": {}}
+    del created["swap"]
+    own = {"own_uid": None, "own_gid": None, "mode": None, "content": ""}
+    assert share.ask("create", marker=created, **own)["result"]["state"] == "ready"
+
+
 def test_a_marker_under_another_ones_name(share: Share) -> None:
     volume = share.put("good")
     directory = share.root / ".dvol/volumes"

@@ -114,9 +114,11 @@ class Catalogue:
                 if self.share.status(directory).st_uid != 0:
                     self.share.set_mode(directory, 0o1777)
 
-    def read(self, *parts: str) -> Json | None:
+    def read(self, *parts: str, like: str = "") -> Json | None:
         """
         Return what the file *parts* holds, None if there is none.
+
+        It is read as one of those in *like*, if that is given.
 
         Raises:
             Refused: CATALOGUE, it is not what may stand in that place.
@@ -126,7 +128,7 @@ class Catalogue:
             found = json.loads(self.share.read(self.path(*parts), MARKER_SIZE_MAX))
             if not isinstance(found, dict):
                 raise schema.UnfitError("it is no object")
-            return _SCHEMAS.get(parts[0], _anything)(found)
+            return _SCHEMAS[like or parts[0]](found)
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError, NotRegularError) as error:
@@ -172,7 +174,7 @@ class Catalogue:
         aside = uuid.uuid4().hex
         with suppress(FileNotFoundError):
             self.share.rename(self.path(*parts), self.path("new", aside))
-            if self.read("new", aside) != expected:
+            if self.read("new", aside, like=parts[0]) != expected:
                 with suppress(FileExistsError):
                     self.share.link(self.path("new", aside), self.path(*parts))
             self.share.unlink(self.path("new", aside))
@@ -348,7 +350,3 @@ class Catalogue:
         """
         found = self.identity(path)
         return noted in (None, found, found.partition("-")[0])
-
-
-def _anything(found: Json) -> Json:
-    return found

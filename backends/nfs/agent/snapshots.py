@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backends.errors import one_line
+from backends.nfs.agent import schema
 from backends.nfs.agent.catalogue import (
     BASE,
     MARKER_SIZE_MAX,
@@ -174,8 +175,7 @@ def listed(catalogue: Catalogue, request: Json) -> list[Json]:
 def _facts(catalogue: Catalogue, path: str) -> Json:
     """Return what the file *path* says of a snapshot, {} if it cannot be read."""
     with suppress(FileNotFoundError, NotRegularError, ValueError, RecursionError):
-        facts = json.loads(catalogue.share.read(path, MARKER_SIZE_MAX))
-        return facts if isinstance(facts, dict) else {}
+        return schema.facts(json.loads(catalogue.share.read(path, MARKER_SIZE_MAX)))
     return {}
 
 
