@@ -218,8 +218,7 @@ class NfsBackend:
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
         """Return who has the volume mounted elsewhere: its source names it."""
-        del target
-        return self._mounts.users(volume)
+        return self._mounts.users(volume, target)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return the share's last known state and the mount's effective options."""

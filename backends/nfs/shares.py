@@ -32,7 +32,7 @@ class Shares:
     """
 
     def __init__(self, directory: Path, *, node: str) -> None:
-        self._directory = directory
+        self.directory = directory
         self._own = directory / secrets.token_hex(4)
         self._swept = False
         self._node = node
@@ -118,7 +118,7 @@ class Shares:
         for share in self.watched():
             share.close()
         if self._own.exists():
-            remove_empty(self._directory)
+            remove_empty(self.directory)
 
     def _get(self, export: Export) -> Share:
         with self._guard:
@@ -140,7 +140,7 @@ class Shares:
         if not self._swept:
             self._swept = True
             threading.Thread(
-                target=lambda: sweep(self._directory, but=self._own),
+                target=lambda: sweep(self.directory, but=self._own),
                 name="nfs:leftovers",
                 daemon=True,
             ).start()

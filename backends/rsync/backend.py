@@ -261,7 +261,7 @@ class RsyncBackend:
         """
         for _ in range(_LOOKS_MAX):
             device, root = self._place(volume, target)
-            users = mounts.users_of_root(root, device=device, own_names=(volume.id,))
+            users = mounts.users_of_root(root, device=device, own=(target,))
             # Renamed meanwhile, it has another name in the tables that were read last.
             if users or self._place(volume, target) == (device, root):
                 return users

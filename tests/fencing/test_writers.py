@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from backends.system import mounts
-from backends.system.mountinfo import parse_mountinfo
+from backends.system.mountinfo import OwnPaths, parse_mountinfo
 from plugin.fencing import cgroups, writers
 from plugin.fencing.cgroups import Hierarchy
 from plugin.fencing.held import HeldVolume
+from tests.fencing.world import Volume
 from tests.support.namespaces import enter_private_mounts
 
 DISK = HeldVolume("i", "8:1", "/pool/i/live", "/mounts/i", 0)
@@ -91,6 +92,44 @@ def test_a_long_table_of_somebody_s_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("script", "is_use"),
+    [
+        ("true", False),  # a service with private mounts
+        ("mkdir $at/host; mount --rbind / $at/host", False),  # -v /:/host
+        ("mount --bind $live $target", False),  # stacked by a daemon that was killed
+        ("mkdir $at/data; mount --bind $live $at/data", True),
+        ("mkdir -p $at/x/$id; mount --bind $live $at/x/$id", True),  # -v db:/x/<id>
+        ("mkdir -p $at/mounts/x; mount --bind $live $at/mounts/x", True),
+        (
+            "mount -t tmpfs x $at/mounts; mkdir $target; mount --bind $live $target",
+            True,  # a container that has our path, in a filesystem of its own
+        ),
+    ],
+)
+def test_a_copy_of_our_mount_is_no_use_whatever_a_container_calls_its_own(
+    tmp_path: Path, script: str, is_use: bool
+) -> None:
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    names = {"at": tmp_path, "live": volume.live, "target": volume.target}
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-ec", f"{script}; echo made; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "id": volume.id, **{key: str(names[key]) for key in names}},
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"made\n"
+        users = mounts.users_of_root(
+            volume.root, device=volume.device, own=(volume.target,)
+        )
+        found = writers.find([volume.held(60)], never=(), open_files=False)
+        other.communicate(b"\n", timeout=10)
+    assert [each.pid for each in users] == ([other.pid] if is_use else [])
+    assert bool(found[volume.id].namespaces) == is_use
+
+
+@pytest.mark.parametrize(
     ("root", "ids"),
     [("/pool/a", {"a"}), ("/pool/a/below", {"a", "below"}), ("/pool/b", set())],
 )
@@ -101,7 +140,7 @@ def test_one_clue_may_begin_another(root: str, ids: set[str]) -> None:
     ]
     space = writers._Namespace()
     line = f"100 50 8:1 {root} /v rw - ext4 /dev/sda1 rw\n".encode()
-    writers._note(space, line, writers._Clues(volumes), is_shared=False)
+    writers._note(space, line, writers._Clues(volumes), OwnPaths([]))
     assert space.shown == ids
 
 
