@@ -8,6 +8,7 @@ Source: proc_pid_mountinfo(5).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
@@ -65,6 +66,14 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
             number=fields[0],
             parent=fields[1],
         )
+
+
+def sees_less(pid: int) -> bool:
+    """Return whether process *pid* has a root of its own: its table ends there."""
+    try:
+        return os.readlink(f"/proc/{pid}/root") != "/"  # noqa: PTH115 - quick
+    except OSError:
+        return False
 
 
 def places_of(paths: Collection[str], table: Iterable[bytes]) -> list[Place]:

@@ -19,7 +19,13 @@ from typing import Final, TypeVar
 
 from backends.errors import BackendError, VolumeBusyError
 from backends.system import jail, libc
-from backends.system.mountinfo import MountEntry, OwnPaths, parse_mountinfo, places_of
+from backends.system.mountinfo import (
+    MountEntry,
+    OwnPaths,
+    parse_mountinfo,
+    places_of,
+    sees_less,
+)
 
 # A crashed daemon could have stacked a second bind on the first; not many more.
 _STACKED_MAX: Final = 8
@@ -230,7 +236,7 @@ def _mount_namespaces(
     Whoever may make namespaces decides how long a table is: *look* gets its lines.
     """
     seen: set[int] = set()
-    for pid in _process_ids():
+    for pid in sorted(_process_ids(), key=sees_less):
         # The process may end between any two lines; a namespace that nobody lives in
         # uses nothing, but one may be seen again through another process.
         try:

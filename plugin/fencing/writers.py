@@ -27,6 +27,7 @@ from backends.system.mountinfo import (
     Place,
     parse_mountinfo,
     places_of,
+    sees_less,
 )
 from plugin.fencing import processes
 from plugin.fencing.held import HeldVolume
@@ -132,7 +133,7 @@ def _namespaces(
     shared = {processes.mount_namespace(os.getpid()), processes.mount_namespace(_INIT)}
     spaces: dict[int, _Namespace] = defaultdict(_Namespace)
     fleeting = False
-    for pid in _newest_first():
+    for pid in sorted(_newest_first(), key=sees_less):
         number = processes.mount_namespace(pid)
         if not number:
             process = processes.look(pid)
