@@ -54,11 +54,13 @@ class Traits:
     ``reachable_from_every_node``: a volume made on one node can be mounted on any
     other (decides the scope that Docker is told).
     ``catalogue_on_storage``: storage itself knows its volumes and other nodes change
-    them; our records of them are a mirror.
+    them; our records of them are a mirror. ``storage_options`` then say on which one
+    a volume is: another has no say in it.
     """
 
     reachable_from_every_node: bool
     catalogue_on_storage: bool = False
+    storage_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,12 +369,17 @@ class Backend(Protocol):
         """Return whether `discover` would have found *volume* if it existed."""
         ...
 
-    def find(self, name: str, *, deadline_s: float) -> Volume | None:
+    def find(
+        self, name: str, *, deadline_s: float, beside: Volume | None = None
+    ) -> Volume | None:
         """
         Return the volume of that name if storage, asked now, has it.
 
+        Only the storage that the volume *beside* is on is asked, if one is given.
+
         Raises:
-            BackendError, DeadlineError: it may have it, and did not answer.
+            BackendError, DeadlineError: it may have it, and did not answer; or several
+                storages have it.
 
         """
         ...

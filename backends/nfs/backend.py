@@ -216,8 +216,7 @@ class NfsBackend:
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
         """Return who has the volume mounted elsewhere: its source names it."""
-        del target
-        return self._mounts.users(volume)
+        return self._mounts.users(volume, target)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """
@@ -245,9 +244,8 @@ class NfsBackend:
             if state.error:
                 facts["error"] = state.error
         for entry in mounts.mount_table():
-            if entry.filesystem.startswith("nfs") and entry.mount_point.endswith(
-                f"/{volume.id}"
-            ):
+            is_its = entry.mount_point.endswith(f"/{volume.id}")
+            if is_its and entry.filesystem.startswith("nfs"):
                 facts["effective_options"] = entry.super_options
         warnings = nfs_options.warnings_of(volume.options)
         if warnings:
@@ -294,9 +292,12 @@ class NfsBackend:
         state = self._shares.of(located).state
         return state.state == "ok" and state.markers is not None
 
-    def find(self, name: str, *, deadline_s: float) -> Volume | None:
-        """Return the volume of that name from the first share that has it."""
-        found = self._shares.find(name, Deadline(deadline_s))
+    def find(
+        self, name: str, *, deadline_s: float, beside: Volume | None = None
+    ) -> Volume | None:
+        """Return the volume of that name from the one share that has it."""
+        on = beside and (on_share(beside) or beside)
+        found = self._shares.find(name, Deadline(deadline_s), on=on)
         return (
             None if found is None else volume_of(found[1], self._shares.ours(found[0]))
         )

@@ -178,7 +178,7 @@ class Share:
         self._asking_since_s = clock.monotonic_s()
         try:
             answer: dict[str, Any] = json.loads(running.ask(line, deadline=deadline))
-        except (DeadlineError, BackendError, ValueError) as error:
+        except (DeadlineError, BackendError, ValueError, RecursionError) as error:
             self._drop_agent()
             raise NfsTimeoutError(f"'{operation}' was not answered", where) from error
         finally:

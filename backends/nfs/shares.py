@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.base import Volume
-from backends.errors import DeadlineError, RemoraError
+from backends.errors import BackendError, DeadlineError, RemoraError
 from backends.nfs.leftovers import remove_empty, sweep
 from backends.nfs.options import Export, export_of
 from backends.nfs.share import Share
@@ -35,7 +35,7 @@ class Shares:
     """
 
     def __init__(self, directory: Path, *, node: str) -> None:
-        self._directory = directory
+        self.directory = directory
         self._own = directory / secrets.token_hex(4)
         self._swept = False
         self._node = node
@@ -68,16 +68,21 @@ class Shares:
         return share.export.options | self._configured.get(share.export, {})
 
     def find(
-        self, name: str, deadline: Deadline
+        self, name: str, deadline: Deadline, *, on: Volume | None
     ) -> tuple[Share, dict[str, Any]] | None:
         """
-        Return the marker of volume *name* from the first share that has it, and that.
+        Return the marker of volume *name* from the one share that has it, and that.
+
+        Only the share of the volume *on* is asked, if one is given.
 
         Raises:
             NfsError, DeadlineError: none of those that answered has it, not all did.
+            BackendError: several have it.
 
         """
         asked = [each for each in self.watched() if each.state.state == "ok"]
+        if on is not None:
+            asked = [self.of(on)]
         # Side by side: one that has just died must not use up the others' time.
         asking = {
             begun(
@@ -86,20 +91,26 @@ class Shares:
             ): each
             for each in asked
         }
+        found: dict[str, tuple[Share, dict[str, Any]]] = {}
         failure: RemoraError | None = None
         try:
             for each in as_completed(asking, deadline.remaining_s()):
                 try:
-                    marker: dict[str, Any] | None = each.result()
-                    if marker is not None:
-                        return asking[each], marker
+                    if (marker := each.result()) is not None:
+                        share = asking[each]
+                        found[str(share.export)] = share, marker
                 except RemoraError as error:
                     failure = error
         except TimeoutError:
             failure = DeadlineError(f"'{name}' was not looked for in time")
-        if failure is not None:
+        if failure is not None and not found:
             raise failure
-        return None
+        if len(found) > 1:
+            raise BackendError(
+                f"'{name}' is on {' and '.join(sorted(found))}",
+                hint="create it with server and share of the one that is meant",
+            )
+        return next(iter(found.values()), None)
 
     def forget(self, share: Share) -> None:
         """Stop watching *share* if it was never there: its name may be misspelt."""
@@ -113,7 +124,7 @@ class Shares:
         for share in self.watched():
             share.close()
         if self._own.exists():
-            remove_empty(self._directory)
+            remove_empty(self.directory)
 
     def _get(self, export: Export) -> Share:
         with self._guard:
@@ -135,7 +146,7 @@ class Shares:
         if not self._swept:
             self._swept = True
             threading.Thread(
-                target=lambda: sweep(self._directory, but=self._own),
+                target=lambda: sweep(self.directory, but=self._own),
                 name="nfs:leftovers",
                 daemon=True,
             ).start()

@@ -6,4 +6,8 @@ from typing import Final
 
 from backends.base import Traits
 
-TRAITS: Final = Traits(reachable_from_every_node=True, catalogue_on_storage=True)
+TRAITS: Final = Traits(
+    reachable_from_every_node=True,
+    catalogue_on_storage=True,
+    storage_options=("server", "share"),
+)

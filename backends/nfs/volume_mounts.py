@@ -80,16 +80,14 @@ class VolumeMounts:
         mounting.remove_mount_point(target)
         self._release(volume, is_dead=is_dead)
 
-    def users(self, volume: Volume) -> list[VolumeUser]:
+    def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
         """Return who has the volume mounted elsewhere than its mount point."""
         volume = replace(volume, options={**DEFAULTS, **volume.options})
         if not {"server", "share"} <= volume.options.keys():
             return []  # nothing could be mounted by such a record
         source, root = source_of(volume)
-        controls = [share.control_mount.name for share in self._shares.watched()]
-        return mounts.users_of_root(
-            root, source=source, own_names=(volume.id, *controls)
-        )
+        own = (target, self._shares.directory)
+        return mounts.users_of_root(root, source=source, own=own)
 
     def _mount(self, volume: Volume, target: Path, deadline: Deadline) -> None:
         export, entries = export_of(volume.options), mount_entries(volume)

@@ -261,7 +261,7 @@ class RsyncBackend:
         """
         for _ in range(_LOOKS_MAX):
             device, root = self._place(volume, target)
-            users = mounts.users_of_root(root, device=device, own_names=(volume.id,))
+            users = mounts.users_of_root(root, device=device, own=(target,))
             # Renamed meanwhile, it has another name in the tables that were read last.
             if users or self._place(volume, target) == (device, root):
                 return users
@@ -344,9 +344,9 @@ class RsyncBackend:
         del volume
         return not self.pool.fault()
 
-    def find(self, name: str, *, deadline_s: float) -> Volume | None:
+    def find(self, name: str, **_: object) -> Volume | None:
         """Return None: the records know every volume of the pool."""
-        del name, deadline_s
+        del name
         return None
 
     def close(self) -> None:

@@ -51,6 +51,8 @@ _INFO_NAMED: Final = 2
 _INFO_UNNAMED: Final = 3
 _HANDLE: Final = struct.Struct("=Ii")  # length of what follows, type
 HANDLE_HEADER_SIZE: Final = _HANDLE.size
+# The filesystem has no handles, or longer ones than the kernel tells.
+NO_HANDLE: Final = (errno.EOPNOTSUPP, errno.EOVERFLOW)
 _HANDLE_SIZE_MAX: Final = 128
 _AT_EMPTY_PATH: Final = 0x1000
 
@@ -148,7 +150,7 @@ def handle_of(directory: int) -> bytes:
     Return the file handle of the open *directory*.
 
     Raises:
-        OSError: EOPNOTSUPP: this filesystem has none.
+        OSError: NO_HANDLE, if this filesystem has none for us.
 
     """
     buffer = ctypes.create_string_buffer(_HANDLE.size + _HANDLE_SIZE_MAX)

@@ -134,6 +134,7 @@ def _become_first_process() -> None:
     child = os.fork()
     if child == 0:
         die_with_caller()
+        os.setsid()  # a signal to one's process group leaves the namespace
         return
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os._exit(status if status >= 0 else 128 - status)

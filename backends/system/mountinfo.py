@@ -8,11 +8,14 @@ Source: proc_pid_mountinfo(5).
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final, NamedTuple
 
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
+# Who may make namespaces decides how long a table is. Further copies count as users.
+_SHOWN_MAX: Final = 1000
 
 
 class MountEntry(NamedTuple):
@@ -20,6 +23,7 @@ class MountEntry(NamedTuple):
     One line of mountinfo; ``root`` is the mounted path within its filesystem.
 
     Mounts of one ``peer_group`` show each other what is mounted below them; "" is none.
+    ``parent`` is the ``number`` of the mount that it is mounted in.
     """
 
     device: str
@@ -29,6 +33,16 @@ class MountEntry(NamedTuple):
     source: str
     super_options: str
     peer_group: str = ""
+    number: str = ""
+    parent: str = ""
+
+
+class Place(NamedTuple):
+    """The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``."""
+
+    path: str
+    device: str
+    inside: str
 
 
 def parse_mountinfo(text: str) -> Iterator[MountEntry]:
@@ -49,7 +63,78 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
             source=_unescape(tail[1]),
             super_options=tail[2],
             peer_group=next(groups, ""),
+            number=fields[0],
+            parent=fields[1],
         )
+
+
+def sees_less(pid: int) -> bool:
+    """Return whether process *pid* has a root of its own: its table ends there."""
+    try:
+        return os.readlink(f"/proc/{pid}/root") != "/"  # noqa: PTH115 - quick
+    except OSError:
+        return False
+
+
+def places_of(paths: Collection[str], table: Iterable[bytes]) -> list[Place]:
+    """Return where *paths* are by the lines of our own *table*, as far as it says."""
+    found: dict[str, tuple[int, Place]] = {}
+    for line in table:
+        fields = line.decode(errors="surrogateescape").split(" ", 5)
+        point = _unescape(fields[4]) if len(fields) > 5 else ""
+        for path in paths:
+            if point and _is_in(path, point):
+                at, _ = found.get(path, (0, None))
+                if len(point) >= at:
+                    inside = _moved(path, point, _unescape(fields[3]))
+                    found[path] = len(point), Place(path, fields[2], inside)
+    return [place for _, place in found.values()]
+
+
+class OwnPaths:
+    """
+    Tells of the mounts in one table which are copies of ours, in *places*.
+
+    What we mount comes into every namespace that the machine makes (services with
+    private mounts, `docker run -v /:/host`). Its mount point is in a mount of the
+    filesystem that has our directory, at its path in there: who has that is root on the
+    machine. What a mount point is called says nothing, for containers choose it.
+    """
+
+    def __init__(self, places: Collection[Place]) -> None:
+        self._places = [(place.device.encode(), place) for place in places]
+        # By the number of a mount: our directories in it, and where they are there.
+        self._shown: dict[str, list[tuple[str, str]]] = {}
+
+    def read(self, line: bytes) -> None:
+        """Note the next *line* of the table; a mount comes after what it is in."""
+        for device, place in self._places:
+            fields = line.split(b" ", 5)
+            if len(fields) < 6 or fields[2] != device:
+                continue
+            root = _unescape(fields[3].decode(errors="surrogateescape"))
+            if _is_in(place.inside, root) and len(self._shown) < _SHOWN_MAX:
+                point = _unescape(fields[4].decode(errors="surrogateescape"))
+                shown = self._shown.setdefault(fields[0].decode(), [])
+                shown.append((place.path, _moved(place.inside, root, point)))
+
+    def of(self, entry: MountEntry) -> str:
+        """Return at which path of ours the mount *entry* is, "" if at none."""
+        for path, at in self._shown.get(entry.parent, ()):
+            if _is_in(entry.mount_point, at):
+                # Another one may be stacked on it.
+                self._shown[entry.number] = [(path, at)]
+                return _moved(entry.mount_point, at, path)
+        return ""
+
+
+def _is_in(path: str, directory: str) -> bool:
+    return f"{path}/".startswith(f"{directory.rstrip('/')}/")
+
+
+def _moved(path: str, old: str, new: str) -> str:
+    """Return *path*, which is in *old*, as it is in *new*."""
+    return new.rstrip("/") + path[len(old.rstrip("/")) :]
 
 
 def _unescape(field: str) -> str:

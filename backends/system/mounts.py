@@ -19,7 +19,13 @@ from typing import Final, TypeVar
 
 from backends.errors import BackendError, VolumeBusyError
 from backends.system import jail, libc
-from backends.system.mountinfo import MountEntry, parse_mountinfo
+from backends.system.mountinfo import (
+    MountEntry,
+    OwnPaths,
+    parse_mountinfo,
+    places_of,
+    sees_less,
+)
 
 # A crashed daemon could have stacked a second bind on the first; not many more.
 _STACKED_MAX: Final = 8
@@ -150,11 +156,11 @@ def users_of(directory: Path) -> list[VolumeUser]:
     """Return one process for each mount namespace that has *directory* mounted."""
     covering = entry_covering(directory)
     root = str(Path(covering.root) / directory.relative_to(covering.mount_point))
-    return users_of_root(root, device=covering.device, own_names=())
+    return users_of_root(root, device=covering.device, own=())
 
 
 def users_of_root(
-    root: str, *, device: str = "", source: str = "", own_names: Collection[str]
+    root: str, *, device: str = "", source: str = "", own: Collection[Path]
 ) -> list[VolumeUser]:
     """
     Return one process for each mount namespace that shows *root* of *device*.
@@ -163,10 +169,8 @@ def users_of_root(
     within the filesystem, or one below it. On NFS, where one device has many volumes,
     *source* stands in for the device.
 
-    Copies of the daemon's own mount points do not count: they come into every namespace
-    that the machine makes (services with private mounts, `docker run -v /:/host`), and
-    are known by their last component, one of *own_names* (a volume's id, a digest),
-    which nobody else chooses.
+    The daemon's own mounts, which are at or below the paths *own*, do not count, nor do
+    their copies in other namespaces.
 
     Raises:
         BackendError: a namespace could not be read, so that nothing is proven.
@@ -181,17 +185,22 @@ def users_of_root(
     # the volume, and to parse them all took three quarters of a removal.
     plain = os.fsencode(re.split(r"[ \t\n\\]", source or root)[0])
     named = jail.ROOT_SOURCE.encode()
+    with Path("/proc/self/mountinfo").open("rb") as own_table:
+        places = places_of({str(path.parent) for path in own}, own_table)
+
+    def is_own(path: str) -> bool:
+        return any(Path(path).is_relative_to(each) for each in own)
 
     def look(table: Iterator[bytes]) -> tuple[bool, str]:
         """Return whether a jail has the namespace, and where it shows the volume."""
-        is_jail, point = False, ""
+        is_jail, point, own_paths = False, "", OwnPaths(places)
         for line in table:
+            own_paths.read(line)
             if plain not in line and named not in line:
                 continue
             for entry in parse_mountinfo(line.decode(errors="surrogateescape")):
                 is_jail = is_jail or _is_jail(entry)
-                is_own = Path(entry.mount_point).name in own_names
-                if not point and not is_own and shows(entry):
+                if not point and shows(entry) and not is_own(own_paths.of(entry)):
                     point = entry.mount_point
         return is_jail, point
 
@@ -227,7 +236,7 @@ def _mount_namespaces(
     Whoever may make namespaces decides how long a table is: *look* gets its lines.
     """
     seen: set[int] = set()
-    for pid in _process_ids():
+    for pid in sorted(_process_ids(), key=sees_less):
         # The process may end between any two lines; a namespace that nobody lives in
         # uses nothing, but one may be seen again through another process.
         try:

@@ -15,10 +15,13 @@ import struct
 
 from backends.system import libc
 
-_LOAD, _JUMP_IF_EQUAL, _JUMP_IF_ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
+_LOAD, _JUMP_IF_EQUAL, _AND, _RETURN = 0x20, 0x15, 0x54, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
-# Places in what the kernel shows the filter; of an argument, its low half.
+# Places in what the kernel shows the filter; of an argument, its low half. sendto's
+# fifth is an address.
 _NUMBER_AT, _MACHINE_AT, _FIRST_ARGUMENT_AT, _SECOND_ARGUMENT_AT = 0, 4, 16, 24
+_ADDRESS_AT = 48
+_ALL_BITS = 0xFFFFFFFF
 _MACHINES = {"x86_64": (0xC000003E, 1), "aarch64": (0xC00000B7, 2)}
 # Each call with its number on x86-64, and on arm64. There are no sockets, nor memory
 # and queues of System V, which root shares with all of the machine.
@@ -41,8 +44,9 @@ _ALLOWED = """
     linkat 265 37  listxattr 194 11  llistxattr 195 12  lremovexattr 198 15  lseek 8 62
     lsetxattr 189 6  lstat 6 -  madvise 28 233  mkdir 83 -  mkdirat 258 34  mknod 133 -
     mknodat 259 33  mmap 9 222  mprotect 10 226  mremap 25 216  msync 26 227
-    munmap 11 215  nanosleep 35 101  newfstatat 262 79  open 2 -  openat 257 56
-    openat2 437 437  pause 34 -  pipe 22 -  pipe2 293 59  poll 7 -  ppoll 271 73
+    munmap 11 215  name_to_handle_at 303 264  nanosleep 35 101  newfstatat 262 79
+    open 2 -  openat 257 56  openat2 437 437  pause 34 -  pipe 22 -  pipe2 293 59
+    poll 7 -  ppoll 271 73
     prctl 157 167  pread64 17 67  preadv 295 69  preadv2 327 286  prlimit64 302 261
     pselect6 270 72  pwrite64 18 68  pwritev 296 70  pwritev2 328 287  read 0 63
     readlink 89 -  readlinkat 267 78  readv 19 65  recvfrom 45 207  removexattr 197 14
@@ -50,21 +54,34 @@ _ALLOWED = """
     rseq 334 293  rt_sigaction 13 134  rt_sigpending 127 136  rt_sigprocmask 14 135
     rt_sigreturn 15 139  rt_sigsuspend 130 133  rt_sigtimedwait 128 137
     sched_getaffinity 204 123  sched_yield 24 124  select 23 -  sendfile 40 71
-    sendto 44 206  set_robust_list 273 99  set_tid_address 218 96  setfsgid 123 152
+    set_robust_list 273 99  set_tid_address 218 96  setfsgid 123 152
     setfsuid 122 151  setgid 106 144  setgroups 116 159  setitimer 38 103
     setpgid 109 154  setregid 114 143  setresgid 119 149  setresuid 117 147
     setreuid 113 145  setrlimit 160 164  setsid 112 157  setsockopt 54 208
     setuid 105 146  setxattr 188 5  shutdown 48 210  sigaltstack 131 132
-    socketpair 53 199  stat 4 -  statfs 137 43  statx 332 291  symlink 88 -
+    stat 4 -  statfs 137 43  statx 332 291  symlink 88 -
     symlinkat 266 36  sync_file_range 277 84  syncfs 306 267  sysinfo 99 179
     tgkill 234 131  time 201 -  times 100 153  truncate 76 45  umask 95 166
     uname 63 160  unlink 87 -  unlinkat 263 35  utime 132 -  utimensat 280 88
     utimes 235 -  vfork 58 -  wait4 61 260  waitid 247 95  write 1 64  writev 20 66
 """
-# Each with conditions. Instead of clone3, whose flags no filter sees, libc takes clone.
-_CLONE, _IOCTL = ("clone", 56, 220), ("ioctl", 16, 29)
-# All of CLONE_NEW*, but NEWTIME, which clone does not have. Source: linux/sched.h.
-_NEW_NAMESPACES = 0x7E020000
+# Each with its conditions: where in what the filter is shown, of which bits, and what
+# they have to be. Instead of clone3, whose flags no filter sees, libc takes clone. The
+# bits are all of CLONE_NEW*, but NEWTIME, which clone does not have (linux/sched.h). A
+# pair of sockets is for streams (AF_UNIX, SOCK_STREAM): a datagram may be sent to any
+# address, and path names know no network namespace.
+_IF = {
+    ("clone", 56, 220): ((_FIRST_ARGUMENT_AT, 0x7E020000, 0),),
+    ("socketpair", 53, 199): (
+        (_FIRST_ARGUMENT_AT, _ALL_BITS, 1),
+        (_SECOND_ARGUMENT_AT, 0xF, 1),
+    ),
+    ("sendto", 44, 206): (
+        (_ADDRESS_AT, _ALL_BITS, 0),
+        (_ADDRESS_AT + 4, _ALL_BITS, 0),
+    ),
+}
+_IOCTL = ("ioctl", 16, 29)
 # FICLONE, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX. Source: linux/fs.h, asm/ioctls.h.
 _COMMANDS = (0x40049409, 0x541B, 0x5421, 0x5450, 0x5451)
 _Step = tuple[int, int, int, int]
@@ -97,12 +114,18 @@ def _filter(machine: int, column: int) -> list[_Step]:
     for number in words[column::3]:
         if number != "-":
             steps += _allow_if_equal(int(number))
+    for call, conditions in _IF.items():
+        checks: list[_Step] = []
+        for place, bits, wanted in conditions:
+            checks += [
+                (_LOAD, 0, 0, place),
+                (_AND, 0, 0, bits),
+                (_JUMP_IF_EQUAL, 1, 0, wanted),
+                (_RETURN, 0, 0, _REFUSE | errno.EPERM),
+            ]
+        checks.append((_RETURN, 0, 0, _ALLOW))
+        steps += [(_JUMP_IF_EQUAL, 0, len(checks), int(call[column])), *checks]
     steps += [
-        (_JUMP_IF_EQUAL, 0, 4, int(_CLONE[column])),
-        (_LOAD, 0, 0, _FIRST_ARGUMENT_AT),
-        (_JUMP_IF_ANY_BIT, 0, 1, _NEW_NAMESPACES),
-        (_RETURN, 0, 0, _REFUSE | errno.EPERM),
-        (_RETURN, 0, 0, _ALLOW),
         (_JUMP_IF_EQUAL, 1, 0, int(_IOCTL[column])),
         absent,
         (_LOAD, 0, 0, _SECOND_ARGUMENT_AT),

@@ -165,12 +165,12 @@ class Daemon:
         foundation = self._foundation
         return OwnershipView(
             heads=foundation.heads,
-            quarantine_records=foundation.quarantine_records,
             copy_states=CopyStates(locate_with(self._rsync)),
             nodes=foundation.nodes,
             membership=foundation.membership,
             registry=self._registry,
             events=self._events,
+            mount_dir=self._config.mount_dir,
         )
 
     def _build_cluster(self, keys: NodeKeys) -> ClusterNode:

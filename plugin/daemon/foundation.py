@@ -43,7 +43,6 @@ class Foundation:
     nodes: NodeDirectory
     membership: Membership
     heads: Heads
-    quarantine_records: QuarantineRecords
     keys: NodeKeys | None
     etcd: EtcdStore | None = None
 
@@ -101,8 +100,7 @@ def _founded(
         session=str(uuid.uuid4()),
     )
     addresses = Addresses(config.cluster.etcd, fixed=config.cluster.peer_address)
-    quarantine_records = QuarantineRecords(store)
-    heads = Heads(store, quarantine_records)
+    heads = Heads(store, QuarantineRecords(store))
     nodes = NodeDirectory(
         store,
         data_only_on=partial(_data_only_on, Catalogue(store), heads),
@@ -127,7 +125,6 @@ def _founded(
         nodes=nodes,
         membership=membership,
         heads=heads,
-        quarantine_records=quarantine_records,
         keys=keys,
     )
 

@@ -2,9 +2,9 @@
 Which processes can write to a volume.
 
 In a namespace that shows the volume's directory at a mount point of its own (a
-container), every process can. In the machine's own namespace, and where only the
-daemon's mount point (its last component is the id) shows it, only processes that have
-something open below it count as writers: the others are bystanders.
+container), every process can. In the machine's own namespace, and where only a copy of
+the daemon's mount shows it, only processes that have something open below it count as
+writers: the others are bystanders.
 
 All volumes are looked for at once: a lease is the node's, so all pass their deadline
 together. Nothing here touches the volume itself, which may hang.
@@ -21,7 +21,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from backends.system import clock
-from backends.system.mountinfo import MountEntry, parse_mountinfo
+from backends.system.mountinfo import (
+    MountEntry,
+    OwnPaths,
+    Place,
+    parse_mountinfo,
+    places_of,
+    sees_less,
+)
 from plugin.fencing import processes
 from plugin.fencing.held import HeldVolume
 from plugin.fencing.processes import Process
@@ -72,7 +79,8 @@ def find(
     """
     found = {volume.id: Writers() for volume in volumes}
     watched: dict[int, dict[str, str]] = {}
-    spaces, fleeting = _namespaces(_Clues(volumes))
+    places = _places(volumes)
+    spaces, fleeting = _namespaces(_Clues(volumes), places)
     for number, space in spaces.items():
         for volume_id in space.shown:
             found[volume_id].namespaces.add(number)
@@ -112,12 +120,20 @@ def groups_within(
     return {group: each for group, each in groups.items() if group not in mixed}
 
 
-def _namespaces(clues: _Clues) -> tuple[dict[int, _Namespace], bool]:
+def _places(volumes: Sequence[HeldVolume]) -> list[Place]:
+    """Return where the daemon mounts *volumes*."""
+    with open("/proc/self/mountinfo", "rb") as table:
+        return places_of({os.path.dirname(each.target) for each in volumes}, table)
+
+
+def _namespaces(
+    clues: _Clues, places: Collection[Place]
+) -> tuple[dict[int, _Namespace], bool]:
     """Return all mount namespaces, and whether a process ended meanwhile."""
     shared = {processes.mount_namespace(os.getpid()), processes.mount_namespace(_INIT)}
     spaces: dict[int, _Namespace] = defaultdict(_Namespace)
     fleeting = False
-    for pid in _newest_first():
+    for pid in sorted(_newest_first(), key=sees_less):
         number = processes.mount_namespace(pid)
         if not number:
             process = processes.look(pid)
@@ -126,10 +142,11 @@ def _namespaces(clues: _Clues) -> tuple[dict[int, _Namespace], bool]:
         space = spaces[number]
         space.pids.append(pid)
         if not space.is_read:
+            own = None if number in shared else OwnPaths(places)
             with suppress(OSError), open(f"/proc/{pid}/mountinfo", "rb") as table:
                 for line in table:
                     space.is_read = True
-                    _note(space, line, clues, is_shared=number in shared)
+                    _note(space, line, clues, own)
     return spaces, fleeting
 
 
@@ -162,13 +179,15 @@ class _Clues:
             yield from self._of_clue[clue]
 
 
-def _note(space: _Namespace, line: bytes, clues: _Clues, *, is_shared: bool) -> None:
-    """Add to *space* what a *line* of its table shows."""
+def _note(space: _Namespace, line: bytes, clues: _Clues, own: OwnPaths | None) -> None:
+    """Add to *space* what a *line* of its table shows; the machine's has no *own*."""
+    if own is not None:
+        own.read(line)
     for volume in clues.volumes(line):
         for entry in parse_mountinfo(line.decode(errors="surrogateescape")):
             if volume.id in space.shown or not _shows(entry, volume):
                 continue
-            if is_shared or os.path.basename(entry.mount_point) == volume.id:
+            if own is None or own.of(entry) == volume.target:
                 space.points[entry.mount_point] = volume.id
             else:
                 space.shown.add(volume.id)

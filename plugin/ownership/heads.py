@@ -106,7 +106,7 @@ class Heads:
 
     def __init__(self, store: Store, quarantine_records: QuarantineRecords) -> None:
         self._store = store
-        self._quarantine_records = quarantine_records
+        self.quarantine_records = quarantine_records
         self._heads = Values(store, Head, prefix=_VOLUMES, suffix="/head")
         self._tombs = Values(store, Tomb, prefix=_TOMBS)
 
@@ -192,9 +192,7 @@ class Heads:
                 found["the newest bytes of"].append(volume_id)
             else:
                 found["perhaps the last seconds of"].append(volume_id)
-        apart = [
-            each for each in self._quarantine_records.all() if each.node_id == node
-        ]
+        apart = [each for each in self.quarantine_records.all() if each.node_id == node]
         found["bytes set apart of"] = list({each.volume_id: "" for each in apart})
         found["snapshots of"] = SnapshotRecords(self._store).volumes_on(node)
         return {part: ids for part, ids in found.items() if ids}
@@ -302,7 +300,7 @@ class Heads:
             left = msgspec.structs.replace(
                 tomb, pending=tuple(sorted(rest)), all_nodes=True
             )
-            if not rest and not self._quarantine_records.of(volume_id):
+            if not rest and not self.quarantine_records.of(volume_id):
                 operations.append(Delete(record.key))
             elif left != tomb:
                 operations.append(_put(record.key, left))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -20,7 +19,6 @@ from plugin.events.log import Events, Fact
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.membership import Membership
-from plugin.membership.quarantine_records import QuarantineRecords
 from plugin.model import VolumeRecord
 from plugin.ownership import copy_worth, rules
 from plugin.ownership.copy_states import CopyStates
@@ -37,8 +35,6 @@ from plugin.ownership.state import (
 from plugin.store.base import Put
 
 log = logging.getLogger(__name__)
-# A volume that is not mounted has no mount that would say where its bytes are.
-_NO_TARGET: Final = Path("/nonexistent")
 
 
 def _in_words(head: Head, wanted: int) -> str:
@@ -83,20 +79,21 @@ class OwnershipView:
         self,
         *,
         heads: Heads,
-        quarantine_records: QuarantineRecords,
         copy_states: CopyStates,
         nodes: NodeDirectory,
         membership: Membership,
         registry: Registry,
         events: Events,
+        mount_dir: Path,
     ) -> None:
         self.heads = heads
-        self.quarantine_records = quarantine_records
+        self.quarantine_records = heads.quarantine_records
         self.copy_states = copy_states
         self.nodes = nodes
         self.membership = membership
         self.registry = registry
         self.events = events
+        self.mount_dir = mount_dir
         self.own = membership.own
         self.node_id = membership.own.id
         self.boot_id = membership.own.boot_id
@@ -315,7 +312,7 @@ class OwnershipView:
         """Return whether a process of this node may have the volume; none is proven."""
         backend = self.backend_of(record)
         try:
-            return bool(backend.users(record.volume(), _NO_TARGET))
+            return bool(backend.users(record.volume(), self.mount_dir / record.id))
         except BackendError:
             return True
 

@@ -14,6 +14,9 @@ from plugin.errors import RemoteError
 LINE_LENGTH_MAX: Final = 64 * 1024
 _CHUNK: Final = 16 * 1024
 _Number = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+# A code is in log lines and labels of metrics as it is.
+_Code = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z-]{1,64}\Z")]
+_Failure = Annotated[int, msgspec.Meta(ge=1, le=255)]
 Request = TypeVar("Request")
 
 
@@ -105,11 +108,11 @@ def decode(line: bytes) -> dict[str, Any]:
 class ErrorFields(msgspec.Struct, frozen=True):
     """An error on its way."""
 
-    code: str
+    code: _Code
     cause: str
     hint: str = ""
     transient: bool = False
-    exit_code: int = 1
+    exit_code: _Failure = 1
 
     @classmethod
     def of(cls, error: RemoraError) -> ErrorFields:

@@ -103,15 +103,14 @@ class World:
         self.nodes = NodeDirectory(self.store, data_only_on=lambda _: {})
         self.membership = self._membership(name)
         self.events = Events(home)
-        quarantine_records = QuarantineRecords(self.store)
         self.ownership = OwnershipView(
-            heads=Heads(self.store, quarantine_records),
-            quarantine_records=quarantine_records,
+            heads=Heads(self.store, QuarantineRecords(self.store)),
             copy_states=CopyStates(locate_with(self.pool)),
             nodes=self.nodes,
             membership=self.membership,
             registry=registry,
             events=self.events,
+            mount_dir=home / "mounts",
         )
         votes = Votes(self, node_id=self.node.id)
         self.volumes = build_use_cases(

@@ -32,7 +32,9 @@ class World:
         registry = Registry([backend])
         (directory / "mounts").mkdir(exist_ok=True)
         self.events = Events(directory)
-        owning = owning_alone(self.store, self.node, registry, backend, self.events)
+        owning = owning_alone(
+            self.store, self.node, registry, backend, self.events, directory / "mounts"
+        )
         self.ownership = owning.view
         self.catalogue = Catalogue(self.store)
         self.volumes = build_use_cases(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tracemalloc
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from backends.system import mounts
-from backends.system.mountinfo import parse_mountinfo
+from backends.system.mountinfo import OwnPaths, parse_mountinfo, sees_less
 from plugin.fencing import cgroups, writers
 from plugin.fencing.cgroups import Hierarchy
 from plugin.fencing.held import HeldVolume
+from tests.fencing.world import Volume
+from tests.support.host import wait_until
 from tests.support.namespaces import enter_private_mounts
 
 DISK = HeldVolume("i", "8:1", "/pool/i/live", "/mounts/i", 0)
@@ -91,6 +94,85 @@ def test_a_long_table_of_somebody_s_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("script", "is_use"),
+    [
+        ("true", False),  # a service with private mounts
+        ("mkdir $at/host; mount --rbind / $at/host", False),  # -v /:/host
+        ("mount --bind $live $target", False),  # stacked by a daemon that was killed
+        ("mkdir $at/data; mount --bind $live $at/data", True),
+        ("mkdir -p $at/x/$id; mount --bind $live $at/x/$id", True),  # -v db:/x/<id>
+        ("mkdir -p $at/mounts/x; mount --bind $live $at/mounts/x", True),
+        (
+            "mount -t tmpfs x $at/mounts; mkdir $target; mount --bind $live $target",
+            True,  # a container that has our path, in a filesystem of its own
+        ),
+    ],
+)
+def test_a_copy_of_our_mount_is_no_use_whatever_a_container_calls_its_own(
+    tmp_path: Path, script: str, is_use: bool
+) -> None:
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    names = {"at": tmp_path, "live": volume.live, "target": volume.target}
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-ec", f"{script}; echo made; read line"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "id": volume.id, **{key: str(names[key]) for key in names}},
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"made\n"
+        users = mounts.users_of_root(
+            volume.root, device=volume.device, own=(volume.target,)
+        )
+        found = writers.find([volume.held(60)], never=(), open_files=False)
+        other.communicate(b"\n", timeout=10)
+    assert [each.pid for each in users] == ([other.pid] if is_use else [])
+    assert bool(found[volume.id].namespaces) == is_use
+
+
+@pytest.mark.parametrize(
+    "script", ["$rooted & exec sleep 60", "sleep 60 & exec $rooted"]
+)
+def test_a_process_with_a_root_of_its_own_hides_no_volume(
+    tmp_path: Path, script: str
+) -> None:
+    """Its table ends at that root; another process's shows the whole."""
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    new, data = tmp_path / "new", tmp_path / "data"
+    rooted = f"busybox chroot {new} /busybox sleep 60"
+    made = (
+        f"mkdir -p {new}/in {data}; mount --bind {volume.live} {data};"
+        f" mount --bind {new}/in {new}/in; cp $(command -v busybox) {new}/busybox;"
+        f" {script.replace('$rooted', rooted)}"
+    )
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-ec", made], start_new_session=True
+    ) as other:
+        try:
+            wait_until(
+                lambda: sum(map(sees_less, pids_of_session(other.pid))) == 1,
+                timeout_s=20,
+                what="one has its own root",
+            )
+            users = mounts.users_of_root(
+                volume.root, device=volume.device, own=(volume.target,)
+            )
+            found = writers.find([volume.held(60)], never=(), open_files=False)
+        finally:
+            os.killpg(other.pid, signal.SIGKILL)
+    assert [each.mount_point for each in users] == [str(data)]
+    assert len(found[volume.id].namespaces) == 1
+
+
+def pids_of_session(session: int) -> list[int]:
+    listed = ["ps", "-o", "pid=", "-s", str(session)]
+    done = subprocess.run(listed, capture_output=True, timeout=20, check=True)
+    return [int(each) for each in done.stdout.split()]
+
+
+@pytest.mark.parametrize(
     ("root", "ids"),
     [("/pool/a", {"a"}), ("/pool/a/below", {"a", "below"}), ("/pool/b", set())],
 )
@@ -101,7 +183,7 @@ def test_one_clue_may_begin_another(root: str, ids: set[str]) -> None:
     ]
     space = writers._Namespace()
     line = f"100 50 8:1 {root} /v rw - ext4 /dev/sda1 rw\n".encode()
-    writers._note(space, line, writers._Clues(volumes), is_shared=False)
+    writers._note(space, line, writers._Clues(volumes), OwnPaths([]))
     assert space.shown == ids
 
 

@@ -109,16 +109,15 @@ class Claimant:
             sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ()),
             nodes=nodes,
         )
-        quarantine_records = QuarantineRecords(self.store)
         self.events = Events(STATE)
         self.ownership = OwnershipView(
-            heads=Heads(self.store, quarantine_records),
-            quarantine_records=quarantine_records,
+            heads=Heads(self.store, QuarantineRecords(self.store)),
             copy_states=CopyStates(lambda _: None),
             nodes=nodes,
             membership=self.membership,
             registry=Registry([SharedBackend()]),
             events=self.events,
+            mount_dir=STATE / "mounts",
         )
         votes = Votes(None, node_id=own.id)
         self.acquisition = Acquisition(self.ownership, votes, Alone())

@@ -107,6 +107,18 @@ def test_how_a_program_in_a_jail_ends_is_told(staging: Path) -> None:
     assert run_in_jail(staging, "sh -c 'kill -9 $$'; exit $?").returncode == 137
 
 
+def test_who_kills_its_process_group_ends_nothing_outside(staging: Path) -> None:
+    done = subprocess.run(
+        in_jail(staging, "sh -c 'kill -9 0'; echo lives"),
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_DEADLINE_S,
+        start_new_session=True,  # which would be killed
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "lives\n")
+
+
 def test_who_is_killed_with_its_caller_stays_so_as_another_user() -> None:
     program = (
         f"import sys, signal; sys.path.insert(0, {str(REPOSITORY)!r})\n"
@@ -221,6 +233,14 @@ def python_in_jail(staging: Path, script: str) -> str:
         ("(os.getpid(), os.getppid())", "done (1, 0)"),  # and so it has nobody to kill
         ("os.kill(outside_pid, 0)", "ESRCH"),
         ("libc.call('shmget', 0, 1, 0o600)", "ENOSYS"),
+        # What is connected to its peer alone, and no datagram to anywhere.
+        ("[each.send(b'x') for each in socket.socketpair()]", "done [1, 1]"),
+        ("socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)", "EPERM"),
+        ("socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)", "EPERM"),
+        ("socket.socketpair(socket.AF_UNIX, socket.SOCK_RAW)", "EPERM"),
+        ("socket.socketpair(socket.AF_VSOCK, socket.SOCK_STREAM)", "EPERM"),
+        ("socket.socketpair(socket.AF_TIPC, socket.SOCK_STREAM)", "EPERM"),
+        ("socket.socketpair()[0].sendto(b'x', '/staging/socket')", "EPERM"),
         ("os.stat('/dev/null')", "ENOENT"),
         ("os.setxattr('/staging', 'trusted.x', b'1')", "done None"),
         ("os.seteuid(1000)", "EPERM"),
@@ -251,7 +271,8 @@ def test_the_calls_that_are_allowed_have_their_numbers(machine: str) -> None:
     resolve.argtypes = (ctypes.c_uint32, ctypes.c_char_p)
     code, column = system_calls._MACHINES[machine]
     words = system_calls._ALLOWED.split()
-    words += map(str, (*system_calls._CLONE, *system_calls._IOCTL))
+    for each in (*system_calls._IF, system_calls._IOCTL):
+        words += map(str, each)
     for name, number in zip(words[::3], words[column::3], strict=True):
         # It has less than 0 for calls that this machine, or the library, has not.
         known = resolve(code, name.encode())

@@ -128,6 +128,19 @@ def link(share: Share, place: str, prey: Path, *, relative: bool) -> None:
     path.symlink_to(os.path.relpath(prey, path.parent) if relative else prey)
 
 
+def test_an_agent_in_its_jail_knows_a_directory_as_others_do(share: Share) -> None:
+    """By its handle: with the inode number alone, one that replaced it was deleted."""
+    marker = Node(share.root, "other").create("v")
+    request = {"name": "v", "id": marker["id"], "on_delete": "delete", "time": ""}
+    (share.root / "v").rmdir()
+    (share.root / "v").mkdir()  # with the same number, on most filesystems
+    assert share.ask("remove", **request)["code"] == "REPLACED"
+    share.put(
+        "v", **{**marker, "identity": Node(share.root, "x").catalogue.identity("v")}
+    )
+    assert share.ask("remove", **request) == {"result": "delete"}
+
+
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("place", ["trash", "new", "archived", "volumes", "changing"])
 def test_a_part_of_the_catalogue_is_a_link(
@@ -256,6 +269,29 @@ def test_a_file_of_nonsense_harms_no_other(share: Share, text: str) -> None:
     (share.root / ".dvol/volumes/strange name.json").write_text(text)
     good = share.put("good")
     assert [each["id"] for each in share.survey()["result"]["markers"]] == [good]
+
+
+def test_what_is_not_known_goes_no_further(share: Share) -> None:
+    """A marker of 2 KB, too deep for the daemon, made a share unseen on all nodes."""
+    deep = json.loads("[" * 900 + "]" * 900)
+    copy = {"copy": f".dvol/copies/{NODE}/0123456789abcdef", "keep_as": "s"}
+    volume = share.put("v", x=deep, swap={**copy, "node": NODE, "x": deep})
+    (share.root / "v").mkdir()
+    key = key_of("v").removesuffix(".json")
+    at = share.root / ".dvol/snapshots" / key / "s"
+    at.mkdir(parents=True)
+    (at / "snapshot.json").write_text(json.dumps({"files": 1, "x": deep}))
+    marker = share.ask("find", name="v")["result"]
+    for each in (marker, *share.survey()["result"]["markers"]):
+        assert "x" not in {*each, *each["swap"]}
+    answer = share.ask("snapshots", name="v", id=volume)
+    assert answer == {"result": [{"files": 1, "name": "s"}]}
+    claim = share.root / ".dvol/claims" / key_of("w")
+    claim.write_text(json.dumps({"id": volume, "name": "gone", "x": deep}))
+    created = {**marker, "name": "w", "subdir": "w", "requested": {}, "options": {}}
+    del created["swap"]
+    own = {"own_uid": None, "own_gid": None, "mode": None, "content": ""}
+    assert share.ask("create", marker=created, **own)["result"]["state"] == "ready"
 
 
 def test_a_marker_under_another_ones_name(share: Share) -> None:

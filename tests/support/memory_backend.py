@@ -138,7 +138,7 @@ class MemoryBackend:
     def knows(self, volume: Volume) -> bool:
         return True
 
-    def find(self, name: str, *, deadline_s: float) -> Volume | None:
+    def find(self, name: str, **_: object) -> Volume | None:
         return None
 
     def close(self) -> None:

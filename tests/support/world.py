@@ -59,7 +59,12 @@ class World:
         registry = Registry([self.backend])
         self.events = Events(self.directory)
         owning = owning_alone(
-            self.store, self.node, registry, self.backend, self.events
+            self.store,
+            self.node,
+            registry,
+            self.backend,
+            self.events,
+            self.directory / "mounts",
         )
         self.ownership = owning.view
         self.catalogue = Catalogue(self.store)
@@ -95,7 +100,12 @@ class World:
 
 
 def owning_alone(
-    store: Store, node: Node, registry: Registry, backend: Backend, events: Events
+    store: Store,
+    node: Node,
+    registry: Registry,
+    backend: Backend,
+    events: Events,
+    mount_dir: Path,
 ) -> Owning:
     """Return how a node without a cluster owns volumes."""
     own = Identity(
@@ -118,15 +128,14 @@ def owning_alone(
         sources=Sources(capacity=lambda: (0, 0), addresses=lambda _: ()),
         nodes=nodes,
     )
-    quarantine_records = QuarantineRecords(store)
     view = OwnershipView(
-        heads=Heads(store, quarantine_records),
-        quarantine_records=quarantine_records,
+        heads=Heads(store, QuarantineRecords(store)),
         copy_states=CopyStates(locate_with(backend)),
         nodes=nodes,
         membership=membership,
         registry=registry,
         events=events,
+        mount_dir=mount_dir,
     )
     votes = Votes(None, node_id=node.id)
     return Owning(view, Acquisition(view, votes, Alone()), Release(view, Alone()))

@@ -1,4 +1,4 @@
-"""Threads that decode the first record of a type at once; processes, for they crash."""
+"""What is decoded by threads at once (processes, for they crash), and from others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from backends.system.decoding import from_json, from_objects, msgpack_decoder
 from plugin.ownership.state import Commit, Head
+from plugin.peers.lines import error_from_json
 from tests.support.host import PYTHON_ENVIRONMENT
 
 PROCESSES = 12
@@ -68,3 +69,25 @@ def test_what_is_decoded() -> None:
             from_json(wrong, Head)
     with pytest.raises(msgspec.ValidationError):
         from_objects({"epoch": "2"}, Head)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"code": "x\n2026-11-30T00:00:00 error   FORGED"},
+        {"code": ""},
+        {"code": "a" * 65},
+        {"exit_code": 0},
+        {"exit_code": 256},
+    ],
+    ids=str,
+)
+def test_an_error_of_another_node_forges_no_line_and_is_no_success(
+    said: dict[str, object],
+) -> None:
+    fields = {"code": "NFS-IO", "cause": "why", "exit_code": 21}
+    told = error_from_json(fields)
+    assert (told.code, told.exit_code) == ("NFS-IO", 21)
+    error = error_from_json({**fields, **said})
+    assert (error.code, error.exit_code) == ("internal", 1)
+    assert "\n" not in str(error)

@@ -21,6 +21,8 @@ from plugin.volumes.operations import VolumeLocks
 from tests.support.memory_store import MemoryStore
 
 OPTIONS = {"server": "192.0.2.1", "share": "/x", "nfsvers": "4", "mountMode": "subdir"}
+OTHER = "192.0.2.2"
+Markers = dict[str, dict[str, dict[str, Any]]]
 
 
 def number(last: int) -> str:
@@ -36,10 +38,10 @@ def record(name: str, last: int, backend: str = "nfs") -> VolumeRecord:
 class World:
     catalogue: Catalogue
     discovery: Discovery
-    markers: dict[str, dict[str, Any]]
+    markers: Markers
 
-    def put(self, name: str, last: int) -> None:
-        self.markers[name] = {
+    def put(self, name: str, last: int, *, server: str = OPTIONS["server"]) -> None:
+        self.markers[server][name] = {
             "state": "ready",
             "id": number(last),
             "name": name,
@@ -49,21 +51,30 @@ class World:
         }
 
     def look(self) -> list[str]:
-        """Look at the share; return the names of all records."""
-        [share] = self.discovery.registry.all()["nfs"]._shares.watched()  # type: ignore[attr-defined]
-        share.state = ShareState(state="ok", markers=[*self.markers.values()])
+        """Look at the shares; return the names of all records."""
+        for share in self.discovery.registry.all()["nfs"]._shares.watched():  # type: ignore[attr-defined]
+            markers = [*self.markers[share.export.server].values()]
+            share.state = ShareState(state="ok", markers=markers)
         self.discovery.synchronise()
         return [head.name for head in self.catalogue.heads()]
+
+    def records(self) -> list[VolumeRecord]:
+        return self.catalogue.of_ids([head.id for head in self.catalogue.heads()])
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """Yield a node with one share, whose server is not asked."""
-    markers: dict[str, dict[str, Any]] = {}
+    """Yield a node with two shares, whose servers are not asked."""
+    markers: Markers = {OPTIONS["server"]: {}, OTHER: {}}
+
+    def call(share: Share, _: str, *, name: str, **__: Any) -> dict[str, Any] | None:
+        return markers[share.export.server].get(name)
+
     monkeypatch.setattr(Share, "start", lambda _: None)
-    monkeypatch.setattr(Share, "call", lambda _, __, name, **___: markers.get(name))
+    monkeypatch.setattr(Share, "call", call)
     backend = NfsBackend(tmp_path / "state", node="node")
-    backend.watch(OPTIONS)
+    for server in markers:
+        backend.watch({**OPTIONS, "server": server})
     node = Node(tmp_path)
     catalogue = Catalogue(MemoryStore())
     discovery = Discovery(
@@ -78,10 +89,10 @@ def test_what_cannot_be_looked_at_ends_the_look_at_no_other(
 ) -> None:
     find = NfsBackend.find
 
-    def stumble(self: NfsBackend, name: str, *, deadline_s: float) -> Volume | None:
+    def stumble(self: NfsBackend, name: str, **asked: Any) -> Volume | None:
         if name.startswith("bad"):
             raise KeyError(name)
-        return find(self, name, deadline_s=deadline_s)
+        return find(self, name, **asked)
 
     monkeypatch.setattr(NfsBackend, "find", stumble)
     for last, name in enumerate(("bad-record", "gone")):
@@ -103,3 +114,37 @@ def test_a_marker_with_the_id_of_another_volume_is_passed_over(world: World) -> 
     assert world.look() == ["db", "good", "mine"]
     assert world.catalogue.names()[number(1)] == "db"
     assert world.catalogue.names()[number(2)] == "mine"
+
+
+def test_another_share_has_no_say_in_a_volume(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever could write to one export took over the volumes of all others."""
+    for name, last in (("db", 1), ("gone", 2), ("again", 3)):
+        world.catalogue.insert(record(name, last))
+    world.put("db", 1)
+    world.put("again", 4)  # it was removed there, and another one made
+    for name, last in (("db", 11), ("gone", 2), ("again", 3)):
+        world.put(name, last, server=OTHER)
+    assert world.look() == ["again", "db"]
+    del world.markers[OTHER]["gone"]  # whose name is free now
+    assert world.look() == ["again", "db"]
+    assert [*world.catalogue.names()] == [number(4), number(1)]
+    assert {each.options["server"] for each in world.records()} == {OPTIONS["server"]}
+    assert sum("192.0.2.1:/x: not that on 192.0.2.2" in x for x in caplog.messages) == 2
+
+
+def test_a_name_that_two_shares_have_is_nobodys(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    for last, server in enumerate(world.markers):
+        world.put("db", last, server=server)
+    world.put("web", 3, server=OTHER)
+    for _ in range(2):
+        assert world.look() == ["web"]
+    [line] = [each for each in caplog.messages if "'db' is on 192.0.2.1:/x" in each]
+    assert "192.0.2.2:/x: passed over" in line
+    world.discovery.look_for("db")
+    assert [head.name for head in world.catalogue.heads()] == ["web"]
+    [each] = world.records()
+    assert each.options["server"] == OTHER

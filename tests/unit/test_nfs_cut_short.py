@@ -46,11 +46,14 @@ def test_only_copies_that_were_cut_short_are_thrown_away(
     assert a.left("trash") == ["old"]
 
 
+@pytest.mark.parametrize("noted", ["its handle", "its number"])
 def test_a_swap_is_finished_once_its_daemon_has_ended(
-    nodes: tuple[Node, Node],
+    nodes: tuple[Node, Node], noted: str
 ) -> None:
     a, b = nodes
     marker = a.create("v")
+    if noted == "its number":
+        marker["identity"] = marker["identity"].partition("-")[0]
     (a.root / "v/file").write_text("before")
     request = {"token": TOKEN, "uid": 0, "gid": 0}
     path = snapshots.begin_copy(a.catalogue, request)["path"]
@@ -62,4 +65,6 @@ def test_a_swap_is_finished_once_its_daemon_has_ended(
     assert (a.root / "v/file").read_text() == "before"
     snapshots.repair(a.catalogue, {"tokens": [TOKEN]})
     assert (a.root / "v/file").read_text() == "after"
+    marker = a.catalogue.marker("v") or {}
+    assert marker["identity"] == a.catalogue.identity("v")
     assert begun(a) == []

@@ -15,6 +15,8 @@ from backends.errors import DeadlineError, InvalidRequestError, RemoraError
 from backends.nfs.backend import NfsBackend
 from backends.nfs.errors import NfsError, NfsTimeoutError
 from backends.nfs.share import Share, ShareState
+from backends.system.clock import Deadline
+from backends.system.run import Helper
 
 VOLUME = Volume(
     id="11111111-1111-4111-8111-111111111111",
@@ -100,6 +102,17 @@ def test_one_that_answers_is_enough(
     found = backend.find("v", deadline_s=0.3)
     assert found is not None
     assert found.id == VOLUME.id
+
+
+def test_an_answer_that_is_too_deep_is_none(
+    backend: NfsBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = backend._shares.of(VOLUME)
+    monkeypatch.setattr(Share, "require_server", lambda *_: None)
+    monkeypatch.setattr("backends.nfs.share.mounted_at", lambda _: True)
+    share._agent = Helper(["sh", "-c", "read line; printf '%*s\n' 9999 | tr ' ' '['"])
+    with pytest.raises(NfsTimeoutError, match="not answered"):
+        share.call("survey", deadline=Deadline(20))
 
 
 def test_what_is_begun_while_a_share_is_looked_at_is_not_cut_short(

@@ -32,7 +32,7 @@ from backends.nfs.agent import schema
 from backends.nfs.agent.below import Below
 from backends.nfs.agent.markers import MARKER_SIZE_MAX, MARKERS_MAX, TOO_MANY, Markers
 from backends.nfs.agent.schema import Json
-from backends.system.fanotify import HANDLE_HEADER_SIZE, handle_of
+from backends.system.fanotify import HANDLE_HEADER_SIZE, NO_HANDLE, handle_of
 from backends.system.regular_files import NotRegularError
 
 # A lease that nobody touched for this long is that of a node that is gone.
@@ -107,9 +107,11 @@ class Catalogue:
                 if self.share.status(directory).st_uid != 0:
                     self.share.set_mode(directory, 0o1777)
 
-    def read(self, *parts: str) -> Json | None:
+    def read(self, *parts: str, like: str = "") -> Json | None:
         """
         Return what the file *parts* holds, None if there is none.
+
+        It is read as one of those in *like*, if that is given.
 
         Raises:
             Refused: CATALOGUE, it is not what may stand in that place.
@@ -119,7 +121,7 @@ class Catalogue:
             found = json.loads(self.share.read(self.path(*parts), MARKER_SIZE_MAX))
             if not isinstance(found, dict):
                 raise schema.UnfitError("it is no object")
-            return _SCHEMAS.get(parts[0], _anything)(found)
+            return _SCHEMAS[like or parts[0]](found)
         except FileNotFoundError:
             return None
         except (ValueError, RecursionError, NotRegularError) as error:
@@ -165,7 +167,7 @@ class Catalogue:
         aside = uuid.uuid4().hex
         with suppress(FileNotFoundError):
             self.share.rename(self.path(*parts), self.path("new", aside))
-            if self.read("new", aside) != expected:
+            if self.read("new", aside, like=parts[0]) != expected:
                 with suppress(FileExistsError):
                     self.share.link(self.path("new", aside), self.path(*parts))
             self.share.unlink(self.path("new", aside))
@@ -311,11 +313,20 @@ class Catalogue:
         """
         with self.share.directory(path, os.O_PATH | os.O_DIRECTORY) as directory:
             inode = os.fstat(directory).st_ino
-            with suppress(OSError):  # a filesystem without handles
+            try:
                 content = handle_of(directory)[HANDLE_HEADER_SIZE:]
-                return f"{inode}-{hashlib.sha256(content).hexdigest()[:16]}"
-            return str(inode)
+            except OSError as error:
+                if error.errno not in NO_HANDLE:
+                    raise
+                return str(inode)
+            return f"{inode}-{hashlib.sha256(content).hexdigest()[:16]}"
 
+    def may_be(self, noted: str | None, path: str) -> bool:
+        """
+        Return whether the directory *path* may be the one of which *noted* was noted.
 
-def _anything(found: Json) -> Json:
-    return found
+        Agents that were not let ask for handles have noted the inode number alone. That
+        is enough to use a directory, and not to delete it.
+        """
+        found = self.identity(path)
+        return noted in (None, found, found.partition("-")[0])

@@ -60,7 +60,7 @@ def _answering(act: Callable[[], Any], request: Json) -> Json:
             "code": "SQUASH" if os.geteuid() == 0 else "DENIED",
             "text": f"the server refuses root: {error.strerror} ({error.filename})",
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         # Whatever somebody has written into the catalogue, this process lives on.
         return {"code": "CATALOGUE", "text": f"it cannot be understood: {error!r}"}
     except OSError as error:

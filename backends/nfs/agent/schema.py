@@ -2,7 +2,8 @@
 What may stand in the catalogue: whoever can write to the share can write there.
 
 Nothing of it is used before it was read here. What does not fit is refused with one
-line, and the others do not suffer. Standard library alone, as all of the agent.
+line, and the others do not suffer; what is not known goes no further. Standard library
+alone, as all of the agent.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ _COPY = re.compile(rf"\.dvol/copies/({_NAME.pattern})/({_TOKEN.pattern})")
 _LOOKED_AT = (
     "id", "name", "subdir", "state", "requested", "options", "created_at", "swap",
 )  # fmt: skip
+_MARKER = (
+    *("id", "name", "subdir", "state", "adopt", "requested", "options", "created_at"),
+    *("node", "identity", "content", "made_parents", "swap"),
+)
+_SWAP = ("copy", "keep_as", "node")
 _STATES = ("creating", "ready", "removing")
 
 
@@ -59,25 +65,39 @@ def marker(found: Json) -> Json:
     _allow(found, "content", _matches(_IDENTITY))
     _allow(found, "made_parents", lambda paths: _are_parents(paths, found["subdir"]))
     _allow(found, "swap", _is_swap)
-    return found
+    known = _only(_MARKER, found)
+    if "swap" in known:
+        known["swap"] = _only(_SWAP, known["swap"])
+    return known
 
 
 def shortened(found: Json) -> Json:
     """Return of a volume's marker what a look at all of them needs."""
-    return {key: found[key] for key in _LOOKED_AT if key in found}
+    return _only(_LOOKED_AT, found)
 
 
 def claim(found: Json) -> Json:
     """Return *found* if it says which volume has a directory; or UnfitError."""
     _require(found, "id", _matches(_ID))
     _require(found, "name", _matches(_NAME))
-    return found
+    return _only(("id", "name"), found)
 
 
 def change(found: Json) -> Json:
     """Return *found* if it says which node changes a volume; or UnfitError."""
     _require(found, "node", _matches(_NAME))
-    return found
+    _allow(found, "token", _matches(_TOKEN))
+    return _only(("node", "token"), found)
+
+
+def facts(found: object) -> Json:
+    """Return of what a snapshot's file holds the texts and numbers."""
+    named = found if isinstance(found, dict) else {}
+    return {key: each for key, each in named.items() if isinstance(each, str | int)}
+
+
+def _only(keys: tuple[str, ...], found: Json) -> Json:
+    return {key: found[key] for key in keys if key in found}
 
 
 def _require(found: Json, key: str, fits: Callable[[Any], object]) -> None:

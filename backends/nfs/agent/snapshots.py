@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from backends.errors import one_line
+from backends.nfs.agent import schema
 from backends.nfs.agent.catalogue import (
     BASE,
     SOME,
@@ -140,7 +141,7 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
     directory = marker["subdir"]
     if not catalogue.share.is_directory(directory):
         raise Refused("STALE", f"directory '{directory}' is not there any more")
-    if marker.get("identity") not in (None, catalogue.identity(directory)):
+    if not catalogue.may_be(marker.get("identity"), directory):
         raise Refused(
             "REPLACED", f"directory '{directory}' is not the one that was created"
         )
@@ -182,8 +183,7 @@ def listed(catalogue: Catalogue, request: Json) -> list[Json]:
 def _facts(catalogue: Catalogue, path: str) -> Json:
     """Return what the file *path* says of a snapshot, {} if it cannot be read."""
     with suppress(FileNotFoundError, NotRegularError, ValueError, RecursionError):
-        facts = json.loads(catalogue.share.read(path, _FACTS_SIZE_MAX))
-        return facts if isinstance(facts, dict) else {}
+        return schema.facts(json.loads(catalogue.share.read(path, _FACTS_SIZE_MAX)))
     return {}
 
 
@@ -279,7 +279,7 @@ def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
     copy, live = intent["copy"], marker["subdir"]
     data, old = f"{copy}/{_DATA}", f"{copy}/old"
     # Each step says by what it finds whether it was taken before.
-    if share.is_directory(live) and catalogue.identity(live) == marker["identity"]:
+    if share.is_directory(live) and catalogue.may_be(marker["identity"], live):
         share.rename(live, old)
     if not share.is_directory(live):
         share.rename(data, live)

@@ -252,9 +252,8 @@ def _mark_removing(catalogue: Catalogue, marker: Json, on_delete: str) -> None:
             snapshots.require_none(catalogue, marker)
         if on_delete != "retain":
             require_apart(catalogue, marker)
-        if catalogue.share.exists(directory) and marker.get("identity") not in (
-            None,
-            catalogue.identity(directory),
+        if catalogue.share.exists(directory) and not catalogue.may_be(
+            marker.get("identity"), directory
         ):
             raise Refused(
                 "REPLACED", f"directory '{directory}' is not the one that was created"
@@ -284,11 +283,18 @@ def discard(catalogue: Catalogue, request: Json) -> None:
 
 
 def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
-    """Keep, move or drop the volume's directory, as `onDelete` says."""
+    """
+    Keep, move or drop the volume's directory, as `onDelete` says; return what was done.
+
+    Dropped is only what cannot be anything else.
+    """
     directory, share = marker["subdir"], catalogue.share
-    if request["on_delete"] == "retain":
+    done = str(request["on_delete"])
+    if done == "retain":
         return "retained"
-    if request["on_delete"] == "archive":
+    if done == "delete" and marker.get("identity") != catalogue.identity(directory):
+        done = "archive"
+    if done == "archive":
         place = f"{marker['name'][:100]}-{marker['id']}-{request['time']}"
         share.rename(directory, catalogue.path("archived", place))
         snapshots.move_all(
@@ -299,7 +305,7 @@ def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
     for parent in reversed(marker.get("made_parents", [])):
         with suppress(OSError):  # others have put something there
             share.remove_directory(parent)
-    return str(request["on_delete"])
+    return done
 
 
 def survey(catalogue: Catalogue, request: Json) -> Json:
