@@ -107,7 +107,7 @@ def test_a_tree_that_is_sent_while_directories_become_links(
         assert done.stdout.startswith(f"{16 << 20}\n")
         assert "No such file" in done.stderr
     else:
-        staging = second.staging.directory
+        staging = second.staging.directory / "tree"
         assert (staging / "a/big").read_bytes() == (live / "a/big").read_bytes()
         assert texts(staging) <= {PUBLIC}
     assert SECRET not in done.stdout

@@ -198,9 +198,8 @@ class Staging:
                 if len(found) < _MISSING_MAX and not check.has(group):
                     found += [entry.path for entry in group]
         # In place, nothing may be in the way of what is marked.
-        if check.to_write_bytes and (
-            lack := lacking_space(self.home, check.to_write_bytes)
-        ):
+        to_write_bytes = check.to_write_bytes
+        if to_write_bytes and (lack := lacking_space(self.home, to_write_bytes)):
             raise BackendError(lack)
         return sorted(found)
 
