@@ -18,6 +18,7 @@ from .following import (
     HEADINGS,
     MIB,
     Row,
+    all_hold,
     followed,
     judged,
     line,
@@ -38,8 +39,6 @@ LINE_BYTES_MAX: Final = 20 * MIB
 COPIED_SHARE_MAX: Final = 0.1
 FIRST_SPEED_MIN: Final = 0.9
 INTERVAL: Final = "2s"
-# Files of which the owner is looked at before all are.
-SAMPLE: Final = 50
 _users: Final = itertools.count(1000)
 
 
@@ -130,13 +129,7 @@ def fill(top: Path, count: int, size_bytes: int) -> None:
 def chown_all(count: int, top: Path) -> Callable[[Path], bool]:
     """Give all files to another user; return what tells whether a copy has that."""
     user = next(_users)
-    for path in paths(top, count):
-        os.chown(path, user, user)
-
-    def is_there(copy: Path) -> bool:
-        found = [*paths(copy, count)]
-        # The last one changed is rarely the first one there.
-        first = [*found[-SAMPLE:], *random.sample(found, min(SAMPLE, count))]
-        return all(each.stat().st_uid == user for each in (*first, *found))
-
-    return is_there
+    names = [each.relative_to(top) for each in paths(top, count)]
+    for name in names:
+        os.chown(top / name, user, user)
+    return lambda copy: all_hold(names, lambda n: (copy / n).stat().st_uid == user)
