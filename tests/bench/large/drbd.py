@@ -39,6 +39,8 @@ PORT: Final = 7789
 WAIT_S: Final = 600.0
 # Into the writing, power fails.
 BEFORE_FAILURE_S: Final = 6.0
+# Its writes are numbered from here, above all those of the first run.
+SECOND_RUN: Final = 10**9
 LOSS_S_MAX: Final = 4.0
 FILL: Final = """
 import os, sys
@@ -47,21 +49,22 @@ with open(sys.argv[1], "wb") as file:
         file.write(bytes(8) + os.urandom(16376))
     os.fsync(file.fileno())
 """
-# Prints now and then the last number and the time, at the end the figures.
+# Prints now and then the last number and the time, at the end the figures. Numbers
+# begin after the third argument.
 WRITE: Final = """
 import os, random, sys, time
 file = os.open(sys.argv[1], os.O_RDWR)
-blocks = os.fstat(file).st_size >> 14
+blocks, first = os.fstat(file).st_size >> 14, int(sys.argv[3])
 began, number, took = time.monotonic(), 0, []
 while time.monotonic() - began < float(sys.argv[2]):
     number += 1
-    block = number.to_bytes(8, "big") + os.urandom(16376)
+    block = (first + number).to_bytes(8, "big") + os.urandom(16376)
     start = time.monotonic()
     os.pwrite(file, block, random.randrange(blocks) << 14)
     os.fdatasync(file)
     took.append(time.monotonic() - start)
     if number % 10 == 0:
-        print(number, time.monotonic() - began, flush=True)
+        print(first + number, time.monotonic() - began, flush=True)
 took.sort()
 passed = time.monotonic() - began
 print(number / passed, took[len(took) // 2], took[len(took) * 99 // 100], flush=True)
@@ -258,23 +261,24 @@ def failed(
 ) -> tuple[float, int, float]:
     """Return the seconds until the other node serves; what it lacks, in seconds too."""
     assert subject.take_over is not None
-    writing = begun(alpha, path, WAIT_S)
+    writing = begun(alpha, path, WAIT_S, first=SECOND_RUN)
     time.sleep(BEFORE_FAILURE_S)
-    alpha.power_off()
     began_s = time.monotonic()
+    alpha.power_off()
     directory = subject.take_over()
     served_s = time.monotonic() - began_s
     lines = writing.output().rpartition("\n")[0].splitlines()
     acknowledged = [(int(n), float(s)) for n, s in map(str.split, lines)]
     last, last_s = acknowledged[-1]
-    there = int(run(beta, LAST, f"{directory}/file"))
+    there = max(SECOND_RUN, int(run(beta, LAST, f"{directory}/file")))
     there_s = max((s for number, s in acknowledged if number <= there), default=0.0)
     return served_s, max(0, last - there), last_s - there_s
 
 
-def begun(node: Node, path: str, seconds: float) -> NodeProcess:
+def begun(node: Node, path: str, seconds: float, *, first: int = 0) -> NodeProcess:
     """Return the writer."""
-    return node.popen([sys.executable, "-IS", "-c", WRITE, path, str(seconds)])
+    arguments = (path, str(seconds), str(first))
+    return node.popen([sys.executable, "-IS", "-c", WRITE, *arguments])
 
 
 def run(node: Node, program: str, *arguments: str) -> str:
