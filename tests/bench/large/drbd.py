@@ -26,7 +26,7 @@ from tests.lab.lab import Lab, Topology
 from tests.lab.node import Node, NodeSpec
 from tests.support.host import wait_until
 
-from .following import MIB, judged, line, mib, table
+from .following import MIB, line, mib, table
 from .sizes import Sizes
 
 DISK: Final = "/disk"
@@ -41,7 +41,6 @@ WAIT_S: Final = 600.0
 BEFORE_FAILURE_S: Final = 6.0
 # Its writes are numbered from here, above all those of the first run.
 SECOND_RUN: Final = 10**9
-LOSS_S_MAX: Final = 4.0
 FILL: Final = """
 import os, sys
 with open(sys.argv[1], "wb") as file:
@@ -121,7 +120,6 @@ def measure(cluster: Cluster, sizes: Sizes) -> None:
     what = f"{mib(sizes.drbd_bytes)}, writes of 16 KiB with fdatasync"
     table(what, "a second", "p50", "p99", "on the line, a write", "served", "lost")
     rates = {}
-    lost_s = 0.0
     for subject in subjects(cluster, sizes):
         directory = subject.begin()
         path = f"{directory}/file"
@@ -140,19 +138,15 @@ def measure(cluster: Cluster, sizes: Sizes) -> None:
             served_s, lost, lost_s = failed(alpha, beta, subject, path)
             cells += [f"{served_s:.1f} s", f"{lost} writes, {lost_s:.1f} s"]
         line(subject.name, *cells, *[""] * (6 - len(cells)))
-    table("against DRBD", "", "to reach", "")
-    for protocol in "AC":
-        ratio = rates["remora"] / rates[f"DRBD, protocol {protocol}"]
-        line(f"writes, against protocol {protocol}", f"{ratio:.2f} x", "", "")
-    to_reach = f"≤ {LOSS_S_MAX:g} s (2 x interval)"
-    judged("lost", f"{lost_s:.1f} s", to_reach, lost_s <= LOSS_S_MAX)
+    table("remora's writes, against", "")
+    for name, rate in rates.items():
+        line(name, f"{rates['remora'] / rate:.2f} x")
 
 
 def subjects(cluster: Cluster, sizes: Sizes) -> Iterator[Subject]:
     """Yield what is measured; the serving node has nothing else to do each time."""
     alpha, beta = nodes = [cluster.lab[name] for name in NAMES[:2]]
-    yield Subject("plain", lambda: on_loop(alpha, "/plain", sizes))
-    alpha.run("umount /plain")
+    yield from plain("plain", alpha, sizes)
     for protocol in "AC":
         yield Subject(
             f"DRBD, protocol {protocol}",
@@ -161,6 +155,8 @@ def subjects(cluster: Cluster, sizes: Sizes) -> Iterator[Subject]:
         )
         beta.run(f"umount /drbd; drbdadm down r0; losetup -D; rm {DISK}/drbd")
         cluster.lab.restore()
+    # What differs from the first one is noise.
+    yield from plain("plain again", alpha, sizes)
     for name in NAMES:
         on_loop(cluster.lab[name], OURS, sizes)
     cluster.start()
@@ -172,6 +168,12 @@ def subjects(cluster: Cluster, sizes: Sizes) -> Iterator[Subject]:
         lambda directory: wait_in_step(cluster, f"{directory}/file"),
     )
     cluster.stop()
+
+
+def plain(name: str, node: Node, sizes: Sizes) -> Iterator[Subject]:
+    """Yield a filesystem that nothing copies."""
+    yield Subject(name, lambda: on_loop(node, "/plain", sizes))
+    node.run("umount /plain; losetup -D")
 
 
 def on_loop(node: Node, at: str, sizes: Sizes) -> str:
