@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -20,16 +21,12 @@ from backends.rsync.journal.outbox import unpack_all
 from backends.rsync.journal.packing import OUTBOX_NAME
 from backends.rsync.journal.staging import Staging
 from backends.system import btrfs
+from tests.support.file_fates import FATES, LARGE, PART, SIZE
 from tests.support.fuse import NEVER, STEPS_MAX, live
-from tests.support.journal_trees import VOLUME, carry, replicate, shape
+from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
-from tests.support.written_files import WAYS, Write, WrittenFile
 
 KINDS = ("ext4", "xfs", "btrfs")
-# A file is large much earlier here, so that all ways can be tried.
-LARGE = 4 * 2**16
-PART = LARGE // 4
-SIZE = 6 * PART
 numbers = itertools.count()
 
 
@@ -232,42 +229,30 @@ def test_a_search_that_cannot_be_made_costs_bytes_and_no_commit(
         each.close()
 
 
-# What happens to the file
-
-
-def written(path: Path, chance: random.Random) -> None:
-    """Write in one of the ways of `written_files`, a few times."""
-    with path.open("r+b") as file, path.with_name("donor").open("w+b") as donor:
-        one = WrittenFile(path.parent, is_btrfs=False)
-        one.descriptor, one.donor = file.fileno(), donor.fileno()
-        for _ in range(chance.randrange(1, 6)):
-            places = chance.randrange(SIZE), chance.randrange(1, PART // 4)
-            number, way = chance.randrange(2**32), chance.choice(sorted(WAYS))
-            Write(way, *places, chance.randrange(SIZE), number).do(one)
-    if path.stat().st_size < SIZE // 2:
-        os.truncate(path, SIZE)
-
-
-def renamed(path: Path, chance: random.Random) -> None:
-    other = path.with_name(f"db{chance.randrange(100)}")
-    path.rename(other)
-    other.rename(path) if chance.random() < 0.5 else path.write_bytes(bytes(SIZE))
-
-
-def linked(path: Path, chance: random.Random) -> None:
-    name = path.with_name("linked")
-    name.unlink() if name.exists() else name.hardlink_to(path)
-    written(path, chance)
-
-
-def replaced(path: Path, _: random.Random) -> None:
-    other = path.with_name("new")
-    other.write_bytes(os.urandom(SIZE))
-    other.rename(path)
-
-
-def moded(path: Path, chance: random.Random) -> None:
-    path.chmod(chance.randrange(0o1000))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_member_that_was_filled_is_led_on_from_the_first_change(
+    kind: str, disks: dict[str, Path]
+) -> None:
+    """No copy was made for it, so nothing else has looked at the file."""
+    owner, member = (Journal(make_home(disks[kind], kind), VOLUME) for _ in range(2))
+    (owner.live / "db").write_bytes(os.urandom(SIZE))
+    time.sleep(0.15)  # its ctime is believed
+    owner.record(owner.look(EVERYTHING), (1, 1))
+    package = owner.pack(None)
+    assert package.names == b"delta\0"
+    send(owner.home, member.staging.tree(), [b"live/./db"])
+    assert carry(package, member) == []
+    member.apply()
+    for number in range(2):
+        write_at(owner.live / "db", PART * number, os.urandom(100))
+        names, size_bytes = sent(owner, member.commit())
+        assert names == [b"delta", b"redo/db"]
+        assert size_bytes < 2 * 4096 + 1024
+        assert carry(owner.repack(member.commit()), member) == []
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+    for each in (owner, member):
+        each.close()
 
 
 ROUNDS = int(os.environ.get("REMORA_RANGE_ROUNDS", "12"))
@@ -292,8 +277,7 @@ def test_members_have_the_bytes_however_they_were_written(
     for number in range(ROUNDS):
         owner, near, far = copies
         for _ in range(chance.randrange(1, 4)):
-            way = chance.choice([written] * 6 + [renamed, linked, replaced, moded])
-            way(owner.live / "db", chance)
+            chance.choice(FATES)(owner.live / "db", chance)
         wanted = [near, *([far] if chance.random() < 0.3 else [])]
         owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
         owner.pack(*dict.fromkeys(each.commit() for each in wanted))

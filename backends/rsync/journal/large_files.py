@@ -1,5 +1,5 @@
 """
-Sends of large files what has changed in them, and no more.
+What is kept of large files, so that no more is sent of them than what has changed.
 
 What leads a member on from a commit that it has is a redo file (`redo.py`), in the
 outbox beside the copies. Where a file has changed since the commit before is found
@@ -18,36 +18,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from backends.errors import BackendError
-from backends.rsync.journal import refusals
 from backends.rsync.journal.base_clones import BaseClones
-from backends.rsync.journal.block_index import BlockIndexes, Searching
+from backends.rsync.journal.block_index import BlockIndexes
 from backends.rsync.journal.commits import Moments
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Commit, Entry, Known, look_at
+from backends.rsync.journal.entries import Commit, Entry, Known, untouched
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.outbox import TREE_NAME
 from backends.rsync.journal.range_log import RangeLog
-from backends.rsync.journal.redo import LARGE_BYTES, Redo, Table, finish, packed
-from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
+from backends.rsync.journal.redo import LARGE_BYTES, Redo
 from backends.rsync.journal.redo_files import (
-    Made,
-    created,
     opened_file,
     opened_in,
-    row_of,
-    write_redo,
 )
-from backends.system import btrfs_extents, extents
+from backends.system import btrfs_extents
 from backends.system.beneath import Beneath
-from backends.system.clock import wall_ns
-from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
 from backends.system.files import remove_tree
 from backends.system.libc import write_out
@@ -56,37 +45,14 @@ from backends.system.ranges import Range
 log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class _Plan:
-    """
-    How one large file is sent: as a redo file from ``base``, the oldest, or not at all.
-
-    ``content`` is the commit that it was searched at last. ``whole``: some member needs
-    all of it. ``is_read``: it was not copied, and is in the redo file alone.
-    """
-
-    inode: int
-    content: Commit
-    base: Commit | None = None
-    whole: bool = False
-    is_read: bool = False
-
-    def only_redo(self) -> bool:
-        """Return whether no member needs all of the file."""
-        return self.base is not None and not self.whole
-
-
 class LargeFiles:
     """Those of the copy in *home*."""
 
     def __init__(self, home: Path) -> None:
         self._directories = [home / name for name in ("ranges", "bases", "indexes")]
-        self._log = RangeLog(home / "ranges")
-        self._bases = BaseClones(home / "bases")
-        self._indexes = BlockIndexes(home / "indexes")
-        self._plans: dict[bytes, _Plan] = {}
-        # How long files were read that are not copied.
-        self.reading_s = 0.0
+        self.log = RangeLog(home / "ranges")
+        self.bases = BaseClones(home / "bases")
+        self.indexes = BlockIndexes(home / "indexes")
 
     def note(
         self,
@@ -101,9 +67,10 @@ class LargeFiles:
                 continue
             path, before = known.entry.path, manifest.get(known.entry.path)
             if before is None or not _same_file(before, known):
-                self._log.remove(path)
+                if self.log.has(path):
+                    self.log.reset(path)
             elif moments is None:
-                self._log.note_written(before.entry, commit)
+                self.log.note_written(before.entry, commit)
             else:
                 self._search_snapshots(moments, before, commit)
 
@@ -117,208 +84,62 @@ class LargeFiles:
         ):
             if old is not None and new is not None:
                 found = btrfs_extents.changed_ranges(old, new, since=moments.since)
-                found = _with_cut(found, old, new)
+                found = with_cut(found, old, new)
         if found is None:
-            self._log.remove(path)
+            self.log.remove(path)
         else:
-            self._log.add(path, before.entry.commit, commit, found)
-
-    def plan(
-        self,
-        rows: Iterable[Known],
-        by_base: Mapping[Commit | None, Collection[bytes]],
-        only: Collection[bytes],
-    ) -> None:
-        """Decide how the large files among *rows* are sent to members at *by_base*."""
-        self._plans = {}
-        for known in rows:
-            path = known.entry.path
-            if is_large(known.entry):
-                content = self._log.content_of(known.entry)
-                plan = self._plans[path] = _Plan(known.inode, content)
-                for base, wanted in by_base.items():
-                    if path in wanted:
-                        self._plan_for(base, path, plan, lacked=path in only)
-
-    def _plan_for(
-        self, base: Commit | None, path: bytes, plan: _Plan, *, lacked: bool
-    ) -> None:
-        if base is None or lacked or self._log.since(path, base, plan.content) is None:
-            plan.whole = True
-        else:
-            plan.base = min(base, plan.base or base)
-
-    def read(self, live: Path, outbox: Path, commit: Commit) -> list[Known]:
-        """
-        Return the files that are not copied, but only have redo files in *outbox*.
-
-        The inode and ctime of each are from before it was read; its entry says what
-        those have that get the redo file.
-        """
-        found: list[Known] = []
-        with _optional():
-            self._read(live, outbox, commit, found)
-        return found
-
-    def _read(
-        self, live: Path, outbox: Path, commit: Commit, found: list[Known]
-    ) -> None:
-        plans = {path: plan for path, plan in self._plans.items() if plan.only_redo()}
-        with ExitStack() as stack:
-            source = stack.enter_context(Beneath(live))
-            target = stack.enter_context(Beneath(outbox / REDO_NAME))
-            read = partial(self._read_clone, target, commit)
-            if plans and not self._bases.possible():
-                searching = stack.enter_context(self._indexes.searching(live))
-                place = target, outbox / REDO_NAME
-                read = partial(self._read_through, searching, place, commit)
-            for path, plan in plans.items():
-                begun_ns, before = wall_ns(), look_at(source, path)
-                with opened_file(source, path) as file:
-                    same = file is not None and os.fstat(file).st_ino == plan.inode
-                    if before is None or file is None or not same:
-                        continue
-                    refusals.require_few_holes(path, os.fstat(file))
-                    plan.is_read = read(path, plan, file)
-                if plan.is_read:
-                    found.append(row_of(target, before, begun_ns))
-
-    def _read_clone(
-        self, target: Beneath, commit: Commit, path: bytes, plan: _Plan, file: int
-    ) -> bool:
-        """Return whether a clone of *file* could be compared with the one before."""
-        write_out(file)
-        status = os.fstat(file)
-        with self._bases.opened(path, plan.content) as base:
-            if base is None:
-                return False
-            self._bases.keep(path, commit, file)
-            with self._bases.opened(path, commit) as now:
-                if now is None:
-                    return False
-                self._note_found(path, plan, commit, _compared(base, now))
-                ranges = self._ranges_of(path, plan)
-                if ranges is None or plan.base is None:
-                    return False
-                made = Made(path, plan.base, commit)
-                write_redo(target, made, ranges, source=now, like=(file, status))
-        return True
-
-    def _read_through(
-        self,
-        searching: Searching,
-        place: tuple[Beneath, Path],
-        commit: Commit,
-        path: bytes,
-        plan: _Plan,
-        file: int,
-    ) -> bool:
-        """Return whether *file* could be compared with its index, and was read."""
-        base, also = plan.base, self._ranges_of(path, plan)
-        if base is None or also is None:
-            return False
-        target, directory = place
-        os.close(created(target, path))
-        data = directory / os.fsdecode(path)
-        found = searching.find(
-            path, inode=plan.inode, base=plan.content, also=also, data=data
-        )
-        if found is None:
-            return False
-        self.reading_s += found.reading_s
-        self._note_found(path, plan, commit, found.changed)
-        with opened_file(target, path, os.O_RDWR | os.O_APPEND) as redo:
-            if redo is None or plan.base is None:
-                return False
-            sent = packed(found.sent)
-            finish(
-                redo,
-                Table(path, base, commit, found.size_bytes, sent, b"", found.digest),
-            )
-            FileCopier().copy_attributes(file, redo, os.fstat(file))
-        return True
-
-    def _ranges_of(self, path: bytes, plan: _Plan) -> list[Range] | None:
-        """Return where the file has changed since the plan's base, as far as known."""
-        return plan.base and self._log.since(path, plan.base, plan.content)
-
-    def search(self, outbox: Path, commit: Commit) -> None:
-        """Find out where the copies in *outbox* differ from what they were before."""
-        copied = {p: plan for p, plan in self._plans.items() if not plan.is_read}
-        if copied and self._bases.possible():
-            for path, plan in copied.items():
-                with opened_in(outbox / TREE_NAME, path) as copy:
-                    if copy is not None:
-                        with self._bases.opened(path, plan.content) as base:
-                            self._bases.keep(path, commit, copy)
-                            told = None if base is None else _compared(base, copy)
-                        self._note_found(path, plan, commit, told)
-        elif copied:
-            directory = outbox / TREE_NAME
-            found: dict[bytes, list[Range] | None] = dict.fromkeys(copied)
-            with _optional(), self._indexes.searching(directory) as searching:
-                for path, plan in copied.items():
-                    found[path] = searching.index(
-                        path, inode=plan.inode, base=plan.content
-                    )
-            for path, plan in copied.items():
-                self._note_found(path, plan, commit, found[path])
-
-    def _note_found(
-        self, path: bytes, plan: _Plan, commit: Commit, found: list[Range] | None
-    ) -> None:
-        # One number twice with other bytes: what was sent of it is not known.
-        if found is None or (found and plan.content == commit):
-            self._log.reset(path)
-            plan.base = None
-        elif plan.content != commit:
-            self._log.add(path, plan.content, commit, found)
-        plan.content = commit
-
-    def write(self, outbox: Path, commit: Commit) -> Mapping[bytes, Commit]:
-        """
-        Write a redo file beside each copy in *outbox* that has one.
-
-        Return all redo files, with the oldest commit that each leads on from.
-        """
-        sent = {}
-        with Beneath(outbox / REDO_NAME) as target:
-            for path, plan in self._plans.items():
-                ranges = None if plan.is_read else self._ranges_of(path, plan)
-                if ranges is not None and plan.base is not None:
-                    with opened_in(outbox / TREE_NAME, path) as copy:
-                        if copy is None:
-                            continue
-                        made = Made(path, plan.base, commit)
-                        like = copy, os.fstat(copy)
-                        write_redo(target, made, ranges, source=copy, like=like)
-                    sent[path] = plan.base
-                elif plan.is_read and plan.base is not None:
-                    sent[path] = plan.base
-        return sent
-
-    def keep(self, commit: Commit) -> None:
-        """Keep what was found as that of *commit*, which the manifest has recorded."""
-        self._bases.keep_only(dict.fromkeys(self._plans, commit))
-        for path in self._plans:
-            self._indexes.keep(path, commit)
+            self.log.add(path, before.entry.commit, commit, found)
 
     def note_applied(self, live: Path, delta: Delta, manifest: Manifest) -> None:
         """Keep the large files of *delta*, now in *live* and recorded, as bases."""
-        shares_blocks, commit = self._bases.possible(), delta.header.commit
+        shares_blocks, commit = self.bases.possible(), delta.header.commit
         for entry in delta.entries():
             if not is_large(entry):
                 continue
             path = entry.path
-            if entry.commit == commit and not self._log.leads_to(path, commit):
-                self._log.reset(path)
-            content = self._log.content_of(entry)
-            if shares_blocks and not self._bases.is_kept(path, content):
+            if entry.commit == commit and not self.log.leads_to(path, commit):
+                self.log.reset(path)
+            content = self.log.content_of(entry)
+            if shares_blocks and not self.bases.is_kept(path, content):
                 with opened_in(live, path) as file:
                     if file is not None:
-                        self._bases.keep(path, entry.commit, file)
-                        self._bases.keep_only({path: entry.commit})
+                        self.bases.keep(path, entry.commit, file)
+                        self.bases.keep_only({path: entry.commit})
         self.prune(manifest)
+
+    def adopt(self, live: Path, manifest: Manifest) -> None:
+        """
+        Keep those in *live* that are as *manifest* has them, and that nobody has kept.
+
+        A member that is filled gets them without a copy of them being made here. So
+        what changes in them is known from the first change on.
+        """
+        unknown = [
+            known
+            for known in manifest.larger(LARGE_BYTES)
+            if is_large(known.entry) and not self.log.has(known.entry.path)
+        ]
+        with optional(), ExitStack() as stack:
+            tree = stack.enter_context(Beneath(live))
+            searching = None
+            if unknown and not self.bases.possible():
+                searching = stack.enter_context(self.indexes.searching(live))
+            for known in unknown:
+                path, commit = known.entry.path, known.entry.commit
+                with opened_file(tree, path) as file:
+                    if file is None:
+                        continue
+                    write_out(file)  # what is stored later moves its times
+                    if not untouched(known, os.fstat(file)):
+                        continue
+                    if searching is None:
+                        self.bases.keep(path, commit, file)
+                    else:
+                        searching.index(path, inode=known.inode)
+                        self.indexes.keep(path, commit)
+                    self.log.reset(path)
+                    if not untouched(known, os.fstat(file)):
+                        self._forget(path)
 
     def note_patched(self, redo: Redo, manifest: Manifest) -> None:
         """
@@ -331,24 +152,24 @@ class LargeFiles:
         before = manifest.get(table.path)
         if before is None:
             return
-        content = self._log.content_of(before.entry)
-        if self._bases.is_young(table.path, content):
-            self._log.note_written(before.entry, table.commit)
+        content = self.log.content_of(before.entry)
+        if self.bases.is_young(table.path, content):
+            self.log.note_written(before.entry, table.commit)
             return
         cut = [(table.size, before.entry.size - table.size)]
         changed = [*redo.ranges, *redo.holes, *(each for each in cut if each[1] > 0)]
-        self._log.add(table.path, table.base, table.commit, changed)
+        self.log.add(table.path, table.base, table.commit, changed)
 
     def prune(self, manifest: Manifest) -> None:
         """Forget the files that *manifest* does not have, or not as large ones."""
-        for path in self._log.paths():
+        for path in self.log.paths():
             known = manifest.get(path)
             if known is None or not is_large(known.entry):
                 self._forget(path)
 
     def seal(self) -> None:
         """Have indexes believed after a power failure too; raises OSError."""
-        self._indexes.seal()
+        self.indexes.seal()
 
     def forget(self) -> None:
         """Forget all: the bytes are others now."""
@@ -356,9 +177,9 @@ class LargeFiles:
             remove_tree(directory)
 
     def _forget(self, path: bytes) -> None:
-        self._log.remove(path)
-        self._bases.keep_only({path: None})
-        self._indexes.forget(path)
+        self.log.remove(path)
+        self.bases.keep_only({path: None})
+        self.indexes.forget(path)
 
 
 def is_large(entry: Entry) -> bool:
@@ -370,7 +191,7 @@ def _same_file(one: Known, other: Known) -> bool:
     return one.inode == other.inode and is_large(one.entry)
 
 
-def _with_cut(found: list[Range] | None, old: int, new: int) -> list[Range] | None:
+def with_cut(found: list[Range] | None, old: int, new: int) -> list[Range] | None:
     """Return *found* and what was cut off: the file may have grown again by then."""
     before, size = os.fstat(old).st_size, os.fstat(new).st_size
     if found is None or before <= size:
@@ -378,13 +199,8 @@ def _with_cut(found: list[Range] | None, old: int, new: int) -> list[Range] | No
     return [*found, (size, before - size)]
 
 
-def _compared(old: int, new: int) -> list[Range] | None:
-    """Return where two clones differ, None if that cannot be told."""
-    return _with_cut(extents.changed_ranges(old, new), old, new)
-
-
 @contextmanager
-def _optional() -> Iterator[None]:
+def optional() -> Iterator[None]:
     """Do without what cannot be read, if that is not for want of space: all is sent."""
     try:
         yield

@@ -29,6 +29,7 @@ from backends.rsync.journal.outbox import (
     writing,
 )
 from backends.rsync.journal.portions import portion
+from backends.rsync.journal.range_packing import RangePacking
 from backends.rsync.journal.staging import LIVE_NAME
 from backends.system.beneath import Beneath
 
@@ -67,7 +68,8 @@ class Packing:
         self._manifest = manifest
         self._commit = manifest.commit()
         self._snapshot = snapshot
-        self._large_files = LargeFiles(home)
+        self._kept = LargeFiles(home)
+        self._ranges = RangePacking(self._kept)
         self.reading_s = 0.0
         self._paths: Sequence[bytes] = ()
         # The paths that are to be sent, by base.
@@ -101,8 +103,7 @@ class Packing:
         self._by_base = {each: self._wanted(each, only) for each in bases}
         self._paths = sorted(set[bytes]().union(*self._by_base.values()))
         self.outbox = outbox = new_outbox(self._home / OUTBOX_NAME)
-        large = self._large_files
-        large.plan(self._known(self._paths), self._by_base, only)
+        self._ranges.plan(self._known(self._paths), self._by_base, only)
         if self._snapshot:
             fill_from(self._snapshot, outbox)
         else:
@@ -115,9 +116,11 @@ class Packing:
             self._manifest.record(counted_anew, (), commit=self._commit)
         else:
             self._manifest.record(filled.entries, filled.gone, commit=self._commit)
-            large.keep(self._commit)
+            self._ranges.keep(self._commit)
+            if None in self._by_base:
+                self._kept.adopt(self._live, self._manifest)
         with writing(outbox):
-            self._redo = large.write(outbox, self._commit)
+            self._redo = self._ranges.write(outbox, self._commit)
 
     def _fill(self, outbox: Path, lacked: Collection[bytes]) -> Filled:
         """
@@ -126,15 +129,15 @@ class Packing:
         If they do not all fit, the paths are those that do, *lacked* first.
         """
         with writing(outbox):
-            read = self._large_files.read(self._live, outbox, self._commit)
+            read = self._ranges.read(self._live, outbox, self._commit)
         done = {known.entry.path for known in read}
         to_copy = self._known(path for path in self._paths if path not in done)
         copied = portion(self._home, self._live, to_copy, lacked)
         self._paths = sorted([*done, *copied])
         filled = fill(self._live, self._known(copied), outbox)
         with writing(outbox):
-            self._large_files.search(outbox, self._commit)
-        self.reading_s = self._large_files.reading_s
+            self._ranges.search(outbox, self._commit)
+        self.reading_s = self._ranges.reading_s
         return dataclasses.replace(filled, entries=chain(read, filled.entries))
 
     def package(self, base: Commit | None) -> Package:

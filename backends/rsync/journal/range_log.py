@@ -105,6 +105,10 @@ class RangeLog:
         last = log.steps[-1].commit if log.steps else None
         return commit in (last, log.unsearched and log.unsearched[1])
 
+    def has(self, path: bytes) -> bool:
+        """Return whether changes of the file *path* are noted."""
+        return self._file(path).exists()
+
     def reset(self, path: bytes) -> None:
         """Forget what has changed in the file *path*; from now on it is noted."""
         self._write(_Log(path))

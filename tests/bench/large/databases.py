@@ -54,28 +54,26 @@ def measure(pair: Pair, sizes: Sizes) -> None:
     with database_on(pair, volume, sizes) as database:
         what = f"{mib(sizes.database_bytes)}, {sizes.rate:g} transactions a second"
         table(f"{pair.kind}: MariaDB, {what}", "a second", "p50", "p99")
-        alone = worked(database, sizes)
-        line("unreplicated", *alone.cells())
+        warm_up(database, sizes)
+        loads = [database.work(sizes.seconds, sizes.rate) for _ in range(2)]
+        for name, each in zip(("unreplicated", "and again"), loads, strict=True):
+            line(name, *each.cells())
         first_s, spent, load = replicated(pair, volume, database, sizes)
         line("replicated", *load.cells())
+        told_spent(pair.kind, spent, load, first_s)
+        table(f"{pair.kind}: MariaDB", "", "to reach", "")
+        ratio = load.rate / statistics.mean(each.rate for each in loads)
+        to_reach = f"≥ {THROUGHPUT_MIN} x an unreplicated volume"
+        judged("throughput", f"{ratio:.2f} x", to_reach, ratio >= THROUGHPUT_MIN)
+        judge_commits(volume, load)
         there_and_back = itertools.cycle([pair.nodes, pair.nodes[::-1]])
-        moves = [
+        moves_s = [
             moved(volume, database, sizes, *nodes)
             for nodes in itertools.islice(there_and_back, sizes.moves)
         ]
-        volume.change_members("DELETE", "/beta")
-        volume.wait_deleted([pair.member])
-        line("unreplicated again", *worked(database, sizes).cells())
-    told_spent(pair.kind, spent, load, first_s)
-    table(f"{pair.kind}: MariaDB", "", "to reach", "")
-    ratio = load.rate / alone.rate
-    to_reach = f"≥ {THROUGHPUT_MIN} x an unreplicated volume"
-    judged("throughput", f"{ratio:.2f} x", to_reach, ratio >= THROUGHPUT_MIN)
-    judge_commits(volume, load)
-    our_s = max(moves, default=0.0)
-    median_s = statistics.median(moves)
-    value = f"{median_s:.2f} s, at most {our_s:.2f} s"
-    judged("orderly move, our part", value, f"< {MOVE_S_MAX} s", our_s < MOVE_S_MAX)
+    value = f"{statistics.median(moves_s):.2f} s, at most {max(moves_s):.2f} s"
+    reached = max(moves_s) < MOVE_S_MAX
+    judged("orderly move, our part", value, f"< {MOVE_S_MAX} s", reached)
 
 
 def replicated(
@@ -84,7 +82,7 @@ def replicated(
     """Return the seconds of the first copy, and what work takes with it."""
     with volume.watched():
         began_s = time.monotonic()
-        volume.change_members("POST", body={"node": "beta"})
+        volume.add_member("beta")
         volume.wait_there()
         first_s = time.monotonic() - began_s
         volume.settle()
@@ -115,12 +113,6 @@ def database_on(
         database.end()
 
 
-def worked(database: Database, sizes: Sizes) -> Load:
-    """Return the load of a part, after a while in which it warms up."""
-    warm_up(database, sizes)
-    return database.work(sizes.seconds, sizes.rate)
-
-
 def warm_up(database: Database, sizes: Sizes) -> None:
     """Have the database busy for a while."""
     database.work(max(WARM_UP_S_MIN, sizes.seconds * WARM_UP), sizes.rate)
@@ -137,11 +129,8 @@ def moved(
     warm_up(database, sizes)
     stop_s = database.stop()
     began_s = time.monotonic()
-    owner.unmount(volume.name)
-    body = {"Name": volume.name, "ID": "one"}
-    while error := other.call("Mount", body, timeout_s=CALL_S).error:
-        assert time.monotonic() - began_s < DEADLINE_S, error
-        time.sleep(0.05)
+    until_done(owner, "Unmount", volume)
+    until_done(other, "Mount", volume)
     our_s = time.monotonic() - began_s
     data = Path(other.get(volume.name)["Mountpoint"])
     start_s = database.start(data, other.inside)
@@ -153,6 +142,15 @@ def moved(
         flush=True,
     )
     return our_s
+
+
+def until_done(node: Owner, operation: str, volume: Volume) -> None:
+    """Have it done; what is refused for now is asked again, as schedulers do."""
+    end_s = time.monotonic() + DEADLINE_S
+    body = {"Name": volume.name, "ID": "one"}
+    while error := node.call(operation, body, timeout_s=CALL_S).error:
+        assert time.monotonic() < end_s, error
+        time.sleep(0.05)
 
 
 def told_spent(kind: str, spent: Spent, load: Load, first_s: float) -> None:
@@ -203,7 +201,8 @@ def measure_pause(pair: Pair, sizes: Sizes) -> None:
         inside = ("nsenter", f"--mount=/proc/{database.pid}/ns/mnt", "--")
         ticker = stack.enter_context(closing(Ticker(pair.directory, *join, *inside)))
         control = stack.enter_context(closing(Ticker(pair.directory)))
-        load = worked(database, sizes)
+        warm_up(database, sizes)
+        load = database.work(sizes.seconds, sizes.rate)
         syncs = [s for s in volume.syncs() if s.ended_at_s > load.began_at_s]
         windows = [(each.ended_at_s - each.took_s, each.ended_at_s) for each in syncs]
         pauses_ms, noise_ms = (each.longest_ms(windows) for each in (ticker, control))

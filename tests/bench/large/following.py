@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from tests.bench.mirrors import DEADLINE_S, LOOK_AGAIN_S, Lsyncd, PlainRsync
 
 from .pair import Pair, Spent
 from .volume import Sync, Volume
 
+T = TypeVar("T")
 MIB: Final = 1 << 20
 READ_BYTES: Final = 1 << 20
 # lsyncd's delay, and the rsync that it starts then.
@@ -136,7 +137,7 @@ def _lsyncd_of(lsyncd: Lsyncd, source: Path) -> Iterator[float]:
     began_s = time.monotonic()
     with lsyncd.running():
         # rsync names a file when it is whole.
-        while not all((lsyncd.copy / name).exists() for name in names):
+        while not all_hold(names, lambda name: (lsyncd.copy / name).exists()):
             assert time.monotonic() - began_s < DEADLINE_S, "lsyncd has not copied"
             time.sleep(LOOK_AGAIN_S)
         first_s = time.monotonic() - began_s
@@ -157,6 +158,13 @@ def _nothing() -> None:
 
 def _after(seconds: float) -> Callable[[], None]:
     return lambda: time.sleep(seconds)
+
+
+def all_hold(left: list[T], holds: Callable[[T], bool]) -> bool:
+    """Return whether *holds* is true of all; those of which it was leave *left*."""
+    while left and holds(left[-1]):
+        left.pop()
+    return not left
 
 
 def evict(path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from plugin.errors import StoreError
 from plugin.ownership.state import Commit
@@ -133,25 +133,21 @@ class Volume:
     def _is_carried(self) -> bool:
         return bool(self.owner.control_ok("GET", "/v1/status")["transfers"])
 
-    def change_members(self, method: str, target: str = "", body: Any = None) -> None:
-        """Have a node become a member, or none any more."""
-        path = f"/v1/volumes/{self.name}/replicas{target}"
-        self.owner.control_ok(method, path, body)
+    def add_member(self, name: str) -> None:
+        """Have a node become a member."""
+        path = f"/v1/volumes/{self.name}/replicas"
+        self.owner.control_ok("POST", path, {"node": name})
 
     def remove(self) -> None:
         """Unmount and remove it; return when its bytes are deleted on both nodes."""
         self.owner.unmount(self.name)
         self.owner.ok("Remove", Name=self.name)
-        self.wait_deleted((self.owner, self.member))
-        self._pair.give_back()
-
-    def wait_deleted(self, nodes: Sequence[Owner]) -> None:
-        """Return when *nodes* have nothing of it any more."""
         wait_until(
-            lambda: not any(self._remains(each) for each in nodes),
+            lambda: not any(self._remains(each) for each in self._pair.nodes),
             f"{self.name} is deleted",
             timeout_s=DEADLINE_S,
         )
+        self._pair.give_back()
 
     def _remains(self, node: Owner) -> bool:
         trash = node.pool / "trash"

@@ -1,0 +1,260 @@
+"""
+Packs of large files what has changed in them: as redo files, in the outbox.
+
+See `large_files.py` for how changes are found.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from backends.rsync.journal import refusals
+from backends.rsync.journal.block_index import Searching
+from backends.rsync.journal.entries import Commit, Known, look_at
+from backends.rsync.journal.large_files import (
+    LargeFiles,
+    is_large,
+    optional,
+    with_cut,
+)
+from backends.rsync.journal.outbox import TREE_NAME
+from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
+from backends.rsync.journal.redo import Table, finish, packed
+from backends.rsync.journal.redo_files import (
+    Made,
+    created,
+    opened_file,
+    opened_in,
+    row_of,
+    write_redo,
+)
+from backends.system import extents
+from backends.system.beneath import Beneath
+from backends.system.clock import wall_ns
+from backends.system.copy_file import FileCopier
+from backends.system.libc import write_out
+from backends.system.ranges import Range
+
+
+@dataclass(slots=True)
+class _Plan:
+    """
+    How one large file is sent: as a redo file from ``base``, the oldest, or not at all.
+
+    ``content`` is the commit that it was searched at last. ``whole``: some member needs
+    all of it. ``is_read``: it was not copied, and is in the redo file alone.
+    """
+
+    inode: int
+    content: Commit
+    base: Commit | None = None
+    whole: bool = False
+    is_read: bool = False
+
+    def only_redo(self) -> bool:
+        """Return whether no member needs all of the file."""
+        return self.base is not None and not self.whole
+
+
+class RangePacking:
+    """The large files of one commit, of which *kept* has what they were before."""
+
+    def __init__(self, kept: LargeFiles) -> None:
+        self._kept = kept
+        self._plans: dict[bytes, _Plan] = {}
+        # How long files were read that are not copied.
+        self.reading_s = 0.0
+
+    def plan(
+        self,
+        rows: Iterable[Known],
+        by_base: Mapping[Commit | None, Collection[bytes]],
+        only: Collection[bytes],
+    ) -> None:
+        """Decide how the large files among *rows* are sent to members at *by_base*."""
+        self._plans = {}
+        for known in rows:
+            path = known.entry.path
+            if is_large(known.entry):
+                content = self._kept.log.content_of(known.entry)
+                plan = self._plans[path] = _Plan(known.inode, content)
+                for base, wanted in by_base.items():
+                    if path in wanted:
+                        self._plan_for(base, path, plan, lacked=path in only)
+
+    def _plan_for(
+        self, base: Commit | None, path: bytes, plan: _Plan, *, lacked: bool
+    ) -> None:
+        if (
+            base is None
+            or lacked
+            or self._kept.log.since(path, base, plan.content) is None
+        ):
+            plan.whole = True
+        else:
+            plan.base = min(base, plan.base or base)
+
+    def read(self, live: Path, outbox: Path, commit: Commit) -> list[Known]:
+        """
+        Return the files that are not copied, but only have redo files in *outbox*.
+
+        The inode and ctime of each are from before it was read; its entry says what
+        those have that get the redo file.
+        """
+        found: list[Known] = []
+        with optional():
+            self._read(live, outbox, commit, found)
+        return found
+
+    def _read(
+        self, live: Path, outbox: Path, commit: Commit, found: list[Known]
+    ) -> None:
+        plans = {path: plan for path, plan in self._plans.items() if plan.only_redo()}
+        with ExitStack() as stack:
+            source = stack.enter_context(Beneath(live))
+            target = stack.enter_context(Beneath(outbox / REDO_NAME))
+            read = partial(self._read_clone, target, commit)
+            if plans and not self._kept.bases.possible():
+                searching = stack.enter_context(self._kept.indexes.searching(live))
+                place = target, outbox / REDO_NAME
+                read = partial(self._read_through, searching, place, commit)
+            for path, plan in plans.items():
+                begun_ns, before = wall_ns(), look_at(source, path)
+                with opened_file(source, path) as file:
+                    same = file is not None and os.fstat(file).st_ino == plan.inode
+                    if before is None or file is None or not same:
+                        continue
+                    refusals.require_few_holes(path, os.fstat(file))
+                    plan.is_read = read(path, plan, file)
+                if plan.is_read:
+                    found.append(row_of(target, before, begun_ns))
+
+    def _read_clone(
+        self, target: Beneath, commit: Commit, path: bytes, plan: _Plan, file: int
+    ) -> bool:
+        """Return whether a clone of *file* could be compared with the one before."""
+        write_out(file)
+        status = os.fstat(file)
+        with self._kept.bases.opened(path, plan.content) as base:
+            if base is None:
+                return False
+            self._kept.bases.keep(path, commit, file)
+            with self._kept.bases.opened(path, commit) as now:
+                if now is None:
+                    return False
+                self._note_found(path, plan, commit, _compared(base, now))
+                ranges = self._ranges_of(path, plan)
+                if ranges is None or plan.base is None:
+                    return False
+                made = Made(path, plan.base, commit)
+                write_redo(target, made, ranges, source=now, like=(file, status))
+        return True
+
+    def _read_through(
+        self,
+        searching: Searching,
+        place: tuple[Beneath, Path],
+        commit: Commit,
+        path: bytes,
+        plan: _Plan,
+        file: int,
+    ) -> bool:
+        """Return whether *file* could be compared with its index, and was read."""
+        base, also = plan.base, self._ranges_of(path, plan)
+        if base is None or also is None:
+            return False
+        target, directory = place
+        os.close(created(target, path))
+        data = directory / os.fsdecode(path)
+        found = searching.find(
+            path, inode=plan.inode, base=plan.content, also=also, data=data
+        )
+        if found is None:
+            return False
+        self.reading_s += found.reading_s
+        self._note_found(path, plan, commit, found.changed)
+        with opened_file(target, path, os.O_RDWR | os.O_APPEND) as redo:
+            if redo is None or plan.base is None:
+                return False
+            sent = packed(found.sent)
+            finish(
+                redo,
+                Table(path, base, commit, found.size_bytes, sent, b"", found.digest),
+            )
+            FileCopier().copy_attributes(file, redo, os.fstat(file))
+        return True
+
+    def _ranges_of(self, path: bytes, plan: _Plan) -> list[Range] | None:
+        """Return where the file has changed since the plan's base, as far as known."""
+        return plan.base and self._kept.log.since(path, plan.base, plan.content)
+
+    def search(self, outbox: Path, commit: Commit) -> None:
+        """Find out where the copies in *outbox* differ from what they were before."""
+        copied = {p: plan for p, plan in self._plans.items() if not plan.is_read}
+        if copied and self._kept.bases.possible():
+            for path, plan in copied.items():
+                with opened_in(outbox / TREE_NAME, path) as copy:
+                    if copy is not None:
+                        with self._kept.bases.opened(path, plan.content) as base:
+                            self._kept.bases.keep(path, commit, copy)
+                            told = None if base is None else _compared(base, copy)
+                        self._note_found(path, plan, commit, told)
+        elif copied:
+            directory = outbox / TREE_NAME
+            found: dict[bytes, list[Range] | None] = dict.fromkeys(copied)
+            with optional(), self._kept.indexes.searching(directory) as searching:
+                for path, plan in copied.items():
+                    found[path] = searching.index(
+                        path, inode=plan.inode, base=plan.content
+                    )
+            for path, plan in copied.items():
+                self._note_found(path, plan, commit, found[path])
+
+    def _note_found(
+        self, path: bytes, plan: _Plan, commit: Commit, found: list[Range] | None
+    ) -> None:
+        # One number twice with other bytes: what was sent of it is not known.
+        if found is None or (found and plan.content == commit):
+            self._kept.log.reset(path)
+            plan.base = None
+        elif plan.content != commit:
+            self._kept.log.add(path, plan.content, commit, found)
+        plan.content = commit
+
+    def write(self, outbox: Path, commit: Commit) -> Mapping[bytes, Commit]:
+        """
+        Write a redo file beside each copy in *outbox* that has one.
+
+        Return all redo files, with the oldest commit that each leads on from.
+        """
+        sent = {}
+        with Beneath(outbox / REDO_NAME) as target:
+            for path, plan in self._plans.items():
+                ranges = None if plan.is_read else self._ranges_of(path, plan)
+                if ranges is not None and plan.base is not None:
+                    with opened_in(outbox / TREE_NAME, path) as copy:
+                        if copy is None:
+                            continue
+                        made = Made(path, plan.base, commit)
+                        like = copy, os.fstat(copy)
+                        write_redo(target, made, ranges, source=copy, like=like)
+                    sent[path] = plan.base
+                elif plan.is_read and plan.base is not None:
+                    sent[path] = plan.base
+        return sent
+
+    def keep(self, commit: Commit) -> None:
+        """Keep what was found as that of *commit*, which the manifest has recorded."""
+        self._kept.bases.keep_only(dict.fromkeys(self._plans, commit))
+        for path in self._plans:
+            self._kept.indexes.keep(path, commit)
+
+
+def _compared(old: int, new: int) -> list[Range] | None:
+    """Return where two clones differ, None if that cannot be told."""
+    return with_cut(extents.changed_ranges(old, new), old, new)
