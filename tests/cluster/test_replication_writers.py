@@ -310,12 +310,12 @@ Journal.keep_apart = keep_apart
 """
 # A commit is sent whole, as far as the other side can tell, and lacks a file.
 CARELESS = """
-from backends.rsync.journal import journal
-_write_delta = journal.write_delta
+from backends.rsync.journal import packing
+_write_delta = packing.write_delta
 def write_delta(path, header, entries, deletions):
     kept = (each for each in entries if each.path != b"log-1")
     _write_delta(path, header, kept, deletions)
-journal.write_delta = write_delta
+packing.write_delta = write_delta
 """
 
 
