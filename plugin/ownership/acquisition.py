@@ -27,6 +27,7 @@ from plugin.ownership.heads import (
     begun_epoch,
     put_epoch,
 )
+from plugin.ownership.older_records import mend
 from plugin.ownership.refusals import contended, explained, in_use
 from plugin.ownership.release import give_up
 from plugin.ownership.resuming import resume
@@ -68,6 +69,7 @@ class Acquisition:
 
         """
         self._wait_valid(deadline)
+        mend(self.ownership, record)
         epoch = self.ownership.owned_epoch(record)
         if epoch and self._regain(record, epoch):
             return epoch
@@ -288,27 +290,32 @@ class Acquisition:
 
     def _foresee(self, record: VolumeRecord, raised: Head) -> None:
         """
-        Check that this node could begin alone, if no other node can vote.
+        Check that our copy can vote, and would do alone if no other node can vote.
 
         Raising the epoch ends the writers of an owner that is only cut off. That must
         not happen in vain.
 
         Raises:
-            RefusedError: as `rules.choose`.
+            RefusedError: as `rules.promise` and `rules.choose`.
 
         """
         others = {*raised.members, *raised.holders} - {self.ownership.node_id}
         nodes = self.ownership.nodes.all()
-        if self.ownership.is_shared(record) or any(
-            each.alive and each.record.id in others for each in nodes
-        ):
+        if self.ownership.is_shared(record):
             return
-        copy = self.ownership.copy_state(record)
+        copy, lineage = (
+            self.ownership.copy_state(record),
+            self.ownership.heads.lineage(record.id),
+        )
         own = EMPTY
         if copy is not None:
-            gone_back = has_gone_back(self.ownership.heads, record.id, copy)
-            own = rules.seal(copy, gone_back=gone_back).commit
-        lineage = self.ownership.heads.lineage(record.id)
+            own = rules.promise(
+                *(copy, raised.epoch, lineage),
+                writers_stopped=True,
+                gone_back=has_gone_back(self.ownership.heads, record.id, copy),
+            ).commit
+        if any(each.alive and each.record.id in others for each in nodes):
+            return
         self.ownership.choose(record, raised, lineage, {self.ownership.node_id: own})
 
     def _require_free(self, record: VolumeRecord) -> None:
