@@ -70,8 +70,7 @@ class Acquisition:
         """
         self._wait_valid(deadline)
         mend(self.ownership, record)
-        epoch = self.ownership.owned_epoch(record)
-        if epoch and self._regain(record, epoch):
+        if epoch := self._regained(record, deadline):
             return epoch
         self._require_may_begin()
         self.ownership.require_possible(record)
@@ -91,21 +90,26 @@ class Acquisition:
                     give_up(self.ownership, record)
             raise
 
-    def _regain(self, record: VolumeRecord, epoch: int) -> bool:
+    def _regained(self, record: VolumeRecord, deadline: Deadline) -> int:
         """
-        Return whether *epoch*, which this boot has begun, goes on; renew its lock.
+        Return the epoch that this boot has begun, if it goes on, with its lock; else 0.
 
-        The volume is not mounted here, and only the store knows whether it is released:
-        the answer to a release may have been lost. And the lock may hang on an earlier
-        lease, with which it would go.
+        Only the store knows whether it is released: the answer to a release may have
+        been lost. The lock may have gone with a lease, or is about to; containers may
+        run in that epoch, and a new one would end them.
         """
-        if self.ownership.membership.alone:
-            return True
-        if not resume(self.ownership, record, epoch):
-            return False
-        self.ownership.require_valid()
-        self.ownership.note("regained", record, epoch)
-        return True
+        for _ in range(_ATTEMPTS_MAX):
+            epoch = self.ownership.owned_epoch(record)
+            if not epoch or self.ownership.membership.alone:
+                return epoch
+            if resume(self.ownership, record, epoch):
+                self.ownership.require_valid()
+                self.ownership.note("regained", record, epoch)
+                return epoch
+            self.ownership.heads.refresh(
+                min(deadline.remaining_s(), REFRESH_DEADLINE_S)
+            )
+        raise contended(record.name)
 
     def _wait_valid(self, deadline: Deadline) -> None:
         """

@@ -220,3 +220,28 @@ def test_nodes_are_drained_and_removed_although_others_change_them(
     world.membership.remove("beta")
     assert not meddler.times
     assert [each.record.name for each in world.nodes.all()] == ["alpha"]
+
+
+def test_an_epoch_in_which_containers_run_here_is_taken_again_and_not_raised(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock went with a lease, and the keeper could not have it back yet."""
+    released(world)
+    record = world.volumes.views.existing("v").record
+    acquisition, heads = world.volumes.mounting.acquisition, world.ownership.heads
+    world.store.transact([], [drop_lock(record.id)])
+
+    def change_once_another_has(_: object) -> bool:
+        monkeypatch.undo()
+        return False
+
+    monkeypatch.setattr(heads, "change_together", change_once_another_has)
+    assert acquisition.acquire(record, Deadline(5)) == 1
+    assert (world.head().epoch, world.head().phase) == (1, "owned")
+    assert heads.read(record.id).locked_by == world.node.id
+    # Whatever it may be that fails, the epoch stays.
+    world.store.transact([], [drop_lock(record.id)])
+    monkeypatch.setattr(heads, "change_together", lambda _: False)
+    with pytest.raises(NotOwnerError, match="changes hands all the time"):
+        acquisition.acquire(record, Deadline(5))
+    assert (world.head().epoch, world.head().phase) == (1, "owned")
