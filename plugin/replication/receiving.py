@@ -102,9 +102,10 @@ class Receiving:
         self._incoming.pull(volume_id, commit)
         self._expected[volume_id] = node_id
 
-    def expect_nothing(self, volume_id: str) -> None:
-        """End what `expect` allowed."""
+    def expect_nothing(self, volume_id: str, node_id: str, commit: Commit) -> None:
+        """End what `expect` allowed, and the transfer: it keeps the holder's copy."""
         self._expected.pop(volume_id, None)
+        self._sessions.hang_up_of(node_id, volume_id, commit.epoch)
 
     @contextmanager
     def departing(self, volume_id: str) -> Iterator[None]:
@@ -253,9 +254,11 @@ class Receiving:
         """
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             copy = self._copy_state(record)
-            stopped = not copy.live_epoch or self._stop_writers(record)
             if copy.commit == wanted and not copy.live_epoch:
                 return {"commit": list(pair(wanted))}
+            # No container is ended for what is refused.
+            _applied(rule, copy, stopped=True)
+            stopped = not copy.live_epoch or self._stop_writers(record)
             kept = _applied(rule, copy, stopped=stopped)
             if kept is None:
                 return {"commit": list(pair(wanted))}
