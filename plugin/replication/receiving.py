@@ -351,9 +351,9 @@ class Receiving:
     ) -> bool:
         if head is None:
             return False
-        if self._expected.get(volume) == node_id:
-            recovering = head.owner == self._node_id and head.phase == "recovering"
-            return recovering and commit.epoch < head.epoch
+        # A holder that has come to own the volume meanwhile sends its own commits.
+        if self._expected.get(volume) == node_id and head.owner == self._node_id:
+            return head.phase == "recovering" and commit.epoch < head.epoch
         if self._node_id not in head.members:
             return False
         ahead = commit.seq == AHEAD_SEQ

@@ -199,16 +199,15 @@ def test_a_transfer_that_nobody_waits_for_any_more_ends(
     assert line.asked == ["gamma"]
 
 
-def test_no_container_is_ended_for_what_is_refused() -> None:
-    live = CopyState(promised=3, commit=OLD, live_epoch=3)
+def receiving_of(head: Head, copy: CopyState, ended: list[object]) -> Receiving:
     journals: Any = SimpleNamespace(
         using=lambda *_: nullcontext(),
-        copy_states=SimpleNamespace(read=lambda *_, **__: live),
+        copy_states=SimpleNamespace(read=lambda *_, **__: copy),
     )
-    ownership: Any = SimpleNamespace(heads=None, node_id="own", events=None)
-    ended: list[object] = []
+    heads = SimpleNamespace(read=lambda _: SimpleNamespace(head=head))
+    ownership: Any = SimpleNamespace(heads=heads, node_id="own", events=None)
     other: Any = None
-    receiving = Receiving(
+    return Receiving(
         ownership,
         journals,
         find=other,
@@ -220,12 +219,27 @@ def test_no_container_is_ended_for_what_is_refused() -> None:
         nice=0,
     )
 
+
+def test_no_container_is_ended_for_what_is_refused() -> None:
+    ended: list[object] = []
+    live = CopyState(promised=3, commit=OLD, live_epoch=3)
+    receiving = receiving_of(Head(), live, ended)
+
     def refused(_copy: CopyState, *, stopped: bool) -> None:
         raise RefusedError("stale-epoch" if stopped else "writers-running")
 
     with pytest.raises(PeerRefusedError, match="stale-epoch"):
         receiving.receive(RECORD, BASE, refused)
     assert not ended
+
+
+def test_a_holder_that_was_asked_and_owns_the_volume_now_sends_its_commits() -> None:
+    """What it was asked for may still be under way."""
+    members = ("own", "beta")
+    head = Head(epoch=3, owner="beta", phase="owned", members=members)
+    receiving = receiving_of(head, CopyState(), [])
+    receiving.expect("volume", "beta", BASE)
+    assert receiving._require_sender("beta", "volume", Commit(3, 1)) == head
 
 
 class Told:
