@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backends.base import Volume
 from backends.errors import VolumeBusyError
 from backends.system.clock import Deadline
 from plugin.errors import ChangedError, NotOwnerError
@@ -245,3 +246,24 @@ def test_an_epoch_in_which_containers_run_here_is_taken_again_and_not_raised(
     with pytest.raises(NotOwnerError, match="changes hands all the time"):
         acquisition.acquire(record, Deadline(5))
     assert (world.head().epoch, world.head().phase) == (1, "owned")
+
+
+def test_a_removal_that_another_node_goes_on_with_is_not_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy would be gone, and the volume ready."""
+    released(world)
+    world.volumes.unmounting.unmount("v", "engine")
+    removal = world.volumes.removal
+    set_phase(world.catalogue, world.volumes.views.existing("v"), "removing", "another")
+    begun = world.volumes.views.existing("v")
+    remove = world.pool.remove
+
+    def remove_while_it_is_taken_back(volume: Volume, *, deadline_s: float) -> None:
+        with pytest.raises(ChangedError):
+            removal._cancel(begun, "another")
+        remove(volume, deadline_s=deadline_s)
+
+    monkeypatch.setattr(world.pool, "remove", remove_while_it_is_taken_back)
+    removal.remove("v")
+    assert world.catalogue.find("v") is None
