@@ -27,6 +27,7 @@ from plugin.ownership.heads import (
     begun_epoch,
     put_epoch,
 )
+from plugin.ownership.older_records import mend
 from plugin.ownership.refusals import contended, explained, in_use
 from plugin.ownership.release import give_up
 from plugin.ownership.resuming import resume
@@ -68,8 +69,8 @@ class Acquisition:
 
         """
         self._wait_valid(deadline)
-        epoch = self.ownership.owned_epoch(record)
-        if epoch and self._regain(record, epoch):
+        mend(self.ownership, record)
+        if epoch := self._regained(record, deadline):
             return epoch
         self._require_may_begin()
         self.ownership.require_possible(record)
@@ -89,21 +90,26 @@ class Acquisition:
                     give_up(self.ownership, record)
             raise
 
-    def _regain(self, record: VolumeRecord, epoch: int) -> bool:
+    def _regained(self, record: VolumeRecord, deadline: Deadline) -> int:
         """
-        Return whether *epoch*, which this boot has begun, goes on; renew its lock.
+        Return the epoch that this boot has begun, if it goes on, with its lock; else 0.
 
-        The volume is not mounted here, and only the store knows whether it is released:
-        the answer to a release may have been lost. And the lock may hang on an earlier
-        lease, with which it would go.
+        Only the store knows whether it is released: the answer to a release may have
+        been lost. The lock may have gone with a lease, or is about to; containers may
+        run in that epoch, and a new one would end them.
         """
-        if self.ownership.membership.alone:
-            return True
-        if not resume(self.ownership, record, epoch):
-            return False
-        self.ownership.require_valid()
-        self.ownership.note("regained", record, epoch)
-        return True
+        for _ in range(_ATTEMPTS_MAX):
+            epoch = self.ownership.owned_epoch(record)
+            if not epoch or self.ownership.membership.alone:
+                return epoch
+            if resume(self.ownership, record, epoch):
+                self.ownership.require_valid()
+                self.ownership.note("regained", record, epoch)
+                return epoch
+            self.ownership.heads.refresh(
+                min(deadline.remaining_s(), REFRESH_DEADLINE_S)
+            )
+        raise contended(record.name)
 
     def _wait_valid(self, deadline: Deadline) -> None:
         """
@@ -288,27 +294,32 @@ class Acquisition:
 
     def _foresee(self, record: VolumeRecord, raised: Head) -> None:
         """
-        Check that this node could begin alone, if no other node can vote.
+        Check that our copy can vote, and would do alone if no other node can vote.
 
         Raising the epoch ends the writers of an owner that is only cut off. That must
         not happen in vain.
 
         Raises:
-            RefusedError: as `rules.choose`.
+            RefusedError: as `rules.promise` and `rules.choose`.
 
         """
         others = {*raised.members, *raised.holders} - {self.ownership.node_id}
         nodes = self.ownership.nodes.all()
-        if self.ownership.is_shared(record) or any(
-            each.alive and each.record.id in others for each in nodes
-        ):
+        if self.ownership.is_shared(record):
             return
-        copy = self.ownership.copy_state(record)
+        copy, lineage = (
+            self.ownership.copy_state(record),
+            self.ownership.heads.lineage(record.id),
+        )
         own = EMPTY
         if copy is not None:
-            gone_back = has_gone_back(self.ownership.heads, record.id, copy)
-            own = rules.seal(copy, gone_back=gone_back).commit
-        lineage = self.ownership.heads.lineage(record.id)
+            own = rules.promise(
+                *(copy, raised.epoch, lineage),
+                writers_stopped=True,
+                gone_back=has_gone_back(self.ownership.heads, record.id, copy),
+            ).commit
+        if any(each.alive and each.record.id in others for each in nodes):
+            return
         self.ownership.choose(record, raised, lineage, {self.ownership.node_id: own})
 
     def _require_free(self, record: VolumeRecord) -> None:

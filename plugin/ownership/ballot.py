@@ -97,6 +97,7 @@ class Ballot:
                 promised = rules.promise(
                     copy,
                     self.head.epoch,
+                    self.lineage,
                     writers_stopped=True,
                     gone_back=has_gone_back(self.ownership.heads, record.id, copy),
                 )

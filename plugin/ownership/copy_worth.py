@@ -58,13 +58,36 @@ def strike(head: Head, *, node: str, copy: CopyState | None) -> Head:
     return msgspec.structs.replace(head, holders=others)
 
 
+def known_again(head: Head, copy: CopyState, *, node: str) -> Head:
+    """Return the head of a volume of which *node* alone has a copy, from that copy."""
+    return msgspec.structs.replace(
+        head,
+        epoch=max(head.epoch, copy.promised, copy.newest_epoch),
+        owner=node,
+        phase="idle",
+        committed=copy.commit,
+        quality="",
+        holders=(node,),
+        members=(node,),
+        released_at="",
+    )
+
+
 def superseded(copy: CopyState, head: Head, lineage: Lineage) -> bool:
     """Return whether the members hold all that is in *copy*, which is no member's."""
+    if copy.newest_epoch > lineage.newest(head.epoch):
+        return False
     return copy.commit <= head.committed and not diverged(copy, head, lineage)
 
 
 def diverged(copy: CopyState, head: Head, lineage: Lineage) -> bool:
-    """Return whether *copy*, no member's, has bytes that no owner has gone on from."""
+    """
+    Return whether *copy*, no member's, has bytes that no owner has gone on from.
+
+    Of one that older records do not know nobody can tell.
+    """
+    if copy.newest_epoch > lineage.newest(head.epoch):
+        return False
     grown = lineage.contains(copy.commit, at=head.epoch)
     return copy.live_epoch > 0 or not (grown or copy.commit == EMPTY)
 

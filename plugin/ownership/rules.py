@@ -77,9 +77,11 @@ def choose(
     is committed: its copy may be left from a time when it was a member.
 
     Raises:
-        RefusedError: no-copy, would-begin-empty, newer-elsewhere.
+        RefusedError: stale-epoch, no-copy, would-begin-empty, newer-elsewhere.
 
     """
+    for node, commit in votes.items():
+        lineage.require_known(commit.epoch, at=head.epoch - 1, node=node)
     offered = {
         node: commit
         for node, commit in votes.items()
@@ -146,13 +148,7 @@ def publish(
     holders: tuple[str, ...],
     quality: Quality = "fuzzy",
 ) -> Head:
-    """
-    Return the head after *holders* have *commit* of the present epoch.
-
-    Raises:
-        RefusedError: not-owner.
-
-    """
+    """Return the head after *holders* have *commit* of this epoch; else not-owner."""
     if head.epoch != epoch or head.owner != node or head.phase != "owned":
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     if commit < head.committed:
@@ -251,13 +247,7 @@ def release(
 
 
 def abandon(head: Head, *, node: str, epoch: int) -> Head:
-    """
-    Return the head after an owner has given up recovering *epoch*.
-
-    Raises:
-        RefusedError: not-owner.
-
-    """
+    """Return the head after an owner has given up recovering *epoch*; see `acquire`."""
     if head.epoch != epoch or head.owner != node or head.phase != "recovering":
         raise RefusedError("not-owner", node=head.owner, epoch=head.epoch)
     return replace(head, phase="idle")
@@ -268,10 +258,7 @@ def remove(head: Head, *, locked_by: str) -> Head:
     Return the head of a volume that is being removed; nobody acquires it any more.
 
     A released one changes in nothing else, so that `keep` gives it back as it was.
-
-    Raises:
-        RefusedError: locked.
-
+    One that is locked is refused.
     """
     if locked_by:
         raise RefusedError("locked", node=locked_by)
@@ -316,7 +303,12 @@ def commit_live(copy: CopyState) -> CopyState:
 
 
 def promise(
-    copy: CopyState, epoch: int, *, writers_stopped: bool, gone_back: bool = False
+    copy: CopyState,
+    epoch: int,
+    lineage: Lineage,
+    *,
+    writers_stopped: bool,
+    gone_back: bool = False,
 ) -> CopyState:
     """
     Return the copy state that has promised *epoch*; its commit is its vote.
@@ -329,6 +321,7 @@ def promise(
     """
     if epoch < copy.promised:
         raise RefusedError("stale-epoch", epoch=copy.promised)
+    lineage.require_known(copy.newest_epoch, at=epoch)
     if copy.live_epoch and copy.live_epoch < epoch and not writers_stopped:
         raise RefusedError("writers-running", epoch=copy.live_epoch)
     sealed = seal(copy, gone_back=gone_back) if copy.live_epoch < epoch else copy
@@ -342,13 +335,11 @@ def take_over(copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage) ->
     *lineage* includes *epoch*, the one that it recovers.
 
     Raises:
-        RefusedError: stale-epoch: it has promised another; writers-running: it owns.
+        RefusedError: stale-epoch: it has promised another, or has begun this one.
 
     """
-    if copy.promised != epoch:
+    if copy.promised != epoch or copy.newest_epoch >= epoch:
         raise RefusedError("stale-epoch", epoch=copy.promised)
-    if copy.live_epoch >= epoch:
-        raise RefusedError("writers-running", epoch=copy.live_epoch)
     grown = copy.commit <= base and lineage.contains(copy.commit, at=epoch)
     taken = replace(copy, commit=base, live_epoch=0)
     return Kept(taken, keep_live=copy.live_epoch > 0, keep_commit=not grown)
@@ -388,6 +379,7 @@ def receive(
     least = Commit(copy.live_epoch, copy.next_seq) if copy.live_epoch else Commit(1)
     if at < copy.promised or commit < least:
         raise RefusedError("stale-epoch", epoch=max(copy.promised, copy.live_epoch))
+    lineage.require_known(copy.newest_epoch, at=at)
     if copy.live_epoch and not writers_stopped:
         raise RefusedError("writers-running", epoch=copy.live_epoch)
     if commit.epoch == copy.commit.epoch and commit <= copy.commit:

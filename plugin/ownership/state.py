@@ -99,6 +99,11 @@ class CopyState(msgspec.Struct, frozen=True, kw_only=True):
     live_epoch: int = 0
     next_seq: int = 1
 
+    @property
+    def newest_epoch(self) -> int:
+        """The newest epoch of which it has bytes."""
+        return max(self.commit.epoch, self.live_epoch)
+
 
 class RefusedError(Exception):
     """The rules forbid it; the fields say what stands in the way."""
@@ -155,6 +160,16 @@ class Lineage:
     def newest(self, at: int) -> int:
         """Return the newest epoch begun up to *at*, 0 if there is none."""
         return max((each for each in self.epochs if each <= at), default=0)
+
+    def require_known(self, epoch: int, *, at: int, node: str = "") -> None:
+        """
+        Raise RefusedError if *epoch*, of a copy's bytes, is newer than all up to *at*.
+
+        So the records are older than the copy. What it has promised tells that too, but
+        not for long: whoever asks for a newer promise raises the epoch and gives it up.
+        """
+        if epoch > self.newest(at):
+            raise RefusedError("stale-epoch", node=node, epoch=epoch)
 
     def contains(self, commit: Commit, *, at: int) -> bool:
         """Return whether epoch *at* has grown out of *commit*."""

@@ -22,7 +22,7 @@ from plugin.membership.membership import Membership
 from plugin.model import VolumeRecord
 from plugin.ownership import copy_worth, rules
 from plugin.ownership.copy_states import CopyStates
-from plugin.ownership.heads import Heads, Lock, VolumeState, put_lock
+from plugin.ownership.heads import Heads, Lock, put_lock
 from plugin.ownership.state import (
     EMPTY,
     FILLED,
@@ -103,10 +103,13 @@ class OwnershipView:
         return self.backend_of(record).exclusive(record.volume())
 
     def owned_epoch(self, record: VolumeRecord) -> int:
-        """Return the epoch in which containers of this node may write, 0 if none."""
-        state = self.heads.read(record.id)
-        head = state.head
-        if head is None or not self.is_ours(state, head) or head.phase != "owned":
+        """
+        Return the epoch that this boot owns, if its copy is live in it; else 0.
+
+        Its lock may have gone with a lease.
+        """
+        head, ours = self.heads.read(record.id).head, (self.node_id, self.boot_id)
+        if head is None or (head.owner, head.boot_id, head.phase) != (*ours, "owned"):
             return 0
         copy = self.copy_state(record)
         if copy is not None and copy_worth.gone_back(copy, head):
@@ -332,14 +335,6 @@ class OwnershipView:
         """Return whether this node's copy is at *commit*, and nobody writes to it."""
         copy = self.copy_state(record)
         return copy is not None and (copy.commit, copy.live_epoch) == (commit, 0)
-
-    def is_ours(self, state: VolumeState, head: Head) -> bool:
-        """Return whether this boot of this node has the volume and its lock."""
-        return (
-            state.locked_by == self.node_id
-            and head.owner == self.node_id
-            and head.boot_id == self.boot_id
-        )
 
     def put_lock(self, record: VolumeRecord, epoch: int) -> Put:
         """Return the write of the volume's lock, on this node's lease."""

@@ -29,7 +29,7 @@ from plugin.ownership import rules
 from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import Heads
 from plugin.ownership.sealing import Flushes, has_gone_back
-from plugin.ownership.state import Choice, Commit, Head, RefusedError
+from plugin.ownership.state import Choice, Commit, CopyState, Head, RefusedError
 from plugin.ownership.view import initial_commit
 from plugin.peers.channel import Peers
 
@@ -87,7 +87,7 @@ class PromiseRequest(msgspec.Struct, frozen=True):
 
 
 class NewerPromiseError(PeerRefusedError):
-    """A copy has promised a newer epoch than the store has: the records are old."""
+    """A copy is of a newer epoch than the store knows: the records are old."""
 
     code = "newer-promise"
 
@@ -265,6 +265,8 @@ class Witness:
         if not request.orderly:  # else the last owner has let it go itself
             self._require_free(record.id)
         live = 0 < copy.live_epoch < request.epoch
+        # No container is ended for a promise that is refused.
+        self._promised(record, copy, request, stopped=True)
         stopped = not live or self._stop_writers(record)
         if live and stopped:
             # Nobody writes to it any more, so nothing is left to be flushed later.
@@ -273,18 +275,7 @@ class Witness:
             copy = self._copy_states.read(record.id, initial=initial)
             if copy is None:
                 raise NoCopyError(record.name)
-            try:
-                gone_back = has_gone_back(self._heads, record.id, copy)
-                promised = rules.promise(
-                    copy, request.epoch, writers_stopped=stopped, gone_back=gone_back
-                )
-            except RefusedError as error:
-                newer = error.reason == "stale-epoch"
-                refused = NewerPromiseError if newer else PeerRefusedError
-                raise refused(
-                    f"{error.reason}: '{record.name}', epoch {request.epoch} "
-                    f"(here: {error.epoch})"
-                ) from None
+            promised = self._promised(record, copy, request, stopped=stopped)
             self._copy_states.write(record.id, promised)
         commit = promised.commit
         log.info(
@@ -294,6 +285,31 @@ class Witness:
             ),
         )
         return {"commit": [commit.epoch, commit.seq]}
+
+    def _promised(
+        self,
+        record: VolumeRecord,
+        copy: CopyState,
+        request: PromiseRequest,
+        *,
+        stopped: bool,
+    ) -> CopyState:
+        """Return the copy state that has promised, or raise PeerRefusedError."""
+        try:
+            return rules.promise(
+                copy,
+                request.epoch,
+                self._heads.lineage(record.id),
+                writers_stopped=stopped,
+                gone_back=has_gone_back(self._heads, record.id, copy),
+            )
+        except RefusedError as error:
+            newer = error.reason == "stale-epoch"
+            refused = NewerPromiseError if newer else PeerRefusedError
+            raise refused(
+                f"{error.reason}: '{record.name}', epoch {request.epoch} "
+                f"(here: {error.epoch})"
+            ) from None
 
 
 def require_recovering(

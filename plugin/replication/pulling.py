@@ -23,7 +23,7 @@ from plugin.errors import NotOwnerError, PeerRefusedError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.state import EMPTY, Choice, Commit, CopyState, Kept, RefusedError
+from plugin.ownership.state import EMPTY, Choice, Commit, CopyState, Kept
 from plugin.ownership.view import OwnershipView
 from plugin.peers.channel import Peers
 from plugin.replication.at_work import Patience
@@ -77,10 +77,10 @@ class Pulling:
             if before is None or before.choice.base != choice.base:
                 self._note("catching-up", record, choice.base, choice.holders)
             if under_way is not None and under_way.brings(choice.base):
-                under_way.choice = choice
+                under_way.choice, under_way.epoch = choice, epoch
             else:
-                under_way = self._pulls[record.id] = _Pull(choice)
-                run = partial(self._run, record, epoch, under_way, before)
+                under_way = self._pulls[record.id] = _Pull(choice, epoch)
+                run = partial(self._run, record, under_way, before)
                 under_way.work = begun(run, name="pulling")
                 under_way.work.add_done_callback(under_way.end)
         wait([under_way.work], max(0.0, deadline.remaining_s() - _ANSWER_S))
@@ -110,9 +110,7 @@ class Pulling:
         at = copy is not None and copy.commit == commit
         return at and home is not None and is_whole(home)
 
-    def _run(
-        self, record: VolumeRecord, epoch: int, pull: _Pull, before: _Pull | None
-    ) -> None:
+    def _run(self, record: VolumeRecord, pull: _Pull, before: _Pull | None) -> None:
         if before is not None:
             before.unwanted.set()
             if not wait([before.work], _END_WAIT_S).done:
@@ -120,13 +118,13 @@ class Pulling:
                 return
         tried = {self._ownership.node_id}
         while left := [each for each in pull.choice.holders if each not in tried]:
-            if pull.unwanted.is_set():
+            if not self._is_wanted(record, pull):
                 return
             holder = left[0]
             tried.add(holder)
             self._receiving.expect(record.id, holder, pull.choice.base)
             try:
-                self._fetch_from(holder, record, epoch, pull)
+                self._fetch_from(holder, record, pull)
             except RemoraError as error:
                 pull.fault = str(error)
                 log.warning(
@@ -138,7 +136,16 @@ class Pulling:
                 self._note("caught-up", record, pull.choice.base, [holder])
                 return
             finally:
-                self._receiving.expect_nothing(record.id)
+                base = pull.choice.base
+                self._receiving.expect_nothing(record.id, holder, base)
+
+    def _is_wanted(self, record: VolumeRecord, pull: _Pull) -> bool:
+        """Return whether this node may yet begin with what *pull* brings."""
+        heads = self._ownership.heads
+        head, lineage = heads.read(record.id).head, heads.lineage(record.id)
+        if head is None or head.owner != self._ownership.node_id:
+            return False
+        return not pull.unwanted.is_set() and lineage.newest(head.epoch) < pull.epoch
 
     def _note(
         self, kind: str, record: VolumeRecord, commit: Commit, holders: Iterable[str]
@@ -148,36 +155,31 @@ class Pulling:
             record, kind, commit=str(commit), holders=",".join(others)
         )
 
-    def _fetch_from(
-        self, holder: str, record: VolumeRecord, epoch: int, pull: _Pull
-    ) -> None:
+    def _fetch_from(self, holder: str, record: VolumeRecord, pull: _Pull) -> None:
         base = pull.choice.base
-        lineage = self._ownership.heads.lineage(record.id)
-        grown = lineage.after(epoch, base, self._ownership.node_id)
 
         def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
             del stopped
-            head = self._ownership.heads.read(record.id).head
-            if head is None or head.owner != self._ownership.node_id:
-                raise RefusedError("not-owner")
-            return rules.take_over(copy, epoch=copy.promised, base=base, lineage=grown)
+            epoch = pull.epoch
+            lineage = self._ownership.heads.lineage(record.id)
+            grown = lineage.after(epoch, base, self._ownership.node_id)
+            return rules.take_over(copy, epoch=epoch, base=base, lineage=grown)
 
         def doubted() -> bool:
             lease = self._ownership.nodes.lease_of(holder)
             return not lease or holder not in pull.choice.holders
-
-        def wanted() -> bool:
-            return not pull.unwanted.is_set()
 
         have = self._have(record)
         paths: list[str] = []
         size_bytes = 0
         for _ in range(_ROUNDS_MAX):
             request = SendRequest(
-                record.id, record.name, epoch, pair(base), have, tuple(paths)
+                record.id, record.name, pull.epoch, pair(base), have, tuple(paths)
             )
             patience = Patience(
-                self._peers, holder, record.id, doubted=doubted, wanted=wanted
+                *(self._peers, holder, record.id),
+                doubted=doubted,
+                wanted=partial(self._is_wanted, record, pull),
             )
             sent = self._peers.call(
                 holder,
@@ -211,10 +213,16 @@ class Pulling:
 
 
 class _Pull:
-    """A transfer under way, of the commit that *choice*, the last one, begins with."""
+    """
+    A transfer under way, of the commit that *choice*, the last one, begins with.
 
-    def __init__(self, choice: Choice) -> None:
+    It is for *epoch* alone, that of the last Mount that chose this commit: what a later
+    one has voted with, and begun with, is not to change under it.
+    """
+
+    def __init__(self, choice: Choice, epoch: int) -> None:
         self.choice = choice
+        self.epoch = epoch
         self.unwanted = threading.Event()
         self.work: Future[None] = Future()
         self.fault = "no holder answered"

@@ -104,9 +104,10 @@ class Receiving:
         self._incoming.pull(volume_id, commit)
         self._expected[volume_id] = node_id
 
-    def expect_nothing(self, volume_id: str) -> None:
-        """End what `expect` allowed."""
+    def expect_nothing(self, volume_id: str, node_id: str, commit: Commit) -> None:
+        """End what `expect` allowed, and the transfer: it keeps the holder's copy."""
         self._expected.pop(volume_id, None)
+        self._sessions.hang_up_of(node_id, volume_id, commit.epoch)
 
     @contextmanager
     def departing(self, volume_id: str) -> Iterator[None]:
@@ -257,9 +258,11 @@ class Receiving:
         """
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             copy = self._copy_state(record)
-            stopped = not copy.live_epoch or self._stop_writers(record)
             if copy.commit == wanted and not copy.live_epoch:
                 return {"commit": list(pair(wanted))}
+            # No container is ended for what is refused.
+            _applied(rule, copy, stopped=True)
+            stopped = not copy.live_epoch or self._stop_writers(record)
             kept = _applied(rule, copy, stopped=stopped)
             if kept is None:
                 return {"commit": list(pair(wanted))}
@@ -359,9 +362,9 @@ class Receiving:
     ) -> bool:
         if head is None:
             return False
-        if self._expected.get(volume) == node_id:
-            recovering = head.owner == self._node_id and head.phase == "recovering"
-            return recovering and commit.epoch < head.epoch
+        # A holder that has come to own the volume meanwhile sends its own commits.
+        if self._expected.get(volume) == node_id and head.owner == self._node_id:
+            return head.phase == "recovering" and commit.epoch < head.epoch
         if self._node_id not in head.members:
             return False
         ahead = commit.seq == AHEAD_SEQ

@@ -59,6 +59,12 @@ class Sessions:
         for each in self._of(volume_id):
             each.hang_up()
 
+    def hang_up_of(self, node_id: str, volume_id: str, epoch: int) -> None:
+        """End the transfers of what *node_id* has of an epoch of a volume."""
+        for each in self._of(volume_id):
+            if (each.node_id, each.commit.epoch) == (node_id, epoch):
+                each.hang_up()
+
     def _of(self, volume_id: str) -> list[Session]:
         with self._lock:
             return [each for each in self._sessions if each.volume_id == volume_id]

@@ -13,9 +13,10 @@ from functools import partial
 from backends.base import Backend, Volume
 from backends.errors import RemoraError, VolumeExistsError
 from backends.system.clock import Deadline
-from plugin.errors import StoreError
+from plugin.errors import NotOwnerError, StoreError
 from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.model import VolumeRecord, check_name
+from plugin.ownership.older_records import is_older
 from plugin.ownership.view import OwnershipView
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.operations import Operations
@@ -111,16 +112,20 @@ class Adoption:
                     f"the name belongs to volume {taken.record.id}",
                     hint="remove or rename one of them",
                 )
-            if not dry_run:
-                self.catalogue.insert(
-                    VolumeRecord(
-                        id=volume.id,
-                        name=volume.name,
-                        backend=backend.kind,
-                        requested={**options, "backend": backend.kind},
-                        options={**backend.default_options(), **options},
-                        created_at=volume.created_at,
-                        phase="ready",
-                        node=self.ownership.node_id,
-                    )
+            record = VolumeRecord(
+                id=volume.id,
+                name=volume.name,
+                backend=backend.kind,
+                requested={**options, "backend": backend.kind},
+                options={**backend.default_options(), **options},
+                created_at=volume.created_at,
+                phase="ready",
+                node=self.ownership.node_id,
+            )
+            if not self.ownership.membership.alone and is_older(self.ownership, record):
+                raise NotOwnerError(
+                    "its copy here was used, and the store does not know by whom",
+                    hint="load newer records: docs/guides/cluster-records.md",
                 )
+            if not dry_run:
+                self.catalogue.insert(record)

@@ -153,9 +153,13 @@ class Removal:
         if stored.record.phase == "creating":
             self._forget_creation(stored, deadline)
             return None
+        removing = msgspec.structs.replace(
+            stored.record, phase="removing", node=self.ownership.node_id
+        )
         if stored.record.phase == "removing":
             self.unmounting.require_unused(stored.record)
-            return stored
+            # Whoever has begun it takes it back no more: a copy of ours is to go.
+            return self.catalogue.replace(stored, removing)
         # All checks come before the first write: a refused removal changes nothing.
         record = stored.record
         self.ownership.backend_of(record).require_removable(record.volume())
@@ -163,9 +167,6 @@ class Removal:
         also = NO_CHANGE
         if self.ownership.exclusive(record):
             also = removal(self.ownership, self.replication, record, deadline)
-        removing = msgspec.structs.replace(
-            record, phase="removing", node=self.ownership.node_id
-        )
         return self.catalogue.replace(stored, removing, also=also)
 
     def _forget_creation(self, stored: Stored, deadline: Deadline) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from backends.base import Volume
 from backends.errors import VolumeBusyError
 from backends.system.clock import Deadline
 from plugin.errors import ChangedError, NotOwnerError
@@ -220,3 +221,49 @@ def test_nodes_are_drained_and_removed_although_others_change_them(
     world.membership.remove("beta")
     assert not meddler.times
     assert [each.record.name for each in world.nodes.all()] == ["alpha"]
+
+
+def test_an_epoch_in_which_containers_run_here_is_taken_again_and_not_raised(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock went with a lease, and the keeper could not have it back yet."""
+    released(world)
+    record = world.volumes.views.existing("v").record
+    acquisition, heads = world.volumes.mounting.acquisition, world.ownership.heads
+    world.store.transact([], [drop_lock(record.id)])
+
+    def change_once_another_has(_: object) -> bool:
+        monkeypatch.undo()
+        return False
+
+    monkeypatch.setattr(heads, "change_together", change_once_another_has)
+    assert acquisition.acquire(record, Deadline(5)) == 1
+    assert (world.head().epoch, world.head().phase) == (1, "owned")
+    assert heads.read(record.id).locked_by == world.node.id
+    # Whatever it may be that fails, the epoch stays.
+    world.store.transact([], [drop_lock(record.id)])
+    monkeypatch.setattr(heads, "change_together", lambda _: False)
+    with pytest.raises(NotOwnerError, match="changes hands all the time"):
+        acquisition.acquire(record, Deadline(5))
+    assert (world.head().epoch, world.head().phase) == (1, "owned")
+
+
+def test_a_removal_that_another_node_goes_on_with_is_not_taken_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its copy would be gone, and the volume ready."""
+    released(world)
+    world.volumes.unmounting.unmount("v", "engine")
+    removal = world.volumes.removal
+    set_phase(world.catalogue, world.volumes.views.existing("v"), "removing", "another")
+    begun = world.volumes.views.existing("v")
+    remove = world.pool.remove
+
+    def remove_while_it_is_taken_back(volume: Volume, *, deadline_s: float) -> None:
+        with pytest.raises(ChangedError):
+            removal._cancel(begun, "another")
+        remove(volume, deadline_s=deadline_s)
+
+    monkeypatch.setattr(world.pool, "remove", remove_while_it_is_taken_back)
+    removal.remove("v")
+    assert world.catalogue.find("v") is None

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from plugin.ownership.state import Epoch, RefusedError
+from plugin.ownership.state import Commit, Epoch, RefusedError
 
-from .membership import MEMBERSHIP
+from .membership import MEMBERSHIP, follow, spread
+from .records import older_records
 from .voting import (
     abandon,
     chosen,
@@ -32,6 +33,8 @@ from .world import Node, Scope, Steps, World, changed, name
 def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
     """Yield what can happen next, by name, and the world after it."""
     actions = (*_ACTIONS, *MEMBERSHIP) if scope.membership else _ACTIONS
+    if scope.records:
+        actions = (*_ACTIONS, follow, spread)
     for number, node in enumerate(world.nodes):
         for action in actions:
             try:
@@ -42,6 +45,8 @@ def steps(world: World, scope: Scope) -> Iterator[tuple[str, World]]:
         yield from leases(world)
     elif world.lock:
         yield "the lease ends", world._replace(lock="", lost=False)
+    if scope.records:
+        yield from older_records(world)
     if scope.removal and world.head.epoch < scope.epochs:
         try:
             head = scope.rules.remove(world.head, locked_by=world.lock)
@@ -73,24 +78,47 @@ def _acquire(world: World, scope: Scope, number: int, node: Node) -> Steps:
 
 
 def _pull(world: World, scope: Scope, number: int, node: Node) -> Steps:
-    """Take the base from a holder before the epoch begins; nobody is told."""
+    """
+    Take the base from a holder before the epoch begins; nobody is told.
+
+    Where nodes are slow that takes time: it may come when nobody waits for it any more.
+    """
     choice = chosen(world, scope, number, node)
     if choice is None or choice.base == node.replica.commit:
         return
+    if not scope.time:
+        yield from _taken(world, scope, number, choice.base, node.epoch)
+        return
+    pulls = world.pulls | {(number, choice.base, node.epoch)}
+    if pulls != world.pulls:
+        step = f"{name(number)} asks for {choice.base}"
+        yield step, world._replace(pulls=pulls, lost=False)
+
+
+def _arrive(world: World, scope: Scope, number: int, node: Node) -> Steps:
+    del node
+    for pull in world.pulls:
+        if pull[0] == number:
+            rest = world._replace(pulls=world.pulls - {pull})
+            yield from _taken(rest, scope, *pull)
+
+
+def _taken(world: World, scope: Scope, number: int, base: Commit, epoch: int) -> Steps:
+    node = world.nodes[number]
     kept = scope.rules.take_over(
         node.replica,
-        epoch=node.epoch,
-        base=choice.base,
-        lineage=world.lineage.after(node.epoch, choice.base, name(number)),
+        epoch=epoch,
+        base=base,
+        lineage=world.lineage.after(epoch, base, name(number)),
     )
     yield (
-        f"pull {name(number)} {choice.base}",
+        f"pull {name(number)} {base}",
         world._replace(
             nodes=changed(
                 world,
                 number,
                 replica=kept.copy,
-                tree=world.content(choice.base),
+                tree=world.content(base),
                 live=None,
                 kept=node.kept | kept_trees(node, kept),
             ),
@@ -338,6 +366,7 @@ _ACTIONS = (
     hear,
     abandon,
     _pull,
+    _arrive,
     _begin,
     _go_live,
     _write,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .actions import steps
@@ -65,9 +66,22 @@ def wander(scope: Scope, *, seed: int, walks: int, length: int) -> Found:
     return Found(taken, True)
 
 
+def go(scope: Scope, way: Sequence[str]) -> Found:
+    """Take the steps of *way*, as far as the rules let them be taken."""
+    world = begin(scope)
+    for taken, each in enumerate(way):
+        after = dict(steps(world, scope)).get(each)
+        if after is None:
+            return Found(taken, False)
+        if fault := broken(world, each, after, scope):
+            return Found(taken, False, fault, tuple(way[: taken + 1]))
+        world = after
+    return Found(len(way), True)
+
+
 def _weight(step: str) -> float:
     """Return how likely *step* is: with few disasters a way goes on for longer."""
-    rare = step.startswith(("crash", "acquire", "the lease", "remove"))
+    rare = step.startswith(("crash", "acquire", "the lease", "remove", "dump", "load"))
     return 0.15 if rare else 1.0
 
 

@@ -68,7 +68,7 @@ def _of_state(world: World, scope: Scope) -> str:
         return "I14: a commit that was made under writes counts as quiesced"
     if fault := _of_joining(world.head, world.released, len(world.nodes), scope.rules):
         return fault
-    if not world.released or world.head.phase != "idle":
+    if not world.released or world.head.phase != "idle" or world.loaded:
         return ""
     copies = tuple(node.replica for node in world.nodes)
     return _of_following(world.head, world.epochs, copies, scope.rules)
@@ -135,7 +135,8 @@ def _of_following(
 
 def _of_step(before: World, step: str, after: World) -> str:
     accepted = after.lost
-    if after.head.committed < before.head.committed and not accepted:
+    loads = step == "load"
+    if after.head.committed < before.head.committed and not (accepted or loads):
         return "I4: committed went back"
     if step.startswith("receive"):
         number = "abc".index(step[-1])
@@ -150,6 +151,14 @@ def _of_step(before: World, step: str, after: World) -> str:
             old.commit, at=new.commit.epoch
         ):
             return "I2: a replica went back"
+    if fault := _of_older_records(before, step, after):
+        return fault
+    if step.startswith("pull"):
+        number, at = "abc".index(step[5]), after.head.epoch
+        was, now = (each.nodes[number].replica.commit for each in (before, after))
+        back = now < was and after.lineage.contains(was, at=at)
+        if back or not after.lineage.contains(now, at=at):
+            return "I19: what nobody waits for any more was taken"
     if step.startswith("begin"):
         base = dict(after.epochs)[after.head.epoch].base
         known = before.settled | before.content(before.head.committed)
@@ -167,6 +176,20 @@ def _of_step(before: World, step: str, after: World) -> str:
         if before.removed:
             return "I11: a removed volume has an owner"
     return ""
+
+
+def _of_older_records(before: World, step: str, after: World) -> str:
+    """Return what older records have done to what they do not know."""
+    if not (before.loaded and step.startswith(("vote", "receive"))):
+        return ""
+    number = "abc".index(step[5] if step.startswith("vote") else step[-1])
+    was, now = before.nodes[number], after.nodes[number]
+    if was.replica.newest_epoch <= after.lineage.newest(after.head.epoch):
+        return ""
+    if step.startswith("receive"):
+        return "I18: a copy of which older records do not know was replaced"
+    ended = was.role == "O" != now.role
+    return "I18: writers of which older records do not know are ended" if ended else ""
 
 
 def _passed_over(before: World, owner: str, base: Commit) -> str:
@@ -195,9 +218,10 @@ def stuck(world: World, scope: Scope) -> str:
     if world.removed:
         return ""
     replicas = tuple(node.replica for node in world.nodes)
-    return _stuck(
+    fault = _stuck(
         world.head, world.epochs, replicas, scope.accept_loss, rules=scope.rules
     )
+    return "" if world.loaded and fault.endswith("stale-epoch") else fault
 
 
 @lru_cache(maxsize=REMEMBERED_MAX)
@@ -216,6 +240,7 @@ def _stuck(
             rules.promise(
                 each,
                 head.epoch,
+                lineage,
                 writers_stopped=True,
                 gone_back=rules.gone_back(each, head, lineage),
             )

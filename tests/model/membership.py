@@ -147,7 +147,7 @@ def _discard(world: World, scope: Scope, number: int, node: Node) -> Steps:
     )
 
 
-def _follow(world: World, scope: Scope, number: int, node: Node) -> Steps:
+def follow(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """Send what is committed to the others, as a holder of a released volume."""
     del scope
     head, commit = world.head, node.replica.commit
@@ -162,7 +162,7 @@ def _follow(world: World, scope: Scope, number: int, node: Node) -> Steps:
         yield f"follow {name(number)}", world._replace(pushes=pushes, lost=False)
 
 
-def _spread(world: World, scope: Scope, number: int, node: Node) -> Steps:
+def spread(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """Tell the store who has got it; whoever is no member is not to be counted."""
     if node.role != "-" or node.replica.live_epoch:
         return
@@ -186,6 +186,6 @@ MEMBERSHIP = (
     _roll_live_back,
     _strike,
     _discard,
-    _follow,
-    _spread,
+    follow,
+    spread,
 )

@@ -25,8 +25,10 @@ from .world import mutant
 replace = msgspec.structs.replace
 
 
-def _promise_is_forgotten(replica: CopyState, epoch: int, **rest: Any) -> CopyState:
-    given = rules.promise(replace(replica, promised=0), epoch, **rest)
+def _promise_is_forgotten(
+    replica: CopyState, epoch: int, lineage: Lineage, **rest: Any
+) -> CopyState:
+    given = rules.promise(replace(replica, promised=0), epoch, lineage, **rest)
     return replace(given, promised=replica.promised)
 
 
@@ -183,8 +185,11 @@ def _a_promise_to_who_gave_up_is_forgotten(
     return dataclasses.replace(kept, copy=replace(kept.copy, promised=commit.epoch))
 
 
-def _writers_may_run_on(replica: CopyState, epoch: int, **rest: Any) -> CopyState:
-    return rules.promise(replica, epoch, **{**rest, "writers_stopped": True})
+def _writers_may_run_on(
+    replica: CopyState, epoch: int, lineage: Lineage, **rest: Any
+) -> CopyState:
+    rest["writers_stopped"] = True
+    return rules.promise(replica, epoch, lineage, **rest)
 
 
 def _nothing_has_gone_back(*_: Any) -> bool:
@@ -197,6 +202,48 @@ def _everything_is_superseded(*_: Any) -> bool:
 
 def _nothing_has_diverged(*_: Any) -> bool:
     return False
+
+
+class _Unsuspecting(Lineage):
+    """A lineage for which no copy is newer than the records."""
+
+    __slots__ = ()
+
+    def require_known(self, epoch: int, *, at: int, node: str = "") -> None:
+        del epoch, at, node
+
+
+def _older_records_are_promised(
+    replica: CopyState, epoch: int, lineage: Lineage, **rest: Any
+) -> CopyState:
+    return rules.promise(replica, epoch, _Unsuspecting(lineage.epochs), **rest)
+
+
+def _older_records_are_chosen_by(
+    head: Head, lineage: Lineage, *arguments: Any, **rest: Any
+) -> Choice:
+    return rules.choose(head, _Unsuspecting(lineage.epochs), *arguments, **rest)
+
+
+def _older_records_are_followed(
+    copy: CopyState, commit: Commit, lineage: Lineage, **rest: Any
+) -> Kept | None:
+    return rules.receive(copy, commit, _Unsuspecting(lineage.epochs), **rest)
+
+
+def _whatever_was_asked_for_is_taken(
+    copy: CopyState, *, epoch: int, **rest: Any
+) -> Kept:
+    del epoch
+    return rules.take_over(copy, epoch=copy.promised, **rest)
+
+
+def _what_comes_after_a_release_is_taken(
+    copy: CopyState, *, epoch: int, base: Commit, lineage: Lineage
+) -> Kept:
+    if copy.live_epoch or copy.commit.epoch < epoch or copy.promised != epoch:
+        return rules.take_over(copy, epoch=epoch, base=base, lineage=lineage)
+    return Kept(replace(copy, commit=base), keep_commit=True)
 
 
 def _with(**functions: Any) -> SimpleNamespace:
@@ -275,3 +322,43 @@ TIME_MUTANTS = {
     "a release holds for later owners": _with(begin=_a_release_is_for_ever),
     "a vote comes before the writers have ended": _with(promise=_writers_may_run_on),
 }
+# What random ways seldom find: the way on which each is wrong in its last step.
+ON_A_WAY = {
+    "what was asked for is taken in whenever it comes": (
+        _with(take_over=_whatever_was_asked_for_is_taken),
+        (
+            "acquire a|vote a for a|vote b for a|a hears b|begin a 1 from 0.0|"
+            "go live a|sync a 1.1|receive 1.1 on b|write a|seal a 1.2|release a|"
+            "acquire b|vote b for b|vote a for b|b hears a|b asks for 1.2|abandon b|"
+            "the lease of a ends|acquire b|vote b for b|begin b 3 from 1.1|pull b 1.2"
+        ),
+    ),
+    "what comes after its epoch has ended is taken in": (
+        _with(take_over=_what_comes_after_a_release_is_taken),
+        (
+            "acquire a|vote a for a|vote b for a|a hears b|begin a 1 from 0.0|"
+            "go live a|write a|seal a 1.1|release a|acquire b|vote b for b|"
+            "vote a for b|b hears a|b asks for 1.1|begin b 2 from 1.1|go live b|"
+            "write b|seal b 2.1|release b|pull b 1.1"
+        ),
+    ),
+    "containers are ended for a promise to older records": (
+        _with(promise=_older_records_are_promised),
+        (
+            "dump|acquire a|vote a for a|begin a 1 from 0.0|go live a|write a|load|"
+            "acquire b|abandon b|acquire b|vote a for b"
+        ),
+    ),
+    "a newer copy takes what older records name": (
+        _with(receive=_older_records_are_followed),
+        (
+            "acquire a|vote a for a|begin a 1 from 0.0|go live a|write a|seal a 1.1|"
+            "release a|follow a|receive 1.1 on b|spread a|dump|acquire a|vote a for a|"
+            "begin a 2 from 1.1|go live a|write a|seal a 2.1|release a|load|acquire b|"
+            "abandon b|follow b|receive 1.1 on a"
+        ),
+    ),
+}
+OLDER_RECORDS = _with(
+    promise=_older_records_are_promised, choose=_older_records_are_chosen_by
+)

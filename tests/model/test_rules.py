@@ -8,8 +8,15 @@ import secrets
 
 import pytest
 
-from .explore import search, wander
-from .mutants import BACKUPS_MUTANTS, MEMBERS_MUTANTS, MUTANTS, TIME_MUTANTS
+from .explore import go, search, wander
+from .mutants import (
+    BACKUPS_MUTANTS,
+    MEMBERS_MUTANTS,
+    MUTANTS,
+    OLDER_RECORDS,
+    ON_A_WAY,
+    TIME_MUTANTS,
+)
 from .world import Scope
 
 FENCES = pytest.mark.parametrize("fenced", [True, False])
@@ -92,6 +99,15 @@ def test_long_ways_on_which_pools_come_back_from_backups_are_right(
     fenced: bool,
 ) -> None:
     scope = Scope(fenced=fenced, membership=True, backups=True, **WIDE)
+    found = wander(scope, seed=seed(), walks=300, length=150)
+    assert not found.fault, found
+    assert found.states > 10_000
+
+
+@FENCES
+def test_long_ways_on_which_records_become_older_are_right(fenced: bool) -> None:
+    """What nobody but a copy knows is not passed over, set apart or written over."""
+    scope = Scope(fenced=fenced, records=True, **WIDE)
     found = wander(scope, seed=seed(), walks=300, length=150)
     assert not found.fault, found
     assert found.states > 10_000
@@ -184,3 +200,20 @@ def test_a_wrong_rule_of_time_is_found(mutant: str) -> None:
         if wander(scope, seed=1, walks=3_000, length=150).fault:
             return
     pytest.fail("nothing was found")
+
+
+def test_older_records_that_nobody_notices_are_found() -> None:
+    scope = Scope(nodes=2, records=True, rules=OLDER_RECORDS, **WIDE)
+    assert wander(scope, seed=1, walks=3_000, length=100).fault
+
+
+@pytest.mark.parametrize("mutant", ON_A_WAY)
+def test_a_wrong_rule_is_found_at_the_end_of_a_way(mutant: str) -> None:
+    """The right rules refuse what the last step would be."""
+    wrong, way = ON_A_WAY[mutant]
+    steps = way.split("|")
+    time = "asks for" in way
+    scope = Scope(nodes=2, accept_loss=time, time=time, records=not time, **WIDE)
+    found = go(scope, steps)
+    assert (found.fault, found.states) == ("", len(steps) - 1)
+    assert go(dataclasses.replace(scope, rules=wrong), steps).fault

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from plugin.ownership.state import Choice, Commit, CopyState, Kept, RefusedError
 
+from .records import all_tell
 from .world import Bytes, Node, Scope, Steps, World, changed, name
 
 
@@ -67,6 +68,7 @@ def vote(world: World, scope: Scope, number: int, node: Node) -> Steps:
             replica = scope.rules.promise(
                 voter.replica,
                 node.epoch,
+                world.lineage,
                 writers_stopped=stopped,
                 gone_back=gone_back(world, scope, voter),
             )
@@ -115,7 +117,9 @@ def hear(world: World, scope: Scope, number: int, node: Node) -> Steps:
 
 def abandon(world: World, scope: Scope, number: int, node: Node) -> Steps:
     """Give the epoch up: somebody lives and is not heard."""
-    if not (scope.time or scope.membership) or not recovering(world, number, node):
+    if not (scope.time or scope.membership or scope.records):
+        return
+    if not recovering(world, number, node):
         return
     head = scope.rules.abandon(world.head, node=name(number), epoch=node.epoch)
     yield (
@@ -130,6 +134,8 @@ def chosen(world: World, scope: Scope, number: int, node: Node) -> Choice | None
     """Return what to begin with; None if it cannot begin yet."""
     votes = dict(world.votes)
     if not recovering(world, number, node) or name(number) not in votes:
+        return None
+    if not all_tell(world, votes):
         return None
     choice: Choice = scope.rules.choose(
         world.head, world.lineage, votes, accept_loss=scope.accept_loss

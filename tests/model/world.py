@@ -54,6 +54,8 @@ class World(NamedTuple):
     lock: str = ""
     epochs: tuple[tuple[int, Epoch], ...] = ()
     history: frozenset[tuple[Commit, Bytes]] = frozenset({(EMPTY, NOTHING)})
+    # Who asks for what, and in which epoch.
+    pulls: frozenset[tuple[int, Commit, int]] = frozenset()
     # To whom, what, and the epoch of the head under which it was sent.
     pushes: frozenset[tuple[int, Commit, Bytes, int]] = frozenset()
     votes: tuple[tuple[str, Commit], ...] = ()
@@ -69,6 +71,9 @@ class World(NamedTuple):
     removed: bool = False
     # The last owner to begin has released the volume, whatever the head says.
     released: bool = True
+    # Head, epochs and `released` as they were dumped; and that they were loaded.
+    dump: tuple[Head, tuple[tuple[int, Epoch], ...], bool] | None = None
+    loaded: bool = False
     # What the last step did that no state shows: a loss that was accepted.
     lost: bool = False
 
@@ -119,6 +124,8 @@ class Scope:
     backups: bool = False
     # Whether nodes are slow; see the module's text.
     time: bool = False
+    # Whether the records become older ones.
+    records: bool = False
     rules: Any = REAL
 
 

@@ -19,7 +19,7 @@ def test_bytes_that_the_records_do_not_know_keep_a_volume_from_beginning_empty(
     votes = {"alpha": UNKNOWN, "beta": EMPTY}
     with pytest.raises(RefusedError) as caught:
         choose(HEAD, Lineage({}), votes, accept_loss=accept_loss)
-    assert (caught.value.reason, caught.value.node) == ("would-begin-empty", "alpha")
+    assert (caught.value.reason, caught.value.node) == ("stale-epoch", "alpha")
     del votes["alpha"]
     chosen = choose(HEAD, Lineage({}), votes, accept_loss=accept_loss)
     assert chosen.base == EMPTY

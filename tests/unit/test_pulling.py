@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,29 @@ import pytest
 
 from backends.errors import InvalidRequestError
 from backends.system.clock import Deadline
-from plugin.errors import NotOwnerError, PeerUnreachableError, RemoteError
-from plugin.ownership.state import EMPTY, Choice, Commit
+from plugin.errors import (
+    NotOwnerError,
+    PeerRefusedError,
+    PeerUnreachableError,
+    RemoteError,
+)
+from plugin.ownership.state import (
+    EMPTY,
+    Choice,
+    Commit,
+    CopyState,
+    Epoch,
+    Head,
+    Kept,
+    Lineage,
+    RefusedError,
+)
 from plugin.replication import at_work
 from plugin.replication import pulling as module
 from plugin.replication.at_work import Patience, Workers, WorkRequest
 from plugin.replication.progress import Progress
 from plugin.replication.pulling import Pulling
+from plugin.replication.receiving import Receiving
 from tests.support.host import wait_until
 
 RECORD: Any = SimpleNamespace(id="volume", name="v")
@@ -36,6 +53,8 @@ class Line:
         self.at_once_max = 500
         self.asked: list[str] = []
         self.leases = {"beta": 0, "gamma": 7}
+        self.head, self.lineage = Head(epoch=2, owner="own"), Lineage({})
+        self.promised = 2
 
     def call(
         self,
@@ -58,15 +77,22 @@ class Line:
         self.missing = [each for each in self.missing if each not in come]
         return {"carried_bytes": 1}
 
-    def receive(self, *_: object) -> dict[str, object]:
+    def receive(
+        self, _record: object, _base: object, rule: Callable[..., Kept]
+    ) -> dict[str, object]:
         if self.missing:
             return {"missing": self.missing[: self.at_once_max]}
-        self.at = BASE
+        copy = CopyState(promised=self.promised, commit=OLD)
+        try:
+            self.at = rule(copy, stopped=True).copy.commit
+        except RefusedError as error:
+            raise PeerRefusedError(error.reason) from None
         return {"commit": [1, 5]}
 
     def pulling(self) -> Pulling:
         state = SimpleNamespace(
-            lineage=lambda _: SimpleNamespace(after=lambda *_: None)
+            read=lambda _: SimpleNamespace(head=self.head),
+            lineage=lambda _: self.lineage,
         )
         ownership: Any = SimpleNamespace(
             node_id="own",
@@ -78,7 +104,7 @@ class Line:
         )
         nothing = SimpleNamespace(
             expect=lambda *_: None,
-            expect_nothing=lambda _: None,
+            expect_nothing=lambda *_: None,
             count=lambda _: None,
             receive=self.receive,
         )
@@ -139,6 +165,81 @@ def test_a_holder_that_is_chosen_no_more_makes_way(
         pulling.pull(RECORD, 2, Choice(BASE, ("beta",), EMPTY), Deadline(0))
     pull(line, pulling, "gamma")
     assert line.asked[0] == "beta"
+
+
+def test_what_comes_after_another_vote_is_not_taken() -> None:
+    """That vote, and what began with it, were of the copy as it was."""
+    line = Line()
+    line.promised = 3
+    with pytest.raises(NotOwnerError, match="stale-epoch"):
+        pull(line, line.pulling(), "gamma")
+    assert line.at == OLD
+
+
+@pytest.mark.parametrize(
+    ("head", "epochs"),
+    [
+        # Another node has come; this one has begun with what it had.
+        (Head(epoch=3, owner="beta", phase="owned"), {}),
+        (Head(epoch=3, owner="own", phase="owned"), {3: Epoch(OLD, "own")}),
+        (Head(epoch=3, owner="own", phase="idle"), {3: Epoch(OLD, "own")}),
+    ],
+)
+def test_a_transfer_that_nobody_waits_for_any_more_ends(
+    head: Head, epochs: dict[int, Epoch]
+) -> None:
+    """Its holder can make no commit meanwhile, and no other holder is asked."""
+    line = Line(silent=["gamma"])
+    pulling = line.pulling()
+    with pytest.raises(NotOwnerError, match="catching up"):
+        pulling.pull(RECORD, 2, Choice(BASE, ("gamma", "beta"), EMPTY), Deadline(0))
+    wait_until(lambda: line.asked == ["gamma"], timeout_s=5, what="it is asked")
+    line.head, line.lineage = head, Lineage(epochs)
+    wait_until(pulling._pulls["volume"].work.done, timeout_s=5, what="it has ended")
+    assert line.asked == ["gamma"]
+
+
+def receiving_of(head: Head, copy: CopyState, ended: list[object]) -> Receiving:
+    journals: Any = SimpleNamespace(
+        using=lambda *_: nullcontext(),
+        copy_states=SimpleNamespace(read=lambda *_, **__: copy),
+    )
+    heads = SimpleNamespace(read=lambda _: SimpleNamespace(head=head))
+    ownership: Any = SimpleNamespace(heads=heads, node_id="own", events=None)
+    other: Any = None
+    return Receiving(
+        ownership,
+        journals,
+        find=other,
+        by_id=other,
+        room=other,
+        stop_writers=ended.append,  # type: ignore[arg-type]
+        note_apart=other,
+        progress=other,
+        nice=0,
+    )
+
+
+def test_no_container_is_ended_for_what_is_refused() -> None:
+    ended: list[object] = []
+    live = CopyState(promised=3, commit=OLD, live_epoch=3)
+    receiving = receiving_of(Head(), live, ended)
+
+    def refused(_copy: CopyState, *, stopped: bool) -> None:
+        raise RefusedError("stale-epoch" if stopped else "writers-running")
+
+    with pytest.raises(PeerRefusedError, match="stale-epoch"):
+        receiving.receive(RECORD, BASE, refused)
+    assert not ended
+
+
+def test_a_holder_that_was_asked_and_owns_the_volume_now_sends_its_commits() -> None:
+    """What it was asked for may still be under way."""
+    members = ("own", "beta")
+    head = Head(epoch=3, owner="beta", phase="owned", members=members)
+    receiving = receiving_of(head, CopyState(), [])
+    receiving.expect("volume", "beta", BASE)
+    assert receiving._require_sender("beta", "volume", Commit(3, 1)) == head
 
 
 class Told:
