@@ -243,7 +243,8 @@ def transfer(nodes: NODES) -> Iterator[list[int]]:
 
 
 def staged(node: PeerNode) -> int:
-    return sum(each.stat().st_size for each in node.staging.directory.iterdir())
+    found = [e for e in node.staging.directory.rglob("*") if e.is_file()]
+    return sum(each.stat().st_size for each in found)
 
 
 def wait_ended(transfer: list[int]) -> None:
