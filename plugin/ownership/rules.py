@@ -379,7 +379,8 @@ def receive(
     least = Commit(copy.live_epoch, copy.next_seq) if copy.live_epoch else Commit(1)
     if at < copy.promised or commit < least:
         raise RefusedError("stale-epoch", epoch=max(copy.promised, copy.live_epoch))
-    lineage.require_known(copy.newest_epoch, at=at)
+    # What an unknown epoch has grown out of, nothing tells either.
+    lineage.require_known(max(copy.newest_epoch, commit.epoch), at=at)
     if copy.live_epoch and not writers_stopped:
         raise RefusedError("writers-running", epoch=copy.live_epoch)
     if commit.epoch == copy.commit.epoch and commit <= copy.commit:

@@ -113,6 +113,23 @@ def test_long_ways_on_which_records_become_older_are_right(fenced: bool) -> None
     assert found.states > 10_000
 
 
+def test_a_commit_of_an_epoch_that_older_records_do_not_know_is_refused() -> None:
+    """What it has grown out of nothing tells: the copy may have what it has not."""
+    way = (
+        "acquire c|vote c for c|crash c|acquire c|vote c for c|begin c 2 from 0.0|"
+        "go live c|seal c 2.1|release c|follow c|receive 2.1 on b|acquire b|"
+        "vote b for b|vote a for b|the lease ends|refuse 2.1 on a|acquire c|"
+        "vote b for c|vote c for c|begin c 4 from 2.1|dump|go live c|write c|crash b|"
+        "sync c 4.1|receive 4.1 on b|write c|the lease ends|receive 4.1 on a|"
+        "seal c 4.2|acquire a|vote a for a|vote b for a|vote c for a|the lease ends|"
+        "crash a|acquire a|vote a for a|begin a 6 from 4.1|go live a|write a|"
+        "publish a 4.1|write a|load|sync a 6.1|receive 6.1 on c"
+    )
+    steps = way.split("|")
+    found = go(Scope(fenced=False, records=True, **WIDE), steps)
+    assert (found.fault, found.states) == ("", len(steps) - 1)
+
+
 @FENCES
 def test_the_first_worlds_in_which_nodes_are_slow_are_right(fenced: bool) -> None:
     scope = Scope(nodes=2, writes=1, seqs=1, fenced=fenced, accept_loss=True, time=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import subprocess
@@ -26,17 +27,19 @@ def directory() -> Path:
     """Return a directory with the locked packages, downloaded once per machine."""
     key = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
     path = CACHE / f"wheels-{key}"
-    if not path.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(dir=CACHE, prefix="part-"))
-        subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "download", "-qq", "--require-hashes"),
-                *("--only-binary=:all:", "--no-deps", "-r", str(LOCK)),
-                *("-d", str(part)),
-            ],
-            check=True,
-            timeout=DOWNLOAD_DEADLINE_S,
-        )
-        part.rename(path)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / "lock-wheels").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            part = Path(tempfile.mkdtemp(dir=CACHE, prefix="part-"))
+            _download(part)
+            part.rename(path)
     return path
+
+
+def _download(directory: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "pip", "download", "-qq", "--require-hashes"),
+        *("--only-binary=:all:", "--no-deps", "-r", str(LOCK), "-d", str(directory)),
+    ]
+    subprocess.run(command, check=True, timeout=DOWNLOAD_DEADLINE_S)
