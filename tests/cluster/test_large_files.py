@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.protocol.node import wait_until
-from tests.support.copies import live, wait_same
-from tests.support.owners import WAIT_S, Owner, Records
+from tests.support.copies import live, wait_held, wait_same
+from tests.support.owners import Owner, Records
 
 NAME = "data"
 SIZE = 24 * 2**20
@@ -19,15 +18,6 @@ def write_at(path: Path, offset: int) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(os.urandom(16 * 1024))
-
-
-def wait_held(records: Records, volume_id: str, *owners: Owner) -> None:
-    wanted = {each.id for each in owners}
-    wait_until(
-        lambda: set(records.head(volume_id).holders) == wanted,
-        f"held by {[each.name for each in owners]}",
-        timeout_s=WAIT_S,
-    )
 
 
 def test_a_database_is_led_on_and_back_again(

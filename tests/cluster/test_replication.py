@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.protocol.node import wait_until
-from tests.support.copies import live, wait_same
+from tests.support.copies import live, wait_held, wait_same
 from tests.support.journal_trees import make_everything, shape
 from tests.support.owners import WAIT_S, Owner, Records, Writer
 
@@ -39,16 +39,6 @@ def mount(owner: Owner, volume_id: str) -> Path:
     """Mount the volume, if need be later; return what its containers see."""
     owner.mount_at_last(NAME)
     return live(owner, volume_id)
-
-
-def wait_held(records: Records, volume_id: str, *owners: Owner) -> None:
-    """Return when the store says that exactly *owners* have the newest commit."""
-    wanted = {each.id for each in owners}
-    wait_until(
-        lambda: set(records.head(volume_id).holders) == wanted,
-        f"held by {[each.name for each in owners]}",
-        timeout_s=WAIT_S,
-    )
 
 
 def test_an_orderly_move_brings_everything(

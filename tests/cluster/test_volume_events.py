@@ -15,7 +15,7 @@ import pytest
 
 from tests.protocol.command import Cli, caller
 from tests.protocol.node import wait_until
-from tests.support.copies import live
+from tests.support.copies import live, wait_held
 from tests.support.owners import WAIT_S, Owner, Records
 
 Make = Callable[..., Owner]
@@ -26,16 +26,6 @@ def command(
     owner: Owner, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Cli:
     return caller(owner, monkeypatch, capsys)
-
-
-def wait_held(records: Records, volume_id: str, *owners: Owner) -> None:
-    """Return when the store says that exactly *owners* have the newest commit."""
-    wanted = {each.id for each in owners}
-    wait_until(
-        lambda: set(records.head(volume_id).holders) == wanted,
-        f"held by {[each.name for each in owners]}",
-        timeout_s=WAIT_S,
-    )
 
 
 def write(records: Records, volume_id: str, owner: Owner, text: str) -> None:

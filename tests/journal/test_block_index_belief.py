@@ -145,10 +145,6 @@ def test_indexes_are_private_and_go_when_nobody_needs_them(volume: Volume) -> No
     index = volume.indexes.file(NAME)
     assert index.stat().st_mode & 0o777 == 0o600
     assert index.parent.stat().st_mode & 0o777 == 0o700
-    volume.indexes.prune([NAME])
-    assert index.exists()
-    volume.indexes.prune([b"other"])
-    assert not index.exists()
-    volume.indexes.keep(NAME, volume.commit)
     volume.indexes.forget(NAME)
+    assert not index.exists()
     assert volume.ask([]) is None

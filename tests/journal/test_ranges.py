@@ -24,6 +24,7 @@ from backends.system import btrfs
 from tests.support.file_fates import FATES, LARGE, PART, SIZE
 from tests.support.fuse import NEVER, STEPS_MAX, live
 from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
+from tests.support.leases import leased
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
 KINDS = ("ext4", "xfs", "btrfs")
@@ -250,6 +251,28 @@ def test_a_member_that_was_filled_is_led_on_from_the_first_change(
         assert size_bytes < 2 * 4096 + 1024
         assert carry(owner.repack(member.commit()), member) == []
         member.apply()
+        assert shape(member.live) == shape(owner.live)
+    for each in (owner, member):
+        each.close()
+
+
+def test_what_cannot_be_kept_of_a_large_file_keeps_no_commit_back(
+    disks: dict[str, Path],
+) -> None:
+    """A lease on one that has not changed, or no place for what is known of it."""
+    homes = [make_home(disks["xfs"], "xfs") for _ in range(2)]
+    owner, member = (Journal(home, VOLUME) for home in homes)
+    (owner.live / "db").write_bytes(os.urandom(SIZE))
+    time.sleep(0.15)
+    owner.record(owner.look(EVERYTHING), (1, 1))
+    with leased(owner.live / "db", kept=True):
+        assert owner.pack(None).names == b"delta\0"
+    for home in homes:
+        for name in ("ranges", "bases"):  # a file is no directory
+            (home / name).write_text("in the way")
+    for number in range(2):
+        write_at(owner.live / "db", PART * number, os.urandom(100))
+        replicate(owner, member)
         assert shape(member.live) == shape(owner.live)
     for each in (owner, member):
         each.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.protocol.node import wait_until
 from tests.support.journal_trees import shape
-from tests.support.owners import WAIT_S, Owner
+from tests.support.owners import WAIT_S, Owner, Records
 
 
 def live(owner: Owner, volume_id: str) -> Path:
@@ -30,3 +30,13 @@ def wait_same(first: Owner, second: Owner, volume_id: str) -> None:
         return False
 
     wait_until(same, f"{second.name} has what {first.name} has", timeout_s=WAIT_S)
+
+
+def wait_held(records: Records, volume_id: str, *owners: Owner) -> None:
+    """Return when the store says that exactly *owners* have the newest commit."""
+    wanted = {each.id for each in owners}
+    wait_until(
+        lambda: set(records.head(volume_id).holders) == wanted,
+        f"held by {[each.name for each in owners]}",
+        timeout_s=WAIT_S,
+    )

@@ -48,7 +48,7 @@ class BaseClones:
         """Return whether it is kept, and not for long."""
         try:
             status = self._file(path, commit).stat()
-        except FileNotFoundError:
+        except OSError:
             return False
         return 0 <= wall_ns() - status.st_ctime_ns < _YOUNG_NS
 
@@ -92,7 +92,7 @@ class BaseClones:
             name_of(path): commit and self._file(path, commit).name
             for path, commit in commits.items()
         }
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             for each in self._directory.iterdir():
                 name = each.name.partition(".")[0]
                 # A crash leaves one without a name.

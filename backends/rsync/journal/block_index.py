@@ -14,12 +14,11 @@ called. Nothing else is flushed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import socket
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from errno import EDQUOT, ENOSPC
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.rsync.journal.entries import Commit
+from backends.rsync.journal.range_log import name_of
 from backends.system import index_blocks
 from backends.system.copying import CopyError
 from backends.system.files import sync_directory
@@ -39,7 +39,6 @@ from backends.system.run import stream
 # A disk that gives nothing for this long is away.
 _STALL_S: Final = 300.0
 _LINE_ENDS: Final = re.compile(rb"\n")
-_NAME_BYTES: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +121,9 @@ class BlockIndexes:
         """Remove the index of *path*."""
         self.file(path).unlink(missing_ok=True)
 
-    def prune(self, kept: Collection[bytes]) -> None:
-        """Remove the indexes of all paths but those *kept*."""
-        names = {self.file(path).name for path in kept}
-        for each in self._all():
-            if each.name not in names:
-                each.unlink(missing_ok=True)
-
     def file(self, path: bytes) -> Path:
         """Return where the index of *path* lies, if there is one."""
-        name = hashlib.blake2b(path, digest_size=_NAME_BYTES).hexdigest()
-        return self._directory / name
+        return self._directory / name_of(path)
 
     def _all(self) -> list[Path]:
         try:

@@ -37,7 +37,6 @@ from backends.rsync.journal.redo_files import (
 )
 from backends.system import btrfs_extents
 from backends.system.beneath import Beneath
-from backends.system.copying import CopyError
 from backends.system.files import remove_tree
 from backends.system.libc import write_out
 from backends.system.ranges import Range
@@ -101,7 +100,7 @@ class LargeFiles:
                 self.log.reset(path)
             content = self.log.content_of(entry)
             if shares_blocks and not self.bases.is_kept(path, content):
-                with opened_in(live, path) as file:
+                with optional(), opened_in(live, path) as file:
                     if file is not None:
                         self.bases.keep(path, entry.commit, file)
                         self.bases.keep_only({path: entry.commit})
@@ -201,10 +200,8 @@ def with_cut(found: list[Range] | None, old: int, new: int) -> list[Range] | Non
 
 @contextmanager
 def optional() -> Iterator[None]:
-    """Do without what cannot be read, if that is not for want of space: all is sent."""
+    """Do without what is kept of large files if it cannot be had: all is sent then."""
     try:
         yield
-    except BackendError as error:
-        if isinstance(error, CopyError) and error.no_space:
-            raise
+    except (BackendError, OSError) as error:
         log.warning("large files are sent whole: %s", error)

@@ -21,7 +21,6 @@ from typing import Final
 
 import msgspec
 
-from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit, Entry
 from backends.rsync.journal.redo import SENT_MAX, packed, unpacked
 from backends.system.decoding import NOT_DECODED, msgpack_decoder
@@ -119,7 +118,7 @@ class RangeLog:
 
     def paths(self) -> list[bytes]:
         """Return the files that something is known of."""
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             logs = (_read(each) for each in self._directory.iterdir())
             return [log.path for log in logs if log is not None]
         return []
@@ -132,16 +131,18 @@ class RangeLog:
         return log if log is not None and log.path == path else _Log(path)
 
     def _write(self, log: _Log) -> None:
+        """Replace the log; without room there is none, and the whole file is sent."""
         content = msgspec.msgpack.encode(log)
-        self._directory.mkdir(mode=0o700, exist_ok=True)
         target = self._file(log.path)
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
         try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
             temporary.write_bytes(_hash(content) + content)
             temporary.rename(target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise BackendError(f"cannot write to {target}: {error.strerror}") from error
+        except OSError:
+            for each in (temporary, target):
+                with suppress(OSError):
+                    each.unlink()
 
 
 def name_of(path: bytes) -> str:

@@ -196,24 +196,34 @@ class RangePacking:
     def search(self, outbox: Path, commit: Commit) -> None:
         """Find out where the copies in *outbox* differ from what they were before."""
         copied = {p: plan for p, plan in self._plans.items() if not plan.is_read}
-        if copied and self._kept.bases.possible():
+        directory, found = outbox / TREE_NAME, dict[bytes, list[Range]]()
+        if not copied:
+            return
+        with optional(), ExitStack() as stack:
+            searching = None
+            if not self._kept.bases.possible():
+                searching = stack.enter_context(self._kept.indexes.searching(directory))
             for path, plan in copied.items():
-                with opened_in(outbox / TREE_NAME, path) as copy:
-                    if copy is not None:
-                        with self._kept.bases.opened(path, plan.content) as base:
-                            self._kept.bases.keep(path, commit, copy)
-                            told = None if base is None else _compared(base, copy)
-                        self._note_found(path, plan, commit, told)
-        elif copied:
-            directory = outbox / TREE_NAME
-            found: dict[bytes, list[Range] | None] = dict.fromkeys(copied)
-            with optional(), self._kept.indexes.searching(directory) as searching:
-                for path, plan in copied.items():
-                    found[path] = searching.index(
-                        path, inode=plan.inode, base=plan.content
-                    )
-            for path, plan in copied.items():
-                self._note_found(path, plan, commit, found[path])
+                if searching is None:
+                    told = self._compared_copy(directory, path, plan, commit)
+                else:
+                    told = searching.index(path, inode=plan.inode, base=plan.content)
+                if told is not None:
+                    found[path] = told
+        for path, plan in copied.items():
+            self._note_found(path, plan, commit, found.get(path))
+
+    def _compared_copy(
+        self, directory: Path, path: bytes, plan: _Plan, commit: Commit
+    ) -> list[Range] | None:
+        with (
+            opened_in(directory, path) as copy,
+            self._kept.bases.opened(path, plan.content) as base,
+        ):
+            if copy is None:
+                return None
+            self._kept.bases.keep(path, commit, copy)
+            return None if base is None else _compared(base, copy)
 
     def _note_found(
         self, path: bytes, plan: _Plan, commit: Commit, found: list[Range] | None
@@ -235,18 +245,19 @@ class RangePacking:
         sent = {}
         with Beneath(outbox / REDO_NAME) as target:
             for path, plan in self._plans.items():
-                ranges = None if plan.is_read else self._ranges_of(path, plan)
-                if ranges is not None and plan.base is not None:
-                    with opened_in(outbox / TREE_NAME, path) as copy:
-                        if copy is None:
-                            continue
-                        made = Made(path, plan.base, commit)
-                        like = copy, os.fstat(copy)
-                        write_redo(target, made, ranges, source=copy, like=like)
-                    sent[path] = plan.base
-                elif plan.is_read and plan.base is not None:
-                    sent[path] = plan.base
+                made = plan.base and Made(path, plan.base, commit)
+                if made and (plan.is_read or self._write(outbox, target, made, plan)):
+                    sent[path] = made.base
         return sent
+
+    def _write(self, outbox: Path, target: Beneath, made: Made, plan: _Plan) -> bool:
+        """Return whether the redo file could be made of the file's copy."""
+        ranges = self._ranges_of(made.path, plan)
+        with opened_in(outbox / TREE_NAME, made.path) as copy:
+            if copy is None or ranges is None:
+                return False
+            write_redo(target, made, ranges, source=copy, like=(copy, os.fstat(copy)))
+        return True
 
     def keep(self, commit: Commit) -> None:
         """Keep what was found as that of *commit*, which the manifest has recorded."""
