@@ -183,6 +183,12 @@ class Journals:
                 watched = self._watched[record.id] = self._watcher.add(journal.live)
         return watched.pop_hints()
 
+    def new_hints(self, record: VolumeRecord) -> Hints:
+        """Return what the watch over a volume tells since the last call."""
+        with self._guard:
+            watched = self._watched.get(record.id)
+        return watched.pop_hints() if watched else Hints(everything=True)
+
     def give_back(self, record: VolumeRecord, hints: Hints) -> None:
         """Let the next call of `hints` return *hints* again: the look has failed."""
         with self._guard:

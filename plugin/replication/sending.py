@@ -91,6 +91,7 @@ class Sending:
         for each in ended:
             yield self._late(record, each, standing.commits)
         about = Step(record, journal, advance, valid, journal.commit())
+        journal.expect({pair(each) for each in standing.commits.values()})
         commit = advance(False)
         standing.leave_out(record, commit)
         full = {each: why for each, why in busy.items() if why}
@@ -239,10 +240,12 @@ class Sending:
 
     def _step(self, step: Step, group: Group, *, anew: bool) -> Report:
         """Bring a commit to members that are at one base; return who has it."""
-        report = Report(step.advance(anew))
         base = group.base
         # Without a base only these are sent; the member tells which others it lacks.
         missing = step.journal.changed_since(step.since) | {*step.missing}
+        step.journal.expect({pair(base)} if base else (), missing)
+        report = Report(step.advance(anew))
+        missing |= step.journal.changed_since(step.since)
         pending = [*group.node_ids]
         for _ in range(_ROUNDS_MAX):
             answers = self._exchange(step, {base: pending}, missing, report)
@@ -261,6 +264,7 @@ class Sending:
             if report.holders:
                 break  # the others follow in the next round, with their own commit
             before = step.journal.commit()
+            step.journal.expect({pair(base)} if base else (), missing)
             report.commit = step.advance(True)
             missing |= step.journal.changed_since(before)
         report.carried_bytes = sum(step.carried.values())

@@ -9,11 +9,15 @@ import pytest
 
 from backends.system.clock import Deadline
 from plugin.errors import NotOwnerError
+from plugin.fencing.client import Guard
+from plugin.fencing.pausing import Pausing
 from plugin.ownership.holders import Holders
 from plugin.peers.channel import Peers
 from plugin.peers.sharing import SharedSsh
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
+from plugin.replication.moments import Moments
+from plugin.replication.pauses import Pauses
 from plugin.replication.placement import Placement
 from plugin.replication.progress import Progress
 from plugin.replication.sending import Sending
@@ -39,7 +43,10 @@ def syncing_of(world: World, journals: Journals, sockets: Path) -> Syncing:
             replace_after_s=None,
             interval_s=60,
         ),
-        looking=Looking(journals, interval_s=600),
+        moments=Moments(
+            *(Looking(journals, interval_s=600), Pauses()),
+            Pausing(Guard(world.home / "guard")).paused,
+        ),
     )
 
 

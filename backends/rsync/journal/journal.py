@@ -19,7 +19,7 @@ stands still. Elsewhere, files are copied while others write to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
@@ -29,13 +29,15 @@ from typing import Final, Literal
 from backends.errors import BackendError
 from backends.replication_options import MAX_NAMES
 from backends.rsync.journal.applying import apply
+from backends.rsync.journal.base_clones import BaseClones
 from backends.rsync.journal.commits import Commits, Moments
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import UNWRITTEN, Commit, certain
+from backends.rsync.journal.entries import UNWRITTEN, Commit, Known, certain
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest, Part
+from backends.rsync.journal.moment import Moment, prepare, too_many
 from backends.rsync.journal.outbox import unpack
-from backends.rsync.journal.packing import Package, Packing
+from backends.rsync.journal.packing import OUTBOX_NAME, Package, Packing, wanted
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
@@ -67,6 +69,12 @@ class Journal:
         self.manifest = self._open()
         self._large_files = LargeFiles(home)
         self._packing: Packing | None = None
+        self._moment: Moment | None = None
+        # Whether the commit's files are of one moment, without a snapshot.
+        self._is_moment = False
+        # What members lack that has not changed since the last commit.
+        self._expected: tuple[Collection[Commit], Collection[bytes]] = ((), ())
+        self._others: Sequence[Known] = ()
         # How long large files were read to find what has changed in them.
         self.reading_s = 0.0
 
@@ -75,6 +83,7 @@ class Journal:
         self.manifest.close()
         if self.by_snapshot:
             self._commits.drop()
+        self.drop_moment()
         self.unpack()
 
     def commit(self) -> Commit:
@@ -101,6 +110,7 @@ class Journal:
             BackendError: something cannot be read, or no snapshot be taken.
 
         """
+        self.drop_moment()
         if self.by_snapshot:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
@@ -133,8 +143,72 @@ class Journal:
             self._commits.keep(commit)
         return changes
 
+    def device(self) -> int:
+        """Return the number of the filesystem that the files are on."""
+        return self.live.stat().st_dev
+
+    def shares_blocks(self) -> bool:
+        """Return whether copies of the files cost no more than a moment."""
+        return BaseClones(self.home / "bases").possible()
+
+    def expect(
+        self, bases: Collection[Commit], missing: Collection[bytes] = ()
+    ) -> None:
+        """Have moments hold what members at *bases* lack too, or that is *missing*."""
+        self._expected = bases, missing
+
+    def prepare(self, changes: Changes, *, shares_blocks: bool) -> Hints:
+        """
+        Prepare `take`, as far as *changes* are known; return where to look again.
+
+        Raises:
+            BackendError: it is too much for a moment.
+
+        """
+        bases, missing = self._expected
+        lacked = wanted(self.manifest, None, missing)
+        for base in bases:
+            # Who is at another one gets everything, another time.
+            with suppress(BackendError):
+                lacked |= wanted(self.manifest, base, ())
+        self._others = [*filter(None, map(self.manifest.get, lacked))]
+        if changes.rest:
+            raise too_many()
+        rows = {each.entry.path: each for each in (*self._others, *changes.changed)}
+        prepare(self.live, [*rows.values()], shares_blocks=shares_blocks)
+        again = (*changes.changed, *changes.touched)
+        paths = {each.entry.path for each in again} | {*changes.deleted}
+        return Hints(frozenset(paths))
+
+    def take(self, hints: Hints, inodes: Collection[int]) -> None:
+        """
+        Set aside what has changed, as it is now; nobody writes meanwhile.
+
+        Looked at are *hints* and the files *inodes*; so they have to be complete.
+
+        Raises:
+            BackendError: it is too much, or something cannot be read.
+            CopyError: there is not enough space for the copies.
+
+        """
+        names = set[bytes]().union(*map(self.manifest.names, inodes))
+        changes = self.look(replace(hints, paths=hints.paths | names))
+        outboxes = self.home / OUTBOX_NAME
+        self._moment = Moment(self.live, outboxes, changes, self._others)
+
+    def taken(self) -> Changes | None:
+        """Return the changes that `take` has set aside, for `record`; or None."""
+        return None if self._moment is None else self._moment.changes()
+
+    def drop_moment(self) -> None:
+        """Forget what `take` has set aside, which may be of no one moment."""
+        if self._moment is not None:
+            self._moment.drop()
+        self._moment, self._is_moment = None, False
+
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
+        self._is_moment = self._moment is not None
         moments = None
         if self.by_snapshot:
             self._commits.keep(commit, same_as=None if changes else self.commit())
@@ -162,7 +236,9 @@ class Journal:
 
     def quality(self) -> Literal["fuzzy", "snapshot"]:
         """Return "snapshot" if the commit's files are of one moment, else "fuzzy"."""
-        return "fuzzy" if self.source() == self.live else "snapshot"
+        if self._is_moment or self.source() != self.live:
+            return "snapshot"
+        return "fuzzy"
 
     def pack(
         self,
@@ -175,9 +251,11 @@ class Journal:
         commit = self.manifest.commit()
         self.unpack()
         self._packing = Packing(
-            self.home, self._volume_id, self.manifest, self._commits.of(commit)
+            *(self.home, self._volume_id, self.manifest),
+            source=self._moment or self._commits.of(commit),
         )
         self._packing.pack((base, *others), only=only, valid=valid)
+        self._is_moment &= not self._packing.is_live
         self.reading_s += self._packing.reading_s
         return self._packing.package(base)
 
