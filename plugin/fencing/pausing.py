@@ -93,7 +93,9 @@ def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
 
     """
     found = writers.find([volume], never=(), open_files=open_files)[volume.id]
-    targets = set(freezer.plan(found, {}))
+    planned = freezer.plan(found, {})
+    # Who has ended meanwhile may be in no control group any more.
+    targets = {each for each in planned if each.kind != "process" or each.lives}
     if not targets and open_files:
         raise NotPausedError("no container is known that writes to it")
     if "process" in {each.kind for each in targets}:
