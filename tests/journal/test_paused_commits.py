@@ -43,7 +43,9 @@ def members(tmp_path: Path) -> list[Path]:
 def containers(owner: OwnerProcess) -> Iterator[None]:
     """Have something run that may write to the volume, in a group of its own."""
     with control_group() as group:
-        command = joining(group, "sh", "-c", 'cd "$0"; echo; exec sleep 600', owner.mounted)
+        command = joining(
+            group, "sh", "-c", 'cd "$0"; echo; exec sleep 600', owner.mounted
+        )
         with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"\n"
