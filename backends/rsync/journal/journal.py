@@ -14,7 +14,8 @@ members that stand at one base; a member *stages*, *marks* and *applies*. Which 
 there are, and who may send them, is the caller's to know.
 
 On btrfs both keep the last commit as a snapshot: the owner looks at and sends from what
-stands still. Elsewhere, files are copied while others write to them.
+stands still. Elsewhere, files are copied while others write to them, or set aside
+before it is recorded, while nobody does (`moment.py`).
 """
 
 from __future__ import annotations
