@@ -88,6 +88,10 @@ class Looking:
             raise BackendError("not all that has changed is known before the next look")
         return Hints(again.paths | hints.paths, hints.trees)
 
+    def give_back(self, record: VolumeRecord, hints: Hints) -> None:
+        """Let the next look be at *hints* too: nothing was recorded of them."""
+        self._journals.give_back(record, hints)
+
     def look_at_all(self, record: VolumeRecord, journal: Journal) -> Changes:
         """Return all that has changed in a volume that nobody writes to any more."""
         seen = self._seen.pop(record.id, _Seen())

@@ -18,6 +18,7 @@ from backends.errors import BackendError, RemoraError
 from backends.replication_options import ReplicationOptions
 from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.scan import Changes
+from backends.rsync.journal.watch import Hints
 from plugin.fencing.pausing import Paused
 from plugin.model import VolumeRecord
 from plugin.replication.looking import Looking
@@ -43,7 +44,7 @@ class Moments:
         if journal.by_snapshot or consistency == "fuzzy":
             return changes
         limit_s = _LIMIT_S[consistency]
-        missed, paused = "", Paused()
+        missed, paused, hints = "", Paused(), Hints()
         try:
             shares_blocks = journal.shares_blocks()
             if consistency == "auto" and not shares_blocks:
@@ -60,6 +61,7 @@ class Moments:
             changes = journal.taken() or changes
         except (RemoraError, OSError) as error:
             journal.drop_moment()
+            self.looking.give_back(record, hints)
             missed = str(error)
         self._pauses.note(record.id, paused.took_s, limit_s=limit_s, missed=missed)
         return changes

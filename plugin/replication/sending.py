@@ -214,7 +214,10 @@ class Sending:
         ended.report.holders.add(node_id)
         newer = Commit(commit.epoch + 1, 0)
         at = {each: commits.get(each, EMPTY) for each in ended.report.holders}
-        return Report(commit, {each for each in at if commit <= at[each] < newer})
+        holders = {each for each in at if commit <= at[each] < newer}
+        is_same = ended.report.commit == commit
+        quality = ended.report.quality if is_same else "fuzzy"
+        return Report(commit, holders, quality=quality)
 
     def _together(
         self, step: Step, groups: Mapping[Commit, Sequence[str]], commit: Commit
@@ -297,6 +300,7 @@ class Sending:
         try:
             with on_disk_of(self._node_name):
                 package = step.journal.pack(*by_base, only=missing, valid=step.valid)
+            report.quality = step.journal.quality()
             return self._carry(step, package, by_base, report, late)
         finally:
             if late and (outbox := step.journal.leave_packed()) is not None:

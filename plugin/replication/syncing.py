@@ -260,9 +260,7 @@ class Syncing:
                 held |= report.holders
                 # Before enough members have it, nobody may rely on its being kept.
                 if report.holders and len(held) >= enough:
-                    # Of what was sent in an earlier round nobody knows it any more.
-                    is_newest = pair(report.commit) == journal.commit()
-                    quality = journal.quality() if is_newest else "fuzzy"
+                    quality = report.quality_of(journal)
                     publish(
                         self._ownership, record, epoch, report.commit, held, quality
                     )

@@ -12,6 +12,7 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.moment import COPIED_BYTES_MAX, FILES_MAX
+from backends.rsync.journal.range_log import RangeLog
 from backends.rsync.journal.watch import Hints
 from plugin.replication.pauses import PauseFacts, Pauses
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
@@ -123,6 +124,14 @@ def test_members_at_two_bases_get_one_moment(
         expected = shape(owner.mounted)
         for each in members:
             assert shape(each / "live") == expected
+        # Where it changes is known all the same, from then on.
+        with (owner.mounted / "large").open("r+b") as large:
+            large.write(b"again")
+        assert owner.replicate(first, second) == "snapshot"
+        log = RangeLog(disk / "alpha/pool/volumes" / owner.volume_id / "ranges")
+        [found] = log.since(b"large", (1, 4), (1, 5)) or [None]
+        assert found is not None
+        assert found[1] < 2**20
 
 
 @pytest.fixture

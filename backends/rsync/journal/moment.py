@@ -66,10 +66,12 @@ class Moment:
         self._paths = rows.keys()
 
     def changes(self) -> Changes:
-        """Return what has changed, each file as its copy is."""
-        changed = {known.entry.path for known in self._changes.changed}
-        made = [each for each in self._filled.entries if each.entry.path in changed]
-        return replace(self._changes, changed=made)
+        """
+        Return what has changed, each file as its copy is.
+
+        The others count as changed, too: all of an outbox is of its commit.
+        """
+        return replace(self._changes, changed=[*self._filled.entries])
 
     def has(self, paths: Collection[bytes]) -> bool:
         """Return whether it still has all of *paths*."""
