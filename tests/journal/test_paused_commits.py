@@ -14,7 +14,9 @@ from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.moment import COPIED_BYTES_MAX, FILES_MAX
 from backends.rsync.journal.range_log import RangeLog
 from backends.rsync.journal.watch import Hints
+from plugin.ownership.state import Commit
 from plugin.replication.pauses import PauseFacts, Pauses
+from plugin.replication.report import Report
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.pausing import OwnerProcess, control_group, joining, paused_owner
@@ -118,7 +120,10 @@ def test_members_at_two_bases_get_one_moment(
         with (owner.mounted / "large").open("r+b") as large:
             large.write(b"changed")
         (owner.mounted / "gone").unlink()
-        assert owner.replicate(first) == "snapshot"
+        # What is young counts as changed once more.
+        for _ in range(2):
+            (owner.mounted / "often").touch()
+            assert owner.replicate(first) == "snapshot"
         (owner.mounted / "late").write_text("for both")
         assert owner.replicate(first, second) == "snapshot"
         expected = shape(owner.mounted)
@@ -129,7 +134,7 @@ def test_members_at_two_bases_get_one_moment(
             large.write(b"again")
         assert owner.replicate(first, second) == "snapshot"
         log = RangeLog(disk / "alpha/pool/volumes" / owner.volume_id / "ranges")
-        [found] = log.since(b"large", (1, 4), (1, 5)) or [None]
+        [found] = log.since(b"large", (1, 5), (1, 6)) or [None]
         assert found is not None
         assert found[1] < 2**20
 
@@ -185,6 +190,16 @@ def test_with_files_from_after_the_moment_it_is_none(owner: Journal) -> None:
     assert owner.quality() == "snapshot"
     owner.pack(None, only=[b"one", b"two"])
     assert owner.quality() == "fuzzy"
+
+
+def test_who_gets_it_late_gets_its_quality(owner: Journal) -> None:
+    late = Report(Commit(1, 1), quality="snapshot")
+    owner.record(owner.look(EVERYTHING), (1, 2))
+    assert late.quality_of(owner) == "snapshot"
+    assert Report(Commit(1, 2)).quality_of(owner) == "fuzzy"
+    take(owner)
+    assert Report(Commit(1, 3)).quality_of(owner) == "snapshot"
+    assert Report(Commit(1, 2)).quality_of(owner) == "fuzzy"
 
 
 def test_it_is_no_longer_than_it_was_used(owner: Journal) -> None:
