@@ -21,8 +21,7 @@ from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.manifest import DamagedManifestError
-from backends.rsync.journal.outbox import lacking_space, unpack_all
-from backends.rsync.journal.packing import OUTBOX_NAME
+from backends.rsync.journal.outbox import OUTBOX_NAME, lacking_space, unpack_all
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.rsync.pool import Place

@@ -51,8 +51,9 @@ class _Volume:
 class Pauses:
     """Those of this node's volumes; threads share it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rest_s: float = REST_S) -> None:
         self._lock = threading.Lock()
+        self._rest_s = rest_s
         self._volumes: dict[str, _Volume] = {}
 
     def note(
@@ -74,7 +75,7 @@ class Pauses:
             long = statistics.median(volume.last_s) > limit_s
             if long and len(volume.last_s) >= _LEAST:
                 volume.last_s.clear()
-                volume.rests_until_s = monotonic_s() + REST_S
+                volume.rests_until_s = monotonic_s() + self._rest_s
 
     def rest_s(self, volume_id: str) -> float:
         """Return how long there is to be no pause, 0.0 if there may be one."""

@@ -33,16 +33,19 @@ from backends.rsync.journal.applying import apply
 from backends.rsync.journal.base_clones import BaseClones
 from backends.rsync.journal.commits import Commits, Moments
 from backends.rsync.journal.delta import Delta
+from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Known, certain
-from backends.rsync.journal.large_files import LargeFiles
+from backends.rsync.journal.large_files import LargeFiles, is_large
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest, Part
 from backends.rsync.journal.moment import Moment, prepare, too_many
-from backends.rsync.journal.outbox import unpack
-from backends.rsync.journal.packing import OUTBOX_NAME, Package, Packing, wanted
+from backends.rsync.journal.outbox import OUTBOX_NAME, new_outbox, unpack
+from backends.rsync.journal.packing import Package, Packing, wanted
+from backends.rsync.journal.redo_files import opened_file
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import files
+from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
 
 QUARANTINE_NAME: Final = "quarantine"
@@ -71,6 +74,7 @@ class Journal:
         self._large_files = LargeFiles(home)
         self._packing: Packing | None = None
         self._moment: Moment | None = None
+        self._early: EarlyClones | None = None
         # Whether the commit's files are of one moment, without a snapshot.
         self._is_moment = False
         # What members lack that has not changed since the last commit.
@@ -177,9 +181,24 @@ class Journal:
             raise too_many()
         rows = {each.entry.path: each for each in (*self._others, *changes.changed)}
         prepare(self.live, [*rows.values()], shares_blocks=shares_blocks)
+        if shares_blocks:
+            self._clone_early(rows)
         again = (*changes.changed, *changes.touched)
         paths = {each.entry.path for each in again} | {*changes.deleted}
         return Hints(frozenset(paths))
+
+    def _clone_early(self, paths: Iterable[bytes]) -> None:
+        """Clone the large files among *paths* ahead, so that less is left for later."""
+        self._early = early = EarlyClones(new_outbox(self.home / OUTBOX_NAME))
+        with Beneath(self.live) as tree:
+            for before in filter(None, map(self.manifest.get, paths)):
+                if is_large(before.entry):
+                    with (
+                        opened_file(tree, before.entry.path) as file,
+                        self._large_files.base_of(before.entry) as base,
+                    ):
+                        if file is not None:
+                            early.add(before.entry.path, file, base)
 
     def take(self, hints: Hints, inodes: Collection[int]) -> None:
         """
@@ -193,9 +212,12 @@ class Journal:
 
         """
         names = set[bytes]().union(*map(self.manifest.names, inodes))
-        changes = self.look(replace(hints, paths=hints.paths | names))
-        outboxes = self.home / OUTBOX_NAME
-        self._moment = Moment(self.live, outboxes, changes, self._others)
+        early, self._early = self._early, None
+        try:
+            changes = self.look(replace(hints, paths=hints.paths | names))
+            self._moment = Moment(self.live, changes, self._others, early)
+        finally:
+            self._early = early
 
     def taken(self) -> Changes | None:
         """Return the changes that `take` has set aside, for `record`; or None."""
@@ -205,7 +227,9 @@ class Journal:
         """Forget what `take` has set aside, which may be of no one moment."""
         if self._moment is not None:
             self._moment.drop()
-        self._moment, self._is_moment = None, False
+        if self._early is not None:
+            unpack(self._early.directory)
+        self._moment, self._early, self._is_moment = None, None, False
 
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,6 +76,10 @@ class LargeFiles:
         self._plans: dict[bytes, _Plan] = {}
         # How long files were read that are not copied.
         self.reading_s = 0.0
+
+    def base_of(self, before: Entry) -> AbstractContextManager[int | None]:
+        """Yield the file as it was searched last, open; None if that is not kept."""
+        return self._bases.opened(before.path, self._log.content_of(before))
 
     def note(
         self,

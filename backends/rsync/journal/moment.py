@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
+from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.entries import Known, is_below
-from backends.rsync.journal.outbox import fill, new_outbox, unpack
+from backends.rsync.journal.outbox import OUTBOX_NAME, fill, new_outbox, unpack
 from backends.rsync.journal.redo_files import opened_file
 from backends.rsync.journal.scan import Changes
 from backends.system.beneath import Beneath
@@ -33,7 +34,7 @@ class Moment:
     What has changed in *live*, and the files that it was before, as they are now.
 
     *changes* were found since nobody writes any more; of *others*, which have not
-    changed, members lack something.
+    changed, members lack something. Those in *early* were cloned before.
 
     Raises:
         BackendError: it is too much for a moment, or somebody writes all the same.
@@ -42,7 +43,11 @@ class Moment:
     """
 
     def __init__(
-        self, live: Path, outboxes: Path, changes: Changes, others: Iterable[Known]
+        self,
+        live: Path,
+        changes: Changes,
+        others: Iterable[Known],
+        early: EarlyClones | None,
     ) -> None:
         gone = set(changes.deleted)
         rows = {
@@ -53,10 +58,10 @@ class Moment:
         if changes.rest:
             raise too_many()
         self._changes = changes
-        self._outbox: Path | None = new_outbox(outboxes)
+        self._outbox: Path | None = new_outbox(live.parent / OUTBOX_NAME)
         try:
             ordered = [rows[path] for path in sorted(rows)]
-            self._filled = fill(live, ordered, self._outbox)
+            self._filled = fill(live, ordered, self._outbox, early)
         except BaseException:
             self.drop()
             raise

@@ -22,6 +22,7 @@ from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.moment import Moment
 from backends.rsync.journal.outbox import (
+    OUTBOX_NAME,
     Filled,
     fill,
     fill_from,
@@ -35,7 +36,6 @@ from backends.rsync.journal.staging import LIVE_NAME
 from backends.system.beneath import Beneath
 
 DELTA_NAME: Final = "delta"
-OUTBOX_NAME: Final = "outbox"
 
 
 @dataclass(frozen=True, slots=True)
