@@ -35,17 +35,15 @@ from backends.rsync.journal.commits import Commits, Moments
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Known, certain
-from backends.rsync.journal.large_files import LargeFiles, is_large
+from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest, Part
-from backends.rsync.journal.moment import Moment, prepare, too_many
-from backends.rsync.journal.outbox import OUTBOX_NAME, new_outbox, unpack
+from backends.rsync.journal.moment import Moment, clone_early, prepare, too_many
+from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import Package, Packing, wanted
-from backends.rsync.journal.redo_files import opened_file
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import files
-from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
 
 QUARANTINE_NAME: Final = "quarantine"
@@ -182,23 +180,11 @@ class Journal:
         rows = {each.entry.path: each for each in (*self._others, *changes.changed)}
         prepare(self.live, [*rows.values()], shares_blocks=shares_blocks)
         if shares_blocks:
-            self._clone_early(rows)
+            before = filter(None, map(self.manifest.get, rows))
+            self._early = clone_early(self.live, before, self._large_files.base_of)
         again = (*changes.changed, *changes.touched)
         paths = {each.entry.path for each in again} | {*changes.deleted}
         return Hints(frozenset(paths))
-
-    def _clone_early(self, paths: Iterable[bytes]) -> None:
-        """Clone the large files among *paths* ahead, so that less is left for later."""
-        self._early = early = EarlyClones(new_outbox(self.home / OUTBOX_NAME))
-        with Beneath(self.live) as tree:
-            for before in filter(None, map(self.manifest.get, paths)):
-                if is_large(before.entry):
-                    with (
-                        opened_file(tree, before.entry.path) as file,
-                        self._large_files.base_of(before.entry) as base,
-                    ):
-                        if file is not None:
-                            early.add(before.entry.path, file, base)
 
     def take(self, hints: Hints, inodes: Collection[int]) -> None:
         """

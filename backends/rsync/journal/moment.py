@@ -9,19 +9,23 @@ commit's. So a crash leaves nothing new.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
 from backends.rsync.journal.early_clones import EarlyClones
-from backends.rsync.journal.entries import Known, is_below
+from backends.rsync.journal.entries import Entry, Known, is_below
+from backends.rsync.journal.large_files import is_large
 from backends.rsync.journal.outbox import OUTBOX_NAME, fill, new_outbox, unpack
 from backends.rsync.journal.redo_files import opened_file
 from backends.rsync.journal.scan import Changes
 from backends.system.beneath import Beneath
 from backends.system.libc import write_out
+
+BaseOf = Callable[[Entry], AbstractContextManager[int | None]]
 
 # A copy of a file without a change in its blocks takes a tenth of a millisecond.
 FILES_MAX: Final = 1_000
@@ -117,6 +121,21 @@ def prepare(live: Path, rows: Sequence[Known], *, shares_blocks: bool) -> None:
                 with opened_file(tree, known.entry.path) as file:
                     if file is not None:
                         write_out(file)
+
+
+def clone_early(live: Path, rows: Iterable[Known], base_of: BaseOf) -> EarlyClones:
+    """Return clones of the large files of *rows*; *base_of* opens what each was."""
+    early = EarlyClones(new_outbox(live.parent / OUTBOX_NAME))
+    try:
+        with Beneath(live) as tree:
+            for entry in (known.entry for known in rows if is_large(known.entry)):
+                with opened_file(tree, entry.path) as file, base_of(entry) as base:
+                    if file is not None:
+                        early.add(entry.path, file, base)
+    except BaseException:
+        unpack(early.directory)
+        raise
+    return early
 
 
 def too_many() -> BackendError:
