@@ -13,6 +13,7 @@ from typing import Final, Literal, cast
 
 from backends import options as parse
 
+Consistency = Literal["auto", "pause", "fuzzy"]
 REPLICAS_MAX: Final = 16
 # Of more names in one volume nobody would be sent a commit: to look for what has
 # changed takes memory and time with each.
@@ -25,6 +26,7 @@ PARSERS: Final[Mapping[str, parse.Parser]] = {
     "failover": parse.one_of("accept_loss", "refuse"),
     "fence": parse.one_of("freeze", "kill", "none"),
     "max_names": parse.whole_number(1, 999_999_999),
+    "consistency": parse.one_of("auto", "pause", "fuzzy"),
 }
 DEFAULTS: Final = {
     "failover": "accept_loss",
@@ -33,7 +35,12 @@ DEFAULTS: Final = {
     "min_acks": "0",
 }
 # A record does not keep these: a node that is alone has no other copies.
-_IN_A_CLUSTER: Final = {"replicas": "2", "members": "", "max_names": str(MAX_NAMES)}
+_IN_A_CLUSTER: Final = {
+    "replicas": "2",
+    "members": "",
+    "max_names": str(MAX_NAMES),
+    "consistency": "auto",
+}
 # Instead of a value that cannot be read: what keeps most copies, and gives up none.
 _IF_UNREADABLE: Final = {
     "replicas": str(REPLICAS_MAX),
@@ -43,6 +50,7 @@ _IF_UNREADABLE: Final = {
     "failover": "refuse",
     "fence": DEFAULTS["fence"],
     "max_names": str(MAX_NAMES),
+    "consistency": "auto",
 }
 
 
@@ -55,7 +63,8 @@ class ReplicationOptions:
     ``replicas`` is how many do. A commit counts once ``min_acks`` other nodes have it.
     ``accept_loss``: go on with an older commit if no node with the newest can be asked.
     ``fence``: what is done with writers on a node that has lost the volume. Of a volume
-    with more than ``max_names`` no commit is made.
+    with more than ``max_names`` no commit is made. ``consistency``: whether containers
+    are paused for commits of one moment; "auto" where that is short.
     """
 
     replicas: int
@@ -65,6 +74,7 @@ class ReplicationOptions:
     accept_loss: bool
     fence: Literal["freeze", "kill", "none"]
     max_names: int = MAX_NAMES
+    consistency: Consistency = "auto"
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> ReplicationOptions:
@@ -89,6 +99,7 @@ class ReplicationOptions:
             accept_loss=said["failover"] == "accept_loss",
             fence=cast('Literal["freeze", "kill", "none"]', said["fence"]),
             max_names=int(said["max_names"]),
+            consistency=cast("Consistency", said["consistency"]),
         )
 
     @property

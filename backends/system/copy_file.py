@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from backends.system.opening import Opener
 from backends.system.regular_files import NotRegularError, open_regular
 
 _FICLONE = 0x40049409
+_FICLONERANGE = 0x4020940D
+_CLONE_RANGE = struct.Struct("=qQQQ")
 _CHUNK_SIZE = 64 * 2**20
 _BUFFER_SIZE = 2**20
 _SECTOR_SIZE = 512  # of st_blocks, stat(2)
@@ -268,6 +271,12 @@ class FileCopier:
 def clone(source: int, target: int) -> None:
     """Let the open *target* share the blocks of *source*. Source: ioctl_ficlone(2)."""
     fcntl.ioctl(target, _FICLONE, source)
+
+
+def clone_range(source: int, target: int, offset: int, length: int) -> None:
+    """Let the open *target* share a range of *source*. Source: as `clone`."""
+    request = _CLONE_RANGE.pack(source, offset, length, offset)
+    fcntl.ioctl(target, _FICLONERANGE, request)
 
 
 def _put_owner_and_mode(target: int, status: os.stat_result) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 
 from backends.system import libc
 from backends.system.extent_maps import Extent, differently_placed
-from backends.system.ranges import Range, differing
+from backends.system.ranges import Range, differing, joined
 
 # Source: include/uapi/linux/magic.h.
 FILESYSTEM_TYPE: Final = 0x5846_5342
@@ -57,6 +57,14 @@ def changed_ranges(old: int, new: int) -> list[Range] | None:
     """
     try:
         return differing(old, new, _candidates(old, new, os.fstat(new).st_size))
+    except _UntoldError:
+        return None
+
+
+def moved_ranges(old: int, new: int) -> list[Range] | None:
+    """Return what *new* does not have at the same place as *old*; as above."""
+    try:
+        return list(joined(_candidates(old, new, os.fstat(new).st_size)))
     except _UntoldError:
         return None
 

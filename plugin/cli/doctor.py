@@ -46,7 +46,7 @@ _PROGRAMS: Final = (
     ("chattr", "-V", "e2fsprogs", False),
 )
 _VERSION: Final = re.compile(r"\d+\.\d+")
-# Where commits are, or can be, of one moment.
+# Where commits are of one moment: of snapshots, or of a short pause.
 _CLONING: Final = ("btrfs", "xfs")
 # It says whether servers may delegate directories to this machine's NFS client.
 _DIRECTORIES: Final = Path("/sys/module/nfsv4/parameters/directory_delegations")
@@ -261,7 +261,7 @@ def _pool(config: Config) -> Iterator[Finding]:
             "warning",
             f"{mount.filesystem}: copies of what containers write to are not of one "
             "moment, and a busy database may not start from them",
-            "remora pool make --filesystem btrfs; see docs/guides/install.md",
+            "remora pool make makes one on XFS or btrfs; see docs/guides/install.md",
         )
     yield from _pool_file(mount)
 

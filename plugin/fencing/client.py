@@ -24,6 +24,7 @@ from backends.system import clock, files, run
 from backends.system.programs import own_program
 from plugin.errors import FencingError
 from plugin.fencing import guard
+from plugin.fencing.freezer import Target
 from plugin.fencing.held import (
     MESSAGE_SIZE_MAX,
     HeldVolume,
@@ -115,6 +116,28 @@ class Guard:
             self._volumes = tuple(each for each in held if each.id != volume_id)
             self._ask({"op": "forget", "id": volume_id})
 
+    def held(self, volume_id: str) -> HeldVolume | None:
+        """Return the volume as it was held last, None if it is not held."""
+        held = self._volumes or ()
+        return next((each for each in held if each.id == volume_id), None)
+
+    def pause(self, volume_id: str, targets: Collection[Target]) -> bool:
+        """
+        Stop *targets* until `resume`; return whether they all stand still.
+
+        If not, none is stopped. They go on by themselves after `PAUSE_MAX_S`, or when
+        this process ends. Raises as `hold`.
+        """
+        listed = [asdict(each) for each in targets]
+        request = {"op": "pause", "id": volume_id, "targets": listed}
+        with self._lock:
+            return bool(self._answer(request)["still"])
+
+    def resume(self, volume_id: str) -> bool:
+        """Let go on what is paused; return whether it has stood still; as `hold`."""
+        with self._lock:
+            return bool(self._answer({"op": "resume", "id": volume_id})["still"])
+
     def states(self) -> Mapping[str, State]:
         """Return the state of every volume that the guard knows; raises as `hold`."""
         with self._lock:
@@ -134,15 +157,16 @@ class Guard:
             os.close(self._wake)
 
     def _ask(self, request: Mapping[str, Any]) -> Mapping[str, State]:
-        """Return the states that the guard answers, or a new guard if it has ended."""
-        states: Mapping[str, State] | None = None
+        states: Mapping[str, State] = self._answer(request)["states"]
+        return states
+
+    def _answer(self, request: Mapping[str, Any]) -> Any:
+        """Return what the guard answers, or a new guard if it has ended."""
         if self._connection is not None:
             with suppress(FencingError):
-                states = self._exchange(request)["states"]
-        if states is None:
-            self._connect()
-            states = self._exchange(request)["states"]
-        return states
+                return self._exchange(request)
+        self._connect()
+        return self._exchange(request)
 
     def _connect(self) -> None:
         """Connect to a guard of this version that knows what is held."""

@@ -19,8 +19,8 @@ from typing import Final
 from backends.system import clock
 from plugin.fencing import freezer, memory, processes, writers
 from plugin.fencing.freezer import Target
-from plugin.fencing.held import HeldVolume, State
-from plugin.fencing.memory import Fence
+from plugin.fencing.held import PAUSE_MAX_S, HeldVolume, State
+from plugin.fencing.memory import Fence, Pause
 
 # How soon a process that enters a frozen volume's namespace is stopped too. Once all
 # were killed, new ones are rare: a container that its engine starts again.
@@ -62,7 +62,8 @@ class Fences:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to guard."""
-        return not self._memory.held and not self._memory.fences
+        memory = self._memory
+        return not (memory.held or memory.fences or memory.pauses)
 
     def states(self) -> dict[str, State]:
         """Return the state of each volume."""
@@ -108,6 +109,39 @@ class Fences:
             self._thaw(fence)
         self.save()
 
+    def pause(self, volume_id: str, targets: Collection[Target]) -> bool:
+        """Stop *targets* for a commit; return whether they all stand still."""
+        if volume_id in self._memory.fences:
+            return False
+        stopped = self._stopped()
+        self._memory.pauses[volume_id] = Pause(
+            clock.boottime_s() + PAUSE_MAX_S,
+            {e: stopped.get(e, False) or not freezer.is_stopped(e) for e in targets},
+        )
+        # Saved before it is done: after a crash the next guard can thaw them.
+        self.save()
+        if freezer.stop(targets):
+            self.resume(volume_id)
+            return False
+        return True
+
+    def resume(self, volume_id: str) -> bool:
+        """Let go on what `pause` has stopped; return whether it still stood still."""
+        pause = self._memory.pauses.pop(volume_id, None)
+        if pause is None:
+            return False
+        still = all(each.exists and freezer.is_stopped(each) for each in pause.targets)
+        stopped = self._stopped()
+        ours = [each for each, ours in pause.targets.items() if ours]
+        freezer.thaw([each for each in ours if each not in stopped])
+        self.save()
+        return still
+
+    def resume_all(self) -> None:
+        """Let go on all that `pause` has stopped: who wanted that has ended."""
+        for volume_id in list(self._memory.pauses):
+            self.resume(volume_id)
+
     def save(self) -> None:
         """Write down what a later guard has to know."""
         memory.save(self._run_dir, self._memory)
@@ -115,6 +149,7 @@ class Fences:
     def next_s(self) -> float | None:
         """Return when `act` has something to do, in `clock.boottime_s`."""
         moments = [volume.deadline_s for volume in self._unfenced()]
+        moments += [pause.until_s for pause in self._memory.pauses.values()]
         if self._memory.fences:
             moments.append(self._scan_at_s)
             moments += [
@@ -127,6 +162,10 @@ class Fences:
     def act(self) -> None:
         """Do what is due by now."""
         now_s = clock.boottime_s()
+        for volume_id, pause in list(self._memory.pauses.items()):
+            if now_s >= pause.until_s:
+                self._log(f"{volume_id}: paused too long, its writers go on")
+                self.resume(volume_id)
         for volume in self._unfenced():
             if now_s >= volume.deadline_s:
                 fence = self._fence(volume.id)
@@ -290,6 +329,8 @@ class Fences:
         stopped: dict[Target, bool] = {}
         for fence in self._memory.fences.values():
             stopped |= fence.targets
+        for pause in self._memory.pauses.values():
+            stopped |= pause.targets
         return stopped
 
     def _thaw(self, fence: Fence) -> None:

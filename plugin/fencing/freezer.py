@@ -23,7 +23,7 @@ from plugin.fencing.writers import Writers
 # Most groups are frozen in a few milliseconds. A process that waits for a disk or a
 # server may take for ever. It does not run its program meanwhile, so we do not wait.
 _SETTLE_S: Final = 0.3
-_SETTLE_INTERVAL_S: Final = 0.005
+_SETTLE_INTERVAL_S: Final = 0.001
 
 
 @dataclass(frozen=True, slots=True)

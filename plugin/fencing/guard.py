@@ -9,9 +9,12 @@ nobody is connected. Requests are lines of JSON on a Unix socket of its run dire
     {"op": "hold", "volumes": [...]}    all that is held, in place of what was before
     {"op": "kill", "ids": [...]}        volumes that other nodes own by now
     {"op": "forget", "id": I}
+    {"op": "pause", "id": I, "targets": [...]}   for a commit, a second at most
+    {"op": "resume", "id": I}
     {"op": "states"}
 
-Every answer has `states`. Standard library only: it starts in a twentieth of a second.
+Every answer has `states`; to `pause` and `resume` also whether all stood `still`.
+Standard library only: it starts in a twentieth of a second.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from typing import Any, Final
 from backends.system import clock, libc
 from plugin.fencing import writers
 from plugin.fencing.fences import Fences
+from plugin.fencing.freezer import Target
 from plugin.fencing.held import (
     MESSAGE_SIZE_MAX,
     HeldVolume,
@@ -138,6 +142,7 @@ class _Guard:
 
     def _close(self, descriptor: int) -> None:
         connection = self._connections.pop(descriptor)
+        self._fences.resume_all()
         self._poll.unregister(descriptor)
         connection.socket.close()
         self._fences.never = frozenset(each.pid for each in self._connections.values())
@@ -154,7 +159,7 @@ class _Guard:
                 self._close(descriptor)
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        operation = request["op"]
+        operation, still = request["op"], False
         if operation == "hello":
             same = request["version"] == self._version
             self._ends = not same
@@ -168,11 +173,16 @@ class _Guard:
             self._fences.kill(request["ids"])
         elif operation == "forget":
             self._fences.forget(request["id"])
+        elif operation == "pause":
+            targets = [Target(**each) for each in request["targets"]]
+            still = self._fences.pause(request["id"], targets)
+        elif operation == "resume":
+            still = self._fences.resume(request["id"])
         elif operation != "states":
             raise KeyError(operation)
         # What is due is done before the daemon is told.
         self._fences.act()
-        return {"states": self._fences.states()}
+        return {"states": self._fences.states(), "still": still}
 
 
 def _logger(run_dir: str) -> Callable[[str], None]:

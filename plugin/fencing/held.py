@@ -16,6 +16,8 @@ State = Literal["running", "stopping", "frozen", "killed"]
 Policy = Literal["freeze", "kill", "none"]
 
 FREEZE_MAX_S: Final = 60.0
+# So long at most the writers of a volume stand still for a commit.
+PAUSE_MAX_S: Final = 1.0
 SOCKET_NAME: Final = "guard.sock"
 # One line of the protocol: ten thousand volumes need less.
 MESSAGE_SIZE_MAX: Final = 16 * 1024 * 1024

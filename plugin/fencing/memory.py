@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Final
@@ -32,11 +33,20 @@ class Fence:
 
 
 @dataclass(slots=True)
+class Pause:
+    """A volume whose writers stand still for a commit; ``targets`` as a fence's."""
+
+    until_s: float
+    targets: dict[Target, bool]
+
+
+@dataclass(slots=True)
 class Memory:
     """All that a guard has to know."""
 
     held: dict[str, HeldVolume] = field(default_factory=dict)
     fences: dict[str, Fence] = field(default_factory=dict)
+    pauses: dict[str, Pause] = field(default_factory=dict)
 
 
 def load(run_dir: str) -> Memory:
@@ -51,6 +61,10 @@ def load(run_dir: str) -> Memory:
         return Memory(
             {volume.id: volume for volume in held},
             {fence.volume.id: fence for fence in fences},
+            {
+                volume_id: Pause(each["until_s"], _targets(each["targets"]))
+                for volume_id, each in content.get("pauses", {}).items()
+            },
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return Memory()
@@ -62,6 +76,10 @@ def save(run_dir: str, memory: Memory) -> None:
         "boot_id": clock.boot_id(),
         "held": [asdict(volume) for volume in memory.held.values()],
         "fences": [_plain(fence) for fence in memory.fences.values()],
+        "pauses": {
+            volume_id: {"until_s": each.until_s, "targets": _listed(each.targets)}
+            for volume_id, each in memory.pauses.items()
+        },
     }
     path = f"{run_dir}/{FILE_NAME}"
     with suppress(OSError):
@@ -76,8 +94,16 @@ def _plain(fence: Fence) -> dict[str, Any]:
         "since_s": fence.since_s,
         "kill": fence.kill,
         "killed": fence.killed,
-        "targets": [[asdict(target), ours] for target, ours in fence.targets.items()],
+        "targets": _listed(fence.targets),
     }
+
+
+def _listed(targets: Mapping[Target, bool]) -> list[Any]:
+    return [[asdict(target), ours] for target, ours in targets.items()]
+
+
+def _targets(listed: Iterable[Any]) -> dict[Target, bool]:
+    return {Target(**target): ours for target, ours in listed}
 
 
 def _volume(plain: dict[str, Any]) -> HeldVolume:
@@ -87,11 +113,10 @@ def _volume(plain: dict[str, Any]) -> HeldVolume:
 
 
 def _fence(plain: dict[str, Any]) -> Fence:
-    targets = {Target(**target): ours for target, ours in plain["targets"]}
     return Fence(
         volume=_volume(plain["volume"]),
         since_s=plain["since_s"],
         kill=plain["kill"],
         killed=plain["killed"],
-        targets=targets,
+        targets=_targets(plain["targets"]),
     )

@@ -23,6 +23,7 @@ from backends.errors import RemoraError
 from backends.system import clock, mounts
 from plugin.errors import FencingError, NotOwnerError, StoreError
 from plugin.fencing.client import Guard
+from plugin.fencing.pausing import Pausing
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.failsafe import Failsafe
@@ -58,6 +59,7 @@ class Keeper:
     ) -> None:
         self._ownership = ownership
         self._guard = guard
+        self.pausing = Pausing(guard)
         self._failsafe = failsafe
         self._freeze_max_s = freeze_max_s
         self._held: dict[str, Holding] = {}

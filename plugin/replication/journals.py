@@ -22,8 +22,7 @@ from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.fitting import unfit_of
 from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.manifest import DamagedManifestError
-from backends.rsync.journal.outbox import lacking_space, unpack_all
-from backends.rsync.journal.packing import OUTBOX_NAME
+from backends.rsync.journal.outbox import OUTBOX_NAME, lacking_space, unpack_all
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints, Watched, Watcher
 from backends.rsync.pool import Place
@@ -187,6 +186,12 @@ class Journals:
             if watched is None or watched.path != journal.live:
                 watched = self._watched[record.id] = self._watcher.add(journal.live)
         return watched.pop_hints()
+
+    def new_hints(self, record: VolumeRecord) -> Hints:
+        """Return what the watch over a volume tells since the last call."""
+        with self._guard:
+            watched = self._watched.get(record.id)
+        return watched.pop_hints() if watched else Hints(everything=True)
 
     def give_back(self, record: VolumeRecord, hints: Hints) -> None:
         """Let the next call of `hints` return *hints* again: the look has failed."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from backends.errors import RemoraError
+from backends.errors import BackendError, RemoraError
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.scan import Changes
 from backends.rsync.journal.watch import Hints
@@ -35,6 +35,8 @@ class _Seen:
     # Not before, even if hints say that everything may have changed.
     rest_until_s: float = 0.0
     recent: tuple[bytes, ...] = ()
+    # It is known that there are changes which the last look did not find.
+    is_partial: bool = False
     # Why the last look at all names has failed.
     failure: RemoraError | None = None
 
@@ -71,6 +73,24 @@ class Looking:
         changed = [each.entry.path for each in changes.changed]
         seen.recent = _newest(seen.recent, changed)
         return changes
+
+    def look_again(self, record: VolumeRecord, again: Hints) -> Hints:
+        """
+        Return where to look so that nothing is missed: *again*, and what came since.
+
+        Raises:
+            BackendError: that is not known.
+
+        """
+        seen, hints = self._seen[record.id], self._journals.new_hints(record)
+        if hints.everything or seen.is_partial:
+            self._journals.give_back(record, hints)
+            raise BackendError("not all that has changed is known before the next look")
+        return Hints(again.paths | hints.paths, hints.trees)
+
+    def give_back(self, record: VolumeRecord, hints: Hints) -> None:
+        """Let the next look be at *hints* too: nothing was recorded of them."""
+        self._journals.give_back(record, hints)
 
     def look_at_all(self, record: VolumeRecord, journal: Journal) -> Changes:
         """Return all that has changed in a volume that nobody writes to any more."""
@@ -110,8 +130,10 @@ class Looking:
         if journal.by_snapshot:
             return hints  # what no event tells of, the filesystem does
         due_s = seen.rest_until_s if hints.everything else seen.scan_due_s
+        seen.is_partial = False
         if monotonic_s() >= due_s:
             return EVERYTHING
+        seen.is_partial = hints.everything
         if hints.everything:
             # Where nothing can be watched, or more happens than events can tell, all
             # names would else be looked at in every round.

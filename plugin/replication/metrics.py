@@ -25,6 +25,7 @@ class ReplicationCollector(Collector):
         """Yield the metrics."""
         yield from self._under_way()
         yield from self._carried()
+        yield from self._paused()
         ages = GaugeMetricFamily(
             "remora_last_sync_age_seconds",
             "Time since another node got, or had, the newest commit of a volume that "
@@ -43,6 +44,19 @@ class ReplicationCollector(Collector):
         for name in self._replication.failures():
             failed.add_metric([name], 1)
         yield failed
+
+    def _paused(self) -> Iterator[Metric]:
+        lengths = GaugeMetricFamily(
+            "remora_pause_seconds",
+            "How long containers of a volume that is mounted here stood still for a "
+            "commit: quantiles of the last hundred.",
+            labels=["volume", "quantile"],
+        )
+        for name, facts in self._replication.pauses().items():
+            if facts.count:
+                lengths.add_metric([name, "0.5"], facts.p50_ms / 1000)
+                lengths.add_metric([name, "0.99"], facts.p99_ms / 1000)
+        yield lengths
 
     def _under_way(self) -> Iterator[Metric]:
         count = GaugeMetricFamily(

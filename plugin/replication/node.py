@@ -28,7 +28,9 @@ from plugin.replication.departing import Departing
 from plugin.replication.handing import AheadRequest, Handing, SendRequest
 from plugin.replication.journals import Journals, is_whole
 from plugin.replication.looking import Looking
+from plugin.replication.moments import Moments
 from plugin.replication.moving import MoveStateRequest, Moving
+from plugin.replication.pauses import PauseFacts
 from plugin.replication.placement import Placement
 from plugin.replication.progress import (
     CopyFacts,
@@ -97,12 +99,13 @@ class ReplicationNode:
         self._handing = Handing(
             *(ownership, self._journals, transfer, sending.deliveries), find=find
         )
+        looking = Looking(self._journals, interval_s=look_interval_s)
         self._syncing = Syncing(
             *(ownership, self._journals, sending),
             held=keeper.held,
             records=records,
             placement=placement,
-            looking=Looking(self._journals, interval_s=look_interval_s),
+            moments=Moments(looking, self.progress.pauses, keeper.pausing.paused),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, asking, by_id)
         holders = Holders(ownership, asking)
@@ -198,6 +201,7 @@ class ReplicationNode:
             [self._facts(each) for each in self.progress.under_way(record.id)],
             behind,
             slowed=pacing.told(record, self.progress.reading_s(record.id)),
+            pauses=self.progress.pauses.facts(record.id),
         )
 
     def transfers(self) -> list[dict[str, object]]:
@@ -220,6 +224,10 @@ class ReplicationNode:
             for record, _ in self._held()
         }
         return {name: age_s for name, age_s in ages.items() if age_s is not None}
+
+    def pauses(self) -> dict[str, PauseFacts]:
+        """Return how long volumes that are mounted here have stood still, by name."""
+        return {r.name: self.progress.pauses.facts(r.id) for r, _ in self._held()}
 
     def failures(self) -> dict[str, str]:
         """Return why no commit is made of volumes that are mounted here, by name."""

@@ -17,6 +17,7 @@ from typing import Final, Literal
 import msgspec
 
 from backends.system.clock import monotonic_s, now_rfc3339
+from plugin.replication.pauses import PauseFacts, Pauses
 
 Direction = Literal["sending", "receiving"]
 
@@ -57,11 +58,13 @@ class CopyFacts(msgspec.Struct, frozen=True):
 
     ``behind`` says, by the names of nodes, why they lack the newest commit; ``slowed``
     why there are fewer of them than `interval` asks for, "" if that is not so.
+    ``pauses`` are those of the containers here, for commits of one moment.
     """
 
     transfers: list[TransferFacts] = []
     behind: dict[str, str] = {}
     slowed: str = ""
+    pauses: PauseFacts = PauseFacts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +134,8 @@ class Progress:
         self._failures: dict[str, str] = {}
         # By volume, how long its large files were read in the last round.
         self._reading_s: dict[str, float] = {}
+
+        self.pauses = Pauses()
 
     def begin(
         self, direction: Direction, volume_id: str, node_id: str, total_bytes: int = 0
@@ -252,6 +257,7 @@ class Progress:
             self._failures = kept
             read = {k: v for k, v in self._reading_s.items() if k in volume_ids}
             self._reading_s = read
+        self.pauses.keep_only(volume_ids)
 
     def behind(self, volume_id: str) -> dict[str, str]:
         """Return why nodes lack the newest commit, as far as this node has met it."""

@@ -12,7 +12,7 @@ from backends.rsync.journal.journal import Journal
 from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
-from plugin.ownership.state import Commit
+from plugin.ownership.state import Commit, Quality
 
 log = logging.getLogger(__name__)
 # It makes a commit if anything has changed since the last one, and returns the newest;
@@ -49,7 +49,8 @@ class Report:
     ``size_bytes`` is the size of the files that were sent to each, 0 if none were;
     ``carried_bytes`` went to all of them. ``faults`` says, by node, why it has not got
     it; to the nodes in ``filling`` something is on its way beside the rounds. Those in
-    ``unheard`` could not be asked, or have too much on their way.
+    ``unheard`` could not be asked, or have too much on their way. ``quality`` is that
+    of what was sent.
     """
 
     commit: Commit
@@ -60,6 +61,14 @@ class Report:
     faults: dict[str, str] = field(default_factory=dict)
     filling: set[str] = field(default_factory=set)
     unheard: set[str] = field(default_factory=set)
+    quality: Quality = "fuzzy"
+
+    def quality_of(self, journal: Journal) -> Quality:
+        """Return the quality of the commit, as it was sent or as *journal* has it."""
+        is_newest = (self.commit.epoch, self.commit.seq) == journal.commit()
+        if self.quality == "fuzzy" and is_newest:
+            return journal.quality()
+        return self.quality
 
 
 def failed(

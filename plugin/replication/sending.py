@@ -91,6 +91,7 @@ class Sending:
         for each in ended:
             yield self._late(record, each, standing.commits)
         about = Step(record, journal, advance, valid, journal.commit())
+        journal.moments.expect({pair(each) for each in standing.commits.values()})
         commit = advance(False)
         standing.leave_out(record, commit)
         full = {each: why for each, why in busy.items() if why}
@@ -213,7 +214,10 @@ class Sending:
         ended.report.holders.add(node_id)
         newer = Commit(commit.epoch + 1, 0)
         at = {each: commits.get(each, EMPTY) for each in ended.report.holders}
-        return Report(commit, {each for each in at if commit <= at[each] < newer})
+        holders = {each for each in at if commit <= at[each] < newer}
+        is_same = ended.report.commit == commit
+        quality = ended.report.quality if is_same else "fuzzy"
+        return Report(commit, holders, quality=quality)
 
     def _together(
         self, step: Step, groups: Mapping[Commit, Sequence[str]], commit: Commit
@@ -239,10 +243,12 @@ class Sending:
 
     def _step(self, step: Step, group: Group, *, anew: bool) -> Report:
         """Bring a commit to members that are at one base; return who has it."""
-        report = Report(step.advance(anew))
         base = group.base
         # Without a base only these are sent; the member tells which others it lacks.
         missing = step.journal.changed_since(step.since) | {*step.missing}
+        step.journal.moments.expect({pair(base)} if base else (), missing)
+        report = Report(step.advance(anew))
+        missing |= step.journal.changed_since(step.since)
         pending = [*group.node_ids]
         for _ in range(_ROUNDS_MAX):
             answers = self._exchange(step, {base: pending}, missing, report)
@@ -261,6 +267,7 @@ class Sending:
             if report.holders:
                 break  # the others follow in the next round, with their own commit
             before = step.journal.commit()
+            step.journal.moments.expect({pair(base)} if base else (), missing)
             report.commit = step.advance(True)
             missing |= step.journal.changed_since(before)
         report.carried_bytes = sum(step.carried.values())
@@ -293,6 +300,7 @@ class Sending:
         try:
             with on_disk_of(self._node_name):
                 package = step.journal.pack(*by_base, only=missing, valid=step.valid)
+            report.quality = step.journal.quality()
             return self._carry(step, package, by_base, report, late)
         finally:
             if late and (outbox := step.journal.leave_packed()) is not None:

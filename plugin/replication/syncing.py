@@ -30,7 +30,7 @@ from plugin.ownership.state import Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.replication import pacing
 from plugin.replication.journals import Journals
-from plugin.replication.looking import Looking
+from plugin.replication.moments import Moments
 from plugin.replication.placement import Placement
 from plugin.replication.publishing import publish, tell
 from plugin.replication.receiving import pair
@@ -60,7 +60,7 @@ class Syncing:
         held: Callable[[], Sequence[tuple[VolumeRecord, int]]],
         records: Callable[[Collection[str]], Sequence[VolumeRecord]],
         placement: Placement,
-        looking: Looking,
+        moments: Moments,
     ) -> None:
         self._ownership = ownership
         self.placement = placement
@@ -68,7 +68,7 @@ class Syncing:
         self._sending = sending
         self._held = held
         self._records = records
-        self._looking = looking
+        self._looking, self._moments = moments.looking, moments
         self._progress = sending.progress
         self._schedule = Schedule()
         self._behind: list[VolumeRecord] = []
@@ -260,9 +260,7 @@ class Syncing:
                 held |= report.holders
                 # Before enough members have it, nobody may rely on its being kept.
                 if report.holders and len(held) >= enough:
-                    # Of what was sent in an earlier round nobody knows it any more.
-                    is_newest = pair(report.commit) == journal.commit()
-                    quality = journal.quality() if is_newest else "fuzzy"
+                    quality = report.quality_of(journal)
                     publish(
                         self._ownership, record, epoch, report.commit, held, quality
                     )
@@ -279,6 +277,7 @@ class Syncing:
         if not (changes or anew) and current.epoch == epoch:
             journal.manifest.touch(changes.touched)
             return current
+        changes = self._moments.take(record, journal, changes)
         try:
             # The number is used up durably before anybody can have seen it.
             commit = commit_running(self._ownership, record, epoch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def test_a_quick_run_gives_every_row(tmp_path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", "--quick", "--json", str(result_path)],
         cwd=REPOSITORY,
+        env={**os.environ, "REMORA_BENCH_IMAGES": "/dev/shm"},
         capture_output=True,
         text=True,
         timeout=180,

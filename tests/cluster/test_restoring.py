@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from tests.cluster.test_replication_scenarios import wait_holders
 from tests.protocol.client import Answer
 from tests.protocol.node import wait_until
 from tests.support.owners import WAIT_S, Owner, Records
+from tests.support.processes import signal_all
 
 NAME = "db"
 # So many that their copy can be stopped before it ends.
@@ -41,8 +41,7 @@ def copying_of(owner: Owner, answers: list[Answer]) -> list[int]:
     while not stopped:
         assert not answers
         stopped = copying(owner.process.pid)
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+    signal_all(stopped, signal.SIGSTOP)
     return stopped
 
 
@@ -76,8 +75,7 @@ def test_a_restore_keeps_its_lock_and_changes_nothing_once_another_node_has_begu
         take_over(records, volume_id)
         alpha.wait_known(NAME, ownership="recovering")
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        signal_all(stopped, signal.SIGCONT)
     restore.join(WAIT_S)
     [answer] = answers
     assert "another node has taken" in json.loads(answer.body)["error"]["cause"]
@@ -111,8 +109,7 @@ def test_no_snapshot_is_kept_of_what_another_node_has_changed_meanwhile(
         new = alpha.copy(volume_id) / "live/new"
         wait_until(new.exists, "alpha has it", timeout_s=WAIT_S)
     finally:
-        for pid in stopped:
-            os.kill(pid, signal.SIGCONT)
+        signal_all(stopped, signal.SIGCONT)
     snapshot.join(WAIT_S)
     [answer] = answers
     cause = json.loads(answer.body)["error"]["cause"]

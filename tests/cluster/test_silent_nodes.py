@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 
@@ -23,6 +22,7 @@ from tests.protocol.node import wait_until
 from tests.support.link import Link
 from tests.support.owners import WAIT_S, Owner, Records
 from tests.support.peers import control_sshs
+from tests.support.processes import signal_all
 
 # Longer than all that happens while a node stands still.
 LEASE_TTL_S = 40.0
@@ -168,8 +168,7 @@ def test_a_connection_stands_before_it_is_needed(
     pid = owner.process.pid
     wait_until(lambda: control_sshs(pid), "it is there", timeout_s=WAIT_S)
     before = control_sshs(pid)
-    for each in before:
-        os.kill(each, signal.SIGKILL)
+    signal_all(before, signal.SIGKILL)
     # Far sooner than nodes greet each other.
     wait_until(
         lambda: set(control_sshs(pid)) - set(before), "it is renewed", timeout_s=20

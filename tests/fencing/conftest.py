@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ import pytest
 from tests.fencing import world
 from tests.fencing.world import Daemon, Volume
 from tests.support.namespaces import enter_private_mounts
+from tests.support.processes import signal_all
 
 FREEZERS = {"v1": "/sys/fs/cgroup/freezer", "v2": "/sys/fs/cgroup/unified"}
 
@@ -70,8 +71,8 @@ def group(request: pytest.FixtureRequest, directory: Path) -> Iterator[Path]:
         for name, text in (("freezer.state", "THAWED"), ("cgroup.freeze", "0")):
             if (group / name).exists():
                 (group / name).write_text(text)
-        for pid in (group / "cgroup.procs").read_text().split():
-            os.kill(int(pid), 9)
+        pids = map(int, (group / "cgroup.procs").read_text().split())
+        signal_all(pids, signal.SIGKILL)
         try:
             group.rmdir()
         except OSError:

@@ -10,11 +10,14 @@ import json
 import logging
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 from backends.system import clock
+from plugin.errors import FencingError
 from plugin.fencing.client import Guard
 from plugin.fencing.held import HeldVolume
+from plugin.fencing.pausing import Paused, Pausing
 
 RENEWAL_INTERVAL_S = 0.3
 
@@ -27,8 +30,22 @@ def renew(guard: Guard, volumes: list[dict], ttl_s: float) -> None:
         clock.pause(RENEWAL_INTERVAL_S)
 
 
-def answer(guard: Guard, request: dict) -> object:
+def pause(guard: Guard, request: dict, pauses: ExitStack) -> str:
+    """Begin or end a pause; return why it is none, "" if it is one."""
+    try:
+        if request["op"] == "pause":
+            pauses.enter_context(Pausing(guard).paused(request["id"], Paused()))
+        else:
+            pauses.close()
+    except FencingError as error:
+        return str(error)
+    return ""
+
+
+def answer(guard: Guard, request: dict, pauses: ExitStack) -> object:
     match request["op"]:
+        case "pause" | "resume":
+            return pause(guard, request, pauses)
         case "hold":
             return dict(guard.hold([HeldVolume(**v) for v in request["volumes"]]))
         case "renew":
@@ -47,9 +64,10 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr)
     guard = Guard(Path(sys.argv[1]))
     guard.start()
+    pauses = ExitStack()
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(guard, json.loads(line))), flush=True)
+        print(json.dumps(answer(guard, json.loads(line), pauses)), flush=True)
     guard.close()
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from backends.system.mountinfo import parse_mountinfo
 from plugin.fencing.held import HeldVolume
 from tests.support.host import REPOSITORY, wait_until
+from tests.support.processes import signal_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -198,9 +199,7 @@ def guard_pids(run_dir: Path) -> list[int]:
 
 
 def kill_guard(run_dir: Path) -> None:
-    for pid in guard_pids(run_dir):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    signal_all(guard_pids(run_dir), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,9 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,11 +25,14 @@ from tests.support import images
 from tests.support.journal_trees import VOLUME, replicate
 from tests.support.mariadb import DEADLINE_S, Server
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.pausing import control_group, joining, paused_owner
 from tests.support.processes import stopped
 from tests.support.watching import make_root
 
 COMMITS_FEW, COMMITS = 3, int(os.environ.get("REMORA_DATABASE_COMMITS", "20"))
 LONG = (pytest.mark.long, pytest.mark.timeout(3600))
+# With containers that stand still for each commit.
+OF_ONE_MOMENT = {*ATOMIC, "xfs"}
 SEED = int(os.environ.get("REMORA_SEED", "1"))
 # So many rows in a transaction that the server writes its pages and its log's head all
 # the time, also where a commit of its own takes long.
@@ -42,7 +47,7 @@ SELECT {1};
 """
 
 
-@pytest.fixture(params=["ext4", "btrfs"])
+@pytest.fixture(params=["ext4", "btrfs", "xfs"])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     enter_private_mounts()
     with loop_filesystem(tmp_path, request.param, size="4G") as disk:
@@ -50,13 +55,40 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[tuple[Server, Server]]:
+def group() -> Iterator[Path]:
+    with control_group() as group:
+        yield group
+
+
+@pytest.fixture
+def servers(tmp_path: Path, group: Path) -> Iterator[tuple[Server, Server]]:
+    """Return one that writes, in *group*, and one to try what has become of that."""
     if missing := images.missing():
         pytest.skip(f"needs {missing}")
-    pair = Server(tmp_path / "one"), Server(tmp_path / "other")
+    pair = (
+        Server(tmp_path / "one", lambda *argv: joining(group, *argv)),
+        Server(tmp_path / "other"),
+    )
     yield pair
     for each in pair:
         each.end()
+
+
+@contextmanager
+def copying(disk: Path, member: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
+    """Yield where a server is to write on *disk*, and what commits that to *member*."""
+    if disk.name == "xfs":
+        with paused_owner(disk) as owner:
+            yield owner.mounted, partial(owner.replicate, member)
+            print(owner.facts)
+        return
+    home = disk / "owner"
+    home.mkdir()
+    live = make_root(home / "live")
+    one, other = Journal(home, VOLUME), Journal(member, VOLUME)
+    yield live, partial(replicate, one, other)
+    one.close()
+    other.close()
 
 
 def acknowledged(rows: Path) -> int:
@@ -69,17 +101,13 @@ def acknowledged(rows: Path) -> int:
 def test_a_database_starts_from_what_the_member_has(
     disk: Path,
     servers: tuple[Server, Server],
+    group: Path,
     tmp_path: Path,
     commits: int,
 ) -> None:
-    home, other = disk / "owner", tmp_path / "member"
-    home.mkdir()
-    make_root(home / "live")
+    other = tmp_path / "member"
     (other / "live").mkdir(parents=True)
-    owner, member = Journal(home, VOLUME), Journal(other, VOLUME)
     writing, trying = servers
-    writing.open(home / "live")
-    assert writing.told(SCHEMA).returncode == 0
     script, rows = tmp_path / "script", tmp_path / "rows"
     ends = range(ROWS_EACH, ROWS_EACH * TRANSACTIONS, ROWS_EACH)
     script.write_text(
@@ -87,13 +115,20 @@ def test_a_database_starts_from_what_the_member_has(
     )
     chance = random.Random(SEED)
     damages = []
-    with script.open() as given, rows.open("wb") as printed:
-        client = subprocess.Popen(writing.client(), stdin=given, stdout=printed)
-    try:
+    with copying(disk, other) as (live, commit), ExitStack() as stack:
+        writing.open(live)
+        stack.callback(writing.end)
+        assert writing.told(SCHEMA).returncode == 0
+        with script.open() as given, rows.open("wb") as printed:
+            command = joining(group, *writing.client())
+            client = subprocess.Popen(command, stdin=given, stdout=printed)
+        stack.callback(client.wait)
+        stack.callback(client.kill)
+        commit()  # the first one takes long, and is of no one moment
         for number in range(commits):
             time.sleep(chance.uniform(0.3, 3))
             before = acknowledged(rows)
-            replicate(owner, member)
+            assert commit() in (None, "snapshot")
             assert client.poll() is None
             try:
                 # A trial takes longer than all the rest.
@@ -103,13 +138,8 @@ def test_a_database_starts_from_what_the_member_has(
                 damages.append(f"commit {number}: {error}")
             else:
                 assert before <= last <= acknowledged(rows) + ROWS_EACH
-    finally:
-        client.kill()
-        client.wait()
-        owner.close()
-        member.close()
     print(f"{disk.name}: started from {commits - len(damages)} of {commits} commits")
-    if disk.name in ATOMIC:
+    if disk.name in OF_ONE_MOMENT:
         assert not damages, damages[0]
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from backends.system.clock import Deadline
 from plugin.errors import NotOwnerError
+from plugin.fencing.client import Guard
+from plugin.fencing.pausing import NotPausedError, Paused, Pausing
 from plugin.ownership.holders import Holders
 from plugin.peers.channel import Peers
 from plugin.peers.sharing import SharedSsh
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
+from plugin.replication.moments import Moments
+from plugin.replication.pauses import Pauses
 from plugin.replication.placement import Placement
 from plugin.replication.progress import Progress
 from plugin.replication.sending import Sending
@@ -39,7 +45,10 @@ def syncing_of(world: World, journals: Journals, sockets: Path) -> Syncing:
             replace_after_s=None,
             interval_s=60,
         ),
-        looking=Looking(journals, interval_s=600),
+        moments=Moments(
+            *(Looking(journals, interval_s=600), Pauses()),
+            Pausing(Guard(world.home / "guard")).paused,
+        ),
     )
 
 
@@ -69,3 +78,32 @@ def test_a_commit_that_fails_loses_no_change(tmp_path: Path) -> None:
         assert journal.manifest.get(b"000") is None
     journals.close()
     world.close()
+
+
+def test_a_pause_that_fails_loses_no_change(tmp_path: Path) -> None:
+    enter_private_mounts()
+    world = World(tmp_path, "alpha")
+    world.volumes.creation.create("v", {"consistency": "pause"})
+    live = world.mount()
+    record = world.volumes.views.existing("v").record
+    journals = Journals(world.pool, world.ownership.copy_states)
+
+    @contextmanager
+    def broken(volume_id: str, paused: Paused) -> Iterator[None]:
+        del volume_id, paused
+        (live / "late").write_text("written before they stood still")
+        yield
+        raise NotPausedError("they did not stand still for long enough")
+
+    moments = Moments(Looking(journals, interval_s=600), Pauses(), broken)
+    with journals.using(record, Deadline(30)) as journal:
+        for number in range(1, 4):
+            (live / "early").write_text(str(number))
+            changes = moments.looking.look(record, journal)
+            journal.record(moments.take(record, journal, changes), (1, number))
+            assert journal.quality() == "fuzzy"
+            if number == 1:
+                assert journal.manifest.get(b"late") is None
+        assert journal.manifest.get(b"late") is not None
+    assert not list(world.pool.pool.volumes.glob("*/outbox"))
+    journals.close()

@@ -24,6 +24,7 @@ from backends.rsync.journal.journal import Journal
 from tests.protocol.node import wait_until
 from tests.support.journal_trees import VOLUME, replicate
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.pausing import control_group, joining, paused_owner
 from tests.support.watching import make_root
 
 FILES = 40
@@ -61,17 +62,26 @@ def two_copies(
     (other / "live").mkdir(parents=True)
     owner, member = Journal(home, VOLUME), Journal(other, VOLUME)
     durably = str(os.O_DSYNC if subvolume else 0)
-    arguments = [sys.executable, "-S", "-c", _WRITE, home / "live", durably]
+    arguments = [sys.executable, "-S", "-c", _WRITE, str(home / "live"), durably]
+    try:
+        with running(arguments, home / "live"):
+            yield owner, member
+    finally:
+        owner.close()
+        member.close()
+
+
+@contextmanager
+def running(arguments: list[str], live: Path) -> Iterator[None]:
+    """Have a writer run, once it has written all of its files."""
     writer = subprocess.Popen(arguments)
     try:
-        last = home / f"live/{FILES - 1:02}"
+        last = live / f"{FILES - 1:02}"
         wait_until(lambda: last.exists() and last.stat().st_size, "all are written")
-        yield owner, member
+        yield
     finally:
         writer.kill()
         writer.wait()
-        owner.close()
-        member.close()
 
 
 def torn(directory: Path) -> list[int]:
@@ -100,3 +110,27 @@ def test_copies_of_files_are_not(disk: Path, tmp_path: Path) -> None:
             assert owner.quality() == "fuzzy"
             if torn(member.live):
                 return
+
+
+@pytest.mark.parametrize(("kind", "consistency"), [("xfs", ""), ("ext4", "pause")])
+def test_files_that_are_copied_while_nobody_runs_are(
+    tmp_path: Path, kind: str, consistency: str
+) -> None:
+    enter_private_mounts()
+    home, seen = tmp_path / "member", set()
+    (home / "live").mkdir(parents=True)
+    with (
+        loop_filesystem(tmp_path, kind) as disk,
+        control_group() as group,
+        paused_owner(disk, consistency) as owner,
+    ):
+        command = joining(group, sys.executable, "-S", "-c", _WRITE, owner.mounted, "0")
+        with running(command, owner.mounted):
+            owner.replicate(home)  # it says what it lacks, which takes a while
+            for _ in range(COMMITS):
+                assert owner.replicate(home) == "snapshot", owner.facts
+                assert not torn(home / "live")
+                seen.add((home / "live/00").read_bytes())
+        assert owner.facts.count == COMMITS + 1
+        print(owner.facts)
+    assert len(seen) > COMMITS // 2

@@ -11,7 +11,6 @@ goodbye.
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.host import SYSTEM_PATH
+from tests.support.processes import signal_all
 
 from .kernels import FIRST_ARGUMENTS, memory_directory
 
@@ -102,8 +102,7 @@ class Kernel:
         """Return when every process of the kernel has been killed and is gone."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         with contextlib.suppress(OSError):
-            for pid in children.read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
+            signal_all(map(int, children.read_text().split()), signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 from tests.support.host import SYSTEM_PATH
+from tests.support.processes import signal_all
 
 from . import kernels
 from .kernel import END_DEADLINE_S
@@ -231,10 +232,8 @@ def sweep_leftovers() -> None:
         owner, _, _ = work.name.rpartition("-")
         pid = owner.partition("-")[0]
         if pid.isdigit() and _identity(int(pid)) != owner:
-            for process in processes_of(work):
-                # The kernel has ended them or is about to; this is for the rest.
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            # The kernel has ended them or is about to; this is for the rest.
+            signal_all(processes_of(work), signal.SIGKILL)
             shutil.rmtree(work, ignore_errors=True)
 
 

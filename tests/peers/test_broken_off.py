@@ -17,7 +17,7 @@ from plugin.replication.progress import Progress
 from plugin.replication.transfer import RsyncTransfer
 from tests.support.host import wait_until
 from tests.support.peers import COMMAND_DEADLINE_S, VOLUME, PeerNode
-from tests.support.processes import command, descendants, with_open
+from tests.support.processes import command, descendants, signal_all, with_open
 
 NODES = tuple[PeerNode, PeerNode]
 MIB = 2**20
@@ -77,9 +77,8 @@ def break_off(first: PeerNode, second: PeerNode, source: Path, commit: Commit) -
             timeout_s=COMMAND_DEADLINE_S,
             what="most of it has come",
         )
-        for pid in descendants(os.getpid()):
-            if command(pid) == "ssh":
-                os.kill(pid, signal.SIGKILL)
+        ours = descendants(os.getpid())
+        signal_all([pid for pid in ours if command(pid) == "ssh"], signal.SIGKILL)
         with pytest.raises(RemoraError):
             sending.result(COMMAND_DEADLINE_S)
     first.peers.ssh = usual
@@ -116,8 +115,7 @@ def test_the_rest_is_sent_after_rsync_was_killed(nodes: NODES) -> None:
             timeout_s=COMMAND_DEADLINE_S,
             what="most of it has come",
         )
-        for pid in with_open(second.staging.lock):
-            os.kill(pid, signal.SIGKILL)
+        signal_all(with_open(second.staging.lock), signal.SIGKILL)
         with pytest.raises(RemoraError):
             sending.result(COMMAND_DEADLINE_S)
     partial.make_ready(second.staging.directory, second.staging.basis)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -23,7 +22,13 @@ from plugin.peers.sshd import PeerSshd
 from tests.support.host import REPOSITORY, wait_until
 from tests.support.namespaces import enter_private_mounts
 from tests.support.peers import PORT, VOLUME, PeerNode, require_programs
-from tests.support.processes import command, descendants, gone, with_argument
+from tests.support.processes import (
+    command,
+    descendants,
+    gone,
+    signal_all,
+    with_argument,
+)
 
 NODES = tuple[PeerNode, PeerNode]
 SERVER = "--server -lHogDtpAXIRSe.LsfxCIvu -@-1 --numeric-ids"
@@ -140,8 +145,7 @@ def test_one_that_dies_is_started_again(
     node.start()
     for _ in range(2):
         before = processes(node)
-        for pid in before:
-            os.kill(pid, signal.SIGKILL)
+        signal_all(before, signal.SIGKILL)
         wait_until(partial(gone, before), timeout_s=20, what="it is dead")
         wait_until(lambda: answers(node.address), timeout_s=30, what="it is back")
         node.await_sshd()

@@ -253,9 +253,8 @@ class Node:
         self._holder.wait(timeout=STOP_DEADLINE_S)
         self._holder.stdout.close()
         # In a cluster a guard outlives its daemon.
-        for pid in processes.with_argument(str(self.directory)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        ours = processes.with_argument(str(self.directory))
+        processes.signal_all(ours, signal.SIGKILL)
         # A command of the daemon's that died with it may be deleting there still.
         subprocess.run(["rm", "-rf", "--", self.directory], check=True, timeout=60)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,18 +47,21 @@ def command(pid: int) -> str:
     return ""
 
 
+def signal_all(pids: Iterable[int], number: int) -> None:
+    """Send the signal to all *pids*; some may have ended, by the end of others too."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 @contextmanager
 def stopped(pids: Collection[int]) -> Iterator[None]:
-    """Have the processes *pids* stand still meanwhile; some may end before the rest."""
+    """Have the processes *pids* stand still meanwhile."""
     try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        signal_all(pids, signal.SIGSTOP)
         yield
     finally:
-        for pid in pids:
-            # One that goes on may be what ends the next.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        signal_all(pids, signal.SIGCONT)
 
 
 def gone(pids: list[int]) -> bool:

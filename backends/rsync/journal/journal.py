@@ -14,7 +14,8 @@ members that stand at one base; a member *stages*, *marks* and *applies*. Which 
 there are, and who may send them, is the caller's to know.
 
 On btrfs both keep the last commit as a snapshot: the owner looks at and sends from what
-stands still. Elsewhere, files are copied while others write to them.
+stands still. Elsewhere, files are copied while others write to them, or set aside
+before it is recorded, while nobody does (`moment.py`).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from backends.rsync.journal.entries import UNWRITTEN, Commit, certain
 from backends.rsync.journal.fitting import forget_unfit
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import DamagedManifestError, Manifest, Part
+from backends.rsync.journal.moment_taking import MomentTaking
 from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import Package, Packing
 from backends.rsync.journal.portions import used_bytes
@@ -71,6 +73,9 @@ class Journal:
         self.manifest = self._open()
         self._large_files = LargeFiles(home)
         self._packing: Packing | None = None
+        self.moments = MomentTaking(self.live, self._large_files, self._look_at)
+        # Whether the commit's files are of one moment, without a snapshot.
+        self._is_moment = False
         # How long large files were read to find what has changed in them.
         self.reading_s = 0.0
         # Whether the last look was at all names; those that others have found since.
@@ -82,6 +87,7 @@ class Journal:
         self.manifest.close()
         if self.by_snapshot:
             self._commits.drop()
+        self.moments.drop()
         self.unpack()
 
     def commit(self) -> Commit:
@@ -109,18 +115,23 @@ class Journal:
 
         """
         self._at_all = self._grown_bytes > _GROWN_MAX_BYTES
+        self.moments.drop()
         if self.by_snapshot:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
         self._at_all |= hints.everything or self.commit() == UNWRITTEN
-        if self._at_all:
-            changes = scan_all(self.live, self.manifest, max_names=self._max_names)
-        else:
-            changes = scan_paths(
-                *(self.live, self.manifest, hints.paths),
-                trees=hints.trees,
-                max_names=self._max_names,
-            )
+        if not self._at_all:
+            return self._look_at(hints)
+        changes = scan_all(self.live, self.manifest, max_names=self._max_names)
+        return _certain(changes, begun_ns)
+
+    def _look_at(self, hints: Hints) -> Changes:
+        begun_ns = wall_ns()
+        changes = scan_paths(
+            *(self.live, self.manifest, hints.paths),
+            trees=hints.trees,
+            max_names=self._max_names,
+        )
         return _certain(changes, begun_ns)
 
     def _look_at_snapshot(self, hints: Hints) -> Changes:
@@ -149,6 +160,7 @@ class Journal:
 
     def record(self, changes: Changes, commit: Commit) -> None:
         """Make *changes* the commit; what is not in them is as it was."""
+        self._is_moment = self.moments.moment is not None
         moments = None
         forget_unfit(self.home)
         if self.by_snapshot:
@@ -180,7 +192,8 @@ class Journal:
 
     def quality(self) -> Literal["fuzzy", "snapshot"]:
         """Return "snapshot" if the commit's files are of one moment, else "fuzzy"."""
-        return "fuzzy" if self.source() == self.live else "snapshot"
+        is_one = self._is_moment or self.source() != self.live
+        return "snapshot" if is_one else "fuzzy"
 
     def pack(
         self,
@@ -193,9 +206,11 @@ class Journal:
         commit = self.manifest.commit()
         self.unpack()
         self._packing = Packing(
-            self.home, self._volume_id, self.manifest, self._commits.of(commit)
+            *(self.home, self._volume_id, self.manifest),
+            source=self.moments.moment or self._commits.of(commit),
         )
         self._packing.pack((base, *others), only=only, valid=valid)
+        self._is_moment &= not self._packing.is_live
         self.reading_s += self._packing.reading_s
         return self._packing.package(base)
 

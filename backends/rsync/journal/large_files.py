@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from backends.errors import BackendError
@@ -52,6 +52,10 @@ class LargeFiles:
         self.log = RangeLog(home / "ranges")
         self.bases = BaseClones(home / "bases")
         self.indexes = BlockIndexes(home / "indexes")
+
+    def base_of(self, before: Entry) -> AbstractContextManager[int | None]:
+        """Yield the file as it was searched last, open; None if that is not kept."""
+        return self.bases.opened(before.path, self.log.content_of(before))
 
     def note(
         self,

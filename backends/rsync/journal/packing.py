@@ -20,7 +20,9 @@ from backends.rsync.journal.delta import Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known, recounted
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.moment import Moment
 from backends.rsync.journal.outbox import (
+    OUTBOX_NAME,
     Filled,
     fill,
     fill_from,
@@ -34,7 +36,6 @@ from backends.rsync.journal.staging import LIVE_NAME
 from backends.system.beneath import Beneath
 
 DELTA_NAME: Final = "delta"
-OUTBOX_NAME: Final = "outbox"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +56,15 @@ class Packing:
     """
     The commit of *manifest*, of the volume *volume_id* in *home*.
 
-    Its files are in *snapshot*, if there is one.
+    Its files are in *source*, a snapshot or a moment, or else in the live directory.
     """
 
     def __init__(
-        self, home: Path, volume_id: str, manifest: Manifest, snapshot: Path | None
+        self,
+        home: Path,
+        volume_id: str,
+        manifest: Manifest,
+        source: Path | Moment | None,
     ) -> None:
         self.outbox: Path | None = None
         self._home = home
@@ -67,10 +72,12 @@ class Packing:
         self._volume_id = volume_id
         self._manifest = manifest
         self._commit = manifest.commit()
-        self._snapshot = snapshot
+        self._source = source
         self._kept = LargeFiles(home)
         self._ranges = RangePacking(self._kept)
         self.reading_s = 0.0
+        # Whether files were copied from the live directory.
+        self.is_live = False
         self._paths: Sequence[bytes] = ()
         # The paths that are to be sent, by base.
         self._by_base: Mapping[Commit | None, set[bytes]] = {}
@@ -100,27 +107,39 @@ class Packing:
             CopyError: there is not enough space for the copies.
 
         """
-        self._by_base = {each: self._wanted(each, only) for each in bases}
+        manifest, filled = self._manifest, None
+        self._by_base = {each: wanted(manifest, each, only) for each in bases}
         self._paths = sorted(set[bytes]().union(*self._by_base.values()))
-        self.outbox = outbox = new_outbox(self._home / OUTBOX_NAME)
         self._ranges.plan(self._known(self._paths), self._by_base, only)
-        if self._snapshot:
-            fill_from(self._snapshot, outbox)
+        if isinstance(self._source, Moment) and self._source.has(self._paths):
+            self.outbox = outbox = self._source.take()
+            with writing(outbox):
+                self._ranges.search(outbox, self._commit)
         else:
-            filled = self._fill(outbox, only)
+            self.outbox = outbox = new_outbox(self._home / OUTBOX_NAME)
+            if isinstance(self._source, Path):
+                fill_from(self._source, outbox)
+            else:
+                filled = self._fill(outbox, only)
         if not valid():
             raise BackendError("the volume has changed hands meanwhile")
-        if self._snapshot:
-            with Beneath(self._snapshot) as tree:
-                counted_anew = recounted(tree, self._known(only))
-            self._manifest.record(counted_anew, (), commit=self._commit)
-        else:
-            self._manifest.record(filled.entries, filled.gone, commit=self._commit)
-            self._ranges.keep(self._commit)
-            if None in self._by_base:
-                self._kept.adopt(self._live, self._manifest)
+        self._record(filled, only)
         with writing(outbox):
             self._redo = self._ranges.write(outbox, self._commit)
+
+    def _record(self, filled: Filled | None, lacked: Collection[bytes]) -> None:
+        """Record the files as they are sent."""
+        self.is_live = filled is not None
+        if filled is not None:
+            self._manifest.record(filled.entries, filled.gone, commit=self._commit)
+            if None in self._by_base:
+                self._kept.adopt(self._live, self._manifest)
+        if isinstance(self._source, Path):
+            with Beneath(self._source) as tree:
+                counted_anew = recounted(tree, self._known(lacked))
+            self._manifest.record(counted_anew, (), commit=self._commit)
+        else:
+            self._ranges.keep(self._commit)
 
     def _fill(self, outbox: Path, lacked: Collection[bytes]) -> Filled:
         """
@@ -152,40 +171,55 @@ class Packing:
         if outbox is None:
             raise BackendError("nothing is packed")
         header = Header(volume=self._volume_id, base=base, commit=self._commit)
-        named, deletions = self._after(base)
+        named, deletions = after(self._manifest, base)
         with writing(outbox):
             write_delta(outbox / DELTA_NAME, header, named, deletions)
-        wanted, led_on = self._by_base[base], set[bytes]()
+        sent, led_on = self._by_base[base], set[bytes]()
         if base is not None:
             # What others lacked has been copied and recorded anew: it is sent to all.
-            wanted = wanted.union(entry.path for entry in self._after(base)[0])
+            sent = sent.union(e.path for e in after(self._manifest, base)[0])
             led_on = {path for path, oldest in self._redo.items() if oldest <= base}
-        chosen = self._known(path for path in self._paths if path in wanted)
+        chosen = self._known(path for path in self._paths if path in sent)
         names, size_bytes = listed(outbox, chosen, led_on)
         delta = f"{DELTA_NAME}\0".encode()
         return Package(outbox, self._commit, delta + names, size_bytes)
-
-    def _wanted(self, base: Commit | None, only: Collection[bytes]) -> set[bytes]:
-        """Return the paths whose contents are to be sent, files with all names."""
-        since = self._after(base)[0] if base is not None else ()
-        found, inodes = set[bytes](), set[int]()
-        for entry in chain((known.entry for known in self._known(only)), since):
-            found.add(entry.path)
-            if entry.links:
-                inodes.add(entry.links)
-        for inode in inodes:
-            found.update(self._manifest.names(inode))
-        return found
 
     def _known(self, paths: Iterable[bytes]) -> Iterator[Known]:
         """Yield what the manifest knows of *paths*."""
         return filter(None, map(self._manifest.get, paths))
 
-    def _after(self, base: Commit | None) -> tuple[Iterator[Entry], Iterator[bytes]]:
-        """Return what the delta from *base* names; without one, everything."""
-        if base is None:
-            return (known.entry for known in self._manifest.all()), iter(())
-        since = self._manifest.since(base)
-        if since is None:
-            raise BackendError(f"what has changed since {base} is not known")
-        return since
+
+def wanted(
+    manifest: Manifest, base: Commit | None, only: Collection[bytes]
+) -> set[bytes]:
+    """
+    Return the paths whose contents are to be sent to who is at *base*, or lacks *only*.
+
+    Files have all their names.
+
+    Raises:
+        BackendError: the base is too old or not known.
+
+    """
+    since = after(manifest, base)[0] if base is not None else ()
+    lacked = (each.entry for each in map(manifest.get, only) if each is not None)
+    found, inodes = set[bytes](), set[int]()
+    for entry in chain(lacked, since):
+        found.add(entry.path)
+        if entry.links:
+            inodes.add(entry.links)
+    for inode in inodes:
+        found.update(manifest.names(inode))
+    return found
+
+
+def after(
+    manifest: Manifest, base: Commit | None
+) -> tuple[Iterator[Entry], Iterator[bytes]]:
+    """Return what the delta from *base* names; without one, everything."""
+    if base is None:
+        return (known.entry for known in manifest.all()), iter(())
+    since = manifest.since(base)
+    if since is None:
+        raise BackendError(f"what has changed since {base} is not known")
+    return since
