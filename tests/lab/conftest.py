@@ -82,7 +82,7 @@ def shared_cluster(
     etcd_nodes = getattr(request.module, "ETCD_NODES", cluster_module.NAMES)
     settings = getattr(request.module, "SETTINGS", {})
     own = (etcd_nodes, settings) != (cluster_module.NAMES, {})
-    assert not (own and topology_of(request.module).shared_as), "it needs its own lab"
+    assert not (own and labs.is_shared), "it needs its own lab"
 
     def started() -> Cluster:
         cluster = Cluster(shared_lab, etcd_nodes, settings)

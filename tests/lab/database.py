@@ -26,7 +26,13 @@ STOP_DEADLINE_S: Final = 90.0
 CLIENT_DEADLINE_S: Final = 90.0
 READY: Final = "ready for connections"
 # Filesystems on which a commit of a running database is of one moment.
-ATOMIC: Final = frozenset({"btrfs"})
+ATOMIC: Final = frozenset({"btrfs", "xfs"})
+# As a container's: the plugin can have all that is in it stand still.
+JOIN: Final = r"""
+mkdir -p /sys/fs/cgroup/unified/database
+echo $$ > /sys/fs/cgroup/unified/database/cgroup.procs
+exec "$@"
+"""
 ENTER: Final = r"""
 root=$1 data=$2
 mount -t tmpfs tmpfs "$root/run"
@@ -55,14 +61,17 @@ CREATE TABLE IF NOT EXISTS shop.entries
 CREATE TABLE IF NOT EXISTS shop.ledger
     (hash BINARY(16) NOT NULL, number INT, PRIMARY KEY (hash, number)) ENGINE = InnoDB;
 """
+ROW: Final = """
+INSERT INTO shop.entries VALUES ({0}, REPEAT(LPAD({0}, 8, '0'), 300));
+INSERT INTO shop.ledger VALUES (UNHEX(MD5({0})), {0});
+"""
 # What is printed is known outside the node at once. The pause keeps the volume small.
 TRANSACTION: Final = """
 BEGIN;
-INSERT INTO shop.entries VALUES ({0}, REPEAT(LPAD({0}, 8, '0'), 300));
-INSERT INTO shop.ledger VALUES (UNHEX(MD5({0})), {0});
+{rows}
 COMMIT;
-SELECT {0}, UNIX_TIMESTAMP(NOW(6));
-DO SLEEP({1});
+SELECT {last}, UNIX_TIMESTAMP(NOW(6));
+DO SLEEP({pause_s});
 """
 CHECK: Final = """
 CHECK TABLE shop.entries EXTENDED;
@@ -140,10 +149,18 @@ class Database(Service):
         )
         return last_row_of(done, self._tail())
 
-    def insert(self, first: int, count: int, *, pause_s: float = 0.0) -> Client:
-        """Return a client that inserts *count* rows, one transaction each."""
-        numbers = range(first, first + count)
-        script = "".join(TRANSACTION.format(each, pause_s) for each in numbers)
+    def insert(
+        self, first: int, count: int, *, rows_each: int = 1, pause_s: float = 0.0
+    ) -> Client:
+        """Return a client that inserts *count* rows, *rows_each* in a transaction."""
+        script = "".join(
+            TRANSACTION.format(
+                rows="".join(map(ROW.format, range(at, at + rows_each))),
+                last=at + rows_each - 1,
+                pause_s=pause_s,
+            )
+            for at in range(first, first + count, rows_each)
+        )
         return Client(self.node.popen(self._client(), stdin=script.encode()))
 
     def _query(self, script: str) -> str:
@@ -154,12 +171,14 @@ class Database(Service):
 
     def _client(self) -> list[str]:
         return [
+            *("sh", "-euc", JOIN, "join"),
             *("nsenter", f"--mount=/proc/{self.pid}/ns/mnt", "--"),
             *("chroot", str(self._root), "mariadb", "-N", "-B", "--unbuffered"),
         ]
 
     def _argv(self) -> list[str]:
         return [
+            *("sh", "-euc", JOIN, "join"),
             *("unshare", "--mount", "--propagation", "private", "--"),
             *("sh", "-euc", ENTER, "enter", str(self._root), self._data),
         ]
@@ -193,7 +212,7 @@ def last_row_of(done: subprocess.CompletedProcess[str], log: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """A row whose COMMIT has returned, and when: the node's wall clock."""
+    """The last row of a COMMIT that has returned, and when: the node's wall clock."""
 
     number: int
     at_s: float

@@ -132,6 +132,7 @@ def mount_system(config: dict) -> None:
             name = line.split()[0]
             mount("cgroup", f"/sys/fs/cgroup/{name}", options=name)
     mount("cgroup", "/sys/fs/cgroup/systemd", options="none,name=systemd")
+    mount("cgroup2", "/sys/fs/cgroup/unified")
     for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1")):
         os.symlink(f"/proc/self/{target}", f"/dev/{name}")
     os.symlink("/proc/self/fd/2", "/dev/stderr")

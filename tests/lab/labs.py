@@ -27,6 +27,11 @@ class Labs:
         # What was set up on the lab, by name, and how it is ended.
         self._parts: dict[str, tuple[Any, Callable[[], object]]] = {}
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the lab may be other modules', too."""
+        return self._topology is not None and bool(self._topology.shared_as)
+
     def lab(self, topology: Topology) -> Lab:
         """Return the lab of *topology*; one of another topology ends."""
         if self._lab is not None and topology.shared_as and topology == self._topology:
