@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from backends.rsync.journal import portions
+from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes
@@ -41,6 +43,14 @@ def journal(home: Path) -> Journal:
 
 def write(path: Path, size_bytes: int) -> None:
     path.write_bytes(os.urandom(size_bytes))
+
+
+def write_unseen(path: Path, content: bytes) -> None:
+    """Write *content*, and put the times back."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_a_commit_of_more_than_there_is_room_for(pool: Path, tmp_path: Path) -> None:
@@ -87,6 +97,41 @@ def test_a_portion_is_followed_by_what_is_lacked_and_what_is_after(
                 break
         assert copied == [["a", "b"], ["c", "d"], ["e"]]
         owner.unpack()
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+
+
+def test_a_file_that_came_in_a_portion_before_it_was_written_again(
+    small: Path, tmp_path: Path
+) -> None:
+    """It does not fit beside what has grown, and its size and times tell nothing."""
+    with (
+        closing(journal(small / "owner")) as owner,
+        closing(journal(tmp_path / "member")) as member,
+    ):
+        for name in "abcd":
+            write(owner.live / name, 3 * MIB)
+        replicate(owner, member)
+        base = member.commit()
+        os.sync()
+        write(small / "filler", free_bytes(small)[1] - 13 * MIB)
+        for name in "bcd":
+            write_unseen(owner.live / name, b"old")
+        arrivals, missing = Arrivals.begun(base), set[bytes]()
+        for number in range(4):
+            before = owner.commit()
+            owner.record(owner.look(EVERYTHING), (1, before[1] + 1))
+            missing |= owner.changed_since(before)
+            package = owner.pack(base, only=missing)
+            missing = set(carry(package, member, arrivals=arrivals))
+            owner.unpack()
+            if number and not missing:
+                break
+            if not number:
+                assert missing == {b"d"}
+                for name in "abc":
+                    write_unseen(owner.live / name, b"new")
+                time.sleep(0.15)  # their ctimes are believed
         member.apply()
         assert shape(member.live) == shape(owner.live)
 
