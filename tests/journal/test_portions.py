@@ -13,6 +13,7 @@ import pytest
 from backends.rsync.journal import portions
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.system.copy_file import can_share
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
@@ -134,6 +135,42 @@ def test_a_file_that_came_in_a_portion_before_it_was_written_again(
                 time.sleep(0.15)  # their ctimes are believed
         member.apply()
         assert shape(member.live) == shape(owner.live)
+
+
+@pytest.mark.parametrize("pool", ["ext4", "xfs"], indirect=True)
+def test_what_changes_in_a_large_file_leaves_room_for_others(
+    pool: Path, tmp_path: Path
+) -> None:
+    """It is sent whole where copies cost nothing, and nothing of it stays."""
+    with (
+        closing(journal(pool / "owner")) as owner,
+        closing(journal(tmp_path / "member")) as member,
+    ):
+        write(owner.live / "db", 24 * MIB)
+        for number in range(2):
+            write_unseen(owner.live / "db", b"settled%d" % number)
+            replicate(owner, member)
+        write_unseen(owner.live / "db", os.urandom(22 * MIB))
+        os.sync()
+        write(pool / "filler", free_bytes(pool)[1] - 32 * MIB)
+        owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+        if can_share(pool):
+            package = owner.pack(member.commit())
+            assert package.names == b"delta\0tree/db\0"
+            assert carry(package, member) == []
+        else:
+            with pytest.raises(CopyError, match="24 MiB and"):
+                owner.pack(member.commit())
+        assert not [*owner.home.glob("outbox/*/redo/db")]
+        owner.unpack()
+        if member.staging.marked():
+            member.apply()
+            assert shape(member.live) == shape(owner.live)
+            # What is a small part of what is left may be taken.
+            write(pool / "more", free_bytes(pool)[1] - 8 * MIB)
+            write_unseen(owner.live / "db", b"small")
+            owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+            assert owner.pack(member.commit()).names == b"delta\0redo/db\0"
 
 
 def test_one_file_that_never_fits_is_an_error(small: Path) -> None:

@@ -43,10 +43,11 @@ _TRIES_MAX: Final = 4
 _SMALL_MAX_BYTES: Final = 16 * 2**20
 # Holes in smaller files are not looked for. Source: stat(2), st_blocks.
 SPARSE_FROM_BYTES: Final = 16 * 2**20
-_SECTOR_BYTES: Final = 512
+SECTOR_BYTES: Final = 512
 # What stays free for others: a part of the filesystem, but no more than so much.
 _RESERVE: Final = 20
 _RESERVE_BYTES_MAX: Final = 4 * 2**30
+_SMALL_PART: Final = 16
 # What is to come without a size may be deletions, which a full disk needs most.
 _LEAST_BYTES: Final = 2**20
 
@@ -93,6 +94,17 @@ def room_bytes(path: Path) -> int:
     """Return how much more fits on *path*'s filesystem, with the reserve to spare."""
     total, available = free_bytes(path)
     return available - _reserve_bytes(total)
+
+
+def left_free_bytes(path: Path) -> int:
+    """
+    Return what has to stay free on *path*'s filesystem when a redo file is written.
+
+    A small part of what is free may be taken in any case: to send the file whole, for
+    lack of room here, costs much elsewhere.
+    """
+    total, available = free_bytes(path)
+    return min(_reserve_bytes(total), available - available // _SMALL_PART)
 
 
 def _reserve_bytes(total_bytes: int) -> int:
@@ -164,7 +176,7 @@ def held_bytes(tree: Beneath, entry: Entry) -> int:
     if status is None:
         return 0
     refusals.require_few_holes(entry.path, status)
-    return min(entry.size, status.st_blocks * _SECTOR_BYTES)
+    return min(entry.size, status.st_blocks * SECTOR_BYTES)
 
 
 def listed(

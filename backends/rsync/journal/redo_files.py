@@ -75,11 +75,21 @@ class Made:
     commit: Commit
 
 
-def created(tree: Beneath, path: bytes) -> int:
-    """Return a new file *path* in *tree*, opened; the caller closes it."""
+@contextmanager
+def writing_redo(tree: Beneath, path: bytes) -> Iterator[int]:
+    """Yield a new file *path* in *tree*, opened; if the block fails, it goes."""
     directory, name = tree.at(path, make=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    return os.open(name, flags, 0o600, dir_fd=directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+    redo = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        yield redo
+    except BaseException:
+        # The file's copy needs the room.
+        directory, name = tree.at(path)
+        os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(redo)
 
 
 def write_redo(
@@ -98,15 +108,12 @@ def write_redo(
     """
     size = os.fstat(source).st_size
     within = ((at, min(length, size - at)) for at, length in ranges if at < size)
-    redo = created(tree, made.path)
-    try:
+    with writing_redo(tree, made.path) as redo:
         writer = DataWriter(redo)
         writer.copy(source, within)
         writer.finish(made.path, made.base, made.commit, size)
         file, status = like
         FileCopier().copy_attributes(file, redo, status)
-    finally:
-        os.close(redo)
 
 
 @dataclass(frozen=True, slots=True)
