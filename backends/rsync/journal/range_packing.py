@@ -119,7 +119,8 @@ class RangePacking:
             source = stack.enter_context(Beneath(live))
             target = stack.enter_context(Beneath(outbox / REDO_NAME))
             read = partial(self._read_clone, target, commit)
-            if plans and not self._kept.bases.possible():
+            is_read = bool(plans) and not self._kept.bases.possible()
+            if is_read:
                 searching = stack.enter_context(self._kept.indexes.searching(live))
                 place = target, outbox / REDO_NAME
                 read = partial(self._read_through, searching, place, commit)
@@ -132,7 +133,8 @@ class RangePacking:
                     refusals.require_few_holes(path, os.fstat(file))
                     plan.is_read = read(path, plan, file)
                 if plan.is_read:
-                    found.append(row_of(target, before, begun_ns))
+                    row = row_of(target, before, begun_ns, is_read=is_read)
+                    found.append(row)
 
     def _read_clone(
         self, target: Beneath, commit: Commit, path: bytes, plan: _Plan, file: int
