@@ -27,7 +27,7 @@ TOO_MANY = (
     "looked at: remove from .dvol/volumes what is no volume's"
 )
 # What is wrong with a file alone, not with the share: its mode, its blocks, a lease.
-_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EAGAIN)
+OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EAGAIN)
 # Servers' file systems count time in steps of up to this long.
 _TIMESTAMP_GRAIN_S = 2.0
 
@@ -130,7 +130,7 @@ class Markers:
         except FileNotFoundError:
             return None
         except OSError as damage:
-            if damage.errno not in _OF_ONE_FILE:
+            if damage.errno not in OF_ONE_FILE:
                 raise
             self._tell(f"{name}: {damage}")
             return None
