@@ -150,14 +150,23 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
 
 def require_directory(catalogue: Catalogue, marker: Json, request: Json) -> None:
     """
-    Refuse a volume whose directory is none, or behind a link.
+    Refuse a volume whose directory is none, or behind a link, or an empty other one.
 
-    mount.nfs is given its path, and the kernel follows links in all of the server.
+    mount.nfs is given its path, and the kernel follows links in all of the server. What
+    has taken the directory's place with bytes in it, a person has put there; where an
+    empty one is, a filesystem may not be mounted on the server.
     """
     directory = marker["subdir"]
     with _as_owner_if_squashed(catalogue, request):
         if not catalogue.share.is_directory(directory):
             raise Refused("STALE", f"directory '{directory}' is gone")
+        if not catalogue.may_be(
+            marker.get("identity"), directory
+        ) and not catalogue.share.some_names(directory, 1):
+            raise Refused(
+                "REPLACED",
+                f"directory '{directory}' is empty, and not the one that was created",
+            )
 
 
 def listed(catalogue: Catalogue, request: Json) -> list[Json]:
