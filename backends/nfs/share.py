@@ -252,7 +252,8 @@ class Share:
                 self.survey()
             except Exception:  # the watch must go on
                 log.exception("%s was not looked at", self.export)
-            calm = self.state.state != "unreachable" and self._asking_since_s is None
+            away = self.state.state in ("unreachable", "replaced")
+            calm = not away and self._asking_since_s is None
             self._wake.wait(_SURVEY_INTERVAL_S if calm else _UNEASY_INTERVAL_S)
 
     def survey(self) -> None:
