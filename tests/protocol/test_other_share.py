@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.protocol.command import caller
 from tests.protocol.node import Node, wait_until
 from tests.support.bound_share import BoundShare
 from tests.support.tuning import tuned
@@ -22,7 +23,10 @@ def share() -> Iterator[BoundShare]:
 
 
 def test_an_empty_share_in_place_of_the_known_one_loses_nothing(
-    share: BoundShare, make_node: Callable[..., Node]
+    share: BoundShare,
+    make_node: Callable[..., Node],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     node = make_node()
     share.show(node, "disk")
@@ -48,7 +52,11 @@ def test_an_empty_share_in_place_of_the_known_one_loses_nothing(
     node.ok("Unmount", Name="db", ID="c")
 
     share.show(node, "root")
-    accepted: Any = node.control("POST", "/v1/shares/accept", {"share": "127.0.0.1:/x"})
-    assert accepted.status == 200, accepted
+    remora = caller(node, monkeypatch, capsys)
+    error = remora("share", "accept", "nas:/x", "--force").error
+    assert error.startswith("invalid-request: no share 'nas:/x' is used here")
+    accepted = remora("share", "accept", "127.0.0.1:/x", "--force")
+    identity = json.loads((share.directory / "root/.dvol/share.json").read_text())
+    assert accepted.out == f"{identity['id']}\n", accepted
     wait_until(lambda: node.names() == [], "what is not on it is forgotten")
     node.create("db", **share.options)
