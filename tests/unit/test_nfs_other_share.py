@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,13 @@ class World:
     def accept(self, server: str) -> str:
         return self._node(server).accept(Deadline(9))
 
-    def refused(self, server: str, operation: str, **request: Any) -> None:
+    def refused(
+        self, server: str, operation: str, code: str = "NFS-OTHER", **request: Any
+    ) -> None:
         before = sorted(self.servers[server].root.rglob("*"))
         with pytest.raises(NfsError) as caught:
             self.call(server, operation, **request)
-        assert caught.value.code == "NFS-OTHER"
+        assert caught.value.code == code
         assert sorted(self.servers[server].root.rglob("*")) == before
 
     def create(self, server: str, name: str) -> dict[str, Any]:
@@ -107,6 +110,16 @@ def test_nothing_is_concluded_from_another_share(world: World, other: str) -> No
     world.refused("wrong", "begin_copy", **COPY)
     world.refused("wrong", "create", **Node.creation("new"))
     assert world.call("right", "find", name="db") == marker
+
+
+def test_nothing_is_concluded_from_a_catalogue_that_has_lost_its_markers(
+    world: World,
+) -> None:
+    marker = world.create("right", "db")
+    shutil.rmtree(world.servers["right"].root / ".dvol/volumes")
+    for operation in ("find", "hold", "remove"):
+        world.refused("right", operation, "NFS-CATALOGUE", **asked_of(marker))
+    world.refused("right", "survey", "NFS-CATALOGUE", **SURVEY)
 
 
 def test_a_share_of_older_agents_is_known_by_a_volume_on_it(world: World) -> None:

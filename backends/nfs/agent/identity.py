@@ -19,10 +19,15 @@ _FILE: Final = "share.json"
 
 
 def require(catalogue: Catalogue, wanted: str) -> None:
-    """Refuse to work on another share than *wanted*, "" for any."""
-    if wanted and (found := _identity(catalogue)) != wanted:
+    """Refuse another share than *wanted*, "" for any, or one without its markers."""
+    if not wanted:
+        return
+    if (found := _identity(catalogue)) != wanted:
         here = f"is {found}" if found else "has no .dvol/share.json"
         raise Refused("OTHER", f"what answers {here}, and not share {wanted}")
+    # It was made before the identity was; an empty one would be one without volumes.
+    if not catalogue.share.is_directory(catalogue.path("volumes")):
+        raise Refused("CATALOGUE", "directory .dvol/volumes is missing")
 
 
 def identify(catalogue: Catalogue, request: Json) -> str:
