@@ -122,7 +122,8 @@ class RangePacking:
             target = stack.enter_context(Beneath(outbox / REDO_NAME))
             place = target, outbox
             read = partial(self._read_clone, place, commit)
-            if plans and not self._kept.bases.possible():
+            is_read = bool(plans) and not self._kept.bases.possible()
+            if is_read:
                 searching = stack.enter_context(self._kept.indexes.searching(live))
                 read = partial(self._read_through, searching, place, commit)
             for path, plan in plans.items():
@@ -135,7 +136,8 @@ class RangePacking:
                     with optional():
                         plan.is_read = read(path, plan, file)
                 if plan.is_read:
-                    found.append(row_of(target, before, begun_ns))
+                    row = row_of(target, before, begun_ns, is_read=is_read)
+                    found.append(row)
 
     def _read_clone(
         self,

@@ -54,7 +54,9 @@ def opened_in(top: Path, path: bytes) -> Iterator[int | None]:
         yield file
 
 
-def row_of(redo_files: Beneath, before: Known, begun_ns: int) -> Known:
+def row_of(
+    redo_files: Beneath, before: Known, begun_ns: int, *, is_read: bool
+) -> Known:
     """Return the row of the file that was *before*, and has a redo file now."""
     path = before.entry.path
     made = look_at(redo_files, path)
@@ -63,7 +65,8 @@ def row_of(redo_files: Beneath, before: Known, begun_ns: int) -> Known:
             raise BackendError(f"the redo file of {path!r} has vanished")
         size = Redo(file).table.size
     entry = msgspec.structs.replace(made.entry, size=size)
-    return certain(Known(entry, before.inode, before.ctime_ns), begun_ns)
+    known = Known(entry, before.inode, before.ctime_ns)
+    return certain(known, begun_ns, is_read=is_read)
 
 
 @dataclass(frozen=True, slots=True)
