@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from plugin.cli.context import Context, json_option, pass_context
 
 if TYPE_CHECKING:
     from plugin.config import Config
+    from plugin.pool.directory import PoolDirectory
     from plugin.pool.making import Plan
     from plugin.pool.target import Target
 
@@ -132,21 +134,29 @@ def _planner(
     config: Config, target: Target, wanted: Path | None, *, with_units: bool
 ) -> Callable[[], Plan]:
     """Return what looks at the machine and plans."""
-    from plugin.daemon.node import pool_id_of  # noqa: PLC0415
     from plugin.pool import making  # noqa: PLC0415
-    from plugin.pool.directory import PoolDirectory  # noqa: PLC0415
     from plugin.pool.units import Units, systemd_runs  # noqa: PLC0415
 
     # systemd mounts on no path with a link in it.
     at = Path(os.path.realpath(wanted or config.pool))
-    present = Path(os.path.realpath(config.pool))
     units = Units(target, at) if with_units and systemd_runs() else None
 
     def plan() -> Plan:
-        directory = PoolDirectory(at, present, pool_id_of(config.state_dir))
-        return making.make_plan(target, directory, units)
+        return making.make_plan(target, _directory(config, at), units)
 
     return plan
+
+
+def _directory(config: Config, at: Path) -> PoolDirectory:
+    from plugin.daemon.node import note_pool, pool_id_of  # noqa: PLC0415
+    from plugin.pool.directory import PoolDirectory  # noqa: PLC0415
+
+    return PoolDirectory(
+        at,
+        Path(os.path.realpath(config.pool)),
+        pool_id_of(config.state_dir),
+        partial(note_pool, config.state_dir),
+    )
 
 
 def _require_stopped(config: Config) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,13 @@ class PoolDirectory:
     """
     The directory *path* for a new pool, on a node whose pool is at *present* now.
 
-    *known* is what the node has noted as its pool's identity, if it has ever started.
+    *known* is what the node has noted as its pool's identity, and *note* has it noted.
     """
 
     path: Path
     present: Path
     known: str | None
+    note: Callable[[str], None]
 
     def check(self) -> None:
         """
@@ -63,12 +65,17 @@ class PoolDirectory:
         """
         Return which pool the new one is to be for the node, "" if that is open.
 
-        One without volumes is only replaced. A pool with volumes goes on being the one
-        that it is: whoever copies them brings its identity along.
+        One without volumes is only replaced.
         """
-        if _names_in(self.present / "volumes"):
-            return ""
         return identity_of(self.present) or self.known or ""
+
+    def is_moved(self) -> bool:
+        """
+        Return whether the present pool has volumes, and goes on being the one it is.
+
+        Whoever copies them brings its identity along.
+        """
+        return bool(_names_in(self.present / "volumes"))
 
     def missing(self) -> bool:
         """Return whether the node has a pool that is not where it should be."""

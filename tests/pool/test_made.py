@@ -132,6 +132,22 @@ def test_a_daemon_serves_the_new_pool_as_its_own(
     assert (home / "live").is_dir()
 
 
+def test_a_daemon_that_first_starts_without_the_mount_makes_no_other_pool(
+    machine: Machine, device: Path
+) -> None:
+    wanted = ("--device", device, "--yes")
+    machine.killed("fill", *wanted)
+    # What was noted has to be what the device says.
+    machine.made(*wanted)
+    machine.unmount()
+    with machine.serving():
+        done = ran(machine.remora("create", "data"))
+        assert "its disk is not mounted" in done.stderr
+    assert list(machine.pool.iterdir()) == []
+    machine.made(*wanted)
+    assert (machine.pool / "pool.json").exists()
+
+
 def test_what_failed_gives_the_room_back(machine: Machine) -> None:
     # No room for the directory that it would be mounted on.
     free = os.statvfs(machine.disk)
