@@ -131,7 +131,7 @@ class Pool:
         if found is None:
             raise BackendError(
                 f"the pool {self.path} has no pool.json: its disk is not mounted",
-                hint="mount it; nothing is created or mounted without it",
+                hint="mount it; if it is gone for good: docs/guides/operations.md",
             )
         if found != self._id:
             raise BackendError(

@@ -11,7 +11,7 @@ from typing import Final
 
 from backends.errors import InvalidRequestError
 from backends.rsync.pool import identity_of
-from backends.system import files
+from backends.system import files, mounts
 
 # What the daemon makes in a new pool.
 _FILE: Final = "pool.json"
@@ -80,6 +80,29 @@ class PoolDirectory:
     def missing(self) -> bool:
         """Return whether the node has a pool that is not where it should be."""
         return self.known is not None and identity_of(self.present) is None
+
+    def require_gone(self, pool_id: str, mount_dir: Path) -> None:
+        """
+        Raise InvalidRequestError unless the node's pool *pool_id* is gone for good.
+
+        Nothing is at its place, and no volume of it is mounted in *mount_dir*.
+        """
+        if self.known != pool_id:
+            known = f"this node's pool is {self.known}" if self.known else "it has none"
+            raise InvalidRequestError(f"{pool_id} is not this node's pool: {known}")
+        if not self.missing():
+            raise InvalidRequestError(
+                f"{self.present} holds a pool",
+                hint="it is kept; umount its disk if that is to be given up",
+            )
+        for entry in mounts.mount_table():
+            where = Path(entry.mount_point)
+            is_pools = entry.root.endswith(f"/volumes/{where.name}/live")
+            if where.parent == mount_dir and is_pools:
+                raise InvalidRequestError(
+                    f"a volume of it is mounted: {where}",
+                    hint="stop the containers that use it, or restart the machine",
+                )
 
     def leftovers(self) -> list[Path]:
         """Return what the empty pool has there, what is to be removed first first."""

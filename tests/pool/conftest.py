@@ -51,5 +51,6 @@ def used(machine: Machine) -> str:
     for name in ("volumes", "copies", "trash"):
         (machine.pool / name).mkdir()
     (machine.pool / "pool.json").write_text('{"id":"7d0f"}')
+    (machine.state_dir / "lock").touch(mode=0o600)
     note_pool(machine.state_dir, "7d0f")
     return '{"id":"7d0f"}'

@@ -86,10 +86,10 @@ class Machine:
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    def refused(self, *arguments: object) -> str:
+    def refused(self, *arguments: object, verb: str = "make") -> str:
         """Return the one line of an error; nothing on the disk is other than before."""
         before = self.content()
-        given = ("--config", self.config, "pool", "make", *arguments)
+        given = ("--config", self.config, "pool", verb, *arguments)
         # To start an interpreter for each takes longer than all they do.
         done = CliRunner().invoke(remora, [*map(str, given)])
         assert isinstance(done.exception, RemoraError), done.output
@@ -135,8 +135,12 @@ class Machine:
         assert daemon.returncode == 0, log.read_text()
 
     def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
-            return not probe.connect_ex(str(self.sockets / "control.sock"))
+        """Return whether both sockets are listened on."""
+        for name in ("control.sock", "plugin.sock"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(self.sockets / name)):
+                    return False
+        return True
 
     def unmount(self) -> None:
         ran(["umount", str(self.pool)], check=True)
