@@ -112,6 +112,10 @@ def test_a_unit_that_somebody_has_written(tmp_path: Path) -> None:
     target = Target(tmp_path / "image", KINDS["xfs"], in_file=True, size_bytes=2**30)
     units = Units(target, Path("/srv/remora"), directory=tmp_path)
     units.check()
+    # The boot, and ssh, do not wait for a disk that is missing; the daemon does.
+    mount, service = list(units.to_write().values())[:2]
+    assert "\nOptions=nofail,loop" in mount
+    assert "\nRequiresMountsFor=/srv/remora\n" in service
     (tmp_path / "srv-remora.mount").write_text("[Unit]\n")
     with pytest.raises(InvalidRequestError, match=r"srv-remora\.mount was not written"):
         units.check()
