@@ -163,12 +163,17 @@ def test_what_failed_gives_the_room_back(machine: Machine) -> None:
 
 
 def test_an_unfinished_device_is_made_anew(machine: Machine, tmp_path: Path) -> None:
-    """Whatever moment of mkfs a power failure has found."""
+    """Whatever moment of mkfs a power failure has found; the mark is the last thing."""
     image = tmp_path / "half"
     with image.open("wb") as file:
         file.truncate(512 * 2**20)
     command = ["mkfs.btrfs", "-q", "-L", "remora-new", image]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
+    with image.open("r+b") as file:
+        file.seek(0x10040)
+        assert file.read(8) == b"_BHRfS_M"
+        file.seek(0x10040)
+        file.write(b"!BHRfS_M")
     with looped(image) as found:
         machine.made("--device", found, "--yes")
         assert machine.filesystem() == "xfs"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -52,6 +53,18 @@ def test_a_device_that_is_not_empty(machine: Machine, device: Path, kind: str) -
     told = machine.refused("--device", device, "--yes")
     assert f"is not empty: {kind} 'mine'" in told
     assert digest(device) == before
+
+
+def test_a_device_with_bytes_of_an_unknown_kind(machine: Machine, device: Path) -> None:
+    """As an ext4 without its first block; a database; what has its header elsewhere."""
+    mkfs("ext4", device)
+    with device.open("r+b") as file:
+        file.write(bytes(4096))
+    told = machine.refused("--device", device, "--yes")
+    assert "is not empty: it begins with bytes of an unknown kind" in told
+    [command] = re.findall(r"wipefs --all \S+ && dd [^)]*", told)
+    subprocess.run(command, shell=True, check=True, capture_output=True, timeout=10)
+    machine.made("--device", device, "--yes", "--dry-run")
 
 
 def test_a_device_that_is_mounted(machine: Machine, device: Path) -> None:
