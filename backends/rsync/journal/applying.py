@@ -165,8 +165,10 @@ class _Applying:
                 self._delete()
                 # Emptied at once: the files to come may need the room.
                 self._remove_work()
-                written.flush()
-                staging.write_marker(msgspec.structs.replace(marker, deleted=True))
+                # Nothing is to come to a first copy: this may be done again.
+                if not whole:
+                    written.flush()
+                    staging.write_marker(msgspec.structs.replace(marker, deleted=True))
                 self._make_work()
             for entry in self._delta.entries():
                 if entry.kind == "directory" or not whole:
