@@ -35,12 +35,7 @@ from backends.rsync.journal.fitting import Fitting
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo_files import RedoFiles
-from backends.rsync.journal.staging import (
-    LIVE_NAME,
-    Marker,
-    Staging,
-    require_base,
-)
+from backends.rsync.journal.staging import LIVE_NAME, Marker, Staging, require_base
 from backends.system import files, quota
 from backends.system.beneath import Beneath, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
