@@ -8,6 +8,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Header
 from backends.rsync.journal.journal import Journal
+from backends.system.aside import begun
 from backends.system.writeback import Writeback
 from plugin.errors import PeerRefusedError
 from plugin.ownership.state import Commit
@@ -63,9 +64,16 @@ class Incoming:
         self._arrivals[volume_id] = known
 
     def note_all_ahead(self, volume_id: str) -> None:
-        """Note that rsync has compared every file that was sent ahead."""
+        """
+        Note that rsync has compared every file that was sent ahead.
+
+        The disk gets them while their commit is on its way, which waits for the rest.
+        """
         if volume_id in self._arrivals:
             self._arrivals[volume_id].compared = True
+        if (written := self._writebacks.get(volume_id)) is not None:
+            # What the disk loses now, `flush` tells of.
+            begun(written.flush, name="incoming:flush")
 
     def is_ahead(self, volume_id: str) -> bool:
         """Return whether files came ahead of a commit that has not come yet."""
