@@ -9,14 +9,13 @@ on after a second at most, whatever becomes of us; nothing is ever killed for it
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from backends.system.clock import monotonic_s
 from plugin.errors import FencingError
-from plugin.fencing import cgroups, freezer, writers
+from plugin.fencing import cgroups, freezer, processes, writers
 from plugin.fencing.client import Guard
 from plugin.fencing.freezer import Target
 from plugin.fencing.held import HeldVolume
@@ -33,16 +32,18 @@ class Paused:
     targets: Collection[Target] = ()
     took_s: float = 0.0
 
-    def inodes(self, device: int) -> set[int]:
+    def inodes(self) -> set[int]:
         """
-        Return the files of filesystem *device* that they have open, or can store into.
+        Return the files that they have open, or can store into, of any filesystem.
 
         No event tells of all that is written to a file which stays open.
+
+        Raises:
+            NotPausedError: the kernel does not tell.
+
         """
         groups = (cgroups.members(each.path) or set() for each in self.targets)
-        return {
-            inode for pid in set[int]().union(*groups) for inode in _open(pid, device)
-        }
+        return {inode for pid in set[int]().union(*groups) for inode in _open(pid)}
 
 
 class Pausing:
@@ -108,19 +109,29 @@ def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
     return targets
 
 
-def _open(pid: int, device: int) -> Iterator[int]:
-    """Yield the inodes on *device* that the process may write to without a name."""
-    with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                status = os.stat(f"/proc/{pid}/fd/{name}")
-                if status.st_dev == device and stat.S_ISREG(status.st_mode):
-                    yield status.st_ino
-    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
-        for line in maps:
-            # Range, rights, offset, device, inode. Source: proc_pid_maps(5).
-            _, rights, _, at, inode, *_ = line.split(None, 5)
-            major, _, minor = at.partition(b":")
-            is_on = os.makedev(int(major, 16), int(minor, 16)) == device
-            if is_on and rights.endswith(b"s"):
-                yield int(inode)
+def _open(pid: int) -> Iterator[int]:
+    """
+    Yield the inodes that the process may write to without a name, of any filesystem.
+
+    None of its files is asked: the server of one that is elsewhere may be silent.
+    """
+    for thread in processes.file_tables(pid):
+        with suppress(OSError):
+            for name in os.listdir(f"{thread}/fd"):
+                with suppress(OSError):
+                    # Sockets and the like have no path; there may be many.
+                    if os.readlink(f"{thread}/fd/{name}").startswith("/"):
+                        yield _inode(f"{thread}/fdinfo/{name}")
+        for mapped in processes.shared_mappings(thread):
+            yield mapped.inode
+
+
+def _inode(path: str) -> int:
+    """Return the inode that an open file's entry in fdinfo names, 0 if it is closed."""
+    text = processes.read(path)
+    if not text:
+        return 0
+    for line in text.splitlines():
+        if line.startswith(b"ino:"):
+            return int(line[4:])
+    raise NotPausedError("before Linux 5.14 it is not known which files are open")

@@ -59,7 +59,7 @@ class Moments:
             )
             with self._pause(record.id, paused):
                 hints = self.looking.look_again(record, again)
-                inodes = paused.inodes(moments.device())
+                inodes = paused.inodes()
                 moments.take(hints, inodes, journal.manifest)
             changes = moments.taken() or changes
         except (RemoraError, OSError) as error:

@@ -38,10 +38,6 @@ class MomentTaking:
         self._expected: tuple[Collection[Commit], Collection[bytes]] = ((), ())
         self._others: Sequence[Known] = ()
 
-    def device(self) -> int:
-        """Return the number of the filesystem that the files are on."""
-        return self._live.stat().st_dev
-
     def shares_blocks(self) -> bool:
         """Return whether copies of the files cost no more than a moment."""
         return self._kept.bases.possible()
