@@ -9,16 +9,17 @@ on after a second at most, whatever becomes of us; nothing is ever killed for it
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from backends.system.clock import monotonic_s
+from backends.system.clock import Deadline, monotonic_s
 from plugin.errors import FencingError
 from plugin.fencing import cgroups, freezer, processes, writers
 from plugin.fencing.client import Guard
 from plugin.fencing.freezer import Target
-from plugin.fencing.held import HeldVolume
+from plugin.fencing.held import PAUSE_MAX_S, HeldVolume
 
 
 class NotPausedError(FencingError):
@@ -27,9 +28,9 @@ class NotPausedError(FencingError):
 
 @dataclass(slots=True)
 class Paused:
-    """Who stands still, and in the end for how long all of them did."""
+    """Who is to stand still, and in the end for how long all of them did."""
 
-    targets: Collection[Target] = ()
+    targets: AbstractSet[Target]
     took_s: float = 0.0
 
     def inodes(self) -> set[int]:
@@ -39,11 +40,18 @@ class Paused:
         No event tells of all that is written to a file which stays open.
 
         Raises:
-            NotPausedError: the kernel does not tell.
+            NotPausedError: the kernel does not tell, or not in time.
 
         """
+        deadline = Deadline(PAUSE_MAX_S)
+        found = set[int]()
         groups = (cgroups.members(each.path) or set() for each in self.targets)
-        return {inode for pid in set[int]().union(*groups) for inode in _open(pid)}
+        for pid in set[int]().union(*groups):
+            for inode in _open(pid):
+                found.add(inode)
+                if deadline.passed():
+                    raise NotPausedError("its containers have too many files open")
+        return found
 
 
 class Pausing:
@@ -52,12 +60,25 @@ class Pausing:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
+    def find(self, volume_id: str) -> Paused:
+        """
+        Return who would have to stand still.
+
+        Raises:
+            NotPausedError: who else may write to it could not.
+
+        """
+        volume = self._guard.held(volume_id)
+        if volume is None:
+            raise NotPausedError("the volume is not held here")
+        return Paused(_groups(volume, open_files=True))
+
     @contextmanager
     def paused(self, volume_id: str, paused: Paused) -> Iterator[None]:
         """
         Have all that can write to the volume stand still until the block is left.
 
-        Who, and for how long, is in *paused*, also if it fails.
+        Who does is in *paused*, from `find`; then for how long, also if it fails.
 
         Raises:
             NotPausedError: that is not possible, or it did not last: what was made of
@@ -68,10 +89,9 @@ class Pausing:
         volume = self._guard.held(volume_id)
         if volume is None:
             raise NotPausedError("the volume is not held here")
-        paused.targets = targets = _groups(volume, open_files=True)
         still, began_s = False, monotonic_s()
         try:
-            if not self._guard.pause(volume_id, targets):
+            if not self._guard.pause(volume_id, paused.targets):
                 raise NotPausedError("its containers do not stand still in time")
             yield
             still = self._guard.resume(volume_id)
@@ -81,7 +101,7 @@ class Pausing:
             paused.took_s = monotonic_s() - began_s
         if not still:
             raise NotPausedError("its containers did not stand still for long enough")
-        if not _groups(volume, open_files=False) <= targets:
+        if not _groups(volume, open_files=False) <= paused.targets:
             raise NotPausedError("another container has begun to write to it meanwhile")
 
 
@@ -97,6 +117,8 @@ def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
     planned = freezer.plan(found, {})
     # Who has ended meanwhile may be in no control group any more.
     targets = {each for each in planned if each.kind != "process" or each.lives}
+    if found.unfinished:
+        raise NotPausedError("the machine has too many files open to look at them all")
     if not targets and open_files:
         raise NotPausedError("no container is known that writes to it")
     if "process" in {each.kind for each in targets}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from plugin.fencing import cgroups
+from plugin.fencing.fences import Fences
 from plugin.fencing.freezer import Target
+from plugin.fencing.held import socket_address
 from plugin.fencing.pausing import Paused
 from tests.fencing.test_guard import bystander, freeze, is_frozen
 from tests.fencing.test_lives import kill_guard, the_guard
@@ -95,6 +99,40 @@ def test_whoever_is_killed_nobody_stays_frozen(
 
 
 @ONLY_V2
+def test_a_guard_that_hands_over_leaves_nobody_paused(
+    daemon: Daemon, volume: Volume, group: Path
+) -> None:
+    with writing(daemon, volume, group):
+        assert daemon.ask("pause", id=volume.id) == ""
+        # A daemon of before there were pauses, whose guard would not know of them.
+        with (
+            socket_address(str(daemon.run_dir)) as address,
+            socket.socket(socket.AF_UNIX) as other,
+        ):
+            other.connect(address)
+            other.sendall(b'{"op": "hello", "version": "another"}\n')
+            assert b'"same": false' in other.recv(1 << 20)
+            assert not is_frozen(group)
+
+
+@ONLY_V2
+def test_nobody_is_paused_while_writers_of_another_volume_are_looked_for(
+    volume: Volume, group: Path, tmp_path: Path
+) -> None:
+    fences = Fences(str(tmp_path), log=lambda _: None)
+    other = Volume.make(tmp_path / "other")
+    with bystander(group):
+        target = Target("v2", str(group), 0, cgroups.identity(str(group)))
+        fences.hold([volume.held(60), other.held(60)])
+        assert fences.pause(volume.id, [target])
+        assert is_frozen(group)
+        fences.hold([volume.held(60), other.held(-1)])
+        fences.act()
+        assert not is_frozen(group)
+        assert not fences.resume(volume.id)
+
+
+@ONLY_V2
 def test_a_container_that_its_user_paused_stays_so(
     daemon: Daemon, volume: Volume, group: Path
 ) -> None:
@@ -173,7 +211,7 @@ def test_files_that_stay_open_are_known(volume: Volume, group: Path) -> None:
         wait_until(
             lambda: b"ready" in opened.read_bytes(), timeout_s=WAIT_S, what="it is open"
         )
-        paused = Paused([Target("v2", str(group), 0, 0)])
+        paused = Paused({Target("v2", str(group), 0, 0)})
         found = paused.inodes()
     finally:
         process.kill()

@@ -147,16 +147,11 @@ class Manifest:
             rows = connection.execute(query, (_signed(inode), directory)).fetchall()
         return [_known(row) for row in rows]
 
-    def names(self, *inodes: int) -> list[bytes]:
-        """Return the paths of all names of the files *inodes*."""
-        query = "SELECT path FROM entries WHERE kind <> 'directory' AND inode IN "
-        found: list[bytes] = []
-        for at in range(0, len(inodes), _PAGE_ROWS):
-            some = [_signed(each) for each in inodes[at : at + _PAGE_ROWS]]
-            with self._using() as using:
-                rows = using.execute(f"{query}({_marks(len(some))})", some)
-                found += [path for (path,) in rows]
-        return found
+    def names(self, inode: int) -> list[bytes]:
+        """Return the paths of all names of the file *inode*."""
+        query = "SELECT path FROM entries WHERE inode = ? AND kind <> 'directory'"
+        with self._using() as using:
+            return [path for (path,) in using.execute(query, (_signed(inode),))]
 
     def count(self) -> int:
         """Return the number of entries; it reads an index whole."""
