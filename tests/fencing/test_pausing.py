@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from backends.system import libc
+from plugin.errors import FencingError
 from plugin.fencing import cgroups
 from plugin.fencing.fences import Fences
 from plugin.fencing.freezer import Target
@@ -218,3 +221,38 @@ def test_files_that_stay_open_are_known(volume: Volume, group: Path) -> None:
         process.wait()
     inodes = {each.name: each.stat().st_ino for each in volume.live.iterdir()}
     assert {name for name in inodes if inodes[name] in found} == {"open", "mapped"}
+
+
+@ONLY_V2
+def test_which_files_are_open_is_asked_of_no_server(
+    tmp_path: Path, group: Path
+) -> None:
+    """Here of a filesystem that answers nobody, like one whose server is dead."""
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
+    libc.mount(b"silent", os.fsencode(silent), b"fuse", 0, options)
+    script = (
+        "import os, sys, time; os.open(sys.argv[1], os.O_PATH);"
+        "print(flush=True); time.sleep(600)"
+    )
+    # Whoever asks it gets an error when it goes: this test ends in any case.
+    end = threading.Timer(10, os.close, [device])
+    with subprocess.Popen(
+        ["python3", "-S", "-c", script, silent], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (group / "cgroup.procs").write_text(str(process.pid))
+        end.start()
+        with suppress(FencingError):
+            Paused({Target("v2", str(group), 0, 0)}).inodes()
+        in_time = end.is_alive()
+        process.kill()
+    end.cancel()
+    end.join()
+    if in_time:
+        os.close(device)
+    libc.call("umount2", os.fsencode(silent), libc.MNT_DETACH)
+    assert in_time
