@@ -2,7 +2,8 @@
 The kernel's news of a whole filesystem: fanotify(7), and what it needs of file handles.
 
 An event names a directory by its file handle, which stays the same wherever the
-directory is moved, and the name in the directory. The C library has the four calls;
+directory is moved, the name in the directory, and the file that was written to: its
+name may be one that it had once. The C library has the four calls;
 this module is what ctypes has to know of them.
 
 Source: fanotify_init(2), fanotify_mark(2), fanotify(7), open_by_handle_at(2).
@@ -36,8 +37,10 @@ _MASK: Final = NAME_CHANGED | MODIFY | ATTRIB | CLOSE_WRITE | ON_DIRECTORY
 _CLOEXEC: Final = 0x1
 _NONBLOCK: Final = 0x2
 _UNLIMITED_QUEUE: Final = 0x10
+_REPORT_FILE: Final = 0x200
 _REPORT_DIRECTORY_AND_NAME: Final = 0x400 | 0x800
-_QUEUE: Final = _CLOEXEC | _NONBLOCK | _UNLIMITED_QUEUE | _REPORT_DIRECTORY_AND_NAME
+_REPORT: Final = _REPORT_FILE | _REPORT_DIRECTORY_AND_NAME
+_QUEUE: Final = _CLOEXEC | _NONBLOCK | _UNLIMITED_QUEUE | _REPORT
 _MARK_ADD_FILESYSTEM: Final = 0x1 | 0x100
 # Ignore one file, not what a link leads to, and go on after it was written to.
 _MARK_ADD_IGNORED: Final = 0x1 | 0x4 | 0x20 | 0x40
@@ -47,9 +50,12 @@ _READ_SIZE: Final = 64 * 1024
 _METADATA: Final = struct.Struct("=IBBHQii")
 _METADATA_VERSION: Final = 3
 _INFO: Final = struct.Struct("=BBH8s")  # type, padding, length, filesystem id
+_INFO_FILE: Final = 1
 _INFO_NAMED: Final = 2
 _INFO_UNNAMED: Final = 3
 _HANDLE: Final = struct.Struct("=Ii")  # length of what follows, type
+# What begins with an inode's number, by the type of the handle: ext4's, and XFS's.
+_INODES: Final = {0x01: struct.Struct("=I"), 0x81: struct.Struct("=Q")}
 HANDLE_HEADER_SIZE: Final = _HANDLE.size
 # The filesystem has no handles, or longer ones than the kernel tells.
 NO_HANDLE: Final = (errno.EOPNOTSUPP, errno.EOVERFLOW)
@@ -66,12 +72,14 @@ class Event(NamedTuple):
     """
     What happened to *name* in the directory with *handle*; "." is the directory.
 
-    ``handle`` is empty where the kernel named none: a queue that overflowed.
+    ``handle`` is empty where the kernel named none: a queue that overflowed. ``inode``
+    is that of the file, 0 if it is not told.
     """
 
     mask: int
     handle: bytes
     name: bytes
+    inode: int = 0
 
 
 def open_queue() -> int:
@@ -140,8 +148,9 @@ def parse(content: bytes) -> Iterator[Event]:
         length, version, _, start, mask, _, _ = _METADATA.unpack_from(content, at)
         if version != _METADATA_VERSION:
             raise OSError(errno.EPROTO, f"fanotify speaks version {version}")
-        handle, name = _directory(content, at + start, at + length)
-        yield Event(mask, handle, name)
+        event = _event(mask, content, at + start, at + length)
+        if event is not None:
+            yield event
         at += length
 
 
@@ -199,17 +208,28 @@ def _open_btrfs_top_level(directory: int) -> int:
     return libc.call("open_by_handle_at", directory, handle, flags)
 
 
-def _directory(content: bytes, at: int, end: int) -> tuple[bytes, bytes]:
-    """Return the handle and the name that the records from *at* to *end* tell."""
+def _event(mask: int, content: bytes, at: int, end: int) -> Event | None:
+    """
+    Return the event that the records from *at* to *end* tell of.
+
+    None is one of a file alone: it has a name more or less, and another event tells of
+    that name.
+    """
+    directory, name, inode, is_file = b"", b"", 0, False
     while at < end:
         kind, _, length, _ = _INFO.unpack_from(content, at)
+        handle_at = at + _INFO.size
+        handle_length, handle_type = _HANDLE.unpack_from(content, handle_at)
+        name_at = handle_at + _HANDLE.size + handle_length
         if kind in (_INFO_NAMED, _INFO_UNNAMED):
-            handle_at = at + _INFO.size
-            handle_length, _ = _HANDLE.unpack_from(content, handle_at)
-            name_at = handle_at + _HANDLE.size + handle_length
-            name = b"."
+            directory, name = content[handle_at:name_at], b"."
             if kind == _INFO_NAMED:  # zeros fill the record up
                 name = content[name_at : at + length].partition(b"\0")[0]
-            return content[handle_at:name_at], name
+        elif kind == _INFO_FILE:
+            is_file = True
+            if number := _INODES.get(handle_type):
+                [inode] = number.unpack_from(content, handle_at + _HANDLE.size)
         at += length
-    return b"", b""
+    if is_file and not directory:
+        return None
+    return Event(mask, directory, name, inode)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
@@ -66,6 +67,20 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
             number=fields[0],
             parent=fields[1],
         )
+
+
+def threads(pid: int) -> Iterator[str]:
+    """
+    Yield where /proc tells of process *pid*, then where of each of its other threads.
+
+    Once the first thread has ended, the process's own place tells of no mounts, files
+    or namespaces any more, while the other threads go on with them.
+    """
+    yield f"/proc/{pid}"
+    with suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - quick
+            if name != str(pid):
+                yield f"/proc/{pid}/task/{name}"
 
 
 def sees_less(pid: int) -> bool:

@@ -25,6 +25,7 @@ from backends.system.mountinfo import (
     parse_mountinfo,
     places_of,
     sees_less,
+    threads,
 )
 
 # A crashed daemon could have stacked a second bind on the first; not many more.
@@ -237,32 +238,46 @@ def _mount_namespaces(
     """
     seen: set[int] = set()
     for pid in sorted(_process_ids(), key=sees_less):
-        # The process may end between any two lines; a namespace that nobody lives in
-        # uses nothing, but one may be seen again through another process.
-        try:
-            namespace = 0
-            # Where the kernel does not tell us the namespace, it counts as a new one.
-            with suppress(PermissionError):
-                namespace = os.stat(f"/proc/{pid}/ns/mnt").st_ino
-            if namespace in seen:
-                continue
-            with Path(f"/proc/{pid}/mountinfo").open("rb") as table:
-                first = table.readline()
-                if not first:
-                    continue
-                found = look(chain((first,), table))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        except OSError as error:
-            if error.errno == errno.EINVAL:  # the kernel's answer for a zombie
-                continue
-            raise BackendError(
-                f"cannot see the mounts of process {pid}: {error.strerror}",
-                hint="the daemon must run as root, in the host's process namespace",
-            ) from error
-        if namespace:
-            seen.add(namespace)
-        yield pid, namespace, found
+        for thread in threads(pid):
+            read = _read_table(pid, thread, seen, look)
+            if read is not None:
+                yield from read
+                break
+
+
+def _read_table(
+    pid: int,
+    thread: str,
+    seen: set[int],
+    look: Callable[[Iterator[bytes]], Found],
+) -> list[tuple[int, int, Found]] | None:
+    """Return what `_mount_namespaces` yields for *thread*; None if it has ended."""
+    # It may end between any two lines; a namespace that nobody lives in uses nothing,
+    # but one may be seen again through another process.
+    try:
+        namespace = 0
+        # Where the kernel does not tell us the namespace, it counts as a new one.
+        with suppress(PermissionError):
+            namespace = os.stat(f"{thread}/ns/mnt").st_ino
+        if namespace in seen:
+            return []
+        with Path(f"{thread}/mountinfo").open("rb") as table:
+            first = table.readline()
+            if not first:
+                return None
+            found = look(chain((first,), table))
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # the kernel's answer for who has ended
+            return None
+        raise BackendError(
+            f"cannot see the mounts of process {pid}: {error.strerror}",
+            hint="the daemon must run as root, in the host's process namespace",
+        ) from error
+    if namespace:
+        seen.add(namespace)
+    return [(pid, namespace, found)]
 
 
 def _process_ids() -> Iterator[int]:

@@ -201,6 +201,8 @@ class Fences:
 
     def _scan(self) -> None:
         """Stop all that can write to fenced volumes now; kill what has to be killed."""
+        # It may take longer than a pause may, and nobody else ends one meanwhile.
+        self.resume_all()
         began_s = clock.process_cpu_s()
         fences = list(self._memory.fences.values())
         self._stop(fences)

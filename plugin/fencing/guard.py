@@ -165,6 +165,8 @@ class _Guard:
             self._ends = not same
             if self._ends:
                 self._log("hands over to a guard of another version")
+                # It may be of one that knows of no pauses.
+                self._fences.resume_all()
                 self._fences.save()
             return {"same": same, "pid": os.getpid(), "states": self._fences.states()}
         if operation == "hold":

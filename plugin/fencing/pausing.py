@@ -9,17 +9,17 @@ on after a second at most, whatever becomes of us; nothing is ever killed for it
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from backends.system.clock import monotonic_s
+from backends.system.clock import Deadline, monotonic_s
 from plugin.errors import FencingError
-from plugin.fencing import cgroups, freezer, writers
+from plugin.fencing import cgroups, freezer, processes, writers
 from plugin.fencing.client import Guard
 from plugin.fencing.freezer import Target
-from plugin.fencing.held import HeldVolume
+from plugin.fencing.held import PAUSE_MAX_S, HeldVolume
 
 
 class NotPausedError(FencingError):
@@ -28,21 +28,30 @@ class NotPausedError(FencingError):
 
 @dataclass(slots=True)
 class Paused:
-    """Who stands still, and in the end for how long all of them did."""
+    """Who is to stand still, and in the end for how long all of them did."""
 
-    targets: Collection[Target] = ()
+    targets: AbstractSet[Target]
     took_s: float = 0.0
 
-    def inodes(self, device: int) -> set[int]:
+    def inodes(self) -> set[int]:
         """
-        Return the files of filesystem *device* that they have open, or can store into.
+        Return the files that they have open, or can store into, of any filesystem.
 
         No event tells of all that is written to a file which stays open.
+
+        Raises:
+            NotPausedError: the kernel does not tell, or not in time.
+
         """
+        deadline = Deadline(PAUSE_MAX_S)
+        found = set[int]()
         groups = (cgroups.members(each.path) or set() for each in self.targets)
-        return {
-            inode for pid in set[int]().union(*groups) for inode in _open(pid, device)
-        }
+        for pid in set[int]().union(*groups):
+            for inode in _open(pid):
+                found.add(inode)
+                if deadline.passed():
+                    raise NotPausedError("its containers have too many files open")
+        return found
 
 
 class Pausing:
@@ -51,12 +60,25 @@ class Pausing:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
+    def find(self, volume_id: str) -> Paused:
+        """
+        Return who would have to stand still.
+
+        Raises:
+            NotPausedError: who else may write to it could not.
+
+        """
+        volume = self._guard.held(volume_id)
+        if volume is None:
+            raise NotPausedError("the volume is not held here")
+        return Paused(_groups(volume, open_files=True))
+
     @contextmanager
     def paused(self, volume_id: str, paused: Paused) -> Iterator[None]:
         """
         Have all that can write to the volume stand still until the block is left.
 
-        Who, and for how long, is in *paused*, also if it fails.
+        Who does is in *paused*, from `find`; then for how long, also if it fails.
 
         Raises:
             NotPausedError: that is not possible, or it did not last: what was made of
@@ -67,10 +89,9 @@ class Pausing:
         volume = self._guard.held(volume_id)
         if volume is None:
             raise NotPausedError("the volume is not held here")
-        paused.targets = targets = _groups(volume, open_files=True)
         still, began_s = False, monotonic_s()
         try:
-            if not self._guard.pause(volume_id, targets):
+            if not self._guard.pause(volume_id, paused.targets):
                 raise NotPausedError("its containers do not stand still in time")
             yield
             still = self._guard.resume(volume_id)
@@ -80,7 +101,7 @@ class Pausing:
             paused.took_s = monotonic_s() - began_s
         if not still:
             raise NotPausedError("its containers did not stand still for long enough")
-        if not _groups(volume, open_files=False) <= targets:
+        if not _groups(volume, open_files=False) <= paused.targets:
             raise NotPausedError("another container has begun to write to it meanwhile")
 
 
@@ -96,6 +117,8 @@ def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
     planned = freezer.plan(found, {})
     # Who has ended meanwhile may be in no control group any more.
     targets = {each for each in planned if each.kind != "process" or each.lives}
+    if found.unfinished:
+        raise NotPausedError("the machine has too many files open to look at them all")
     if not targets and open_files:
         raise NotPausedError("no container is known that writes to it")
     if "process" in {each.kind for each in targets}:
@@ -108,19 +131,29 @@ def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
     return targets
 
 
-def _open(pid: int, device: int) -> Iterator[int]:
-    """Yield the inodes on *device* that the process may write to without a name."""
-    with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            with suppress(OSError):
-                status = os.stat(f"/proc/{pid}/fd/{name}")
-                if status.st_dev == device and stat.S_ISREG(status.st_mode):
-                    yield status.st_ino
-    with suppress(OSError), open(f"/proc/{pid}/maps", "rb") as maps:
-        for line in maps:
-            # Range, rights, offset, device, inode. Source: proc_pid_maps(5).
-            _, rights, _, at, inode, *_ = line.split(None, 5)
-            major, _, minor = at.partition(b":")
-            is_on = os.makedev(int(major, 16), int(minor, 16)) == device
-            if is_on and rights.endswith(b"s"):
-                yield int(inode)
+def _open(pid: int) -> Iterator[int]:
+    """
+    Yield the inodes that the process may write to without a name, of any filesystem.
+
+    None of its files is asked: the server of one that is elsewhere may be silent.
+    """
+    for thread in processes.file_tables(pid):
+        with suppress(OSError):
+            for name in os.listdir(f"{thread}/fd"):
+                with suppress(OSError):
+                    # Sockets and the like have no path; there may be many.
+                    if os.readlink(f"{thread}/fd/{name}").startswith("/"):
+                        yield _inode(f"{thread}/fdinfo/{name}")
+        for mapped in processes.shared_mappings(thread):
+            yield mapped.inode
+
+
+def _inode(path: str) -> int:
+    """Return the inode that an open file's entry in fdinfo names, 0 if it is closed."""
+    text = processes.read(path)
+    if not text:
+        return 0
+    for line in text.splitlines():
+        if line.startswith(b"ino:"):
+            return int(line[4:])
+    raise NotPausedError("before Linux 5.14 it is not known which files are open")

@@ -12,9 +12,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
+
+from backends.system import libc
+from backends.system.mountinfo import threads
 
 _KERNEL_THREAD: Final = 0x0020_0000
+_ENDED: Final = "ZX"
 _READ_SIZE_MAX: Final = 1 << 20
 # Parents looked at to find a process's ancestor; containers in containers have fewer.
 _ANCESTORS_MAX: Final = 64
@@ -22,7 +26,11 @@ _ANCESTORS_MAX: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One line of /proc/PID/stat; ``started`` is in clock ticks since boot."""
+    """
+    One line of /proc/PID/stat; ``started`` is in clock ticks since boot.
+
+    Its ``state`` is that of another thread if the first one has ended.
+    """
 
     pid: int
     state: str
@@ -34,12 +42,19 @@ class Process:
     @property
     def alive(self) -> bool:
         """Whether it may run again."""
-        return self.state not in "ZX"
+        return self.state not in _ENDED
 
     @property
     def stopped(self) -> bool:
         """Whether SIGSTOP, or a terminal, has stopped it."""
         return self.state == "T"
+
+
+class Mapped(NamedTuple):
+    """A file that a process has mapped."""
+
+    inode: int
+    path: bytes
 
 
 def ids() -> Iterator[int]:
@@ -57,14 +72,35 @@ def look(pid: int) -> Process | None:
     fields = text.rpartition(b") ")[2].split()
     if len(fields) < 20:
         return None
+    state = fields[0].decode()
     return Process(
         pid=pid,
-        state=fields[0].decode(),
+        state=_state_of_others(pid) or state if state in _ENDED else state,
         parent=int(fields[1]),
         group=int(fields[2]),
         started=int(fields[19]),
         kernel_thread=bool(int(fields[6]) & _KERNEL_THREAD),
     )
+
+
+def shared_mappings(thread: str) -> Iterator[Mapped]:
+    """Yield the files that are mapped so that a store changes them."""
+    with suppress(OSError), open(f"{thread}/maps", "rb") as table:
+        for line in table:
+            # Range, rights, offset, device, inode, path. Source: proc_pid_maps(5).
+            _, rights, _, _, inode, *path = line.split(None, 5)
+            if rights.endswith(b"s") and path:
+                yield Mapped(int(inode), path[0].rstrip(b"\n"))
+
+
+def _state_of_others(pid: int) -> str:
+    """Return the state of a thread that has outlived the first one, "" if none has."""
+    for thread in threads(pid):
+        text = read(f"{thread}/stat") or b""
+        state = text.rpartition(b") ")[2][:1].decode()
+        if state and state not in _ENDED:
+            return state
+    return ""
 
 
 def started(pid: int) -> int:
@@ -75,14 +111,21 @@ def started(pid: int) -> int:
 
 def mount_namespace(pid: int) -> int:
     """Return the number of *pid*'s mount namespace, 0 if it has none (any more)."""
-    with suppress(OSError):
-        return os.stat(f"/proc/{pid}/ns/mnt").st_ino
-    # The first thread may have ended; the others still have a namespace.
-    with suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with suppress(OSError):
-                return os.stat(f"/proc/{pid}/task/{thread}/ns/mnt").st_ino
+    for thread in threads(pid):
+        with suppress(OSError):
+            return os.stat(f"{thread}/ns/mnt").st_ino
     return 0
+
+
+def file_tables(pid: int) -> Iterator[str]:
+    """Yield where /proc tells of *pid*'s open files: once for each table of them."""
+    last = 0
+    for thread in threads(pid):
+        number = int(os.path.basename(thread))
+        # A few may come twice. A first thread that has ended has none.
+        if not last or not libc.share_files(number, last):
+            yield thread
+            last = number
 
 
 def descends(pid: int, ancestors: frozenset[int]) -> bool:

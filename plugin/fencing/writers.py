@@ -28,6 +28,7 @@ from backends.system.mountinfo import (
     parse_mountinfo,
     places_of,
     sees_less,
+    threads,
 )
 from plugin.fencing import processes
 from plugin.fencing.held import HeldVolume
@@ -45,12 +46,13 @@ class Writers:
     The writers of one volume: processes, and namespaces full of them.
 
     ``fleeting``: processes ended during the look; they may have left children in these
-    namespaces.
+    namespaces. ``unfinished``: not all open files were looked at.
     """
 
     pids: set[int] = field(default_factory=set)
     namespaces: set[int] = field(default_factory=set)
     fleeting: bool = False
+    unfinished: bool = False
 
 
 @dataclass(slots=True)
@@ -143,10 +145,13 @@ def _namespaces(
         space.pids.append(pid)
         if not space.is_read:
             own = None if number in shared else OwnPaths(places)
-            with suppress(OSError), open(f"/proc/{pid}/mountinfo", "rb") as table:
-                for line in table:
-                    space.is_read = True
-                    _note(space, line, clues, own)
+            for thread in threads(pid):
+                with suppress(OSError), open(f"{thread}/mountinfo", "rb") as table:
+                    for line in table:
+                        space.is_read = True
+                        _note(space, line, clues, own)
+                if space.is_read:
+                    break
     return spaces, fleeting
 
 
@@ -218,26 +223,29 @@ def _add_openers(
     for namespace, points in watched.items():
         prefixes = tuple(points)
         for pid in spaces[namespace].pids:
-            if deadline.passed():
-                return
-            for link in _open_paths(pid):
-                if not link.startswith(prefixes):
+            for path in _open_paths(pid):
+                if deadline.passed():
+                    for each in found.values():
+                        each.unfinished = True
+                    return
+                if not path.startswith(prefixes):
                     continue
                 for point, volume_id in points.items():
-                    if f"{link}/".startswith(f"{point}/"):
+                    if f"{path}/".startswith(f"{point}/"):
                         found[volume_id].pids.add(pid)
 
 
-def _open_paths(pid: int) -> list[str]:
-    """Return the paths of what *pid* has open; reading such a link does no I/O."""
-    links = [f"/proc/{pid}/cwd", f"/proc/{pid}/root"]
-    with suppress(OSError):
-        links += [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
-    paths = []
-    for link in links:
+def _open_paths(pid: int) -> Iterator[str]:
+    """Yield the paths of what *pid* has open or mapped; to read them does no I/O."""
+    for thread in processes.file_tables(pid):
+        links = [f"{thread}/cwd", f"{thread}/root"]
         with suppress(OSError):
-            paths.append(os.readlink(link))
-    return paths
+            links += [f"{thread}/fd/{name}" for name in os.listdir(f"{thread}/fd")]
+        for link in links:
+            with suppress(OSError):
+                yield os.readlink(link)
+        for mapped in processes.shared_mappings(thread):
+            yield os.fsdecode(mapped.path)
 
 
 def _may_stop(process: Process | None, spared: frozenset[int]) -> bool:

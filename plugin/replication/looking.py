@@ -82,11 +82,18 @@ class Looking:
             BackendError: that is not known.
 
         """
-        seen, hints = self._seen[record.id], self._journals.new_hints(record)
-        if hints.everything or seen.is_partial:
+        seen, hints = self._seen.get(record.id), self._journals.new_hints(record)
+        if hints.everything or seen is None or seen.is_partial:
             self._journals.give_back(record, hints)
             raise BackendError("not all that has changed is known before the next look")
-        return Hints(again.paths | hints.paths, hints.trees)
+        return dataclasses.replace(hints, paths=again.paths | hints.paths)
+
+    def require_quiet(self, record: VolumeRecord) -> None:
+        """Raise BackendError if anything has happened since the last look at hints."""
+        hints = self._journals.new_hints(record)
+        if hints != Hints():
+            self._journals.give_back(record, hints)
+            raise BackendError("somebody outside of its containers writes to it")
 
     def give_back(self, record: VolumeRecord, hints: Hints) -> None:
         """Let the next look be at *hints* too: nothing was recorded of them."""

@@ -105,7 +105,7 @@ class ReplicationNode:
             held=keeper.held,
             records=records,
             placement=placement,
-            moments=Moments(looking, self.progress.pauses, keeper.pausing.paused),
+            moments=Moments(looking, self.progress.pauses, keeper.pausing),
         )
         self.moving = Moving(ownership, self._syncing, self.progress, asking, by_id)
         holders = Holders(ownership, asking)

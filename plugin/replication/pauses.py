@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from math import inf
 from typing import Final
 
 import msgspec
@@ -42,7 +43,7 @@ class PauseFacts(msgspec.Struct, frozen=True):
 @dataclass(slots=True)
 class _Volume:
     done_s: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_MAX))
-    # With those that came to nothing.
+    # What came to nothing has taken for ever.
     last_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LAST))
     rests_until_s: float = 0.0
     missed: str = ""
@@ -62,7 +63,8 @@ class Pauses:
         """
         Take note of a pause; *missed* says why it came to nothing.
 
-        If the last ones have mostly taken longer than *limit_s*, there is a rest.
+        If most of the last ones have taken longer than *limit_s*, or have stopped
+        somebody for nothing, there is a rest.
         """
         with self._lock:
             volume = self._volumes.setdefault(volume_id, _Volume())
@@ -71,7 +73,7 @@ class Pauses:
                 return
             if not missed:
                 volume.done_s.append(took_s)
-            volume.last_s.append(took_s)
+            volume.last_s.append(inf if missed else took_s)
             long = statistics.median(volume.last_s) > limit_s
             if long and len(volume.last_s) >= _LEAST:
                 volume.last_s.clear()

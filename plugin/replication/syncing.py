@@ -277,8 +277,8 @@ class Syncing:
         if not (changes or anew) and current.epoch == epoch:
             journal.manifest.touch(changes.touched)
             return current
-        changes = self._moments.take(record, journal, changes)
         try:
+            changes = self._moments.take(record, journal, changes)
             # The number is used up durably before anybody can have seen it.
             commit = commit_running(self._ownership, record, epoch)
             journal.record(changes, pair(commit))

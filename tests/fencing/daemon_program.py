@@ -17,7 +17,7 @@ from backends.system import clock
 from plugin.errors import FencingError
 from plugin.fencing.client import Guard
 from plugin.fencing.held import HeldVolume
-from plugin.fencing.pausing import Paused, Pausing
+from plugin.fencing.pausing import Pausing
 
 RENEWAL_INTERVAL_S = 0.3
 
@@ -34,7 +34,9 @@ def pause(guard: Guard, request: dict, pauses: ExitStack) -> str:
     """Begin or end a pause; return why it is none, "" if it is one."""
     try:
         if request["op"] == "pause":
-            pauses.enter_context(Pausing(guard).paused(request["id"], Paused()))
+            pausing = Pausing(guard)
+            paused = pausing.find(request["id"])
+            pauses.enter_context(pausing.paused(request["id"], paused))
         else:
             pauses.close()
     except FencingError as error:

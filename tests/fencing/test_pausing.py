@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from backends.system import libc
+from plugin.errors import FencingError
+from plugin.fencing import cgroups
+from plugin.fencing.fences import Fences
 from plugin.fencing.freezer import Target
+from plugin.fencing.held import socket_address
 from plugin.fencing.pausing import Paused
 from tests.fencing.test_guard import bystander, freeze, is_frozen
 from tests.fencing.test_lives import kill_guard, the_guard
@@ -95,6 +102,40 @@ def test_whoever_is_killed_nobody_stays_frozen(
 
 
 @ONLY_V2
+def test_a_guard_that_hands_over_leaves_nobody_paused(
+    daemon: Daemon, volume: Volume, group: Path
+) -> None:
+    with writing(daemon, volume, group):
+        assert daemon.ask("pause", id=volume.id) == ""
+        # A daemon of before there were pauses, whose guard would not know of them.
+        with (
+            socket_address(str(daemon.run_dir)) as address,
+            socket.socket(socket.AF_UNIX) as other,
+        ):
+            other.connect(address)
+            other.sendall(b'{"op": "hello", "version": "another"}\n')
+            assert b'"same": false' in other.recv(1 << 20)
+            assert not is_frozen(group)
+
+
+@ONLY_V2
+def test_nobody_is_paused_while_writers_of_another_volume_are_looked_for(
+    volume: Volume, group: Path, tmp_path: Path
+) -> None:
+    fences = Fences(str(tmp_path), log=lambda _: None)
+    other = Volume.make(tmp_path / "other")
+    with bystander(group):
+        target = Target("v2", str(group), 0, cgroups.identity(str(group)))
+        fences.hold([volume.held(60), other.held(60)])
+        assert fences.pause(volume.id, [target])
+        assert is_frozen(group)
+        fences.hold([volume.held(60), other.held(-1)])
+        fences.act()
+        assert not is_frozen(group)
+        assert not fences.resume(volume.id)
+
+
+@ONLY_V2
 def test_a_container_that_its_user_paused_stays_so(
     daemon: Daemon, volume: Volume, group: Path
 ) -> None:
@@ -173,10 +214,45 @@ def test_files_that_stay_open_are_known(volume: Volume, group: Path) -> None:
         wait_until(
             lambda: b"ready" in opened.read_bytes(), timeout_s=WAIT_S, what="it is open"
         )
-        paused = Paused([Target("v2", str(group), 0, 0)])
-        found = paused.inodes(volume.live.stat().st_dev)
+        paused = Paused({Target("v2", str(group), 0, 0)})
+        found = paused.inodes()
     finally:
         process.kill()
         process.wait()
     inodes = {each.name: each.stat().st_ino for each in volume.live.iterdir()}
     assert {name for name in inodes if inodes[name] in found} == {"open", "mapped"}
+
+
+@ONLY_V2
+def test_which_files_are_open_is_asked_of_no_server(
+    tmp_path: Path, group: Path
+) -> None:
+    """Here of a filesystem that answers nobody, like one whose server is dead."""
+    silent = tmp_path / "silent"
+    silent.mkdir()
+    device = os.open("/dev/fuse", os.O_RDWR)
+    options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % device
+    libc.mount(b"silent", os.fsencode(silent), b"fuse", 0, options)
+    script = (
+        "import os, sys, time; os.open(sys.argv[1], os.O_PATH);"
+        "print(flush=True); time.sleep(600)"
+    )
+    # Whoever asks it gets an error when it goes: this test ends in any case.
+    end = threading.Timer(10, os.close, [device])
+    with subprocess.Popen(
+        ["python3", "-S", "-c", script, silent], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (group / "cgroup.procs").write_text(str(process.pid))
+        end.start()
+        with suppress(FencingError):
+            Paused({Target("v2", str(group), 0, 0)}).inodes()
+        in_time = end.is_alive()
+        process.kill()
+    end.cancel()
+    end.join()
+    if in_time:
+        os.close(device)
+    libc.call("umount2", os.fsencode(silent), libc.MNT_DETACH)
+    assert in_time

@@ -13,10 +13,10 @@ import pytest
 
 from backends.system import mounts
 from backends.system.mountinfo import OwnPaths, parse_mountinfo, sees_less
-from plugin.fencing import cgroups, writers
+from plugin.fencing import cgroups, processes, writers
 from plugin.fencing.cgroups import Hierarchy
 from plugin.fencing.held import HeldVolume
-from tests.fencing.world import Volume
+from tests.fencing.world import HEADLESS, WAIT_S, Volume, container
 from tests.support.host import wait_until
 from tests.support.namespaces import enter_private_mounts
 
@@ -129,6 +129,44 @@ def test_a_copy_of_our_mount_is_no_use_whatever_a_container_calls_its_own(
         other.communicate(b"\n", timeout=10)
     assert [each.pid for each in users] == ([other.pid] if is_use else [])
     assert bool(found[volume.id].namespaces) == is_use
+
+
+def test_who_goes_on_without_a_first_thread_is_seen(tmp_path: Path) -> None:
+    """With its mounts, and with the files of a thread that shares none."""
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    apart = (
+        "import ctypes, os, sys, threading, time; libc = ctypes.CDLL(None)\n"
+        "def work():\n"
+        "  libc.unshare(0x400); os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)\n"
+        "  print('open', flush=True); time.sleep(600)\n"
+        "threading.Thread(target=work).start(); time.sleep(600)"
+    )
+    opened = [sys.executable, "-S", "-c", apart, str(volume.target / "file")]
+    with (
+        container(volume, HEADLESS) as inside,
+        subprocess.Popen(opened, stdout=subprocess.PIPE) as outside,
+    ):
+        assert outside.stdout is not None
+        assert outside.stdout.readline() == b"open\n"
+        stat = Path(f"/proc/{inside.pid}/stat")
+        wait_until(
+            lambda: stat.read_text().rpartition(") ")[2][0] == "Z",
+            timeout_s=WAIT_S,
+            what="its first thread has ended",
+        )
+        users = mounts.users_of_root(
+            volume.root, device=volume.device, own=(volume.target,)
+        )
+        [found] = writers.find([volume.held(60)], never=(), open_files=False).values()
+        paths = [*writers._open_paths(outside.pid)]
+        process = processes.look(inside.pid)
+        outside.kill()
+    assert [each.pid for each in users] == [inside.pid]
+    assert found.namespaces
+    assert str(volume.target / "file") in paths
+    assert process is not None
+    assert process.alive
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def syncing_of(world: World, journals: Journals, sockets: Path) -> Syncing:
         ),
         moments=Moments(
             *(Looking(journals, interval_s=600), Pauses()),
-            Pausing(Guard(world.home / "guard")).paused,
+            Pausing(Guard(world.home / "guard")),
         ),
     )
 
@@ -88,13 +88,19 @@ def test_a_pause_that_fails_loses_no_change(tmp_path: Path) -> None:
     record = world.volumes.views.existing("v").record
     journals = Journals(world.pool, world.ownership.copy_states)
 
-    @contextmanager
-    def broken(volume_id: str, paused: Paused) -> Iterator[None]:
-        del volume_id, paused
-        (live / "late").write_text("written before they stood still")
-        yield
-        raise NotPausedError("they did not stand still for long enough")
+    class Broken(Pausing):
+        def find(self, volume_id: str) -> Paused:
+            del volume_id
+            return Paused(frozenset())
 
+        @contextmanager
+        def paused(self, volume_id: str, paused: Paused) -> Iterator[None]:
+            del volume_id, paused
+            (live / "late").write_text("written before they stood still")
+            yield
+            raise NotPausedError("they did not stand still for long enough")
+
+    broken = Broken(Guard(tmp_path))
     moments = Moments(Looking(journals, interval_s=600), Pauses(), broken)
     with journals.using(record, Deadline(30)) as journal:
         for number in range(1, 4):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from backends.errors import BackendError
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.moment import COPIED_BYTES_MAX, FILES_MAX
+from backends.rsync.journal.packing import wanted
 from backends.rsync.journal.range_log import RangeLog
 from backends.rsync.journal.watch import Hints
 from plugin.ownership.state import Commit
@@ -103,6 +106,54 @@ def test_without_a_container_it_is_as_ever_and_told(
             assert owner.facts.missed == ""
 
 
+# Both write to two files, again and again: with events, by the path in the pool, and
+# with none, by that of the mount.
+_BY_NAME = """
+while True:
+    for name in names:
+        with open(name, "r+b") as file:
+            file.write(b"%08d" % next(numbers))
+"""
+_MAPPED = """
+files = [open(name, "r+b") for name in names]
+maps = [mmap.mmap(file.fileno(), 4096) for file in files]
+[file.close() for file in files]
+while True:
+    for each in maps:
+        each[:8] = b"%08d" % next(numbers)
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [(_BY_NAME, "somebody outside"), (_MAPPED, "no control group of its own")],
+)
+def test_who_else_writes_makes_it_fuzzy(
+    disks: dict[str, Path], members: list[Path], script: str, why: str
+) -> None:
+    disk = disks["xfs"] / f"else-{len(script)}"
+    disk.mkdir()
+    with paused_owner(disk) as owner, containers(owner):
+        for name in "ab":
+            (owner.mounted / name).write_bytes(b"0" * 4096)
+        live = disk / "alpha/pool/volumes" / owner.volume_id / "live"
+        at = owner.mounted if script == _MAPPED else live
+        names = [str(at / name) for name in "ab"]
+        begin = f"import itertools, mmap; numbers = itertools.count(); names = {names}"
+        program = f"{begin}; print(flush=True)\n{script}"
+        with subprocess.Popen(
+            [sys.executable, "-S", "-c", program], stdout=subprocess.PIPE, cwd="/"
+        ) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
+            time.sleep(0.1)
+            quality, facts = owner.replicate(members[0]), owner.facts
+            other.kill()
+        assert quality == "fuzzy"
+        assert why in facts.missed
+        assert owner.replicate(members[0]) == "snapshot"
+
+
 def test_members_at_two_bases_get_one_moment(
     disks: dict[str, Path], members: list[Path]
 ) -> None:
@@ -150,7 +201,7 @@ def owner(tmp_path: Path) -> Iterator[Journal]:
 def take(owner: Journal, *inodes: int) -> None:
     """Make a commit of a moment in which events tell of nothing."""
     owner.moments.prepare(owner.look(Hints()), owner.manifest, shares_blocks=False)
-    owner.moments.take(Hints(), inodes, owner.manifest)
+    owner.moments.take(Hints(), inodes)
     changes = owner.moments.taken()
     assert changes is not None
     owner.record(changes, (1, owner.commit()[1] + 1))
@@ -179,6 +230,14 @@ def test_what_no_event_tells_of_is_in_it(owner: Journal, members: list[Path]) ->
         b"open",
     ]
     member.close()
+
+
+def test_a_file_is_found_by_a_name_it_had_once(owner: Journal) -> None:
+    (owner.live / "file").write_text("before")
+    owner.record(owner.look(EVERYTHING), (1, 1))
+    (owner.live / "file").write_text("since")
+    hints = Hints(inodes=frozenset({(owner.live / "file").stat().st_ino}))
+    assert [each.entry.path for each in owner.look(hints).changed] == [b"file"]
 
 
 def test_with_files_from_after_the_moment_it_is_none(owner: Journal) -> None:
@@ -228,6 +287,27 @@ def test_what_takes_too_long_is_refused_before(owner: Journal) -> None:
         )
 
 
+def test_what_grows_before_the_moment_is_refused_in_it(owner: Journal) -> None:
+    (owner.live / "file").touch()
+    owner.record(owner.look(EVERYTHING), (1, 1))
+    owner.moments.prepare(owner.look(Hints()), owner.manifest, shares_blocks=False)
+    with (owner.live / "file").open("wb") as file:
+        file.truncate(COPIED_BYTES_MAX + 1)
+    with pytest.raises(BackendError, match="32 MiB would stop its containers"):
+        take(owner, (owner.live / "file").stat().st_ino)
+
+
+def test_of_a_member_far_behind_no_more_is_looked_up_than_a_moment_has(
+    owner: Journal,
+) -> None:
+    owner.record(owner.look(EVERYTHING), (1, 1))
+    for number in range(2 * FILES_MAX):
+        (owner.live / str(number)).touch()
+    owner.record(owner.look(EVERYTHING), (1, 2))
+    found = wanted(owner.manifest, (1, 1), (), enough=FILES_MAX)
+    assert len(found) == FILES_MAX + 1
+
+
 def test_long_pauses_are_not_tried_again_for_a_while() -> None:
     pauses = Pauses()
     for took_s in (0.01, 0.3, 0.02, 0.02):
@@ -235,7 +315,7 @@ def test_long_pauses_are_not_tried_again_for_a_while() -> None:
     assert pauses.rest_s("v") == 0
     assert pauses.facts("v") == PauseFacts(4, 20.0, 300.0)
     for _ in range(3):
-        pauses.note("v", 1.0, limit_s=0.1, missed="it did not last")
+        pauses.note("v", 0.01, limit_s=0.1, missed="it did not last")
     assert pauses.rest_s("v") > 0
     assert pauses.facts("v") == PauseFacts(4, 20.0, 300.0, "it did not last")
     pauses.keep_only([])

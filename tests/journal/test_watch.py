@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from backends.rsync.journal.watch import Hints, Watcher
+from backends.system import btrfs, libc
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.watching import EVERYTHING, make_root, ready, watching
 
@@ -103,9 +104,10 @@ def test_new_directories_and_what_is_in_them_at_once(watcher, root):
     for number in range(50):
         (deep / f"f{number}").write_text("x")
     files = {b"a/b/c/f%d" % number for number in range(50)}
-    assert watched.pop_hints() == Hints(
-        frozenset({b"", b"a", b"a/b", b"a/b/c", *files}), frozenset()
-    )
+    hints = watched.pop_hints()
+    assert hints.paths == {b"", b"a", b"a/b", b"a/b/c", *files}
+    assert not hints.trees
+    assert not hints.everything
 
 
 def test_names_of_any_bytes(watcher, root):
@@ -212,7 +214,7 @@ def test_a_bind_mount_in_another_namespace(watcher, root, tmp_path):
         check=True,
         timeout=30,
     )
-    assert watched.pop_hints() == Hints(frozenset({b"sub", b"sub/through"}))
+    assert watched.pop_hints().paths == {b"sub", b"sub/through"}
 
 
 def test_two_volumes_get_their_own(watcher, root):
@@ -266,3 +268,25 @@ def test_a_map_is_told_when_its_file_is_closed(watcher, root):
         memory[0] = 1
         memory.flush()
     assert watched.pop_hints().paths == {b"map"}
+
+
+@pytest.mark.parametrize("way", ["made without a name", "linked", "moved away"])
+def test_a_write_by_a_name_that_is_gone_tells_of_the_file(watcher, root, way):
+    (root / "d").mkdir()
+    if way == "made without a name":
+        file = os.open(root / "d", os.O_TMPFILE | os.O_RDWR)
+        libc.call("linkat", file, b"", -100, os.fsencode(root / "data"), 0x1000)
+    else:
+        file = os.open(root / "d/tmp", os.O_CREAT | os.O_RDWR)
+        os.link(root / "d/tmp", root / "data")
+        (root / "d/tmp").unlink()
+    if way == "moved away":
+        (root / "d").rmdir()
+    watched = ready(watcher, root)
+    os.write(file, b"x")
+    os.close(file)
+    hints = watched.pop_hints()
+    assert b"data" not in hints.paths
+    assert not hints.everything
+    on_btrfs = libc.filesystem_type(watched._root.descriptor) == btrfs.FILESYSTEM_TYPE
+    assert hints.inodes == (set() if on_btrfs else {(root / "data").stat().st_ino})

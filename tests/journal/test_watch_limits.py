@@ -135,10 +135,16 @@ def test_hints_can_be_given_back(watcher, root):
     hints = watched.pop_hints()
     watched.give_back(hints)
     (root / "f").write_text("x")
-    assert watched.pop_hints() == Hints(frozenset({b"", b"d", b"f"}), frozenset({b"d"}))
+    again = watched.pop_hints()
+    assert again.paths == {b"", b"d", b"f"}
+    assert again.trees == {b"d"}
+    watched.give_back(again)
+    assert watched.pop_hints() == again
     watched.give_back(EVERYTHING)
     (root / "f").write_text("y")
-    assert watched.pop_hints() == Hints(frozenset({b"f"}), everything=True)
+    again = watched.pop_hints()
+    assert again.paths == {b"f"}
+    assert again.everything
     assert watched.pop_hints() == Hints()
 
 

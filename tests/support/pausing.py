@@ -79,8 +79,7 @@ class PausedOwner:
         self.guard.hold([self._held()])
         self.pauses = Pauses(rest_s=0)  # however slow the machine is
         looking = Looking(self.journals, interval_s=600)
-        pausing = Pausing(self.guard)
-        self.moments = Moments(looking, self.pauses, pausing.paused)
+        self.moments = Moments(looking, self.pauses, Pausing(self.guard))
         self.numbers = itertools.count(1)
 
     def _held(self) -> HeldVolume:

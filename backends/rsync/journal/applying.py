@@ -74,7 +74,7 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                 applying = _Applying(home, manifest, delta, staged, redo_files)
                 applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
-        name = os.fsdecode(error.filename or "")
+        name = files.name_in(error)
         raise BackendError(
             f"cannot apply a commit in {home}: {error.strerror} {name}".rstrip()
         ) from error

@@ -28,13 +28,15 @@ class Hints:
 
     ``trees`` are those of ``paths`` at which a directory was removed, or that one was
     moved from or to. Everything that was below is gone, even if a directory is there
-    again, which may have the same inode number. With ``everything`` there are more
-    changes than ``paths`` tell.
+    again, which may have the same inode number. ``inodes`` are of files that were
+    written to, maybe by a name that they do not have any more. With ``everything``
+    there are more changes than all that tells.
     """
 
     paths: frozenset[bytes] = frozenset()
     trees: frozenset[bytes] = frozenset()
     everything: bool = False
+    inodes: frozenset[int] = frozenset()
 
 
 class Root:
@@ -52,6 +54,7 @@ class Root:
         self.everything = True  # nobody knows what happened before
         self._paths: set[bytes] = set()
         self._trees: set[bytes] = set()
+        self._inodes: set[int] = set()
         self._size = 0
 
     @property
@@ -70,10 +73,21 @@ class Root:
         if tree:
             self._trees.add(path)
 
+    def note_file(self, inode: int) -> None:
+        """Collect a file that was written to."""
+        if len(self._inodes) < PATHS_MAX:
+            self._inodes.add(inode)
+        else:
+            self.everything = True
+
     def pop_hints(self) -> Hints:
         """Return what was collected, and begin anew."""
-        hints = Hints(frozenset(self._paths), frozenset(self._trees), self.everything)
+        hints = Hints(
+            *(frozenset(self._paths), frozenset(self._trees), self.everything),
+            frozenset(self._inodes),
+        )
         self._paths, self._trees, self._size = set(), set(), 0
+        self._inodes = set()
         self.everything = self.lost
         return hints
 

@@ -130,8 +130,9 @@ class Journal:
 
     def _look_at(self, hints: Hints) -> Changes:
         begun_ns = wall_ns()
+        names = chain.from_iterable(map(self.manifest.names, hints.inodes))
         changes = scan_paths(
-            *(self.live, self.manifest, hints.paths),
+            *(self.live, self.manifest, hints.paths.union(names)),
             trees=hints.trees,
             max_names=self._max_names,
         )

@@ -19,7 +19,13 @@ from backends.errors import BackendError
 from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.entries import Entry, Known, is_below
 from backends.rsync.journal.large_files import is_large
-from backends.rsync.journal.outbox import OUTBOX_NAME, fill, new_outbox, unpack
+from backends.rsync.journal.outbox import (
+    OUTBOX_NAME,
+    fill,
+    new_outbox,
+    require_space,
+    unpack,
+)
 from backends.rsync.journal.redo_files import opened_file
 from backends.rsync.journal.scan import Changes
 from backends.system.beneath import Beneath
@@ -61,6 +67,8 @@ class Moment:
         }
         if changes.rest:
             raise too_many()
+        # More may have changed than what was prepared.
+        _require_few(live, rows.values(), shares_blocks=early is not None)
         self._changes = changes
         self._outbox: Path | None = new_outbox(live.parent / OUTBOX_NAME)
         try:
@@ -105,22 +113,29 @@ def prepare(live: Path, rows: Sequence[Known], *, shares_blocks: bool) -> None:
 
     Raises:
         BackendError: they cannot be copied within a moment.
+        CopyError: there is not enough space for the copies.
 
     """
-    if len(rows) > FILES_MAX:
-        raise too_many()
-    size_bytes = sum(each.entry.size for each in rows)
-    if not shares_blocks and size_bytes > COPIED_BYTES_MAX:
-        raise BackendError(
-            f"files share no blocks here, and to copy {size_bytes >> 20} MiB would "
-            "stop its containers for too long"
-        )
+    _require_few(live, rows, shares_blocks=shares_blocks)
     with Beneath(live) as tree:
         for known in rows:
             if known.entry.kind == "file":
                 with opened_file(tree, known.entry.path) as file:
                     if file is not None:
                         write_out(file)
+
+
+def _require_few(live: Path, rows: Collection[Known], *, shares_blocks: bool) -> None:
+    if len(rows) > FILES_MAX:
+        raise too_many()
+    if not shares_blocks:
+        size_bytes = sum(each.entry.size for each in rows)
+        if size_bytes > COPIED_BYTES_MAX:
+            raise BackendError(
+                f"files share no blocks here, and to copy {size_bytes >> 20} MiB would "
+                "stop its containers for too long"
+            )
+        require_space(live, size_bytes)
 
 
 def clone_early(live: Path, rows: Iterable[Known], base_of: BaseOf) -> EarlyClones:

@@ -16,7 +16,13 @@ from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.entries import Commit, Known
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.moment import Moment, clone_early, prepare, too_many
+from backends.rsync.journal.moment import (
+    FILES_MAX,
+    Moment,
+    clone_early,
+    prepare,
+    too_many,
+)
 from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import wanted
 from backends.rsync.journal.scan import Changes
@@ -37,10 +43,6 @@ class MomentTaking:
         # What members lack that has not changed since the last commit.
         self._expected: tuple[Collection[Commit], Collection[bytes]] = ((), ())
         self._others: Sequence[Known] = ()
-
-    def device(self) -> int:
-        """Return the number of the filesystem that the files are on."""
-        return self._live.stat().st_dev
 
     def shares_blocks(self) -> bool:
         """Return whether copies of the files cost no more than a moment."""
@@ -63,14 +65,14 @@ class MomentTaking:
 
         """
         bases, missing = self._expected
-        lacked = wanted(manifest, None, missing)
+        lacked = wanted(manifest, None, missing, enough=FILES_MAX)
         for base in bases:
             # Who is at another one gets everything, another time.
             with suppress(BackendError):
-                lacked |= wanted(manifest, base, ())
-        self._others = [*filter(None, map(manifest.get, lacked))]
-        if changes.rest:
+                lacked |= wanted(manifest, base, (), enough=FILES_MAX)
+        if changes.rest or len(lacked) > FILES_MAX:
             raise too_many()
+        self._others = [*filter(None, map(manifest.get, lacked))]
         rows = {each.entry.path: each for each in (*self._others, *changes.changed)}
         prepare(self._live, [*rows.values()], shares_blocks=shares_blocks)
         if shares_blocks:
@@ -80,7 +82,7 @@ class MomentTaking:
         paths = {each.entry.path for each in again} | {*changes.deleted}
         return Hints(frozenset(paths))
 
-    def take(self, hints: Hints, inodes: Collection[int], manifest: Manifest) -> None:
+    def take(self, hints: Hints, inodes: Collection[int]) -> None:
         """
         Set aside what has changed, as it is now; nobody writes meanwhile.
 
@@ -91,8 +93,7 @@ class MomentTaking:
             CopyError: there is not enough space for the copies.
 
         """
-        names = set[bytes]().union(*map(manifest.names, inodes))
-        changes = self._look(replace(hints, paths=hints.paths | names))
+        changes = self._look(replace(hints, inodes=hints.inodes.union(inodes)))
         self.moment = Moment(self._live, changes, self._others, self._early)
 
     def taken(self) -> Changes | None:

@@ -38,7 +38,7 @@ from backends.system.beneath import Beneath, open_directory
 from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier, can_share
 from backends.system.copying import CopyError
-from backends.system.files import free_bytes, remove_tree
+from backends.system.files import free_bytes, name_in, remove_tree
 from backends.system.first_names import FirstNames, identity_of
 from backends.system.libc import write_out
 
@@ -145,7 +145,7 @@ def fill(
                 filling.copy(known.entry.path)
             return filling.finish(tree)
         except OSError as error:
-            name = os.fsdecode(error.filename or "")
+            name = name_in(error)
             raise CopyError(
                 f"cannot copy {root}: {error.strerror} {name}".rstrip(),
                 no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),

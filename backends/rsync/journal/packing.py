@@ -9,6 +9,7 @@ Packs one commit for members that stand at some bases, in an outbox of its own.
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -190,12 +191,16 @@ class Packing:
 
 
 def wanted(
-    manifest: Manifest, base: Commit | None, only: Collection[bytes]
+    manifest: Manifest,
+    base: Commit | None,
+    only: Collection[bytes],
+    *,
+    enough: int = sys.maxsize,
 ) -> set[bytes]:
     """
     Return the paths whose contents are to be sent to who is at *base*, or lacks *only*.
 
-    Files have all their names.
+    Files have all their names. Of more than *enough* some more than that are returned.
 
     Raises:
         BackendError: the base is too old or not known.
@@ -205,10 +210,14 @@ def wanted(
     lacked = (each.entry for each in map(manifest.get, only) if each is not None)
     found, inodes = set[bytes](), set[int]()
     for entry in chain(lacked, since):
+        if len(found) > enough:
+            break
         found.add(entry.path)
         if entry.links:
             inodes.add(entry.links)
     for inode in inodes:
+        if len(found) > enough:
+            break
         found.update(manifest.names(inode))
     return found
 

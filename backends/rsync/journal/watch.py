@@ -10,7 +10,8 @@ What no event tells, so that the caller scans everything now and then:
 - stores through mmap(2), and writes with io_submit(2) to a file opened with O_DIRECT,
   until the file is closed; a database may keep it open for months;
 - the other names of a file with several: a hint is about the name that was used, and
-  linking or unlinking one name says nothing about the rest;
+  linking or unlinking one name says nothing about the rest; of writes to a file its
+  inode is told as well, on XFS and ext4;
 - the content of a btrfs snapshot that somebody makes inside a volume.
 
 Where fanotify cannot be used, every `pop_hints` says that everything may have changed:
@@ -26,7 +27,7 @@ import errno
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
@@ -75,6 +76,8 @@ class Watched:
             self._root.everything |= hints.everything
             for path in hints.paths:
                 self._root.note(path, tree=path in hints.trees)
+            for inode in hints.inodes:
+                self._root.note_file(inode)
 
 
 class Watcher:
@@ -207,13 +210,17 @@ class Watcher:
             roots, directory = self._handle_paths.find(event.handle)
         except OSError as error:
             # A directory that was deleted has been deleted from another one: that is
-            # an event too, and the name there stands for all that was below.
-            if error.errno != errno.ESTALE:
+            # an event too, and the name there stands for all that was below. A file
+            # may have other names elsewhere.
+            if error.errno == errno.ESTALE:
+                _note_file(event, self._handle_paths.roots)
+            else:
                 self._note_everything()
             return
         # Both names of a moved directory are an event each. One above may have been
         # moved since: that is an event too, and all below it is looked at.
         tree = renamed or (on_directory and bool(event.mask & fanotify.DELETE))
+        _note_file(event, roots)
         for root in roots:
             if event.name == b".":
                 root.note(directory)
@@ -243,3 +250,8 @@ class Watcher:
     def _note_everything(self) -> None:
         for root in self._handle_paths.roots:
             root.everything = True
+
+
+def _note_file(event: fanotify.Event, roots: Iterable[Root]) -> None:
+    for root in roots if event.inode else ():
+        root.note_file(event.inode)
