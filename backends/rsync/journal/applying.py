@@ -42,7 +42,7 @@ from backends.rsync.journal.staging import (
     require_base,
 )
 from backends.system import files, quota
-from backends.system.beneath import Beneath, open_directory
+from backends.system.beneath import Beneath, name_in, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
 from backends.system.regular_files import open_regular
 from backends.system.writeback import Writeback
@@ -79,10 +79,8 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                 applying = _Applying(home, manifest, delta, staged, redo_files)
                 applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
-        name = os.fsdecode(error.filename or "")
-        raise BackendError(
-            f"cannot apply a commit in {home}: {error.strerror} {name}".rstrip()
-        ) from error
+        what = f"{error.strerror} {name_in(error)}".rstrip()
+        raise BackendError(f"cannot apply a commit in {home}: {what}") from error
     staging.unmark()
     staging.clear()
     return marker.commit

@@ -28,7 +28,7 @@ from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.redo_files import opened_file
 from backends.system import btrfs
-from backends.system.beneath import Beneath, open_directory
+from backends.system.beneath import Beneath, name_in, open_directory
 from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
@@ -126,9 +126,8 @@ def fill(
                 filling.copy(known.entry.path)
             return filling.finish(tree)
         except OSError as error:
-            name = os.fsdecode(error.filename or "")
             raise CopyError(
-                f"cannot copy {root}: {error.strerror} {name}".rstrip(),
+                f"cannot copy {root}: {error.strerror} {name_in(error)}".rstrip(),
                 no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
             ) from error
 
