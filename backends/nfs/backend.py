@@ -18,6 +18,7 @@ from backends.errors import (
 from backends.nfs import mounting
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
+from backends.nfs.identity import Known, NothingKnown
 from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
 from backends.nfs.records import complete, on_share, volume_of
 from backends.nfs.share import CALL_BUDGET_S, Share
@@ -44,14 +45,19 @@ class NfsBackend:
     """
     Volumes as directories of NFS exports.
 
-    *state_dir* holds control mounts, *node* names this node in leases.
+    *state_dir* holds control mounts, *node* names this node in leases, and *known* says
+    which shares are the right ones.
     """
 
     kind = "nfs"
     traits = TRAITS
 
-    def __init__(self, state_dir: Path, *, node: str) -> None:
-        self._shares = Shares(state_dir / "nfs", node=node)
+    def __init__(
+        self, state_dir: Path, *, node: str, known: Known | None = None
+    ) -> None:
+        self._shares = Shares(
+            state_dir / "nfs", node=node, known=known or NothingKnown()
+        )
         self._mounts = VolumeMounts(self._shares)
         self.snapshots = NfsSnapshots(self._shares)
         self._told: set[str] = set()
@@ -268,6 +274,22 @@ class NfsBackend:
             )
             for share in self._shares.watched()
         ]
+
+    def accept(self, name: str) -> str:
+        """
+        Let what answers as the share *name* be the right one; return its identity.
+
+        Raises:
+            InvalidRequestError: no share of that name is used here.
+            NfsError, DeadlineError: it did not answer.
+
+        """
+        for share in self._shares.watched():
+            if str(share.export) == name:
+                return share.accept(Deadline(CALL_BUDGET_S))
+        raise InvalidRequestError(
+            f"no share '{name[:255]}' is used here", hint="remora status names them"
+        )
 
     def data_directory(self, volume: Volume, snapshot: str = "") -> Path:
         """Return where on the control mount the bytes are; not for the daemon."""

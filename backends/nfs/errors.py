@@ -25,6 +25,8 @@ HINTS: Final = {
     "CHANGING": "retry",
     "INUSE": "stop it there first; a node that died counts for 90 s more",
     "STALE": "docker volume rm forgets it; discovery brings in what is there now",
+    "OTHER": "mount the server's disk, or see who answers; replaced on purpose: remora "
+    "share accept SERVER:/PATH",
     "REPLACED": "look at both; move it away to remove the volume",
     "SNAPSHOTS": "remora snapshot rm removes them, remora snapshot ls names them",
     "SNAPSHOT": "use another name, or remove it: remora snapshot rm",

@@ -24,6 +24,7 @@ from backends.nfs.agent import main as agent_main
 from backends.nfs.agent import trash as trash_program
 from backends.nfs.agent.markers import PAGES_MAX
 from backends.nfs.errors import HINTS, NfsError, NfsTimeoutError
+from backends.nfs.identity import Identified, Known
 from backends.nfs.options import Export
 from backends.system import clock
 from backends.system.clock import Deadline
@@ -41,6 +42,14 @@ _UNEASY_INTERVAL_S: Final = 5.0
 _SURVEY_DEADLINE_S: Final = 20.0
 _SURVEY_PATIENCE_S: Final = 5.0
 _TRASH_TURN_S: Final = 30.0
+# What a failed look says of a share.
+_STATES: Final = {
+    **dict.fromkeys(
+        ("NFS-UNREACHABLE", "NFS-REFUSED", "NFS-TIMEOUT", "NFS-DNS"), "unreachable"
+    ),
+    "NFS-STALE": "stale",
+    "NFS-OTHER": "replaced",
+}
 # The catalogue must be as the server has it now, not as this client remembers it.
 _CONTROL_ENTRIES: Final = "actimeo=0,lookupcache=none"
 
@@ -62,7 +71,13 @@ class Share:
     """The daemon's side of one share; methods may be called from any thread."""
 
     def __init__(
-        self, export: Export, control_mount: Path, *, node: str, copying: set[str]
+        self,
+        export: Export,
+        control_mount: Path,
+        *,
+        node: str,
+        copying: set[str],
+        known: Known,
     ) -> None:
         self.export = export
         self.state = ShareState()
@@ -74,6 +89,7 @@ class Share:
         # Whether it could be mounted once: then its name is no typing error.
         self.proven = False
         self._node = node
+        self._identified = Identified(str(export), known, self._call)
         self._agent: Helper | None = None
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -127,10 +143,20 @@ class Share:
         Return the agent's answer to *operation*.
 
         Raises:
-            NfsError: the server or the share refused; nothing was changed.
+            NfsError: the server or the share refused, or another share answers; nothing
+                was changed.
             NfsTimeoutError: no answer in time; the agent was ended.
 
         """
+        return self._identified.call(operation, deadline=deadline, **request)
+
+    def accept(self, deadline: Deadline) -> str:
+        """Let the share that answers be the right one; return its identity."""
+        identity = self._identified.accept(deadline)
+        self.survey_soon()
+        return identity
+
+    def _call(self, operation: str, *, deadline: Deadline, **request: Any) -> Any:
         # Before the lock: with a dead server each call says so in its own few seconds.
         self.require_server(deadline)
         where = self.export.source()
@@ -140,8 +166,9 @@ class Share:
             # Only now, for sets may change until the lock is ours. JSON has no sets.
             line = json.dumps({"op": operation, **request}, default=_listed)
             answer = self._ask(line, operation, deadline)
-            if operation != "check" and _is_stale(answer):
-                # The control mount itself: only a new one heals that.
+            if operation != "check" and _is_not_ours(answer):
+                # The control mount itself: only a new one heals that, or tells whether
+                # the server has its disk again.
                 self._drop_control_mount()
                 answer = self._ask(line, operation, deadline)
         finally:
@@ -225,7 +252,8 @@ class Share:
                 self.survey()
             except Exception:  # the watch must go on
                 log.exception("%s was not looked at", self.export)
-            calm = self.state.state != "unreachable" and self._asking_since_s is None
+            away = self.state.state in ("unreachable", "replaced")
+            calm = not away and self._asking_since_s is None
             self._wake.wait(_SURVEY_INTERVAL_S if calm else _UNEASY_INTERVAL_S)
 
     def survey(self) -> None:
@@ -308,15 +336,7 @@ class Share:
         }
 
     def _note_failure(self, error: RemoraError) -> None:
-        away = error.code in (
-            "NFS-UNREACHABLE",
-            "NFS-REFUSED",
-            "NFS-TIMEOUT",
-            "NFS-DNS",
-        )
-        state = (
-            "unreachable" if away else "stale" if error.code == "NFS-STALE" else "error"
-        )
+        state = _STATES.get(error.code, "error")
         if self.state.state != state:
             log.warning("%s is %s: %s", self.export, state, error)
         self.state = replace(
@@ -332,10 +352,11 @@ def _listed(value: Any) -> list[str]:
     return sorted(value() if callable(value) else value)
 
 
-def _is_stale(answer: dict[str, Any]) -> bool:
-    """Return whether the agent met ESTALE, which no refusal of its own says."""
-    return answer.get("code") == "STALE" and str(answer["text"]).startswith(
-        os.strerror(errno.ESTALE)
+def _is_not_ours(answer: dict[str, Any]) -> bool:
+    """Return whether the agent met another share, or ESTALE, said by no refusal."""
+    return answer.get("code") == "OTHER" or (
+        answer.get("code") == "STALE"
+        and str(answer["text"]).startswith(os.strerror(errno.ESTALE))
     )
 
 

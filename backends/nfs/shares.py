@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from backends.base import Volume
 from backends.errors import BackendError, DeadlineError, RemoraError
+from backends.nfs.identity import Known
 from backends.nfs.leftovers import remove_empty, sweep
 from backends.nfs.options import Export, export_of
 from backends.nfs.share import Share
@@ -31,14 +32,15 @@ class Shares:
     Makes a `Share` for each export; methods may be called from any thread.
 
     Control mounts are made below *directory*, in a part of it that is new each time;
-    *node* names this node in leases.
+    *node* names this node in leases; *known* says which shares are the right ones.
     """
 
-    def __init__(self, directory: Path, *, node: str) -> None:
+    def __init__(self, directory: Path, *, node: str, known: Known) -> None:
         self.directory = directory
         self._own = directory / secrets.token_hex(4)
         self._swept = False
         self._node = node
+        self._known = known
         self._copying: set[str] = set()
         self._shares: dict[Export, Share] = {}
         # What the profile of each wants of all mounts of its volumes.
@@ -134,7 +136,11 @@ class Shares:
                 # Nobody but root may get at the whole share through it.
                 self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
                 share = Share(
-                    export, self._own / digest, node=self._node, copying=self._copying
+                    export,
+                    self._own / digest,
+                    node=self._node,
+                    copying=self._copying,
+                    known=self._known,
                 )
                 share.start()
                 self._shares[export] = share

@@ -76,7 +76,7 @@ class Pool:
             files.make_directories(self.volumes, mode=0o700)
             found = identity_of(self.path)
             if found is None:
-                found = str(uuid.uuid4())
+                found = new_identity()
                 content = identity_file(found).encode()
                 files.write_durably(self.path / "pool.json", content)
         except OSError as error:
@@ -131,7 +131,7 @@ class Pool:
         if found is None:
             raise BackendError(
                 f"the pool {self.path} has no pool.json: its disk is not mounted",
-                hint="mount it; nothing is created or mounted without it",
+                hint="mount it; if it is gone for good: docs/guides/operations.md",
             )
         if found != self._id:
             raise BackendError(
@@ -143,11 +143,25 @@ class Pool:
 def identity_of(path: Path) -> str | None:
     """Return which pool the directory *path* holds, None if it has no `pool.json`."""
     try:
-        return from_json((path / "pool.json").read_bytes(), _PoolFile).id
+        content = (path / "pool.json").read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except OSError as error:
         raise BackendError(f"cannot read {path}/pool.json: {error}") from error
+    return identity_in(content, path)
+
+
+def identity_in(content: bytes, path: Path) -> str:
+    """Return which pool *content* names, the `pool.json` of the pool *path*."""
+    try:
+        return from_json(content, _PoolFile).id
+    except msgspec.DecodeError as error:
+        raise BackendError(f"cannot read {path}/pool.json: {error}") from error
+
+
+def new_identity() -> str:
+    """Return an identity that no pool has."""
+    return str(uuid.uuid4())
 
 
 def identity_file(pool_id: str) -> str:

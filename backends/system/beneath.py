@@ -154,6 +154,8 @@ class Beneath:
             self._name = os.fsencode(top.name)
             self._above = os.open(top.parent, os.O_RDONLY | os.O_DIRECTORY)
         self._way = Way(self._above)
+        # Where the way leads; None: not all the way.
+        self._at: bytes | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -176,7 +178,16 @@ class Beneath:
         """
         if not path:
             return self._above, self._name
-        *parts, name = [self._name, *path.split(b"/")]
+        above, _, name = path.rpartition(b"/")
+        if above != self._at:
+            self._at = None
+            self._go(above, make=make)
+            self._at = above
+        return self._way.last(), name
+
+    def _go(self, path: bytes, *, make: bool) -> None:
+        """Lead the way to the directory *path*; as `at`."""
+        parts = [self._name, *(path.split(b"/") if path else ())]
         way = self._way
         same = 0
         for part, known in zip(parts, way.names, strict=False):
@@ -193,7 +204,6 @@ class Beneath:
                     raise
                 os.mkdir(part, 0o700, dir_fd=way.last())
                 way.down(part)
-        return way.last(), name
 
     def find(self, path: bytes) -> tuple[int, bytes] | None:
         """Return what `at` does, None if there is no such directory."""
@@ -234,4 +244,5 @@ class Beneath:
 
     def forget(self) -> None:
         """Look everything up anew: the caller moves or removes a directory."""
+        self._at = None
         self._way.close()

@@ -53,6 +53,12 @@ def signatures(path: Path) -> list[Signature]:
         raise BackendError(f"cannot read what wipefs says of {path}: {error}") from None
 
 
+def beginning(path: Path) -> bytes:
+    """Return the first MiB of the device or file *path*."""
+    with path.open("rb") as file:
+        return file.read(2**20)
+
+
 def size_bytes(path: Path) -> int:
     """Return how many bytes the device or file *path* holds."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -44,7 +44,8 @@ class Request(NamedTuple):
 
     Ranges *also* have to be in *data* even if they have not changed. Without *base*, or
     if the index cannot be believed, nothing is done, or, if *anew*, it is made anew and
-    all that is not zeros has changed. *inode* is what the index knows the file by.
+    all that is not zeros has changed. *inode* is what the index knows the file by. On
+    the disk of *data* so many bytes stay free.
     """
 
     path: str
@@ -54,6 +55,7 @@ class Request(NamedTuple):
     also: list[Range]
     data: str | None
     anew: bool
+    left_free_bytes: int = 0
 
 
 def answer(tree: Beneath, request: Request) -> Iterator[dict[str, Any]]:
@@ -125,7 +127,10 @@ def _searched(
     # A page that stays dirty takes more stores without moving a time of its file.
     write_out(file)
     hashes = BlockHashes(header.hashing, header.key)
-    with opened_index(request.index_path) as index, opened_data(request.data) as data:
+    with (
+        opened_index(request.index_path) as index,
+        opened_data(request.data, request.left_free_bytes) as data,
+    ):
         if index is None:
             raise FileNotFoundError(errno.ENOENT, "the index went", request.index_path)
         begun_s = monotonic_s()

@@ -43,11 +43,17 @@ _NOWHERE: Final = sys.maxsize
 
 
 class Data:
-    """The changed bytes, one range after the other, at the end of the *file* *path*."""
+    """
+    The changed bytes, one range after the other, at the end of the *file* *path*.
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    What others need of its disk, *left_free_bytes*, stays free.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, left_free_bytes: int) -> None:
         self._path = path
         self._file = file
+        self._left_free_bytes = left_free_bytes
+        self._looked_at_bytes = 0
         self._begin = os.fstat(file.fileno()).st_size
         self._digest = _new_digest()
         self._size_bytes = 0
@@ -57,10 +63,20 @@ class Data:
         self._digest.update(content)
         self._file.write(content)
         self._size_bytes += len(content)
+        if self._size_bytes - self._looked_at_bytes > _BUFFER_BYTES:
+            self._require_room()
+
+    def _require_room(self, more_bytes: int = 0) -> None:
+        """Raise OSError if *more_bytes* would be taken from what others need."""
+        self._looked_at_bytes = self._size_bytes
+        usage = os.fstatvfs(self._file.fileno())
+        if usage.f_bavail * usage.f_frsize - more_bytes < self._left_free_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
 
     def taken_out(self) -> BinaryIO:
         """Begin again; return what has been written, in a file without a name."""
         self._file.flush()
+        self._require_room(self._size_bytes)
         old = cast("BinaryIO", TemporaryFile(dir=self._path.parent))  # noqa: SIM115
         with self._path.open("rb") as file:
             file.seek(self._begin)
@@ -68,6 +84,7 @@ class Data:
                 old.write(piece)
         os.ftruncate(self._file.fileno(), self._begin)
         self._digest, self._size_bytes = _new_digest(), 0
+        self._looked_at_bytes = 0
         old.seek(0)
         return old
 
@@ -242,14 +259,14 @@ class Search:
 
 
 @contextmanager
-def opened_data(path: str | None) -> Iterator[Data | None]:
+def opened_data(path: str | None, left_free_bytes: int = 0) -> Iterator[Data | None]:
     """Yield what adds to the file *path*, made if need be; None without one."""
     if path is None:
         yield None
         return
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, 0o600), "wb", _BUFFER_BYTES) as file:
-        yield Data(Path(path), file)
+        yield Data(Path(path), file, left_free_bytes)
 
 
 def _with_data(file: int, size: int) -> Iterator[int]:

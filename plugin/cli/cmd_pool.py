@@ -1,4 +1,4 @@
-"""`remora pool make`: a pool on XFS or btrfs, for people whose disk is ext4."""
+"""`remora pool`: make a pool on XFS or btrfs, or give up one that is gone for good."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ from plugin.cli.context import Context, json_option, pass_context
 
 if TYPE_CHECKING:
     from plugin.config import Config
+    from plugin.pool.directory import PoolDirectory
     from plugin.pool.making import Plan
     from plugin.pool.target import Target
 
 
 @click.group()
 def pool() -> None:
-    """Make a pool."""
+    """Make a pool, or give one up."""
 
 
 @pool.command()
@@ -84,10 +86,7 @@ def make(  # noqa: PLR0913, PLR0917 - a parameter for each option
     that it lies on: nothing on XFS; on btrfs, whose own cost is in this, large writes
     have 0.3 of the speed, small ones that are flushed 0.4, reads 0.7.
     """
-    if os.geteuid() != 0:
-        raise InvalidRequestError(
-            "only root makes a pool", hint="sudo remora pool make"
-        )
+    _require_root()
     target = _target(device, image, size, filesystem)
     make_plan = _planner(context.config, target, at, with_units=not no_unit)
     plan = make_plan()
@@ -103,6 +102,38 @@ def make(  # noqa: PLR0913, PLR0917 - a parameter for each option
             plan = make_plan()
             plan.carry_out(lambda step, done: _report(step, done, quiet=as_json))
     _tell(plan, [] if dry_run else plan.notes(), as_json=as_json)
+
+
+@pool.command()
+@click.argument("pool_id")
+@json_option
+@pass_context
+def forget(context: Context, pool_id: str, as_json: bool) -> None:
+    """
+    Give up this node's pool POOL_ID, whose disk is dead or was taken away.
+
+    `remora pool make` makes the next one then, or the daemon where it starts without.
+    Volumes of which other nodes have copies come back from those; others stay listed,
+    and are refused until they are removed. Nothing is written to any disk of a pool.
+    """
+    from plugin.daemon.node import forget_pool  # noqa: PLC0415
+
+    _require_root()
+    config = context.config
+    _require_stopped(config)
+    with _alone(config):
+        here = Path(os.path.realpath(config.pool))
+        mount_dir = Path(os.path.realpath(config.mount_dir))
+        _directory(config, here).require_gone(pool_id, mount_dir)
+        forget_pool(config.state_dir)
+    output.print_answer({"forgotten": pool_id}, pool_id, as_json=as_json)
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise InvalidRequestError(
+            "only root makes a pool, or gives it up", hint="sudo remora pool …"
+        )
 
 
 def _target(
@@ -132,21 +163,29 @@ def _planner(
     config: Config, target: Target, wanted: Path | None, *, with_units: bool
 ) -> Callable[[], Plan]:
     """Return what looks at the machine and plans."""
-    from plugin.daemon.node import pool_id_of  # noqa: PLC0415
     from plugin.pool import making  # noqa: PLC0415
-    from plugin.pool.directory import PoolDirectory  # noqa: PLC0415
     from plugin.pool.units import Units, systemd_runs  # noqa: PLC0415
 
     # systemd mounts on no path with a link in it.
     at = Path(os.path.realpath(wanted or config.pool))
-    present = Path(os.path.realpath(config.pool))
     units = Units(target, at) if with_units and systemd_runs() else None
 
     def plan() -> Plan:
-        directory = PoolDirectory(at, present, pool_id_of(config.state_dir))
-        return making.make_plan(target, directory, units)
+        return making.make_plan(target, _directory(config, at), units)
 
     return plan
+
+
+def _directory(config: Config, at: Path) -> PoolDirectory:
+    from plugin.daemon.node import note_pool, pool_id_of  # noqa: PLC0415
+    from plugin.pool.directory import PoolDirectory  # noqa: PLC0415
+
+    return PoolDirectory(
+        at,
+        Path(os.path.realpath(config.pool)),
+        pool_id_of(config.state_dir),
+        partial(note_pool, config.state_dir),
+    )
 
 
 def _require_stopped(config: Config) -> None:

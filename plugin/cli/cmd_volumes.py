@@ -14,7 +14,7 @@ from plugin.cli.context import (
 )
 
 # What fits into a column; `inspect` says the rest.
-_HEALTH_WORDS = ("ok", "creating", "unknown", "stale", "unreachable")
+_HEALTH_WORDS = ("ok", "creating", "unknown", "stale", "replaced", "unreachable")
 
 
 @click.command("ls")

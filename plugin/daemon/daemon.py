@@ -55,6 +55,7 @@ from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
 from plugin.volumes.options import AllowedOptions, OptionResolver
 from plugin.volumes.propagation import Propagation
+from plugin.volumes.shares import ShareRecords
 from plugin.volumes.use_cases import UseCases
 
 if TYPE_CHECKING:
@@ -101,9 +102,14 @@ class Daemon:
         self._rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
         if self._node.fact("pool_id") is None:
             self._node.set_fact("pool_id", self._rsync.pool.initialise())
-        self._resolver = self._build_backends()
-        self._registry = self._resolver.registry
         self._catalogue = Catalogue(self._foundation.store)
+        self._nfs = NfsBackend(
+            config.state_dir,
+            node=f"{os.uname().nodename}.{self._node.id}",
+            known=ShareRecords(self._foundation.store, self._catalogue),
+        )
+        self._resolver = self._build_resolver()
+        self._registry = self._resolver.registry
         self._ownership = self._build_ownership()
         keys = self._foundation.keys
         self._cluster = self._build_cluster(keys) if keys else None
@@ -148,17 +154,14 @@ class Daemon:
         self._stop_requested.recv(1)
         self._stop()
 
-    def _build_backends(self) -> OptionResolver:
+    def _build_resolver(self) -> OptionResolver:
         """Register all backends; return what chooses one of them for a volume."""
-        config = self._config
-        nfs = NfsBackend(
-            config.state_dir, node=f"{os.uname().nodename}.{self._node.id}"
-        )
-        resolver = OptionResolver(Registry([self._rsync, nfs]), config.profiles)
+        registry = Registry([self._rsync, self._nfs])
+        resolver = OptionResolver(registry, self._config.profiles)
         if faults := resolver.faults():
             raise ConfigError(faults, source="[profiles]")
-        for options in resolver.profiles_of(nfs.kind):
-            nfs.watch(options)
+        for options in resolver.profiles_of(self._nfs.kind):
+            self._nfs.watch(options)
         return resolver
 
     def _build_ownership(self) -> OwnershipView:
@@ -221,6 +224,7 @@ class Daemon:
     def _build_servers(self) -> list[Server]:
         """Return the servers; the plugin socket comes last, after all that can fail."""
         config, volumes, cluster = self._config, self._volumes, self._cluster
+        view, accept = self._cluster_view(), self._nfs.accept
         metrics = Metrics(
             volumes.views,
             self._registry,
@@ -241,7 +245,7 @@ class Daemon:
         servers.append(
             Server(
                 create_control_app(
-                    volumes, metrics, self._cluster_view(), self._registry
+                    volumes, metrics, view, self._registry, accept_share=accept
                 ),
                 self._bind(config.control_socket),
                 name="control",

@@ -86,6 +86,18 @@ def pool_id_of(state_dir: Path) -> str | None:
     return str(row[0]) if row else None
 
 
+def note_pool(state_dir: Path, pool_id: str) -> None:
+    """Note that the node of *state_dir*, whose lock is held, has pool *pool_id*."""
+    with closing(Node(state_dir)) as node:
+        node.set_fact("pool_id", pool_id)
+
+
+def forget_pool(state_dir: Path) -> None:
+    """Note that the node of *state_dir*, whose lock is held, has no pool now."""
+    with closing(Node(state_dir)) as node:
+        node.forget("pool_id")
+
+
 def lock_state(state_dir: Path) -> int:
     """
     Return a descriptor that keeps every other process off *state_dir*.

@@ -156,14 +156,15 @@ class Acquisition:
             state = self.ownership.heads.read(record.id)
             head = state.head or self.ownership.initial_head(record)
             try:
-                self._require_copy(record, head)
+                copy = self._require_copy(record, head)
                 raised = rules.acquire(
                     head,
                     locked_by=state.locked_by,
                     node=self.ownership.node_id,
                     boot_id=self.ownership.boot_id,
+                    promised=copy.promised if copy else 0,
                 )
-                self._foresee(record, raised)
+                self._foresee(record, raised, copy)
             except RefusedError as error:
                 if attempt:
                     raise explained(
@@ -273,26 +274,26 @@ class Acquisition:
                 raise explained(record.name, error, self.ownership.name_of) from None
             self.ownership.copy_states.write(record.id, kept.copy)
 
-    def _require_copy(self, record: VolumeRecord, head: Head) -> None:
+    def _require_copy(self, record: VolumeRecord, head: Head) -> CopyState | None:
         """
-        Check, before anything changes, that this node has the copy that it must have.
+        Return this node's copy; None if it has none, and needs none.
 
         Raises:
             BackendError: no other node has the newest commit, and the copy is missing.
 
         """
-        if (
-            self.ownership.is_shared(record)
-            or self.ownership.copy_state(record) is not None
-        ):
-            return
-        if head.holders == (self.ownership.node_id,) and head.committed != EMPTY:
+        copy = self.ownership.copy_state(record)
+        alone = head.holders == (self.ownership.node_id,) and head.committed != EMPTY
+        if copy is None and alone and not self.ownership.is_shared(record):
             raise BackendError(
                 f"the data of volume '{record.name}' is missing on this node",
                 hint="restore its directory in the pool, or remove the volume",
             )
+        return copy
 
-    def _foresee(self, record: VolumeRecord, raised: Head) -> None:
+    def _foresee(
+        self, record: VolumeRecord, raised: Head, copy: CopyState | None
+    ) -> None:
         """
         Check that our copy can vote, and would do alone if no other node can vote.
 
@@ -303,14 +304,11 @@ class Acquisition:
             RefusedError: as `rules.promise` and `rules.choose`.
 
         """
-        others = {*raised.members, *raised.holders} - {self.ownership.node_id}
-        nodes = self.ownership.nodes.all()
         if self.ownership.is_shared(record):
             return
-        copy, lineage = (
-            self.ownership.copy_state(record),
-            self.ownership.heads.lineage(record.id),
-        )
+        others = {*raised.members, *raised.holders} - {self.ownership.node_id}
+        nodes = self.ownership.nodes.all()
+        lineage = self.ownership.heads.lineage(record.id)
         own = EMPTY
         if copy is not None:
             own = rules.promise(

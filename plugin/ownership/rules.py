@@ -42,11 +42,15 @@ from plugin.ownership.state import (
 # The head
 
 
-def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
+def acquire(
+    head: Head, *, locked_by: str, node: str, boot_id: str, promised: int = 0
+) -> Head:
     """
     Return the head with *node* recovering the next epoch.
 
     *locked_by* is the node with the lock, or ""; its own lock does not hinder *node*.
+    Its copy may have *promised* a later epoch than older records know: that number is
+    not given again.
     It becomes a member in `begin` only: until then, its copy may be an old one. If it
     gives up, the volume is as released as it was.
 
@@ -60,9 +64,8 @@ def acquire(head: Head, *, locked_by: str, node: str, boot_id: str) -> Head:
         raise RefusedError("removing")
     if head.released and not head.released_at:
         head = replace(head, released_at=TIME_UNKNOWN)
-    return replace(
-        head, epoch=head.epoch + 1, owner=node, boot_id=boot_id, phase="recovering"
-    )
+    epoch = max(head.epoch, promised) + 1
+    return replace(head, epoch=epoch, owner=node, boot_id=boot_id, phase="recovering")
 
 
 def choose(

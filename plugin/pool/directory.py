@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Final
 
 from backends.errors import InvalidRequestError
 from backends.rsync.pool import identity_of
-from backends.system import files
+from backends.system import files, mounts
 
 # What the daemon makes in a new pool.
 _FILE: Final = "pool.json"
@@ -24,12 +25,13 @@ class PoolDirectory:
     """
     The directory *path* for a new pool, on a node whose pool is at *present* now.
 
-    *known* is what the node has noted as its pool's identity, if it has ever started.
+    *known* is what the node has noted as its pool's identity, and *note* has it noted.
     """
 
     path: Path
     present: Path
     known: str | None
+    note: Callable[[str], None]
 
     def check(self) -> None:
         """
@@ -63,16 +65,44 @@ class PoolDirectory:
         """
         Return which pool the new one is to be for the node, "" if that is open.
 
-        One without volumes is only replaced. A pool with volumes goes on being the one
-        that it is: whoever copies them brings its identity along.
+        One without volumes is only replaced.
         """
-        if _names_in(self.present / "volumes"):
-            return ""
         return identity_of(self.present) or self.known or ""
+
+    def is_moved(self) -> bool:
+        """
+        Return whether the present pool has volumes, and goes on being the one it is.
+
+        Whoever copies them brings its identity along.
+        """
+        return bool(_names_in(self.present / "volumes"))
 
     def missing(self) -> bool:
         """Return whether the node has a pool that is not where it should be."""
         return self.known is not None and identity_of(self.present) is None
+
+    def require_gone(self, pool_id: str, mount_dir: Path) -> None:
+        """
+        Raise InvalidRequestError unless the node's pool *pool_id* is gone for good.
+
+        Nothing is at its place, and no volume of it is mounted in *mount_dir*.
+        """
+        if self.known != pool_id:
+            known = f"this node's pool is {self.known}" if self.known else "it has none"
+            raise InvalidRequestError(f"{pool_id} is not this node's pool: {known}")
+        if not self.missing():
+            raise InvalidRequestError(
+                f"{self.present} holds a pool",
+                hint="it is kept; umount its disk if that is to be given up",
+            )
+        for entry in mounts.mount_table():
+            where = Path(entry.mount_point)
+            is_pools = entry.root.endswith(f"/volumes/{where.name}/live")
+            if where.parent == mount_dir and is_pools:
+                raise InvalidRequestError(
+                    f"a volume of it is mounted: {where}",
+                    hint="stop the containers that use it, or restart the machine",
+                )
 
     def leftovers(self) -> list[Path]:
         """Return what the empty pool has there, what is to be removed first first."""

@@ -87,7 +87,7 @@ def make_plan(target: Target, directory: PoolDirectory, units: Units | None) -> 
             raise InvalidRequestError(
                 f"this node's pool {directory.known} is not at {directory.present}: "
                 "its disk is not mounted",
-                hint="mount it; an empty pool does not take its place",
+                hint="mount it; if it is gone for good: docs/guides/operations.md",
             )
     if units is not None:
         units.check()

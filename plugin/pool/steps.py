@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
 from backends.errors import BackendError, InvalidRequestError
-from backends.rsync.pool import identity_file
+from backends.rsync.pool import identity_file, identity_in, new_identity
 from backends.system import block_devices, files
 from backends.system.run import run
 from plugin.pool.directory import PoolDirectory
@@ -136,14 +136,17 @@ class Fill:
 
         Raises:
             InvalidRequestError: it is another node's pool, or an earlier one.
+            BackendError, StoreError: something could not be written.
 
         """
         files.make_directories(self.directory.path, mode=0o700)
-        target, wanted = self.target, self.directory.identity()
+        target, directory = self.target, self.directory
+        wanted = "" if directory.is_moved() else directory.identity()
         is_new = self.state != "whole"
         source = target.draft if is_new else target.path
         # A pool that is not where it should be is not replaced by an empty one.
-        give = "" if self.directory.missing() else wanted
+        is_open = not (directory.is_moved() or directory.missing())
+        give = wanted or new_identity() if is_open else ""
         done = run(
             [
                 *("unshare", "--mount", "--propagation", "private", "--"),
@@ -155,15 +158,19 @@ class Fill:
             ],
             deadline_s=_MOUNT_DEADLINE_S,
         )
-        if wanted and done.output.strip() != identity_file(wanted):
+        found = done.output.strip()
+        if wanted and found != identity_file(wanted):
             raise InvalidRequestError(
                 f"{target.path} is not this node's pool {wanted}",
-                hint=f"it says: {done.output.strip() or 'nothing'}",
+                hint=f"it says: {found or 'nothing'}",
             )
         block_devices.sync(source)
         if is_new and target.in_file:
             target.draft.rename(target.path)
             files.sync_directory(target.path.parent)
+        # Else a daemon that first starts without the mount makes a pool below it.
+        if is_open:
+            directory.note(identity_in(found.encode(), source))
 
 
 @dataclass(frozen=True, slots=True)

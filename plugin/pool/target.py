@@ -34,6 +34,11 @@ _RESERVING: Final = ("ext4", "xfs")
 # They stand in units and in fstab, each of which has characters that mean something.
 _PLAIN: Final = re.compile(r"/[A-Za-z0-9_./+:@=-]*")
 
+# What mkfs.btrfs writes first, in place of a signature that wipefs knows, and where.
+# Source: btrfs-progs, kernel-shared/ctree.h (BTRFS_MAGIC_TEMPORARY, btrfs_super_block).
+_BTRFS_BEGUN: Final = (b"!BHRfS_M", 0x10040)
+_BTRFS_LABEL: Final = (UNFINISHED.encode() + b"\0", 0x1012B)
+
 _MODULE_DEADLINE_S: Final = 60.0
 _LOOPS: Final = Path("/dev/loop-control")
 # Where XFS counts for quotas. Not every kernel was built so.
@@ -188,15 +193,31 @@ class Target:
             raise InvalidRequestError(f"{self.path} holds {size // 2**20} MiB; {_MIN}")
         found = block_devices.signatures(self.path)
         if not found:
-            return "none"
+            return self._state_without_signature()
         if {each.label for each in found} == {UNFINISHED}:
             return "unfinished"
         if self._is_pool(found):
             return "whole"
         raise InvalidRequestError(
             f"{self.path} is not empty: {_told(found)}",
-            hint=f"if nobody needs that: wipefs --all {self.path}",
+            hint=self._to_empty(),
         )
+
+    def _state_without_signature(self) -> State:
+        begins = block_devices.beginning(self.path)
+        if not begins.strip(b"\0"):
+            return "none"
+        if begins.startswith(*_BTRFS_BEGUN) and begins.startswith(*_BTRFS_LABEL):
+            return "unfinished"
+        # A database's own, what is encrypted without a header, a damaged filesystem.
+        raise InvalidRequestError(
+            f"{self.path} is not empty: it begins with bytes of an unknown kind",
+            hint=self._to_empty(),
+        )
+
+    def _to_empty(self) -> str:
+        zeros = f"dd if=/dev/zero of={self.path} bs=1M count=1"
+        return f"if nobody needs that: wipefs --all {self.path} && {zeros}"
 
     def _state_of_file(self) -> State:
         if self.size_bytes < _SIZE_MIN:

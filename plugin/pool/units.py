@@ -17,7 +17,8 @@ _RUNS: Final = Path("/run/systemd/system")
 # It gives devices their names; without it (in a container) there are no such names.
 _NAMER: Final = Path("/run/udev/control")
 _DEADLINE_S: Final = 60.0
-# A filesystem that the power left is mended when it is mounted.
+# A filesystem that the power left is mended when it is mounted. For `nofail` the boot
+# does not wait for it, and ssh: the daemon alone does.
 _MOUNT: Final = f"""\
 {_MARK}
 [Unit]
@@ -108,7 +109,7 @@ class Units:
                 what=_what(self.target),
                 where=self.where,
                 kind=self.target.kind.name,
-                options=",".join(self.target.options()) or "defaults",
+                options=",".join(("nofail", *self.target.options())),
                 more=f"Wants={_DIRECT_NAME}\n" if self.target.in_file else "",
             ),
             service: _SERVICE.format(where=self.where),

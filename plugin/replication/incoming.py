@@ -6,7 +6,9 @@ from pathlib import Path
 
 from backends.errors import BackendError
 from backends.rsync.journal.arrivals import Arrivals
+from backends.rsync.journal.delta import Header
 from backends.rsync.journal.journal import Journal
+from backends.system.aside import begun
 from backends.system.writeback import Writeback
 from plugin.errors import PeerRefusedError
 from plugin.ownership.state import Commit
@@ -26,13 +28,22 @@ class Incoming:
         # The commit that has come, if this node has asked holders for it.
         self._pulled: dict[str, Commit] = {}
 
-    def note(self, volume_id: str, home: Path, commit: Commit, *, empty: bool) -> None:
+    def note(
+        self,
+        volume_id: str,
+        home: Path,
+        commit: Commit,
+        *,
+        empty: bool,
+        clean: bool | None = False,
+    ) -> None:
         """
         Note that files of *commit* come to the copy in *home*, or files ahead of it.
 
         What lies here of another epoch, or of before our start, is only of use to
         rsync, which compares it with what it sends. Files ahead are all compared by the
-        end of their transfer, and an *empty* copy begins with them.
+        end of their transfer, and an *empty* copy begins with them. *clean*: nothing
+        lies here; None: an earlier transfer may still write.
         """
         # The descriptors of copies that have gone would keep their disk from going.
         for key, written in [*self._writebacks.items()]:
@@ -41,32 +52,50 @@ class Incoming:
         if volume_id not in self._writebacks:
             self._writebacks[volume_id] = Writeback(home)
         known = self._arrivals.get(volume_id)
-        arrivals = Arrivals.begun((commit.epoch, commit.seq))
         if commit.seq == AHEAD_SEQ:
             self._ahead.add(volume_id)
-        elif empty:
-            arrivals.first = None
-        elif known is not None and known.continues(arrivals):
-            return
-        self._arrivals[volume_id] = arrivals
+            known = None
+        at = commit.epoch, commit.seq
+        if known is None or not known.go_on(at):
+            known = Arrivals.begun(at, clean=bool(clean))
+        if clean is None:
+            known.doubt()
+        known.compared |= empty and commit.seq != AHEAD_SEQ
+        self._arrivals[volume_id] = known
 
     def note_all_ahead(self, volume_id: str) -> None:
-        """Note that rsync has compared every file that was sent ahead."""
+        """
+        Note that rsync has compared every file that was sent ahead.
+
+        The disk gets them while their commit is on its way, which waits for the rest.
+        """
         if volume_id in self._arrivals:
-            self._arrivals[volume_id].first = None
+            self._arrivals[volume_id].compared = True
+        if (written := self._writebacks.get(volume_id)) is not None:
+            # What the disk loses now, `flush` tells of.
+            begun(written.flush, name="incoming:flush")
 
     def is_ahead(self, volume_id: str) -> bool:
         """Return whether files came ahead of a commit that has not come yet."""
         return volume_id in self._ahead
 
-    def begin_round(self, volume_id: str) -> None:
-        """Note that the owner begins a round."""
-        if volume_id in self._arrivals:
-            self._arrivals[volume_id].begin_round()
-
     def of(self, volume_id: str) -> Arrivals | None:
         """Return what has come, None if nothing has since this daemon's start."""
         return self._arrivals.get(volume_id)
+
+    def come_for(
+        self, volume_id: str, header: Header, since: tuple[int, int] | None
+    ) -> Arrivals:
+        """
+        Return what may belong to the delta of *header*.
+
+        If it names everything, files ahead are of commit *since*, or later: what is
+        newer was sent. None: an owner of an earlier version does not say since when.
+        """
+        arrivals = self.of(volume_id) or Arrivals.begun(header.commit)
+        if arrivals.compared and header.base is None:
+            arrivals.oldest = since or header.commit
+        return arrivals
 
     def refused(self, volume_id: str) -> dict[bytes, str]:
         """Return what came in vain, to be gone on with."""

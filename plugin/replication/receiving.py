@@ -18,7 +18,6 @@ import msgspec
 from backends.base import WholeNumber
 from backends.errors import BackendError
 from backends.rsync.journal import partial
-from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.fitting import described
 from backends.rsync.journal.journal import Journal
@@ -55,6 +54,8 @@ class CommitRequest(msgspec.Struct, frozen=True):
     seq: WholeNumber
     # The bytes that were sent for it, for the metrics.
     carried_bytes: WholeNumber = 0
+    # What has changed after this commit was sent. Earlier versions do not say so.
+    since: tuple[WholeNumber, WholeNumber] | None = None
 
 
 class StandRequest(msgspec.Struct, frozen=True):
@@ -165,9 +166,9 @@ class Receiving:
                 self._sessions.require_alone(node_id, volume)
             self._sessions.hang_up(volume)
             empty = copy is None or copy.commit == EMPTY
-            self._incoming.note(volume, journal.home, commit, empty=empty)
             basis = self._journals.basis(record)
-            partial.keep(journal.staging, basis)
+            clean = partial.keep(journal.staging, basis)
+            self._incoming.note(volume, journal.home, commit, empty=empty, clean=clean)
             number = self._progress.begin("receiving", volume, node_id)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
             place = journal.staging.directory(), basis, journal.staging.lock
@@ -199,7 +200,6 @@ class Receiving:
         del node_id
         if request.volume in self._departing:
             raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        self._incoming.begin_round(request.volume)
         copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
         record = self._by_id(request.volume)
@@ -230,7 +230,7 @@ class Receiving:
         def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
             return rules.receive(copy, wanted, lineage, at=at, writers_stopped=stopped)
 
-        answer = self.receive(record, wanted, to_keep)
+        answer = self.receive(record, wanted, to_keep, since=request.since)
         if "commit" in answer:
             self.count(request.carried_bytes)
             log.info(
@@ -250,11 +250,13 @@ class Receiving:
         record: VolumeRecord,
         wanted: Commit,
         rule: Callable[..., Kept | None],
+        *,
+        since: tuple[int, int] | None = None,
     ) -> dict[str, Any]:
         """
         Return the answer to a request to take commit *wanted* in; see `commit`.
 
-        *rule* returns the next copy state, or refuses.
+        *rule* returns the next copy state, or refuses. *since*: see `come_for`.
         """
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             copy = self._copy_state(record)
@@ -280,9 +282,9 @@ class Receiving:
                     return {"full": True}
                 if apart:
                     self._keep_apart(record, journal, copy)
-                arrivals = self._incoming.of(record.id) or Arrivals.begun(pair(wanted))
                 missing = journal.staging.missing(
-                    *(delta, journal.manifest, arrivals),
+                    *(delta, journal.manifest),
+                    self._incoming.come_for(record.id, delta.header, since),
                     refused=self._incoming.refused(record.id),
                 )
                 if missing:

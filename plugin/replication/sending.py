@@ -371,6 +371,8 @@ class Sending:
             "epoch": commit.epoch,
             "seq": commit.seq,
             "carried_bytes": step.carried[node_id],
+            # So that nothing counts that was filled before it changed.
+            "since": step.since,
         }
         answer = self._peers.call(
             node_id, "commit", body, deadline_s=_COMMIT_DEADLINE_S

@@ -22,8 +22,10 @@ from plugin.errors import NotOwnerError
 from plugin.ownership.copy_states import CopyStates
 from plugin.ownership.heads import drop_lock
 from plugin.ownership.state import EMPTY, Commit, CopyState
+from plugin.peers.sharing import AHEAD_SEQ
 from plugin.replication.incoming import Incoming
 from tests.fault.two_nodes import World
+from tests.protocol.node import wait_until
 from tests.support.journal_trees import VOLUME
 from tests.support.namespaces import LosingDisk, enter_private_mounts, losing_disk
 
@@ -121,3 +123,23 @@ def test_what_was_sent_and_is_lost_has_to_be_sent_again(disk: LosingDisk) -> Non
         came.write_bytes(WRITTEN)
         incoming.flush(VOLUME, journal)
     assert WRITTEN in disk.image.read_bytes()
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_files_sent_ahead_get_to_the_disk_before_their_commit(
+    disk: LosingDisk, *, is_lost: bool
+) -> None:
+    home = disk.path / "home"
+    (home / "live").mkdir(parents=True)
+    incoming = Incoming()
+    with closing(Journal(home, VOLUME)) as journal:
+        incoming.note(VOLUME, home, Commit(1, AHEAD_SEQ), empty=True)
+        (journal.staging.tree() / "file").write_bytes(WRITTEN)
+        if is_lost:
+            disk.lose()
+        incoming.note_all_ahead(VOLUME)
+        if is_lost:
+            with pytest.raises(BackendError, match="the disk has lost what was sent"):
+                incoming.flush(VOLUME, journal)
+        else:
+            wait_until(lambda: WRITTEN in disk.image.read_bytes(), "it is flushed")

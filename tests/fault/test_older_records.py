@@ -128,3 +128,22 @@ def test_a_node_that_is_alone_knows_from_its_copy_what_its_store_has_lost(
         head = world.ownership.heads.read(record.id).head
         assert head is not None
         assert head.committed.epoch == 5 + live
+
+
+def test_what_was_promised_to_mounts_that_failed_hinders_nobody(
+    alpha: World, beta: World
+) -> None:
+    """No byte is newer than the records; no number of an epoch is given twice."""
+    alpha.volumes.creation.create("v", {})
+    use(alpha, "old")
+    record = alpha.volumes.views.existing("v").record
+    make_member(alpha, beta, Commit(1, 1))
+    dumped = records_of(alpha.store, record.id)
+    # As if Mounts had failed after these promises.
+    for world, promised in ((alpha, 4), (beta, 3)):
+        states: CopyStates = world.ownership.copy_states
+        copy = CopyState(promised=promised, commit=Commit(1, 1))
+        states.write(record.id, copy)
+    restore(alpha.store, record.id, dumped)
+    use(alpha, "and on")
+    assert alpha.ownership.heads.lineage(record.id).newest(99) == 5

@@ -17,6 +17,7 @@ from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import fill
 from backends.rsync.journal.staging import Staging
 from backends.system import quota
+from backends.system.writeback import Writeback
 from tests.support.fuse import NEVER, STEPS_MAX, live
 from tests.support.journal_trees import (
     MemberCopy,
@@ -120,6 +121,25 @@ def test_a_first_copy_takes_its_place_as_a_whole(tmp_path: Path, source: Path) -
     assert replica.live.stat().st_ino == sent
     assert shape(replica.live) == shape(source)
     replica.check_manifest((1, 1))
+
+
+def test_a_first_copy_waits_for_the_disk_once(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full(source, tmp_path / "out", commit=(1, 1))
+    replica = MemberCopy(tmp_path / "replica")
+    replica.receive(tmp_path / "out")
+    (replica.staging.tree() / "sent-ahead").write_text("old")
+    flush, flushed = Writeback.flush, []
+
+    def counted(written: Writeback) -> None:
+        flush(written)
+        flushed.append(written)
+
+    monkeypatch.setattr(Writeback, "flush", counted)
+    apply(replica.home, replica.manifest)
+    assert len(flushed) == 1
+    assert shape(replica.live) == shape(source)
 
 
 def test_a_directory_with_a_limit_keeps_it(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from backends.rsync.journal import arrivals as module
 from backends.rsync.journal.arrivals import Arrivals
+from backends.rsync.journal.delta import Header
 from backends.rsync.journal.entries import Entry, Known
+from backends.system.clock import wall_ns
 from plugin.ownership.state import Commit
 from plugin.replication.incoming import Incoming
 from plugin.replication.transfer import AHEAD_SEQ
@@ -32,10 +34,47 @@ def test_what_came_before_the_clock_was_put_back_is_not_believed(
     assert arrivals.include(*file(1500))
     assert not arrivals.include(*file(500))
     assert not arrivals.include(*file(9000))
-    assert arrivals.continues(Arrivals.begun((1, 6)))
+    assert arrivals.go_on((1, 6))
     # Nothing that comes now would be later than what began in the future.
     monkeypatch.setattr(module, "wall_ns", lambda: 500)
-    assert not arrivals.continues(Arrivals.begun((1, 5)))
+    assert not arrivals.go_on((1, 6))
+
+
+def test_a_file_counts_if_it_came_with_the_commit_that_wrote_it_or_a_later_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [1000]
+    monkeypatch.setattr(module, "wall_ns", lambda: now[0])
+    arrivals = Arrivals.begun((1, 5))
+    now[0] = 2000
+    assert arrivals.go_on((1, 7))
+    now[0] = 3000
+    assert arrivals.go_on((1, 7))  # once more: what it is has not changed
+    assert arrivals.include(*file(1500, (1, 5)))
+    for commit in ((1, 6), (1, 7)):
+        assert not arrivals.include(*file(1500, commit))
+        assert arrivals.include(*file(2500, commit))
+    assert not arrivals.include(*file(2500, (1, 8)))
+    # An older commit, or an owner to come, knows nothing of these.
+    assert not arrivals.go_on((1, 6))
+    assert not arrivals.go_on((2, 1))
+
+
+def test_where_nothing_lay_all_is_of_the_first_commit_whatever_the_clock_says() -> None:
+    arrivals = Arrivals.begun((1, 5), clean=True)
+    assert arrivals.include(*file(0, (1, 5)))
+    assert not arrivals.include(*file(0, (1, 6)))
+
+
+def test_nothing_counts_that_came_while_an_earlier_transfer_may_have_written(
+    incoming: Incoming, tmp_path: Path
+) -> None:
+    incoming.note(VOLUME, tmp_path, WANTED, empty=False, clean=None)
+    arrivals = incoming.of(VOLUME)
+    assert arrivals is not None
+    assert not arrivals.include(*file(wall_ns(), (1, 5)))
+    incoming.note(VOLUME, tmp_path, LATER, empty=False)
+    assert arrivals.include(*file(wall_ns(), (1, 5)))
 
 
 @pytest.fixture
@@ -67,7 +106,15 @@ def test_files_ahead_are_believed_if_rsync_has_gone_through_all(
         incoming.note_all_ahead(VOLUME)
     arrivals = incoming.of(VOLUME)
     assert arrivals is not None
+    assert arrivals.compared == whole
+    # The owner tells since when: what is newer has to have been sent.
+    assert not arrivals.include(*file(0))
+    delta = Header(VOLUME, None, (1, 5))
+    arrivals = incoming.come_for(VOLUME, delta, (1, 4))
     assert arrivals.include(*file(0)) == whole
+    assert not arrivals.include(*file(0, (1, 5)))
+    # An owner of the version before does not tell.
+    assert incoming.come_for(VOLUME, delta, None).include(*file(0, (1, 5))) == whole
     # The owner has to fill it again in either case, if it was started since.
     assert incoming.is_ahead(VOLUME)
     incoming.forget(VOLUME)

@@ -8,6 +8,7 @@ them when they write other content.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from backends.rsync.journal.delta import Delta, Header, write_delta
 from backends.rsync.journal.entries import Entry
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from tests.support.journal_trees import (
+    BELIEVED_AFTER_S,
     VOLUME,
     carry,
     make_everything,
@@ -78,6 +80,7 @@ def test_what_both_have_from_one_commit_is_not_sent(
     owner, member = pair
     make_everything(owner.live)
     replicate(owner, member)
+    time.sleep(BELIEVED_AFTER_S)
     replicate(owner, member)  # what was too young to be believed is sent once more
     (owner.live / "program").write_text("changed")
     assert bring_whole(owner, member) == [b"program"]

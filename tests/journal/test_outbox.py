@@ -12,12 +12,27 @@ from pathlib import Path
 import pytest
 
 from backends.rsync.journal import outbox
-from backends.rsync.journal.entries import DOUBTED, Known, look_at, untouched
+from backends.rsync.journal.entries import (
+    DOUBTED,
+    Known,
+    certain_ns,
+    longest_write_ns,
+    look_at,
+    untouched,
+)
+from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.outbox import fill, require_space
 from backends.system.beneath import Beneath
+from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
-from tests.support.journal_trees import all_known, check_rows, make_everything, shape
+from tests.support.journal_trees import (
+    BELIEVED_AFTER_S,
+    all_known,
+    check_rows,
+    make_everything,
+    shape,
+)
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.replaced import number_used_again, replaced_when_opened
 
@@ -143,7 +158,7 @@ def disturbed(monkeypatch: pytest.MonkeyPatch, disturb: Callable[[], object]) ->
 
 def settle(file: Path) -> None:
     """Return when *file*'s times are old enough to be believed."""
-    time.sleep(max(0, file.stat().st_ctime + 0.2 - time.time()))
+    time.sleep(max(0, file.stat().st_ctime + BELIEVED_AFTER_S - time.time()))
 
 
 def test_a_file_that_was_quiet_is_believed(tmp_path: Path, source: Path) -> None:
@@ -214,6 +229,36 @@ def test_a_young_file_is_doubted(tmp_path: Path, source: Path) -> None:
     (known,) = fill(source, chosen(source, b"db"), tmp_path / "out").entries
     assert known.ctime_ns == DOUBTED
     assert not untouched(known, (source / "db").stat())
+
+
+@pytest.mark.parametrize(("kind", "is_doubted"), [("ext4", True), ("xfs", False)])
+def test_what_a_direct_write_may_still_write_to_is_doubted(
+    tmp_path: Path, kind: str, *, is_doubted: bool
+) -> None:
+    """It moved the ctime when it began. To clone a file waits for its end."""
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, kind) as disk:
+        home = disk / "home"
+        (home / "live").mkdir(parents=True)
+        (home / "live/db").write_bytes(b"2222")
+        time.sleep(0.3)  # longer than a tick of the clock
+        (known,) = fill(
+            home / "live", chosen(home / "live", b"db"), home / "out"
+        ).entries
+        assert (known.ctime_ns == DOUBTED) == is_doubted
+        journal = Journal(home, "volume")
+        journal.record(journal.look(EVERYTHING), (1, 1))
+        assert bool(journal.look(EVERYTHING)) == is_doubted
+        journal.close()
+
+
+def test_a_large_write_takes_longer() -> None:
+    sizes = (0, 2**20, 2**30)
+    assert [longest_write_ns(each) // 10**9 for each in sizes] == [2, 3, 60]
+    begun_ns = wall_ns()
+    young_ns = begun_ns - 10**9
+    assert certain_ns(young_ns, begun_ns, write_ns=0) == young_ns
+    assert certain_ns(young_ns, begun_ns, write_ns=2 * 10**9) == DOUBTED
 
 
 def test_swapping_directories_for_links_leads_nowhere(

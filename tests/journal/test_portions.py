@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal import portions
+from backends.rsync.journal import entries, outbox, portions
+from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.system.copy_file import can_share
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
@@ -41,6 +44,14 @@ def journal(home: Path) -> Journal:
 
 def write(path: Path, size_bytes: int) -> None:
     path.write_bytes(os.urandom(size_bytes))
+
+
+def write_unseen(path: Path, content: bytes) -> None:
+    """Write *content*, and put the times back."""
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def test_a_commit_of_more_than_there_is_room_for(pool: Path, tmp_path: Path) -> None:
@@ -89,6 +100,79 @@ def test_a_portion_is_followed_by_what_is_lacked_and_what_is_after(
         owner.unpack()
         member.apply()
         assert shape(member.live) == shape(owner.live)
+
+
+def test_a_file_that_came_in_a_portion_before_it_was_written_again(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not fit beside what has grown, and its size and times tell nothing."""
+    for module in (entries, outbox):  # each file would be sent again for seconds
+        monkeypatch.setattr(module, "longest_write_ns", lambda _: 0)
+    with (
+        closing(journal(small / "owner")) as owner,
+        closing(journal(tmp_path / "member")) as member,
+    ):
+        for name in "abcd":
+            write(owner.live / name, 3 * MIB)
+        replicate(owner, member)
+        base = member.commit()
+        os.sync()
+        write(small / "filler", free_bytes(small)[1] - 13 * MIB)
+        for name in "bcd":
+            write_unseen(owner.live / name, b"old")
+        arrivals, missing = Arrivals.begun(base), set[bytes]()
+        for number in range(4):
+            before = owner.commit()
+            owner.record(owner.look(EVERYTHING), (1, before[1] + 1))
+            missing |= owner.changed_since(before)
+            package = owner.pack(base, only=missing)
+            missing = set(carry(package, member, arrivals=arrivals))
+            owner.unpack()
+            if number and not missing:
+                break
+            if not number:
+                assert missing == {b"d"}
+                for name in "abc":
+                    write_unseen(owner.live / name, b"new")
+                time.sleep(0.15)  # their ctimes are believed
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+
+
+@pytest.mark.parametrize("pool", ["ext4", "xfs"], indirect=True)
+def test_what_changes_in_a_large_file_leaves_room_for_others(
+    pool: Path, tmp_path: Path
+) -> None:
+    """It is sent whole where copies cost nothing, and nothing of it stays."""
+    with (
+        closing(journal(pool / "owner")) as owner,
+        closing(journal(tmp_path / "member")) as member,
+    ):
+        write(owner.live / "db", 24 * MIB)
+        for number in range(2):
+            write_unseen(owner.live / "db", b"settled%d" % number)
+            replicate(owner, member)
+        write_unseen(owner.live / "db", os.urandom(22 * MIB))
+        os.sync()
+        write(pool / "filler", free_bytes(pool)[1] - 32 * MIB)
+        owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+        if can_share(pool):
+            package = owner.pack(member.commit())
+            assert package.names == b"delta\0tree/db\0"
+            assert carry(package, member) == []
+        else:
+            with pytest.raises(CopyError, match="24 MiB and"):
+                owner.pack(member.commit())
+        assert not [*owner.home.glob("outbox/*/redo/db")]
+        owner.unpack()
+        if member.staging.marked():
+            member.apply()
+            assert shape(member.live) == shape(owner.live)
+            # What is a small part of what is left may be taken.
+            write(pool / "more", free_bytes(pool)[1] - 8 * MIB)
+            write_unseen(owner.live / "db", b"small")
+            owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+            assert owner.pack(member.commit()).names == b"delta\0redo/db\0"
 
 
 def test_one_file_that_never_fits_is_an_error(small: Path) -> None:

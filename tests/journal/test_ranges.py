@@ -21,7 +21,14 @@ from backends.rsync.journal.staging import Staging
 from backends.system import btrfs
 from tests.support.file_fates import FATES, LARGE, PART, SIZE
 from tests.support.fuse import NEVER, STEPS_MAX, live
-from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
+from tests.support.journal_trees import (
+    BELIEVED_AFTER_S,
+    VOLUME,
+    carry,
+    replicate,
+    send,
+    shape,
+)
 from tests.support.large_files import make_home, mounted, write_at
 from tests.support.leases import leased
 
@@ -205,7 +212,7 @@ def test_a_member_that_was_filled_is_led_on_from_the_first_change(
     """No copy was made for it, so nothing else has looked at the file."""
     owner, member = (Journal(make_home(disks[kind], kind), VOLUME) for _ in range(2))
     (owner.live / "db").write_bytes(os.urandom(SIZE))
-    time.sleep(0.15)  # its ctime is believed
+    time.sleep(BELIEVED_AFTER_S)
     owner.record(owner.look(EVERYTHING), (1, 1))
     package = owner.pack(None)
     assert package.names == b"delta\0"

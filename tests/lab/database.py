@@ -23,7 +23,7 @@ from .services import Service
 # It installs itself at the first start, or recovers.
 START_DEADLINE_S: Final = 180.0
 STOP_DEADLINE_S: Final = 90.0
-CLIENT_DEADLINE_S: Final = 90.0
+CLIENT_DEADLINE_S: Final = 300.0
 READY: Final = "ready for connections"
 # Filesystems on which a commit of a running database is of one moment.
 ATOMIC: Final = frozenset({"btrfs", "xfs"})
@@ -206,7 +206,8 @@ def last_row_of(done: subprocess.CompletedProcess[str], log: str) -> int:
         and len(lines) == len(checks) + len(rows)
     )
     if not sound:
-        raise DamagedError(f"{done.stdout}{done.stderr}{log}")
+        code = f"the client ended with {done.returncode}"
+        raise DamagedError(f"{code}\n{done.stdout}{done.stderr}{log}")
     return int(rows[0][0])
 
 

@@ -116,7 +116,10 @@ def running(lab: Lab, server: NfsServer, *names: str) -> Iterator[list[NfsNode]]
 
 
 def empty(server: NfsServer) -> None:
-    """Remove what tests have left on the server's shares."""
+    """Remove what tests have left on the server's shares, but for their identity."""
     for share in (*server.exports,):
         path = server.local(share)
-        server.run(["find", path, "-mindepth", "1", "-xdev", "-delete"], check=False)
+        kept = [f"{path}/.dvol{each}" for each in ("", "/share.json", "/volumes")]
+        but = [word for each in kept for word in ("!", "-path", each)]
+        find = ["find", path, "-mindepth", "1", "-xdev", *but, "-delete"]
+        server.run(find, check=False)

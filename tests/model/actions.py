@@ -62,7 +62,11 @@ def _acquire(world: World, scope: Scope, number: int, node: Node) -> Steps:
         return
     orderly = scope.time and scope.rules.was_released(world.head)
     head = scope.rules.acquire(
-        world.head, locked_by=world.lock, node=name(number), boot_id="1"
+        world.head,
+        locked_by=world.lock,
+        node=name(number),
+        boot_id="1",
+        promised=node.replica.promised,
     )
     yield (
         f"acquire {name(number)}",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from plugin.daemon.node import note_pool
 from tests.pool.machine import Machine, looped
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
@@ -52,8 +51,6 @@ def used(machine: Machine) -> str:
     for name in ("volumes", "copies", "trash"):
         (machine.pool / name).mkdir()
     (machine.pool / "pool.json").write_text('{"id":"7d0f"}')
-    with closing(sqlite3.connect(machine.state_dir / "node.db")) as node:
-        node.execute("CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-        node.execute("INSERT INTO facts VALUES ('pool_id', '7d0f')")
-        node.commit()
+    (machine.state_dir / "lock").touch(mode=0o600)
+    note_pool(machine.state_dir, "7d0f")
     return '{"id":"7d0f"}'

@@ -86,10 +86,10 @@ class Machine:
         assert done.returncode == 0, done.stderr
         return done.stderr
 
-    def refused(self, *arguments: object) -> str:
+    def refused(self, *arguments: object, verb: str = "make") -> str:
         """Return the one line of an error; nothing on the disk is other than before."""
         before = self.content()
-        given = ("--config", self.config, "pool", "make", *arguments)
+        given = ("--config", self.config, "pool", verb, *arguments)
         # To start an interpreter for each takes longer than all they do.
         done = CliRunner().invoke(remora, [*map(str, given)])
         assert isinstance(done.exception, RemoraError), done.output
@@ -106,6 +106,8 @@ class Machine:
         """Return mode and contents of everything on the disk."""
         found = {}
         for path in sorted(self.disk.rglob("*")):
+            if path.name in {"node.db-shm", "node.db-wal"}:
+                continue  # whoever reads the file may leave them
             is_small = path.is_file() and path.stat().st_size < 2**20
             told = path.read_bytes().hex() if is_small else str(path.lstat().st_size)
             found[str(path)] = path.lstat().st_mode, told
@@ -133,8 +135,12 @@ class Machine:
         assert daemon.returncode == 0, log.read_text()
 
     def _answers(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
-            return not probe.connect_ex(str(self.sockets / "control.sock"))
+        """Return whether both sockets are listened on."""
+        for name in ("control.sock", "plugin.sock"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(self.sockets / name)):
+                    return False
+        return True
 
     def unmount(self) -> None:
         ran(["umount", str(self.pool)], check=True)

@@ -132,6 +132,22 @@ def test_a_daemon_serves_the_new_pool_as_its_own(
     assert (home / "live").is_dir()
 
 
+def test_a_daemon_that_first_starts_without_the_mount_makes_no_other_pool(
+    machine: Machine, device: Path
+) -> None:
+    wanted = ("--device", device, "--yes")
+    machine.killed("fill", *wanted)
+    # What was noted has to be what the device says.
+    machine.made(*wanted)
+    machine.unmount()
+    with machine.serving():
+        done = ran(machine.remora("create", "data"))
+        assert "its disk is not mounted" in done.stderr
+    assert list(machine.pool.iterdir()) == []
+    machine.made(*wanted)
+    assert (machine.pool / "pool.json").exists()
+
+
 def test_what_failed_gives_the_room_back(machine: Machine) -> None:
     # No room for the directory that it would be mounted on.
     free = os.statvfs(machine.disk)
@@ -147,12 +163,17 @@ def test_what_failed_gives_the_room_back(machine: Machine) -> None:
 
 
 def test_an_unfinished_device_is_made_anew(machine: Machine, tmp_path: Path) -> None:
-    """Whatever moment of mkfs a power failure has found."""
+    """Whatever moment of mkfs a power failure has found; the mark is the last thing."""
     image = tmp_path / "half"
     with image.open("wb") as file:
         file.truncate(512 * 2**20)
     command = ["mkfs.btrfs", "-q", "-L", "remora-new", image]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
+    with image.open("r+b") as file:
+        file.seek(0x10040)
+        assert file.read(8) == b"_BHRfS_M"
+        file.seek(0x10040)
+        file.write(b"!BHRfS_M")
     with looped(image) as found:
         machine.made("--device", found, "--yes")
         assert machine.filesystem() == "xfs"

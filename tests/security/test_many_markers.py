@@ -19,11 +19,14 @@ from backends.base import Snapshot
 from backends.nfs.agent import main as agent_main
 from backends.nfs.agent import markers, snapshots
 from backends.nfs.agent.catalogue import Refused, key_of
+from backends.nfs.identity import NothingKnown
 from backends.nfs.options import Export
 from backends.nfs.share import Share
+from backends.system import regular_files
 from backends.system.clock import Deadline
 from backends.system.programs import own_program
 from backends.system.run import Helper
+from tests.support.leases import leased
 from tests.support.nfs_agent import Node
 from tests.support.peers import COMMAND_DEADLINE_S
 
@@ -89,7 +92,7 @@ def test_the_daemon_puts_the_pages_together(
 ) -> None:
     fill(node)
     export = Export("192.0.2.1", "/x", "4", "")
-    share = Share(export, tmp_path, node="node", copying=set())
+    share = Share(export, tmp_path, node="node", copying=set(), known=NothingKnown())
 
     def call(_: Share, op: str, *, deadline: Deadline, **request: Any) -> Any:
         held = sorted(request.pop("held", tuple)())
@@ -152,3 +155,18 @@ def test_snapshots_of_one_volume_are_told_in_an_answer_that_ends(
     assert sorted(each.files for each in listed) == [0] * 10 + [7] * 10
     monkeypatch.setattr(snapshots, "_LISTED_MAX", 5)
     assert len(snapshots.listed(node.catalogue, request)) == 5
+
+
+def test_a_marker_that_could_not_be_read_is_read_again_and_may_be_of_a_volume(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only if its directory changed it was read again, and nobody missed it."""
+    monkeypatch.setattr(regular_files, "_LEASE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(markers, "_TIMESTAMP_GRAIN_S", -1.0)
+    other, third = node.create("other"), Node(node.root, "third")
+    marker = node.root / ".dvol/volumes" / key_of("mine")
+    with leased(marker, kept=True):
+        assert third.names() == ["other"]
+    assert third.names() == ["mine", "other"]
+    with leased(marker, kept=True):
+        assert Node(node.root, "fourth").remove(other, "delete") == "archive"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Commit, Header, write_delta
 from backends.rsync.journal.entries import DOUBTED, UNWRITTEN, Entry, Known, look_at
 from backends.rsync.journal.journal import EVERYTHING, Journal
@@ -21,6 +22,8 @@ from backends.rsync.journal.staging import Staging
 from backends.system.beneath import Beneath
 from plugin.peers.receive import RSYNC_OPTIONS
 
+# Small files whose times are older count as what they were (`entries.certain`).
+BELIEVED_AFTER_S = 2.2
 VOLUME = "4f6f2c1e-0000-4000-8000-000000000001"
 RSYNC = ("rsync", *RSYNC_OPTIONS, "--from0", "--files-from=-")
 ROUNDS_MAX = 8
@@ -179,13 +182,19 @@ def full(
 
 
 def carry(
-    package: Package, member: Journal, refused: dict[bytes, str] | None = None
+    package: Package,
+    member: Journal,
+    refused: dict[bytes, str] | None = None,
+    arrivals: Arrivals | None = None,
 ) -> list[bytes]:
     """Bring *package* to the member; return what it lacks, or mark the commit."""
     names = package.names.rstrip(b"\0").split(b"\0")
+    assert arrivals is None or arrivals.go_on(package.commit)
     send(package.directory, member.staging.directory(), names)
     with member.staged() as delta:
-        missing = member.staging.missing(delta, member.manifest, refused=refused)
+        missing = member.staging.missing(
+            delta, member.manifest, arrivals, refused=refused
+        )
         if not missing:
             member.staging.mark(delta)
     return missing

@@ -21,7 +21,9 @@ class Node:
         self.catalogue = Catalogue(str(root), name)
         self.root = root
 
-    def create(self, name: str, **changes: Any) -> Json:
+    @staticmethod
+    def creation(name: str, **changes: Any) -> Json:
+        """Return the request for the volume *name*."""
         marker = {
             "id": str(uuid.uuid4()),
             "name": name,
@@ -32,13 +34,11 @@ class Node:
             "created_at": "2026-01-02T03:04:05Z",
             **changes,
         }
-        request = {
-            "marker": marker,
-            "content": "",
-            "own_uid": os.getuid(),
-            "own_gid": os.getgid(),
-        }
-        return volumes.create(self.catalogue, {**request, "mode": 0o750})
+        owner = {"own_uid": os.getuid(), "own_gid": os.getgid()}
+        return {"marker": marker, "content": "", **owner, "mode": 0o750}
+
+    def create(self, name: str, **changes: Any) -> Json:
+        return volumes.create(self.catalogue, self.creation(name, **changes))
 
     def remove(self, marker: Json, on_delete: str = "delete") -> str:
         return volumes.remove(

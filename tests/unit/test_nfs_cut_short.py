@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from backends.nfs.agent import snapshots, volumes
+from backends.nfs.agent.below import Below
+from backends.nfs.agent.catalogue import Catalogue
 from tests.support.nfs_agent import Node
 
 
@@ -68,3 +71,40 @@ def test_a_swap_is_finished_once_its_daemon_has_ended(
     marker = a.catalogue.marker("v") or {}
     assert marker["identity"] == a.catalogue.identity("v")
     assert begun(a) == []
+
+
+class PowerError(BaseException):
+    """The node's power fails."""
+
+
+@pytest.mark.parametrize("renames", range(7))
+def test_a_swap_is_finished_by_a_node_to_which_the_server_shows_other_handles(
+    nodes: tuple[Node, Node], monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """It took the old bytes, still in their place, for the new ones."""
+    a, b = nodes
+    marker = a.create("v")
+    (a.root / "v/file").write_text("before")
+    volume = {"name": "v", "id": marker["id"]}
+    path = snapshots.begin_copy(a.catalogue, {"token": TOKEN})["path"]
+    (a.root / path / "file").write_text("after")
+    left, rename = iter(range(renames)), Below.rename
+
+    def failing(share: Below, old: str, new: str) -> None:
+        if next(left, None) is None:
+            raise PowerError
+        rename(share, old, new)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Below, "rename", failing)
+        with suppress(PowerError):
+            request = {**volume, "token": TOKEN, "keep_as": "kept", "facts": {}}
+            snapshots.swap(a.catalogue, request)
+    is_begun = "swap" in (a.catalogue.marker("v") or {})
+    identity = Catalogue.identity
+    monkeypatch.setattr(Catalogue, "identity", lambda *at: f"9{identity(*at)}")
+    snapshots.swap_finished(b.catalogue, marker)
+    assert (a.root / "v/file").read_text() == ("after" if is_begun else "before")
+    if is_begun:
+        kept = snapshots.locate(b.catalogue, {**volume, "snapshot": "kept"})
+        assert (a.root / kept / "file").read_text() == "before"

@@ -11,6 +11,25 @@ from backends.nfs.agent.catalogue import Refused
 from tests.support.nfs_agent import Node
 
 
+def test_an_empty_directory_in_place_of_the_volumes_own_is_not_mounted(
+    tmp_path: Path,
+) -> None:
+    """What is mounted there on the server is not; one with bytes is somebody's will."""
+    a = Node(tmp_path, "a")
+    marker = a.create("v")
+    (a.root / "v").rename(a.root / "not-mounted")
+    (a.root / "v").mkdir()
+    with pytest.raises(Refused, match="is empty, and not the one that was created"):
+        a.hold(marker)
+    assert a.catalogue.count("leases", marker["id"]) == 0
+    (a.root / "v/restored").touch()
+    a.hold(marker)
+    a.release(marker)
+    (a.root / "v").rename(a.root / "another")
+    (a.root / "not-mounted").rename(a.root / "v")
+    a.hold(marker)
+
+
 def test_a_directory_that_may_be_another_is_used_and_not_deleted(
     tmp_path: Path,
 ) -> None:

@@ -7,6 +7,7 @@ The catalogue, on the share itself, so that every node that mounts it sees the s
     .dvol/changing/<id>         the node that removes it or swaps its bytes just now
     .dvol/archived/, trash/     what removal leaves; .dvol/new/: files being written
     .dvol/snapshots/, copies/   see snapshots.py
+    .dvol/share.json            which share this is, see identity.py
 
 Names and directories are claimed with link(2), which has one winner on NFS, with the
 whole content in place. A marker is `creating` until its directory is ready, then
@@ -64,6 +65,7 @@ _SCHEMAS: dict[str, Callable[[Json], Json]] = {
     "volumes": schema.marker,
     "claims": schema.claim,
     "changing": schema.change,
+    "share.json": schema.share,
 }
 
 

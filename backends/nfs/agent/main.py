@@ -17,12 +17,13 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO
 
-from backends.nfs.agent import snapshots, volumes
+from backends.nfs.agent import identity, snapshots, volumes
 from backends.nfs.agent.catalogue import Catalogue, Refused
 from backends.nfs.agent.schema import Json
 from backends.system import jail
 
 OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
+    "identify": identity.identify,
     "create": volumes.create,
     "find": volumes.find,
     "hold": volumes.hold,
@@ -121,9 +122,15 @@ def _serve(share: str, node: str, requests: TextIO, answers: socket.socket) -> N
     with suppress(BrokenPipeError):
         for line in requests:
             request = json.loads(line)
-            act = partial(OPERATIONS[request["op"]], catalogue, request)
+            act = partial(_act, catalogue, request)
             answer = _answering(act, request)
             answers.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _act(catalogue: Catalogue, request: Json) -> Any:
+    """Return what was asked for, if the share is the one that is meant."""
+    identity.require(catalogue, request.get("share_id", ""))
+    return OPERATIONS[request["op"]](catalogue, request)
 
 
 def _look(target: str) -> None:

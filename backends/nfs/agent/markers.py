@@ -3,7 +3,8 @@ A look at all markers of a share, page by page.
 
 Whoever can write to the share may put there what he likes, as much as he likes. So
 there is a bound to what is read for one answer, and to what is remembered; what has not
-changed, be it damaged, is not read again.
+changed, be it damaged, is not read again. A file that could not be read is: whatever
+kept us from it changes no time stamp when it goes, and until then what it held counts.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ TOO_MANY = (
     "looked at: remove from .dvol/volumes what is no volume's"
 )
 # What is wrong with a file alone, not with the share: its mode, its blocks, a lease.
-_OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EAGAIN)
+OF_ONE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EAGAIN)
+# In place of an inode's number, of a file that could not be read.
+_UNREAD = -1
 # Servers' file systems count time in steps of up to this long.
 _TIMESTAMP_GRAIN_S = 2.0
 
@@ -72,6 +75,10 @@ class Markers:
         """Return all markers at once."""
         return [marker for markers, _ in self._pages() for marker in markers]
 
+    def has_unread(self) -> bool:
+        """Return whether at the last look there was a file that could not be read."""
+        return any(each.inode == _UNREAD for each in self._seen.values())
+
     def page(self, *, is_first: bool) -> Page:
         """Return markers, and whether a call that is not the first has more."""
         walk, self._walk = self._walk, None
@@ -103,7 +110,9 @@ class Markers:
                     break
                 yield markers, True
                 markers, cost, pages = [], 0, pages + 1
-            found = before[name] if is_known else self._look(name, before.get(name))
+            found = before.get(name)
+            if not is_known or found is None or found.inode == _UNREAD:
+                found = self._look(name, found)
             cost += _MARKER_COST
             if found is not None:
                 seen[name] = found
@@ -111,6 +120,8 @@ class Markers:
                 markers += [] if found.marker is None else [found.marker]
         if not is_known:
             self._seen, self._scanned_s = seen, began_s
+        elif self._seen is before:  # nobody has looked at all of them meanwhile
+            self._seen = seen
         yield markers, False
 
     def _names(self) -> list[str]:
@@ -119,7 +130,7 @@ class Markers:
         return sorted(names)[:MARKERS_MAX]
 
     def _look(self, name: str, known: _Seen | None) -> _Seen | None:
-        """Return what the file *name* is; None if it is gone, or cannot be read."""
+        """Return what the file *name* is, None if it is gone."""
         try:
             shown = self._share.status(f"{self._directory}/{name}")
             # An inode number alone is used again at once.
@@ -130,7 +141,7 @@ class Markers:
         except FileNotFoundError:
             return None
         except OSError as damage:
-            if damage.errno not in _OF_ONE_FILE:
+            if damage.errno not in OF_ONE_FILE:
                 raise
             self._tell(f"{name}: {damage}")
-            return None
+            return _Seen(_UNREAD, 0, 0, known.marker if known else None)

@@ -90,6 +90,12 @@ def change(found: Json) -> Json:
     return _only(("node", "token"), found)
 
 
+def share(found: Json) -> Json:
+    """Return *found* if it says which share it is on; or UnfitError."""
+    _require(found, "id", _matches(_ID))
+    return _only(("id",), found)
+
+
 def facts(found: object) -> Json:
     """Return of what a snapshot's file holds the texts and numbers."""
     named = found if isinstance(found, dict) else {}

@@ -32,6 +32,8 @@ from backends.system.jail import as_user
 from backends.system.regular_files import NotRegularError
 
 _DATA = "data"
+# The copy that a swap takes for the live directory, and what that was before.
+_NEW, _OLD = "new", "old"
 _FACTS = "snapshot.json"
 _FACTS_SIZE_MAX = 4096
 # Of so many snapshots of one volume there are facts, and of so many others names.
@@ -150,14 +152,23 @@ def require_volume(catalogue: Catalogue, request: Json) -> Json:
 
 def require_directory(catalogue: Catalogue, marker: Json, request: Json) -> None:
     """
-    Refuse a volume whose directory is none, or behind a link.
+    Refuse a volume whose directory is none, or behind a link, or an empty other one.
 
-    mount.nfs is given its path, and the kernel follows links in all of the server.
+    mount.nfs is given its path, and the kernel follows links in all of the server. What
+    has taken the directory's place with bytes in it, a person has put there; where an
+    empty one is, a filesystem may not be mounted on the server.
     """
     directory = marker["subdir"]
     with _as_owner_if_squashed(catalogue, request):
         if not catalogue.share.is_directory(directory):
             raise Refused("STALE", f"directory '{directory}' is gone")
+        if not catalogue.may_be(
+            marker.get("identity"), directory
+        ) and not catalogue.share.some_names(directory, 1):
+            raise Refused(
+                "REPLACED",
+                f"directory '{directory}' is empty, and not the one that was created",
+            )
 
 
 def listed(catalogue: Catalogue, request: Json) -> list[Json]:
@@ -250,6 +261,7 @@ def swap(catalogue: Catalogue, request: Json) -> None:
             copy = catalogue.path("copies", catalogue.node, request["token"])
             _require_free(catalogue, found, request["keep_as"])
             _write_facts(catalogue, copy, request["facts"])
+            catalogue.share.rename(f"{copy}/{_DATA}", f"{copy}/{_NEW}")
             intent = {
                 "copy": copy,
                 "keep_as": request["keep_as"],
@@ -274,15 +286,24 @@ def swap_finished(catalogue: Catalogue, marker: Json) -> Json:
 
 
 def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
-    """Take the steps of a swap that are left, as `changing`; return the new marker."""
+    """
+    Take the steps of a swap that are left, as `changing`; return the new marker.
+
+    Each step says by the names that it finds whether it was taken before: a node to
+    which the server shows other file handles finds the same.
+    """
     intent, share = marker["swap"], catalogue.share
     copy, live = intent["copy"], marker["subdir"]
-    data, old = f"{copy}/{_DATA}", f"{copy}/old"
-    # Each step says by what it finds whether it was taken before.
-    if share.is_directory(live) and catalogue.may_be(marker["identity"], live):
-        share.rename(live, old)
-    if not share.is_directory(live):
-        share.rename(data, live)
+    data, new, old = (f"{copy}/{name}" for name in (_DATA, _NEW, _OLD))
+    if share.is_directory(data) and (
+        not share.is_directory(live) or catalogue.may_be(marker["identity"], live)
+    ):
+        # An older agent has begun it; what it has exchanged already has another handle.
+        share.rename(data, new)
+    if share.is_directory(new):
+        if share.is_directory(live) and not share.is_directory(old):
+            share.rename(live, old)
+        share.rename(new, live)
     if share.is_directory(old):
         share.rename(old, data)
     if share.is_directory(copy):

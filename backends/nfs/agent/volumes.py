@@ -286,13 +286,17 @@ def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
     """
     Keep, move or drop the volume's directory, as `onDelete` says; return what was done.
 
-    Dropped is only what cannot be anything else.
+    Dropped is only what cannot be anything else, nor have a volume in it of which the
+    marker could not be read.
     """
     directory, share = marker["subdir"], catalogue.share
     done = str(request["on_delete"])
     if done == "retain":
         return "retained"
-    if done == "delete" and marker.get("identity") != catalogue.identity(directory):
+    if done == "delete" and (
+        marker.get("identity") != catalogue.identity(directory)
+        or catalogue.markers.has_unread()
+    ):
         done = "archive"
     if done == "archive":
         place = f"{marker['name'][:100]}-{marker['id']}-{request['time']}"

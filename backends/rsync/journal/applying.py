@@ -35,12 +35,7 @@ from backends.rsync.journal.fitting import Fitting
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo_files import RedoFiles
-from backends.rsync.journal.staging import (
-    LIVE_NAME,
-    Marker,
-    Staging,
-    require_base,
-)
+from backends.rsync.journal.staging import LIVE_NAME, Marker, Staging, require_base
 from backends.system import files, quota
 from backends.system.beneath import Beneath, name_in, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
@@ -163,8 +158,10 @@ class _Applying:
                 self._delete()
                 # Emptied at once: the files to come may need the room.
                 self._remove_work()
-                written.flush()
-                staging.write_marker(msgspec.structs.replace(marker, deleted=True))
+                # Nothing is to come to a first copy: this may be done again.
+                if not whole:
+                    written.flush()
+                    staging.write_marker(msgspec.structs.replace(marker, deleted=True))
                 self._make_work()
             for entry in self._delta.entries():
                 if entry.kind == "directory" or not whole:

@@ -2,47 +2,67 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
 
 from backends.rsync.journal.entries import Commit, Entry, Known
 from backends.system.clock import wall_ns
+
+# What came with older ones is sent again.
+_TRANSFERS_MAX: Final = 1000
 
 
 @dataclass(slots=True)
 class Arrivals:
     """
-    What has come in ``epoch``, since ``began_ns``, for a commit that names everything.
+    What has come in ``epoch``: the commits that were sent, and when each began to come.
 
-    ``first`` is the oldest commit that files came from; None if rsync has compared all
-    of them. Size and times do not tell whether a file that came earlier is the one that
-    is named now. It is if it was not written since: its commit is not newer than
-    ``first``. What is newer has to have come in this round. What seems to come later
-    than now came before the clock was put back, nobody knows when.
+    Size and times do not tell whether a file is the one that is named now: it may have
+    come with a commit that was never taken, and not again with this one, which does not
+    fit on the owner's disk at once, brings what changes in it, or fails there. It is if
+    it came with the commit that wrote it, or later: had it been written since, its
+    commit would be newer. What seems to come later than now came before the clock was
+    put back, nobody knows when.
+
+    All that is here is of commit ``oldest``, or later, if that is known. ``compared``:
+    rsync has compared all with files of a commit that the owner knows.
     """
 
     epoch: int
-    first: Commit | None
-    began_ns: int
-    round_began_ns: int
+    oldest: Commit | None = None
+    compared: bool = False
+    _transfers: deque[tuple[Commit, int]] = field(
+        default_factory=lambda: deque(maxlen=_TRANSFERS_MAX)
+    )
 
     @classmethod
-    def begun(cls, commit: Commit) -> Arrivals:
-        """Return that nothing has come until now; files of *commit* do next."""
+    def begun(cls, commit: Commit, *, clean: bool = False) -> Arrivals:
+        """Return that files of *commit* come next; *clean*: nothing is here yet."""
+        arrivals = cls(commit[0], commit if clean else None)
+        arrivals.go_on(commit)
+        return arrivals
+
+    def go_on(self, commit: Commit) -> bool:
+        """Note that files of *commit* come next; False if nothing here is believed."""
+        last, began_ns = self._transfers[-1] if self._transfers else (commit, 0)
         now_ns = wall_ns()
-        return cls(commit[0], commit, now_ns, now_ns)
+        if commit[0] != self.epoch or commit < last or now_ns < began_ns:
+            return False
+        if commit > last or not self._transfers:
+            self._transfers.append((commit, now_ns))
+        return True
 
-    def begin_round(self) -> None:
-        """Note that a round begins."""
-        self.round_began_ns = wall_ns()
-
-    def continues(self, begun: Arrivals) -> bool:
-        """Return whether what comes from *begun* on belongs to the same."""
-        return self.epoch == begun.epoch and self.began_ns <= begun.began_ns
+    def doubt(self) -> None:
+        """Believe nothing of the last commit: an earlier transfer may still write."""
+        self._transfers.pop()
 
     def include(self, entry: Entry, known: Known) -> bool:
         """Return whether the file *known*, which looks like *entry*, is it."""
-        if entry.kind != "file" or self.first is None:
+        if entry.kind != "file":
             return True
-        written = entry.commit <= self.first
-        since_ns = self.began_ns if written else self.round_began_ns
-        return since_ns <= known.ctime_ns <= wall_ns()
+        if self.oldest is not None and entry.commit <= self.oldest:
+            return True
+        began_ns = (at for commit, at in self._transfers if entry.commit <= commit)
+        since_ns = next(began_ns, None)
+        return since_ns is not None and since_ns <= known.ctime_ns <= wall_ns()

@@ -151,11 +151,13 @@ class Searching:
         base: Commit,
         also: Iterable[Range] = (),
         data: Path,
+        left_free_bytes: int = 0,
     ) -> Found | None:
         """
         Return where the file *path* has changed since *base*; write that to *data*.
 
-        So is what is in the ranges *also*, changed or not. *data* may be there already.
+        So is what is in the ranges *also*, changed or not. *data* may be there already;
+        so many bytes stay free on its disk.
         *inode* is the number of the file at *base*, and at the commit to come. None if
         there is no such file, or nothing that can be believed tells how it was; then
         nothing is written.
@@ -164,8 +166,13 @@ class Searching:
             CopyError: the disk refuses, or has stood still; the index is lost.
 
         """
-        ranges, target = list(also), os.fsdecode(data)
-        found = self._ask(path, inode, base, also=ranges, data=target, anew=False)
+        found = self._ask(
+            *(path, inode, base),
+            also=list(also),
+            data=os.fsdecode(data),
+            left_free_bytes=left_free_bytes,
+            anew=False,
+        )
         return found and found[0]
 
     def index(

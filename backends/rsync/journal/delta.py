@@ -196,6 +196,14 @@ class _Records:
         return zlib.crc32(self._buffer[: self.offset - self._buffer_at], self._checksum)
 
     def next(self) -> bytes:
+        # Nearly all records are in the buffer, as a whole: each is read many times.
+        begin = self.offset - self._buffer_at + _LENGTH.size
+        if begin <= len(self._buffer):
+            (length,) = _LENGTH.unpack_from(self._buffer, begin - _LENGTH.size)
+            end = begin + length
+            if length <= _RECORD_SIZE_MAX and end <= len(self._buffer):
+                self.offset = self._buffer_at + end
+                return self._buffer[begin:end]
         (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
         if length > _RECORD_SIZE_MAX:
             raise _refused("has a record that is too long")
@@ -208,7 +216,8 @@ class _Records:
             if self.offset + count > self._end:
                 raise _refused("ends too early")
             self._checksum = self.checksum()
-            self._buffer = os.pread(self._descriptor, _READ_SIZE, self.offset)
+            left = min(_READ_SIZE, self._end - self.offset)
+            self._buffer = os.pread(self._descriptor, left, self.offset)
             self._buffer_at = self.offset
             taken = self._buffer[:count]
             if len(taken) < count:

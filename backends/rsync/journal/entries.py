@@ -43,6 +43,13 @@ DOUBTED: Final = 0
 # without fractions.
 _TICK_NS: Final = 10**8
 _COARSE_TICK_NS: Final = 2 * 10**9
+# A write moves the ctime when it begins. What it stores behind somebody who reads, no
+# other ctime tells of. One through the page cache is waited for by who looks for holes
+# (ext4_llseek), but a direct one takes what a slow disk does: so long, and a second for
+# so many bytes.
+_WRITE_NS: Final = 2 * 10**9
+_WRITE_MAX_NS: Final = 60 * 10**9
+_SLOW_BYTES_PER_S: Final = 2**20
 _TIME_MAX_NS: Final = 2**63 - 1
 _PATH_LENGTH_MAX: Final = 4095  # PATH_MAX, limits.h
 _NAME: Final = rb"(?!\.{1,2}(?:/|\Z))[^/\0]{1,255}"
@@ -163,24 +170,32 @@ def untouched(known: Known, status: os.stat_result) -> bool:
     )
 
 
-def certain(known: Known, begun_ns: int) -> Known:
+def certain(known: Known, begun_ns: int, *, is_read: bool) -> Known:
     """
     Return *known*, its ctime `DOUBTED` if a write after *begun_ns* may leave the same.
 
-    *begun_ns* is a wall time from before the file was looked at. A ctime of the future
-    is certain: the clock was set back since, and the next write has another one.
+    *begun_ns* is a wall time from before the file was looked at. If it *is_read*, and
+    not cloned, writes that had begun by then may go on. A ctime of the future is
+    certain: the clock was set back since, and the next write has another one.
     Source: git, Documentation/technical/racy-git.txt.
     """
     if known.entry.kind != "file":
         return known  # its entry says it all
-    return Known(known.entry, known.inode, certain_ns(known.ctime_ns, begun_ns))
+    write_ns = longest_write_ns(known.entry.size) if is_read else 0
+    ctime_ns = certain_ns(known.ctime_ns, begun_ns, write_ns=write_ns)
+    return Known(known.entry, known.inode, ctime_ns)
 
 
-def certain_ns(ctime_ns: int, begun_ns: int) -> int:
-    """Return the ctime of a file, or `DOUBTED`; see `certain`."""
+def certain_ns(ctime_ns: int, begun_ns: int, *, write_ns: int) -> int:
+    """Return the ctime of a file, or `DOUBTED`; a write takes up to *write_ns*."""
     tick_ns = _TICK_NS if ctime_ns % 10**9 else _COARSE_TICK_NS
-    is_young = begun_ns - tick_ns < ctime_ns <= wall_ns() + tick_ns
+    is_young = begun_ns - max(tick_ns, write_ns) < ctime_ns <= wall_ns() + tick_ns
     return DOUBTED if is_young else ctime_ns
+
+
+def longest_write_ns(size: int) -> int:
+    """Return how long one write to a file of *size* bytes may be under way."""
+    return min(_WRITE_MAX_NS, _WRITE_NS + size * 10**9 // _SLOW_BYTES_PER_S)
 
 
 def time_ns(any_ns: int) -> int:

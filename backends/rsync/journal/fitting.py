@@ -22,7 +22,7 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Entry, parent, same, time_ns
+from backends.rsync.journal.entries import Entry, parent, time_ns
 from backends.system import files
 from backends.system.decoding import from_json
 
@@ -45,7 +45,7 @@ class Unfit(msgspec.Struct, frozen=True, array_like=True):
 def alike(one: Entry, other: Entry) -> bool:
     """Return whether both are the same but for numbers that differ between nodes."""
     links = one.links if bool(one.links) == bool(other.links) else -1
-    return same(one, msgspec.structs.replace(other, links=links))
+    return one == msgspec.structs.replace(other, links=links, commit=one.commit)
 
 
 def read_unfit(home: Path) -> list[Unfit]:

@@ -45,6 +45,7 @@ from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import files
 from backends.system.clock import wall_ns
+from backends.system.copy_file import can_share
 
 QUARANTINE_NAME: Final = "quarantine"
 EVERYTHING: Final = Hints(everything=True)
@@ -70,6 +71,8 @@ class Journal:
         self._path = home / "manifest.db"
         self._commits = Commits(home, self.live)
         self.by_snapshot = self._commits.possible()
+        # Whether files are read while others write to them, and not cloned.
+        self._is_read = not (self.by_snapshot or can_share(home))
         self.manifest = self._open()
         self._large_files = LargeFiles(home)
         self._packing: Packing | None = None
@@ -123,7 +126,7 @@ class Journal:
         if not self._at_all:
             return self._look_at(hints)
         changes = scan_all(self.live, self.manifest, max_names=self._max_names)
-        return _certain(changes, begun_ns)
+        return _certain(changes, begun_ns, is_read=self._is_read)
 
     def _look_at(self, hints: Hints) -> Changes:
         begun_ns = wall_ns()
@@ -132,7 +135,7 @@ class Journal:
             trees=hints.trees,
             max_names=self._max_names,
         )
-        return _certain(changes, begun_ns)
+        return _certain(changes, begun_ns, is_read=self._is_read)
 
     def _look_at_snapshot(self, hints: Hints) -> Changes:
         commit = self.manifest.commit()
@@ -331,10 +334,11 @@ class Journal:
         return target
 
 
-def _certain(changes: Changes, begun_ns: int) -> Changes:
+def _certain(changes: Changes, begun_ns: int, *, is_read: bool) -> Changes:
     """Return *changes* of a look that began at *begun_ns*; see `certain`."""
     return replace(
         changes,
-        changed=[certain(known, begun_ns) for known in changes.changed],
-        rest=changes.rest and (_certain(each, begun_ns) for each in changes.rest),
+        changed=[certain(e, begun_ns, is_read=is_read) for e in changes.changed],
+        rest=changes.rest
+        and (_certain(each, begun_ns, is_read=is_read) for each in changes.rest),
     )

@@ -24,13 +24,19 @@ import msgspec
 from backends.errors import BackendError
 from backends.rsync.journal import refusals
 from backends.rsync.journal.early_clones import EarlyClones
-from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
+from backends.rsync.journal.entries import (
+    Entry,
+    Known,
+    certain_ns,
+    longest_write_ns,
+    look_at,
+)
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.redo_files import opened_file
 from backends.system import btrfs
 from backends.system.beneath import Beneath, name_in, open_directory
 from backends.system.clock import wall_ns
-from backends.system.copy_file import FileCopier
+from backends.system.copy_file import FileCopier, can_share
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes, remove_tree
 from backends.system.first_names import FirstNames, identity_of
@@ -43,10 +49,11 @@ _TRIES_MAX: Final = 4
 _SMALL_MAX_BYTES: Final = 16 * 2**20
 # Holes in smaller files are not looked for. Source: stat(2), st_blocks.
 SPARSE_FROM_BYTES: Final = 16 * 2**20
-_SECTOR_BYTES: Final = 512
+SECTOR_BYTES: Final = 512
 # What stays free for others: a part of the filesystem, but no more than so much.
 _RESERVE: Final = 20
 _RESERVE_BYTES_MAX: Final = 4 * 2**30
+_SMALL_PART: Final = 16
 # What is to come without a size may be deletions, which a full disk needs most.
 _LEAST_BYTES: Final = 2**20
 
@@ -95,6 +102,17 @@ def room_bytes(path: Path) -> int:
     return available - _reserve_bytes(total)
 
 
+def left_free_bytes(path: Path) -> int:
+    """
+    Return what has to stay free on *path*'s filesystem when a redo file is written.
+
+    A small part of what is free may be taken in any case: to send the file whole, for
+    lack of room here, costs much elsewhere.
+    """
+    total, available = free_bytes(path)
+    return min(_reserve_bytes(total), available - available // _SMALL_PART)
+
+
 def _reserve_bytes(total_bytes: int) -> int:
     return min(total_bytes // _RESERVE, _RESERVE_BYTES_MAX)
 
@@ -120,7 +138,8 @@ def fill(
     with writing(outbox):
         tree.mkdir(mode=0o700, parents=True)
     with Beneath(root) as source, Beneath(tree) as target:
-        filling = _Filling(source, target, FileCopier(flush_source=True), early)
+        copier = FileCopier(flush_source=True)
+        filling = _Filling(source, target, copier, not can_share(tree), early)
         try:
             for known in entries:
                 filling.copy(known.entry.path)
@@ -163,7 +182,7 @@ def held_bytes(tree: Beneath, entry: Entry) -> int:
     if status is None:
         return 0
     refusals.require_few_holes(entry.path, status)
-    return min(entry.size, status.st_blocks * _SECTOR_BYTES)
+    return min(entry.size, status.st_blocks * SECTOR_BYTES)
 
 
 def listed(
@@ -237,6 +256,7 @@ class _Filling:
     source: Beneath
     target: Beneath
     copier: FileCopier
+    is_read: bool
     early: EarlyClones | None = None
     gone: set[bytes] = field(default_factory=set)
     # Inode and ctime of each copied path in the source, from before.
@@ -256,12 +276,20 @@ class _Filling:
                 self.gone.add(path)
                 return
             # A further name of a file is what its first one was.
-            self.before.setdefault(path, _known_by(status, begun_ns))
+            self.before.setdefault(path, self._known_by(status, begun_ns))
             if not tries_left or not self._has_changed(path, status):
                 return
             directory, name = self.target.at(path)
             os.unlink(name, dir_fd=directory)
             del self.before[path]
+
+    def _known_by(self, status: os.stat_result, begun_ns: int) -> tuple[int, int]:
+        """Return the inode and ctime of what *status* says; see `certain`."""
+        ctime_ns = status.st_ctime_ns
+        if stat.S_ISREG(status.st_mode):
+            write_ns = longest_write_ns(status.st_size) if self.is_read else 0
+            ctime_ns = certain_ns(ctime_ns, begun_ns, write_ns=write_ns)
+        return status.st_ino, ctime_ns
 
     def _has_changed(self, path: bytes, status: os.stat_result) -> bool:
         """Return whether a small file's copy may be of two moments."""
@@ -337,13 +365,6 @@ class _Filling:
             acls_of = self.source if path in self.with_acls else None
             self.copier.finish_directory(self.target, path, status, acls_of)
         return Filled(_Made(tree, self.before), sorted(self.gone))
-
-
-def _known_by(status: os.stat_result, begun_ns: int) -> tuple[int, int]:
-    """Return the inode and ctime of what *status* says; see `certain`."""
-    ctime_ns = status.st_ctime_ns
-    is_file = stat.S_ISREG(status.st_mode)
-    return status.st_ino, certain_ns(ctime_ns, begun_ns) if is_file else ctime_ns
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,11 +38,17 @@ _SUFFIX_LENGTH: Final = len(".XXXXXX")
 _PATTERN_SIGNS: Final = re.compile(r"([*?\[\]\\])")
 
 
-def keep(staging: Staging, basis: Path) -> None:
-    """Make ready for the next rsync, unless an earlier one does not end soon."""
-    staging.tree()
+def keep(staging: Staging, basis: Path) -> bool | None:
+    """
+    Make ready for the next rsync; return whether no files have come before.
+
+    None if an earlier one does not end soon.
+    """
+    tree, clean = staging.tree(), None
     with suppress(BackendError, OSError), staging.still(Deadline(_END_WITHIN_S)):
+        clean = not any(tree.iterdir())
         make_ready(staging.directory(), basis)
+    return clean
 
 
 def make_ready(staging: Path, basis: Path) -> None:

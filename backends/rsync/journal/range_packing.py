@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeGuard
 
 from backends.rsync.journal import refusals
 from backends.rsync.journal.block_index import Searching
@@ -22,21 +23,22 @@ from backends.rsync.journal.large_files import (
     optional,
     with_cut,
 )
-from backends.rsync.journal.outbox import TREE_NAME
+from backends.rsync.journal.outbox import SECTOR_BYTES, TREE_NAME, left_free_bytes
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.redo import Table, finish, packed
 from backends.rsync.journal.redo_files import (
     Made,
-    created,
     opened_file,
     opened_in,
     row_of,
     write_redo,
+    writing_redo,
 )
 from backends.system import extents
 from backends.system.beneath import Beneath
 from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
+from backends.system.files import free_bytes
 from backends.system.libc import write_out
 from backends.system.ranges import Range
 
@@ -118,10 +120,11 @@ class RangePacking:
         with ExitStack() as stack:
             source = stack.enter_context(Beneath(live))
             target = stack.enter_context(Beneath(outbox / REDO_NAME))
-            read = partial(self._read_clone, target, commit)
-            if plans and not self._kept.bases.possible():
+            place = target, outbox
+            read = partial(self._read_clone, place, commit)
+            is_read = bool(plans) and not self._kept.bases.possible()
+            if is_read:
                 searching = stack.enter_context(self._kept.indexes.searching(live))
-                place = target, outbox / REDO_NAME
                 read = partial(self._read_through, searching, place, commit)
             for path, plan in plans.items():
                 begun_ns, before = wall_ns(), look_at(source, path)
@@ -130,12 +133,19 @@ class RangePacking:
                     if before is None or file is None or not same:
                         continue
                     refusals.require_few_holes(path, os.fstat(file))
-                    plan.is_read = read(path, plan, file)
+                    with optional():
+                        plan.is_read = read(path, plan, file)
                 if plan.is_read:
-                    found.append(row_of(target, before, begun_ns))
+                    row = row_of(target, before, begun_ns, is_read=is_read)
+                    found.append(row)
 
     def _read_clone(
-        self, target: Beneath, commit: Commit, path: bytes, plan: _Plan, file: int
+        self,
+        place: tuple[Beneath, Path],
+        commit: Commit,
+        path: bytes,
+        plan: _Plan,
+        file: int,
     ) -> bool:
         """Return whether a clone of *file* could be compared with the one before."""
         write_out(file)
@@ -148,8 +158,8 @@ class RangePacking:
                 if now is None:
                     return False
                 self._note_found(path, plan, commit, _compared(base, now))
-                ranges = self._ranges_of(path, plan)
-                if ranges is None or plan.base is None:
+                ranges, (target, outbox) = self._ranges_of(path, plan), place
+                if plan.base is None or not _fit(ranges, outbox, now):
                     return False
                 made = Made(path, plan.base, commit)
                 write_redo(target, made, ranges, source=now, like=(file, status))
@@ -168,18 +178,21 @@ class RangePacking:
         base, also = plan.base, self._ranges_of(path, plan)
         if base is None or also is None:
             return False
-        target, directory = place
-        os.close(created(target, path))
-        data = directory / os.fsdecode(path)
-        found = searching.find(
-            path, inode=plan.inode, base=plan.content, also=also, data=data
-        )
-        if found is None:
-            return False
-        self.reading_s += found.reading_s
-        self._note_found(path, plan, commit, found.changed)
-        with opened_file(target, path, os.O_RDWR | os.O_APPEND) as redo:
-            if redo is None or plan.base is None:
+        target, outbox = place
+        with writing_redo(target, path) as redo:
+            found = searching.find(
+                path,
+                inode=plan.inode,
+                base=plan.content,
+                also=also,
+                data=outbox / REDO_NAME / os.fsdecode(path),
+                left_free_bytes=left_free_bytes(outbox),
+            )
+            if found is None:
+                return False
+            self.reading_s += found.reading_s
+            self._note_found(path, plan, commit, found.changed)
+            if plan.base is None:
                 return False
             sent = packed(found.sent)
             finish(
@@ -254,16 +267,30 @@ class RangePacking:
         """Return whether the redo file could be made of the file's copy."""
         ranges = self._ranges_of(made.path, plan)
         with opened_in(outbox / TREE_NAME, made.path) as copy:
-            if copy is None or ranges is None:
+            if copy is None or not _fit(ranges, outbox, copy):
                 return False
-            write_redo(target, made, ranges, source=copy, like=(copy, os.fstat(copy)))
-        return True
+            like, done = (copy, os.fstat(copy)), False
+            with optional():
+                write_redo(target, made, ranges, source=copy, like=like)
+                done = True
+        return done
 
     def keep(self, commit: Commit) -> None:
         """Keep what was found as that of *commit*, which the manifest has recorded."""
         self._kept.bases.keep_only(dict.fromkeys(self._plans, commit))
         for path in self._plans:
             self._kept.indexes.keep(path, commit)
+
+
+def _fit(
+    ranges: list[Range] | None, outbox: Path, source: int
+) -> TypeGuard[list[Range]]:
+    """Return whether what the open *source* has in *ranges* fits into *outbox*."""
+    if ranges is None:
+        return False
+    held_bytes = os.fstat(source).st_blocks * SECTOR_BYTES
+    wanted_bytes = min(held_bytes, sum(length for _, length in ranges))
+    return wanted_bytes <= free_bytes(outbox)[1] - left_free_bytes(outbox)
 
 
 def _compared(old: int, new: int) -> list[Range] | None:

@@ -59,7 +59,9 @@ def opened_in(top: Path, path: bytes) -> Iterator[int | None]:
         yield file
 
 
-def row_of(redo_files: Beneath, before: Known, begun_ns: int) -> Known:
+def row_of(
+    redo_files: Beneath, before: Known, begun_ns: int, *, is_read: bool
+) -> Known:
     """Return the row of the file that was *before*, and has a redo file now."""
     path = before.entry.path
     made = look_at(redo_files, path)
@@ -68,7 +70,8 @@ def row_of(redo_files: Beneath, before: Known, begun_ns: int) -> Known:
             raise BackendError(f"the redo file of {path!r} has vanished")
         size = Redo(file).table.size
     entry = msgspec.structs.replace(made.entry, size=size)
-    return certain(Known(entry, before.inode, before.ctime_ns), begun_ns)
+    known = Known(entry, before.inode, before.ctime_ns)
+    return certain(known, begun_ns, is_read=is_read)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +83,21 @@ class Made:
     commit: Commit
 
 
-def created(tree: Beneath, path: bytes) -> int:
-    """Return a new file *path* in *tree*, opened; the caller closes it."""
+@contextmanager
+def writing_redo(tree: Beneath, path: bytes) -> Iterator[int]:
+    """Yield a new file *path* in *tree*, opened; if the block fails, it goes."""
     directory, name = tree.at(path, make=True)
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-    return os.open(name, flags, 0o600, dir_fd=directory)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
+    redo = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        yield redo
+    except BaseException:
+        # The file's copy needs the room.
+        directory, name = tree.at(path)
+        os.unlink(name, dir_fd=directory)
+        raise
+    finally:
+        os.close(redo)
 
 
 def write_redo(
@@ -103,15 +116,12 @@ def write_redo(
     """
     size = os.fstat(source).st_size
     within = ((at, min(length, size - at)) for at, length in ranges if at < size)
-    redo = created(tree, made.path)
-    try:
+    with writing_redo(tree, made.path) as redo:
         writer = DataWriter(redo)
         writer.copy(source, within)
         writer.finish(made.path, made.base, made.commit, size)
         file, status = like
         FileCopier().copy_attributes(file, redo, status)
-    finally:
-        os.close(redo)
 
 
 @dataclass(frozen=True, slots=True)

@@ -228,8 +228,9 @@ class _Scan:
             for _ in self._look_below(path):
                 self._require_few()
         # A name that was made and deleted between two looks leaves no row, but it has
-        # moved its directory's mtime.
-        return known is None or path in self._changed
+        # moved its directory's mtime; so has one that looks as the one before it.
+        is_new = known is None or path in self._changed
+        return is_new or not _same_inode(row, known)
 
     def look_at_everything(self) -> Iterator[None]:
         """Compare all that there is; yield after each name, between which to `pop`."""

@@ -22,7 +22,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -182,11 +182,10 @@ class Staging:
         ):
             # A part of a commit may not be what the volume happens to have.
             source = live if delta.header.base is None else None
-            arrived = arrivals if delta.header.base is None else None
             redo_files = RedoFiles(redo, live, delta.header)
             self._fitting = Fitting(self.home, refused)
             check = _Check(
-                *(self._directory, staged, source, manifest, arrived, self._fitting),
+                *(self._directory, staged, source, manifest, arrivals, self._fitting),
                 redo_files,
             )
             for entry in delta.entries():
@@ -197,6 +196,7 @@ class Staging:
             for group in groups.values():
                 if len(found) < _MISSING_MAX and not check.has(group):
                     found += [entry.path for entry in group]
+            check.discard()
         # In place, nothing may be in the way of what is marked.
         to_write_bytes = check.to_write_bytes
         if to_write_bytes and (lack := lacking_space(self.home, to_write_bytes)):
@@ -307,6 +307,7 @@ class _Check:
     fitting: Fitting
     redo: RedoFiles
     to_write_bytes: int = 0
+    stale: list[tuple[Entry, os.stat_result]] = field(default_factory=list)
 
     def has(self, group: list[Entry]) -> bool:
         """Return whether *group*, all names of one file, is here."""
@@ -316,33 +317,33 @@ class _Check:
             return True  # made when it is needed
         if self._is_staged(group):
             return True
-        # Left from an earlier delta, it would be in rsync's way, or be taken for a part
-        # of this one.
-        for entry in group:
-            self._discard(entry)
+        found = ((each, self.staged.status(each.path)) for each in group)
+        self.stale += ((each, status) for each, status in found if status)
         return self._is_live(group) or self._is_led_on(group[0])
 
-    def _discard(self, entry: Entry) -> None:
-        """Remove what was sent for *entry* and is not what it should be."""
-        status = self.staged.status(entry.path)
-        if status is None:
-            return
-        directory, name = self.staged.at(entry.path)
-        if not stat.S_ISDIR(status.st_mode):
-            os.unlink(name, dir_fd=directory)
-        elif entry.kind != "directory":
-            refused = self.staging / f"refused.{secrets.token_hex(8)}"
-            os.rename(name, refused, src_dir_fd=directory)
-            self.staged.forget()
-            files.remove_tree(refused)
+    def discard(self) -> None:
+        """
+        Remove what is staged of an earlier delta, after all has been looked at.
+
+        It would be in rsync's way, or be taken for a part of this one. Removing one
+        name of a file changes the ctime of the others.
+        """
+        for entry, status in self.stale:
+            directory, name = self.staged.at(entry.path)
+            if not stat.S_ISDIR(status.st_mode):
+                os.unlink(name, dir_fd=directory)
+            elif entry.kind != "directory":
+                refused = self.staging / f"refused.{secrets.token_hex(8)}"
+                os.rename(name, refused, src_dir_fd=directory)
+                self.staged.forget()
+                files.remove_tree(refused)
 
     def _is_staged(self, group: list[Entry]) -> bool:
         known = [look_at(self.staged, entry.path) for entry in group]
         if not _all_alike(group, known, self.fitting.comes):
             return False
-        arrived = self.arrivals
-        first = known[0]
-        if arrived is not None and first and not arrived.include(group[0], first):
+        pairs = zip(group, filter(None, known), strict=True)
+        if self.arrivals and not all(self.arrivals.include(*each) for each in pairs):
             return False
         if not group[0].links:
             return True
