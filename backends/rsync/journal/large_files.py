@@ -123,8 +123,9 @@ class LargeFiles:
             for known in manifest.larger(LARGE_BYTES)
             if is_large(known.entry) and not self.log.is_searched(known.entry)
         ]
-        for known in unknown:
-            self.log.reset(known.entry.path)
+        for path in [known.entry.path for known in unknown]:
+            if self.log.has(path):
+                self.log.reset(path)
         with optional(), ExitStack() as stack:
             tree = stack.enter_context(Beneath(live))
             searching = None
@@ -143,6 +144,7 @@ class LargeFiles:
                     else:
                         searching.index(path, inode=known.inode)
                         self.indexes.keep(path, commit)
+                    self.log.reset(path)
                     if not untouched(known, os.fstat(file)):
                         self._forget(path)
 
