@@ -44,6 +44,12 @@ def open_directory(name: bytes | str | Path, *, dir_fd: int | None = None) -> in
         raise
 
 
+def name_in(error: OSError) -> str:
+    """Return the name that *error* is about, "" if it was an open file, or nothing."""
+    name = error.filename
+    return "" if name is None or isinstance(name, int) else os.fsdecode(name)
+
+
 def open_beneath(path: str | bytes, flags: int, *, top: int) -> int:
     """
     Return *path*, which exists below the open directory *top*; the caller closes it.

@@ -273,6 +273,17 @@ def clone(source: int, target: int) -> None:
     fcntl.ioctl(target, _FICLONE, source)
 
 
+def is_cloned(source: int, target: int) -> bool:
+    """Return whether the open *target* shares the blocks of *source* now."""
+    try:
+        clone(source, target)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return False
+    return True
+
+
 def clone_range(source: int, target: int, offset: int, length: int) -> None:
     """Let the open *target* share a range of *source*. Source: as `clone`."""
     request = _CLONE_RANGE.pack(source, offset, length, offset)
@@ -299,6 +310,14 @@ def attribute_names(source: int | bytes) -> list[str]:
             raise
         return []
     return [key for key in names if is_copied(key)]
+
+
+def have_same_attributes(one: int, other: int) -> bool:
+    """Return whether two open files have the same extended attributes."""
+    names = attribute_names(one)
+    return sorted(names) == sorted(attribute_names(other)) and all(
+        os.getxattr(one, key) == os.getxattr(other, key) for key in names
+    )
 
 
 def _inherited(source: int) -> list[str]:

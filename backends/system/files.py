@@ -178,9 +178,3 @@ def remove_tree(path: Path, *, deadline_s: float = _REMOVE_WITHIN_S) -> None:
     except OSError:
         # rm never leaves the filesystem nor follows a link, however deep it is.
         run(["rm", "-rf", "--one-file-system", "--", str(path)], deadline_s=deadline_s)
-
-
-def name_in(error: OSError) -> str:
-    """Return the path that *error* names, "" if it has only the number of a file."""
-    name: object = error.filename
-    return os.fsdecode(name) if isinstance(name, str | bytes) else ""

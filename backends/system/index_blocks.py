@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from backends.system.beneath import Beneath
+from backends.system.beneath import Beneath, name_in
 from backends.system.clock import monotonic_s
 from backends.system.index_file import (
     KEPT,
@@ -168,7 +168,7 @@ def main() -> None:
                 for part in answer(tree, Request(**json.loads(line))):
                     say(part)
             except OSError as error:
-                name = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+                name = f" ({found})" if (found := name_in(error)) else ""
                 say({"error": f"{error.strerror}{name}", "errno": error.errno})
 
 

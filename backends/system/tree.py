@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from backends.system import jail, libc
-from backends.system.beneath import Beneath, open_directory, opened
+from backends.system.beneath import Beneath, name_in, open_directory, opened
 from backends.system.clock import monotonic_s
 from backends.system.copy_file import FileCopier
 from backends.system.first_names import FirstNames, identity_of
@@ -173,7 +173,7 @@ def main() -> None:
         with jail.as_user(uid, gid):
             copy.run(open_directory("/source"), open_directory("/target"))
     except OSError as error:
-        name = f" ({os.fsdecode(error.filename)})" if error.filename else ""
+        name = f" ({found})" if (found := name_in(error)) else ""
         say({"error": f"{error.strerror}{name}", "errno": error.errno})
     else:
         say(

@@ -279,10 +279,11 @@ class Journals:
                 return
             try:
                 work(VolumeRecord.of(volume, backend=self._backend.kind))
-            except (RemoraError, OSError) as error:  # this one's directory may be bad
+            except Exception as error:  # whatever it is, others go on
                 log.warning(
                     "a copy could not be repaired: %s",
                     error,
+                    exc_info=not isinstance(error, (RemoraError, OSError)),
                     extra=fields(volume=volume.name),
                 )
 

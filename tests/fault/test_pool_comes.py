@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,22 @@ def test_copies_are_right_at_once_and_repaired_soon(node: Node, tmp_path: Path) 
     # Without the mark, too.
     assert node.replica == msgspec.structs.replace(BEFORE, commit=Commit(3, 7))
     assert not (live / "file").exists()
+
+
+def test_a_copy_that_cannot_be_repaired_keeps_none_back(
+    node: Node, tmp_path: Path
+) -> None:
+    """Whatever it is: a marker that names no file, for instance."""
+    home = tmp_path / "disk/volumes" / node.record.id
+    for digit in "0f":  # found before it and after
+        number = digit * 8 + node.record.id[8:]
+        bad = shutil.copytree(home, home.with_name(number))
+        described = (bad / "volume.json").read_text()
+        (bad / "volume.json").write_text(described.replace(node.record.id, number))
+        (bad / "applying").write_text('{"commit": [3, 7], "work": "\\u0000"}')
+    node.journals.repair()
+    mount_disk(node, tmp_path)
+    wait_until((node.home / "live/new").exists, "the commit is applied")
 
 
 def test_a_first_use_comes_before_the_repair(node: Node, tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_they_are_led_on_in_the_moment(disk: Path, tmp_path: Path) -> None:
         )
         change(owner.live, turn + 1)
         (owner.live / "gone").unlink(missing_ok=True)
-        owner.moments.take(again, (), owner.manifest)
+        owner.moments.take(again, ())
         changes, expected = owner.moments.taken(), shape(owner.live)
         assert changes is not None
         owner.record(changes, (1, owner.commit()[1] + 1))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from backends.rsync.journal import large_files
+from backends.rsync.journal.entries import longest_write_ns
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.outbox import unpack_all
 from backends.rsync.journal.packing import OUTBOX_NAME
@@ -24,18 +23,16 @@ from backends.system import btrfs
 from tests.support.file_fates import FATES, LARGE, PART, SIZE
 from tests.support.fuse import NEVER, STEPS_MAX, live
 from tests.support.journal_trees import (
-    BELIEVED_AFTER_S,
     VOLUME,
     carry,
     replicate,
     send,
     shape,
 )
+from tests.support.large_files import make_home, mounted, write_at
 from tests.support.leases import leased
-from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
 KINDS = ("ext4", "xfs", "btrfs")
-numbers = itertools.count()
 
 
 @pytest.fixture(autouse=True)
@@ -45,31 +42,8 @@ def _large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
-    enter_private_mounts()
-    made_with = {"ext4": (), "xfs": ("-m", "reflink=1"), "btrfs": ()}
-    with ExitStack() as stack:
-        yield {
-            kind: stack.enter_context(
-                loop_filesystem(
-                    tmp_path_factory.mktemp(kind),
-                    kind,
-                    size="600M",
-                    made_with=made_with[kind],
-                )
-            )
-            for kind in KINDS
-        }
-
-
-def make_home(disk: Path, kind: str) -> Path:
-    """Return the directory of a new copy on *disk*; a subvolume holds one on btrfs."""
-    home = disk / f"copy{next(numbers)}"
-    home.mkdir()
-    if kind == "btrfs":
-        btrfs.create(home / "live")
-    else:
-        (home / "live").mkdir()
-    return home
+    with mounted(tmp_path_factory, *KINDS) as made:
+        yield made
 
 
 @pytest.fixture(params=KINDS)
@@ -98,12 +72,6 @@ def settle(owner: Journal, member: Journal) -> None:
     """Have a commit after the one that came whole: from it on, ranges are known."""
     write_at(owner.live / "db", 0, b"settled")
     replicate(owner, member)
-
-
-def write_at(path: Path, offset: int, content: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
 
 
 def anew(journal: Journal) -> Journal:
@@ -244,7 +212,7 @@ def test_a_member_that_was_filled_is_led_on_from_the_first_change(
     """No copy was made for it, so nothing else has looked at the file."""
     owner, member = (Journal(make_home(disks[kind], kind), VOLUME) for _ in range(2))
     (owner.live / "db").write_bytes(os.urandom(SIZE))
-    time.sleep(BELIEVED_AFTER_S)
+    time.sleep(longest_write_ns(SIZE) / 10**9)  # the time of the file is believed
     owner.record(owner.look(EVERYTHING), (1, 1))
     package = owner.pack(None)
     assert package.names == b"delta\0"

@@ -147,6 +147,18 @@ def test_a_part_is_no_help_where_the_whole_file_is(tmp_path: Path, place: str) -
     assert not names(staging / "unfinished")
 
 
+def test_a_part_of_a_redo_file_is_kept(tmp_path: Path) -> None:
+    """However large its file is; when it has come, a part is of something else."""
+    staging, live = tmp_path / "staging", tmp_path / "basis/deep"
+    left(staging, **{"db.abcdef": 2 * MIB, "other.abcdef": 2 * MIB})
+    live.mkdir(parents=True)
+    (staging / "redo/deep").mkdir(parents=True)
+    for path in (live / "db", live / "other", staging / "redo/deep/other"):
+        make_file(path, 3 * MIB)
+    partial.make_ready(staging, tmp_path / "basis")
+    assert names(staging / "partial") == ["db"]
+
+
 def test_of_several_parts_the_largest_is_kept(tmp_path: Path) -> None:
     left(tmp_path, **{"a.abcdef": 3 * MIB, "a.ghijkl": MIB, "b.abcdef": 5})
     (tmp_path / "partial").mkdir()

@@ -37,7 +37,7 @@ from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo_files import RedoFiles
 from backends.rsync.journal.staging import LIVE_NAME, Marker, Staging, require_base
 from backends.system import files, quota
-from backends.system.beneath import Beneath, open_directory
+from backends.system.beneath import Beneath, name_in, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
 from backends.system.regular_files import open_regular
 from backends.system.writeback import Writeback
@@ -74,10 +74,8 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                 applying = _Applying(home, manifest, delta, staged, redo_files)
                 applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
-        name = files.name_in(error)
-        raise BackendError(
-            f"cannot apply a commit in {home}: {error.strerror} {name}".rstrip()
-        ) from error
+        what = f"{error.strerror} {name_in(error)}".rstrip()
+        raise BackendError(f"cannot apply a commit in {home}: {what}") from error
     staging.unmark()
     staging.clear()
     return marker.commit

@@ -29,7 +29,7 @@ from backends.rsync.journal.commits import Moments
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import Commit, Entry, Known, untouched
 from backends.rsync.journal.manifest import Manifest
-from backends.rsync.journal.range_log import RangeLog
+from backends.rsync.journal.range_log import SIZE_MAX, RangeLog
 from backends.rsync.journal.redo import LARGE_BYTES, Redo
 from backends.rsync.journal.redo_files import (
     opened_file,
@@ -73,7 +73,7 @@ class LargeFiles:
                 if self.log.has(path):
                     self.log.reset(path)
             elif moments is None:
-                self.log.note_written(before.entry, commit)
+                self.log.note_written(path, self.log.content_of(before.entry), commit)
             else:
                 self._search_snapshots(moments, before, commit)
 
@@ -115,13 +115,17 @@ class LargeFiles:
         Keep those in *live* that are as *manifest* has them, and that nobody has kept.
 
         A member that is filled gets them without a copy of them being made here. So
-        what changes in them is known from the first change on.
+        what changes in them is known from the first change on. Where a change was noted
+        and not searched, that member has bytes that nobody will find any more.
         """
         unknown = [
             known
             for known in manifest.larger(LARGE_BYTES)
-            if is_large(known.entry) and not self.log.has(known.entry.path)
+            if is_large(known.entry) and not self.log.is_searched(known.entry)
         ]
+        for path in [known.entry.path for known in unknown]:
+            if self.log.has(path):
+                self.log.reset(path)
         with optional(), ExitStack() as stack:
             tree = stack.enter_context(Beneath(live))
             searching = None
@@ -148,20 +152,20 @@ class LargeFiles:
         """
         Note where *redo* changes its file, of which *manifest* has what it was before.
 
-        Where a clone is kept, that will tell it: to make a new one each time would cost
-        as much as the file has extents.
+        A clone that is kept for a short time stays the one to compare with: to make a
+        new one each time would cost as much as the file has extents.
         """
         table = redo.table
         before = manifest.get(table.path)
         if before is None:
             return
-        content = self.log.content_of(before.entry)
-        if self.bases.is_young(table.path, content):
-            self.log.note_written(before.entry, table.commit)
-            return
-        cut = [(table.size, before.entry.size - table.size)]
-        changed = [*redo.ranges, *redo.holes, *(each for each in cut if each[1] > 0)]
-        self.log.add(table.path, table.base, table.commit, changed)
+        path, content = table.path, self.log.content_of(before.entry)
+        # A commit since the base may have had more beyond the end than the base.
+        beyond = (table.size, SIZE_MAX - table.size)
+        changed = [*redo.ranges, *redo.holes, beyond]
+        self.log.add(path, table.base, table.commit, changed)
+        if self.bases.is_young(path, content):
+            self.log.note_written(path, content, table.commit)
 
     def prune(self, manifest: Manifest) -> None:
         """Forget the files that *manifest* does not have, or not as large ones."""

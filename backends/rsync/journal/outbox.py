@@ -34,11 +34,11 @@ from backends.rsync.journal.entries import (
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.redo_files import opened_file
 from backends.system import btrfs
-from backends.system.beneath import Beneath, open_directory
+from backends.system.beneath import Beneath, name_in, open_directory
 from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier, can_share
 from backends.system.copying import CopyError
-from backends.system.files import free_bytes, name_in, remove_tree
+from backends.system.files import free_bytes, remove_tree
 from backends.system.first_names import FirstNames, identity_of
 from backends.system.libc import write_out
 
@@ -145,9 +145,8 @@ def fill(
                 filling.copy(known.entry.path)
             return filling.finish(tree)
         except OSError as error:
-            name = name_in(error)
             raise CopyError(
-                f"cannot copy {root}: {error.strerror} {name}".rstrip(),
+                f"cannot copy {root}: {error.strerror} {name_in(error)}".rstrip(),
                 no_space=error.errno in (errno.ENOSPC, errno.EDQUOT),
             ) from error
 

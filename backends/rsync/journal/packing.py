@@ -133,14 +133,14 @@ class Packing:
         self.is_live = filled is not None
         if filled is not None:
             self._manifest.record(filled.entries, filled.gone, commit=self._commit)
-            if None in self._by_base:
-                self._kept.adopt(self._live, self._manifest)
         if isinstance(self._source, Path):
             with Beneath(self._source) as tree:
                 counted_anew = recounted(tree, self._known(lacked))
             self._manifest.record(counted_anew, (), commit=self._commit)
         else:
             self._ranges.keep(self._commit)
+            if None in self._by_base:
+                self._kept.adopt(self._live, self._manifest)
 
     def _fill(self, outbox: Path, lacked: Collection[bytes]) -> Filled:
         """

@@ -5,7 +5,8 @@ What a broken transfer has left of a file, from where the next one goes on.
     <home>/staging/partial/NAME            what one has left that was broken off
 
 rsync compares such a part with what it sends, in place of what the volume has under
-that path. It is never taken for a file, whoever wrote it, and goes with what has come.
+that path. It may be of a redo file, which the volume has nothing like. It is never
+taken for a file, whoever wrote it, and goes with what has come.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Final
 
 from backends.errors import BackendError, DeadlineError
 from backends.rsync.journal.outbox import TREE_NAME
+from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.staging import Staging
 from backends.system.beneath import opened
 from backends.system.clock import Deadline
@@ -54,7 +56,8 @@ def make_ready(staging: Path, basis: Path) -> None:
     Make the directories for rsync's unfinished files, and keep what is worth keeping.
 
     Nobody may write to *staging* meanwhile. *basis* is where rsync finds what files
-    were; a part is no help where there is a whole file that is as large.
+    were; a part is no help where there is a whole file that is as large, unless it is
+    of a redo file. None of that name has come then.
     """
     with ExitStack() as stack:
         unfinished = stack.enter_context(_directory(staging / UNFINISHED_NAME))
@@ -67,9 +70,12 @@ def make_ready(staging: Path, basis: Path) -> None:
                 sizes[known] = size_bytes
             else:
                 os.unlink(name, dir_fd=unfinished)
-        trees = staging / TREE_NAME, basis
+        redo, trees = staging / REDO_NAME, (staging / TREE_NAME, basis)
         for name, size_bytes in sizes.items():
-            if size_bytes < _WORTH_BYTES or _has_larger(name, size_bytes, *trees):
+            if size_bytes < _WORTH_BYTES or (
+                _has_larger(name, size_bytes, *trees)
+                and (not redo.is_dir() or _has_larger(name, 1, redo))
+            ):
                 os.unlink(name, dir_fd=parts)
 
 

@@ -5,9 +5,11 @@ One small file for each, named by its path's hash, with a digest in front: what 
 failure leaves of it is whole, or is not believed. Without it the whole file is sent
 once. So nothing here is flushed.
 
-A *step* says that the file as of any commit from ``base`` on, and before ``commit``,
-differs from the file as of ``commit`` in these ranges alone. Steps that follow each
-other lead from older commits to the newest.
+A *step* says at least all in which the file differs between any two of the commits from
+``base`` to ``commit`` that another node may have. So a search that compares the newest
+with an older one alone takes over what was noted of those between: what is as it was
+need not be what they have. Steps that follow each other lead from older commits to the
+newest.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from backends.system.ranges import Range, at_most, merged
 # The oldest two are made one when there are more: that loses nothing but precision.
 _STEPS_MAX: Final = 16
 _DIGEST_BYTES: Final = 16
-_SIZE_MAX: Final = 2**63 - 1
+SIZE_MAX: Final = 2**63 - 1
 
 
 class Step(msgspec.Struct, frozen=True, array_like=True):
@@ -41,7 +43,11 @@ class Step(msgspec.Struct, frozen=True, array_like=True):
 
 
 class _Log(msgspec.Struct, frozen=True):
-    """``unsearched``: these commits have changed the file, nobody has looked where."""
+    """
+    ``unsearched``: the commit that was searched at last, and the one it is now.
+
+    Of those between them either no node has the file, or steps say what they changed.
+    """
 
     path: bytes
     steps: tuple[Step, ...] = ()
@@ -54,11 +60,10 @@ class RangeLog:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def note_written(self, before: Entry, commit: Commit) -> None:
-        """Note that *commit* has written the file which was *before* until then."""
-        log = self._read(before.path)
-        base = _content_of(log, before)
-        self._write(msgspec.structs.replace(log, unsearched=(base, commit)))
+    def note_written(self, path: bytes, content: Commit, commit: Commit) -> None:
+        """Note that *commit* wrote the file, which was searched last at *content*."""
+        log = self._read(path)
+        self._write(msgspec.structs.replace(log, unsearched=(content, commit)))
 
     def content_of(self, entry: Entry) -> Commit:
         """
@@ -66,15 +71,24 @@ class RangeLog:
 
         It is that of *entry*, unless nobody has looked for ranges since an older one.
         """
-        return _content_of(self._read(entry.path), entry)
+        log = self._read(entry.path)
+        if log.unsearched is not None and log.unsearched[1] == entry.commit:
+            return log.unsearched[0]
+        return entry.commit
+
+    def is_searched(self, entry: Entry) -> bool:
+        """Return whether changes of *entry*'s file are noted, and all were searched."""
+        return self.has(entry.path) and self.content_of(entry) == entry.commit
 
     def add(
         self, path: bytes, base: Commit, commit: Commit, ranges: Sequence[Range]
     ) -> None:
-        """Note where the file has changed from *base* to *commit*."""
-        log = self._read(path)
-        steps = [each for each in log.steps if each.commit <= base]
-        steps.append(Step(base, commit, packed(at_most(merged(ranges), SENT_MAX))))
+        """Note where the file differs between *base* and *commit*."""
+        steps = [*self._read(path).steps]
+        step = Step(base, commit, packed(at_most(merged(ranges), SENT_MAX)))
+        while steps and steps[-1].commit > base:
+            step = _joined(steps.pop(), step)
+        steps.append(step)
         if len(steps) > _STEPS_MAX:
             steps[:2] = [_joined(steps[0], steps[1])]
         self._write(_Log(path, tuple(steps)))
@@ -90,19 +104,20 @@ class RangeLog:
         for step in reversed(self._read(path).steps):
             if at <= base:
                 break
-            # The newest has to lead to *commit* itself, each other one to where the
-            # last began, or beyond.
-            if step.commit < at or (at == commit and step.commit != commit):
+            if step.base >= commit:
+                continue
+            # The newest has to lead to *commit*, each other one to where the last
+            # began, or beyond.
+            if step.commit < at:
                 return None
-            found += unpacked(step.ranges, _SIZE_MAX)
+            found += unpacked(step.ranges, SIZE_MAX)
             at = min(at, step.base)
         return at_most(merged(found), SENT_MAX) if at <= base else None
 
     def leads_to(self, path: bytes, commit: Commit) -> bool:
-        """Return whether it is known what *commit* has changed, or can be found."""
-        log = self._read(path)
-        last = log.steps[-1].commit if log.steps else None
-        return commit in (last, log.unsearched and log.unsearched[1])
+        """Return whether it is known what *commit* has changed."""
+        steps = self._read(path).steps
+        return bool(steps) and steps[-1].commit == commit
 
     def has(self, path: bytes) -> bool:
         """Return whether changes of the file *path* are noted."""
@@ -150,12 +165,6 @@ def name_of(path: bytes) -> str:
     return _hash(path).hex()
 
 
-def _content_of(log: _Log, entry: Entry) -> Commit:
-    if log.unsearched is not None and log.unsearched[1] == entry.commit:
-        return log.unsearched[0]
-    return entry.commit
-
-
 def _read(file: Path) -> _Log | None:
     """Return the log in *file*, None if there is none that is whole."""
     with suppress(OSError, *NOT_DECODED):
@@ -166,7 +175,7 @@ def _read(file: Path) -> _Log | None:
 
 
 def _joined(one: Step, other: Step) -> Step:
-    ranges = [*unpacked(one.ranges, _SIZE_MAX), *unpacked(other.ranges, _SIZE_MAX)]
+    ranges = [*unpacked(one.ranges, SIZE_MAX), *unpacked(other.ranges, SIZE_MAX)]
     together = packed(at_most(merged(ranges), SENT_MAX))
     return Step(min(one.base, other.base), other.commit, together)
 

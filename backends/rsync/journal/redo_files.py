@@ -19,13 +19,18 @@ from backends.rsync.journal.entries import (
     Known,
     certain,
     look_at,
-    same,
     untouched,
 )
+from backends.rsync.journal.fitting import Fitting
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo import DataWriter, Redo
 from backends.system.beneath import Beneath
-from backends.system.copy_file import FileCopier, attribute_names, clone
+from backends.system.copy_file import (
+    FileCopier,
+    attribute_names,
+    have_same_attributes,
+    is_cloned,
+)
 from backends.system.ranges import Range
 from backends.system.regular_files import NotRegularError, open_regular
 
@@ -141,11 +146,12 @@ class RedoFiles:
         ours = (table.path, table.commit) == (path, header.commit)
         return ours and base is not None and table.base <= base
 
-    def lead_to(self, entry: Entry, manifest: Manifest) -> int | None:
+    def lead_to(self, entry: Entry, manifest: Manifest, fitting: Fitting) -> int | None:
         """
         Return the bytes to write into *entry*'s file; None if all of it has to come.
 
-        The file has to be as *manifest* knows it, and what came to be whole.
+        The file has to be as *manifest* knows it, and what came to be whole. It is
+        opened as when it will be written: once marked, there is no other way.
         """
         row, status = manifest.get(entry.path), self.live.status(entry.path)
         if row is None or status is None or not untouched(row, status):
@@ -153,21 +159,24 @@ class RedoFiles:
         if entry.links or row.entry.kind != "file":
             return None
         try:
-            with self.opened(entry.path) as found:
-                if found is None or not self._looks_like(entry, found[0]):
+            with (
+                self.opened(entry.path) as found,
+                opened_file(self.live, entry.path, os.O_RDWR),
+            ):
+                if found is None or not self._looks_like(entry, found[0], fitting):
                     return None
                 found[0].require_data()
                 return sum(length for _, length in found[0].ranges)
-        except BackendError:
+        except (BackendError, OSError):
             return None  # rsync leaves a part of one, or it came from who knows when
 
-    def _looks_like(self, entry: Entry, redo: Redo) -> bool:
+    def _looks_like(self, entry: Entry, redo: Redo, fitting: Fitting) -> bool:
         """Return whether *redo*'s file has all of *entry* but the content."""
         known = look_at(self.tree, entry.path)
         if known is None:
             return False
         found = msgspec.structs.replace(known.entry, size=redo.table.size)
-        return same(entry, found)
+        return fitting.fits(entry, found)
 
     def write(self, entry: Entry, staged: Beneath | None) -> Redo | None:
         """
@@ -175,10 +184,12 @@ class RedoFiles:
 
         What an earlier run has written is written once more. If *staged* is given, the
         file is cloned there, and written to there: a volume with a limit would count
-        what is written over until it is freed.
+        what is written over until it is freed. That file may not be cloned (its blocks
+        are never copied on write, or the filesystem's cannot be shared): then what is
+        written over is not counted twice either.
         """
-        if staged is not None:
-            return self._write_clone(entry, staged)
+        if staged is not None and (redo := self._write_clone(entry, staged)):
+            return redo
         with (
             self.opened(entry.path) as found,
             opened_file(self.live, entry.path, os.O_RDWR) as target,
@@ -200,7 +211,9 @@ class RedoFiles:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             target = os.open(made, flags, 0o600, dir_fd=directory)
             try:
-                clone(source, target)
+                if not is_cloned(source, target):
+                    os.unlink(made, dir_fd=directory)
+                    return None
                 _write(*found, target)
             finally:
                 os.close(target)
@@ -211,8 +224,8 @@ class RedoFiles:
 def _write(redo: Redo, file: int, target: int) -> None:
     """Give the open *target* what *redo*, open as *file*, says and has."""
     redo.write_to(target)
-    wanted = attribute_names(file)
-    for key in attribute_names(target):
-        if key not in wanted:
+    if not have_same_attributes(file, target):
+        # The new ones fit together, but not with one that is still an old one.
+        for key in attribute_names(target):
             os.removexattr(target, key)
     FileCopier().copy_attributes(file, target, os.fstat(file))

@@ -352,7 +352,7 @@ class _Check:
 
     def _is_led_on(self, entry: Entry) -> bool:
         """Return whether what changes in *entry*'s file is here."""
-        size_bytes = self.redo.lead_to(entry, self.manifest)
+        size_bytes = self.redo.lead_to(entry, self.manifest, self.fitting)
         self.to_write_bytes += size_bytes or 0
         return size_bytes is not None
 
