@@ -55,7 +55,7 @@ def pair(
     homes = [make_home(disks[kind], kind) for _ in range(2)]
     owner, member = (Journal(home, VOLUME) for home in homes)
     (owner.live / "db").write_bytes(os.urandom(SIZE))
-    (owner.live / "small").write_text("small")
+    (owner.live / "directory").mkdir()
     replicate(owner, member)
     settle(owner, member)
     yield owner, member
