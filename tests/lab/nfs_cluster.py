@@ -119,7 +119,7 @@ def empty(server: NfsServer) -> None:
     """Remove what tests have left on the server's shares, but for their identity."""
     for share in (*server.exports,):
         path = server.local(share)
-        kept = [f"{path}/.dvol{each}" for each in ("", "/share.json", "/volumes")]
-        but = [word for each in kept for word in ("!", "-path", each)]
+        # The catalogue's directories stay: its identity is one of a whole catalogue.
+        but = ("!", "-regex", rf"{path}/\.dvol\(/[^/]*\)?")
         find = ["find", path, "-mindepth", "1", "-xdev", *but, "-delete"]
         server.run(find, check=False)
