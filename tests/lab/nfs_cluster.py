@@ -119,7 +119,8 @@ def empty(server: NfsServer) -> None:
     """Remove what tests have left on the server's shares, but for their identity."""
     for share in (*server.exports,):
         path = server.local(share)
-        # The catalogue's directories stay: its identity is one of a whole catalogue.
-        but = ("!", "-regex", rf"{path}/\.dvol\(/[^/]*\)?")
+        # The catalogue's directories stay, and those of nodes in it: its identity is
+        # one of a whole catalogue, and clients would not see at once that they went.
+        but = ("!", "-regex", rf"{path}/\.dvol\(/\(copies/\)?[^/]*\)?")
         find = ["find", path, "-mindepth", "1", "-xdev", *but, "-delete"]
         server.run(find, check=False)
