@@ -77,7 +77,7 @@ def test_what_both_have_from_one_commit_is_not_sent(
     pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, member = pair
-    monkeypatch.setattr(believed, "_WRITE_MAX_NS", 0)  # nobody writes
+    monkeypatch.setattr(believed, "WRITE_NS", 0)  # nobody writes
     make_everything(owner.live)
     replicate(owner, member)
     replicate(owner, member)  # what was too young to be believed is sent once more

@@ -68,7 +68,7 @@ def test_a_commit_is_applied_although_its_manifest_is_damaged_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its bytes are all here. What else is here is compared before the next commit."""
-    monkeypatch.setattr(entries, "_WRITE_MAX_NS", 0)  # nothing is sent once more
+    monkeypatch.setattr(entries, "WRITE_NS", 0)  # nothing is sent once more
     (tmp_path / "owner").mkdir()
     make_root(tmp_path / "owner/live")
     with closing(Journal(tmp_path / "owner", VOLUME)) as owner:

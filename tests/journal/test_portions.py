@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal import entries, outbox, portions
+from backends.rsync.journal import entries, portions
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.copy_file import can_share
@@ -106,8 +106,7 @@ def test_a_file_that_came_in_a_portion_before_it_was_written_again(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not fit beside what has grown, and its size and times tell nothing."""
-    for module in (entries, outbox):  # each file would be sent again for seconds
-        monkeypatch.setattr(module, "longest_write_ns", lambda _: 0)
+    monkeypatch.setattr(entries, "WRITE_NS", 0)  # each would be sent again for seconds
     with (
         closing(journal(small / "owner")) as owner,
         closing(journal(tmp_path / "member")) as member,

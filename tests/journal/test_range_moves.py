@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from backends.rsync.journal import base_clones, large_files
-from backends.rsync.journal.entries import longest_write_ns
+from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from tests.support.file_fates import LARGE, PART, SIZE
 from tests.support.journal_trees import (
@@ -114,7 +114,7 @@ def test_what_only_a_member_that_was_filled_has_is_searched(
     owner, _, filled = copies(*[(disks[kind], kind)] * 3)
     before = (owner.live / "db").read_bytes()[PART : PART + 9000]
     write_at(owner.live / "db", PART, os.urandom(9000))
-    time.sleep(longest_write_ns(SIZE) / 10**9)  # the time of the file is believed
+    time.sleep(WRITE_NS / 10**9)  # the time of the file is believed
     commit(owner)
     package = owner.pack(None)
     assert package.names == b"delta\0"

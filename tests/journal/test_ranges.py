@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from backends.rsync.journal import large_files
-from backends.rsync.journal.entries import longest_write_ns
+from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.outbox import unpack_all
 from backends.rsync.journal.packing import OUTBOX_NAME
@@ -212,7 +212,7 @@ def test_a_member_that_was_filled_is_led_on_from_the_first_change(
     """No copy was made for it, so nothing else has looked at the file."""
     owner, member = (Journal(make_home(disks[kind], kind), VOLUME) for _ in range(2))
     (owner.live / "db").write_bytes(os.urandom(SIZE))
-    time.sleep(longest_write_ns(SIZE) / 10**9)  # the time of the file is believed
+    time.sleep(WRITE_NS / 10**9)  # the time of the file is believed
     owner.record(owner.look(EVERYTHING), (1, 1))
     package = owner.pack(None)
     assert package.names == b"delta\0"

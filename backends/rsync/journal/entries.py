@@ -45,11 +45,9 @@ _TICK_NS: Final = 10**8
 _COARSE_TICK_NS: Final = 2 * 10**9
 # A write moves the ctime when it begins. What it stores behind somebody who reads, no
 # other ctime tells of. One through the page cache is waited for by who looks for holes
-# (ext4_llseek), but a direct one takes what a slow disk does: so long, and a second for
-# so many bytes.
-_WRITE_NS: Final = 2 * 10**9
-_WRITE_MAX_NS: Final = 60 * 10**9
-_SLOW_BYTES_PER_S: Final = 2**20
+# (ext4_llseek), but a direct one takes what a slow disk does. Who doubts for longer
+# sends a large file once more that was written just before the last commit.
+WRITE_NS: Final = 2 * 10**9
 _TIME_MAX_NS: Final = 2**63 - 1
 _PATH_LENGTH_MAX: Final = 4095  # PATH_MAX, limits.h
 _NAME: Final = rb"(?!\.{1,2}(?:/|\Z))[^/\0]{1,255}"
@@ -181,21 +179,16 @@ def certain(known: Known, begun_ns: int, *, is_read: bool) -> Known:
     """
     if known.entry.kind != "file":
         return known  # its entry says it all
-    write_ns = longest_write_ns(known.entry.size) if is_read else 0
-    ctime_ns = certain_ns(known.ctime_ns, begun_ns, write_ns=write_ns)
+    ctime_ns = certain_ns(known.ctime_ns, begun_ns, is_read=is_read)
     return Known(known.entry, known.inode, ctime_ns)
 
 
-def certain_ns(ctime_ns: int, begun_ns: int, *, write_ns: int) -> int:
-    """Return the ctime of a file, or `DOUBTED`; a write takes up to *write_ns*."""
+def certain_ns(ctime_ns: int, begun_ns: int, *, is_read: bool) -> int:
+    """Return the ctime of a file, or `DOUBTED`; see `certain`."""
     tick_ns = _TICK_NS if ctime_ns % 10**9 else _COARSE_TICK_NS
-    is_young = begun_ns - max(tick_ns, write_ns) < ctime_ns <= wall_ns() + tick_ns
+    doubted_ns = max(tick_ns, WRITE_NS) if is_read else tick_ns
+    is_young = begun_ns - doubted_ns < ctime_ns <= wall_ns() + tick_ns
     return DOUBTED if is_young else ctime_ns
-
-
-def longest_write_ns(size: int) -> int:
-    """Return how long one write to a file of *size* bytes may be under way."""
-    return min(_WRITE_MAX_NS, _WRITE_NS + size * 10**9 // _SLOW_BYTES_PER_S)
 
 
 def time_ns(any_ns: int) -> int:

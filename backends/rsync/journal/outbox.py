@@ -28,7 +28,6 @@ from backends.rsync.journal.entries import (
     Entry,
     Known,
     certain_ns,
-    longest_write_ns,
     look_at,
 )
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
@@ -287,8 +286,7 @@ class _Filling:
         """Return the inode and ctime of what *status* says; see `certain`."""
         ctime_ns = status.st_ctime_ns
         if stat.S_ISREG(status.st_mode):
-            write_ns = longest_write_ns(status.st_size) if self.is_read else 0
-            ctime_ns = certain_ns(ctime_ns, begun_ns, write_ns=write_ns)
+            ctime_ns = certain_ns(ctime_ns, begun_ns, is_read=self.is_read)
         return status.st_ino, ctime_ns
 
     def _has_changed(self, path: bytes, status: os.stat_result) -> bool:
