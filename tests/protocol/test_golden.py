@@ -161,7 +161,7 @@ def test_errors_are_one_line_with_their_code(
 def test_an_unknown_option_is_told_the_valid_ones(node: Node) -> None:
     error = node.refused("Create", Name="x", Opts={"sise": "1G"})
     assert "'sise'" in error
-    assert "valid options: backend, failover, fence, from, gid, interval," in error
+    assert "valid options: backend, consistency, failover, fence, from, gid," in error
 
 
 # Podman: another Host, a Content-Type, Accept-Encoding; it calls Path.
