@@ -102,8 +102,10 @@ class Incoming:
         return self._refused.setdefault(volume_id, {})
 
     def pull(self, volume_id: str, commit: Commit) -> None:
-        """Believe what has come only if holders were asked for *commit* before."""
-        if self._pulled.get(volume_id) != commit:
+        """Believe what has come only if it was asked for before, or is of *commit*."""
+        known = self._arrivals.get(volume_id)
+        is_same = known is not None and known.last() == (commit.epoch, commit.seq)
+        if self._pulled.get(volume_id) != commit and not is_same:
             self._arrivals.pop(volume_id, None)
         self._pulled[volume_id] = commit
 

@@ -53,6 +53,10 @@ class Arrivals:
             self._transfers.append((commit, now_ns))
         return True
 
+    def last(self) -> Commit | None:
+        """Return the commit that came last, None if nothing of it is believed."""
+        return self._transfers[-1][0] if self._transfers else None
+
     def doubt(self) -> None:
         """Believe nothing of the last commit: an earlier transfer may still write."""
         self._transfers.pop()
