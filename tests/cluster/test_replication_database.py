@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.database import SCHEMA, TRANSACTION
+from tests.lab.database import SCHEMA, transactions
 from tests.support import images
 from tests.support.mariadb import Server
 from tests.support.owners import Owner
@@ -54,9 +54,7 @@ def test_orderly_moves_lose_no_committed_row(
         if not number:
             assert server.told(SCHEMA).returncode == 0
         assert server.last_row() == row, f"after {number} moves"
-        done = server.told(
-            "".join(TRANSACTION.format(row + each + 1, 0) for each in range(ROWS))
-        )
+        done = server.told(transactions(row + 1, ROWS))
         assert done.returncode == 0, done.stderr
         row += ROWS
         server.stop()

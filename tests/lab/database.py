@@ -153,14 +153,7 @@ class Database(Service):
         self, first: int, count: int, *, rows_each: int = 1, pause_s: float = 0.0
     ) -> Client:
         """Return a client that inserts *count* rows, *rows_each* in a transaction."""
-        script = "".join(
-            TRANSACTION.format(
-                rows="".join(map(ROW.format, range(at, at + rows_each))),
-                last=at + rows_each - 1,
-                pause_s=pause_s,
-            )
-            for at in range(first, first + count, rows_each)
-        )
+        script = transactions(first, count, rows_each=rows_each, pause_s=pause_s)
         return Client(self.node.popen(self._client(), stdin=script.encode()))
 
     def _query(self, script: str) -> str:
@@ -185,6 +178,20 @@ class Database(Service):
 
     def _ready(self) -> bool:
         return READY in text_of(self.log)[self._log_seen :]
+
+
+def transactions(
+    first: int, count: int, *, rows_each: int = 1, pause_s: float = 0.0
+) -> str:
+    """Return what inserts *count* rows, *rows_each* in a transaction."""
+    return "".join(
+        TRANSACTION.format(
+            rows="".join(map(ROW.format, range(at, at + rows_each))),
+            last=at + rows_each - 1,
+            pause_s=pause_s,
+        )
+        for at in range(first, first + count, rows_each)
+    )
 
 
 def last_row_of(done: subprocess.CompletedProcess[str], log: str) -> int:
