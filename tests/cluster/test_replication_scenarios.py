@@ -18,7 +18,7 @@ import pytest
 from plugin.ownership.state import Commit
 from tests.protocol.command import caller
 from tests.protocol.node import wait_until
-from tests.support.copies import live
+from tests.support.copies import live, wait_held
 from tests.support.link import Link
 from tests.support.owners import WAIT_S, Owner, Records
 
@@ -60,12 +60,7 @@ def wait_commit(owner: Owner, volume_id: str, after: Commit) -> None:
 
 def wait_holders(records: Records, volume_id: str, *owners: Owner) -> Commit:
     """Return the newest commit when exactly *owners* have it."""
-    wanted = {each.id for each in owners}
-    wait_until(
-        lambda: set(records.head(volume_id).holders) == wanted,
-        f"held by {[each.name for each in owners]}",
-        timeout_s=WAIT_S,
-    )
+    wait_held(records, volume_id, *owners)
     return records.head(volume_id).committed
 
 

@@ -27,7 +27,6 @@ from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
 from backends.system.copying import CopyError
 from tests.support.journal_trees import (
-    BELIEVED_AFTER_S,
     all_known,
     check_rows,
     make_everything,
@@ -158,7 +157,8 @@ def disturbed(monkeypatch: pytest.MonkeyPatch, disturb: Callable[[], object]) ->
 
 def settle(file: Path) -> None:
     """Return when *file*'s times are old enough to be believed."""
-    time.sleep(max(0, file.stat().st_ctime + BELIEVED_AFTER_S - time.time()))
+    believed_s = file.stat().st_ctime + WRITE_NS / 10**9
+    time.sleep(max(0, believed_s - time.time()) + 0.1)
 
 
 def test_a_file_that_was_quiet_is_believed(tmp_path: Path, source: Path) -> None:

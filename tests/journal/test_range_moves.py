@@ -14,14 +14,8 @@ from backends.rsync.journal import base_clones, large_files
 from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from tests.support.file_fates import LARGE, PART, SIZE
-from tests.support.journal_trees import (
-    VOLUME,
-    carry,
-    replicate,
-    send,
-    shape,
-)
-from tests.support.large_files import make_home, mounted, write_at
+from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
+from tests.support.large_files import make_home, mounted, settle, write_at
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
 KINDS = ("ext4", "xfs", "btrfs")
@@ -42,14 +36,9 @@ def copies(*places: tuple[Path, str]) -> list[Journal]:
     """Return three copies at most; of the first two's large file ranges are known."""
     made = [Journal(make_home(*place), VOLUME) for place in places]
     (made[0].live / "db").write_bytes(os.urandom(SIZE))
+    replicate(*made[:2])
     settle(*made[:2])
     return made
-
-
-def settle(owner: Journal, member: Journal) -> None:
-    replicate(owner, member)
-    write_at(owner.live / "db", 0, b"settled")
-    replicate(owner, member)
 
 
 def led_on(owner: Journal, member: Journal) -> bool:
@@ -146,6 +135,7 @@ def test_an_attribute_that_does_not_fit(disks: dict[str, Path]) -> None:
     owner, member = (Journal(make_home(*place), VOLUME) for place in places)
     (owner.live / "db").write_bytes(os.urandom(SIZE))
     os.setxattr(owner.live / "db", "user.large", bytes(5000))
+    replicate(owner, member)
     settle(owner, member)
     write_at(owner.live / "db", PART, b"changed")
     commit(owner)
@@ -158,6 +148,7 @@ def test_a_file_whose_blocks_are_never_copied_on_write(disks: dict[str, Path]) -
     (first.live / "db").touch()
     subprocess.run(["chattr", "+C", first.live / "db"], check=True, timeout=10)
     (first.live / "db").write_bytes(os.urandom(SIZE))
+    replicate(first, second)
     settle(first, second)
     write_at(second.live / "db", PART, b"new")
     second.record(second.look(EVERYTHING), (2, 1))
@@ -174,6 +165,7 @@ def test_a_limit_where_files_share_no_blocks(tmp_path: Path) -> None:
         subprocess.run(command, check=True, timeout=10)
         owner, member = (Journal(home, VOLUME) for home in homes)
         (owner.live / "db").write_bytes(os.urandom(SIZE))
+        replicate(owner, member)
         settle(owner, member)
         write_at(owner.live / "db", PART, b"changed")
         commit(owner)

@@ -22,14 +22,8 @@ from backends.rsync.journal.staging import Staging
 from backends.system import btrfs
 from tests.support.file_fates import FATES, LARGE, PART, SIZE
 from tests.support.fuse import NEVER, STEPS_MAX, live
-from tests.support.journal_trees import (
-    VOLUME,
-    carry,
-    replicate,
-    send,
-    shape,
-)
-from tests.support.large_files import make_home, mounted, write_at
+from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
+from tests.support.large_files import make_home, mounted, settle, write_at
 from tests.support.leases import leased
 
 KINDS = ("ext4", "xfs", "btrfs")
@@ -66,12 +60,6 @@ def pair(
         for snapshot in (home / "commits").glob("*"):
             btrfs.delete(snapshot)
         subprocess.run(["rm", "-rf", home], check=True, timeout=60)
-
-
-def settle(owner: Journal, member: Journal) -> None:
-    """Have a commit after the one that came whole: from it on, ranges are known."""
-    write_at(owner.live / "db", 0, b"settled")
-    replicate(owner, member)
 
 
 def anew(journal: Journal) -> Journal:

@@ -22,8 +22,6 @@ from backends.rsync.journal.staging import Staging
 from backends.system.beneath import Beneath
 from plugin.peers.receive import RSYNC_OPTIONS
 
-# Small files whose times are older count as what they were (`entries.certain`).
-BELIEVED_AFTER_S = 2.2
 VOLUME = "4f6f2c1e-0000-4000-8000-000000000001"
 RSYNC = ("rsync", *RSYNC_OPTIONS, "--from0", "--files-from=-")
 ROUNDS_MAX = 8

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from backends.rsync.journal.journal import Journal
 from backends.system import btrfs
+from tests.support.journal_trees import replicate
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
 _MADE_WITH = {"xfs": ("-m", "reflink=1")}
@@ -52,3 +54,9 @@ def write_at(path: Path, offset: int, content: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(content)
+
+
+def settle(owner: Journal, member: Journal) -> None:
+    """Have a commit after the one that came whole: from it on, ranges are known."""
+    write_at(owner.live / "db", 0, b"settled")
+    replicate(owner, member)

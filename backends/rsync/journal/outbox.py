@@ -24,12 +24,7 @@ import msgspec
 from backends.errors import BackendError
 from backends.rsync.journal import refusals
 from backends.rsync.journal.early_clones import EarlyClones
-from backends.rsync.journal.entries import (
-    Entry,
-    Known,
-    certain_ns,
-    look_at,
-)
+from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.redo_files import opened_file
 from backends.system import btrfs

@@ -38,7 +38,7 @@ from backends.rsync.journal.entries import (
 )
 from backends.rsync.journal.manifest import Manifest
 from backends.system import btrfs, libc
-from backends.system.beneath import Beneath, opened
+from backends.system.beneath import Beneath, name_in, opened
 from backends.system.walk import Found, name_bytes_max, walk
 
 # A changed path takes some 600 bytes; up to three parts are there at a time.
@@ -147,7 +147,7 @@ def _scan(
         if error.errno == errno.E2BIG:
             raise refusals.too_many_names(max_names) from error
         if error.errno == errno.ENAMETOOLONG:
-            name = os.fsencode(error.filename or b"")
+            name = os.fsencode(name_in(error))
             raise refusals.too_long_names(name, max_names) from error
         raise BackendError(f"cannot scan {root}: {error}") from error
 
