@@ -93,18 +93,23 @@ class Identified:
         try:
             return self.ask(operation, deadline=deadline, share_id=meant, **request)
         except NfsError as error:
-            if not meant or error.code != "NFS-OTHER" or self.known.in_use(self.share):
+            may_begin = meant and operation in _BEGINNING
+            is_other = error.code == "NFS-OTHER" and not self.known.in_use(self.share)
+            if not (may_begin and is_other):
                 raise
-        # No record depends on it: it may have been made anew.
-        found = self._identify(deadline, begin=operation in _BEGINNING)
-        found = found and self.known.note(self.share, found, instead_of=meant)
+        # No record depends on it: it may have been made anew. A mere look says nothing,
+        # for a record may be on its way.
+        found = self._identify(deadline, begin=True)
+        found = self.known.note(self.share, found, instead_of=meant)
         return self.ask(operation, deadline=deadline, share_id=found, **request)
 
     def accept(self, deadline: Deadline) -> str:
         """Let the share that answers be the one that is meant; return its identity."""
         known = self.known.identity(self.share)
         found = self._identify(deadline, begin=True)
-        return self.known.note(self.share, found, instead_of=known)
+        if self.known.note(self.share, found, instead_of=known) != found:
+            raise NfsError("OTHER", "another node has accepted another one", self.share)
+        return found
 
     def _meant(self, operation: str, deadline: Deadline) -> str:
         """

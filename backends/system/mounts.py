@@ -238,11 +238,9 @@ def _mount_namespaces(
     """
     seen: set[int] = set()
     for pid in sorted(_process_ids(), key=sees_less):
+        # One of a program's may be in a namespace of its own, as dockerd's for a copy.
         for thread in threads(pid):
-            read = _read_table(pid, thread, seen, look)
-            if read is not None:
-                yield from read
-                break
+            yield from _read_table(pid, thread, seen, look)
 
 
 def _read_table(
@@ -250,8 +248,8 @@ def _read_table(
     thread: str,
     seen: set[int],
     look: Callable[[Iterator[bytes]], Found],
-) -> list[tuple[int, int, Found]] | None:
-    """Return what `_mount_namespaces` yields for *thread*; None if it has ended."""
+) -> list[tuple[int, int, Found]]:
+    """Return what `_mount_namespaces` yields for *thread*, nothing if it has ended."""
     # It may end between any two lines; a namespace that nobody lives in uses nothing,
     # but one may be seen again through another process.
     try:
@@ -264,13 +262,13 @@ def _read_table(
         with Path(f"{thread}/mountinfo").open("rb") as table:
             first = table.readline()
             if not first:
-                return None
+                return []
             found = look(chain((first,), table))
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return []
     except OSError as error:
         if error.errno == errno.EINVAL:  # the kernel's answer for who has ended
-            return None
+            return []
         raise BackendError(
             f"cannot see the mounts of process {pid}: {error.strerror}",
             hint="the daemon must run as root, in the host's process namespace",

@@ -102,11 +102,12 @@ class Incoming:
         return self._refused.setdefault(volume_id, {})
 
     def pull(self, volume_id: str, commit: Commit) -> None:
-        """Believe what has come only if it was asked for before, or is of *commit*."""
-        known = self._arrivals.get(volume_id)
-        is_same = known is not None and known.last() == (commit.epoch, commit.seq)
-        if self._pulled.get(volume_id) != commit and not is_same:
-            self._arrivals.pop(volume_id, None)
+        """Believe what has come only if it was asked for before, or with *commit*."""
+        if self._pulled.get(volume_id) != commit:
+            known = self._arrivals.pop(volume_id, None)
+            # What its owner filled before is of older commits.
+            if known and (came := known.only((commit.epoch, commit.seq))):
+                self._arrivals[volume_id] = came
         self._pulled[volume_id] = commit
 
     def flush(self, volume_id: str, journal: Journal) -> None:

@@ -67,18 +67,18 @@ class ShareRecords:
             ChangedError: another node has noted one just now.
 
         """
-        stored = self.store.get(_PREFIX + share)
-        known = value_of(stored, ShareRecord).id if stored else ""
-        if known not in ("", instead_of) or known == identity:
-            return known
-        put = Put(
-            _PREFIX + share,
-            msgspec.json.encode(ShareRecord(share=share, id=identity)),
-        )
-        before = Compare(put.key, stored.mod_revision if stored else 0)
-        if not self.store.transact([before], [put]).succeeded:
-            raise ChangedError(f"share {share} was noted by another node", hint="retry")
-        return identity
+        content = msgspec.json.encode(ShareRecord(share=share, id=identity))
+        put = Put(_PREFIX + share, content)
+        # If another node is first, what it has noted is here after the first attempt.
+        for _ in range(2):
+            stored = self.store.get(put.key)
+            known = value_of(stored, ShareRecord).id if stored else ""
+            if known not in ("", instead_of) or known == identity:
+                return known
+            before = Compare(put.key, stored.mod_revision if stored else 0)
+            if self.store.transact([before], [put]).succeeded:
+                return identity
+        raise ChangedError(f"share {share} was noted by another node", hint="retry")
 
     def _on(self, share: str) -> Iterator[VolumeRecord]:
         for record in self.catalogue.of_ids(self.catalogue.names()):

@@ -169,6 +169,35 @@ def test_who_goes_on_without_a_first_thread_is_seen(tmp_path: Path) -> None:
     assert process.alive
 
 
+def test_a_thread_with_mounts_of_its_own_is_a_user(tmp_path: Path) -> None:
+    """So dockerd copies files of a container, beside all that it does else."""
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    (tmp_path / "seen").mkdir()
+    script = (
+        "import ctypes, os, subprocess, sys, threading; libc = ctypes.CDLL(None)\n"
+        "def work():\n"
+        "  assert libc.unshare(0x20200) == 0\n"
+        "  assert libc.mount(b'x', b'/', None, 0x44000, None) == 0\n"
+        "  assert libc.mount(*map(os.fsencode, sys.argv[1:]), None, 4096, None) == 0\n"
+        "  print('mounted', flush=True); sys.stdin.readline()\n"
+        "threading.Thread(target=work).start()"
+    )
+    command = [sys.executable, "-S", "-c", script, str(volume.live)]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "seen")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"mounted\n"
+        users = mounts.users_of_root(
+            volume.root, device=volume.device, own=(volume.target,)
+        )
+        other.communicate(b"\n", timeout=10)
+    assert [each.pid for each in users] == [other.pid]
+
+
 @pytest.mark.parametrize(
     "script", ["$rooted & exec sleep 60", "sleep 60 & exec $rooted"]
 )

@@ -16,6 +16,7 @@ import pytest
 from backends.rsync.journal import large_files
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.staging import _MISSING_MAX
 from tests.support.file_fates import LARGE, PART, SIZE
 from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
 
@@ -130,3 +131,28 @@ def test_names_of_one_file_that_are_two_now(make_pair: Callable[..., Pair]) -> N
         (package.directory / "tree" / each).unlink()
     assert carry(package, member, None, arrivals) == [b"a", b"b"]
     finish(owner, member, arrivals)
+
+
+def test_one_of_two_names_that_nobody_looked_at(
+    make_pair: Callable[..., Pair],
+) -> None:
+    """As above, behind more missing files than are named at once."""
+    owner, member = make_pair("a", "z", size_bytes=2 * PART)
+    write_unseen(owner.live / "a", b"never taken")
+    arrivals = begin(owner, member, "a", "z")
+    content, status = (owner.live / "z").read_bytes(), (owner.live / "z").stat()
+    (owner.live / "z").unlink()
+    (owner.live / "z").write_bytes(content)
+    for each in ("a", "z"):
+        os.utime(owner.live / each, ns=(status.st_atime_ns, status.st_mtime_ns))
+        write_unseen(owner.live / each, b"of the next")
+    for number in range(_MISSING_MAX):
+        (owner.live / f"f{number:03}").touch()
+    owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+    package = owner.pack(member.commit())
+    assert arrivals.go_on(package.commit)
+    send(package.directory, member.staging.directory(), [b"delta"])
+    with member.staged() as delta:
+        missing = member.staging.missing(delta, member.manifest, arrivals)
+    assert len(missing) == _MISSING_MAX
+    assert not list(member.staging.tree().glob("[az]"))

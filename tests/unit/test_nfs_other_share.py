@@ -15,6 +15,7 @@ from backends.nfs.errors import NfsError
 from backends.nfs.identity import Identified
 from backends.system.clock import Deadline
 from plugin.model import VolumeRecord
+from plugin.store.base import Record
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.shares import ShareRecords
 from tests.support.memory_store import MemoryStore
@@ -73,6 +74,7 @@ class World:
         return Identified("nas:/x", self.records, ask)
 
 
+OTHER = "4f6f2c1e-0000-4000-8000-000000000001"
 SURVEY = {"first": True, "held": []}
 COPY = {"token": "0123456789abcdef"}
 
@@ -151,3 +153,44 @@ def test_people_can_say_that_it_was_replaced(world: World) -> None:
     assert world.records.identity("nas:/x") == identity
     assert world.call("wrong", "find", name="db") is None
     world.refused("right", "hold", **asked_of(marker))
+
+
+def test_who_only_looks_lets_no_other_share_count(world: World) -> None:
+    """The first volume may be made just now: its record is on its way."""
+    identity = world.accept("right")
+    main._act(
+        world.servers["wrong"].catalogue,
+        {"op": "identify", "volumes": [], "begin": True},
+    )
+    world.refused("wrong", "survey", **SURVEY)
+    world.refused("wrong", "find", name="db")
+    assert world.records.identity("nas:/x") == identity
+
+
+def test_two_nodes_that_note_the_same_agree(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = world.accept("right")
+    store, stale = world.records.store, [None]
+
+    def get(key: str) -> Record | None:
+        return stale.pop() if stale else MemoryStore.get(store, key)
+
+    monkeypatch.setattr(store, "get", get)
+    assert world.records.note("nas:/x", identity, instead_of="") == identity
+
+
+def test_of_two_that_accept_another_share_one_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = world.accept("right")
+    note = world.records.note
+
+    def late(share: str, identity: str, *, instead_of: str) -> str:
+        note(share, OTHER, instead_of=instead_of)
+        return note(share, identity, instead_of=instead_of)
+
+    monkeypatch.setattr(ShareRecords, "note", lambda _, *a, **k: late(*a, **k))
+    with pytest.raises(NfsError, match="another node has accepted"):
+        world.accept("wrong")
+    assert world.records.identity("nas:/x") == OTHER != first

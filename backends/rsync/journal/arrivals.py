@@ -53,9 +53,11 @@ class Arrivals:
             self._transfers.append((commit, now_ns))
         return True
 
-    def last(self) -> Commit | None:
-        """Return the commit that came last, None if nothing of it is believed."""
-        return self._transfers[-1][0] if self._transfers else None
+    def only(self, commit: Commit) -> Arrivals | None:
+        """Return what has come with *commit* alone, None if another came last."""
+        if not self._transfers or self._transfers[-1][0] != commit:
+            return None
+        return Arrivals(self.epoch, _transfers=deque(self._transfers, 1))
 
     def doubt(self) -> None:
         """Believe nothing of the last commit: an earlier transfer may still write."""

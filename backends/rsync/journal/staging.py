@@ -191,10 +191,10 @@ class Staging:
             for entry in delta.entries():
                 if entry.links:
                     groups.setdefault(entry.links, []).append(entry)
-                elif len(found) < _MISSING_MAX and not check.has([entry]):
+                elif not check.has([entry]) and len(found) < _MISSING_MAX:
                     found.append(entry.path)
             for group in groups.values():
-                if len(found) < _MISSING_MAX and not check.has(group):
+                if not check.has(group) and len(found) < _MISSING_MAX:
                     found += [entry.path for entry in group]
             check.discard()
         # In place, nothing may be in the way of what is marked.
