@@ -15,6 +15,7 @@ import socket
 import struct
 from collections.abc import Callable
 from concurrent.futures import wait
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +41,11 @@ _SHORTEST_S: Final = 0.001
 # mount.nfs takes tenths of a second; after this long it is asked who keeps it.
 _MOUNT_PATIENCE_S: Final = 10.0
 _NFS_PROGRAM: Final = 100003
+# Of Linux 7. A client takes a directory that is delegated to it for where it was, when
+# another has moved or removed it: docs/adr/0008-nfs.md.
+DELEGATED_DIRECTORIES: Final = Path(
+    "/sys/module/nfsv4/parameters/directory_delegations"
+)
 # How long one attempt at umount2(2) may take: with a dead server it may never return.
 _UNMOUNT_STEP_S: Final = 3.0
 # With a live server nothing hangs; a machine under load is slow to start programs.
@@ -137,6 +143,8 @@ def mount(
     """
     Mount *subdir* of *export* at the existing directory *target*.
 
+    No directory is delegated to this machine afterwards, where its kernel lets us.
+
     Raises:
         NfsError: what mount.nfs said, as a code; or that the server has died.
         NfsTimeoutError: it did not end in time; it has been killed.
@@ -164,6 +172,15 @@ def mount(
     if done.exit_status != 0 and mounted_at(target) is None:
         text = " ".join(done.errors.split()) or f"exit {done.exit_status}"
         raise from_mount_output(text.removeprefix("mount.nfs: "), source)
+    _have_no_directories_delegated()
+
+
+def _have_no_directories_delegated() -> None:
+    """Turn delegated directories off; a kernel has the setting once it has mounted."""
+    with suppress(OSError):  # An older kernel, or /sys is read-only: doctor tells.
+        if DELEGATED_DIRECTORIES.read_text("ascii").strip() != "N":
+            DELEGATED_DIRECTORIES.write_text("N", "ascii")
+            log.info("%s is N now", DELEGATED_DIRECTORIES)
 
 
 def bind(share: Path, directory: str, target: Path, *, where: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from backends.errors import RemoraError
+from backends.nfs.mounting import DELEGATED_DIRECTORIES
 from backends.registry import has_catalogue_on_storage
 from backends.system import block_devices, files, mounts
 from backends.system.jailed import EXIT_UNAVAILABLE
@@ -49,7 +50,6 @@ _VERSION: Final = re.compile(r"\d+\.\d+")
 # Where commits are of one moment: of snapshots, or of a short pause.
 _CLONING: Final = ("btrfs", "xfs")
 # It says whether servers may delegate directories to this machine's NFS client.
-_DIRECTORIES: Final = Path("/sys/module/nfsv4/parameters/directory_delegations")
 # Capability numbers of capability.h.
 _CAPABILITIES: Final = {"CAP_SYS_ADMIN": 21, "CAP_SYS_PTRACE": 19, "CAP_CHOWN": 0}
 # mount_setattr(2): volumes are mounted with their restrictions from the first moment.
@@ -305,17 +305,17 @@ def _shares(storages: dict[str, dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _delegations() -> Iterator[Finding]:
-    """Warn of delegated directories: if this node died, other nodes would wait."""
+    """Warn of delegated directories: the daemon turns them off where it can."""
     try:
-        setting = _DIRECTORIES.read_text("ascii").strip()
+        setting = DELEGATED_DIRECTORIES.read_text("ascii").strip()
     except FileNotFoundError:
         return  # an older kernel, or one that has not mounted anything yet
     if setting == "Y":
         yield Finding(
             "NFS directories",
             "warning",
-            "are delegated to this node: if it dies, others can change nothing in them "
-            "for 90 s",
+            "are delegated to this node: it may miss that another node moved one, and "
+            "if it dies, others can change nothing in them for 90 s",
             "options nfsv4 directory_delegations=N in /etc/modprobe.d/nfs.conf",
         )
     else:

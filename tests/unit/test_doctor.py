@@ -377,7 +377,7 @@ def test_delegated_directories(
     """Another node's calls were seen to fail for 90 s after a node's power failed."""
     parameter = tmp_path / "directory_delegations"
     parameter.write_text(f"{setting}\n")
-    monkeypatch.setattr("plugin.cli.doctor._DIRECTORIES", parameter)
+    monkeypatch.setattr("plugin.cli.doctor.DELEGATED_DIRECTORIES", parameter)
     share = {"backend": "nfs", "health": "stale", "total_bytes": 1}
     storages = {"nas:/export": {**share, "available_bytes": 1}}
     finding = examined(node, storages=storages)["NFS directories"]

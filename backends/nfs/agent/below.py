@@ -24,7 +24,8 @@ from backends.system.opening import Opener
 from backends.system.regular_files import open_regular
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
-_WAY = os.O_PATH | os.O_DIRECTORY
+# Enough to reach what is in a directory.
+WAY = os.O_PATH | os.O_DIRECTORY
 
 
 class Below:
@@ -40,7 +41,7 @@ class Below:
         above, _, name = path.rpartition("/")
         if name in ("", ".", ".."):
             raise NotADirectoryError(errno.ENOTDIR, "no name of a file", path)
-        directory = open_beneath(above or ".", _WAY, top=self._top)
+        directory = open_beneath(above or ".", WAY, top=self._top)
         try:
             yield directory, name
         finally:
@@ -110,7 +111,7 @@ class Below:
 
     def set_mode(self, path: str, mode: int) -> None:
         """Give the directory *path* that *mode*."""
-        with self.directory(path, _WAY) as directory:
+        with self.directory(path, WAY) as directory:
             os.chmod(f"/proc/self/fd/{directory}", mode)
 
     def set_owner(self, path: str, uid: int, gid: int) -> None:

@@ -10,10 +10,11 @@ kept us from it changes no time stamp when it goes, and until then what it held 
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from backends.nfs.agent.below import Below
+from backends.nfs.agent.below import WAY, Below
 from backends.nfs.agent.schema import Json
 from backends.system.clock import monotonic_s
 
@@ -90,16 +91,21 @@ class Markers:
         return markers, more
 
     def _pages(self) -> Iterator[Page]:
-        before = self._seen
         try:
-            changed = self._share.status(self._directory).st_mtime_ns
-            began_s = monotonic_s()
-            if changed != self._changed:
-                self._changed, self._changed_seen_s = changed, began_s
-            is_known = self._scanned_s - self._changed_seen_s > _TIMESTAMP_GRAIN_S
-            names = [*before] if is_known else self._names()
+            # Opened once: each look at a path asks the server for all of its parts.
+            with self._share.directory(self._directory, WAY) as opened:
+                yield from self._pages_of(opened)
         except FileNotFoundError:
             return
+
+    def _pages_of(self, opened: int) -> Iterator[Page]:
+        before = self._seen
+        changed = os.stat(opened).st_mtime_ns
+        began_s = monotonic_s()
+        if changed != self._changed:
+            self._changed, self._changed_seen_s = changed, began_s
+        is_known = self._scanned_s - self._changed_seen_s > _TIMESTAMP_GRAIN_S
+        names = [*before] if is_known else self._names()
         seen: dict[str, _Seen] = {}
         markers: list[Json] = []
         cost, pages = 0, 1
@@ -112,7 +118,7 @@ class Markers:
                 markers, cost, pages = [], 0, pages + 1
             found = before.get(name)
             if not is_known or found is None or found.inode == _UNREAD:
-                found = self._look(name, found)
+                found = self._look(opened, name, found)
             cost += _MARKER_COST
             if found is not None:
                 seen[name] = found
@@ -129,10 +135,10 @@ class Markers:
         self.is_cut = len(names) > MARKERS_MAX
         return sorted(names)[:MARKERS_MAX]
 
-    def _look(self, name: str, known: _Seen | None) -> _Seen | None:
+    def _look(self, opened: int, name: str, known: _Seen | None) -> _Seen | None:
         """Return what the file *name* is, None if it is gone."""
         try:
-            shown = self._share.status(f"{self._directory}/{name}")
+            shown = os.stat(name, dir_fd=opened, follow_symlinks=False)
             # An inode number alone is used again at once.
             now = (shown.st_ino, shown.st_mtime_ns)
             if known is not None and known[:2] == now:
