@@ -172,10 +172,10 @@ def mount(
             patience_s *= 3
     if done.exit_status != 0 and mounted_at(target) is None:
         text = " ".join(done.errors.split()) or f"exit {done.exit_status}"
-        error = from_mount_output(text.removeprefix("mount.nfs: "), source)
-        if error.code == "NFS-NOEXPORT":
-            error.hint = version_paths.hint_for(export, subdir, deadline) or error.hint
-        raise error
+        said = from_mount_output(text.removeprefix("mount.nfs: "), source)
+        if said.code == "NFS-NOEXPORT":
+            said.hint = version_paths.hint_for(export, subdir, deadline) or said.hint
+        raise said
     _have_no_directories_delegated()
 
 
