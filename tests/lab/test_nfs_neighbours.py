@@ -107,7 +107,7 @@ def test_exports_below_the_export_are_unmounted_with_it(
 def test_a_server_that_gets_another_address_is_found_there(
     alpha: NfsNode, nfs_server: NfsServer
 ) -> None:
-    """The kernel goes on to wait for the old one, by the daemon's mount of the share."""
+    """The kernel goes on to wait for the old one, by our mount of the share."""
     first = nfs_server.ipv4
     nfs_server.run(f"mkdir {nfs_server.local(XFS)}/rows")
 
