@@ -144,6 +144,16 @@ def node_names(text: str) -> str:
     return ",".join(sorted(set(names)))
 
 
+def group_name(text: str) -> str:
+    """Return the name of a group of volumes."""
+    if not NODE_NAME.fullmatch(text):
+        raise ValueError(
+            "must be a name of up to 63 letters, digits, '_', '.' and '-' that begins "
+            "with a letter or digit"
+        )
+    return text
+
+
 def boolean(text: str) -> str:
     """Return "true" or "false"."""
     words = {"true": "true", "1": "true", "yes": "true", "": "true"}

@@ -98,6 +98,7 @@ class ClusterNode:
             find=find,
             by_id=by_id,
             records=partial(_records, catalogue),
+            of_group=catalogue.of_group,
             keeper=self.keeper,
             nice=config.replication.nice,
             placement=_placement(config, ownership, Holders(ownership, asking), find),

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from backends.errors import RemoraError
 from backends.rsync.backend import RsyncBackend
@@ -44,6 +45,7 @@ from plugin.replication.reporting import Reporting
 from plugin.replication.room import Room, RoomRequest
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
+from plugin.replication.together import Together
 from plugin.replication.transfer import RsyncTransfer
 
 # The requests of `ReplicationNode.questions` that take as long as a transfer.
@@ -71,6 +73,7 @@ class ReplicationNode:
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
         records: Callable[[Collection[str]], Sequence[VolumeRecord]],
+        of_group: Callable[[str], Sequence[VolumeRecord]],
         keeper: Keeper,
         nice: int,
         placement: Placement,
@@ -100,12 +103,14 @@ class ReplicationNode:
             *(ownership, self._journals, transfer, sending.deliveries), find=find
         )
         looking = Looking(self._journals, interval_s=look_interval_s)
+        moments = Moments(looking, self.progress.pauses, keeper.pausing)
+        self._together = Together(ownership, moments, self.progress, of_group)
         self._syncing = Syncing(
             *(ownership, self._journals, sending),
             held=keeper.held,
             records=records,
             placement=placement,
-            moments=Moments(looking, self.progress.pauses, keeper.pausing),
+            together=self._together,
         )
         self.moving = Moving(ownership, self._syncing, self.progress, asking, by_id)
         holders = Holders(ownership, asking)
@@ -202,6 +207,7 @@ class ReplicationNode:
             behind,
             slowed=pacing.told(record, self.progress.reading_s(record.id)),
             pauses=self.progress.pauses.facts(record.id),
+            group=self._together.facts(record) or UNSET,
         )
 
     def transfers(self) -> list[dict[str, object]]:
@@ -228,6 +234,10 @@ class ReplicationNode:
     def pauses(self) -> dict[str, PauseFacts]:
         """Return how long volumes that are mounted here have stood still, by name."""
         return {r.name: self.progress.pauses.facts(r.id) for r, _ in self._held()}
+
+    def left_out(self) -> list[str]:
+        """Return which volumes here are of no one moment with others of their group."""
+        return [r.name for r, _ in self._held() if self._together.left_out(r.id)]
 
     def failures(self) -> dict[str, str]:
         """Return why no commit is made of volumes that are mounted here, by name."""
