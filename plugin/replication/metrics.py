@@ -37,8 +37,8 @@ class ReplicationCollector(Collector):
         yield ages
         left_out = GaugeMetricFamily(
             "remora_left_out_of_group",
-            "1 for each volume that is mounted here and was left out of its group's last "
-            "moment; remora inspect says why.",
+            "1 for each volume that is mounted here and was left out of the last "
+            "moment of its group; remora inspect says why.",
             labels=["volume"],
         )
         for name in self._replication.left_out():

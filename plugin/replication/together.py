@@ -46,7 +46,8 @@ class Together:
         self._late: dict[str, Future[None]] = {}
         # Why volumes were left out of their groups' last moments.
         self._left_out: dict[str, str] = {}
-        self._told: set[Held] = set()
+        # The epochs of which it was told with what they began, by volume.
+        self._told: dict[str, int] = {}
 
     @staticmethod
     def units(held: Sequence[Held]) -> Mapping[str, Sequence[Held]]:
@@ -147,7 +148,7 @@ class Together:
             record.id: self._epoch(each) for each in volumes for record in each[:1]
         }
         for record, epoch in volumes:
-            if (record, epoch) in self._told:
+            if self._told.get(record.id) == epoch:
                 continue
             own = begun[record.id]
             others = [
@@ -169,7 +170,7 @@ class Together:
                     names,
                     extra=fields(volume=record.name),
                 )
-        self._told = {*volumes}
+            self._told[record.id] = epoch
 
     def _epoch(self, held: Held) -> Epoch | None:
         return self._ownership.heads.lineage(held[0].id).epochs.get(held[1])

@@ -226,7 +226,8 @@ class Journal:
             source=self.moments.moment or self._commits.of(commit),
         )
         self._packing.pack((base, *others), only=only, valid=valid)
-        self._is_moment &= not self._packing.is_live
+        if self._packing.is_live:
+            self._is_moment, self.moment = False, ""
         self.reading_s += self._packing.reading_s
         return self._packing.package(base)
 
