@@ -90,9 +90,7 @@ class ClusterNode:
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = _keeper(config, ownership, failsafe)
         self.replication = ReplicationNode(
-            ownership,
-            rsync,
-            peers,
+            *(ownership, rsync, peers),
             asking=asking,
             holds=holds,
             find=find,

@@ -31,9 +31,12 @@ class Committing:
         """
         Return the newest commit, made now if anything has changed.
 
-        It is of one moment with all who come to the *meeting*. If another one of them
-        has changed, it is looked at whether this one is unchanged at that moment.
+        It is of one moment with all who come to the *meeting*, of which there is one in
+        a round. If another one of them has changed, it is looked at whether this one is
+        unchanged at that moment.
         """
+        if not meeting.is_first(record.id):
+            meeting = self._moments.meeting_of(record.id)
         looking = self._moments.looking
         changes = looking.look(record, journal)
         current = Commit(*journal.commit())

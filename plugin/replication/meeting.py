@@ -70,6 +70,11 @@ class Meeting:
         """How long all of them stood still."""
         return self._paused.took_s
 
+    def is_first(self, volume_id: str) -> bool:
+        """Return whether the volume has not come yet."""
+        with self._changed:
+            return volume_id not in self._looked.arrived
+
     def is_due(self, volume_id: str, *, is_changed: bool) -> bool:
         """
         Return whether there is to be a moment: one of the volumes *is_changed*.

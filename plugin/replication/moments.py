@@ -25,6 +25,10 @@ from plugin.replication.looking import Looking
 from plugin.replication.meeting import Meeting
 from plugin.replication.pauses import Pauses
 
+_SHARES_NO_BLOCKS: Final = (
+    "files share no blocks here (hint: a pool on XFS or btrfs, or consistency=pause for "
+    "what changes little)"
+)
 # Nobody has asked for it, or somebody has: then it may take longer.
 _LIMIT_S: Final = {"auto": 0.1, "pause": 0.5}
 
@@ -62,13 +66,10 @@ class Moments:
         missed, hints = "", Hints()
         try:
             shares_blocks = moments.shares_blocks()
+            if consistency == "auto" and not (shares_blocks or of_several):
+                return changes
             if consistency == "auto" and not shares_blocks:
-                if not of_several:
-                    return changes
-                raise BackendError(
-                    "files share no blocks here (hint: a pool on XFS or btrfs, or "
-                    "consistency=pause for what changes little)"
-                )
+                raise BackendError(_SHARES_NO_BLOCKS)
             if rest_s := self._pauses.rest_s(record.id):
                 raise BackendError(
                     f"pauses have taken longer than {1000 * limit_s:.0f} ms, or were "

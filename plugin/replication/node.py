@@ -81,12 +81,12 @@ class ReplicationNode:
     ) -> None:
         self._holds, self._asking, self._records = holds, asking, records
         self._ownership, self._held, self.progress = ownership, keeper.held, Progress()
-        self._journals = Journals(backend, ownership.copy_states)
+        self._journals = journals = Journals(backend, ownership.copy_states)
         self._reporting = Reporting(self.progress, peers)
         transfer, name = RsyncTransfer(peers, self.progress), ownership.own.name
         self._room = Room(self._journals, node_name=name, by_id=by_id)
-        self.receiving = Receiving(
-            *(ownership, self._journals),
+        self.receiving = receiving = Receiving(
+            *(ownership, journals),
             find=find,
             by_id=by_id,
             room=self._room,
@@ -95,18 +95,15 @@ class ReplicationNode:
             progress=self.progress,
             nice=nice,
         )
-        self._pulling = Pulling(
-            ownership, self._journals, self.receiving, peers, self.progress
-        )
+        self._pulling = Pulling(ownership, journals, receiving, peers, self.progress)
         sending = Sending(peers, transfer, node_name=name)
         self._handing = Handing(
-            *(ownership, self._journals, transfer, sending.deliveries), find=find
+            *(ownership, journals, transfer, sending.deliveries), find=find
         )
-        looking = Looking(self._journals, interval_s=look_interval_s)
-        moments = Moments(looking, self.progress.pauses, keeper.pausing)
+        moments = self._moments_of(keeper, look_interval_s)
         self._together = Together(ownership, moments, self.progress, of_group)
         self._syncing = Syncing(
-            *(ownership, self._journals, sending),
+            *(ownership, journals, sending),
             held=keeper.held,
             records=records,
             placement=placement,
@@ -114,7 +111,11 @@ class ReplicationNode:
         )
         self.moving = Moving(ownership, self._syncing, self.progress, asking, by_id)
         holders = Holders(ownership, asking)
-        self.departing = Departing(ownership, holders, self._journals, self.receiving)
+        self.departing = Departing(ownership, holders, journals, receiving)
+
+    def _moments_of(self, keeper: Keeper, look_interval_s: float) -> Moments:
+        looking = Looking(self._journals, interval_s=look_interval_s)
+        return Moments(looking, self.progress.pauses, keeper.pausing)
 
     def questions(self, part: Callable[[str, OfVolume], None]) -> dict[str, Handler]:
         """Return what other nodes may ask, that have a *part* in the volume."""

@@ -258,7 +258,7 @@ class Syncing:
         enough = max(1, ReplicationOptions.of(record.options).min_acks)
         reports = []
         holders: dict[Commit, set[str]] = {}
-        first = iter([meeting] if meeting else [])
+        meeting = meeting or self._moments.meeting_of(record.id)
         with self._journals.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
             if not self._ownership.still_owner(record, epoch):
                 return []
@@ -267,12 +267,10 @@ class Syncing:
             for report in self._sending.distribute(
                 *(record, journal, lineage, others),
                 advance=lambda anew: self._committing.advance(
-                    *(record, epoch, journal),
-                    next(first, None) or self._moments.meeting_of(record.id),
-                    anew=anew,
+                    *(record, epoch, journal, meeting), anew=anew
                 ),
                 valid=lambda: self._ownership.still_owner(record, epoch),
-                landing=meeting.landing if meeting else None,
+                landing=meeting.landing,
             ):
                 reports.append(report)
                 self._note_round(record, report)
