@@ -26,8 +26,8 @@ from plugin.replication.meeting import Meeting
 from plugin.replication.pauses import Pauses
 
 _SHARES_NO_BLOCKS: Final = (
-    "files share no blocks here (hint: a pool on XFS or btrfs, or consistency=pause for "
-    "what changes little)"
+    "files share no blocks here (hint: a pool on XFS or btrfs; where little changes, "
+    "consistency=pause)"
 )
 # Nobody has asked for it, or somebody has: then it may take longer.
 _LIMIT_S: Final = {"auto": 0.1, "pause": 0.5}
