@@ -42,16 +42,24 @@ class Together:
         self.moments = moments
         self._progress = progress
         self._of_group = of_group
-        # Rounds that have not come to an end when the next one began, by volume.
-        self._late: dict[str, Future[None]] = {}
-        # Why volumes were left out of their groups' last moments.
+        # By volume, each of which is in one round at a time: the last one that it had
+        # with others,
+        self._rounds: dict[str, Future[None]] = {}
+        # why it was left out of its group's last moment,
         self._left_out: dict[str, str] = {}
-        # The epochs of which it was told with what they began, by volume.
+        # and the epoch of which it was told with what it began.
         self._told: dict[str, int] = {}
 
-    @staticmethod
-    def units(held: Sequence[Held]) -> Mapping[str, Sequence[Held]]:
-        """Return which of the volumes *held* have rounds together, each with a key."""
+    def units(self, held: Sequence[Held]) -> Mapping[str, Sequence[Held]]:
+        """
+        Return which of all volumes *held* have rounds together, each with a key.
+
+        What was known of others is forgotten.
+        """
+        ids = {record.id for record, _ in held}
+        for known in (self._rounds, self._left_out, self._told):
+            for volume_id in {*known} - ids:
+                known.pop(volume_id, None)
         units: dict[str, list[Held]] = {}
         for record, epoch in held:
             group = ReplicationOptions.of(record.options).group
@@ -65,11 +73,11 @@ class Together:
         work: Callable[[VolumeRecord, int, Meeting], None],
     ) -> None:
         """Do *work* with each volume at once, after which all have met."""
-        self._late = {k: each for k, each in self._late.items() if not each.done()}
-        free = [each for each in volumes if each[0].id not in self._late]
+        free = [each for each in volumes if not self._is_late(each[0].id)]
         meeting = self.moments.meeting_of(*(record.id for record, _ in free))
         if len(volumes) == 1:
             for record, epoch in free:
+                self._left_out.pop(record.id, None)
                 work(record, epoch, meeting)
             return
         self._tell_bases(volumes)
@@ -80,11 +88,15 @@ class Together:
             outcome.add_done_callback(log_fault)
             rounds[record.id] = outcome
         wait(rounds.values(), _ROUND_MAX_S)
-        late = {key: each for key, each in rounds.items() if not each.done()}
-        self._late = {**self._late, **late}
+        self._rounds.update(rounds)
         if meeting.was_due:
             for record, _ in volumes:
                 self._note(record, meeting)
+
+    def _is_late(self, volume_id: str) -> bool:
+        """Return whether the volume's last round has not come to an end."""
+        before = self._rounds.get(volume_id)
+        return before is not None and not before.done()
 
     def left_out(self, volume_id: str) -> str:
         """Return why a volume was left out of its group's last moment, or ""."""
@@ -126,7 +138,7 @@ class Together:
         if record.id not in meeting.together:
             why = (
                 "its last round has not come to an end"
-                if record.id in self._late
+                if self._is_late(record.id)
                 else self._progress.failure(record.id)
                 or self._progress.pauses.facts(record.id).missed
                 or "no commit was made of it"
