@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
+from backends.nfs import version_paths
 from backends.nfs.agent import bind as bind_once
 from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
@@ -171,7 +172,10 @@ def mount(
             patience_s *= 3
     if done.exit_status != 0 and mounted_at(target) is None:
         text = " ".join(done.errors.split()) or f"exit {done.exit_status}"
-        raise from_mount_output(text.removeprefix("mount.nfs: "), source)
+        said = from_mount_output(text.removeprefix("mount.nfs: "), source)
+        if said.code == "NFS-NOEXPORT":
+            said.hint = version_paths.hint_for(export, subdir, deadline) or said.hint
+        raise said
     _have_no_directories_delegated()
 
 

@@ -25,7 +25,7 @@ from backends.nfs.agent import trash as trash_program
 from backends.nfs.agent.markers import PAGES_MAX
 from backends.nfs.errors import HINTS, NfsError, NfsTimeoutError
 from backends.nfs.identity import Identified, Known
-from backends.nfs.options import Export
+from backends.nfs.options import Export, usable_entries
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.mounts import mount_table, mounted_at
@@ -364,7 +364,7 @@ def _with_control_entries(entries: str) -> str:
     """Return mount options for the control mount: the user's, but uncached."""
     kept = [
         entry
-        for entry in entries.split(",")
-        if entry and not entry.startswith(("ac", "noac", "lookupcache", "nocto"))
+        for entry in usable_entries(entries)
+        if not entry.startswith(("ac", "noac", "lookupcache", "nocto"))
     ]
     return ",".join([*kept, _CONTROL_ENTRIES])
