@@ -26,6 +26,8 @@ _DURATION_MS: Final = {
 COMMON_KEYS: Final = ("backend", "profile")
 # What was given and means nothing here: told, never compared.
 IGNORED: Final = "ignored"
+# What a copy of a volume does not take over from it, unless it is told to.
+NOT_COPIED: Final = ("group",)
 # Stands for every option in a list of those that are allowed.
 ALL_OPTIONS: Final = "*"
 _ID_MAX: Final = 2**32 - 2

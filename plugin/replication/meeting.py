@@ -34,7 +34,9 @@ class _Gate:
     is_open: bool = False
     is_done: threading.Event = field(default_factory=threading.Event)
     # Until it is done, and for good if whoever acts dies of a fault of ours.
-    fault: str = "a fault in the daemon; see its log"
+    error: Exception | None = field(
+        default_factory=lambda: BackendError("a fault in the daemon; see its log")
+    )
 
 
 class Meeting:
@@ -141,18 +143,18 @@ class Meeting:
             acts, gate.is_open = not gate.is_open, True
         if acts:
             self._do(gate, act)
-        elif not gate.is_done.wait(_ACT_MAX_S):
-            raise BackendError(gate.fault)
-        if gate.fault:
-            raise BackendError(gate.fault)
+        else:
+            gate.is_done.wait(_ACT_MAX_S)
+        if gate.error is not None:
+            raise gate.error.with_traceback(None)
 
     def _do(self, gate: _Gate, act: Callable[[], None] | None) -> None:
         try:
             if act is not None:
                 act()
-            gate.fault = ""
+            gate.error = None
         except (RemoraError, OSError) as error:
-            gate.fault = str(error)
+            gate.error = error
         finally:
             gate.is_done.set()
 

@@ -83,13 +83,14 @@ class Moments:
                 hints = self.looking.look_again(record, again)
                 moments.take(hints, () if journal.by_snapshot else meeting.inodes())
                 self.looking.require_quiet(record)
-            changes = moments.taken()
-            journal.moment = meeting.moment
-            meeting.together.add(record.id)
         except (RemoraError, OSError) as error:
             moments.drop()
             self.looking.give_back(record, hints)
             meeting.leave(record.id)
             missed = str(error)
+        else:
+            changes = moments.taken()
+            journal.moment = meeting.moment
+            meeting.together.add(record.id)
         self._pauses.note(record.id, meeting.took_s, limit_s=limit_s, missed=missed)
         return changes

@@ -120,11 +120,11 @@ class Together:
 
     def _why_apart(self, record: VolumeRecord, other: VolumeRecord) -> str:
         own, head = (self._ownership.heads.head(each.id) for each in (record, other))
-        if own is None or head is None or head.phase == "idle":
-            return "it is not in use"
+        if own is None or head is None or "idle" in (own.phase, head.phase):
+            return "one of the two is not in use"
         if own.moment and own.moment == head.moment:
             return ""
-        if own.phase != "idle" and head.owner != own.owner:
+        if head.owner != own.owner:
             return f"it is in use on node '{self._ownership.name_of(head.owner)}'"
         return (
             self.left_out(other.id)

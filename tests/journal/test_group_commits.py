@@ -28,6 +28,7 @@ _WRITE = """
 import itertools, os, sys
 flags = os.O_WRONLY | os.O_CREAT
 files = [os.open(f"{each}/number", flags) for each in sys.argv[1:]]
+print(flush=True)
 for step in itertools.count():
     for file in files:
         os.pwrite(file, b"%08d" % step, 0)
@@ -70,10 +71,12 @@ def homes(tmp_path: Path) -> dict[str, Path]:
 def writing(group: Path, *volumes: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Have a container write to *volumes*, once it has written to all."""
     command = joining(group, sys.executable, "-S", "-c", _WRITE, *volumes)
-    with subprocess.Popen(command) as process:
-        last = volumes[-1] / "number"
+    last = volumes[-1] / "number"
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
         try:
-            wait_until(lambda: last.exists() and last.stat().st_size, "it writes")
+            wait_until(lambda: last.stat().st_size, "it writes")
             yield process
         finally:
             process.kill()

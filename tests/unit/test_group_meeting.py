@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from backends.errors import BackendError
+from backends.errors import BackendError, RemoraError
 from backends.system.aside import begun
 from plugin.fencing.held import HeldVolume
 from plugin.fencing.pausing import NotPausedError, Paused
@@ -52,7 +52,7 @@ def part(at: Meeting, pausing: Pausing, name: str, taken: Callable[[], None]) ->
         with at.paused(name, found(name)):
             assert pausing.is_still
             taken()
-    except BackendError as error:
+    except RemoraError as error:
         return str(error)
     return at.moment
 

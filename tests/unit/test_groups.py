@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from backends.base import Volume
 from backends.errors import InvalidRequestError
+from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
@@ -24,7 +26,10 @@ from plugin.ownership.state import (
     Head,
     Lineage,
 )
+from plugin.replication import together
 from plugin.replication.together import Together
+from plugin.volumes.options import OptionResolver
+from tests.support.host import wait_until
 
 AT, LATER = "2026-11-30T12:00:00.000Z", "2026-11-30T12:00:10.000Z"
 HEAD = Head(
@@ -138,6 +143,29 @@ class World:
         return sorted(self.told)
 
 
+def test_a_round_that_hangs_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(together, "_ROUND_MAX_S", 0.2)
+    world = World(a=epoch(AT), b=epoch(AT))
+    held = [(each, 3) for each in world.records.values()]
+    hangs, worked = threading.Event(), list[str]()
+
+    def work(record: VolumeRecord, *_: object) -> None:
+        worked.append(record.name)
+        if record.name == "b":
+            hangs.wait(30)
+
+    for _ in range(2):
+        world.together.round(held, work)
+    assert sorted(worked) == ["a", "a", "b"]
+    # Also when it is alone, it has no second round.
+    world.together.round(held[1:], work)
+    assert sorted(worked) == ["a", "a", "b"]
+    hangs.set()
+    wait_until(lambda: not world.together._is_late("b"), timeout_s=30, what="it ends")
+    world.together.round(held, work)
+    assert sorted(worked) == ["a", "a", "a", "b", "b"]
+
+
 def epoch(moment: str, released_at: str = "") -> Epoch:
     base = Commit(2, 5)
     return Epoch(base, "own", before_released_at=released_at, moment=moment)
@@ -165,3 +193,21 @@ def test_two_moments_are_told_of_once(
     world = World(a=first, b=second)
     assert world.round() == told
     assert world.round() == []
+
+
+def test_a_copy_is_in_no_group_unless_it_is_told_so(tmp_path: Path) -> None:
+    registry = Registry([RsyncBackend(tmp_path / "pool", pool_id=None)])
+    resolver = OptionResolver(registry, {})
+    source = VolumeRecord(
+        id="a",
+        name="a",
+        backend="rsync",
+        requested={},
+        options={"group": "g", "interval": "3s"},
+        created_at="",
+        phase="ready",
+    )
+    copied = resolver.resolve({}, source).options
+    assert copied == {"interval": "3s"}
+    told = resolver.resolve({"group": "g"}, source).options
+    assert told == {"group": "g", "interval": "3s"}
