@@ -24,6 +24,7 @@ from backends.replication_options import PARSERS
 
 _PATH_LENGTH_MAX: Final = 1024
 _IGNORED_LENGTH_MAX: Final = 1024
+_PORT: Final = 2049
 _TYPES: Final = ("nfs", "nfs4")
 _SELINUX: Final = Path("/sys/fs/selinux/enforce")
 _WARNED_ENTRIES: Final = {
@@ -87,12 +88,21 @@ class Export:
 
     @property
     def port(self) -> int:
-        """The port of the NFS service."""
-        for entry in self.entries.split(","):
-            key, _, value = entry.partition("=")
-            if key == "port" and value.isdigit():
-                return int(value)
-        return 2049
+        """The port at which the server is asked, by TCP, whether it is there."""
+        port = self._entry("port") if self.is_reached_by_tcp else ""
+        # 0 means that rpcbind tells, as if there were none.
+        return int(port or 0) or _PORT
+
+    @property
+    def is_reached_by_tcp(self) -> bool:
+        """Whether it is mounted by TCP."""
+        return self._entry("proto") in ("", "tcp", "tcp6") and not (
+            {"udp", "rdma"} & {*self.entries.split(",")}
+        )
+
+    def _entry(self, key: str) -> str:
+        entries = self.entries.split(",")
+        return dict(entry.partition("=")[::2] for entry in entries).get(key, "")
 
 
 def export_of(options: Mapping[str, str]) -> Export:
