@@ -22,6 +22,9 @@ from plugin.replication.landing import Landing
 
 # A look at all names of a large volume takes longer; then the others go on without it.
 _WAIT_S: Final = 15.0
+# From when they are told to stand still: the guard lets all go on not long after, and
+# then nobody has a moment.
+_TAKE_MAX_S: Final = PAUSE_MAX_S / 2
 # As long as a guard may take that has to be started anew.
 _ACT_MAX_S: Final = 60.0
 
@@ -50,6 +53,8 @@ class Meeting:
         self.moment = ""
         # The volumes that are of it.
         self.together: set[str] = set()
+        # Those that the others did not wait for.
+        self.late: set[str] = set()
         self.landing = Landing(volume_ids)
         self._pausing = pausing
         self._wait_s = wait_s
@@ -61,16 +66,22 @@ class Meeting:
         self._paused = Paused((), frozenset())
         self._inodes: set[int] | None = None
         self._still = ExitStack()
+        self._take_until = Deadline(_TAKE_MAX_S)
 
     @property
     def was_due(self) -> bool:
         """Whether any of the volumes has changed."""
         return self._is_due
 
-    @property
-    def took_s(self) -> float:
-        """How long all of them stood still."""
-        return self._paused.took_s
+    def stood_s(self, volume_id: str) -> float:
+        """Return how long all stood still, 0.0 if the volume was not among them."""
+        is_of_it = any(each.id == volume_id for each in self._paused.volumes)
+        return self._paused.took_s if is_of_it else 0.0
+
+    def awaits(self, volume_id: str) -> bool:
+        """Return whether the others do not go on without the volume."""
+        with self._changed:
+            return volume_id in self._there
 
     def is_first(self, volume_id: str) -> bool:
         """Return whether the volume has not come yet."""
@@ -81,7 +92,7 @@ class Meeting:
         """
         Return whether there is to be a moment: one of the volumes *is_changed*.
 
-        Who is late has only itself to think of; it is told when it wants to be paused.
+        Who is late has only itself to think of, and is not awaited any more.
         """
         with self._changed:
             self._is_due |= is_changed
@@ -107,7 +118,8 @@ class Meeting:
             yield
         finally:
             # Whatever has become of this one, the others are not to wait for it.
-            self._come(volume_id, self._taken, self._go_on, wait_s=PAUSE_MAX_S)
+            wait_s = self._take_until.remaining_s()
+            self._come(volume_id, self._taken, self._go_on, wait_s=wait_s)
 
     def inodes(self) -> set[int]:
         """Return the files that those who stand still have open; see `Paused`."""
@@ -117,7 +129,11 @@ class Meeting:
             return self._inodes
 
     def leave(self, volume_id: str) -> None:
-        """Let the others go on without the volume; it is no error to do so twice."""
+        """
+        Let the others go on without the volume, and it without them.
+
+        It is no error to do so twice.
+        """
         with self._changed:
             self._there.discard(volume_id)
             self._changed.notify_all()
@@ -135,10 +151,14 @@ class Meeting:
         with self._changed:
             gate.arrived.add(volume_id)
             self._changed.notify_all()
-            while not (gate.is_open or self._there <= gate.arrived):
+            while volume_id in self._there and not (
+                gate.is_open or self._there <= gate.arrived
+            ):
                 if not self._changed.wait(deadline.remaining_s()) and deadline.passed():
+                    self.late |= self._there - gate.arrived
                     self._there &= gate.arrived
-            if volume_id not in self._there:
+            # If all have left meanwhile, somebody still ends the pause.
+            if volume_id not in self._there and (self._there or gate.is_open):
                 raise BackendError("the other volumes of its group did not wait for it")
             acts, gate.is_open = not gate.is_open, True
         if acts:
@@ -161,6 +181,7 @@ class Meeting:
     def _stop(self) -> None:
         with self._changed:
             self._paused = Paused.of(self._found[each] for each in self._there)
+        self._take_until = Deadline(_TAKE_MAX_S)
         self._still.enter_context(self._pausing.paused(self._paused))
         if len(self._paused.volumes) > 1:
             self.moment = now_rfc3339_ms()

@@ -9,10 +9,11 @@ from typing import Any
 
 from backends.errors import BackendError, RemoraError
 from backends.system.aside import begun
-from plugin.fencing.held import HeldVolume
+from plugin.fencing.held import PAUSE_MAX_S, HeldVolume
 from plugin.fencing.pausing import NotPausedError, Paused
 from plugin.replication.landing import Landing
 from plugin.replication.meeting import Meeting
+from tests.support.host import wait_until
 
 WAIT_S = 30.0
 SHORT_S = 0.2
@@ -31,10 +32,12 @@ class Pausing:
         if self.refuses:
             raise NotPausedError("not now")
         self.at_once.append({each.id for each in paused.volumes})
-        self.is_still = True
+        self.is_still, began_s = True, time.monotonic()
         yield
         self.is_still = False
         paused.took_s = 0.01
+        if time.monotonic() - began_s >= PAUSE_MAX_S:
+            raise NotPausedError("the guard has let them go on")
 
 
 def meeting(pausing: Pausing, *names: str, wait_s: float = WAIT_S) -> Meeting:
@@ -78,7 +81,7 @@ def test_all_stand_still_once() -> None:
     assert {*found.values()} == {at.moment}
     assert at.moment
     assert pausing.at_once == [{*"abc"}]
-    assert at.took_s == 0.01
+    assert {at.stood_s(each) for each in "abc"} == {0.01}
 
 
 def test_of_one_alone_no_moment_is_told() -> None:
@@ -121,7 +124,32 @@ def test_who_is_late_goes_on_alone() -> None:
     assert pausing.at_once == [{"a", "b"}]
     assert at.is_due("c", is_changed=True)
     assert not at.is_due("c", is_changed=False)
+    assert not at.awaits("c")
+    assert at.late == {"c"}
     assert "did not wait" in part(at, pausing, "c", nothing)
+    assert at.stood_s("c") == 0.0  # it is not why there is to be a rest
+
+
+def test_who_is_let_go_waits_for_nobody() -> None:
+    at = meeting(Pausing(), "a", "b")
+    waiting = begun(lambda: at.is_due("a", is_changed=True), name="a")
+    wait_until(lambda: not at.is_first("a"), timeout_s=WAIT_S, what="it waits")
+    at.leave("a")
+    assert waiting.result(5)
+    assert not at.awaits("a")
+
+
+def test_a_pause_ends_though_all_are_let_go() -> None:
+    pausing = Pausing()
+    at = meeting(pausing, *"ab")
+
+    def leaves() -> None:
+        at.leave("a")
+        at.leave("b")
+
+    outcomes(at, pausing, a=leaves, b=nothing)
+    assert pausing.at_once == [{"a", "b"}]
+    assert not pausing.is_still
 
 
 def test_who_fails_within_keeps_nobody_from_it() -> None:
@@ -140,7 +168,8 @@ def test_who_hangs_within_keeps_nobody_frozen() -> None:
     pausing = Pausing()
     at = meeting(pausing, *"ab")
     found = outcomes(at, pausing, a=nothing, b=lambda: time.sleep(1.5))
-    assert found["a"] == at.moment  # the guard says otherwise, see Pausing
+    # Before the guard has let them go on: then it would be nobody's moment.
+    assert found["a"] == at.moment != ""
     assert "did not wait" in found["b"]
     assert not pausing.is_still
 
@@ -193,3 +222,11 @@ def test_what_breaks_off_or_takes_long_is_not_waited_for() -> None:
     assert time.monotonic() - began_s < SHORT_S
     landing.come("a", "gamma")
     assert time.monotonic() - began_s >= SHORT_S
+
+
+def test_what_is_let_go_lands_at_once() -> None:
+    landing = Landing(["a", "b"])
+    landing.begin("a", ["beta"])
+    coming = begun(lambda: landing.come("a", "beta"), name="a")
+    landing.hurry("a")
+    coming.result(5)
