@@ -207,6 +207,23 @@ def test_who_cannot_be_paused_keeps_nobody_from_it(
             assert owner.left_out("c") == ""
 
 
+@pytest.mark.parametrize("disk", ["xfs", "btrfs"], indirect=True)
+def test_who_hangs_in_the_pause_takes_nobodys_moment(
+    disk: Path, homes: dict[str, Path]
+) -> None:
+    with control_group() as group, group_owner(disk) as owner:
+        at = [owner.mount(name) for name in "abc"]
+        with writing(group, *at):
+            owner.rounds(homes)
+            owner.hang_in_pause("c", 1.5)
+            for _ in range(2):
+                made = owner.rounds(homes)
+                assert_together({k: made[k] for k in "ab"}, "a", "b")
+                assert made["c"][1] == ""
+            assert is_one_moment(numbers(homes, "a", "b"))
+            assert "did not wait" in owner.left_out("c")
+
+
 @pytest.mark.parametrize("disk", ["ext4"], indirect=True)
 def test_where_nothing_can_be_set_aside_it_says_so(
     disk: Path, homes: dict[str, Path]

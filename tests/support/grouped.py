@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -122,6 +123,18 @@ class GroupOwner:
 
         self.moments.looking.look_again = die  # type: ignore[assignment, method-assign]
 
+    def hang_in_pause(self, name: str, seconds: float) -> None:
+        """Have a volume take so long in pauses."""
+        looking, volume_id = self.moments.looking, self.record(name).id
+        require_quiet = looking.require_quiet
+
+        def hang(record: VolumeRecord) -> None:
+            if record.id == volume_id:
+                time.sleep(seconds)
+            require_quiet(record)
+
+        looking.require_quiet = hang  # type: ignore[method-assign]
+
     def close(self) -> None:
         for name in [*self.mounted]:
             self.unmount(name)
@@ -163,6 +176,10 @@ def _events(name: str) -> list[Event]:
 
 def _die_in_pause() -> None:
     _owners[0].die_in_pause()
+
+
+def _hang_in_pause(name: str, seconds: float) -> None:
+    _owners[0].hang_in_pause(name, seconds)
 
 
 def _end() -> None:
@@ -213,6 +230,10 @@ class GroupProcess:
     def die_in_pause(self) -> None:
         """Have the process die while the next pause lasts."""
         self._call(_die_in_pause)
+
+    def hang_in_pause(self, name: str, seconds: float) -> None:
+        """Have a volume take so long in pauses."""
+        self._call(_hang_in_pause, name, seconds)
 
     def close(self) -> None:
         """End it in order, if it lives."""
