@@ -224,6 +224,23 @@ def test_who_hangs_in_the_pause_takes_nobodys_moment(
             assert "did not wait" in owner.left_out("c")
 
 
+@pytest.mark.parametrize("disk", ["xfs", "btrfs"], indirect=True)
+def test_who_is_late_has_a_moment_of_its_own(
+    disk: Path, homes: dict[str, Path]
+) -> None:
+    with control_group() as group, group_owner(disk) as owner:
+        at = [owner.mount(name) for name in "abc"]
+        with writing(group, *at):
+            owner.rounds(homes)
+            owner.be_late("c")
+            for _ in range(2):
+                made = owner.rounds(homes)
+                assert_together({k: made[k] for k in "ab"}, "a", "b")
+                assert made["c"] == ("snapshot", "")
+            assert owner.left_out("c") == "the others did not wait for it"
+            assert "left-out" in {each.kind for each in owner.events("c")}
+
+
 @pytest.mark.parametrize("disk", ["ext4"], indirect=True)
 def test_where_nothing_can_be_set_aside_it_says_so(
     disk: Path, homes: dict[str, Path]

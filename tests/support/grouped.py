@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.scan import Changes
 from backends.system.clock import Deadline
 from plugin.events.log import Event
 from plugin.fencing.client import Guard
@@ -135,12 +137,33 @@ class GroupOwner:
 
         looking.require_quiet = hang  # type: ignore[method-assign]
 
+    def be_late(self, name: str) -> None:
+        """Have a volume be looked at for longer than the others wait."""
+        moments, volume_id = self.moments, self.record(name).id
+        look = moments.looking.look
+
+        def late(record: VolumeRecord, journal: Journal) -> Changes:
+            if record.id == volume_id:
+                time.sleep(1)
+            return look(record, journal)
+
+        moments.looking.look = late  # type: ignore[method-assign]
+        moments.meeting_of = partial(  # type: ignore[method-assign]
+            _impatient, moments.meeting_of
+        )
+
     def close(self) -> None:
         for name in [*self.mounted]:
             self.unmount(name)
         self.guard.close()
         self.journals.close()
         self.world.close()
+
+
+def _impatient(meeting_of: Callable[..., Meeting], *volume_ids: str) -> Meeting:
+    found = meeting_of(*volume_ids)
+    found._wait_s = 0.5
+    return found
 
 
 _owners: list[GroupOwner] = []
@@ -180,6 +203,10 @@ def _die_in_pause() -> None:
 
 def _hang_in_pause(name: str, seconds: float) -> None:
     _owners[0].hang_in_pause(name, seconds)
+
+
+def _be_late(name: str) -> None:
+    _owners[0].be_late(name)
 
 
 def _end() -> None:
@@ -234,6 +261,10 @@ class GroupProcess:
     def hang_in_pause(self, name: str, seconds: float) -> None:
         """Have a volume take so long in pauses."""
         self._call(_hang_in_pause, name, seconds)
+
+    def be_late(self, name: str) -> None:
+        """Have a volume be looked at for longer than the others wait."""
+        self._call(_be_late, name)
 
     def close(self) -> None:
         """End it in order, if it lives."""
