@@ -35,6 +35,7 @@ class Delivery:
     The commit of *report* on its way to a member, at *base* or None; *send* brings it.
 
     Files were sent that have changed after *since*, and what the member lacked then.
+    *waits* says whether nothing is done at the moment: others are on their way, too.
 
     When it has ended, ``answer`` is what the member says, or ``error`` is set.
     """
@@ -49,6 +50,7 @@ class Delivery:
         since: Base,
         filled: bool,
         send: Callable[[], Mapping[str, Any]],
+        waits: Callable[[], bool] = lambda: False,
     ) -> None:
         self.volume_id = record.id
         self.node_id = node_id
@@ -61,6 +63,7 @@ class Delivery:
         self.error: RemoraError | None = None
         # Whether a round has begun since it ended.
         self.told = False
+        self.waits = waits
         self._send = send
         self.took_s = self.ended_s = 0.0
         self._workers = Workers()
@@ -129,7 +132,8 @@ class Deliveries:
         with self._lock:
             self._late += late
             self._slow -= {each.node_id for each in deliveries if not each.error}
-            self._slow |= {each.node_id for each in late}
+            # That a volume of a group waits for another says nothing of the node.
+            self._slow |= {each.node_id for each in late if not each.waits()}
         return late
 
     def after(self, late: Sequence[Delivery], clear: Callable[[], None]) -> None:
@@ -154,7 +158,7 @@ class Deliveries:
         """Return to which of *node_ids* nothing can be sent now, and why."""
         with self._lock:
             under_way = [each for each in self._late if not each.has_ended()]
-        nodes = [each.node_id for each in under_way]
+        nodes = [each.node_id for each in under_way if not each.waits()]
         own = {each.node_id for each in under_way if each.volume_id == volume_id}
         busy = {
             each: f"{_LATE_MAX} other volumes are on their way to it"

@@ -16,6 +16,7 @@ from plugin.ownership.state import Commit
 from plugin.replication import deliveries
 from plugin.replication.debts import Debts
 from plugin.replication.deliveries import Deliveries, Delivery
+from plugin.replication.landing import Landing
 from plugin.replication.report import Report
 
 ENOUGH_S = 30.0
@@ -45,11 +46,17 @@ def fail() -> Mapping[str, Any]:
     raise PeerUnreachableError("planned")
 
 
-def delivery(node_id: str, send: Send, volume_id: str = "v") -> Delivery:
+def delivery(
+    node_id: str,
+    send: Send,
+    volume_id: str = "v",
+    *,
+    waits: Callable[[], bool] = lambda: False,
+) -> Delivery:
     record: Any = SimpleNamespace(id=volume_id, name=volume_id)
     report = Report(Commit(1, 1))
     about: dict[str, Any] = {"base": None, "since": (1, 1), "filled": False}
-    return Delivery(record, node_id, report, send=send, **about)
+    return Delivery(record, node_id, report, send=send, waits=waits, **about)
 
 
 def test_who_is_slow_holds_up_nobody(hung: threading.Event) -> None:
@@ -73,6 +80,29 @@ def test_who_is_slow_holds_up_nobody(hung: threading.Event) -> None:
     assert made.take_ended("v") == late
     assert made.busy("v", ["slow"]) == {}
     assert made.take_ended("v") == []
+
+
+def test_who_waits_for_its_group_is_no_load(hung: threading.Event) -> None:
+    made = Deliveries()
+    landing = Landing(["v", "group's"])
+
+    def come() -> Mapping[str, Any]:
+        landing.come("v", "node")
+        return quick()
+
+    begun = [
+        delivery("node", come, waits=partial(landing.is_waiting, "v", "node"))
+        for _ in range(deliveries._LATE_MAX)
+    ]
+    assert made.deliver(begun) == begun
+    assert made.busy("v", ["node"]) == {"node": ""}
+    # Others are sent to the node, and are waited for as ever.
+    assert made.busy("other", ["node"]) == {}
+    assert not made._slow
+    made.deliver([delivery("node", partial(hang, hung))])
+    assert made._slow == {"node"}
+    landing.leave("group's")
+    assert all(each.wait(Deadline(ENOUGH_S)) for each in begun)
 
 
 def test_a_node_gets_no_more_than_it_takes(hung: threading.Event) -> None:
