@@ -40,7 +40,7 @@ class Delivery:
     When it has ended, ``answer`` is what the member says, or ``error`` is set.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is sent, to whom, and how far it is
         self,
         record: VolumeRecord,
         node_id: str,

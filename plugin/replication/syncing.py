@@ -199,7 +199,7 @@ class Syncing:
         work: Callable[[], object],
     ) -> None:
         # Who was filled just now has its commit to come; of others it is told.
-        at_once = any(map(self._sending.beside.is_due, volume_ids))
+        at_once = self._sending.beside.are_due(volume_ids)
         self._schedule.want(key, interval_s, work, at_once=at_once)
 
     def _sync_round(self, record: VolumeRecord, epoch: int, meeting: Meeting) -> None:

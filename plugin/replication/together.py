@@ -147,16 +147,8 @@ class Together:
 
     def _note(self, record: VolumeRecord, meeting: Meeting) -> None:
         """Note whether the volume is of the moment, and tell when it ceases to be."""
-        why = ""
-        if record.id not in meeting.together:
-            why = (
-                "its last round has not come to an end"
-                if self._is_late(record.id)
-                else self._progress.failure(record.id)
-                or ("the others did not wait for it" if record.id in meeting.late else "")
-                or self._progress.pauses.facts(record.id).missed
-                or "no commit was made of it"
-            )
+        is_of_it = record.id in meeting.together
+        why = "" if is_of_it else self._why_not(record.id, meeting)
         before = self._left_out.get(record.id, "")
         self._left_out[record.id] = why
         if why and not before:
@@ -167,6 +159,17 @@ class Together:
                 why,
                 extra=fields(volume=record.name),
             )
+
+    def _why_not(self, volume_id: str, meeting: Meeting) -> str:
+        """Return why the volume is not of the moment of a *meeting*."""
+        if self._is_late(volume_id):
+            return "its last round has not come to an end"
+        if why := self._progress.failure(volume_id):
+            return why
+        if volume_id in meeting.late:
+            return "the others did not wait for it"
+        missed = self._progress.pauses.facts(volume_id).missed
+        return missed or "no commit was made of it"
 
     def _tell_bases(self, volumes: Sequence[Held]) -> None:
         """Tell of volumes that began, after a failure, with commits of two moments."""

@@ -14,10 +14,14 @@ from backends.system.clock import Deadline, monotonic_s
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import Commit
 from plugin.replication import deliveries
+from plugin.replication.beside import Beside
 from plugin.replication.debts import Debts
 from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.landing import Landing
+from plugin.replication.progress import Progress
 from plugin.replication.report import Report
+from plugin.replication.seeding import Seeding
+from tests.support.host import wait_until
 
 ENOUGH_S = 30.0
 Send = Callable[[], Mapping[str, Any]]
@@ -103,6 +107,22 @@ def test_who_waits_for_its_group_is_no_load(hung: threading.Event) -> None:
     assert made._slow == {"node"}
     landing.leave("group's")
     assert all(each.wait(Deadline(ENOUGH_S)) for each in begun)
+
+
+def test_a_group_has_no_round_for_each_that_ends(hung: threading.Event) -> None:
+    nobody: Any = None
+    made = Deliveries()
+    beside = Beside(Seeding(nobody, nobody), made, Progress())
+    first = threading.Event()
+    for name, event in (("a", first), ("b", hung)):
+        made.deliver([delivery("node", partial(hang, event), name)])
+    first.set()
+    wait_until(lambda: not made.is_under_way("a"), timeout_s=ENOUGH_S, what="it ends")
+    assert beside.are_due(["a"])
+    assert not beside.are_due(["a", "b"])
+    hung.set()
+    wait_until(lambda: not made.is_under_way("b"), timeout_s=ENOUGH_S, what="it ends")
+    assert beside.are_due(["a", "b"])
 
 
 def test_a_node_gets_no_more_than_it_takes(hung: threading.Event) -> None:
