@@ -95,8 +95,8 @@ class Together:
         wait(rounds.values(), _ROUND_MAX_S)
         self._rounds.update(rounds)
         if meeting.was_due:
-            for record, _ in volumes:
-                if record.id in self._meetings:  # else it was let go meanwhile
+            for record, epoch in volumes:
+                if self._is_held(record, epoch):
                     self._note(record, meeting)
 
     def let_go(self, volume_id: str) -> None:
@@ -110,6 +110,12 @@ class Together:
         """Return whether the volume's last round has not come to an end."""
         before = self._rounds.get(volume_id)
         return before is not None and not before.done()
+
+    def _is_held(self, record: VolumeRecord, epoch: int) -> bool:
+        """Return whether it was neither unmounted nor lost in the round."""
+        with suppress(StoreError):
+            return self._ownership.still_owner(record, epoch)
+        return True
 
     def left_out(self, volume_id: str) -> str:
         """Return why a volume was left out of its group's last moment, or ""."""

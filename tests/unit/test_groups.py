@@ -119,10 +119,12 @@ class World:
         }
         self.lineages = {name: Lineage({3: each}) for name, each in epochs.items()}
         self.unreadable: set[str] = set()
+        self.unmounted: set[str] = set()
         self.told: list[tuple[str, str]] = []
         ownership: Any = SimpleNamespace(
             heads=SimpleNamespace(lineage=self.lineage),
             events=SimpleNamespace(add=self._add),
+            still_owner=lambda record, _: record.id not in self.unmounted,
         )
         moments: Any = SimpleNamespace(
             meeting_of=lambda *_: SimpleNamespace(
@@ -204,6 +206,7 @@ def test_what_is_unmounted_waits_for_nobody() -> None:
 
     round_ = begun(lambda: world.together.round(held, work), name="round")
     wait_until(lambda: not meeting.is_first("a"), timeout_s=30, what="it waits")
+    world.unmounted.add("a")
     world.together.let_go("a")
     assert landed.wait(5)
     hangs.set()
