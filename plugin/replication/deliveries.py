@@ -21,6 +21,7 @@ from backends.system.aside import begun
 from backends.system.clock import Deadline, monotonic_s
 from plugin.model import VolumeRecord
 from plugin.replication.at_work import Workers
+from plugin.replication.landing import Landing
 from plugin.replication.report import Report
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Delivery:
     The commit of *report* on its way to a member, at *base* or None; *send* brings it.
 
     Files were sent that have changed after *since*, and what the member lacked then.
-    *waits* says whether nothing is done at the moment: others are on their way, too.
+    It may have to wait in *landing* for others that are on their way, too.
 
     When it has ended, ``answer`` is what the member says, or ``error`` is set.
     """
@@ -50,7 +51,7 @@ class Delivery:
         since: Base,
         filled: bool,
         send: Callable[[], Mapping[str, Any]],
-        waits: Callable[[], bool] = lambda: False,
+        landing: Landing | None = None,
     ) -> None:
         self.volume_id = record.id
         self.node_id = node_id
@@ -63,7 +64,7 @@ class Delivery:
         self.error: RemoraError | None = None
         # Whether a round has begun since it ended.
         self.told = False
-        self.waits = waits
+        self.landing = landing or Landing([record.id])
         self._send = send
         self.took_s = self.ended_s = 0.0
         self._workers = Workers()
@@ -82,6 +83,10 @@ class Delivery:
         if self._work is not None:
             wait([self._work], deadline.remaining_s() if deadline else None)
         return self.has_ended()
+
+    def waits(self) -> bool:
+        """Return whether nothing is done at the moment but waiting for others."""
+        return self.landing.is_waiting(self.volume_id, self.node_id)
 
     def when_ended(self, callback: Callable[[], None]) -> None:
         """Call *callback* as soon as it has ended, in its thread."""
@@ -185,6 +190,13 @@ class Deliveries:
         with self._lock:
             late = [each for each in self._late if each.volume_id == volume_id]
         return all(each.wait(deadline) for each in late if each.node_id == node_id)
+
+    def hurry(self, volume_id: str) -> None:
+        """Have what is on its way of a volume wait for no other volume."""
+        with self._lock:
+            own = [each for each in self._late if each.volume_id == volume_id]
+        for each in own:
+            each.landing.hurry(volume_id)
 
     def begin_round(self, volume_id: str) -> None:
         """Note that what has ended by now is no cause for another round."""

@@ -341,7 +341,7 @@ class Sending:
                     since=step.since,
                     filled=step.filled,
                     send=partial(self._send, step, package, node_id),
-                    waits=partial(step.landing.is_waiting, step.record.id, node_id),
+                    landing=step.landing,
                 )
                 for node_id in group
             ]

@@ -98,6 +98,7 @@ class Syncing:
         It takes no longer than an engine waits; nothing but time is lost without it.
         """
         self._together.let_go(record.id)
+        self._sending.deliveries.hurry(record.id)
         self._journals.unwatch(record)
         self._looking.forget(record)
         self._progress.forget(record.id)

@@ -55,12 +55,12 @@ def delivery(
     send: Send,
     volume_id: str = "v",
     *,
-    waits: Callable[[], bool] = lambda: False,
+    landing: Landing | None = None,
 ) -> Delivery:
     record: Any = SimpleNamespace(id=volume_id, name=volume_id)
     report = Report(Commit(1, 1))
     about: dict[str, Any] = {"base": None, "since": (1, 1), "filled": False}
-    return Delivery(record, node_id, report, send=send, waits=waits, **about)
+    return Delivery(record, node_id, report, send=send, landing=landing, **about)
 
 
 def test_who_is_slow_holds_up_nobody(hung: threading.Event) -> None:
@@ -95,8 +95,7 @@ def test_who_waits_for_its_group_is_no_load(hung: threading.Event) -> None:
         return quick()
 
     begun = [
-        delivery("node", come, waits=partial(landing.is_waiting, "v", "node"))
-        for _ in range(deliveries._LATE_MAX)
+        delivery("node", come, landing=landing) for _ in range(deliveries._LATE_MAX)
     ]
     assert made.deliver(begun) == begun
     assert made.busy("v", ["node"]) == {"node": ""}
@@ -105,7 +104,7 @@ def test_who_waits_for_its_group_is_no_load(hung: threading.Event) -> None:
     assert not made._slow
     made.deliver([delivery("node", partial(hang, hung))])
     assert made._slow == {"node"}
-    landing.leave("group's")
+    made.hurry("v")  # it is unmounted, and has its last sync to come
     assert all(each.wait(Deadline(ENOUGH_S)) for each in begun)
 
 
