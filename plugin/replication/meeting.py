@@ -17,7 +17,7 @@ from typing import Final
 from backends.errors import BackendError, RemoraError
 from backends.system.clock import Deadline, now_rfc3339_ms
 from plugin.fencing.held import PAUSE_MAX_S
-from plugin.fencing.pausing import Paused, Pausing
+from plugin.fencing.pausing import NotStillError, Paused, Pausing
 from plugin.replication.landing import Landing
 
 # A look at all names of a large volume takes longer; then the others go on without it.
@@ -64,6 +64,8 @@ class Meeting:
         self._is_due = False
         self._found: dict[str, Paused] = {}
         self._paused = Paused((), frozenset())
+        # Those that were found not to stand still, with who was stopped for that.
+        self._restless, self._vain = dict[str, RemoraError](), self._paused
         self._inodes: set[int] | None = None
         self._still = ExitStack()
         self._take_until = Deadline(_TAKE_MAX_S)
@@ -74,7 +76,9 @@ class Meeting:
         return self._is_due
 
     def stood_s(self, volume_id: str) -> float:
-        """Return how long all stood still, 0.0 if the volume was not among them."""
+        """Return how long the volume stood still, or others in vain because of it."""
+        if volume_id in self._restless:
+            return self._vain.took_s
         is_of_it = any(each.id == volume_id for each in self._paused.volumes)
         return self._paused.took_s if is_of_it else 0.0
 
@@ -159,7 +163,10 @@ class Meeting:
                     self._there &= gate.arrived
             # If all have left meanwhile, somebody still ends the pause.
             if volume_id not in self._there and (self._there or gate.is_open):
-                raise BackendError("the other volumes of its group did not wait for it")
+                late = BackendError(
+                    "the other volumes of its group did not wait for it"
+                )
+                raise self._restless.get(volume_id, late).with_traceback(None)
             acts, gate.is_open = not gate.is_open, True
         if acts:
             self._do(gate, act)
@@ -167,6 +174,8 @@ class Meeting:
             gate.is_done.wait(_ACT_MAX_S)
         if gate.error is not None:
             raise gate.error.with_traceback(None)
+        if volume_id in self._restless:
+            raise self._restless[volume_id].with_traceback(None)
 
     def _do(self, gate: _Gate, act: Callable[[], None] | None) -> None:
         try:
@@ -179,12 +188,27 @@ class Meeting:
             gate.is_done.set()
 
     def _stop(self) -> None:
+        try:
+            self._pause()
+        except NotStillError as error:
+            # Once more, without them: a container may be stuck at another disk.
+            self._vain = self._paused
+            with self._changed:
+                for each in self._there:
+                    if not self._found[each].targets.isdisjoint(error.targets):
+                        self._restless[each] = error
+                self._there -= self._restless.keys()
+            if not self._there:
+                raise
+            self._pause()
+        if len(self._paused.volumes) > 1:
+            self.moment = now_rfc3339_ms()
+
+    def _pause(self) -> None:
         with self._changed:
             self._paused = Paused.of(self._found[each] for each in self._there)
         self._take_until = Deadline(_TAKE_MAX_S)
         self._still.enter_context(self._pausing.paused(self._paused))
-        if len(self._paused.volumes) > 1:
-            self.moment = now_rfc3339_ms()
 
     def _go_on(self) -> None:
         self._still.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from backends.errors import BackendError, RemoraError
 from backends.system.aside import begun
+from plugin.fencing.freezer import Target
 from plugin.fencing.held import PAUSE_MAX_S, HeldVolume
-from plugin.fencing.pausing import NotPausedError, Paused
+from plugin.fencing.pausing import NotPausedError, NotStillError, Paused
 from plugin.replication.landing import Landing
 from plugin.replication.meeting import Meeting
 from tests.support.host import wait_until
@@ -44,15 +46,21 @@ def meeting(pausing: Pausing, *names: str, wait_s: float = WAIT_S) -> Meeting:
     return Meeting(pausing, names, wait_s=wait_s)  # type: ignore[arg-type]
 
 
-def found(name: str) -> Paused:
-    return Paused([HeldVolume(name, "", "", "", 0.0)], frozenset())
+def found(name: str, *targets: Target) -> Paused:
+    return Paused([HeldVolume(name, "", "", "", 0.0)], {*targets})
 
 
-def part(at: Meeting, pausing: Pausing, name: str, taken: Callable[[], None]) -> str:
+def part(
+    at: Meeting,
+    pausing: Pausing,
+    name: str,
+    taken: Callable[[], None],
+    targets: Collection[Target] = (),
+) -> str:
     """Go through a whole round; return its moment, or why it has none."""
     try:
         assert at.is_due(name, is_changed=True)
-        with at.paused(name, found(name)):
+        with at.paused(name, found(name, *targets)):
             assert pausing.is_still
             taken()
     except RemoraError as error:
@@ -180,6 +188,38 @@ def test_without_a_pause_nobody_has_a_moment() -> None:
     found = outcomes(at, pausing, a=nothing, b=nothing)
     assert all("not now" in each for each in found.values())
     assert at.moment == ""
+
+
+def test_who_does_not_stand_still_is_gone_on_without() -> None:
+    class Restless(Pausing):
+        @contextmanager
+        def paused(self, paused: Paused) -> Iterator[None]:
+            paused.took_s = 0.3
+            if stuck in paused.targets:
+                raise NotStillError({stuck})
+            with super().paused(paused):
+                yield
+
+    stuck = Target("v2", "stuck", 0, 1)
+    targets = {"a": [Target("v2", "other", 0, 2)], "b": [stuck]}
+    for names in ("ab", "b"):
+        pausing = Restless()
+        at = meeting(pausing, *names)
+        begun_all = {
+            each: begun(
+                partial(part, at, pausing, each, nothing, targets[each]),
+                name=each,
+            )
+            for each in names
+        }
+        told = {each: begun_all[each].result(WAIT_S) for each in names}
+        assert "do not stand still" in told["b"]
+        # It is the one that is to be left alone for a while.
+        assert at.stood_s("b") == 0.3
+        assert not pausing.is_still
+        if "a" in names:
+            assert pausing.at_once == [{"a"}]
+            assert at.stood_s("a") == 0.01
 
 
 def test_a_fault_of_ours_is_one_for_all() -> None:
