@@ -179,8 +179,8 @@ class Receiving:
 
         ``lacking`` says why no other commit is taken: the disk is too full. ``ahead``:
         files were sent ahead of a commit, and only who knows since when may bring that.
-        ``unfit``: what of its commit the copy lacks. ``applying``: it takes no other one
-        before all of its commit is in place.
+        ``unfit``: what of its commit the copy lacks. ``applying``: it takes no other
+        one before all of its commit is in place.
         """
         del node_id
         if request.volume in self._departing:
