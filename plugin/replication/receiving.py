@@ -151,7 +151,7 @@ class Receiving:
             self._sessions.hang_up(volume)
             empty = copy is None or copy.commit == EMPTY
             basis = self._journals.basis(record)
-            clean = keep(journal.staging, basis)
+            clean = keep(journal.staging, basis, is_tree=seq == AHEAD_SEQ)
             self._incoming.note(volume, journal.home, commit, empty=empty, clean=clean)
             number = self._progress.begin("receiving", volume, node_id)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
