@@ -24,6 +24,8 @@ _DURATION_MS: Final = {
 }
 # Taken by the daemon before a backend sees the rest; valid with every backend.
 COMMON_KEYS: Final = ("backend", "profile")
+# What was given and means nothing here: told, never compared.
+IGNORED: Final = "ignored"
 # Stands for every option in a list of those that are allowed.
 ALL_OPTIONS: Final = "*"
 _ID_MAX: Final = 2**32 - 2
@@ -75,10 +77,23 @@ def differences(asked: Mapping[str, str], stored: Mapping[str, str]) -> str:
 
 
 def octal_mode(text: str) -> str:
-    """Return permission bits as four octal digits."""
+    """
+    Return permission bits as four octal digits.
+
+    YAML reads 0777 without quotes as the number 511, and hands "511" on. So who wants a
+    mode in which the owner may not do all has to write the zero.
+    """
+    in_quotes = (
+        f"must be in quotes in YAML, which reads {int(text):04o} as {text}"
+        if re.fullmatch("[1-9][0-9]{0,3}", text)
+        else ""
+    )
     if not re.fullmatch(r"0?o?[0-7]{3,4}", text):
-        raise ValueError("must be octal permissions such as 0750")
-    return f"{int(text.replace('o', ''), 8):04o}"
+        raise ValueError(in_quotes or "must be octal permissions such as 0750")
+    mode = int(text.replace("o", ""), 8)
+    if in_quotes and mode & 0o700 != 0o700:
+        raise ValueError(f"{in_quotes}; if {text} is meant, write 0{text}")
+    return f"{mode:04o}"
 
 
 def numeric_id(text: str) -> str:

@@ -15,8 +15,8 @@ from backends.errors import (
     RemoraError,
     VolumeExistsError,
 )
-from backends.nfs import mounting
 from backends.nfs import options as nfs_options
+from backends.nfs import server
 from backends.nfs.errors import NfsError
 from backends.nfs.identity import Known, NothingKnown
 from backends.nfs.options import export_of, is_direct, owner_of, subdir_of
@@ -111,7 +111,7 @@ class NfsBackend:
         self.require_creatable(volume, filled=fill is not None)
         budget_s = min(deadline_s, CALL_BUDGET_S)
         if is_direct(volume):
-            mounting.ping(export_of(volume.options))
+            server.ping(export_of(volume.options))
             return volume
         share = self._shares.of(volume)
 

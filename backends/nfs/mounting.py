@@ -1,8 +1,8 @@
 """
-Mounting and unmounting NFS within a deadline, and asking a server whether it is there.
+Mounting and unmounting NFS within a deadline.
 
-Source: nfs(5), mount.nfs(8), umount2(2), RFC 5531 (the NULL call); how dead servers
-behave was measured: docs/adr/0008-nfs.md.
+Source: nfs(5), mount.nfs(8), umount2(2); how dead servers behave was measured:
+docs/adr/0008-nfs.md.
 """
 
 from __future__ import annotations
@@ -10,21 +10,17 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import secrets
-import socket
-import struct
-from collections.abc import Callable
-from concurrent.futures import wait
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
+from backends.nfs import version_paths
 from backends.nfs.agent import bind as bind_once
 from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
+from backends.nfs.server import address_of, answers, ping, silent_mounts
 from backends.system import libc
 from backends.system.aside import begun
 from backends.system.clock import Deadline
@@ -35,12 +31,8 @@ from backends.system.run import run
 
 log = logging.getLogger(__name__)
 
-_PING_TIMEOUT_S: Final = 3.0
-# A timeout of zero would mean something else to a socket.
-_SHORTEST_S: Final = 0.001
 # mount.nfs takes tenths of a second; after this long it is asked who keeps it.
 _MOUNT_PATIENCE_S: Final = 10.0
-_NFS_PROGRAM: Final = 100003
 # Of Linux 7. A client takes a directory that is delegated to it for where it was, when
 # another has moved or removed it: docs/adr/0008-nfs.md.
 DELEGATED_DIRECTORIES: Final = Path(
@@ -50,91 +42,8 @@ DELEGATED_DIRECTORIES: Final = Path(
 _UNMOUNT_STEP_S: Final = 3.0
 # With a live server nothing hangs; a machine under load is slow to start programs.
 _UNMOUNT_PATIENCE_S: Final = 20.0
-
-
-def ping(export: Export, *, timeout_s: float = _PING_TIMEOUT_S) -> None:
-    """
-    Return if the server answers an empty RPC call of the wanted NFS version.
-
-    Raises:
-        NfsError: DNS, REFUSED, UNREACHABLE or VERSION, within *timeout_s* or three
-            seconds, name service included.
-
-    """
-    where = str(export)
-    deadline = Deadline(min(timeout_s, _PING_TIMEOUT_S))
-    try:
-        answer = _answer_to(_null_call(int(export.version[0])), export, deadline)
-    except socket.gaierror as error:
-        raise NfsError("DNS", f"'{export.server}': {error.strerror}", where) from error
-    except UnicodeError as error:
-        raise NfsError("DNS", f"'{export.server}': {error}", where) from error
-    except ConnectionRefusedError as error:
-        raise NfsError("REFUSED", "nobody serves NFS there", where) from error
-    except OSError as error:
-        cause = "no answer" if isinstance(error, TimeoutError) else str(error)
-        raise NfsError("UNREACHABLE", cause, where) from error
-    _check_answer(answer, export)
-
-
-def answers(export: Export) -> bool:
-    """Return whether the server answers `ping`."""
-    try:
-        ping(export)
-    except NfsError:
-        return False
-    return True
-
-
-def _answer_to(call: bytes, export: Export, deadline: Deadline) -> bytes:
-    """Return what the first of the server's addresses that can be reached answers."""
-    failure: OSError = TimeoutError()
-    for family, kind, protocol, _, address in _addresses(export, deadline):
-        with socket.socket(family, kind, protocol) as connection:
-            try:
-                connection.settimeout(max(deadline.remaining_s(), _SHORTEST_S))
-                connection.connect(address)
-            except OSError as error:
-                failure = error
-                continue
-            connection.sendall(call)
-            connection.settimeout(max(deadline.remaining_s(), _SHORTEST_S))
-            return connection.recv(1024)
-    raise failure
-
-
-def _addresses(export: Export, deadline: Deadline) -> list[Any]:
-    """Return the server's addresses; without a name server that may take minutes."""
-    host, port = export.server, export.port
-    look = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-    found = begun(look, name=f"dns:{host}")
-    if not wait([found], deadline.remaining_s()).done:
-        raise NfsError("DNS", f"'{host}': no name server answers", str(export))
-    return found.result()
-
-
-def _null_call(version: int) -> bytes:
-    """Return an RPC call of procedure 0 with no credentials, as one TCP record."""
-    transaction = secrets.randbits(32)
-    body = struct.pack(">10I", transaction, 0, 2, _NFS_PROGRAM, version, 0, 0, 0, 0, 0)
-    return struct.pack(">I", 0x8000_0000 | len(body)) + body
-
-
-def _check_answer(answer: bytes, export: Export) -> None:
-    """Raise VERSION if the server says that it does not have ours."""
-    # record mark, transaction, REPLY, accepted, verifier (2), accept state, low, high
-    if len(answer) < 28:
-        raise NfsError("UNREACHABLE", "it closed the connection", str(export))
-    state = struct.unpack_from(">I", answer, 24)[0]
-    if state == 2 and len(answer) >= 36:
-        low, high = struct.unpack_from(">2I", answer, 28)
-        raise NfsError(
-            "VERSION",
-            f"the server has NFS {low} to {high}, not {export.version}",
-            str(export),
-        )
-    if state == 1:
-        raise NfsError("VERSION", "the server has no NFS", str(export))
+# So many exports below one are unmounted with it.
+_BELOW_MAX: Final = 100
 
 
 def mount(
@@ -164,15 +73,30 @@ def mount(
             break
         except DeadlineError as error:
             if deadline.passed():
-                raise NfsTimeoutError("mount.nfs did not end", source) from error
+                raise _unended(export, source) from error
             # It would wait for minutes for a server that has died meanwhile. One that
             # is only slow gets more time.
             ping(export)
             patience_s *= 3
     if done.exit_status != 0 and mounted_at(target) is None:
         text = " ".join(done.errors.split()) or f"exit {done.exit_status}"
-        raise from_mount_output(text.removeprefix("mount.nfs: "), source)
+        said = from_mount_output(text.removeprefix("mount.nfs: "), source)
+        if said.code == "NFS-NOEXPORT":
+            said.hint = version_paths.hint_for(export, subdir, deadline) or said.hint
+        raise said
     _have_no_directories_delegated()
+
+
+def _unended(export: Export, source: str) -> NfsTimeoutError:
+    """Return the error for a mount.nfs that did not end, though the server answers."""
+    error = NfsTimeoutError("mount.nfs did not end", source)
+    if silent := silent_mounts(export):
+        error.hint = (
+            f"if the server had another address before: {silent[0].mount_point} is "
+            f"mounted from {address_of(silent[0])}, where nobody answers; stop what "
+            "uses it, and retry"
+        )
+    return error
 
 
 def _have_no_directories_delegated() -> None:
@@ -202,17 +126,15 @@ def bind(share: Path, directory: str, target: Path, *, where: str) -> None:
         raise BackendError(f"cannot bind '{directory}' to {target}: {said}; {where}")
 
 
-def unmount(
-    target: Path, *, where: str, server_answers: Callable[[], bool] = lambda: False
-) -> bool:
+def unmount(target: Path, *, where: str, export: Export | None = None) -> bool:
     """
     Unmount *target* and remove it; with a dead server by force, step by step.
 
-    Nothing is forced while the server answers: then "busy" means that somebody works
-    there. Without *server_answers* the server counts as dead. Each step runs in a
-    process of its own, which may never come back. The server is asked while the first
-    one runs: a plain unmount of what a dead server has delegated to us waits for it,
-    and the caller would wait for one after the other.
+    Nothing is forced while the server answers where it is mounted from: then "busy"
+    means that somebody works there. Without *export* it counts as dead. Each step runs
+    in a process of its own, which may never come back. The server is asked while the
+    first one runs: a plain unmount of what a dead server has delegated to us waits for
+    it, and the caller would wait for one after the other.
 
     Return whether it was kept waiting, and the server does not answer.
 
@@ -224,7 +146,12 @@ def unmount(
     entry = mounted_at(target)
     if entry is None:
         return False
+
+    def server_answers() -> bool:
+        return export is not None and answers(export, address_of(entry))
+
     alive = begun(server_answers, name="nfs:ping")
+    _unmount_below(target)
     said = _in_child(target, libc.UMOUNT_NOFOLLOW)
     if mounted_at(target) is None:
         # If it was done at once, no server has kept it waiting: we need no answer.
@@ -233,8 +160,7 @@ def unmount(
     # Before anything is forced, a server that was alive is asked again, for it may have
     # died since. "Busy" came at once, before there could be an answer.
     alive_before = "busy" in said or alive.result()
-    answers = alive_before and server_answers()
-    if not answers:
+    if not (alive_before and server_answers()):
         for flags, how in _ladder(entry):
             said = _in_child(target, libc.UMOUNT_NOFOLLOW | flags)
             if mounted_at(target) is None:
@@ -251,6 +177,25 @@ def unmount(
             hint=f"fuser -vm {target} names it",
         )
     raise BackendError(f"cannot unmount {target}: {said}; {where}")
+
+
+def _unmount_below(target: Path) -> None:
+    """
+    Unmount the exports below the one at *target*, as far as that goes at once.
+
+    The kernel mounts them itself when somebody walks there, and would unmount them
+    after minutes.
+    """
+    below = [
+        Path(each.mount_point)
+        for each in mount_table()
+        if Path(each.mount_point).is_relative_to(target)
+        and each.mount_point != str(target)
+        and each.filesystem.startswith("nfs")
+    ]
+    for each in reversed(below[:_BELOW_MAX]):
+        if _in_child(each, libc.UMOUNT_NOFOLLOW):
+            return  # somebody works there, or the server is dead
 
 
 def _ladder(entry: MountEntry) -> list[tuple[int, str]]:

@@ -11,26 +11,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from backends import options as parse
 from backends.base import Volume
 from backends.errors import InvalidRequestError
+from backends.nfs import option_lines
+from backends.nfs.option_lines import CONTEXTS, OptionLine
+from backends.options import IGNORED
 from backends.replication_options import PARSERS
 
 _PATH_LENGTH_MAX: Final = 1024
-_ENTRY: Final = re.compile(r"[a-z0-9_]+(=[A-Za-z0-9_.:/\[\]@+-]*)?")
-# bg and retry would go on mounting behind our back; the others are ours to set.
-_REFUSED_ENTRIES: Final = {
-    "bg": "a mount in the background would outlive its deadline",
-    "fg": "it is what is done anyway",
-    "retry": "retries are the engine's and the daemon's",
-    "addr": "use the option 'server'",
-    "remount": "volumes are not remounted",
-    "bind": "it is no option of NFS",
-    "dev": "devices in a volume are never opened",
-    "suid": "use the option 'suid'",
-}
+_IGNORED_LENGTH_MAX: Final = 1024
+_PORT: Final = 2049
+_TYPES: Final = ("nfs", "nfs4")
+_SELINUX: Final = Path("/sys/fs/selinux/enforce")
 _WARNED_ENTRIES: Final = {
     "soft": "a server that is slow or away loses writes silently",
     "nolock": "locks do not hold between nodes",
@@ -92,12 +88,21 @@ class Export:
 
     @property
     def port(self) -> int:
-        """The port of the NFS service."""
-        for entry in self.entries.split(","):
-            key, _, value = entry.partition("=")
-            if key == "port" and value.isdigit():
-                return int(value)
-        return 2049
+        """The port at which the server is asked, by TCP, whether it is there."""
+        port = self._entry("port") if self.is_reached_by_tcp else ""
+        # 0 means that rpcbind tells, as if there were none.
+        return int(port or 0) or _PORT
+
+    @property
+    def is_reached_by_tcp(self) -> bool:
+        """Whether it is mounted by TCP."""
+        return self._entry("proto") in ("", "tcp", "tcp6") and not (
+            {"udp", "rdma"} & {*self.entries.split(",")}
+        )
+
+    def _entry(self, key: str) -> str:
+        entries = self.entries.split(",")
+        return dict(entry.partition("=")[::2] for entry in entries).get(key, "")
 
 
 def export_of(options: Mapping[str, str]) -> Export:
@@ -122,9 +127,7 @@ def is_direct(volume: Volume) -> bool:
 
 def mount_entries(volume: Volume) -> str:
     """Return the entries of mount.nfs's -o for the volume itself."""
-    entries = [
-        each for each in volume.options.get("mountOptions", "").split(",") if each
-    ]
+    entries = usable_entries(volume.options.get("mountOptions", ""))
     if not any(each in ("soft", "softerr", "hard") for each in entries):
         entries.insert(0, "hard")
     if volume.options.get("readOnly") == "true":
@@ -133,6 +136,14 @@ def mount_entries(volume: Volume) -> str:
     if volume.options.get("suid") != "true":
         entries.append("nosuid")
     return ",".join(entries)
+
+
+def usable_entries(line: str) -> list[str]:
+    """Return the entries of *line* but for labels, which SELinux alone understands."""
+    entries = option_lines.split(line)
+    if _SELINUX.exists():
+        return entries
+    return [each for each in entries if each.partition("=")[0] not in CONTEXTS]
 
 
 def owner_of(volume: Volume) -> dict[str, int]:
@@ -145,47 +156,46 @@ def owner_of(volume: Volume) -> dict[str, int]:
 
 def warnings_of(options: Mapping[str, str]) -> list[str]:
     """Return what a user should know of the mount options that were chosen."""
-    keys = {
-        entry.partition("=")[0] for entry in _split(options.get("mountOptions", ""))
-    }
-    return [f"{key}: {why}" for key, why in _WARNED_ENTRIES.items() if key in keys]
+    line = option_lines.split(options.get("mountOptions", ""))
+    keys = {entry.partition("=")[0] for entry in line}
+    chosen = [f"{key}: {why}" for key, why in _WARNED_ENTRIES.items() if key in keys]
+    ignored = option_lines.split(options.get(IGNORED, ""))
+    return chosen + [
+        f"{key}: was ignored, {option_lines.ignored_because(key)}" for key in ignored
+    ]
 
 
 def parse_options(raw: Mapping[str, str]) -> dict[str, str]:
     """Return *raw* in canonical form; see `Backend.parse_options`."""
-    named: dict[str, str] = {}
-    entries: list[str] = []
-    for key, value in raw.items():
-        canonical = _ALIASES.get(key.lower(), key.lower())
-        if canonical == "mountOptions":
-            entries += _split(value)
-        elif canonical in _FOLDED:
-            entries.append(f"{canonical}={value}")
-        elif canonical == "noresvport":
-            if parse.boolean(value) == "true":
-                entries.append("noresvport")
-        elif canonical == "type":
-            if value not in ("nfs", "nfs4"):
-                raise InvalidRequestError(f"option 'type': must be nfs, not '{value}'")
-        elif canonical == "device":
-            named |= _from_device(value)
-        else:
-            named[canonical] = value
-    entries = _lift(entries, named)
+    keys = {key: _ALIASES.get(key.lower(), key.lower()) for key in raw}
+    given = {keys[key]: value for key, value in raw.items()}
+    lines = [raw[key] for key in raw if keys[key] == "mountOptions"]
+    _require_type(given.pop("type", "nfs").strip())
+    ignored = option_lines.split(given.pop(IGNORED, ""))
+    given.pop("mountOptions", None)
+    entries = [entry for each in lines for entry in option_lines.split(each)]
+    if parse.boolean(given.pop("noresvport", "false")) == "true":
+        entries.append("noresvport")
+    entries += [f"{key}={given.pop(key)}" for key in _FOLDED if key in given]
+    line = option_lines.read_line(entries)
+    named = _with_server(given, line.server)
+    # An option of the volume's own says more than an entry of a line.
+    named = {**line.options, **named}
     parsed = parse.parse_options(named, _PARSERS, backend="nfs", also=_ALSO_VALID)
-    if entries:
-        parsed["mountOptions"] = _canonical_entries(entries)
+    if line.entries:
+        parsed["mountOptions"] = _canonical(line)
+    if ignored := sorted({*ignored, *line.ignored}):
+        parsed[IGNORED] = ",".join(ignored)[:_IGNORED_LENGTH_MAX]
     return dict(sorted(parsed.items()))
 
 
 def merge_options(base: Mapping[str, str], over: Mapping[str, str]) -> dict[str, str]:
     """Return *base* with *over* on top; mount options are merged one by one."""
     merged = {**base, **over}
-    entries = _split(base.get("mountOptions", "")) + _split(
-        over.get("mountOptions", "")
-    )
+    lines = [each.get("mountOptions", "") for each in (base, over)]
+    entries = [entry for line in lines for entry in option_lines.split(line)]
     if entries:
-        merged["mountOptions"] = _canonical_entries(entries)
+        merged["mountOptions"] = _canonical(option_lines.read_line(entries))
     return merged
 
 
@@ -199,55 +209,54 @@ def require_complete(options: Mapping[str, str]) -> None:
         )
 
 
-def _split(text: str) -> list[str]:
-    # Docker's --mount flag takes commas for itself; ';' is accepted in their place.
-    return [each.strip() for each in re.split("[,;]", text) if each.strip()]
-
-
-def _from_device(value: str) -> dict[str, str]:
-    """Return the options of the built-in driver's `device=:/path` form."""
-    server, separator, path = value.rpartition(":")
-    if not separator or not path.startswith("/"):
+def _require_type(value: str) -> None:
+    """Refuse what the built-in driver mounts beside NFS."""
+    if value.lower() not in _TYPES:
         raise InvalidRequestError(
-            f"option 'device': must be :/PATH or SERVER:/PATH, not '{value[:64]}'"
+            f"option 'type': must be nfs, not '{value[:64]}'",
+            hint="driver 'local' mounts other file systems and binds directories",
         )
-    found = {"share": path, "mountMode": "direct"}
+
+
+def _with_server(given: Mapping[str, str], address: str) -> dict[str, str]:
+    """
+    Return *given* with the server and share that `device` and *address* say.
+
+    The kernel asks the *address*, `addr` of a line, whatever stands in a device.
+    """
+    named = dict(given)
+    share = named.get("share", "")
+    if "device" in named:
+        named |= _from_device("device", named.pop("device").strip())
+    elif not share.startswith("/") and ":/" in share:  # netshare's form
+        named |= _from_device("share", share.strip())
+    told = given.get("server", address)
+    if address and told.strip("[]") != address.strip("[]"):
+        raise InvalidRequestError(
+            f"mount option 'addr={address[:64]}' and option 'server={told[:64]}' "
+            "contradict each other",
+            hint="leave one out",
+        )
+    if told:
+        named["server"] = told.strip("[]")
+    return named
+
+
+def _from_device(key: str, value: str) -> dict[str, str]:
+    """Return the options of the built-in driver's `device=:/path` form."""
+    server, separator, path = value.partition(":/")
+    if not separator or "/" in server:
+        hint = "a CIFS share is driver 'local's" if value.startswith("//") else ""
+        raise InvalidRequestError(
+            f"option '{key}': must be :/PATH or SERVER:/PATH, not '{value[:64]}'",
+            hint=hint,
+        )
+    found = {"share": f"/{path}", "mountMode": "direct"}
     return {**found, "server": server.strip("[]")} if server else found
 
 
-def _lift(entries: list[str], named: dict[str, str]) -> list[str]:
-    """Move the entries that are options of their own into *named*."""
-    left = []
-    for entry in entries:
-        key, _, value = entry.partition("=")
-        if key == "addr" and named.get("mountMode") == "direct":
-            named.setdefault("server", value.strip("[]"))
-        elif key in ("vers", "nfsvers"):
-            named.setdefault("nfsvers", value)
-        elif key in ("ro", "rw"):
-            named.setdefault("readOnly", "true" if key == "ro" else "false")
-        elif key in _REFUSED_ENTRIES:
-            raise InvalidRequestError(
-                f"mount option '{key}' is refused: {_REFUSED_ENTRIES[key]}"
-            )
-        else:
-            left.append(entry)
-    return left
-
-
-def _canonical_entries(entries: list[str]) -> str:
-    """Return *entries* sorted, the last of each key winning."""
-    by_key: dict[str, str] = {}
-    for entry in entries:
-        if not _ENTRY.fullmatch(entry):
-            raise InvalidRequestError(f"mount option '{entry[:64]}' is malformed")
-        key = entry.partition("=")[0]
-        # Opposites replace each other, as they would on mount's command line.
-        opposite = {"soft": "hard", "hard": "soft"}.get(key)
-        if opposite:
-            by_key.pop(opposite, None)
-        by_key[key] = entry
-    return ",".join(sorted(by_key.values()))
+def _canonical(line: OptionLine) -> str:
+    return ",".join(sorted(line.entries.values()))
 
 
 def _host(text: str) -> str:
@@ -265,7 +274,7 @@ def _share(text: str) -> str:
         or "," in text
         or ".." in text.split("/")
     ):
-        raise ValueError("must be the absolute path of an export, without commas")
+        raise ValueError("must be an absolute path without '..' and commas")
     return "/" + "/".join(part for part in text.split("/") if part)
 
 
@@ -302,6 +311,10 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "exclusive": parse.boolean,
     "fence": PARSERS["fence"],
     "from": parse.source_volume,
+    "create": parse.refused(
+        "'server' and 'share' make a directory for each volume; 'device' and "
+        "SERVER:/PATH take one that is there"
+    ),
     "size": parse.refused(
         "cannot be enforced by an NFS client: set a quota on the server"
     ),

@@ -19,13 +19,13 @@ from typing import Any, Final
 
 from backends.base import VOLUME_ID
 from backends.errors import BackendError, DeadlineError, RemoraError
-from backends.nfs import mounting
+from backends.nfs import mounting, server
 from backends.nfs.agent import main as agent_main
 from backends.nfs.agent import trash as trash_program
 from backends.nfs.agent.markers import PAGES_MAX
 from backends.nfs.errors import HINTS, NfsError, NfsTimeoutError
 from backends.nfs.identity import Identified, Known
-from backends.nfs.options import Export
+from backends.nfs.options import Export, usable_entries
 from backends.system import clock
 from backends.system.clock import Deadline
 from backends.system.mounts import mount_table, mounted_at
@@ -129,10 +129,16 @@ class Share:
         self.survey_soon()
         return int(done.output)
 
-    def require_server(self, deadline: Deadline) -> None:
-        """Raise NfsError if the server does not answer, in three seconds at most."""
+    def require_server(self, deadline: Deadline) -> str:
+        """
+        Return the address at which the server answers.
+
+        Raises:
+            NfsError: it does not, in three seconds at most.
+
+        """
         try:
-            mounting.ping(self.export, timeout_s=deadline.remaining_s())
+            return server.ping(self.export, timeout_s=deadline.remaining_s())
         except NfsError as error:
             if not deadline.passed():  # it was given its full time
                 self._note_failure(error)
@@ -158,11 +164,14 @@ class Share:
 
     def _call(self, operation: str, *, deadline: Deadline, **request: Any) -> Any:
         # Before the lock: with a dead server each call says so in its own few seconds.
-        self.require_server(deadline)
+        address = self.require_server(deadline)
         where = self.export.source()
         if not self._lock.acquire(timeout=deadline.remaining_s()):
             raise NfsTimeoutError("another call waits for this server", where)
         try:
+            if server.has_moved(self.export, self.control_mount, address):
+                log.warning("%s has moved to %s: mounted anew", self.export, address)
+                self._drop_control_mount()
             # Only now, for sets may change until the lock is ours. JSON has no sets.
             line = json.dumps({"op": operation, **request}, default=_listed)
             answer = self._ask(line, operation, deadline)
@@ -310,16 +319,24 @@ class Share:
         return {**found, "markers": [*markers.values()], "begun": begun}
 
     def _require_life(self) -> None:
-        """Raise NfsError if the server is dead; calls that wait for it then fail."""
+        """
+        Raise NfsError if the server is dead; calls that wait for it then fail.
+
+        So do those that wait at an address at which it is no more.
+        """
         began_s = clock.monotonic_s()
-        with suppress(NfsError):
-            mounting.ping(self.export)
-            return
         try:
-            mounting.ping(self.export)
+            address = self._answering_address()
         except NfsError:
             self._interrupt(began_s)
             raise
+        if server.has_moved(self.export, self.control_mount, address):
+            self._interrupt(began_s)
+
+    def _answering_address(self) -> str:
+        with suppress(NfsError):
+            return server.ping(self.export)
+        return server.ping(self.export)
 
     def _ids_in_use(self) -> set[str]:
         return self.held | self._mounted_ids()
@@ -364,7 +381,7 @@ def _with_control_entries(entries: str) -> str:
     """Return mount options for the control mount: the user's, but uncached."""
     kept = [
         entry
-        for entry in entries.split(",")
-        if entry and not entry.startswith(("ac", "noac", "lookupcache", "nocto"))
+        for entry in usable_entries(entries)
+        if not entry.startswith(("ac", "noac", "lookupcache", "nocto"))
     ]
     return ",".join([*kept, _CONTROL_ENTRIES])

@@ -16,9 +16,8 @@ from typing import Final
 
 from backends.base import Volume
 from backends.errors import BackendError, DeadlineError, RemoraError
-from backends.nfs import mounting
+from backends.nfs import mounting, server
 from backends.nfs.errors import NfsError
-from backends.nfs.mounting import answers
 from backends.nfs.options import (
     DEFAULTS,
     export_of,
@@ -49,9 +48,11 @@ class VolumeMounts:
         volume = complete(volume)
         self._hold(volume, deadline)
         if mounts.mounted_at(target) is not None:
-            if self._is_sound(volume, target, deadline):
+            has_moved = server.has_moved(export_of(volume.options), target)
+            if not has_moved and self._is_sound(volume, target, deadline):
                 return
-            # The directory was replaced on the server: only a new mount shows it.
+            # The server has moved, or the directory was replaced on it: only a new
+            # mount shows it.
             log.warning("%s at %s is stale: mounted anew", volume.name, target)
             self._unmount(volume, target)
         try:
@@ -81,12 +82,28 @@ class VolumeMounts:
         self._release(volume, is_dead=is_dead)
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
-        """Return who has the volume mounted elsewhere than its mount point."""
+        """
+        Return who has our mount of the volume elsewhere than its mount point.
+
+        The kernel shows the same of all mounts of one export. So those of the host (in
+        fstab, by autofs) and of other volumes are none of it, nor are their copies
+        in other namespaces. While there are such, a container may have theirs: then a
+        plain export, of which nothing depends on the answer, has no users but those who
+        are counted by their references.
+        """
         volume = replace(volume, options={**DEFAULTS, **volume.options})
         if not {"server", "share"} <= volume.options.keys():
             return []  # nothing could be mounted by such a record
         source, root = source_of(volume)
-        own = (target, self._shares.directory)
+        others = [
+            Path(each.mount_point)
+            for each in mounts.mount_table()
+            if (each.source, each.root) == (source, root)
+            and each.mount_point != str(target)
+        ]
+        if others and is_direct(volume) and volume.options.get("exclusive") != "true":
+            return []
+        own = (target, self._shares.directory, *others)
         return mounts.users_of_root(root, source=source, own=own)
 
     def _mount(self, volume: Volume, target: Path, deadline: Deadline) -> None:
@@ -110,7 +127,7 @@ class VolumeMounts:
     def _hold(self, volume: Volume, deadline: Deadline) -> None:
         """Take the lease and see that the volume is still what we know."""
         if is_direct(volume):
-            mounting.ping(export_of(volume.options))
+            server.ping(export_of(volume.options))
             return
         share = self._shares.of(volume)
         owner = owner_of(volume)
@@ -162,9 +179,7 @@ class VolumeMounts:
     def _unmount(self, volume: Volume, target: Path) -> bool:
         """Unmount; return whether a server that does not answer kept it waiting."""
         export = export_of(volume.options)
-        return mounting.unmount(
-            target, where=export.source(), server_answers=lambda: answers(export)
-        )
+        return mounting.unmount(target, where=export.source(), export=export)
 
 
 def source_of(volume: Volume) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from backends.base import Backend
 from backends.errors import InvalidRequestError, RemoraError, VolumeExistsError
-from backends.options import ALL_OPTIONS, differences
+from backends.options import ALL_OPTIONS, IGNORED, differences
 from backends.registry import DEFAULT_KIND, Registry
 from plugin.limits import OPTION_KEY_LENGTH_MAX, OPTION_VALUE_LENGTH_MAX, OPTIONS_MAX
 from plugin.model import VolumeRecord
@@ -101,7 +101,7 @@ class OptionResolver:
         requested = backend.parse_options(asked)
         chosen = backend.merge_options(backend.parse_options(profile), requested)
         options = backend.merge_options(backend.default_options(), chosen)
-        return Resolved(backend, {**requested, "backend": kind}, options, chosen)
+        return Resolved(backend, _compared(requested, kind), options, chosen)
 
     def _stays_with(self, source: VolumeRecord, asked: Mapping[str, str]) -> bool:
         """Return whether *asked* names no storage but that of *source*."""
@@ -113,7 +113,7 @@ class OptionResolver:
         asked.pop("backend", None)
         requested = backend.parse_options(asked)
         options = backend.merge_options(source.options, requested)
-        full = {**requested, "backend": source.backend}
+        full = _compared(requested, source.backend)
         return Resolved(backend, full, options, requested)
 
     def profiles_of(self, kind: str) -> list[dict[str, str]]:
@@ -165,6 +165,12 @@ def require_same_options(resolved: Resolved, record: VolumeRecord) -> None:
             f"volume '{record.name}' exists with other options: {difference}",
             hint="use another name, or remove it first",
         )
+
+
+def _compared(requested: Mapping[str, str], kind: str) -> dict[str, str]:
+    """Return what decides whether two requests mean one volume."""
+    meant = {key: value for key, value in requested.items() if key != IGNORED}
+    return {**meant, "backend": kind}
 
 
 def _fold_case(raw: Mapping[str, str]) -> dict[str, str]:

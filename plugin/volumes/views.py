@@ -123,7 +123,7 @@ class VolumeViews:
                 id=head.id,
                 name=head.name,
                 backend=head.backend,
-                mountpoint=f"{self.mount_dir}/{head.id}" if head.id in mounted else "",
+                mountpoint=self.path_of(head.id) if head.id in mounted else "",
                 created_at=head.created_at,
             )
             for head in self.catalogue.heads()
@@ -151,8 +151,16 @@ class VolumeViews:
         return self.catalogue.of_ids(ids)
 
     def path(self, name: str) -> str:
-        """Return the volume's mount point, "" while it is not mounted."""
-        return self._mountpoint(self.existing(name).record)
+        """Return where the volume is mounted, or would be."""
+        return self.path_of(self.existing(name).record.id)
+
+    def path_of(self, volume_id: str) -> str:
+        """
+        Return where the volume is mounted, or would be.
+
+        Never "": a script that puts `/*` behind it would mean the root directory.
+        """
+        return f"{self.mount_dir}/{volume_id}"
 
     def target(self, record: VolumeRecord) -> Path:
         """Return the mount point that belongs to *record*."""
@@ -209,4 +217,4 @@ class VolumeViews:
     def _mountpoint(self, record: VolumeRecord) -> str:
         """Return where *record* is mounted, "" if it has no references."""
         held = self.references.total(record.id)
-        return str(self.target(record)) if held else ""
+        return self.path_of(record.id) if held else ""

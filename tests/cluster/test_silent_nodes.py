@@ -202,9 +202,13 @@ def test_a_last_sync_waits_for_a_member_that_was_silent_once(
     volume_id, _ = begin(records, alpha, beta)
     beta.signal(signal.SIGSTOP)
     (live(alpha, volume_id) / "last").write_text("last")
+    # It has not answered whether it has room, or not that it has a commit: what had
+    # been sent when it stopped is waited for.
     wait_until(
         lambda: any(
-            "a copy is not up to date" in each["event"] for each in alpha.log_lines()
+            "a copy is not up to date" in each["event"]
+            or (each["event"], each.get("copies")) == ("synced", 0)
+            for each in alpha.log_lines()
         ),
         "beta was silent",
         timeout_s=WAIT_S,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.lab import Lab
-from tests.lab.nfs import EXT4, SPACED, SQUASH, SQUASH_OWNER, XFS, NfsServer
+from tests.lab.nfs import EXT4, SPACED, SQUASH, SQUASH_OWNER, TOP, XFS, NfsServer
 from tests.lab.nfs_cluster import NfsNode, empty, running, within
 from tests.support.host import wait_until
 
@@ -193,6 +193,33 @@ def test_11_a_missing_export_is_told_quickly(nodes: Pair, version: str) -> None:
         error = alpha.create("v", "/export/nothing", nfsvers=version)["Err"]
     assert error.startswith("NFS-NOEXPORT: "), error
     assert alpha.names() == []
+
+
+def test_a_path_of_version_3_is_told(nodes: Pair, nfs_server: NfsServer) -> None:
+    """Where the root is an export, as in old Compose files of the built-in driver."""
+    alpha, _ = nodes
+    address, inner = nfs_server.ipv4, f"{TOP}/quota/inner"
+
+    def made(**options: str) -> None:
+        given = {"type": "nfs", "device": f"{address}:{inner}", **options}
+        assert alpha.remora.call("Create", {"Name": "v", "Opts": given}) == {}
+
+    nfs_server.run(f"mkdir -p {nfs_server.local(inner)}")
+    nfs_server.run(f"exportfs -i -o ro,no_subtree_check,fsid=0 '*:{TOP}/quota'")
+    try:
+        made()
+        error = alpha.refusal("Mount", "v", ID="a")
+        assert error.startswith("NFS-NOEXPORT: "), error
+        assert "set nfsvers=3" in error, error
+        assert f"if {TOP}/quota is exported with fsid=0, the path is /inner" in error
+        alpha.remove("v")
+        for right in ({"o": "nfsvers=3,nolock"}, {"device": f"{address}:/inner"}):
+            made(**right)
+            alpha.mount("v")
+            alpha.unmount("v")
+            alpha.remove("v")
+    finally:
+        nfs_server.run("exportfs -ra")
 
 
 def test_a_removal_waits_for_other_nodes(nodes: Pair) -> None:

@@ -49,10 +49,10 @@ def test_the_nine_calls_of_a_volumes_life(node: Node, host: str) -> None:
     create = b"{%s,%s}\n" % (quoted, b'"Opts":null')
     assert body_of("VolumeDriver.Create", create) == b"{}"
     named = b"{%s}\n" % quoted
-    assert body_of("VolumeDriver.Path", named) == b'{"Mountpoint":""}'
     mount = b'{%s,"ID":"%s"}\n' % (quoted, MOUNT_ID.encode())
     mountpoint = str(node.mount_dir / node.get(name)["Status"]["id"])
     shown = b'{"Mountpoint":"%s"}' % mountpoint.encode()
+    assert body_of("VolumeDriver.Path", named) == shown
     assert body_of("VolumeDriver.Mount", mount) == shown
     assert node.mounts() == [mountpoint.rpartition("/")[2]]
     assert body_of("VolumeDriver.Path", named) == shown
@@ -71,9 +71,11 @@ def test_the_nine_calls_of_a_volumes_life(node: Node, host: str) -> None:
 def test_get_answers_no_more_and_no_less_than_the_engine_reads(node: Node) -> None:
     node.create("shape", mode="0700")
     volume = node.get("shape")
-    # No Mountpoint while it is not mounted: `docker plugin` rewrites what it gets.
-    assert volume.keys() == {"Name", "CreatedAt", "Status"}
+    assert volume.keys() == {"Name", "Mountpoint", "CreatedAt", "Status"}
     assert volume["Name"] == "shape"
+    # Also while it is not mounted: "" would make `rm -rf "$path"/*` one of the root.
+    assert volume["Mountpoint"] == str(node.mount_dir / volume["Status"]["id"])
+    assert not node.path(volume["Mountpoint"]).exists()
     status = volume["Status"]
     assert status["backend"] == "rsync"
     assert status["options"]["mode"] == "0700"

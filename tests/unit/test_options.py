@@ -188,3 +188,19 @@ def test_a_difference_names_the_key_and_both_values() -> None:
 def test_a_duration_parser_refuses_zero() -> None:
     with pytest.raises(ValueError, match="above zero"):
         parse.duration("0ms")
+
+
+def test_a_mode_that_lost_its_zero_is_never_taken_for_another_one() -> None:
+    """Compose hands 0777 without quotes on as "511"; no mode shuts its owner out."""
+    for mode in range(0o10000):
+        if mode & 0o700 == 0o700:
+            with pytest.raises(ValueError, match=f"reads {mode:04o} as {mode}"):
+                parse.octal_mode(str(mode))
+            assert parse.octal_mode(f"{mode:04o}") == f"{mode:04o}"
+
+
+@pytest.mark.parametrize(("text", "mode"), [("755", "0755"), ("0511", "0511")])
+def test_a_mode_without_its_zero_is_one_if_the_owner_may_do_all(
+    text: str, mode: str
+) -> None:
+    assert parse.octal_mode(text) == mode

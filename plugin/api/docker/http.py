@@ -96,7 +96,10 @@ def create_app(  # noqa: C901
             raise ConnectionDroppedError from error
         return _answer(
             wire.render_volume(
-                view.record.name, view.mountpoint, view.record.created_at, view.status()
+                view.record.name,
+                views.path_of(view.record.id),
+                view.record.created_at,
+                view.status(),
             )
         )
 
@@ -104,7 +107,10 @@ def create_app(  # noqa: C901
     def list_volumes() -> Response:
         return _answer(
             wire.render_list(
-                [(each.name, each.mountpoint, each.created_at) for each in views.all()]
+                [
+                    (each.name, views.path_of(each.id), each.created_at)
+                    for each in views.all()
+                ]
             )
         )
 

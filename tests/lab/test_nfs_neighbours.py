@@ -1,0 +1,161 @@
+"""Others use the same export: a user of a volume has our mount. And a server moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab.lab import Lab
+from tests.lab.nfs import COMMON, XFS, NfsServer, mount, unmount_all
+from tests.lab.nfs_cluster import NfsNode, empty, running
+from tests.lab.nfs_faults import container_like
+from tests.support.host import wait_until
+
+SETTLED_S = 20
+MOVED_S = 60
+HOST = "/mnt/host"
+NAME = "moving.example.net"
+OTHER_ADDRESS = "10.77.0.201"
+
+
+@pytest.fixture
+def alpha(shared_lab: Lab, nfs_server: NfsServer) -> Iterator[NfsNode]:
+    """Yield the daemon on a node; afterwards the server's shares are empty."""
+    with running(shared_lab, nfs_server, "alpha") as (node,):
+        yield node
+    empty(nfs_server)
+
+
+def directory(node: NfsNode, name: str, path: str, server: str = "") -> None:
+    """Make *name* a volume that is the directory *path* of the server."""
+    given = {"type": "nfs", "device": f"{server or node.server.ipv4}:{path}"}
+    assert node.remora.call("Create", {"Name": name, "Opts": given}) == {}
+
+
+def unmounted(node: NfsNode) -> None:
+    """Return when nothing is mounted any more."""
+    wait_until(
+        lambda: not node.mounted(),
+        timeout_s=SETTLED_S,
+        what="nothing is mounted",
+        evidence=node.mounted,
+    )
+
+
+def test_what_the_host_has_mounted_uses_no_volume(
+    alpha: NfsNode, nfs_server: NfsServer
+) -> None:
+    nfs_server.run(f"mkdir {nfs_server.local(XFS)}/rows")
+    alpha.made("kept")
+    for name, path in (("rows", f"{XFS}/rows"), ("kept", f"{XFS}/kept")):
+        mount(alpha.node, f"{nfs_server.ipv4}:{path}", f"{HOST}/{name}")
+    directory(alpha, "rows", f"{XFS}/rows")
+    for name in ("rows", "kept"):
+        # Its namespace has the host's mounts, too, as that of a service.
+        with container_like(alpha, alpha.mount(name)):
+            assert alpha.mounted()
+        alpha.unmount(name)
+        unmounted(alpha)
+        alpha.remove(name)
+        alpha.node.run(f"umount {HOST}/{name}")
+
+
+def test_a_second_volume_of_an_export_is_not_used_with_the_first(
+    alpha: NfsNode, nfs_server: NfsServer
+) -> None:
+    nfs_server.run(f"mkdir {nfs_server.local(XFS)}/rows")
+    for name in ("first", "second"):
+        directory(alpha, name, f"{XFS}/rows")
+    with container_like(alpha, alpha.mount("first")):
+        alpha.mount("second")
+        alpha.unmount("second")
+        wait_until(
+            lambda: len(alpha.mounted()) == 1,
+            timeout_s=SETTLED_S,
+            what="the second one is unmounted",
+        )
+        alpha.remove("second")
+        assert alpha.refusal("Remove", "first").startswith("volume-busy: ")
+    alpha.unmount("first")
+    unmounted(alpha)
+    alpha.remove("first")
+
+
+def test_exports_below_the_export_are_unmounted_with_it(
+    alpha: NfsNode, nfs_server: NfsServer
+) -> None:
+    media = f"{XFS}/media"
+    films = f"{nfs_server.local(media)}/films"
+    nfs_server.run(f"mkdir -p {films}; mount -t tmpfs tmpfs {films}; touch {films}/a")
+    try:
+        nfs_server.export(media, f"{COMMON},no_root_squash,crossmnt,fsid=71")
+        nfs_server.export(f"{media}/films", f"{COMMON},no_root_squash,fsid=72")
+        directory(alpha, "media", media)
+        target = alpha.mount("media")
+        assert alpha.node.out(["ls", f"{target}/films"]) == "a"
+        assert len(alpha.mounted()) == 2
+        alpha.unmount("media")
+        unmounted(alpha)
+        alpha.remove("media")
+    finally:
+        nfs_server.restore()
+        # The kernel forgets its exports a moment later.
+        nfs_server.run(f"umount -l {films}")
+
+
+def test_a_server_that_gets_another_address_is_found_there(
+    alpha: NfsNode, nfs_server: NfsServer
+) -> None:
+    """The kernel goes on to wait for the old one, by each mount that it has."""
+    first = nfs_server.ipv4
+    nfs_server.run(f"mkdir {nfs_server.local(XFS)}/rows")
+
+    def move(old: str, new: str) -> None:
+        alpha.node.run(
+            f"sed -i '/{NAME}/d' /etc/hosts; echo {new} {NAME} >> /etc/hosts"
+        )
+        nfs_server.run(
+            "at=$(ip -o -4 addr show to 10.77.0.0/24 | awk '{print $2; exit}'); "
+            f"ip addr add {new}/24 dev $at; ip addr del {old}/24 dev $at; "
+            f"ip addr show to {new} | grep -q {new} || ip addr add {new}/24 dev $at"
+        )
+        alpha.node.run(["ip", "neighbour", "flush", "all"])
+
+    alpha.node.run(f"echo {first} {NAME} >> /etc/hosts")
+    given = {"server": NAME, "share": XFS}
+    # The one by its address keeps the kernel's connection to that.
+    alpha.remora.stop()
+    unmount_all(alpha.node)
+    alpha.node.put("", "/etc/remora/remora.toml")
+    alpha.remora.start()
+    try:
+        for name in ("idle", "busy"):
+            assert alpha.remora.call("Create", {"Name": name, "Opts": given}) == {}
+        directory(alpha, "rows", f"{XFS}/rows", NAME)
+        for name in ("idle", "busy", "rows"):
+            alpha.node.run(f"echo {name} > {alpha.mount(name)}/file; sync")
+        alpha.unmount("idle")
+        move(first, OTHER_ADDRESS)
+        for name in ("busy", "rows"):
+            alpha.unmount(name)
+        unmounted(alpha)
+        wait_until(
+            lambda: alpha.remora.call("Create", {"Name": "new", "Opts": given}) == {},
+            timeout_s=MOVED_S,
+            what="a volume is made on the server at its new address",
+            evidence=lambda: [
+                alpha.remora.call("Create", {"Name": "new", "Opts": given}),
+                alpha.node.out("cat /etc/hosts; ip neigh; grep nfs /proc/mounts"),
+                nfs_server.run("ip -4 addr"),
+            ],
+        )
+        for name in ("idle", "busy", "rows"):
+            assert alpha.node.out(["cat", f"{alpha.mount(name)}/file"]) == name
+            alpha.unmount(name)
+        unmounted(alpha)
+        for name in alpha.names():
+            alpha.remove(name)
+    finally:
+        move(OTHER_ADDRESS, first)
+        alpha.node.run(f"sed -i '/{NAME}/d' /etc/hosts")
