@@ -35,6 +35,8 @@ from backends.system.mounts import VolumeUser
 
 # Directories have the ids of volumes as their names: nothing else may be one.
 VOLUME_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+# Names that an engine makes up for volumes that nobody has named.
+ANONYMOUS: Final = re.compile(r"[0-9a-f]{64}")
 # What is decoded from where others write: one line of text, and a number that SQLite
 # can keep.
 LineText = Annotated[
@@ -199,8 +201,8 @@ class Backend(Protocol):
         """
         ...
 
-    def default_options(self) -> dict[str, str]:
-        """Return the canonical options of a volume that was given none."""
+    def default_options(self, name: str = "", /) -> dict[str, str]:
+        """Return the canonical options of volume *name*, which was given none."""
         ...
 
     def merge_options(

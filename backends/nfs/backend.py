@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import NOTHING, Fill, Storage, Volume
+from backends.base import ANONYMOUS, NOTHING, Fill, Storage, Volume
 from backends.errors import (
     BackendError,
     DeadlineError,
@@ -73,9 +73,14 @@ class NfsBackend:
         """Return *raw* in canonical form; see `Backend.parse_options`."""
         return nfs_options.parse_options(raw)
 
-    def default_options(self) -> dict[str, str]:
-        """Return the options of a volume that was given none but its share."""
-        return dict(nfs_options.DEFAULTS)
+    def default_options(self, name: str = "", /) -> dict[str, str]:
+        """
+        Return the options of volume *name*, which was given none but its share.
+
+        Nobody could name an anonymous one again: its directory goes with it.
+        """
+        goes = {"onDelete": "delete"} if ANONYMOUS.fullmatch(name) else {}
+        return nfs_options.DEFAULTS | goes
 
     def merge_options(
         self, base: Mapping[str, str], over: Mapping[str, str]

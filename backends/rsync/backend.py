@@ -84,7 +84,7 @@ class RsyncBackend:
         """Return *raw* in canonical form; see `Backend.parse_options`."""
         return parse.parse_options(raw, _PARSERS, backend=self.kind)
 
-    def default_options(self) -> dict[str, str]:
+    def default_options(self, _name: str = "", /) -> dict[str, str]:
         """Return the options of a volume that was given none."""
         return dict(_DEFAULTS)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from plugin.errors import StoreError
+from plugin.store.etcd.errors import FULL_HINT
 from plugin.store.etcd.settings import EtcdSettings
 from plugin.store.etcd.store import EtcdStore
 
@@ -15,7 +16,11 @@ _AT_ONCE_MAX: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One member; *revision* is the one that it tells, 0 if it does not answer."""
+    """
+    One member; *revision* is the one that it tells, 0 if it does not answer.
+
+    One that answers may have a *fault*, too: it is out of space, for instance.
+    """
 
     url: str
     answers: bool
@@ -63,8 +68,20 @@ def _ask(settings: EtcdSettings, url: str) -> Endpoint:
         store = EtcdStore(replace(settings, endpoints=(url,)))
         try:
             revision = store.revision(deadline_s=settings.call_deadline_s)
+            fault = _alarm_of(store, settings)
         finally:
             store.close()
     except StoreError as error:
         return Endpoint(url, answers=False, revision=0, fault=str(error))
-    return Endpoint(url, answers=True, revision=revision, fault="")
+    return Endpoint(url, answers=True, revision=revision, fault=fault)
+
+
+def _alarm_of(store: EtcdStore, settings: EtcdSettings) -> str:
+    """Return why etcd refuses writes, "" if it does not, or does not say."""
+    try:
+        alarms = store.alarms(deadline_s=settings.call_deadline_s)
+    except StoreError:  # a user of etcd may not be allowed to ask
+        return ""
+    if not alarms:
+        return ""
+    return f"etcd has raised the alarm {', '.join(alarms)}: {FULL_HINT}"

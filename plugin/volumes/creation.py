@@ -137,7 +137,7 @@ class Creation:
 
         """
         check_name(name)
-        resolved = self.resolver.resolve(options)
+        resolved = self.resolver.resolve(options, name=name)
         _check_source(source)
 
         def fill(destination: Destination) -> None:
@@ -171,7 +171,7 @@ class Creation:
         """Return what *options* mean, and a function that copies the `from` bytes."""
         wanted = [value for key, value in options.items() if key.lower() == "from"]
         if not wanted:
-            return self.resolver.resolve(options), None
+            return self.resolver.resolve(options, name=name), None
         existing = self.catalogue.find(name)
         if existing is not None and existing.record.phase == "ready":
             # Nothing is copied again, and the source may be gone by now.

@@ -70,10 +70,14 @@ class OptionResolver:
         self._profiles = profiles
 
     def resolve(
-        self, raw: Mapping[str, str], source: VolumeRecord | None = None
+        self,
+        raw: Mapping[str, str],
+        source: VolumeRecord | None = None,
+        *,
+        name: str = "",
     ) -> Resolved:
         """
-        Return what *raw*, the options of one request, stands for; pure.
+        Return what *raw*, the options of one request for *name*, stands for; pure.
 
         A copy of *source* has its options wherever *raw* does not say otherwise, unless
         *raw* names another storage.
@@ -100,7 +104,7 @@ class OptionResolver:
             profile = {}  # the default profile is for another backend
         requested = backend.parse_options(asked)
         chosen = backend.merge_options(backend.parse_options(profile), requested)
-        options = backend.merge_options(backend.default_options(), chosen)
+        options = backend.merge_options(backend.default_options(name), chosen)
         return Resolved(backend, _compared(requested, kind), options, chosen)
 
     def _stays_with(self, source: VolumeRecord, asked: Mapping[str, str]) -> bool:

@@ -98,6 +98,23 @@ def test_05_a_directory_that_is_nobodys_is_taken_on_request_only(
     alpha.unmount("v")
 
 
+def test_05_what_its_own_removal_left_is_taken(
+    nodes: Pair, nfs_server: NfsServer
+) -> None:
+    """`docker compose down --volumes` and `up`, on two nodes in turn."""
+    alpha, beta = nodes
+    for number, node in enumerate((alpha, beta, alpha)):
+        wait_until(lambda: node.create("v") == {}, timeout_s=60, what="it is made")  # noqa: B023
+        target = node.mount("v")
+        node.node.run(f"echo {number} >> {target}/file")
+        node.unmount("v")
+        node.remove("v")
+    file = f"{nfs_server.local(XFS)}/v/file"
+    assert nfs_server.run(["cat", file]).split() == ["0", "1", "2"]
+    error = alpha.create("w", subDir="v")["Err"]
+    assert "was left by volume 'v', removed at 20" in error
+
+
 def test_06_one_directory_has_one_winner_one_volume_two(nodes: Pair) -> None:
     alpha, beta = nodes
     answers: dict[str, dict[str, object]] = {}

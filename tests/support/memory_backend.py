@@ -41,7 +41,7 @@ class MemoryBackend:
             raw, {"mode": parse.octal_mode, "size": parse.size_bytes}, backend=self.kind
         )
 
-    def default_options(self) -> dict[str, str]:
+    def default_options(self, _name: str = "", /) -> dict[str, str]:
         return {"mode": "0755"}
 
     def merge_options(

@@ -47,7 +47,7 @@ class Node:
                 "name": marker["name"],
                 "id": marker["id"],
                 "on_delete": on_delete,
-                "time": "now",
+                "time": "2026-01-02T030405Z",
             },
         )
 

@@ -130,6 +130,26 @@ def test_a_named_profile_of_another_backend_is_refused() -> None:
         resolver(fast={"interval": "2s"}).resolve({"profile": "fast", **SHARE})
 
 
+@pytest.mark.parametrize(
+    ("name", "options_given", "on_delete"),
+    [
+        ("5f" * 32, {}, "delete"),
+        ("5f" * 32, {"onDelete": "archive"}, "archive"),
+        ("5f" * 32, {"profile": "kept"}, "retain"),
+        ("5F" * 32, {}, "retain"),
+        ("5f" * 31, {}, "retain"),
+    ],
+)
+def test_the_directory_of_an_anonymous_volume_goes_with_it(
+    name: str, options_given: dict[str, str], on_delete: str
+) -> None:
+    """`docker run --rm -v /data` leaves a directory each time otherwise."""
+    kept = {**SHARE, "onDelete": "retain"}
+    found = resolver(default=SHARE, kept=kept).resolve(options_given, name=name)
+    assert found.options["onDelete"] == on_delete
+    assert "onDelete" not in found.requested or options_given
+
+
 def test_a_share_must_be_named_at_the_latest_when_it_is_needed() -> None:
     with pytest.raises(InvalidRequestError, match="needs the option 'share'"):
         options.require_complete({"server": "nas"})

@@ -58,6 +58,7 @@ _PARTS = (
     "new",
     "snapshots",
     "changing",
+    "retained",
 )
 
 # By the directory that a file is in.
@@ -65,6 +66,7 @@ _SCHEMAS: dict[str, Callable[[Json], Json]] = {
     "volumes": schema.marker,
     "claims": schema.claim,
     "changing": schema.change,
+    "retained": schema.retained,
     "share.json": schema.share,
 }
 

@@ -21,6 +21,7 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
 SNAPSHOT_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}")
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _TOKEN = re.compile(r"[0-9a-f]{16,32}")
+_MOMENT = re.compile(r"[0-9TZ-]{1,32}")
 _IDENTITY = re.compile(r"[0-9]{1,20}(?:-[0-9a-f]{16})?")
 # No half of a pair of UTF-16 either: JSON may name one, and nothing can encode it.
 _LINE = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]*")
@@ -88,6 +89,15 @@ def change(found: Json) -> Json:
     _require(found, "node", _matches(_NAME))
     _allow(found, "token", _matches(_TOKEN))
     return _only(("node", "token"), found)
+
+
+def retained(found: Json) -> Json:
+    """Return *found* if it says who has left a directory; or UnfitError."""
+    _require(found, "id", _matches(_ID))
+    _require(found, "name", _matches(_NAME))
+    _require(found, "removed_at", _matches(_MOMENT))
+    _allow(found, "identity", _matches(_IDENTITY))
+    return _only(("id", "name", "removed_at", "identity"), found)
 
 
 def share(found: Json) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 
-from backends.nfs.agent import snapshots
+from backends.nfs.agent import retained, snapshots
 from backends.nfs.agent.catalogue import (
     CREATION_FRESH_S,
     Catalogue,
@@ -32,30 +32,19 @@ def create(catalogue: Catalogue, request: Json) -> Json:
     marker = wanted if mine else catalogue.read("volumes", key)
     if marker is None:
         raise Refused("INUSE", "it is being removed just now: retry")
-    if not mine:
-        if marker["requested"] != wanted["requested"]:
-            return marker  # the daemon words the difference
-        if marker["state"] == "ready":
-            return marker
-        if marker["state"] == "removing":
-            raise Refused("INUSE", "it is being removed on another node: retry")
-        # Two nodes that make it at once would undo each other's steps. A creation that
-        # this node has begun, or that is too old, was cut short by a crash.
-        if (
-            marker["node"] != catalogue.node
-            and catalogue.age_s("volumes", key) < CREATION_FRESH_S
-        ):
-            raise Refused("CREATING", f"it is being created on {marker['node']}")
+    if not mine and not _is_cut_short(catalogue, marker, wanted):
+        return marker
     try:
         _claim(catalogue, claim_key, marker)
         require_apart(catalogue, marker)
-        made = _make_directory(catalogue, marker, content, resumed=not mine)
+        marker, made = _make_directory(catalogue, marker, content, resumed=not mine)
     except Refused:
         if mine:
             _unclaim(catalogue, claim_key, marker)
             catalogue.unlink("volumes", key)
         raise
-    _own(catalogue, marker["subdir"], request)
+    if marker["adopt"] == wanted["adopt"]:  # one that was left keeps owner and mode
+        _own(catalogue, marker["subdir"], request)
     ready = {
         **marker,
         "state": "ready",
@@ -63,7 +52,32 @@ def create(catalogue: Catalogue, request: Json) -> Json:
         "identity": catalogue.identity(marker["subdir"]),
     }
     catalogue.replace(ready, "volumes", key)
+    retained.forget(catalogue, ready)
     return ready
+
+
+def _is_cut_short(catalogue: Catalogue, marker: Json, wanted: Json) -> bool:
+    """
+    Return whether *marker* is of the same creation, cut short; False if it is ready.
+
+    Raises:
+        Refused: another node removes or makes it just now.
+
+    """
+    if marker["requested"] != wanted["requested"]:
+        return False  # the daemon words the difference
+    if marker["state"] == "ready":
+        return False
+    if marker["state"] == "removing":
+        raise Refused("INUSE", "it is being removed on another node: retry")
+    # Two nodes that make it at once would undo each other's steps. A creation that
+    # this node has begun, or that is too old, was cut short by a crash.
+    if (
+        marker["node"] != catalogue.node
+        and catalogue.age_s("volumes", key_of(marker["name"])) < CREATION_FRESH_S
+    ):
+        raise Refused("CREATING", f"it is being created on {marker['node']}")
+    return True
 
 
 def _claim(catalogue: Catalogue, claim_key: str, marker: Json) -> None:
@@ -96,41 +110,44 @@ def _unclaim(catalogue: Catalogue, claim_key: str, marker: Json) -> None:
 
 def _make_directory(
     catalogue: Catalogue, marker: Json, content: str | None, *, resumed: bool
-) -> list[str]:
+) -> tuple[Json, list[str]]:
     """
-    Make the volume's directory; return the parents that were made for it.
+    Make the volume's directory; return the marker, and the parents made for it.
 
-    One with *content* is the renamed copy at that path.
+    One with *content* is the renamed copy at that path. One that is there is taken if
+    the marker says so, or if a volume of the same name has left it.
     """
-    parts = marker["subdir"].split("/")
+    subdir = marker["subdir"]
+    parts = subdir.split("/")
     made = []
-    for number in range(1, len(parts) + 1):
+    for number in range(1, len(parts)):
         at = "/".join(parts[:number])
-        is_last = number == len(parts)
         try:
-            if is_last and content is not None:
-                _place(catalogue, content, at)
-            else:
-                catalogue.share.make_directory(at, 0o755)
+            catalogue.share.make_directory(at, 0o755)
         except FileExistsError:
-            if not catalogue.share.is_directory(at):
-                raise Refused(
-                    "EXISTS", f"'{at}' is no directory, or a symbolic link"
-                ) from None
-            # What a resumed creation finds is what the crash left.
-            if (
-                is_last
-                and not marker["adopt"]
-                and not (resumed and _left(catalogue, marker))
-            ):
-                raise Refused(
-                    "EXISTS",
-                    f"directory '{marker['subdir']}' is there and belongs to no volume",
-                ) from None
+            _require_directory(catalogue, at)
         else:
-            if not is_last:
-                made.append(at)
-    return made
+            made.append(at)
+    try:
+        if content is not None:
+            _place(catalogue, content, subdir)
+        else:
+            catalogue.share.make_directory(subdir, 0o755)
+    except FileExistsError:
+        _require_directory(catalogue, subdir)
+        # What a resumed creation finds is what the crash left.
+        if marker["adopt"] or (resumed and _left(catalogue, marker)):
+            return marker, made
+        if content is None and retained.is_left_by(catalogue, marker):
+            return {**marker, "adopt": True}, made
+        whose = retained.whose(catalogue, subdir)
+        raise Refused("EXISTS", f"directory '{subdir}' is there and {whose}") from None
+    return marker, made
+
+
+def _require_directory(catalogue: Catalogue, path: str) -> None:
+    if not catalogue.share.is_directory(path):
+        raise Refused("EXISTS", f"'{path}' is no directory, or a symbolic link")
 
 
 def _place(catalogue: Catalogue, copy: str, at: str) -> None:
@@ -292,6 +309,7 @@ def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
     directory, share = marker["subdir"], catalogue.share
     done = str(request["on_delete"])
     if done == "retain":
+        retained.note(catalogue, marker, request["time"])
         return "retained"
     if done == "delete" and (
         marker.get("identity") != catalogue.identity(directory)

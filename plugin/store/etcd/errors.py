@@ -22,6 +22,13 @@ _TOKEN_REFUSED: Final = (
 )
 
 
+_FULL: Final = "database space exceeded"
+FULL_HINT: Final = (
+    "every write is refused until etcdctl compact, defrag and alarm disarm have made "
+    "room: docs/guides/cluster.md, 'etcd is full'"
+)
+
+
 class RefusedError(StoreError):
     """The cluster decided: it will not do this, and has not done it."""
 
@@ -74,4 +81,4 @@ def from_answer(status: int, code: int, message: str) -> Exception:
     if code in _UNDECIDED or (not code and status >= 500):
         # A member without a leader refuses before it proposes anything.
         return AttemptError(message, maybe_done=_NO_LEADER not in message)
-    return RefusedError(message, code=code)
+    return RefusedError(message, code=code, hint=FULL_HINT if _FULL in message else "")

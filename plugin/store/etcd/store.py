@@ -120,6 +120,15 @@ class EtcdStore:
             )
         )
 
+    def alarms(self, *, deadline_s: float) -> list[str]:
+        """Return what etcd refuses writes for, `NOSPACE` or `CORRUPT`; [] for none."""
+        found = self._client.call(
+            "/v3/maintenance/alarm",
+            {"action": "GET"},
+            deadline=clock.Deadline(deadline_s),
+        )
+        return sorted({str(each.get("alarm")) for each in found.get("alarms", [])})
+
     def identity(self) -> str:
         """Return the unchanging id of these records; the first node to ask makes it."""
         key = self._names.identity
