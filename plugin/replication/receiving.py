@@ -247,16 +247,17 @@ class Receiving:
         *rule* returns the next copy state, or refuses. *since*: see `come_for`. *early*
         gets the answer before a commit of many names is applied.
         """
+        answer = {"commit": list(pair(wanted))}
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             copy = self._copy_state(record)
             if copy.commit == wanted and not copy.live_epoch:
-                return {"commit": list(pair(wanted))}
+                return answer
             # No container is ended for what is refused.
             _applied(rule, copy, stopped=True)
             stopped = not copy.live_epoch or self._stop_writers(record)
             kept = _applied(rule, copy, stopped=stopped)
             if kept is None:
-                return {"commit": list(pair(wanted))}
+                return answer
             # Nobody needs a transfer any more that seems to be under way still.
             self._sessions.hang_up(record.id)
             with (
@@ -278,16 +279,26 @@ class Receiving:
                 )
                 if missing:
                     return {"missing": encoded_paths(missing)}
-                # No promise is to wait for it.
-                self._incoming.flush(record.id, journal)
-                self._mark(record, journal, delta, rule)
-                self._incoming.forget(record.id)
-                answer = {"commit": list(pair(wanted))}
-                is_large = delta.header.entries >= _ANSWER_BEFORE_FROM
-                now = partial(early, answer) if early and is_large else None
-                with self._redoing.afterwards(record.id, now):
-                    journal.apply()
+                now = partial(early, answer) if early else None
+                self._take(record, journal, delta, rule, now)
         return answer
+
+    def _take(
+        self,
+        record: VolumeRecord,
+        journal: Journal,
+        delta: Delta,
+        rule: Callable[..., Kept | None],
+        answer: Callable[[], None] | None,
+    ) -> None:
+        """Make the commit ours, and apply it; of many names, *answer* before that."""
+        # No promise is to wait for it.
+        self._incoming.flush(record.id, journal)
+        self._mark(record, journal, delta, rule)
+        self._incoming.forget(record.id)
+        is_large = delta.header.entries >= _ANSWER_BEFORE_FROM
+        with self._redoing.afterwards(record.id, answer if is_large else None):
+            journal.apply()
 
     def _mark(
         self,
