@@ -26,6 +26,8 @@ _DURATION_MS: Final = {
 COMMON_KEYS: Final = ("backend", "profile")
 # What was given and means nothing here: told, never compared.
 IGNORED: Final = "ignored"
+# What a copy of a volume does not take over from it, unless it is told to.
+NOT_COPIED: Final = ("group",)
 # Stands for every option in a list of those that are allowed.
 ALL_OPTIONS: Final = "*"
 _ID_MAX: Final = 2**32 - 2
@@ -157,6 +159,16 @@ def node_names(text: str) -> str:
     if not all(NODE_NAME.fullmatch(name) for name in names):
         raise ValueError("must be node names separated by commas")
     return ",".join(sorted(set(names)))
+
+
+def group_name(text: str) -> str:
+    """Return the name of a group of volumes."""
+    if not NODE_NAME.fullmatch(text):
+        raise ValueError(
+            "must be a name of up to 63 letters, digits, '_', '.' and '-' that begins "
+            "with a letter or digit"
+        )
+    return text
 
 
 def boolean(text: str) -> str:

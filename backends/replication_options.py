@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, cast
 
 from backends import options as parse
+from backends.errors import InvalidRequestError
 
 Consistency = Literal["auto", "pause", "fuzzy"]
 REPLICAS_MAX: Final = 16
@@ -27,6 +28,7 @@ PARSERS: Final[Mapping[str, parse.Parser]] = {
     "fence": parse.one_of("freeze", "kill", "none"),
     "max_names": parse.whole_number(1, 999_999_999),
     "consistency": parse.one_of("auto", "pause", "fuzzy"),
+    "group": parse.group_name,
 }
 DEFAULTS: Final = {
     "failover": "accept_loss",
@@ -40,6 +42,7 @@ _IN_A_CLUSTER: Final = {
     "members": "",
     "max_names": str(MAX_NAMES),
     "consistency": "auto",
+    "group": "",
 }
 # Instead of a value that cannot be read: what keeps most copies, and gives up none.
 _IF_UNREADABLE: Final = {
@@ -51,6 +54,7 @@ _IF_UNREADABLE: Final = {
     "fence": DEFAULTS["fence"],
     "max_names": str(MAX_NAMES),
     "consistency": "auto",
+    "group": "",
 }
 
 
@@ -64,7 +68,8 @@ class ReplicationOptions:
     ``accept_loss``: go on with an older commit if no node with the newest can be asked.
     ``fence``: what is done with writers on a node that has lost the volume. Of a volume
     with more than ``max_names`` no commit is made. ``consistency``: whether containers
-    are paused for commits of one moment; "auto" where that is short.
+    are paused for commits of one moment; "auto" where that is short. All volumes of a
+    ``group`` that a node has mounted are committed at one moment; "" is none.
     """
 
     replicas: int
@@ -75,6 +80,7 @@ class ReplicationOptions:
     fence: Literal["freeze", "kill", "none"]
     max_names: int = MAX_NAMES
     consistency: Consistency = "auto"
+    group: str = ""
 
     @classmethod
     def of(cls, options: Mapping[str, str]) -> ReplicationOptions:
@@ -100,7 +106,17 @@ class ReplicationOptions:
             fence=cast('Literal["freeze", "kill", "none"]', said["fence"]),
             max_names=int(said["max_names"]),
             consistency=cast("Consistency", said["consistency"]),
+            group=said["group"],
         )
+
+    def require_possible(self) -> None:
+        """Raise InvalidRequestError if they contradict each other."""
+        if self.group and self.consistency == "fuzzy":
+            raise InvalidRequestError(
+                "volumes of a group are committed at one moment, for which containers "
+                "are paused: option 'group' does not go with consistency=fuzzy",
+                hint="leave one of them out",
+            )
 
     @property
     def copies(self) -> int:

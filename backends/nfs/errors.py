@@ -15,6 +15,7 @@ HINTS: Final = {
     "REFUSED": "start the NFS server there (nfs-kernel-server)",
     "TIMEOUT": "retry; remora status shows the server's state",
     "DNS": "check the spelling of 'server' and /etc/resolv.conf",
+    "MOVED": "stop the containers that use it; then the next call mounts anew",
     "NOEXPORT": "missing or not exported to this host: exportfs -v on the server",
     "DENIED": "check the export's options (rw, secure, sec=) on the server",
     "SQUASH": "set uid and gid to the owner of the export, or export no_root_squash",
@@ -28,6 +29,7 @@ HINTS: Final = {
     "OTHER": "mount the server's disk, or see who answers; replaced on purpose: remora "
     "share accept SERVER:/PATH",
     "REPLACED": "look at both; move it away to remove the volume",
+    "FILESYSTEM": "remora clone NAME@SNAPSHOT NEW makes another volume of the snapshot",
     "SNAPSHOTS": "remora snapshot rm removes them, remora snapshot ls names them",
     "SNAPSHOT": "use another name, or remove it: remora snapshot rm",
     "NOSNAPSHOT": "remora snapshot ls names them",

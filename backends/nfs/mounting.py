@@ -20,7 +20,7 @@ from backends.nfs.agent import bind as bind_once
 from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
-from backends.nfs.server import address_of, answers, ping, silent_mounts
+from backends.nfs.server import address_of, answers, has_moved, left_behind, ping
 from backends.system import libc
 from backends.system.aside import begun
 from backends.system.clock import Deadline
@@ -60,6 +60,7 @@ def mount(
 
     """
     source = export.source(subdir)
+    _require_none_behind(export, source)
     options = f"retry=0,nfsvers={export.version},{entries}"
     command = ["mount.nfs", source, str(target), "-o", options]
     patience_s = _MOUNT_PATIENCE_S
@@ -73,7 +74,7 @@ def mount(
             break
         except DeadlineError as error:
             if deadline.passed():
-                raise _unended(export, source) from error
+                raise NfsTimeoutError("mount.nfs did not end", source) from error
             # It would wait for minutes for a server that has died meanwhile. One that
             # is only slow gets more time.
             ping(export)
@@ -87,16 +88,15 @@ def mount(
     _have_no_directories_delegated()
 
 
-def _unended(export: Export, source: str) -> NfsTimeoutError:
-    """Return the error for a mount.nfs that did not end, though the server answers."""
-    error = NfsTimeoutError("mount.nfs did not end", source)
-    if silent := silent_mounts(export):
-        error.hint = (
-            f"if the server had another address before: {silent[0].mount_point} is "
-            f"mounted from {address_of(silent[0])}, where nobody answers; stop what "
-            "uses it, and retry"
+def _require_none_behind(export: Export, source: str) -> None:
+    """Raise NfsError MOVED if a mount would wait where the server was before."""
+    if behind := left_behind(export):
+        raise NfsError(
+            "MOVED",
+            f"the server has another address now; {behind[0].mount_point} is mounted "
+            f"from {address_of(behind[0])}, where nobody answers",
+            source,
         )
-    return error
 
 
 def _have_no_directories_delegated() -> None:
@@ -161,7 +161,7 @@ def unmount(target: Path, *, where: str, export: Export | None = None) -> bool:
     # died since. "Busy" came at once, before there could be an answer.
     alive_before = "busy" in said or alive.result()
     if not (alive_before and server_answers()):
-        for flags, how in _ladder(entry):
+        for flags, how in _ladder(entry, export):
             said = _in_child(target, libc.UMOUNT_NOFOLLOW | flags)
             if mounted_at(target) is None:
                 log.warning("%s was unmounted %s: %s", target, how, where)
@@ -198,15 +198,17 @@ def _unmount_below(target: Path) -> None:
             return  # somebody works there, or the server is dead
 
 
-def _ladder(entry: MountEntry) -> list[tuple[int, str]]:
+def _ladder(entry: MountEntry, export: Export | None) -> list[tuple[int, str]]:
     """
     Return the flags with which a dead server's mount is taken away, mildest first.
 
     Force ends whatever the kernel waits for on that filesystem, and volumes of one
-    share are one filesystem: the others' writes would be lost.
+    share are one filesystem: the others' writes would be lost. Where the server of
+    *export* has moved to another address, they are.
     """
     lazily = [(libc.MNT_DETACH, "lazily")]
-    if [each.device for each in mount_table()].count(entry.device) > 1:
+    moved = export is not None and has_moved(export, Path(entry.mount_point))
+    if not moved and [each.device for each in mount_table()].count(entry.device) > 1:
         return lazily
     return [(libc.MNT_FORCE, "by force"), (0, "plainly again"), *lazily]
 

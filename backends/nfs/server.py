@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 import socket
 import struct
+from collections.abc import Sequence
 from concurrent.futures import wait
 from functools import partial
 from pathlib import Path
@@ -79,14 +80,40 @@ def has_moved(export: Export, target: Path, at: str = "") -> bool:
     for the old one. The caller may know *at* which address the server has answered.
     """
     entry = mounted_at(target)
-    if entry is None:
-        return False
-    mounted_from = address_of(entry)
+    return entry is not None and bool(_behind(export, [entry], at))
+
+
+def left_behind(export: Export) -> list[MountEntry]:
+    """
+    Return the mounts of this server from addresses at which it is no more.
+
+    The kernel has one connection to a server, by whatever address it was first reached,
+    as long as anything is mounted by it: a new mount would wait at the old address, and
+    keep the connection for the next one.
+    """
+    of_it = [
+        entry
+        for entry in mount_table()
+        if entry.filesystem.startswith("nfs")
+        and entry.source.startswith(f"{export.host}:")
+    ]
+    return _behind(export, of_it) if of_it else []
+
+
+def _behind(
+    export: Export, entries: Sequence[MountEntry], at: str = ""
+) -> list[MountEntry]:
+    """Return those of *entries* at whose address nobody answers, if the server does."""
     try:
         at = at or ping(export)
     except NfsError:
-        return False
-    return bool(at) and at != mounted_from and not answers(export, mounted_from)
+        return []
+    is_silent = {
+        address: not answers(export, address)
+        for address in {address_of(each) for each in entries}
+        if at and address not in ("", at)
+    }
+    return [each for each in entries if is_silent.get(address_of(each))]
 
 
 def address_of(entry: MountEntry) -> str:
@@ -95,25 +122,6 @@ def address_of(entry: MountEntry) -> str:
         option.partition("=")[::2] for option in entry.super_options.split(",")
     )
     return options.get("addr", "")
-
-
-def silent_mounts(export: Export) -> list[MountEntry]:
-    """
-    Return the mounts of this machine whose server is not where it was, but *export*'s.
-
-    The kernel has one connection to a server, by whatever address it was first reached,
-    as long as anything is mounted by it: a new mount would wait at the old address.
-    """
-    by_address = {
-        address: entry
-        for entry in mount_table()
-        if entry.filesystem.startswith("nfs") and (address := address_of(entry))
-    }
-    return [
-        entry
-        for address, entry in sorted(by_address.items())
-        if not answers(export, address)
-    ]
 
 
 def _answer_to(

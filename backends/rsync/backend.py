@@ -20,7 +20,7 @@ from typing import Final
 import msgspec
 
 from backends import options as parse
-from backends import replication_options
+from backends import replication_options as replication
 from backends.base import NOTHING, VOLUME_ID, Fill, Storage, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
 from backends.rsync.pool import Pool, failed, make_live, number_of
@@ -42,16 +42,11 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "gid": parse.numeric_id,
     "size": parse.size_bytes,
     "from": parse.source_volume,
-    **replication_options.PARSERS,
+    **replication.PARSERS,
 }
 # A pool is renamed by people, and seldom.
 _LOOKS_MAX: Final = 3
-_DEFAULTS: Final = {
-    "gid": "0",
-    "mode": "0755",
-    "uid": "0",
-    **replication_options.DEFAULTS,
-}
+_DEFAULTS: Final = {"gid": "0", "mode": "0755", "uid": "0", **replication.DEFAULTS}
 
 
 class _VolumeFile(msgspec.Struct, frozen=True):
@@ -100,8 +95,9 @@ class RsyncBackend:
         return False
 
     def require_creatable(self, volume: Volume, *, filled: bool) -> None:
-        """Raise unless the pool is there and can keep a `size`."""
+        """Raise unless the pool is there and the options can be kept."""
         del filled
+        replication.ReplicationOptions.of(volume.options).require_possible()
         self.pool.require()
         if "size" in volume.options:
             quota.require_enforceable(self.pool.volumes)

@@ -90,14 +90,13 @@ class ClusterNode:
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = _keeper(config, ownership, failsafe)
         self.replication = ReplicationNode(
-            ownership,
-            rsync,
-            peers,
+            *(ownership, rsync, peers),
             asking=asking,
             holds=holds,
             find=find,
             by_id=by_id,
             records=partial(_records, catalogue),
+            of_group=catalogue.of_group,
             keeper=self.keeper,
             nice=config.replication.nice,
             placement=_placement(config, ownership, Holders(ownership, asking), find),

@@ -1,7 +1,7 @@
 """
-All writers of a volume standing still for a moment, so that a commit can be made of it.
+All writers of volumes standing still for a moment, so that commits can be made of them.
 
-Only control groups of version 2 that hold nothing but containers of the volume are
+Only control groups of version 2 that hold nothing but containers of a volume are
 frozen. If anybody else may write to it, nobody is. The guard does it, and lets them go
 on after a second at most, whatever becomes of us; nothing is ever killed for it.
 """
@@ -9,7 +9,7 @@ on after a second at most, whatever becomes of us; nothing is ever killed for it
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -28,10 +28,22 @@ class NotPausedError(FencingError):
 
 @dataclass(slots=True)
 class Paused:
-    """Who is to stand still, and in the end for how long all of them did."""
+    """
+    Who is to stand still for commits of ``volumes``, and in the end for how long.
 
+    Of several volumes, not each has to have somebody who writes to it.
+    """
+
+    volumes: Sequence[HeldVolume]
     targets: AbstractSet[Target]
     took_s: float = 0.0
+
+    @classmethod
+    def of(cls, several: Iterable[Paused]) -> Paused:
+        """Return all of *several* as one pause."""
+        listed = [*several]
+        volumes = [volume for each in listed for volume in each.volumes]
+        return cls(volumes, set[Target]().union(*(each.targets for each in listed)))
 
     def inodes(self) -> set[int]:
         """
@@ -71,24 +83,25 @@ class Pausing:
         volume = self._guard.held(volume_id)
         if volume is None:
             raise NotPausedError("the volume is not held here")
-        return Paused(_groups(volume, open_files=True))
+        return Paused([volume], _groups(volume, open_files=True))
 
     @contextmanager
-    def paused(self, volume_id: str, paused: Paused) -> Iterator[None]:
+    def paused(self, paused: Paused) -> Iterator[None]:
         """
-        Have all that can write to the volume stand still until the block is left.
+        Have all that can write to the volumes stand still until the block is left.
 
         Who does is in *paused*, from `find`; then for how long, also if it fails.
 
         Raises:
             NotPausedError: that is not possible, or it did not last: what was made of
-                the volume in the block may be of several moments.
+                the volumes in the block may be of several moments.
             FencingError: the guard does not answer.
 
         """
-        volume = self._guard.held(volume_id)
-        if volume is None:
-            raise NotPausedError("the volume is not held here")
+        if not paused.targets:
+            raise NotPausedError("no container is known that writes to it")
+        # The guard knows each pause by a volume; it is one pause, whosever they are.
+        volume_id = paused.volumes[0].id
         still, began_s = False, monotonic_s()
         try:
             if not self._guard.pause(volume_id, paused.targets):
@@ -101,8 +114,11 @@ class Pausing:
             paused.took_s = monotonic_s() - began_s
         if not still:
             raise NotPausedError("its containers did not stand still for long enough")
-        if not _groups(volume, open_files=False) <= paused.targets:
-            raise NotPausedError("another container has begun to write to it meanwhile")
+        for volume in paused.volumes:
+            if not _groups(volume, open_files=False) <= paused.targets:
+                raise NotPausedError(
+                    "another container has begun to write to it meanwhile"
+                )
 
 
 def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
@@ -110,7 +126,7 @@ def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
     Return the control groups that all writers of the volume are in.
 
     Raises:
-        NotPausedError: there are none, or one cannot be frozen alone.
+        NotPausedError: one cannot be frozen alone.
 
     """
     found = writers.find([volume], never=(), open_files=open_files)[volume.id]
@@ -119,8 +135,6 @@ def _groups(volume: HeldVolume, *, open_files: bool) -> set[Target]:
     targets = {each for each in planned if each.kind != "process" or each.lives}
     if found.unfinished:
         raise NotPausedError("the machine has too many files open to look at them all")
-    if not targets and open_files:
-        raise NotPausedError("no container is known that writes to it")
     if "process" in {each.kind for each in targets}:
         raise NotPausedError(
             "a process writes to it that has no control group of its own, or shares "

@@ -33,6 +33,7 @@ from plugin.membership.snapshot_records import SnapshotRecords
 from plugin.model import NodeId
 from plugin.ownership.state import (
     EMPTY,
+    WRITTEN_HERE,
     Choice,
     EarlierEpoch,
     Epoch,
@@ -359,6 +360,10 @@ def begun_epoch(head: Head, choice: Choice, owner: str, lineage: Lineage) -> Epo
     It has in it what of *lineage* is kept.
     """
     numbers = sorted(lineage.epochs)
+    moment = head.moment if choice.base == head.committed else ""
+    made = lineage.epochs.get(choice.base.epoch)
+    if made is not None and made.owner == owner:
+        moment = moment or WRITTEN_HERE
     kept = {*numbers[1 - EPOCHS_MAX :]}
     if choice.base == EMPTY:
         # Each former owner still has to say that it wrote nothing.
@@ -370,9 +375,10 @@ def begun_epoch(head: Head, choice: Choice, owner: str, lineage: Lineage) -> Epo
         lost=choice.lost,
         before_released_at=head.released_at,
         earlier=tuple(
-            EarlierEpoch(each, *msgspec.structs.astuple(lineage.epochs[each])[:-1])
+            EarlierEpoch(each, *msgspec.structs.astuple(lineage.epochs[each])[:-2])
             for each in sorted(kept)
         ),
+        moment=moment,
     )
 
 

@@ -115,6 +115,7 @@ def begin(head: Head, choice: Choice) -> Head:
         phase="owned",
         committed=choice.base,
         quality=head.quality if choice.base == head.committed else "",
+        moment=head.moment if choice.base == head.committed else "",
         holders=choice.holders,
         members=(*head.members, *owner),
         released_at="",
@@ -150,6 +151,7 @@ def publish(
     commit: Commit,
     holders: tuple[str, ...],
     quality: Quality = "fuzzy",
+    moment: str = "",
 ) -> Head:
     """Return the head after *holders* have *commit* of this epoch; else not-owner."""
     if head.epoch != epoch or head.owner != node or head.phase != "owned":
@@ -158,8 +160,9 @@ def publish(
         return head
     if commit == head.committed:  # members may come to it in several rounds
         quality, holders = head.quality, tuple(sorted({*head.holders, *holders}))
-    known = _members(head, holders)
-    return replace(head, committed=commit, quality=quality, holders=known)
+        moment = max(moment, head.moment)  # nothing has changed since an earlier one
+    told = replace(head, committed=commit, quality=quality, moment=moment)
+    return replace(told, holders=_members(head, holders))
 
 
 def spread(head: Head, *, node: str, commit: Commit, holders: tuple[str, ...]) -> Head:

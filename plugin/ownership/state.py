@@ -34,6 +34,8 @@ Reason = Literal[
 
 # When a volume was released if nobody noted it, or it never had an owner.
 TIME_UNKNOWN: Final = "unknown"
+# The moment of a base that its owner wrote itself: it is as a power cut leaves it.
+WRITTEN_HERE: Final = "here"
 
 
 class Commit(msgspec.Struct, frozen=True, order=True, array_like=True):
@@ -57,10 +59,11 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     What the store says of a volume, under ``v/<id>/head``.
 
     ``committed`` is the newest commit that is known to be kept, by ``holders``;
-    ``quality`` is its quality, "" if unknown. ``owner`` owns it in boot ``boot_id``, or
-    was the last to raise the epoch; ``members`` are to keep copies. ``released_at`` is
-    when the last epoch that was begun was released, "" if it was not; the time is for
-    people. Older versions have not always written it.
+    ``quality`` is its quality, "" if unknown; ``moment`` the one that it shares with
+    other volumes' commits, "" if none is known. ``owner`` owns it in boot ``boot_id``,
+    or was the last to raise the epoch; ``members`` are to keep copies. ``released_at``
+    is when the last epoch that was begun was released, "" if it was not; the time is
+    for people. Older versions have not always written it.
     """
 
     KEY: ClassVar[re.Pattern[str]] = re.compile(rf"v/{VOLUME_ID.pattern}/head")
@@ -74,6 +77,7 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
     holders: tuple[NodeId, ...] = ()
     members: tuple[NodeId, ...] = ()
     released_at: LineText = ""
+    moment: LineText = ""
 
     @property
     def released(self) -> bool:
@@ -119,7 +123,7 @@ class RefusedError(Exception):
 
 
 class EarlierEpoch(msgspec.Struct, frozen=True, array_like=True):
-    """An `Epoch` with its number, as a later one keeps it; the fields are the same."""
+    """An `Epoch` with its number, as a later one keeps it; the first five fields."""
 
     number: WholeNumber
     base: Commit
@@ -136,7 +140,8 @@ class Epoch(msgspec.Struct, frozen=True):
     Only the first two fields decide anything. The next three are for people: when it
     began, by its owner's clock; the newer commit that nobody offered; when the epoch
     before it was released, "" if it was not. ``earlier`` are those before it, whose
-    records it replaces. Records of older versions do not have all of them.
+    records it replaces; ``moment`` is the base's, as in the head. Records of older
+    versions do not have all of them.
     """
 
     KEY: ClassVar[re.Pattern[str]] = re.compile(
@@ -149,6 +154,12 @@ class Epoch(msgspec.Struct, frozen=True):
     lost: Commit | None = None
     before_released_at: LineText = ""
     earlier: tuple[EarlierEpoch, ...] = ()
+    moment: LineText = ""
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether nobody wrote to the volume as its base was made."""
+        return self.before_released_at != "" or self.base.epoch == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class OwnershipFacts(msgspec.Struct, frozen=True, kw_only=True):
     Who owns a volume, and which nodes hold its newest commit; nodes by their names.
 
     A volume whose bytes all nodes share has no ``replication`` and no ``quality``.
+    ``moment`` is that which its commit shares with others of its group.
     """
 
     owner: str
@@ -64,6 +65,7 @@ class OwnershipFacts(msgspec.Struct, frozen=True, kw_only=True):
     holders: list[str]
     replication: str | UnsetType = UNSET
     quality: str | UnsetType = UNSET
+    moment: str | UnsetType = UNSET
     set_apart_on: list[str] | UnsetType = UNSET
 
 
@@ -263,6 +265,7 @@ class OwnershipView:
             holders=[self.name_of(each) for each in head.holders],
             replication=UNSET if shared else _in_words(head, wanted),
             quality=UNSET if shared else head.quality or "unknown",
+            moment=head.moment or UNSET,
             set_apart_on=sorted(names) or UNSET,
         )
 

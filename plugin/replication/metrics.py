@@ -35,6 +35,15 @@ class ReplicationCollector(Collector):
         for name, age_s in self._replication.sync_ages_s().items():
             ages.add_metric([name], age_s)
         yield ages
+        left_out = GaugeMetricFamily(
+            "remora_left_out_of_group",
+            "1 for each volume that is mounted here and was left out of the last "
+            "moment of its group; remora inspect says why.",
+            labels=["volume"],
+        )
+        for name in self._replication.left_out():
+            left_out.add_metric([name], 1)
+        yield left_out
         failed = GaugeMetricFamily(
             "remora_sync_failed",
             "1 for each volume that is mounted here and cannot be committed; "

@@ -1,6 +1,7 @@
 """
 Commits of one moment where there are no snapshots: the volume's containers stand still.
 
+So do those of all volumes of a group, for snapshots too: these are of one moment each.
 Outside of the pause: a look for who writes, one as ever for what has changed; and that
 is written out, so that copies of it wait for nothing. Inside: another look at that, at
 what events tell of since, and at all files that stay open, for no event tells of every
@@ -18,11 +19,16 @@ from backends.replication_options import ReplicationOptions
 from backends.rsync.journal.journal import Journal
 from backends.rsync.journal.scan import Changes
 from backends.rsync.journal.watch import Hints
-from plugin.fencing.pausing import Paused, Pausing
+from plugin.fencing.pausing import Pausing
 from plugin.model import VolumeRecord
 from plugin.replication.looking import Looking
+from plugin.replication.meeting import Meeting
 from plugin.replication.pauses import Pauses
 
+_SHARES_NO_BLOCKS: Final = (
+    "files share no blocks here (hint: a pool on XFS or btrfs; where little changes, "
+    "consistency=pause)"
+)
 # Nobody has asked for it, or somebody has: then it may take longer.
 _LIMIT_S: Final = {"auto": 0.1, "pause": 0.5}
 
@@ -35,34 +41,56 @@ class Moments:
         self._pauses = pauses
         self._pausing = pausing
 
-    def take(self, record: VolumeRecord, journal: Journal, changes: Changes) -> Changes:
-        """Return what to record: *changes*, or what is of one moment, a bit later."""
+    def meeting_of(self, *volume_ids: str) -> Meeting:
+        """Return where these volumes meet to be committed at one moment, once."""
+        return Meeting(self._pausing, volume_ids)
+
+    def take(
+        self,
+        record: VolumeRecord,
+        journal: Journal,
+        changes: Changes,
+        meeting: Meeting,
+    ) -> Changes:
+        """
+        Return what to record: *changes*, or what is of one moment, a bit later.
+
+        It is that of all who come to the *meeting*; then the journal says which.
+        """
         consistency = ReplicationOptions.of(record.options).consistency
-        if journal.by_snapshot or consistency == "fuzzy":
+        of_several = meeting.is_of_several
+        if consistency == "fuzzy" or (journal.by_snapshot and not of_several):
+            meeting.leave(record.id)
             return changes
         limit_s, moments = _LIMIT_S[consistency], journal.moments
-        missed, paused, hints = "", Paused(frozenset()), Hints()
+        missed, hints = "", Hints()
         try:
             shares_blocks = moments.shares_blocks()
-            if consistency == "auto" and not shares_blocks:
+            if consistency == "auto" and not (shares_blocks or of_several):
                 return changes
+            if consistency == "auto" and not shares_blocks:
+                raise BackendError(_SHARES_NO_BLOCKS)
             if rest_s := self._pauses.rest_s(record.id):
                 raise BackendError(
                     f"pauses have taken longer than {1000 * limit_s:.0f} ms, or were "
                     f"for nothing; there is none for {rest_s:.0f} s"
                 )
-            paused = self._pausing.find(record.id)
+            found = self._pausing.find(record.id)
             again = moments.prepare(
                 changes, journal.manifest, shares_blocks=shares_blocks
             )
-            with self._pausing.paused(record.id, paused):
+            with meeting.paused(record.id, found):
                 hints = self.looking.look_again(record, again)
-                moments.take(hints, paused.inodes())
+                moments.take(hints, () if journal.by_snapshot else meeting.inodes())
                 self.looking.require_quiet(record)
-            changes = moments.taken() or changes
         except (RemoraError, OSError) as error:
             moments.drop()
             self.looking.give_back(record, hints)
+            meeting.leave(record.id)
             missed = str(error)
-        self._pauses.note(record.id, paused.took_s, limit_s=limit_s, missed=missed)
+        else:
+            changes = moments.taken()
+            journal.moment = meeting.moment
+            meeting.together.add(record.id)
+        self._pauses.note(record.id, meeting.took_s, limit_s=limit_s, missed=missed)
         return changes

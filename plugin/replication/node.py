@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from backends.errors import RemoraError
 from backends.rsync.backend import RsyncBackend
@@ -45,6 +46,7 @@ from plugin.replication.requests import CommitRequest, StandRequest
 from plugin.replication.room import Room, RoomRequest
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing
+from plugin.replication.together import Together
 from plugin.replication.transfer import RsyncTransfer
 
 # The requests of `ReplicationNode.questions` that take as long as a transfer.
@@ -72,6 +74,7 @@ class ReplicationNode:
         find: Callable[[str], VolumeRecord | None],
         by_id: Callable[[str], VolumeRecord | None],
         records: Callable[[Collection[str]], Sequence[VolumeRecord]],
+        of_group: Callable[[str], Sequence[VolumeRecord]],
         keeper: Keeper,
         nice: int,
         placement: Placement,
@@ -79,12 +82,12 @@ class ReplicationNode:
     ) -> None:
         self._holds, self._asking, self._records = holds, asking, records
         self._ownership, self._held, self.progress = ownership, keeper.held, Progress()
-        self._journals = Journals(backend, ownership.copy_states)
+        self._journals = journals = Journals(backend, ownership.copy_states)
         self._reporting = Reporting(self.progress, peers)
         transfer, name = RsyncTransfer(peers, self.progress), ownership.own.name
         self._room = Room(self._journals, node_name=name, by_id=by_id)
-        self.receiving = Receiving(
-            *(ownership, self._journals),
+        self.receiving = receiving = Receiving(
+            *(ownership, journals),
             find=find,
             by_id=by_id,
             room=self._room,
@@ -93,24 +96,27 @@ class ReplicationNode:
             progress=self.progress,
             nice=nice,
         )
-        self._pulling = Pulling(
-            ownership, self._journals, self.receiving, peers, self.progress
-        )
+        self._pulling = Pulling(ownership, journals, receiving, peers, self.progress)
         sending = Sending(peers, transfer, node_name=name)
         self._handing = Handing(
-            *(ownership, self._journals, transfer, sending.deliveries), find=find
+            *(ownership, journals, transfer, sending.deliveries), find=find
         )
-        looking = Looking(self._journals, interval_s=look_interval_s)
+        moments = self._moments_of(keeper, look_interval_s)
+        self._together = Together(ownership, moments, self.progress, of_group)
         self._syncing = Syncing(
-            *(ownership, self._journals, sending),
+            *(ownership, journals, sending),
             held=keeper.held,
             records=records,
             placement=placement,
-            moments=Moments(looking, self.progress.pauses, keeper.pausing),
+            together=self._together,
         )
         self.moving = Moving(ownership, self._syncing, self.progress, asking, by_id)
         holders = Holders(ownership, asking)
-        self.departing = Departing(ownership, holders, self._journals, self.receiving)
+        self.departing = Departing(ownership, holders, journals, receiving)
+
+    def _moments_of(self, keeper: Keeper, look_interval_s: float) -> Moments:
+        looking = Looking(self._journals, interval_s=look_interval_s)
+        return Moments(looking, self.progress.pauses, keeper.pausing)
 
     def questions(self, part: Callable[[str, OfVolume], None]) -> dict[str, Handler]:
         """Return what other nodes may ask, that have a *part* in the volume."""
@@ -203,6 +209,7 @@ class ReplicationNode:
             behind,
             slowed=pacing.told(record, self.progress.reading_s(record.id)),
             pauses=self.progress.pauses.facts(record.id),
+            group=self._together.facts(record) or UNSET,
         )
 
     def transfers(self) -> list[dict[str, object]]:
@@ -229,6 +236,10 @@ class ReplicationNode:
     def pauses(self) -> dict[str, PauseFacts]:
         """Return how long volumes that are mounted here have stood still, by name."""
         return {r.name: self.progress.pauses.facts(r.id) for r, _ in self._held()}
+
+    def left_out(self) -> list[str]:
+        """Return which volumes here are of no one moment with others of their group."""
+        return [r.name for r, _ in self._held() if self._together.left_out(r.id)]
 
     def failures(self) -> dict[str, str]:
         """Return why no commit is made of volumes that are mounted here, by name."""

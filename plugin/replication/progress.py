@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from backends.system.clock import monotonic_s, now_rfc3339
 from plugin.replication.pauses import PauseFacts, Pauses
@@ -52,6 +53,19 @@ class TransferFacts(msgspec.Struct, frozen=True):
     left_s: int | None
 
 
+class GroupFacts(msgspec.Struct, frozen=True):
+    """
+    The volumes of a volume's group, by name, as people are shown them.
+
+    The newest commits that are kept of those ``together`` are of one moment with this
+    one's; ``apart`` says why others' are not.
+    """
+
+    name: str
+    together: list[str]
+    apart: dict[str, str]
+
+
 class CopyFacts(msgspec.Struct, frozen=True):
     """
     How far a volume's copies are, as people are shown it.
@@ -65,6 +79,7 @@ class CopyFacts(msgspec.Struct, frozen=True):
     behind: dict[str, str] = {}
     slowed: str = ""
     pauses: PauseFacts = PauseFacts()
+    group: GroupFacts | UnsetType = UNSET
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ def publish(
     epoch: int,
     commit: Commit,
     holders: Collection[str],
+    *,
     quality: Quality,
+    moment: str = "",
 ) -> None:
     """
     Let the store know that *holders*, and this node, the owner, have *commit*.
@@ -46,6 +48,7 @@ def publish(
                 commit=commit,
                 holders=everybody,
                 quality=quality,
+                moment=moment,
             )
         except RefusedError:
             return
@@ -62,6 +65,7 @@ def tell(
 ) -> None:
     """Log that a commit was sent, and note it among the volume's events."""
     commit, duration_ms = str(report.commit), round(1000 * took_s, 1)
+    moment = report.moment
     log.info(
         "synced",
         extra=fields(
@@ -78,5 +82,6 @@ def tell(
         commit=commit,
         size_bytes=report.size_bytes,
         duration_ms=duration_ms,
+        moment=moment,
         holders=",".join(sorted({*report.holders, ownership.node_id})),
     )

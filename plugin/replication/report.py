@@ -13,6 +13,7 @@ from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.state import Commit, Quality
+from plugin.replication.landing import Landing
 
 log = logging.getLogger(__name__)
 # It makes a commit if anything has changed since the last one, and returns the newest;
@@ -25,7 +26,8 @@ class Step:
     """
     One commit brought to some members: what it is made of, and what they lack.
 
-    *valid* says whether the files are still of the commit.
+    *valid* says whether the files are still of the commit; *landing*, when it may
+    become a member's.
     """
 
     record: VolumeRecord
@@ -34,6 +36,7 @@ class Step:
     valid: Callable[[], bool]
     # The members lack what has changed after this commit, and these paths.
     since: Base
+    landing: Landing
     missing: Collection[bytes] = ()
     # The member was filled before.
     filled: bool = False
@@ -50,7 +53,7 @@ class Report:
     ``carried_bytes`` went to all of them. ``faults`` says, by node, why it has not got
     it; to the nodes in ``filling`` something is on its way beside the rounds. Those in
     ``unheard`` could not be asked, or have too much on their way. ``quality`` is that
-    of what was sent.
+    of what was sent, ``moment`` the one that it shares with other volumes.
     """
 
     commit: Commit
@@ -62,6 +65,12 @@ class Report:
     filling: set[str] = field(default_factory=set)
     unheard: set[str] = field(default_factory=set)
     quality: Quality = "fuzzy"
+    moment: str = ""
+
+    def moment_of(self, journal: Journal) -> str:
+        """Return the moment of the commit, as it was sent or as *journal* has it."""
+        is_newest = (self.commit.epoch, self.commit.seq) == journal.commit()
+        return journal.moment if is_newest and journal.moment else self.moment
 
     def quality_of(self, journal: Journal) -> Quality:
         """Return the quality of the commit, as it was sent or as *journal* has it."""

@@ -26,6 +26,7 @@ from plugin.replication.beside import Beside
 from plugin.replication.debts import Debts
 from plugin.replication.deliveries import Deliveries, Delivery
 from plugin.replication.grouping import Group, planned
+from plugin.replication.landing import Landing
 from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.receiving import pair
 from plugin.replication.report import Advance, Report, Step, failed, note
@@ -61,7 +62,7 @@ class Sending:
         """Return whether a connection to the node stands at this moment."""
         return self._peers.is_connected(node_id)
 
-    def distribute(
+    def distribute(  # noqa: PLR0913 - what is sent, to whom, and while what holds
         self,
         record: VolumeRecord,
         journal: Journal,
@@ -70,6 +71,7 @@ class Sending:
         *,
         advance: Advance,
         valid: Callable[[], bool],
+        landing: Landing | None = None,
         last: bool = False,
     ) -> Iterator[Report]:
         """
@@ -77,8 +79,9 @@ class Sending:
 
         What has come to an end beside the rounds is told of first, with the commits of
         then. *valid* says whether the packed files are of this commit: no owner has
-        come. A member that is not filled soon, or is slow, gets the commit another
-        time. After the *last* one nothing comes.
+        come; *landing*, when a commit may become a member's. A member that is not
+        filled soon, or is slow, gets the commit another time. After the *last* one
+        nothing comes.
 
         Errors of members are logged: they are tried again in the next round.
         """
@@ -90,7 +93,8 @@ class Sending:
         self._debts.fill(record.id, standing.ahead)
         for each in ended:
             yield self._late(record, each, standing.commits)
-        about = Step(record, journal, advance, valid, journal.commit())
+        landing = landing or Landing([record.id])
+        about = Step(record, journal, advance, valid, journal.commit(), landing)
         journal.moments.expect({pair(each) for each in standing.commits.values()})
         commit = advance(False)
         standing.leave_out(record, commit)
@@ -217,9 +221,10 @@ class Sending:
         newer = Commit(commit.epoch + 1, 0)
         at = {each: commits.get(each, EMPTY) for each in ended.report.holders}
         holders = {each for each in at if commit <= at[each] < newer}
-        is_same = ended.report.commit == commit
-        quality = ended.report.quality if is_same else "fuzzy"
-        return Report(commit, holders, quality=quality)
+        if ended.report.commit != commit:
+            return Report(commit, holders)
+        quality, moment = ended.report.quality, ended.report.moment
+        return Report(commit, holders, quality=quality, moment=moment)
 
     def _together(
         self, step: Step, groups: Mapping[Commit, Sequence[str]], commit: Commit
@@ -302,7 +307,7 @@ class Sending:
         try:
             with on_disk_of(self._node_name):
                 package = step.journal.pack(*by_base, only=missing, valid=step.valid)
-            report.quality = step.journal.quality()
+            report.quality, report.moment = step.journal.quality(), step.journal.moment
             return self._carry(step, package, by_base, report, late)
         finally:
             if late and (outbox := step.journal.leave_packed()) is not None:
@@ -341,6 +346,7 @@ class Sending:
                 )
                 for node_id in group
             ]
+            step.landing.begin(step.record.id, group)
             late += self.deliveries.deliver(begun)
             report.filling |= {each.node_id for each in late}
             for each in begun:
@@ -358,14 +364,19 @@ class Sending:
 
     def _send(self, step: Step, package: Package, node_id: str) -> Mapping[str, Any]:
         commit, record = Commit(*package.commit), step.record
-        carried_bytes = self._transfer.send(
-            node_id,
-            volume_id=record.id,
-            commit=commit,
-            source=package.directory,
-            names=[package.names],
-            total_bytes=package.size_bytes,
-        )
+        try:
+            carried_bytes = self._transfer.send(
+                node_id,
+                volume_id=record.id,
+                commit=commit,
+                source=package.directory,
+                names=[package.names],
+                total_bytes=package.size_bytes,
+            )
+        except BaseException:
+            step.landing.end(record.id, node_id)
+            raise
+        step.landing.come(record.id, node_id)
         step.carried[node_id] = step.carried.get(node_id, 0) + carried_bytes
         body = {
             "volume": record.id,

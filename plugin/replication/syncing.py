@@ -25,18 +25,19 @@ from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
-from plugin.ownership.sealing import commit_running
 from plugin.ownership.state import Commit, Head, RefusedError
 from plugin.ownership.view import OwnershipView
 from plugin.replication import pacing
+from plugin.replication.committing import Committing
 from plugin.replication.journals import Journals
-from plugin.replication.moments import Moments
+from plugin.replication.meeting import Meeting
 from plugin.replication.placement import Placement
 from plugin.replication.publishing import publish, tell
 from plugin.replication.receiving import pair
 from plugin.replication.report import Report
 from plugin.replication.schedule import Schedule
 from plugin.replication.sending import Sending
+from plugin.replication.together import Held, Together
 
 log = logging.getLogger(__name__)
 _TICK_S: Final = 1.0
@@ -57,10 +58,10 @@ class Syncing:
         journals: Journals,
         sending: Sending,
         *,
-        held: Callable[[], Sequence[tuple[VolumeRecord, int]]],
+        held: Callable[[], Sequence[Held]],
         records: Callable[[Collection[str]], Sequence[VolumeRecord]],
         placement: Placement,
-        moments: Moments,
+        together: Together,
     ) -> None:
         self._ownership = ownership
         self.placement = placement
@@ -68,7 +69,9 @@ class Syncing:
         self._sending = sending
         self._held = held
         self._records = records
-        self._looking, self._moments = moments.looking, moments
+        self._together, self._moments = together, together.moments
+        self._looking = self._moments.looking
+        self._committing = Committing(ownership, self._moments)
         self._progress = sending.progress
         self._schedule = Schedule()
         self._behind: list[VolumeRecord] = []
@@ -160,13 +163,15 @@ class Syncing:
 
     def _tick(self) -> None:
         """Tell the schedule which volumes are mounted here, and which are behind."""
-        wanted = set()
-        for record, epoch in self._held():
-            if self._journals.home(record) is not None:
-                reading_s = self._progress.reading_s(record.id)
-                interval_s = pacing.interval_s(record, reading_s)
-                self._want(record, interval_s, partial(self.sync, record, epoch))
-                wanted.add(record.id)
+        held = [e for e in self._held() if self._journals.home(e[0]) is not None]
+        wanted = {record.id for record, _ in held}
+        keys = set()
+        for key, volumes in self._together.units(held).items():
+            reading_s = max(self._progress.reading_s(r.id) for r, _ in volumes)
+            interval_s = min(pacing.interval_s(r, reading_s) for r, _ in volumes)
+            work = partial(self._together.round, volumes, self._sync_round)
+            self._want(key, [r.id for r, _ in volumes], interval_s, work)
+            keys.add(key)
         interval_s = self.placement.interval_s
         if monotonic_s() >= self._idle_due_s:
             self._idle_due_s = monotonic_s() + interval_s
@@ -176,23 +181,28 @@ class Syncing:
             self._behind = [e for e in self._records(led) if self._may_be_behind(e)]
         for record in self._behind:
             if record.id not in wanted:
-                self._want(record, interval_s, partial(self.follow, record))
+                work = partial(self._round, record, partial(self.follow, record))
+                self._want(record.id, [record.id], interval_s, work)
                 wanted.add(record.id)
-        self._schedule.keep_only(wanted)
+                keys.add(record.id)
+        self._schedule.keep_only(keys)
         self._sending.beside.keep_only(wanted)
         self._sending.seeding.begin_due()
         self._progress.keep_faults(wanted)
 
     def _want(
-        self, record: VolumeRecord, interval_s: float, work: Callable[[], object]
+        self,
+        key: str,
+        volume_ids: Sequence[str],
+        interval_s: float,
+        work: Callable[[], object],
     ) -> None:
-        self._schedule.want(
-            record.id,
-            interval_s,
-            partial(self._round, record, work),
-            # Who was filled just now has its commit to come; of others it is told.
-            at_once=self._sending.beside.is_due(record.id),
-        )
+        # Who was filled just now has its commit to come; of others it is told.
+        at_once = any(map(self._sending.beside.is_due, volume_ids))
+        self._schedule.want(key, interval_s, work, at_once=at_once)
+
+    def _sync_round(self, record: VolumeRecord, epoch: int, meeting: Meeting) -> None:
+        self._round(record, partial(self.sync, record, epoch, meeting))
 
     def _round(self, record: VolumeRecord, work: Callable[[], object]) -> None:
         # Whatever it does with that: else a member that is not asked any more would
@@ -209,9 +219,9 @@ class Syncing:
         else:
             self._progress.note_failure(record.id, "")
 
-    def sync(self, record: VolumeRecord, epoch: int) -> None:
+    def sync(self, record: VolumeRecord, epoch: int, meeting: Meeting) -> None:
         """
-        Bring the members of a mounted volume in step.
+        Bring the members of a mounted volume in step, with all of the *meeting*.
 
         Raises:
             RemoraError: it could not be done as a whole; the next round tries again.
@@ -224,16 +234,22 @@ class Syncing:
         faults = dict.fromkeys(silent, "the node has no lease, and does not answer")
         self._progress.note_round(record.id, holders=(), faults=faults)
         if reached:
-            self.bring(record, epoch, reached)
+            self.bring(record, epoch, reached, meeting)
 
     def _is_reached(self, node_id: str) -> bool:
         return self.placement.lives(node_id) or self._sending.is_connected(node_id)
 
     def bring(
-        self, record: VolumeRecord, epoch: int, others: Sequence[str]
+        self,
+        record: VolumeRecord,
+        epoch: int,
+        others: Sequence[str],
+        meeting: Meeting | None = None,
     ) -> list[Report]:
         """
         Bring *others*, members of a mounted volume, in step; return what came of it.
+
+        The first commit is that of the *meeting*, if there is one.
 
         Raises:
             RemoraError: it could not be done as a whole.
@@ -242,6 +258,7 @@ class Syncing:
         enough = max(1, ReplicationOptions.of(record.options).min_acks)
         reports = []
         holders: dict[Commit, set[str]] = {}
+        meeting = meeting or self._moments.meeting_of(record.id)
         with self._journals.using(record, Deadline(_ROUND_DEADLINE_S)) as journal:
             if not self._ownership.still_owner(record, epoch):
                 return []
@@ -249,8 +266,11 @@ class Syncing:
             began_s = monotonic_s()
             for report in self._sending.distribute(
                 *(record, journal, lineage, others),
-                advance=lambda anew: self._advance(record, epoch, journal, anew=anew),
+                advance=lambda anew: self._committing.advance(
+                    *(record, epoch, journal, meeting), anew=anew
+                ),
                 valid=lambda: self._ownership.still_owner(record, epoch),
+                landing=meeting.landing,
             ):
                 reports.append(report)
                 self._note_round(record, report)
@@ -260,32 +280,14 @@ class Syncing:
                 held |= report.holders
                 # Before enough members have it, nobody may rely on its being kept.
                 if report.holders and len(held) >= enough:
-                    quality = report.quality_of(journal)
                     publish(
-                        self._ownership, record, epoch, report.commit, held, quality
+                        *(self._ownership, record, epoch, report.commit, held),
+                        quality=report.quality_of(journal),
+                        moment=report.moment_of(journal),
                     )
                     self._progress.synced(record.id)
             self._progress.note_reading(record.id, journal.reading_s)
         return reports
-
-    def _advance(
-        self, record: VolumeRecord, epoch: int, journal: Journal, *, anew: bool
-    ) -> Commit:
-        """Return the newest commit, made now if anything has changed."""
-        changes = self._looking.look(record, journal)
-        current = Commit(*journal.commit())
-        if not (changes or anew) and current.epoch == epoch:
-            journal.manifest.touch(changes.touched)
-            return current
-        try:
-            changes = self._moments.take(record, journal, changes)
-            # The number is used up durably before anybody can have seen it.
-            commit = commit_running(self._ownership, record, epoch)
-            journal.record(changes, pair(commit))
-        except BaseException:
-            self._looking.missed(record)
-            raise
-        return commit
 
     def _spread(
         self,

@@ -37,6 +37,7 @@ class Catalogue:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._heads = Values(store, VolumeHead, prefix=_PREFIX)
+        self._grouped = Values(store, VolumeRecord, prefix=_PREFIX)
         # The names by id, and what they were read from.
         self._names: tuple[Read[VolumeHead], Mapping[str, str]] | None = None
 
@@ -62,6 +63,12 @@ class Catalogue:
         if missing := {*ids} - found.keys():
             found |= self._named(self.names(), missing)
         return sorted(found.values(), key=lambda each: each.name)
+
+    def of_group(self, group: str) -> list[VolumeRecord]:
+        """Return the records of the volumes of a *group*, from local knowledge."""
+        clue = msgspec.json.encode(group).decode()
+        found = self._grouped.read(naming=clue).values.values()
+        return [each for each in found if each.options.get("group") == group]
 
     def _named(
         self, names: Mapping[str, str], ids: Collection[str]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from backends.base import Backend
 from backends.errors import InvalidRequestError, RemoraError, VolumeExistsError
-from backends.options import ALL_OPTIONS, IGNORED, differences
+from backends.options import ALL_OPTIONS, IGNORED, NOT_COPIED, differences
 from backends.registry import DEFAULT_KIND, Registry
 from plugin.limits import OPTION_KEY_LENGTH_MAX, OPTION_VALUE_LENGTH_MAX, OPTIONS_MAX
 from plugin.model import VolumeRecord
@@ -116,7 +116,8 @@ class OptionResolver:
         backend = self.registry.get(source.backend)
         asked.pop("backend", None)
         requested = backend.parse_options(asked)
-        options = backend.merge_options(source.options, requested)
+        like = {k: v for k, v in source.options.items() if k not in NOT_COPIED}
+        options = backend.merge_options(like, requested)
         full = _compared(requested, source.backend)
         return Resolved(backend, full, options, requested)
 

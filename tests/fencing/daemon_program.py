@@ -36,7 +36,7 @@ def pause(guard: Guard, request: dict, pauses: ExitStack) -> str:
         if request["op"] == "pause":
             pausing = Pausing(guard)
             paused = pausing.find(request["id"])
-            pauses.enter_context(pausing.paused(request["id"], paused))
+            pauses.enter_context(pausing.paused(paused))
         else:
             pauses.close()
     except FencingError as error:

@@ -214,7 +214,7 @@ def test_files_that_stay_open_are_known(volume: Volume, group: Path) -> None:
         wait_until(
             lambda: b"ready" in opened.read_bytes(), timeout_s=WAIT_S, what="it is open"
         )
-        paused = Paused({Target("v2", str(group), 0, 0)})
+        paused = Paused((), {Target("v2", str(group), 0, 0)})
         found = paused.inodes()
     finally:
         process.kill()
@@ -247,7 +247,7 @@ def test_which_files_are_open_is_asked_of_no_server(
         (group / "cgroup.procs").write_text(str(process.pid))
         end.start()
         with suppress(FencingError):
-            Paused({Target("v2", str(group), 0, 0)}).inodes()
+            Paused((), {Target("v2", str(group), 0, 0)}).inodes()
         in_time = end.is_alive()
         process.kill()
     end.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from backends.rsync.journal.journal import EVERYTHING, Hints, Journal
 from backends.rsync.journal.outbox import unpack_all
 from backends.rsync.journal.packing import OUTBOX_NAME
 from backends.rsync.journal.scan import Changes
+from tests.support.changing import Changing
 from tests.support.journal_trees import (
     VOLUME,
     all_known,
@@ -184,63 +184,6 @@ def test_without_a_change_nothing_is_found(owner: Journal) -> None:
         if each.is_file():
             each.read_bytes()
     assert not owner.look(EVERYTHING).changed
-
-
-class Changing:
-    """Changes a directory at random, in every way that a name can change."""
-
-    def __init__(self, root: Path, seed: int) -> None:
-        self._root = root
-        self._random = random.Random(seed)
-
-    def change(self) -> None:
-        """Do one thing."""
-        act = self._random.choice(
-            [self.write, self.write, self.make, self.link, self.move, self.remove]
-        )
-        act()
-
-    def place(self) -> Path:
-        """Return a path that may be taken."""
-        way = (self._random.choice("abc") for _ in range(self._random.randint(1, 4)))
-        return self._root.joinpath(*way)
-
-    def found(self) -> Path | None:
-        """Return something that there is."""
-        there = sorted(self._root.rglob("*"))
-        return self._random.choice(there) if there else None
-
-    def write(self) -> None:
-        path = self.place()
-        if path.parent.is_dir() and not path.is_dir():
-            path.write_bytes(self._random.randbytes(self._random.randint(0, 9000)))
-
-    def make(self) -> None:
-        path = self.place()
-        if path.parent.is_dir() and not path.exists():
-            path.mkdir(mode=0o700)
-            os.setxattr(path, "user.remark", self._random.randbytes(3))
-
-    def link(self) -> None:
-        one, other = self.found(), self.place()
-        if one and one.is_file() and other.parent.is_dir() and not other.exists():
-            os.link(one, other)
-
-    def move(self) -> None:
-        one, other = self.found(), self.place()
-        if one is None or not other.parent.is_dir() or other.is_relative_to(one):
-            return
-        if other.is_dir() and not one.is_relative_to(other):
-            shutil.rmtree(other)
-        if not other.exists() or (one.is_file() and other.is_file()):
-            one.rename(other)
-
-    def remove(self) -> None:
-        path = self.found()
-        if path and path.is_dir():
-            shutil.rmtree(path)
-        elif path:
-            path.unlink()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -134,6 +134,8 @@ def test_every_cut_and_every_changed_byte_is_noticed(tmp_path: Path) -> None:
         file(b"a", kind="pipe", size=1),
         file(b"a", kind="directory", links=1),
         file(b"a", attributes="changing"),
+        file(b"a", content=b"short"),
+        file(b"a", kind="directory", content=b"1" * 16),
         file(b"a", kind="door"),
         file(b"a", uid="0"),
         ["a"],

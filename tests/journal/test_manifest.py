@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -249,9 +251,32 @@ def test_a_file_that_cannot_be_read_is_told_and_discarded(
     Manifest(path).close()
 
 
+def test_the_version_before_is_led_on(tmp_path: Path, manifest: Manifest) -> None:
+    manifest.record(tree(b"", b"a"), [], commit=(1, 1))
+    manifest.close()
+    with closing(sqlite3.connect(tmp_path / "manifest")) as old:
+        for column in ("alike_epoch", "alike_seq"):
+            old.execute(f"ALTER TABLE entries DROP COLUMN {column}")
+        old.execute("PRAGMA user_version = 1")
+    for _ in range(2):
+        with closing(Manifest(tmp_path / "manifest")) as led_on:
+            assert bare(led_on.all()) == tree(b"", b"a")
+            assert led_on.commit() == (1, 1)
+            row = msgspec.structs.replace(known(b"b"), alike_since=(1, 1))
+            led_on.record([row], [], commit=(1, 2))
+            found = led_on.get(b"b")
+            assert found
+            assert found.alike_since == (1, 1)
+            led_on.record([], [b"b"], commit=(1, 2))
+            assert led_on.since((1, 1)) is not None
+        with closing(sqlite3.connect(tmp_path / "manifest")) as old:
+            old.execute("UPDATE state SET seq = 1")
+            old.commit()
+
+
 def test_a_newer_version_is_not_touched(tmp_path: Path, manifest: Manifest) -> None:
-    manifest._connection.execute("PRAGMA user_version = 2")
-    with pytest.raises(BackendError, match="version 2"):
+    manifest._connection.execute("PRAGMA user_version = 3")
+    with pytest.raises(BackendError, match="version 3"):
         Manifest(tmp_path / "manifest")
 
 

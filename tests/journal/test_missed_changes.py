@@ -13,43 +13,13 @@ from backends.system.clock import Deadline
 from plugin.errors import NotOwnerError
 from plugin.fencing.client import Guard
 from plugin.fencing.pausing import NotPausedError, Paused, Pausing
-from plugin.ownership.holders import Holders
-from plugin.peers.channel import Peers
-from plugin.peers.sharing import SharedSsh
+from plugin.replication.committing import Committing
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.moments import Moments
 from plugin.replication.pauses import Pauses
-from plugin.replication.placement import Placement
-from plugin.replication.progress import Progress
-from plugin.replication.sending import Sending
-from plugin.replication.syncing import Syncing
-from plugin.replication.transfer import RsyncTransfer
 from tests.fault.two_nodes import World
 from tests.support.namespaces import enter_private_mounts
-
-
-def syncing_of(world: World, journals: Journals, sockets: Path) -> Syncing:
-    peers = Peers(SharedSsh(world.home, sockets=sockets))
-    sending = Sending(peers, RsyncTransfer(peers, Progress()), node_name="alpha")
-    return Syncing(
-        world.ownership,
-        journals,
-        sending,
-        held=list,
-        records=list,
-        placement=Placement(
-            world.ownership,
-            Holders(world.ownership, None),
-            find=lambda _: None,
-            replace_after_s=None,
-            interval_s=60,
-        ),
-        moments=Moments(
-            *(Looking(journals, interval_s=600), Pauses()),
-            Pausing(Guard(world.home / "guard")),
-        ),
-    )
 
 
 def test_a_commit_that_fails_loses_no_change(tmp_path: Path) -> None:
@@ -68,13 +38,22 @@ def test_a_commit_that_fails_loses_no_change(tmp_path: Path) -> None:
         tempfile.TemporaryDirectory(prefix="rp") as sockets,
         journals.using(record, Deadline(30)) as journal,
     ):
-        syncing = syncing_of(world, journals, Path(sockets))
-        syncing._advance(record, epoch, journal, anew=False)
+        moments = Moments(
+            *(Looking(journals, interval_s=600), Pauses()),
+            Pausing(Guard(Path(sockets) / "guard")),
+        )
+        committing = Committing(world.ownership, moments)
+
+        def advance(epoch: int) -> None:
+            meeting = moments.meeting_of(record.id)
+            committing.advance(record, epoch, journal, meeting, anew=False)
+
+        advance(epoch)
         assert journal.manifest.get(b"000") is not None
         (live / "000").unlink()
         with pytest.raises(NotOwnerError):
-            syncing._advance(record, epoch + 1, journal, anew=False)
-        syncing._advance(record, epoch, journal, anew=False)
+            advance(epoch + 1)
+        advance(epoch)
         assert journal.manifest.get(b"000") is None
     journals.close()
     world.close()
@@ -91,11 +70,11 @@ def test_a_pause_that_fails_loses_no_change(tmp_path: Path) -> None:
     class Broken(Pausing):
         def find(self, volume_id: str) -> Paused:
             del volume_id
-            return Paused(frozenset())
+            return Paused((), frozenset())
 
         @contextmanager
-        def paused(self, volume_id: str, paused: Paused) -> Iterator[None]:
-            del volume_id, paused
+        def paused(self, paused: Paused) -> Iterator[None]:
+            del paused
             (live / "late").write_text("written before they stood still")
             yield
             raise NotPausedError("they did not stand still for long enough")
@@ -106,7 +85,9 @@ def test_a_pause_that_fails_loses_no_change(tmp_path: Path) -> None:
         for number in range(1, 4):
             (live / "early").write_text(str(number))
             changes = moments.looking.look(record, journal)
-            journal.record(moments.take(record, journal, changes), (1, number))
+            meeting = moments.meeting_of(record.id)
+            changes = moments.take(record, journal, changes, meeting)
+            journal.record(changes, (1, number))
             assert journal.quality() == "fuzzy"
             if number == 1:
                 assert journal.manifest.get(b"late") is None

@@ -49,4 +49,12 @@ def moded(path: Path, chance: random.Random) -> None:
     path.chmod(chance.randrange(0o1000))
 
 
-FATES = [*[written] * 6, renamed, linked, replaced, moded]
+def owned(path: Path, chance: random.Random) -> None:
+    os.chown(path, chance.randrange(9), chance.randrange(9))
+
+
+def marked(path: Path, chance: random.Random) -> None:
+    os.setxattr(path, f"user.{chance.choice('xy')}", chance.randbytes(9))
+
+
+FATES = [*[written] * 6, renamed, linked, replaced, moded, owned, marked]

@@ -19,6 +19,7 @@ _DELTA_HEADER: Final = Header(ID, (1, 1), (1, 2))
 _ENTRIES: Final = (
     Entry(b"", "directory", 0o755, 0, 0, 1),
     Entry(b"a", "file", 0o644, 1, 2, 3, size=4, links=9, commit=(1, 2)),
+    Entry(b"a!", "file", 0o644, 1, 2, 3, size=4, commit=(1, 2), content=b"1" * 16),
     Entry(b"b", "link", 0o777, 0, 0, 1, target=b"../x"),
 )
 
@@ -38,9 +39,9 @@ def with_right_sum(delta: bytes) -> bytes:
     return body + trailer[:-4] + struct.pack(">I", zlib.crc32(body))
 
 
-DELTA: Final = delta_of(_DELTA_HEADER, *_ENTRIES, b"gone", counts=(3, 1))
+DELTA: Final = delta_of(_DELTA_HEADER, *_ENTRIES, b"gone", counts=(4, 1))
 FULL: Final = delta_of(
-    msgspec.structs.replace(_DELTA_HEADER, base=None), *_ENTRIES, counts=(3, 0)
+    msgspec.structs.replace(_DELTA_HEADER, base=None), *_ENTRIES, counts=(4, 0)
 )
 
 

@@ -79,10 +79,12 @@ def all_known(root: Path) -> Iterator[Known]:
 
 
 def bare(rows: Iterable[Known]) -> list[Known]:
-    """Return *rows* without the commits that have written them."""
+    """Return *rows* without what a look cannot tell: commits, and what they hold."""
     return [
         msgspec.structs.replace(
-            row, entry=msgspec.structs.replace(row.entry, commit=UNWRITTEN)
+            row,
+            entry=msgspec.structs.replace(row.entry, commit=UNWRITTEN, content=b""),
+            alike_since=UNWRITTEN,
         )
         for row in rows
     ]

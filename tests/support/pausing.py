@@ -24,6 +24,7 @@ from plugin.fencing import cgroups
 from plugin.fencing.client import Guard
 from plugin.fencing.held import HeldVolume
 from plugin.fencing.pausing import Pausing
+from plugin.model import VolumeRecord
 from plugin.replication.journals import Journals
 from plugin.replication.looking import Looking
 from plugin.replication.moments import Moments
@@ -64,6 +65,20 @@ def joining(group: Path, *command: str | Path) -> list[str]:
     return ["sh", "-c", _JOIN, *map(str, (group, *command))]
 
 
+def held(record: VolumeRecord, mounted: Path) -> HeldVolume:
+    """Return the volume, mounted at *mounted*, as a guard is told of it."""
+    table = Path("/proc/self/mountinfo").read_text()
+    at = str(mounted)
+    entry = [each for each in parse_mountinfo(table) if each.mount_point == at][-1]
+    return HeldVolume(
+        id=record.id,
+        device=entry.device,
+        root=entry.root,
+        target=at,
+        deadline_s=boottime_s() + 3600,
+    )
+
+
 class PausedOwner:
     """A volume on *disk* that is mounted, and the parts that make its commits."""
 
@@ -76,26 +91,11 @@ class PausedOwner:
         self.journals = Journals(self.world.pool, self.world.ownership.copy_states)
         self.guard = Guard(run_dir)
         self.guard.start()
-        self.guard.hold([self._held()])
+        self.guard.hold([held(self.record, self.mounted)])
         self.pauses = Pauses(rest_s=0)  # however slow the machine is
         looking = Looking(self.journals, interval_s=600)
         self.moments = Moments(looking, self.pauses, Pausing(self.guard))
         self.numbers = itertools.count(1)
-
-    def _held(self) -> HeldVolume:
-        table = Path("/proc/self/mountinfo").read_text()
-        entry = [
-            each
-            for each in parse_mountinfo(table)
-            if each.mount_point == str(self.mounted)
-        ][-1]
-        return HeldVolume(
-            id=self.record.id,
-            device=entry.device,
-            root=entry.root,
-            target=str(self.mounted),
-            deadline_s=boottime_s() + 3600,
-        )
 
     @property
     def facts(self) -> PauseFacts:
@@ -104,7 +104,8 @@ class PausedOwner:
     def advance(self, journal: Journal) -> Changes:
         """Make a commit, and return what it changes."""
         changes = self.moments.looking.look(self.record, journal)
-        changes = self.moments.take(self.record, journal, changes)
+        meeting = self.moments.meeting_of(self.record.id)
+        changes = self.moments.take(self.record, journal, changes, meeting)
         journal.record(changes, (1, next(self.numbers)))
         return changes
 

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.system.clock import monotonic_s
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
 from plugin.replication import seeding
+from plugin.replication.landing import Landing
 from plugin.replication.progress import Progress
 from plugin.replication.report import Report
 from plugin.replication.sending import Sending
@@ -63,13 +65,19 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
     made.close()
 
 
-def distribute(journal: Journal, line: Line, *, changed: bool = False) -> list[bool]:
+def distribute(
+    journal: Journal,
+    line: Line,
+    *,
+    changed: bool = False,
+    landing: Landing | None = None,
+) -> list[bool]:
     """Return which commits had to be new, whether or not files have *changed*."""
-    return distributed(journal, line, changed=changed)[0]
+    return distributed(journal, line, changed=changed, landing=landing)[0]
 
 
 def distributed(
-    journal: Journal, line: Line, *, changed: bool
+    journal: Journal, line: Line, *, changed: bool, landing: Landing | None = None
 ) -> tuple[list[bool], list[Report]]:
     """Return what `distribute` does, and the reports."""
     asked: list[bool] = []
@@ -87,6 +95,7 @@ def distributed(
         *(RECORD, journal, LINEAGE, [*line.commits]),
         advance=advance,
         valid=lambda: True,
+        landing=landing,
     )
     return asked, [*reports]
 
@@ -141,3 +150,45 @@ def test_who_applies_a_commit_has_it_and_gets_no_other(
     # A last sync asks again soon.
     assert report.filling == report.unheard == ({"one"} if changed else set())
     assert not report.faults
+
+
+class Bringing(Line):
+    """Brings, and notes what members are asked."""
+
+    def __init__(self, **commits: Commit) -> None:
+        super().__init__(**commits)
+        self.done: list[str] = []
+
+    def send(self, node_id: str, *, commit: Commit, **_: object) -> int:
+        del commit
+        self.done.append(f"sent to {node_id}")
+        return 0
+
+    def call(self, node_id: str, *_: object, **__: object) -> dict[str, object]:
+        self.done.append(f"commit on {node_id}")
+        return {"commit": [1, 3]}
+
+
+def test_it_becomes_a_members_when_others_of_its_moment_have_come(
+    journal: Journal,
+) -> None:
+    line = Bringing(one=Commit(1, 2))
+
+    class Watched(Landing):
+        def come(self, volume_id: str, node_id: str) -> None:
+            line.done.append("waits")
+            super().come(volume_id, node_id)
+
+    landing = Watched([VOLUME, "other"], wait_s=0.5)
+    landing.begin("other", ["one"])
+    distribute(journal, line, changed=True, landing=landing)
+    assert line.done == ["sent to one", "waits", "commit on one"]
+
+
+def test_nobody_waits_for_what_has_broken_off(journal: Journal) -> None:
+    landing = Landing([VOLUME, "other"])
+    landing.begin("other", ["one"])
+    distribute(journal, Line(one=Commit(1, 2)), changed=True, landing=landing)
+    began_s = monotonic_s()
+    landing.come("other", "one")
+    assert monotonic_s() - began_s < 5

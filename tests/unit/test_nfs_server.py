@@ -12,6 +12,7 @@ from backends.nfs import mounting, server
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
 from backends.nfs.options import Export
+from backends.system.clock import Deadline
 from backends.system.mountinfo import MountEntry
 
 
@@ -82,11 +83,29 @@ def ping_of(answering: set[str]) -> Callable[..., str]:
     return ping
 
 
-def test_a_mount_that_waits_for_an_older_address_says_so(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("answering", "behind"),
+    [
+        ({"10.0.0.6"}, ["/mnt/a"]),
+        ({"10.0.0.5", "10.0.0.6"}, []),
+        (set(), []),
+    ],
+)
+def test_mounts_from_where_the_server_was_are_left_behind(
+    monkeypatch: pytest.MonkeyPatch, answering: set[str], behind: list[str]
 ) -> None:
-    table = [mounted("/mnt/a", "10.0.0.5"), mounted("/mnt/b", "10.0.0.6")]
+    """Of this server alone: another one that is down concerns nobody else."""
+    table = [
+        mounted("/mnt/a", "10.0.0.5"),
+        mounted("/mnt/b", "10.0.0.6"),
+        mounted("/mnt/c", "10.0.0.4")._replace(source="other:/x"),
+    ]
     monkeypatch.setattr(server, "mount_table", lambda: table)
-    monkeypatch.setattr(server, "ping", ping_of({"10.0.0.6"}))
-    said = str(mounting._unended(export(""), "nas:/x"))
-    assert "/mnt/a is mounted from 10.0.0.5, where nobody answers" in said
+    monkeypatch.setattr(server, "ping", ping_of(answering))
+    named = Export("nas", "/x", "4", "")
+    assert [each.mount_point for each in server.left_behind(named)] == behind
+    if behind:
+        with pytest.raises(NfsError, match=r"NFS-MOVED: .* /mnt/a is mounted from"):
+            mounting.mount(
+                named, Path("/m"), subdir="", entries="", deadline=Deadline(1)
+            )

@@ -215,6 +215,16 @@ class Catalogue:
             raise Refused("CATALOGUE", "the marker is that of another volume")
         return found
 
+    def has_own_filesystem(self, directory: str) -> bool:
+        """
+        Return whether *directory* is another filesystem on the server.
+
+        A dataset or a subvolume for each volume, for instance. No client can rename it
+        or remove it. Only who opens it gets there.
+        """
+        with self.share.directory(directory) as opened:
+            return os.fstat(opened).st_dev != self.share.status("").st_dev
+
     def age_s(self, *parts: str) -> float:
         """Return how long ago, on the server's clock, the file *parts* was written."""
         try:

@@ -86,7 +86,8 @@ def repair(catalogue: Catalogue, request: Json) -> int:
         if _swap_token(catalogue, marker) in request["tokens"]:
             try:
                 swap_finished(catalogue, marker)
-            except Refused as refusal:  # another node is at it, or a person has to look
+            # Another node is at it, or a person has to look; others must not suffer.
+            except (Refused, OSError) as refusal:
                 sys.stderr.write(one_line(f"{marker['name']}: {refusal}") + "\n")
     for token in request["tokens"]:
         copy = catalogue.path("copies", catalogue.node, token)
@@ -259,6 +260,12 @@ def swap(catalogue: Catalogue, request: Json) -> None:
             if catalogue.marker(found["name"]) != found:
                 raise Refused("CHANGING", "another node has changed it just now")
             copy = catalogue.path("copies", catalogue.node, request["token"])
+            if catalogue.has_own_filesystem(found["subdir"]):
+                raise Refused(
+                    "FILESYSTEM",
+                    f"directory '{found['subdir']}' is a filesystem of its own on the "
+                    "server, and cannot be exchanged",
+                )
             _require_free(catalogue, found, request["keep_as"])
             _write_facts(catalogue, copy, request["facts"])
             catalogue.share.rename(f"{copy}/{_DATA}", f"{copy}/{_NEW}")
@@ -302,6 +309,8 @@ def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
         share.rename(data, new)
     if share.is_directory(new):
         if share.is_directory(live) and not share.is_directory(old):
+            if catalogue.has_own_filesystem(live):  # an older agent has begun it
+                return _taken_back(catalogue, marker)
             share.rename(live, old)
         share.rename(new, live)
     if share.is_directory(old):
@@ -310,6 +319,13 @@ def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
         _place(catalogue, marker, copy, intent["keep_as"])
     done = {key: value for key, value in marker.items() if key != "swap"}
     done["identity"] = catalogue.identity(live)
+    catalogue.replace(done, "volumes", key_of(marker["name"]))
+    return done
+
+
+def _taken_back(catalogue: Catalogue, marker: Json) -> Json:
+    """Return the marker without the swap that cannot be done; its copy is left over."""
+    done = {key: value for key, value in marker.items() if key != "swap"}
     catalogue.replace(done, "volumes", key_of(marker["name"]))
     return done
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 
 from backends.nfs.agent import retained, snapshots
@@ -304,10 +305,13 @@ def _dispose(catalogue: Catalogue, marker: Json, request: Json) -> str:
     Keep, move or drop the volume's directory, as `onDelete` says; return what was done.
 
     Dropped is only what cannot be anything else, nor have a volume in it of which the
-    marker could not be read.
+    marker could not be read. A filesystem of its own stays: no client can rename it.
     """
     directory, share = marker["subdir"], catalogue.share
     done = str(request["on_delete"])
+    if done != "retain" and catalogue.has_own_filesystem(directory):
+        sys.stderr.write(f"{marker['name']}: its directory is another filesystem\n")
+        done = "retain"
     if done == "retain":
         retained.note(catalogue, marker, request["time"])
         return "retained"

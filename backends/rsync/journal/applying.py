@@ -32,6 +32,7 @@ from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
 from backends.rsync.journal.fitting import Fitting
+from backends.rsync.journal.kept_files import KeptFiles
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo_files import RedoFiles
@@ -61,6 +62,7 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                 staging.delta() as delta,
                 Beneath(staging.tree()) as staged,
                 Beneath(staging.redo) as redo,
+                Beneath(staging.attributes) as attributes,
                 Beneath(home / LIVE_NAME) as live,
             ):
                 if delta.header.commit != marker.commit:
@@ -71,7 +73,8 @@ def apply(home: Path, manifest: Manifest) -> Commit:
                 if not _has_lost_base(delta, manifest):
                     require_base(delta, manifest)
                 redo_files = RedoFiles(redo, live, delta.header)
-                applying = _Applying(home, manifest, delta, staged, redo_files)
+                kept = KeptFiles(attributes, live)
+                applying = _Applying(home, manifest, delta, staged, redo_files, kept)
                 applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
     except OSError as error:
         what = f"{error.strerror} {name_in(error)}".rstrip()
@@ -119,8 +122,10 @@ class _Applying:
         delta: Delta,
         staged: Beneath,
         redo_files: RedoFiles,
+        kept_files: KeptFiles,
     ) -> None:
         self._redo_files = redo_files
+        self._kept_files = kept_files
         self._large_files = LargeFiles(home)
         self._top = home / LIVE_NAME
         self._manifest = manifest
@@ -197,11 +202,8 @@ class _Applying:
             for path in self._delta.deletions():
                 self._remove(path)
             return
-        for path in paths_beyond(
-            self._live,
-            self._delta.entries(),
-            leave_out=os.fsencode(self._work.name),
-        ):
+        work = os.fsencode(self._work.name)
+        for path in paths_beyond(self._live, self._delta.entries(), leave_out=work):
             self._remove(path)
 
     def _remove(self, path: bytes) -> None:
@@ -232,6 +234,7 @@ class _Applying:
         if not is_directory and not self._has_come(entry, staged):
             staged = self._led_on(entry)
         if staged is None or not self._has_come(entry, staged):
+            self._kept_files.give(entry, self._fitting)
             return  # it is there already; the last look will tell
         if is_directory:
             self._remove(entry.path)

@@ -2,6 +2,7 @@
 Commits as read-only snapshots, where a copy's live directory is a btrfs subvolume.
 
     <home>/commits/new/             what may become the next commit
+    <home>/commits/aside/           of several volumes' moment, not yet looked at
     <home>/commits/<epoch>.<seq>/   the commit that the manifest describes
 
 A snapshot has what was there at one moment, and stands still while it is compared and
@@ -31,6 +32,7 @@ from backends.system.beneath import Beneath
 
 DIRECTORY_NAME: Final = "commits"
 _NEW_NAME: Final = "new"
+_ASIDE_NAME: Final = "aside"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class Commits:
     def __init__(self, home: Path, live: Path) -> None:
         self._live = live
         self._directory = home / DIRECTORY_NAME
-        self._new = self._directory / _NEW_NAME
+        self.new = self._directory / _NEW_NAME
+        self._aside = self._directory / _ASIDE_NAME
 
     def possible(self) -> bool:
         """Return whether the live directory is a subvolume."""
@@ -87,9 +90,9 @@ class Commits:
             and live.changed_in <= before.transaction
         )
 
-    def create(self) -> Path:
+    def create(self) -> None:
         """
-        Return a snapshot of what is in the live directory now.
+        Take a snapshot of what is in the live directory now; it is ``new``.
 
         Raises:
             BackendError: btrfs has none to give, for want of space for instance.
@@ -98,14 +101,39 @@ class Commits:
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             self.drop()
-            btrfs.snapshot(self._live, self._new)
+            btrfs.snapshot(self._live, self.new)
         except OSError as error:
             raise _failed(f"cannot take a snapshot of {self._live}", error) from error
-        return self._new
 
     def drop(self) -> None:
         """Delete what `create` has taken and `keep` has not kept."""
-        btrfs.delete(self._new)
+        btrfs.delete(self.new)
+
+    def set_aside(self) -> None:
+        """
+        Take a snapshot beside that of `create`, as quickly as it can be had.
+
+        Raises:
+            BackendError: btrfs has none to give.
+
+        """
+        try:
+            self._directory.mkdir(mode=0o700, exist_ok=True)
+            btrfs.snapshot(self._live, self._aside)
+        except OSError as error:
+            raise _failed(f"cannot take a snapshot of {self._live}", error) from error
+
+    def use_set_aside(self) -> None:
+        """Have what was set aside as if `create` had taken it."""
+        self.drop()
+        try:
+            self._aside.rename(self.new)
+        except OSError as error:
+            raise _failed(f"cannot use {self._aside}", error) from error
+
+    def drop_set_aside(self) -> None:
+        """Delete what was set aside, if it was not used."""
+        btrfs.delete(self._aside)
 
     def keep(self, commit: Commit, *, same_as: Commit | None = None) -> None:
         """
@@ -113,7 +141,7 @@ class Commits:
 
         If nothing was taken, for want of a change, the snapshot of *same_as* gets it.
         """
-        taken = self._new
+        taken = self.new
         if same_as is not None and not btrfs.subvolume(taken):
             taken = self._path(same_as)
         target = self._path(commit)
@@ -158,13 +186,13 @@ class Commits:
             origin, before = btrfs.subvolume(self._live), btrfs.subvolume(old)
             if origin is None or before is None or before.taken_of != origin.identity:
                 return None
-            changed = btrfs.changed(self._new, since=before.transaction)
-            with Beneath(old) as then, Beneath(self._new) as now:
+            changed = btrfs.changed(self.new, since=before.transaction)
+            with Beneath(old) as then, Beneath(self.new) as now:
                 return _compared(manifest, changed, then, now, max_names)
         except PermissionError:
             return None  # without CAP_SYS_ADMIN all is looked at
         except OSError as error:
-            raise _failed(f"cannot compare {self._new} with {old}", error) from error
+            raise _failed(f"cannot compare {self.new} with {old}", error) from error
 
     def _path(self, commit: Commit) -> Path:
         return self._directory / f"{commit[0]}.{commit[1]}"

@@ -26,7 +26,13 @@ from typing import Final, Self, TypeVar
 import msgspec
 
 from backends.errors import BackendError
-from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, is_path
+from backends.rsync.journal.entries import (
+    DIGEST_BYTES,
+    UNWRITTEN,
+    Commit,
+    Entry,
+    is_path,
+)
 from backends.system.decoding import NOT_DECODED, msgpack_decoder
 from backends.system.files import replacing
 from backends.system.regular_files import open_regular
@@ -278,6 +284,7 @@ def _check_entry(entry: Entry) -> None:
         and len(entry.target) <= 4095
         and b"\0" not in entry.target
         and _ATTRIBUTES.fullmatch(entry.attributes)
+        and len(entry.content) in (0, DIGEST_BYTES if entry.kind == "file" else 0)
     )
     if not right:
         raise _refused(f"has an entry that cannot be: {entry.path[:200]!r}")

@@ -25,6 +25,7 @@ from backends.system.clock import wall_ns
 # The epoch and the sequence within it; the newer one is the greater.
 Commit = tuple[int, int]
 UNWRITTEN: Final = (0, 0)
+DIGEST_BYTES: Final = 16  # of a file's content
 Kind = Literal["file", "directory", "link", "pipe", "socket", "character", "block"]
 _KINDS: Final[dict[int, Kind]] = {
     stat.S_IFREG: "file",
@@ -62,7 +63,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     all names of one file within a manifest, and 0 for a file with one name.
     ``attributes`` is a digest of the extended ones, ACLs and capabilities among them;
     "" is none. ``commit`` is the one that wrote this last, `UNWRITTEN` if that is not
-    known: two files of one path and commit have the same content.
+    known: two files of one path and commit have the same content. ``content`` is a
+    digest of that in some entries of a delta, else b""; see `kept_files.py`.
     """
 
     path: bytes
@@ -77,18 +79,22 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     links: int = 0
     attributes: str = ""
     commit: Commit = UNWRITTEN
+    content: bytes = b""
 
 
 class Known(msgspec.Struct, frozen=True):
     """
     An entry with what tells on this node that nobody has touched it since.
 
-    ``ctime_ns`` is `DOUBTED` where it could not tell that.
+    ``ctime_ns`` is `DOUBTED` where it could not tell that. The file seems to have the
+    same content since commit ``alike_since``, where that is older than the entry's:
+    that is a guess, and nothing is believed for it.
     """
 
     entry: Entry
     inode: int
     ctime_ns: int
+    alike_since: Commit = UNWRITTEN
 
 
 def look(name: bytes, *, directory: int, path: bytes) -> Known | None:
@@ -150,7 +156,25 @@ def recounted(tree: Beneath, known: Iterable[Known]) -> list[Known]:
 
 def same(one: Entry, other: Entry) -> bool:
     """Return whether both say the same of the path, whichever commits wrote them."""
-    return one == msgspec.structs.replace(other, commit=one.commit)
+    return one == msgspec.structs.replace(other, commit=one.commit, content=one.content)
+
+
+def seem_alike(one: Known, other: Known) -> bool:
+    """Return whether both may be one file with the same content."""
+    looks = [
+        (each.inode, entry.kind, entry.size, entry.mtime_ns, bool(entry.links))
+        for each in (one, other)
+        for entry in (each.entry,)
+    ]
+    return one.entry.kind == "file" and looks[0] == looks[1]
+
+
+def led_on(row: Known | None, known: Known) -> Known:
+    """Return *known*, with since when its content seems to be that of *row*."""
+    if row is None or not seem_alike(row, known):
+        return known
+    since = row.entry.commit if row.alike_since == UNWRITTEN else row.alike_since
+    return msgspec.structs.replace(known, alike_since=since)
 
 
 def untouched(known: Known, status: os.stat_result) -> bool:
@@ -180,7 +204,7 @@ def certain(known: Known, begun_ns: int, *, is_read: bool) -> Known:
     if known.entry.kind != "file":
         return known  # its entry says it all
     ctime_ns = certain_ns(known.ctime_ns, begun_ns, is_read=is_read)
-    return Known(known.entry, known.inode, ctime_ns)
+    return msgspec.structs.replace(known, ctime_ns=ctime_ns)
 
 
 def certain_ns(ctime_ns: int, begun_ns: int, *, is_read: bool) -> int:

@@ -22,7 +22,7 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import Entry, parent, time_ns
+from backends.rsync.journal.entries import Entry, parent, same, time_ns
 from backends.system import files
 from backends.system.decoding import from_json
 
@@ -43,9 +43,13 @@ class Unfit(msgspec.Struct, frozen=True, array_like=True):
 
 
 def alike(one: Entry, other: Entry) -> bool:
-    """Return whether both are the same but for numbers that differ between nodes."""
+    """
+    Return whether both are the same but for numbers that differ between nodes.
+
+    Digests of content are not of what a look can see: who needs one compares it.
+    """
     links = one.links if bool(one.links) == bool(other.links) else -1
-    return one == msgspec.structs.replace(other, links=links, commit=one.commit)
+    return same(one, msgspec.structs.replace(other, links=links))
 
 
 def read_unfit(home: Path) -> list[Unfit]:

@@ -41,6 +41,7 @@ from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import Package, Packing
 from backends.rsync.journal.portions import used_bytes
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
+from backends.rsync.journal.snapshot_taking import SnapshotTaking
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import files
@@ -76,7 +77,13 @@ class Journal:
         self.manifest = self._open()
         self._large_files = LargeFiles(home)
         self._packing: Packing | None = None
-        self.moments = MomentTaking(self.live, self._large_files, self._look_at)
+        self.moments: MomentTaking | SnapshotTaking = (
+            SnapshotTaking(self._commits, self._differences)
+            if self.by_snapshot
+            else MomentTaking(self.live, self._large_files, self._look_at)
+        )
+        # The moment that the commit shares with other volumes, "" without one.
+        self.moment = ""
         # Whether the commit's files are of one moment, without a snapshot.
         self._is_moment = False
         # How long large files were read to find what has changed in them.
@@ -119,6 +126,7 @@ class Journal:
         """
         self._at_all = self._grown_bytes > _GROWN_MAX_BYTES
         self.moments.drop()
+        self.moment = ""
         if self.by_snapshot:
             return self._look_at_snapshot(hints)
         begun_ns = wall_ns()
@@ -139,10 +147,14 @@ class Journal:
         return _certain(changes, begun_ns, is_read=self._is_read)
 
     def _look_at_snapshot(self, hints: Hints) -> Changes:
-        commit = self.manifest.commit()
-        if hints == Hints() and self._commits.is_unchanged(commit):
+        if hints == Hints() and self._commits.is_unchanged(self.commit()):
             return NOTHING
-        new = self._commits.create()
+        self._commits.create()
+        return self._differences()
+
+    def _differences(self) -> Changes:
+        """Return what the newest snapshot differs in from the commit."""
+        commit, new = self.manifest.commit(), self._commits.new
         found = self._commits.differences(self.manifest, self._max_names)
         if found is None or self._at_all:
             self._at_all = True
@@ -214,7 +226,8 @@ class Journal:
             source=self.moments.moment or self._commits.of(commit),
         )
         self._packing.pack((base, *others), only=only, valid=valid)
-        self._is_moment &= not self._packing.is_live
+        if self._packing.is_live:
+            self._is_moment, self.moment = False, ""
         self.reading_s += self._packing.reading_s
         return self._packing.package(base)
 

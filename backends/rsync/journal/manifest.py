@@ -22,53 +22,28 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
-
 from backends.errors import BackendError
-from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, topmost
+from backends.rsync.journal.entries import Commit, Entry, Known, topmost
+from backends.rsync.journal.manifest_rows import (
+    COLUMNS,
+    INSERT,
+    SCHEMA,
+    UPGRADES,
+    VERSION,
+    known_of,
+    row_of,
+    signed,
+)
 from backends.system.files import sync_directory
 
 TOMBSTONES_MAX = 100_000
 
 # What has changed: what there is now, what is gone, what was only touched.
 Part = tuple[Iterable[Known], Iterable[bytes], Iterable[Known]]
-_VERSION: Final = 1
 _PAGE_ROWS: Final = 1000
 _CACHE_KIB: Final = 8192
-_UNSIGNED: Final = 2**64 - 1
 _AFTER_ALL_PATHS: Final = b"\xff" * 4096  # a path has 4095 bytes at most
 _DISCARD: Final = "remove it and its -journal: the next scan makes it anew"
-# The columns of an entry in its own order but for its commit, what `Known` adds, and
-# the commit.
-_COLUMNS: Final = (
-    "path, kind, mode, uid, gid, mtime_ns, size, device, target, links, attributes,"
-    " inode, ctime_ns, epoch, seq"
-)
-# All inodes are indexed, not only those with links: when a file gets a second name, the
-# event tells of the new name alone, and the row of the old one has to change as well.
-_SCHEMA: Final = f"""
-    BEGIN IMMEDIATE;
-    CREATE TABLE entries (
-        path BLOB NOT NULL PRIMARY KEY, kind TEXT NOT NULL, mode INTEGER NOT NULL,
-        uid INTEGER NOT NULL, gid INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-        size INTEGER NOT NULL, device INTEGER NOT NULL, target BLOB NOT NULL,
-        links INTEGER NOT NULL, attributes TEXT NOT NULL, inode INTEGER NOT NULL,
-        ctime_ns INTEGER NOT NULL, epoch INTEGER NOT NULL, seq INTEGER NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX entries_commit ON entries (epoch, seq);
-    CREATE INDEX entries_inode ON entries (inode);
-    CREATE TABLE tombstones (
-        path BLOB NOT NULL PRIMARY KEY, epoch INTEGER NOT NULL, seq INTEGER NOT NULL
-    ) WITHOUT ROWID;
-    CREATE INDEX tombstones_commit ON tombstones (epoch, seq);
-    CREATE TABLE state (
-        epoch INTEGER NOT NULL, seq INTEGER NOT NULL,
-        horizon_epoch INTEGER NOT NULL, horizon_seq INTEGER NOT NULL
-    );
-    INSERT INTO state VALUES (0, 0, 0, 0);
-    PRAGMA user_version = {_VERSION};
-    COMMIT;
-"""
 
 
 class DamagedManifestError(BackendError):
@@ -121,37 +96,37 @@ class Manifest:
 
     def get(self, path: bytes) -> Known | None:
         """Return what *path* is, None if there is nothing."""
-        query = f"SELECT {_COLUMNS} FROM entries WHERE path = ?"
+        query = f"SELECT {COLUMNS} FROM entries WHERE path = ?"
         with self._using() as connection:
             row = connection.execute(query, (path,)).fetchone()
-        return _known(row) if row else None
+        return known_of(row) if row else None
 
     def all(self) -> Iterator[Known]:
         """Return everything, the root first, in the order of the paths' bytes."""
-        return self._read(f"SELECT {_COLUMNS} FROM entries ORDER BY path")
+        return self._read(f"SELECT {COLUMNS} FROM entries ORDER BY path")
 
     def below(self, path: bytes) -> Iterator[Known]:
         """Return everything strictly below *path*, in the order of the paths' bytes."""
         return self._read(
-            f"SELECT {_COLUMNS} FROM entries WHERE path > ? AND path < ? ORDER BY path",
+            f"SELECT {COLUMNS} FROM entries WHERE path > ? AND path < ? ORDER BY path",
             *_bounds(path),
         )
 
     def with_inode(self, inode: int, *, directory: bool = False) -> list[Known]:
         """Return all names of the file *inode*, or of what is a *directory*."""
         query = (
-            f"SELECT {_COLUMNS} FROM entries INDEXED BY entries_inode"
+            f"SELECT {COLUMNS} FROM entries INDEXED BY entries_inode"
             " WHERE inode = ? AND (kind = 'directory') = ? ORDER BY path"
         )
         with self._using() as connection:
-            rows = connection.execute(query, (_signed(inode), directory)).fetchall()
-        return [_known(row) for row in rows]
+            rows = connection.execute(query, (signed(inode), directory)).fetchall()
+        return [known_of(row) for row in rows]
 
     def names(self, inode: int) -> list[bytes]:
         """Return the paths of all names of the file *inode*."""
         query = "SELECT path FROM entries WHERE inode = ? AND kind <> 'directory'"
         with self._using() as using:
-            return [path for (path,) in using.execute(query, (_signed(inode),))]
+            return [path for (path,) in using.execute(query, (signed(inode),))]
 
     def count(self) -> int:
         """Return the number of entries; it reads an index whole."""
@@ -165,7 +140,7 @@ class Manifest:
 
     def larger(self, size: int) -> Iterator[Known]:
         """Return the files of at least that *size*; it reads the table whole."""
-        query = f"SELECT {_COLUMNS} FROM entries WHERE kind = 'file' AND size >= ?"
+        query = f"SELECT {COLUMNS} FROM entries WHERE kind = 'file' AND size >= ?"
         return self._read(f"{query} ORDER BY path", size)
 
     def record(
@@ -206,8 +181,8 @@ class Manifest:
                 for path in deleted:
                     self._bury(path, commit)
                 connection.executemany(
-                    f"INSERT OR REPLACE INTO entries VALUES ({_marks(15)})",
-                    (_row(known, commit) for known in changed),
+                    INSERT,
+                    (row_of(known, commit) for known in changed),
                 )
                 self._touch(touched)
             # What exists again is not deleted. A trigger would double the whole cost.
@@ -246,7 +221,7 @@ class Manifest:
             # SQLite reads all of `base` as well to tell what is greater than a pair.
             first = (base[0], base[1] + 1)
             written = self._read(
-                f"SELECT {_COLUMNS} FROM entries INDEXED BY entries_commit"
+                f"SELECT {COLUMNS} FROM entries INDEXED BY entries_commit"
                 " WHERE (epoch, seq) >= (?, ?) ORDER BY path",
                 *first,
             )
@@ -265,10 +240,12 @@ class Manifest:
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
-            connection.executescript(_SCHEMA)
-        elif version != _VERSION:
+            connection.executescript(SCHEMA)
+        elif version in UPGRADES:
+            connection.executescript(UPGRADES[version])
+        elif version != VERSION:
             raise DamagedManifestError(
-                f"the manifest {self._path} has version {version}, not {_VERSION}",
+                f"the manifest {self._path} has version {version}, not {VERSION}",
                 hint=_DISCARD,
             )
         state = connection.execute("SELECT * FROM state").fetchone()
@@ -277,14 +254,14 @@ class Manifest:
     def _touch(self, known: Iterable[Known]) -> None:
         self._connection.executemany(
             "UPDATE entries SET inode = ?, ctime_ns = ? WHERE path = ?",
-            ((_signed(each.inode), each.ctime_ns, each.entry.path) for each in known),
+            ((signed(each.inode), each.ctime_ns, each.entry.path) for each in known),
         )
 
     def _bury(self, path: bytes, commit: Commit) -> None:
         """Delete *path* and all below; each gets a tombstone."""
         # Each: if the directory comes back, its tombstone goes, and what was in it
         # before would be forgotten.
-        tombstone = f"INSERT OR REPLACE INTO tombstones VALUES ({_marks(3)})"
+        tombstone = "INSERT OR REPLACE INTO tombstones VALUES (?,?,?)"
         self._connection.execute(tombstone, (path, *commit))
         below = "FROM entries WHERE path > ? AND path < ?"
         bounds = _bounds(path)
@@ -322,7 +299,7 @@ class Manifest:
             return int(connection.execute(query, parameters).fetchone()[0])
 
     def _read(self, query: str, *parameters: object) -> Iterator[Known]:
-        return map(_known, self._pages(self._revision, query, parameters))
+        return map(known_of, self._pages(self._revision, query, parameters))
 
     def _pages(
         self, revision: int, query: str, parameters: tuple[object, ...]
@@ -372,26 +349,3 @@ class Manifest:
 def _bounds(path: bytes) -> tuple[bytes, bytes]:
     """Return what the paths below *path*, and no others, lie between."""
     return (path + b"/", path + b"0") if path else (b"", _AFTER_ALL_PATHS)
-
-
-def _marks(count: int) -> str:
-    return ",".join("?" * count)
-
-
-def _signed(number: int) -> int:
-    """Return the 64 bits of *number* as SQLite's integers have them."""
-    return number - 2**64 if number >= 2**63 else number
-
-
-def _row(known: Known, commit: Commit) -> tuple[object, ...]:
-    values = msgspec.structs.astuple(known.entry)
-    written = commit if known.entry.commit == UNWRITTEN else known.entry.commit
-    linked = int(known.entry.links != 0)
-    inode = _signed(known.inode)
-    return (*values[:9], linked, values[10], inode, known.ctime_ns, *written)
-
-
-def _known(row: tuple[Any, ...]) -> Known:
-    inode = row[11] & _UNSIGNED
-    values = (*row[:9], inode if row[9] else 0, row[10], (row[13], row[14]))
-    return Known(Entry(*values), inode, row[12])

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from backends.errors import BackendError
 from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.entries import Entry, Known, is_below
@@ -80,7 +82,7 @@ class Moment:
         if self._filled.gone:
             self.drop()
             raise BackendError("somebody else writes to it")
-        self._paths = rows.keys()
+        self._alike_since = {path: each.alike_since for path, each in rows.items()}
 
     def changes(self) -> Changes:
         """
@@ -88,11 +90,16 @@ class Moment:
 
         The others count as changed, too: all of an outbox is of its commit.
         """
-        return replace(self._changes, changed=[*self._filled.entries])
+        since = self._alike_since
+        changed = [
+            msgspec.structs.replace(each, alike_since=since[each.entry.path])
+            for each in self._filled.entries
+        ]
+        return replace(self._changes, changed=changed)
 
     def has(self, paths: Collection[bytes]) -> bool:
         """Return whether it still has all of *paths*."""
-        return self._outbox is not None and self._paths >= set(paths)
+        return self._outbox is not None and self._alike_since.keys() >= set(paths)
 
     def take(self) -> Path:
         """Return its outbox, which is the caller's from now on."""

@@ -25,7 +25,7 @@ from backends.rsync.journal.moment import (
 )
 from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import wanted
-from backends.rsync.journal.scan import Changes
+from backends.rsync.journal.scan import NOTHING, Changes
 from backends.rsync.journal.watch import Hints
 
 
@@ -96,9 +96,9 @@ class MomentTaking:
         changes = self._look(replace(hints, inodes=hints.inodes.union(inodes)))
         self.moment = Moment(self._live, changes, self._others, self._early)
 
-    def taken(self) -> Changes | None:
-        """Return the changes that `take` has set aside, for a record; or None."""
-        return None if self.moment is None else self.moment.changes()
+    def taken(self) -> Changes:
+        """Return the changes that `take` has set aside, for a record."""
+        return NOTHING if self.moment is None else self.moment.changes()
 
     def drop(self) -> None:
         """Forget what `take` has set aside, which may be of no one moment."""

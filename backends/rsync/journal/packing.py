@@ -4,6 +4,7 @@ Packs one commit for members that stand at some bases, in an outbox of its own.
     <home>/outbox/*/delta    what it changes, for one base at a time
     <home>/outbox/*/tree/    copies of the files, or a snapshot with all of them
     <home>/outbox/*/redo/    what changes in large files
+    <home>/outbox/*/attributes/   of files that keep their content
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typing import Final
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Header, write_delta
 from backends.rsync.journal.entries import Commit, Entry, Known, recounted
+from backends.rsync.journal.kept_files import Telling, chosen
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.moment import Moment
 from backends.rsync.journal.outbox import (
     OUTBOX_NAME,
+    TREE_NAME,
     Filled,
     fill,
     fill_from,
@@ -80,6 +83,8 @@ class Packing:
         # Whether files were copied from the live directory.
         self.is_live = False
         self._paths: Sequence[bytes] = ()
+        # Of others members get to know what they hold.
+        self._telling = Telling()
         # The paths that are to be sent, by base.
         self._by_base: Mapping[Commit | None, set[bytes]] = {}
         # Who is at the commit of one of these, or a later one, gets its redo file.
@@ -110,9 +115,12 @@ class Packing:
         """
         manifest, filled = self._manifest, None
         self._by_base = {each: wanted(manifest, each, only) for each in bases}
-        self._paths = sorted(set[bytes]().union(*self._by_base.values()))
+        every = sorted(set[bytes]().union(*self._by_base.values()))
+        kept = chosen(self._known(every), self._by_base, {*only})
+        self._telling = Telling([path for path in every if path in kept])
+        self._paths = [path for path in every if path not in kept]
         self._ranges.plan(self._known(self._paths), self._by_base, only)
-        if isinstance(self._source, Moment) and self._source.has(self._paths):
+        if isinstance(self._source, Moment) and self._source.has(every):
             self.outbox = outbox = self._source.take()
             with writing(outbox):
                 self._ranges.search(outbox, self._commit)
@@ -122,11 +130,24 @@ class Packing:
                 fill_from(self._source, outbox)
             else:
                 filled = self._fill(outbox, only)
-        if not valid():
-            raise BackendError("the volume has changed hands meanwhile")
+        self._require(valid)
         self._record(filled, only)
+        if self._telling.paths:
+            manifest.record(self._told(outbox, valid), (), commit=self._commit)
         with writing(outbox):
             self._redo = self._ranges.write(outbox, self._commit)
+
+    def _require(self, valid: Callable[[], bool]) -> None:
+        if not valid():
+            raise BackendError("the volume has changed hands meanwhile")
+
+    def _told(self, outbox: Path, valid: Callable[[], bool]) -> Iterator[Known]:
+        """Yield what is to be recorded anew of the files that are told of."""
+        source = self._live if self.is_live else outbox / TREE_NAME
+        yield from self._telling.read(
+            *(source, self._manifest, outbox), stands_still=not self.is_live
+        )
+        self._require(valid)
 
     def _record(self, filled: Filled | None, lacked: Collection[bytes]) -> None:
         """Record the files as they are sent."""
@@ -174,14 +195,16 @@ class Packing:
         header = Header(volume=self._volume_id, base=base, commit=self._commit)
         named, deletions = after(self._manifest, base)
         with writing(outbox):
-            write_delta(outbox / DELTA_NAME, header, named, deletions)
+            told = self._telling.told(named)
+            write_delta(outbox / DELTA_NAME, header, told, deletions)
         sent, led_on = self._by_base[base], set[bytes]()
         if base is not None:
             # What others lacked has been copied and recorded anew: it is sent to all.
             sent = sent.union(e.path for e in after(self._manifest, base)[0])
             led_on = {path for path, oldest in self._redo.items() if oldest <= base}
-        chosen = self._known(path for path in self._paths if path in sent)
-        names, size_bytes = listed(outbox, chosen, led_on)
+        rows = self._known(path for path in self._paths if path in sent)
+        names, size_bytes = listed(outbox, rows, led_on)
+        names += b"".join(self._telling.names(self._manifest, sent))
         delta = f"{DELTA_NAME}\0".encode()
         return Package(outbox, self._commit, delta + names, size_bytes)
 

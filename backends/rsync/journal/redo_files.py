@@ -22,13 +22,12 @@ from backends.rsync.journal.entries import (
     untouched,
 )
 from backends.rsync.journal.fitting import Fitting
+from backends.rsync.journal.giving import give_attributes
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo import DataWriter, Redo
 from backends.system.beneath import Beneath
 from backends.system.copy_file import (
     FileCopier,
-    attribute_names,
-    have_same_attributes,
     is_cloned,
 )
 from backends.system.ranges import Range
@@ -196,7 +195,7 @@ class RedoFiles:
         ):
             if found is None or target is None:
                 return None
-            _write(*found, target)
+            _write(entry, *found, target)
             return found[0]
 
     def _write_clone(self, entry: Entry, staged: Beneath) -> Redo | None:
@@ -214,18 +213,14 @@ class RedoFiles:
                 if not is_cloned(source, target):
                     os.unlink(made, dir_fd=directory)
                     return None
-                _write(*found, target)
+                _write(entry, *found, target)
             finally:
                 os.close(target)
             os.rename(made, name, src_dir_fd=directory, dst_dir_fd=directory)
             return found[0]
 
 
-def _write(redo: Redo, file: int, target: int) -> None:
-    """Give the open *target* what *redo*, open as *file*, says and has."""
+def _write(entry: Entry, redo: Redo, file: int, target: int) -> None:
+    """Give the open *target* what *entry* and *redo*, open as *file*, say and have."""
     redo.write_to(target)
-    if not have_same_attributes(file, target):
-        # The new ones fit together, but not with one that is still an old one.
-        for key in attribute_names(target):
-            os.removexattr(target, key)
-    FileCopier().copy_attributes(file, target, os.fstat(file))
+    give_attributes(entry, target, file)

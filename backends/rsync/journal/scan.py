@@ -29,6 +29,7 @@ from backends.rsync.journal.entries import (
     Known,
     is_below,
     is_path,
+    led_on,
     look,
     look_at,
     parent,
@@ -342,7 +343,7 @@ class _Scan:
             if not is_file:
                 self._touched[path] = known
                 return
-        self._changed[path] = known
+        self._changed[path] = known if written else led_on(row, known)
         for each in (known, row):
             if each is not None and each.entry.kind != "directory":
                 self._inodes.add(each.inode)
@@ -368,7 +369,7 @@ class _Scan:
                     continue
                 known = look_at(self._beneath, path)
                 if known is not None and known.inode == inode:
-                    self._changed[path] = known
+                    self._changed[path] = led_on(row, known)
                     self._touched.pop(path, None)
 
     def _walk(self, path: bytes) -> Iterator[Found]:

@@ -4,10 +4,11 @@ What has come from another node and is not yet part of the volume.
     <home>/staging/delta        what the commit changes
     <home>/staging/tree/        the files, links and the like that it changes
     <home>/staging/redo/        what changes in large files, which do not come whole
+    <home>/staging/attributes/  of files that keep their content
     <home>/applying             the commit point: this commit is ours now
     <home>/receiving            locked by each rsync that writes, and by us to look
 
-rsync writes into the first three, in a jail. Only when all of it is here and durable
+rsync writes into the first four, in a jail. Only when all of it is here and durable
 the marker is written; from then on the commit is applied through any crash
 (`applying.py`). An rsync may live on for a while after its sender has gone. What it
 writes then must not get into the volume unseen: so we wait for the last one to end
@@ -19,10 +20,8 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -30,16 +29,11 @@ import msgspec
 
 from backends.errors import BackendError, DeadlineError
 from backends.rsync.journal.arrivals import Arrivals
+from backends.rsync.journal.completeness import Completeness
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import (
-    UNWRITTEN,
-    Commit,
-    Entry,
-    Known,
-    look_at,
-    untouched,
-)
+from backends.rsync.journal.entries import Commit, Entry
 from backends.rsync.journal.fitting import Fitting, Unfit
+from backends.rsync.journal.kept_files import ATTRIBUTES_NAME, KeptFiles
 from backends.rsync.journal.manifest import TOMBSTONES_MAX, Manifest
 from backends.rsync.journal.outbox import TREE_NAME, lacking_space
 from backends.rsync.journal.parents import require_parents
@@ -92,6 +86,11 @@ class Staging:
         path = self.directory() / TREE_NAME
         path.mkdir(mode=0o700, exist_ok=True)
         return path
+
+    @property
+    def attributes(self) -> Path:
+        """Where attributes of files are that do not come, if any have."""
+        return self._directory / ATTRIBUTES_NAME
 
     @property
     def redo(self) -> Path:
@@ -179,14 +178,14 @@ class Staging:
             Beneath(self.tree()) as staged,
             Beneath(self.home / LIVE_NAME) as live,
             Beneath(self.redo) as redo,
+            Beneath(self.attributes) as attributes,
         ):
             # A part of a commit may not be what the volume happens to have.
             source = live if delta.header.base is None else None
-            redo_files = RedoFiles(redo, live, delta.header)
             self._fitting = Fitting(self.home, refused)
-            check = _Check(
+            check = Completeness(
                 *(self._directory, staged, source, manifest, arrivals, self._fitting),
-                redo_files,
+                *(RedoFiles(redo, live, delta.header), KeptFiles(attributes, live)),
             )
             for entry in delta.entries():
                 if entry.links:
@@ -289,108 +288,3 @@ def require_base(delta: Delta, manifest: Manifest) -> None:
             f"the delta leads on from commit {base}, this copy is at {at}",
             hint="a full one is needed",
         )
-
-
-@dataclass(slots=True)
-class _Check:
-    """
-    Looks for entries among what was sent, and for a full delta in the volume.
-
-    ``to_write_bytes`` is what redo files will write into the volume.
-    """
-
-    staging: Path
-    staged: Beneath
-    live: Beneath | None
-    manifest: Manifest
-    arrivals: Arrivals | None
-    fitting: Fitting
-    redo: RedoFiles
-    to_write_bytes: int = 0
-    stale: list[tuple[Entry, os.stat_result]] = field(default_factory=list)
-
-    def has(self, group: list[Entry]) -> bool:
-        """Return whether *group*, all names of one file, is here."""
-        if group[0].kind == "directory":
-            self.fitting.note_time(group[0])
-        if group[0].kind == "directory" and not group[0].attributes:
-            return True  # made when it is needed
-        if self._is_staged(group):
-            return True
-        found = ((each, self.staged.status(each.path)) for each in group)
-        self.stale += ((each, status) for each, status in found if status)
-        return self._is_live(group) or self._is_led_on(group[0])
-
-    def discard(self) -> None:
-        """
-        Remove what is staged of an earlier delta, after all has been looked at.
-
-        It would be in rsync's way, or be taken for a part of this one. Removing one
-        name of a file changes the ctime of the others.
-        """
-        for entry, status in self.stale:
-            directory, name = self.staged.at(entry.path)
-            if not stat.S_ISDIR(status.st_mode):
-                os.unlink(name, dir_fd=directory)
-            elif entry.kind != "directory":
-                refused = self.staging / f"refused.{secrets.token_hex(8)}"
-                os.rename(name, refused, src_dir_fd=directory)
-                self.staged.forget()
-                files.remove_tree(refused)
-
-    def _is_staged(self, group: list[Entry]) -> bool:
-        known = [look_at(self.staged, entry.path) for entry in group]
-        if not _all_alike(group, known, self.fitting.comes):
-            return False
-        pairs = zip(group, filter(None, known), strict=True)
-        if self.arrivals and not all(self.arrivals.include(*each) for each in pairs):
-            return False
-        if not group[0].links:
-            return True
-        status = self.staged.status(group[0].path)
-        return status is not None and status.st_nlink == len(group)
-
-    def _is_led_on(self, entry: Entry) -> bool:
-        """Return whether what changes in *entry*'s file is here."""
-        size_bytes = self.redo.lead_to(entry, self.manifest, self.fitting)
-        self.to_write_bytes += size_bytes or 0
-        return size_bytes is not None
-
-    def _is_live(self, group: list[Entry]) -> bool:
-        """
-        Return whether the volume has what *group* is, written by the same commit.
-
-        Size and times would not do: programs keep them when they write other content.
-        """
-        if self.live is None or group[0].commit == UNWRITTEN:
-            return False
-        known = []
-        for entry in group:
-            row = self.manifest.get(entry.path)
-            status = self.live.status(entry.path)
-            if row is None or status is None or not untouched(row, status):
-                return False
-            if entry.kind == "file" and row.entry.commit != entry.commit:
-                return False
-            known.append(row)
-        return _all_alike(group, known, self.fitting.fits)
-
-
-def _all_alike(
-    group: list[Entry],
-    known: Iterable[Known | None],
-    are_alike: Callable[[Entry, Entry], bool],
-) -> bool:
-    """Return whether *known* are *group*'s entries, and one file."""
-    inodes = set()
-    for entry, each in zip(group, known, strict=True):
-        if each is None:
-            return False
-        found = each.entry
-        if entry.kind == "directory" == found.kind:
-            # Its owner and times come from the entry; only the rest has to be sent.
-            found = msgspec.structs.replace(entry, attributes=found.attributes)
-        if not are_alike(entry, found):
-            return False
-        inodes.add(each.inode)
-    return len(inodes) == 1

@@ -1,0 +1,266 @@
+"""
+Files that keep their content: of them a commit carries attributes and a digest.
+
+    attributes/    beside tree/ and redo/: empty files, for those that have extended
+                   attributes, with these
+
+Which file keeps its content the owner guesses, by inode, size and mtime. What it then
+tells is no guess: a digest of the bytes that the file has. A member whose own file has
+the same bytes gives it the attributes; any other one asks for the file. So nothing has
+to be known of what the file was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from backends.errors import BackendError
+from backends.rsync.journal.entries import (
+    DIGEST_BYTES,
+    DOUBTED,
+    UNWRITTEN,
+    Commit,
+    Entry,
+    Known,
+    certain,
+    look_at,
+    same,
+    untouched,
+)
+from backends.rsync.journal.fitting import Fitting
+from backends.rsync.journal.giving import give_attributes
+from backends.rsync.journal.large_files import is_large
+from backends.rsync.journal.manifest import Manifest
+from backends.rsync.journal.redo_files import opened_file
+from backends.system.beneath import Beneath
+from backends.system.clock import wall_ns
+from backends.system.copy_file import FileCopier
+from backends.system.libc import write_out
+
+ATTRIBUTES_NAME: Final = "attributes"
+# Who lacked so many that were only told of is sent the others as well: a program that
+# puts times back has written them.
+_REFUSED_MAX: Final = 100
+_CHUNK_BYTES: Final = 2**20
+
+
+class _ChangedError(Exception):
+    """A file is not what the look has found."""
+
+
+def chosen(
+    rows: Iterable[Known],
+    by_base: Mapping[Commit | None, Collection[bytes]],
+    lacked: Collection[bytes],
+) -> set[bytes]:
+    """
+    Return those of *rows* that seem to keep their content for all members at *by_base*.
+
+    Not what one of them has *lacked*. Names of one file stay together. Large files
+    travel as ranges, which may be none.
+    """
+    found, broken, refused = dict[bytes, int](), set[int](), 0
+    for row in rows:
+        path, links = row.entry.path, row.entry.links
+        bases = (base for base, paths in by_base.items() if path in paths)
+        if row.alike_since == UNWRITTEN or is_large(row.entry):
+            broken.add(links)
+        elif path in lacked:
+            refused += 1
+            broken.add(links)
+        elif all(base is not None and row.alike_since <= base for base in bases):
+            found[path] = links
+        else:
+            broken.add(links)
+    if refused >= _REFUSED_MAX:
+        return set()
+    return {path for path, at in found.items() if not at or at not in broken}
+
+
+class Telling:
+    """What an owner tells of the files *paths*, in their order, and does not send."""
+
+    def __init__(self, paths: Sequence[bytes] = ()) -> None:
+        self.paths = paths
+        # One after the other: there may be millions.
+        self._digests = bytearray(len(paths) * DIGEST_BYTES)
+
+    def read(
+        self, source: Path, manifest: Manifest, outbox: Path, *, stands_still: bool
+    ) -> Iterator[Known]:
+        """
+        Read the files in *source*; yield those of *manifest* to be recorded anew.
+
+        Extended attributes go into *outbox*. What cannot be read is not told of, nor
+        what has changed since the look: a member says that it lacks it. If the source
+        *stands_still*, it has what the manifest says.
+        """
+        with Beneath(source) as tree, Beneath(outbox / ATTRIBUTES_NAME) as made:
+            for number, path in enumerate(self.paths):
+                row, known = manifest.get(path), None
+                with suppress(_ChangedError, BackendError, OSError):
+                    if row is not None and stands_still:
+                        digest = _read(tree, row, made)
+                    elif row is not None:
+                        digest, known = _read_live(tree, row, made)
+                    else:
+                        continue
+                    at = number * DIGEST_BYTES
+                    self._digests[at : at + DIGEST_BYTES] = digest
+                if known is not None:
+                    yield known
+
+    def digest_of(self, path: bytes) -> bytes:
+        """Return the digest of what the file *path* holds, b"" if none is told."""
+        number = bisect_left(self.paths, path)
+        if number == len(self.paths) or self.paths[number] != path:
+            return b""
+        at = number * DIGEST_BYTES
+        digest = bytes(self._digests[at : at + DIGEST_BYTES])
+        return b"" if digest == bytes(DIGEST_BYTES) else digest
+
+    def told(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Yield *entries* with the digests."""
+        for entry in entries:
+            digest = self.digest_of(entry.path)
+            yield msgspec.structs.replace(entry, content=digest) if digest else entry
+
+    def names(self, manifest: Manifest, sent: Collection[bytes]) -> Iterator[bytes]:
+        """Yield the names that rsync has to send for those that are to be *sent*."""
+        for path in self.paths:
+            if path in sent and self.digest_of(path):
+                row = manifest.get(path)
+                if row is not None and row.entry.attributes:
+                    yield ATTRIBUTES_NAME.encode() + b"/" + path + b"\0"
+
+
+def _read_live(tree: Beneath, row: Known, made: Beneath) -> tuple[bytes, Known | None]:
+    """
+    Return the digest, and the row if it has to be recorded anew.
+
+    What has been written to since, unseen, or may be yet, is of this commit for all.
+    """
+    begun_ns, now = wall_ns(), look_at(tree, row.entry.path)
+    is_same = (
+        now is not None
+        and same(now.entry, row.entry)
+        and now.inode == row.inode
+        and row.ctime_ns in (DOUBTED, now.ctime_ns)
+    )
+    if now is None or not is_same:
+        raise _ChangedError
+    digest = _read(tree, now, made)
+    status = tree.status(row.entry.path)
+    if status is None or not untouched(now, status):
+        raise _ChangedError
+    known = certain(
+        msgspec.structs.replace(now, alike_since=row.alike_since),
+        begun_ns,
+        is_read=True,
+    )
+    is_certain = known.ctime_ns == row.ctime_ns != DOUBTED
+    return digest, None if is_certain else known
+
+
+def _read(tree: Beneath, row: Known, made: Beneath) -> bytes:
+    """Return the digest of *row*'s file; its extended attributes go into *made*."""
+    path = row.entry.path
+    with opened_file(tree, path) as file:
+        if file is None:
+            raise _ChangedError
+        write_out(file)  # a page that is dirty takes stores without another time
+        digest = _digest(file)
+        if os.fstat(file).st_size != row.entry.size:
+            raise _ChangedError
+        if row.entry.attributes:
+            _write_attributes(made, path, file)
+    return digest
+
+
+def _write_attributes(made: Beneath, path: bytes, file: int) -> None:
+    directory, name = made.at(path, make=True)
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    target = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        FileCopier().copy_attributes(file, target, os.fstat(file))
+    finally:
+        os.close(target)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFiles:
+    """Those of the commit that has come, in *live*; *tree* has their attributes."""
+
+    tree: Beneath
+    live: Beneath
+
+    def has(self, group: Sequence[Entry], fitting: Fitting) -> bool:
+        """
+        Return whether *group*, all names of one file, need nothing but attributes.
+
+        Those have come.
+        """
+        first, inodes = group[0], set[int]()
+        if not first.content:
+            return False
+        for entry in group:
+            status = self.live.status(entry.path)
+            alike = entry.content == first.content and entry.size == first.size
+            if status is None or not alike or status.st_nlink != len(group):
+                return False
+            inodes.add(status.st_ino)
+            if entry.attributes and not self._have_come(entry, fitting):
+                return False
+        if len(inodes) != 1 or not self._holds(first):
+            return False
+        fitting.note_time(first)
+        return True
+
+    def _have_come(self, entry: Entry, fitting: Fitting) -> bool:
+        """Return whether the attributes of *entry* have come, and fit here."""
+        come = look_at(self.tree, entry.path)
+        if come is None or come.entry.attributes != entry.attributes:
+            return False
+        found = msgspec.structs.replace(come.entry, size=entry.size, links=entry.links)
+        return fitting.fits(entry, found)
+
+    def _holds(self, entry: Entry) -> bool:
+        """Return whether the file in the volume has the content."""
+        with suppress(OSError), opened_file(self.live, entry.path) as file:
+            if file is not None and os.fstat(file).st_size == entry.size:
+                return _digest(file) == entry.content
+        return False
+
+    def give(self, entry: Entry, fitting: Fitting) -> None:
+        """Give *entry*'s file, whose content is in place, its attributes."""
+        now = look_at(self.live, entry.path) if entry.content else None
+        if now is None:
+            return
+        is_done = now.entry.attributes == entry.attributes
+        if is_done and fitting.fits(entry, now.entry):
+            return
+        if entry.attributes and not self._have_come(entry, fitting):
+            return  # it came whole
+        with (
+            opened_file(self.live, entry.path) as target,
+            opened_file(self.tree, entry.path) as like,
+        ):
+            if target is not None:
+                give_attributes(entry, target, like if entry.attributes else None)
+
+
+def _digest(file: int) -> bytes:
+    digest, at = hashlib.blake2b(digest_size=DIGEST_BYTES), 0
+    while data := os.pread(file, _CHUNK_BYTES, at):
+        digest.update(data)
+        at += len(data)
+    return digest.digest()
