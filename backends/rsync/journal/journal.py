@@ -313,7 +313,7 @@ class Journal:
             apply(self.home, self.manifest, self._keep_applied)
 
     def _keep_applied(self) -> None:
-        """Keep what was applied, if the manifest knows it, before others write to it."""
+        """Keep what was applied, if the manifest knows it; nobody writes to it yet."""
         if self.by_snapshot and (commit := self.commit()) == self.staging.marked():
             # Without it, the next look is at everything.
             with suppress(BackendError):
