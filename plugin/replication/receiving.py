@@ -193,6 +193,7 @@ class Receiving:
         unfit = self._journals.unfit(record) if record is not None else ""
         told = {"lacking": lacking, "ahead": ahead, "unfit": unfit}
         applying = self._redoing.is_under_way(request.volume)
+        applying |= record is not None and self._journals.is_applying(record)
         return {"commit": [*pair(commit)], "applying": applying, **told}
 
     def commit(self, node_id: str, request: CommitRequest) -> Mapping[str, Any]:
@@ -298,7 +299,7 @@ class Receiving:
         self._incoming.forget(record.id)
         is_large = delta.header.entries >= _ANSWER_BEFORE_FROM
         with self._redoing.afterwards(record.id, answer if is_large else None):
-            journal.apply()
+            self._journals.put_in_place(record, journal)
 
     def _mark(
         self,
