@@ -68,11 +68,15 @@ def test_a_copy_that_is_not_in_place_is_told_and_no_other_goes_for_it(
     alpha.mount(NAME)
     (live(alpha, volume_id) / "first").write_text("old")
     wait_holders(records, volume_id, alpha, gamma)
+    gamma.stop()
+    alpha.wait_down("gamma")
+    (live(alpha, volume_id) / "first").write_text("new")
+    alpha.unmount(NAME)
     first = live(gamma, volume_id) / "first"
     gamma.run("chattr", "+i", str(first))
     try:
-        (live(alpha, volume_id) / "first").write_text("new")
-        alpha.unmount(NAME)
+        gamma.start()
+        gamma.wait_member()
         wait_holders(records, volume_id, alpha, gamma)
         found = alpha.control_ok("GET", f"/v1/volumes/{NAME}/replicas")
         lacks = {each["node"]: each["lacks"] for each in found}
