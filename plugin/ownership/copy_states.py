@@ -95,6 +95,11 @@ class CopyStates:
             self._watch(volume_id, directory, copy, from_its_begin=False)
         return copy
 
+    def in_place(self, volume_id: str) -> bool:
+        """Return whether no commit is marked that has yet to be put in its place."""
+        directory = self._locate(volume_id)
+        return directory is None or Staging(directory).marked() is None
+
     def live_epoch(self, volume_id: str) -> int | None:
         """
         Return the epoch in which the copy is live, 0 if it is not, and touch no disk.

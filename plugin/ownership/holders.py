@@ -3,7 +3,8 @@ Whether the holders of a volume's newest commit have it: what a pool has may go 
 
 A pool may come back from a backup, with its copies as they were; the head still says
 that their node holds a newer commit. So each node takes itself off the holders then,
-and no copy is given up before other holders have said at that moment that they have it.
+and no copy is given up before other holders have said at that moment that they have it,
+and that it is in its place: until then it might turn out that it cannot be put there.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ class Holders:
             return ()
         own = ownership.node_id
         asked = sorted({*head.holders} - {own})
-        found = {own} if own in head.holders and self._has(volume_id, head) else set()
+        has = own in head.holders and self._has(volume_id, head)
+        found = {own} if has and ownership.copy_states.in_place(volume_id) else set()
         living = [each for each in asked if ownership.nodes.lease_of(each)]
         answers = self._asks.call_all(
             living, "stand", {"volume": volume_id}, deadline_s=_STAND_DEADLINE_S
         )
         for node_id, answer in answers.items():
-            if isinstance(answer, RemoraError):
+            # Earlier versions do not say the second.
+            if isinstance(answer, RemoraError) or answer.get("in_place") is False:
                 continue
             # A live copy is at no commit, but an owner has begun with all of it.
             owns = head.phase == "owned" and node_id == head.owner == state.locked_by

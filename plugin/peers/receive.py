@@ -50,7 +50,8 @@ _NUMBER = "(?:0|[1-9][0-9]{0,17})"
 _BASIS, _TREE = "basis", "tree"
 # Where files are until they are whole, and what was broken off; see `partial.py`. The
 # first are below where rsync works: for each file it opens all directories on the way.
-_UNFINISHED, _UNFINISHED_OF_TREE = "unfinished", ".remora.unfinished"
+# In the tree they have a name that no volume has: rsync would put what it has there.
+_UNFINISHED, _UNFINISHED_OF_TREE = "unfinished", ".remora.{}"
 _PARTS = "/staging/partial"
 _IN_PLACE = "I"  # rsync's letter for writing to a part
 CONTROL = "remora control"
@@ -208,7 +209,8 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     )
     within, unfinished = "", _UNFINISHED
     if place.get("is_tree"):
-        within, unfinished = f"/{_TREE}", _UNFINISHED_OF_TREE
+        unique = os.urandom(16).hex()
+        within, unfinished = f"/{_TREE}", _UNFINISHED_OF_TREE.format(unique)
     for each in (f"/staging{within}/{unfinished}", _PARTS):
         os.makedirs(each, 0o700, exist_ok=True)
     os.chdir(f"/staging{within}")

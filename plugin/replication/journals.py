@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from backends.errors import BackendError, RemoraError, VolumeBusyError
+from backends.errors import BackendError, RemoraError, VolumeBusyError, one_line
 from backends.replication_options import ReplicationOptions
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.fitting import unfit_of
@@ -39,6 +39,8 @@ _REPAIR_DEADLINE_S: Final = 3600.0
 _MAKE_DEADLINE_S: Final = 30.0
 # So soon it is seen that the pool's disk was mounted, or another one was.
 _LOOK_S: Final = 1.0
+# What could not be put in its place: the disk may have been full.
+_APPLY_AGAIN_S: Final = 60.0
 
 
 class Journals:
@@ -52,6 +54,8 @@ class Journals:
         self._watcher: Watcher | None = None
         self._watched_at: Place | None = None
         self._watched: dict[str, Watched] = {}
+        # Whose marked commit could not be applied, and why.
+        self._unapplied: dict[str, tuple[VolumeRecord, str]] = {}
         self._closing = threading.Event()
         self._follower = threading.Thread(
             target=self._follow_pool, name="journals:repair", daemon=True
@@ -86,6 +90,8 @@ class Journals:
 
     def unfit(self, record: VolumeRecord) -> str:
         """Return what of its commit this node's copy lacks, "" if nothing; a line."""
+        if unapplied := self._unapplied.get(record.id):
+            return f"it is not in place: {unapplied[1]}"
         return unfit_of(self.home(record))
 
     def lacking_space(self, record: VolumeRecord, size_bytes: int) -> str:
@@ -170,6 +176,13 @@ class Journals:
         finally:
             lock.release()
 
+    def is_applying(self, record: VolumeRecord) -> bool:
+        """Return whether what was marked is being applied, after a crash maybe."""
+        with self._guard:
+            lock = self._locks.get(record.id)
+        home = self.home(record) if lock and lock.locked() else None
+        return home is not None and Staging(home).marked() is not None
+
     def hints(self, record: VolumeRecord, journal: Journal) -> Hints:
         """Return where the volume may have changed since the last call."""
         place = self._backend.pool.place()
@@ -247,7 +260,20 @@ class Journals:
         with self.copy_states.changing(record.id):
             copy = self.copy_states.read(record.id, initial=EMPTY) or CopyState()
             self.copy_states.write(record.id, copy)
-        journal.apply()
+        self.put_in_place(record, journal)
+
+    def put_in_place(self, record: VolumeRecord, journal: Journal) -> None:
+        """
+        Apply the commit that is marked; what fails `repair` tries again.
+
+        Its sender may have been answered, and nobody use the copy for long.
+        """
+        try:
+            journal.apply()
+        except Exception as error:
+            self._unapplied[record.id] = record, one_line(str(error))
+            raise
+        self._unapplied.pop(record.id, None)
 
     def repair(self) -> None:
         """
@@ -258,14 +284,33 @@ class Journals:
         self._follower.start()
 
     def _follow_pool(self) -> None:
-        came = None
+        came, again = None, Deadline(_APPLY_AGAIN_S)
         while not self._closing.is_set():
             place = self._backend.pool.place()
             self._end_watches(but_at=place)
             if place not in (None, came):
                 self._for_each(self._repair)
             came = place
+            if again.passed():
+                self._apply_again()
+                again = Deadline(_APPLY_AGAIN_S)
             self._closing.wait(_LOOK_S)
+
+    def _apply_again(self) -> None:
+        """Try once more what could not be applied; it is told of if it is new."""
+        for key, (record, before) in [*self._unapplied.items()]:
+            try:
+                if (home := self.home(record)) is not None and not is_whole(home):
+                    with self.using(record, Deadline(_LOOK_S)):
+                        pass
+                self._unapplied.pop(key, None)
+            except VolumeBusyError:  # it is applied first by whoever uses the copy
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it is, others go on
+                why = one_line(str(error))
+                self._unapplied[key] = record, why
+                if why != before:
+                    _tell(record.name, error)
 
     def _for_each(self, work: Callable[[VolumeRecord], None]) -> None:
         """Do *work* with each copy of the pool, which is there whatever is down."""
@@ -279,13 +324,8 @@ class Journals:
                 return
             try:
                 work(VolumeRecord.of(volume, backend=self._backend.kind))
-            except Exception as error:  # whatever it is, others go on
-                log.warning(
-                    "a copy could not be repaired: %s",
-                    error,
-                    exc_info=not isinstance(error, (RemoraError, OSError)),
-                    extra=fields(volume=volume.name),
-                )
+            except Exception as error:  # noqa: BLE001 - whatever it is, others go on
+                _tell(volume.name, error)
 
     def close(self) -> None:
         """End all watches, and what `repair` has begun after the copy it is at."""
@@ -311,6 +351,15 @@ class Journals:
             unpack_all(home / OUTBOX_NAME)
         if marked is not None:
             log.info("a commit was applied", extra=fields(volume=record.name))
+
+
+def _tell(name: str, error: Exception) -> None:
+    log.warning(
+        "a copy could not be repaired: %s",
+        error,
+        exc_info=not isinstance(error, (RemoraError, OSError)),
+        extra=fields(volume=name),
+    )
 
 
 def is_whole(home: Path) -> bool:

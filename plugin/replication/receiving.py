@@ -179,21 +179,24 @@ class Receiving:
 
         ``lacking`` says why no other commit is taken: the disk is too full. ``ahead``:
         files were sent ahead of a commit, and only who knows since when may bring that.
-        ``unfit``: what of its commit the copy lacks. ``applying``: it takes no other
-        one before all of its commit is in place.
+        ``unfit``: what of its commit the copy lacks. ``in_place``: it has been applied.
+        ``applying``: it is, and no other one is taken before that.
         """
         del node_id
-        if request.volume in self._departing:
-            raise PeerRefusedError(f"the copy of volume {request.volume} may be going")
-        copy = self._journals.copy_states.read(request.volume, initial=EMPTY)
+        volume_id, record = request.volume, self._by_id(request.volume)
+        if volume_id in self._departing:
+            raise PeerRefusedError(f"the copy of volume {volume_id} may be going")
+        copy = self._journals.copy_states.read(volume_id, initial=EMPTY)
         commit = EMPTY if copy is None or copy.live_epoch else copy.commit
-        record = self._by_id(request.volume)
-        lacking = self._room.lacking(record) if record is not None else ""
-        ahead = self._incoming.is_ahead(request.volume)
-        unfit = self._journals.unfit(record) if record is not None else ""
-        told = {"lacking": lacking, "ahead": ahead, "unfit": unfit}
-        applying = self._redoing.is_under_way(request.volume)
-        return {"commit": [*pair(commit)], "applying": applying, **told}
+        applying = self._redoing.is_under_way(volume_id)
+        return {
+            "commit": [*pair(commit)],
+            "lacking": self._room.lacking(record) if record else "",
+            "ahead": self._incoming.is_ahead(volume_id),
+            "unfit": self._journals.unfit(record) if record else "",
+            "in_place": self._journals.copy_states.in_place(volume_id),
+            "applying": applying or bool(record and self._journals.is_applying(record)),
+        }
 
     def commit(self, node_id: str, request: CommitRequest) -> Mapping[str, Any]:
         """
@@ -230,8 +233,7 @@ class Receiving:
 
     def count(self, carried_bytes: int) -> None:
         """Count a commit that has come, with what its sender says that it was."""
-        size_bytes = max(0, carried_bytes)
-        self._progress.count("receiving", size_bytes=size_bytes, commits=1)
+        self._progress.count("receiving", size_bytes=max(0, carried_bytes), commits=1)
 
     def receive(
         self,
@@ -298,7 +300,7 @@ class Receiving:
         self._incoming.forget(record.id)
         is_large = delta.header.entries >= _ANSWER_BEFORE_FROM
         with self._redoing.afterwards(record.id, answer if is_large else None):
-            journal.apply()
+            self._journals.put_in_place(record, journal)
 
     def _mark(
         self,
@@ -331,8 +333,7 @@ class Receiving:
         self, record: VolumeRecord, journal: Journal, copy: CopyState
     ) -> None:
         """Set bytes apart that no other copy has; only people delete them."""
-        sealed = rules.seal(copy)
-        name = str(sealed.commit)
+        name = str(rules.seal(copy).commit)
         place = journal.keep_apart(name)
         log.warning(
             "bytes that no other copy has were set apart",

@@ -95,7 +95,7 @@ class Sending:
             yield self._late(record, each, standing.commits)
         landing = landing or Landing([record.id])
         about = Step(record, journal, advance, valid, journal.commit(), landing)
-        journal.moments.expect({pair(each) for each in standing.commits.values()})
+        journal.moments.expect(standing.bases())
         commit = advance(False)
         standing.leave_out(record, commit)
         full = {each: why for each, why in busy.items() if why}

@@ -44,6 +44,11 @@ class Standing:
     faults: dict[str, str] = field(default_factory=dict)
     unheard: set[str] = field(default_factory=set)
 
+    def bases(self) -> set[tuple[int, int]]:
+        """Return the commits that another one, made now, may have to lead on from."""
+        others = self.commits.keys() - self.applying
+        return {(at.epoch, at.seq) for at in map(self.commits.__getitem__, others)}
+
     def leave_out(self, record: VolumeRecord, commit: Commit) -> None:
         """
         Take those out that cannot take *commit* now.

@@ -6,10 +6,14 @@ import os
 import time
 from collections.abc import Callable
 
-from tests.cluster.test_replication_scenarios import NAME, live, wait_holders
+import pytest
+
+from tests.cluster.test_replication_scenarios import NAME, wait_holders
+from tests.protocol.command import caller
 from tests.protocol.node import wait_until
+from tests.support.copies import live
 from tests.support.owners import WAIT_S, Owner, Records
-from tests.support.tuning import tuned
+from tests.support.tuning import SHORT, tuned
 
 Make = Callable[..., Owner]
 # What a member lacks comes with its Mount alone.
@@ -48,6 +52,43 @@ def test_a_mount_waits_until_what_it_pulled_is_in_place(
     gamma.mount_at_last(NAME)
     for name in ("first", "second"):
         assert gamma.path(live(gamma, volume_id) / name).read_text() == "new"
+
+
+def test_a_copy_that_is_not_in_place_is_told_and_no_other_goes_for_it(
+    make_owner: Make,
+    records: Records,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A commit is the member's from its marker on, and that may be all it ever is."""
+    alpha = make_owner("alpha", tuning=SHORT)
+    gamma = make_owner("gamma", tuning=SHORT, daemon={"disk": True})
+    volume_id = alpha.create(NAME, interval="1s", members="alpha,gamma")
+    gamma.wait_known(NAME)
+    alpha.mount(NAME)
+    (live(alpha, volume_id) / "first").write_text("old")
+    wait_holders(records, volume_id, alpha, gamma)
+    gamma.stop()
+    alpha.wait_down("gamma")
+    (live(alpha, volume_id) / "first").write_text("new")
+    alpha.unmount(NAME)
+    first = live(gamma, volume_id) / "first"
+    gamma.run("chattr", "+i", str(first))
+    try:
+        gamma.start()
+        gamma.wait_member()
+        wait_holders(records, volume_id, alpha, gamma)
+        found = alpha.control_ok("GET", f"/v1/volumes/{NAME}/replicas")
+        lacks = {each["node"]: each["lacks"] for each in found}
+        assert "cannot apply" in lacks["gamma"]
+        cli = caller(gamma, monkeypatch, capsys)
+        refused = cli("replica", "rm", NAME, "alpha")
+        assert refused.code == 14
+        assert "wait until another node has it" in refused.error
+    finally:
+        gamma.run("chattr", "-i", str(first))
+    gamma.mount_at_last(NAME)
+    assert gamma.path(first).read_text() == "new"
 
 
 def test_what_a_mount_has_fetched_is_there_for_the_next(make_owner: Make) -> None:

@@ -18,6 +18,7 @@ from backends.rsync.journal.journal import EVERYTHING, Hints, Journal
 from backends.rsync.journal.outbox import unpack_all
 from backends.rsync.journal.packing import OUTBOX_NAME
 from backends.rsync.journal.scan import Changes
+from backends.rsync.journal.staging import Staging
 from tests.support.changing import Changing
 from tests.support.journal_trees import (
     VOLUME,
@@ -118,6 +119,26 @@ def subvolumes(directory: Path) -> set[str]:
         for each in directory.rglob("*")
         if each.is_dir() and not each.is_symlink() and each.stat().st_ino == 256
     }
+
+
+def test_what_is_written_as_soon_as_a_commit_is_in_place_is_found(
+    owner: Journal, member: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Mount waits for no more than that nothing is marked."""
+    (owner.live / "file").write_text("of the owner")
+    commit(owner)
+    assert not carry(owner.pack(None, only=[b"file"]), member)
+    unmark = Staging.unmark
+
+    def write_then(staging: Staging) -> None:
+        unmark(staging)
+        (member.live / "file").write_text("of the next owner")
+        (member.live / "new").write_text("of the next owner")
+
+    monkeypatch.setattr(Staging, "unmark", write_then)
+    member.apply()
+    found = {known.entry.path for known in member.look(EVERYTHING).changed}
+    assert {b"file", b"new"} <= found
 
 
 def test_everything_arrives_and_what_changes_follows(

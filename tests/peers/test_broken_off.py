@@ -64,7 +64,7 @@ def slowly(node: PeerNode) -> None:
 def parts(node: PeerNode) -> list[Path]:
     """Return what is not whole at *node*."""
     staging = node.staging.directory
-    return [*staging.glob("[up]*/*"), *staging.glob("tree/.remora.unfinished/*")]
+    return [*staging.glob("[up]*/*"), *staging.glob("tree/.remora.*/*")]
 
 
 def break_off(first: PeerNode, second: PeerNode, source: Path, commit: Commit) -> None:
@@ -176,24 +176,58 @@ def test_of_several_parts_the_largest_is_kept(tmp_path: Path) -> None:
 def test_parts_of_files_sent_ahead_are_found_when_files_are_sent_ahead(
     tmp_path: Path,
 ) -> None:
-    """A volume may have that name: what a commit has there is left alone."""
-    unfinished = tmp_path / "tree/.remora.unfinished"
+    """A volume may have such a name: what a commit has there is left alone."""
+    unfinished = tmp_path / "tree" / f".remora.{'0a' * 16}"
     left(unfinished, **{"a.abcdef": 2 * MIB})
+    left(tmp_path / "tree/.remora.other", **{"b.abcdef": 2 * MIB})
     partial.make_ready(tmp_path, tmp_path / "basis")
     assert names(unfinished) == ["a.abcdef"]
     partial.make_ready(tmp_path, tmp_path / "basis", is_tree=True)
-    assert not names(unfinished)
+    assert not unfinished.exists()
     assert names(tmp_path / "partial") == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "fifo", "directory", "full"])
+def test_no_name_in_the_volume_is_in_the_way_of_unfinished_files(
+    nodes: NODES, kind: str
+) -> None:
+    """Whoever writes to the volume has seen such a name, here or elsewhere."""
+    first, second = nodes
+    source = first.directory / "source"
+    (source / "tree").mkdir(parents=True)
+    for number in range(100):
+        (source / "tree" / str(number)).write_text("kept")
+    place = second.staging
+    partial.make_ready(place.directory, place.basis)
+    commit = Commit(5, AHEAD_SEQ)
+    send(first, second, source, commit)
+    seen = [each for each in names(place.directory / "tree") if not each.isdigit()]
+    for name in {".remora.unfinished", *seen}:
+        path = source / "tree" / name
+        if kind == "file":
+            path.write_text("a file")
+        elif kind == "link":
+            path.symlink_to("/staging/partial")
+        elif kind == "fifo":
+            os.mkfifo(path)
+        else:
+            left(path, **{"0.abcdef": 2 * MIB} if kind == "full" else {})
+    (source / "tree/0").write_text("newer")
+    partial.make_ready(place.directory, place.basis, is_tree=True)
+    send(first, second, source, commit)
+    come = place.directory / "tree"
+    assert {path.name for path in (source / "tree").iterdir()} <= {*names(come)}
+    assert (come / "0").read_text() == "newer"
 
 
 def test_a_link_in_place_of_the_tree_is_not_followed(tmp_path: Path) -> None:
     staging, other = tmp_path / "staging", tmp_path / "other"
     staging.mkdir()
-    left(other / ".remora.unfinished", **{"a.abcdef": 2 * MIB})
+    left(other / f".remora.{'0a' * 16}", **{"a.abcdef": 2 * MIB})
     (staging / "tree").symlink_to(other)
     with pytest.raises(NotADirectoryError):
         partial.make_ready(staging, tmp_path / "basis", is_tree=True)
-    assert names(other / ".remora.unfinished") == ["a.abcdef"]
+    assert names(other / f".remora.{'0a' * 16}") == ["a.abcdef"]
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:

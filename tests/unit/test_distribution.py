@@ -152,6 +152,18 @@ def test_who_applies_a_commit_has_it_and_gets_no_other(
     assert not report.faults
 
 
+def test_no_moment_holds_what_nobody_is_sent(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It might be too much for one, and the others would get none."""
+    line = Line(there=Commit(1, 2), behind=Commit(1, 1))
+    line.applying.add("behind")
+    expected: list[set[tuple[int, int]]] = []
+    monkeypatch.setattr(journal.moments, "expect", expected.append)
+    distribute(journal, line, changed=True)
+    assert expected == [{(1, 2)}]
+
+
 class Bringing(Line):
     """Brings, and notes what members are asked."""
 

@@ -21,7 +21,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,9 +44,13 @@ from backends.system.regular_files import open_regular
 from backends.system.writeback import Writeback
 
 
-def apply(home: Path, manifest: Manifest) -> Commit:
+def apply(
+    home: Path, manifest: Manifest, keep: Callable[[], object] = lambda: None
+) -> Commit:
     """
     Return the marked commit of the volume in *home*, now that it is in live/.
+
+    *keep* is called while it still is marked: nobody writes to live/ before that ends.
 
     Raises:
         BackendError: nothing is marked, or what is there does not become the commit.
@@ -79,6 +83,7 @@ def apply(home: Path, manifest: Manifest) -> Commit:
     except OSError as error:
         what = f"{error.strerror} {name_in(error)}".rstrip()
         raise BackendError(f"cannot apply a commit in {home}: {what}") from error
+    keep()
     staging.unmark()
     staging.clear()
     return marker.commit
@@ -287,13 +292,8 @@ class _Applying:
                 self._first[entry.links] = entry.path
         else:
             at, known = self._live.at(first)
-            os.link(
-                known,
-                made,
-                src_dir_fd=at,
-                dst_dir_fd=self._work_at,
-                follow_symlinks=False,
-            )
+            places = {"src_dir_fd": at, "dst_dir_fd": self._work_at}
+            os.link(known, made, **places, follow_symlinks=False)
             target, name = self._live.at(entry.path)
         os.rename(made, name, src_dir_fd=self._work_at, dst_dir_fd=target)
         # It is still there if both were names of one file already.

@@ -309,10 +309,12 @@ class Journal:
         If the manifest has been lost meanwhile, it describes nothing afterwards: the
         copy has the commit, and is compared with another member's before the next one.
         """
-        if self.staging.marked() is None:
-            return
-        commit = apply(self.home, self.manifest)
-        if self.by_snapshot and self.commit() == commit:
+        if self.staging.marked() is not None:
+            apply(self.home, self.manifest, self._keep_applied)
+
+    def _keep_applied(self) -> None:
+        """Keep what was applied, if the manifest knows it; nobody writes to it yet."""
+        if self.by_snapshot and (commit := self.commit()) == self.staging.marked():
             # Without it, the next look is at everything.
             with suppress(BackendError):
                 self._commits.create()

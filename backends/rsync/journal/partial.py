@@ -2,7 +2,7 @@
 What a broken transfer has left of a file, from where the next one goes on.
 
     <home>/staging/unfinished/NAME.XXXXXX  what rsync writes until it is whole
-    <home>/staging/tree/.remora.unfinished/NAME.XXXXXX   the same, of files sent ahead
+    <home>/staging/tree/.remora.NUMBER/NAME.XXXXXX   the same, of files sent ahead
     <home>/staging/partial/NAME            what one has left that was broken off
 
 rsync compares such a part with what it sends, in place of what the volume has under
@@ -29,7 +29,8 @@ from backends.system.clock import Deadline
 from backends.system.run import run
 
 UNFINISHED_NAME: Final = "unfinished"
-_UNFINISHED_OF_TREE: Final = ".remora.unfinished"  # in the tree
+# In the tree; each transfer has another one, which no volume has.
+_UNFINISHED_OF_TREE: Final = re.compile(r"\.remora\.[0-9a-f]{32}")
 PARTIAL_NAME: Final = "partial"
 # Less is sent again as fast as it is looked for.
 _WORTH_BYTES: Final = 2**20
@@ -59,15 +60,15 @@ def make_ready(staging: Path, basis: Path, *, is_tree: bool = False) -> None:
 
     Nobody may write to *staging* meanwhile. *basis* is where rsync finds what files
     were; a part is no help where there is a whole file that is as large, unless it is
-    of a redo file. None of that name has come then. In the tree itself, where the
-    volume may have the name, is only looked if *is_tree*: all of it comes once more.
+    of a redo file. None of that name has come then. In the tree itself, where a volume
+    may have such names, is only looked if *is_tree*: all of it comes once more.
     """
     with opened(staging) as top, _directory(PARTIAL_NAME, top) as parts:
         sizes = _sizes(parts)
         _collect(UNFINISHED_NAME, top, parts, sizes)
         if is_tree:
             with opened(staging / TREE_NAME) as tree:
-                _collect(_UNFINISHED_OF_TREE, tree, parts, sizes)
+                _collect_in(tree, parts, sizes)
         redo, trees = staging / REDO_NAME, (staging / TREE_NAME, basis)
         for name, size_bytes in sizes.items():
             if size_bytes < _WORTH_BYTES or (
@@ -75,6 +76,14 @@ def make_ready(staging: Path, basis: Path, *, is_tree: bool = False) -> None:
                 and (not redo.is_dir() or _has_larger(name, 1, redo))
             ):
                 os.unlink(name, dir_fd=parts)
+
+
+def _collect_in(tree: int, parts: int, sizes: dict[bytes, int]) -> None:
+    """Do `_collect` with what transfers have left in the open *tree*."""
+    for name in filter(_UNFINISHED_OF_TREE.fullmatch, os.listdir(tree)):
+        _collect(name, tree, parts, sizes)
+        with suppress(OSError):  # a volume has such a name, and more below it
+            os.rmdir(name, dir_fd=tree)
 
 
 def _collect(name: str, top: int, parts: int, sizes: dict[bytes, int]) -> None:
