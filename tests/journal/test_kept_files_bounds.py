@@ -1,0 +1,145 @@
+"""Attributes alone, within bounds: of what is read, how long, and of the disks' room."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from backends.errors import BackendError
+from backends.rsync.journal import kept_files
+from backends.rsync.journal.journal import Journal
+from backends.system.files import free_bytes
+from tests.support.journal_trees import VOLUME, carry, replicate, shape
+from tests.support.namespaces import enter_private_mounts, loop_filesystem
+from tests.support.small_files import FILES, copies, path, record, sent, take
+
+REMARKED = 400
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, request.param, size="600M") as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def pair(disk: Path) -> Iterator[tuple[Journal, Journal]]:
+    with copies(disk, "plain") as made:
+        yield made
+
+
+def fill_disk(disk: Path, left_bytes: int) -> None:
+    """Leave *left_bytes* of the *disk* free."""
+    with (disk / "filler").open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, free_bytes(disk)[1] - left_bytes)
+
+
+def remark(journal: Journal) -> None:
+    """Give all files attributes that take a block each."""
+    for number in range(REMARKED):
+        os.setxattr(journal.live / f"{number}", "user.remark", os.urandom(3000))
+
+
+def remarked(home: Path) -> Journal:
+    """Return a copy of small files, all of which have such attributes."""
+    (home / "live").mkdir(parents=True)
+    journal = Journal(home, VOLUME)
+    for number in range(REMARKED):
+        (journal.live / f"{number}").write_bytes(b"content")
+    return journal
+
+
+def test_a_file_that_grows_while_it_is_read_is_not_read_to_its_end(
+    pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container can make it as large as no disk is."""
+    owner, member = pair
+    file, read, pread = path(owner, 4), 0, os.pread
+    os.chown(file, 7, 8)
+    record(owner)
+    size = file.stat().st_size
+
+    def grown(opened: int) -> None:
+        if os.fstat(opened).st_ino == file.stat().st_ino:
+            os.truncate(file, 2**26)
+
+    def counted(*asked: int) -> bytes:
+        nonlocal read
+        found = pread(*asked)
+        read += len(found)
+        return found
+
+    monkeypatch.setattr(kept_files, "write_out", grown)
+    monkeypatch.setattr(os, "pread", counted)
+    package = owner.pack(member.commit())
+    monkeypatch.undo()
+    assert read <= FILES * size
+    assert carry(package, member) == [b"1/4"]
+    os.truncate(file, size)
+    replicate(owner, member)
+    assert shape(member.live) == shape(owner.live)
+
+
+def test_a_member_that_would_read_for_long_gets_the_files(
+    pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The owner does not wait for ever, and would tell of the same ones again."""
+    owner, member = pair
+    for number in range(FILES):
+        os.chown(path(owner, number), 7, 8)
+    names, _ = sent(owner, member.commit())
+    assert names == [b"delta"]
+    monkeypatch.setattr(kept_files, "_READ_WITHIN_S", -1.0)
+    missing = carry(owner.repack(member.commit()), member)
+    assert len(missing) == FILES
+    assert carry(owner.pack(member.commit(), only=missing), member) == []
+    take(owner, member)
+
+
+def test_a_member_without_room_for_attributes_does_not_begin(
+    disk: Path, tmp_path: Path
+) -> None:
+    """What is marked has to be applied, and the volume would be between two commits."""
+    with (
+        closing(remarked(tmp_path / "owner")) as owner,
+        closing(remarked(disk / "member")) as member,
+    ):
+        replicate(owner, member)
+        before = shape(member.live)
+        remark(owner)
+        record(owner)
+        package = owner.pack(member.commit())
+        assert package.names.count(b"\0attributes/") == REMARKED
+        assert package.size_bytes >= REMARKED * 4096
+        fill_disk(disk, 6 * REMARKED * 1024)
+        with pytest.raises(BackendError, match="MiB free"):
+            carry(package, member)
+        assert member.staging.marked() is None
+        assert shape(member.live) == before
+        (disk / "filler").unlink()
+        assert carry(package, member) == []
+        member.apply()
+        assert shape(member.live) == shape(owner.live)
+
+
+@pytest.mark.parametrize("disk", ["xfs"], indirect=True)
+def test_an_owner_keeps_room_for_others(disk: Path, tmp_path: Path) -> None:
+    """Attributes of many files may be more than its disk has. On ext4 they are shared."""
+    with (
+        closing(remarked(disk / "owner")) as owner,
+        closing(remarked(tmp_path / "member")) as member,
+    ):
+        replicate(owner, member)
+        remark(owner)
+        os.sync()
+        fill_disk(disk, 8 * REMARKED * 1024)
+        record(owner)
+        free = free_bytes(disk)[1]
+        package = owner.pack(member.commit())
+        assert 0 < package.names.count(b"\0attributes/") < REMARKED // 2
+        assert free_bytes(disk)[1] > free // 2
