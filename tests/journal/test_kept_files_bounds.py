@@ -29,14 +29,20 @@ def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def pair(disk: Path) -> Iterator[tuple[Journal, Journal]]:
-    with copies(disk, "plain") as made:
-        yield made
+    with copies(disk, "plain") as both:
+        yield both
 
 
 def fill_disk(disk: Path, left_bytes: int) -> None:
     """Leave *left_bytes* of the *disk* free."""
     with (disk / "filler").open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, free_bytes(disk)[1] - left_bytes)
+
+
+def made(home: Path) -> Path:
+    """Return *home*, made for a copy."""
+    (home / "live").mkdir(parents=True)
+    return home
 
 
 def remark(journal: Journal) -> None:
@@ -47,10 +53,9 @@ def remark(journal: Journal) -> None:
 
 def remarked(home: Path) -> Journal:
     """Return a copy of small files, all of which have such attributes."""
-    (home / "live").mkdir(parents=True)
-    journal = Journal(home, VOLUME)
+    journal = Journal(made(home), VOLUME)
     for number in range(REMARKED):
-        (journal.live / f"{number}").write_bytes(b"content")
+        (journal.live / f"{number}").write_bytes(os.urandom(5000))
     return journal
 
 
@@ -143,3 +148,26 @@ def test_an_owner_keeps_room_for_others(disk: Path, tmp_path: Path) -> None:
         package = owner.pack(member.commit())
         assert 0 < package.names.count(b"\0attributes/") < REMARKED // 2
         assert free_bytes(disk)[1] > free // 2
+
+
+@pytest.mark.parametrize("size", [10, 100, 150])
+def test_attributes_that_fit_beside_no_content(size: int, tmp_path: Path) -> None:
+    """Not into an inode that holds content as well: the copy goes on without one."""
+    enter_private_mounts()
+    inline = ("-O", "inline_data", "-I", "256")
+    with (
+        loop_filesystem(tmp_path, "ext4", size="600M", made_with=inline) as disk,
+        closing(Journal(made(tmp_path / "owner"), VOLUME)) as owner,
+        closing(Journal(made(disk / "member"), VOLUME)) as member,
+    ):
+        file = owner.live / "file"
+        file.write_bytes(os.urandom(size))
+        replicate(owner, member)
+        for content in (b"1", b"2"):
+            os.setxattr(file, "user.large", content * 4000)
+            os.setxattr(file, "user.small", content * 30)
+            os.chown(file, 7, 8)
+            replicate(owner, member)
+        taken = member.live / "file"
+        assert (taken.stat().st_uid, taken.read_bytes()) == (7, file.read_bytes())
+        assert os.listxattr(taken)

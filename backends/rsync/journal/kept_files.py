@@ -56,6 +56,8 @@ _REFUSED_MAX: Final = 100
 # An owner waits for an answer, but not for ever; what a member has not read by then is
 # sent.
 _READ_WITHIN_S: Final = 300.0
+# As large as inodes are, of which ext4 uses the rest (inline_data). Source: ext4(5).
+_TINY_BYTES: Final = 4096
 _CHUNK_BYTES: Final = 2**20
 
 
@@ -75,14 +77,13 @@ def chosen(
     """
     Return those of *rows* that seem to keep their content for all members at *by_base*.
 
-    Not what one of them has *lacked*. Names of one file stay together. Large files
-    travel as ranges, which may be none.
+    Not what one of them has *lacked*. Names of one file stay together.
     """
     found, broken, refused = dict[bytes, int](), set[int](), 0
     for row in rows:
         path, links = row.entry.path, row.entry.links
         bases = (base for base, paths in by_base.items() if path in paths)
-        if row.alike_since == UNWRITTEN or is_large(row.entry):
+        if row.alike_since == UNWRITTEN or not _is_worth_it(row.entry):
             broken.add(links)
         elif path in lacked:
             refused += 1
@@ -94,6 +95,17 @@ def chosen(
     if refused >= _REFUSED_MAX:
         return set()
     return {path for path, at in found.items() if not at or at not in broken}
+
+
+def _is_worth_it(entry: Entry) -> bool:
+    """
+    Return whether *entry* may be told of and not sent.
+
+    Large files travel as ranges, which may be none. A file with attributes is sent in
+    any case; a tiny one may be kept in its inode, where they are too: then they do not
+    fit as they did in an empty file, and nobody knows before it is tried.
+    """
+    return not is_large(entry) and not (entry.attributes and entry.size <= _TINY_BYTES)
 
 
 class Telling:
