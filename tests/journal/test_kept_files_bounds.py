@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -171,3 +172,31 @@ def test_attributes_that_fit_beside_no_content(size: int, tmp_path: Path) -> Non
         taken = member.live / "file"
         assert (taken.stat().st_uid, taken.read_bytes()) == (7, file.read_bytes())
         assert os.listxattr(taken)
+
+
+@pytest.mark.parametrize("kind", ["ext4", "btrfs"])
+def test_a_file_of_many_names_is_read_once(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some that backups make have hundreds."""
+    enter_private_mounts()
+    with (
+        loop_filesystem(tmp_path, kind, size="600M") as disk,
+        copies(disk, kind) as (owner, member),
+    ):
+        for name in range(20):
+            os.link(path(owner, 4), owner.live / f"name{name}")
+        replicate(owner, member)
+        os.chown(path(owner, 4), 7, 8)
+        read, digest = list[int](), kept_files._digest
+
+        def counted(file: int, *bounds: Any) -> bytes:
+            read.append(os.fstat(file).st_ino)
+            return digest(file, *bounds)
+
+        monkeypatch.setattr(kept_files, "_digest", counted)
+        names, _ = sent(owner, member.commit())
+        monkeypatch.undo()
+        assert names == [b"delta"]
+        assert read.count(path(owner, 4).stat().st_ino) == 1
+        take(owner, member)

@@ -128,13 +128,14 @@ class Telling:
         """
         with Beneath(source) as tree, Beneath(outbox / ATTRIBUTES_NAME) as attributes:
             made = _Made(attributes, outbox, left_free_bytes(outbox))
+            reading = _Reading(tree, made)
             for number, path in enumerate(self.paths):
                 row, known = manifest.get(path), None
                 with suppress(_ChangedError, BackendError, OSError):
                     if row is not None and stands_still:
-                        digest = _read(tree, row, made)
+                        digest, _ = reading.read(row)
                     elif row is not None:
-                        digest, known = _read_live(tree, row, made)
+                        digest, known = reading.read_live(row)
                     else:
                         continue
                     at = number * DIGEST_BYTES
@@ -196,47 +197,63 @@ class _Made:
             os.close(target)
 
 
-def _read_live(tree: Beneath, row: Known, made: _Made) -> tuple[bytes, Known | None]:
-    """
-    Return the digest, and the row if it has to be recorded anew.
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """Reads files in *tree*, each once; their attributes go into *made*."""
 
-    What has been written to since, unseen, or may be yet, is of this commit for all.
-    """
-    begun_ns, now = wall_ns(), look_at(tree, row.entry.path)
-    is_same = (
-        now is not None
-        and same(now.entry, row.entry)
-        and now.inode == row.inode
-        and row.ctime_ns in (DOUBTED, now.ctime_ns)
-    )
-    if now is None or not is_same:
-        raise _ChangedError
-    digest = _read(tree, now, made)
-    status = tree.status(row.entry.path)
-    if status is None or not untouched(now, status):
-        raise _ChangedError
-    known = certain(
-        msgspec.structs.replace(now, alike_since=row.alike_since),
-        begun_ns,
-        is_read=True,
-    )
-    is_certain = known.ctime_ns == row.ctime_ns != DOUBTED
-    return digest, None if is_certain else known
+    tree: Beneath
+    made: _Made
+    # By inode and ctime, of files with several names: what `read` has returned.
+    _first: dict[tuple[int, int], tuple[bytes, int]] = field(default_factory=dict)
 
+    def read_live(self, row: Known) -> tuple[bytes, Known | None]:
+        """
+        Return the digest, and *row* if it has to be recorded anew.
 
-def _read(tree: Beneath, row: Known, made: _Made) -> bytes:
-    """Return the digest of *row*'s file; its extended attributes go into *made*."""
-    path = row.entry.path
-    with opened_file(tree, path) as file:
-        if file is None:
+        What has been written to since, unseen, or may be yet, is of this commit for
+        all.
+        """
+        now = look_at(self.tree, row.entry.path)
+        is_same = (
+            now is not None
+            and same(now.entry, row.entry)
+            and now.inode == row.inode
+            and row.ctime_ns in (DOUBTED, now.ctime_ns)
+        )
+        if now is None or not is_same:
             raise _ChangedError
-        write_out(file)  # a page that is dirty takes stores without another time
-        digest = _digest(file, row.entry.size)
-        if os.fstat(file).st_size != row.entry.size:
+        digest, begun_ns = self.read(now)
+        status = self.tree.status(row.entry.path)
+        if status is None or not untouched(now, status):
             raise _ChangedError
-        if row.entry.attributes:
-            made.write(path, file)
-    return digest
+        known = certain(
+            msgspec.structs.replace(now, alike_since=row.alike_since),
+            begun_ns,
+            is_read=True,
+        )
+        is_certain = known.ctime_ns == row.ctime_ns != DOUBTED
+        return digest, None if is_certain else known
+
+    def read(self, row: Known) -> tuple[bytes, int]:
+        """Return the digest of *row*'s file, and a wall time from before it was read."""
+        entry, begun_ns = row.entry, wall_ns()
+        with opened_file(self.tree, entry.path) as file:
+            if file is None:
+                raise _ChangedError
+            write_out(file)  # a page that is dirty takes stores without another time
+            status = os.fstat(file)
+            # What several names lead to is read once, and doubted alike.
+            key = status.st_ino, status.st_ctime_ns
+            found = self._first.get(key)
+            if found is None:
+                found = _digest(file, entry.size), begun_ns
+                if entry.links:
+                    self._first[key] = found
+            if os.fstat(file).st_size != entry.size:
+                raise _ChangedError
+            if entry.attributes:
+                self.made.write(entry.path, file)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
