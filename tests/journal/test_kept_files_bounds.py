@@ -1,4 +1,4 @@
-"""Attributes alone, within bounds: of what is read, how long, and of the disks' room."""
+"""Attributes alone, within bounds: of what is read, for how long, and of room."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_a_member_without_room_for_attributes_does_not_begin(
 
 @pytest.mark.parametrize("disk", ["xfs"], indirect=True)
 def test_an_owner_keeps_room_for_others(disk: Path, tmp_path: Path) -> None:
-    """Attributes of many files may be more than its disk has. On ext4 they are shared."""
+    """Attributes of many files may be more than its disk has; ext4 shares them."""
     with (
         closing(remarked(disk / "owner")) as owner,
         closing(remarked(tmp_path / "member")) as member,

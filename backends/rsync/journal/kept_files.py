@@ -235,7 +235,7 @@ class _Reading:
         return digest, None if is_certain else known
 
     def read(self, row: Known) -> tuple[bytes, int]:
-        """Return the digest of *row*'s file, and a wall time from before it was read."""
+        """Return the digest of *row*'s file, and a wall time from before that."""
         entry, begun_ns = row.entry, wall_ns()
         with opened_file(self.tree, entry.path) as file:
             if file is None:
