@@ -33,6 +33,7 @@ from plugin.cli import (
     cmd_snapshot,
     cmd_volume,
     cmd_volumes,
+    cmd_wait,
 )
 from plugin.cli.context import Context
 
@@ -61,6 +62,7 @@ for command in (
     cmd_volumes.list_volumes,
     cmd_volumes.inspect,
     cmd_volumes.status,
+    cmd_wait.wait,
     cmd_volumes.create,
     cmd_volumes.remove,
     cmd_snapshot.snapshot,

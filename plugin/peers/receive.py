@@ -48,8 +48,10 @@ _NUMBER = "(?:0|[1-9][0-9]{0,17})"
 # What the copy holds already: rsync sends only the parts of a file that differ. The
 # sender uses the second name, too: beside the tree lie files about the commit.
 _BASIS, _TREE = "basis", "tree"
-# Where files are until they are whole, and what was broken off; see `partial.py`.
-_UNFINISHED, _PARTS = "/staging/unfinished", "/staging/partial"
+# Where files are until they are whole, and what was broken off; see `partial.py`. The
+# first are below where rsync works: for each file it opens all directories on the way.
+_UNFINISHED, _UNFINISHED_OF_TREE = "unfinished", ".remora.unfinished"
+_PARTS = "/staging/partial"
 _IN_PLACE = "I"  # rsync's letter for writing to a part
 CONTROL = "remora control"
 RECEIVE = re.compile(
@@ -204,8 +206,10 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
         capabilities=jail.WRITING,
         programs=True,
     )
-    within = f"/{_TREE}" if place.get("is_tree") else ""
-    for each in (f"/staging{within}", _UNFINISHED, _PARTS):
+    within, unfinished = "", _UNFINISHED
+    if place.get("is_tree"):
+        within, unfinished = f"/{_TREE}", _UNFINISHED_OF_TREE
+    for each in (f"/staging{within}/{unfinished}", _PARTS):
         os.makedirs(each, 0o700, exist_ok=True)
     os.chdir(f"/staging{within}")
     # "." is all that it writes to, whatever path the sender asked for.
@@ -214,7 +218,7 @@ def _become_rsync(place: dict[str, str], capabilities: str) -> None:
     # tell whether the disk has lost some.
     flags += capabilities.replace(_IN_PLACE, "")
     # However rsync ends, what it has of a file stays, for the next one to go on from.
-    parts = f"--temp-dir={_UNFINISHED}", f"--partial-dir={_PARTS}"
+    parts = f"--temp-dir={unfinished}", f"--partial-dir={_PARTS}"
     own = (*parts, f"--compare-dest=/{_BASIS}{within}", *RSYNC_FILTERS)
     arguments = ["rsync", "--server", flags, *SERVER_OPTIONS, *own, ".", "."]
     environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}

@@ -40,8 +40,9 @@ from plugin.replication.progress import (
     TransferUnderWay,
 )
 from plugin.replication.pulling import Pulling
-from plugin.replication.receiving import CommitRequest, Receiving, StandRequest
+from plugin.replication.receiving import Receiving
 from plugin.replication.reporting import Reporting
+from plugin.replication.requests import CommitRequest, StandRequest
 from plugin.replication.room import Room, RoomRequest
 from plugin.replication.sending import Sending
 from plugin.replication.syncing import Syncing

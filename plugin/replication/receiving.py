@@ -11,20 +11,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any, Final
 
-import msgspec
-
-from backends.base import WholeNumber
 from backends.errors import BackendError
-from backends.rsync.journal import partial
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.fitting import described
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.partial import keep
 from backends.system.clock import Deadline
 from plugin.errors import PeerRefusedError
 from plugin.logs import fields
-from plugin.model import VolumeId, VolumeName, VolumeRecord
+from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.state import EMPTY, Commit, CopyState, Head, Kept, RefusedError
 from plugin.ownership.view import OwnershipView
@@ -34,6 +32,8 @@ from plugin.replication.incoming import Incoming
 from plugin.replication.journals import Journals
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
+from plugin.replication.redoing import Redoing
+from plugin.replication.requests import CommitRequest, StandRequest
 from plugin.replication.room import Room
 from plugin.replication.sessions import Session, Sessions
 
@@ -41,27 +41,10 @@ log = logging.getLogger(__name__)
 _REFRESH_DEADLINE_S: Final = 2.0
 _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
+# A commit of fewer names is applied before its sender is answered: it takes no time.
+_ANSWER_BEFORE_FROM: Final = 1000
 # What rsync exits with if it has gone through all files, but for those that vanished.
 _WHOLE: Final = (0, 23, 24)
-
-
-class CommitRequest(msgspec.Struct, frozen=True):
-    """What an owner asks of a member, after it has sent a commit."""
-
-    volume: VolumeId
-    name: VolumeName
-    epoch: WholeNumber
-    seq: WholeNumber
-    # The bytes that were sent for it, for the metrics.
-    carried_bytes: WholeNumber = 0
-    # What has changed after this commit was sent. Earlier versions do not say so.
-    since: tuple[WholeNumber, WholeNumber] | None = None
-
-
-class StandRequest(msgspec.Struct, frozen=True):
-    """What an owner asks before it sends: which commit the copy is at."""
-
-    volume: VolumeId
 
 
 class Receiving:
@@ -95,6 +78,7 @@ class Receiving:
         self._sessions = Sessions()
         self._departing: set[str] = set()
         self._incoming = Incoming()
+        self._redoing = Redoing()
 
     def expect(self, volume_id: str, node_id: str, commit: Commit) -> None:
         """
@@ -167,7 +151,7 @@ class Receiving:
             self._sessions.hang_up(volume)
             empty = copy is None or copy.commit == EMPTY
             basis = self._journals.basis(record)
-            clean = partial.keep(journal.staging, basis)
+            clean = keep(journal.staging, basis, is_tree=seq == AHEAD_SEQ)
             self._incoming.note(volume, journal.home, commit, empty=empty, clean=clean)
             number = self._progress.begin("receiving", volume, node_id)
             self._sessions.add(Session(node_id, volume, commit, number, hang_up))
@@ -195,7 +179,8 @@ class Receiving:
 
         ``lacking`` says why no other commit is taken: the disk is too full. ``ahead``:
         files were sent ahead of a commit, and only who knows since when may bring that.
-        ``unfit``: what of its commit the copy lacks.
+        ``unfit``: what of its commit the copy lacks. ``applying``: it takes no other
+        one before all of its commit is in place.
         """
         del node_id
         if request.volume in self._departing:
@@ -207,14 +192,16 @@ class Receiving:
         ahead = self._incoming.is_ahead(request.volume)
         unfit = self._journals.unfit(record) if record is not None else ""
         told = {"lacking": lacking, "ahead": ahead, "unfit": unfit}
-        return {"commit": [*pair(commit)], **told}
+        applying = self._redoing.is_under_way(request.volume)
+        return {"commit": [*pair(commit)], "applying": applying, **told}
 
     def commit(self, node_id: str, request: CommitRequest) -> Mapping[str, Any]:
         """
         Answer an owner's request to take in what it has sent.
 
-        ``commit``: our copy is at it now. ``missing``: send these paths as well.
-        ``full``: the delta does not lead on from our copy; it has to name everything.
+        ``commit``: it is our copy's now, in place or about to be. ``missing``: send
+        these paths as well. ``full``: the delta does not lead on from our copy; it has
+        to name everything.
 
         Raises:
             PeerRefusedError: it may not be; nothing has changed.
@@ -230,7 +217,8 @@ class Receiving:
         def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
             return rules.receive(copy, wanted, lineage, at=at, writers_stopped=stopped)
 
-        answer = self.receive(record, wanted, to_keep, since=request.since)
+        receive = partial(self.receive, record, wanted, to_keep, request.since)
+        answer: dict[str, Any] = self._redoing.answered(receive)
         if "commit" in answer:
             self.count(request.carried_bytes)
             log.info(
@@ -250,24 +238,26 @@ class Receiving:
         record: VolumeRecord,
         wanted: Commit,
         rule: Callable[..., Kept | None],
-        *,
         since: tuple[int, int] | None = None,
+        early: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """
         Return the answer to a request to take commit *wanted* in; see `commit`.
 
-        *rule* returns the next copy state, or refuses. *since*: see `come_for`.
+        *rule* returns the next copy state, or refuses. *since*: see `come_for`. *early*
+        gets the answer before a commit of many names is applied.
         """
+        answer = {"commit": list(pair(wanted))}
         with self._journals.using(record, Deadline(_USE_DEADLINE_S)) as journal:
             copy = self._copy_state(record)
             if copy.commit == wanted and not copy.live_epoch:
-                return {"commit": list(pair(wanted))}
+                return answer
             # No container is ended for what is refused.
             _applied(rule, copy, stopped=True)
             stopped = not copy.live_epoch or self._stop_writers(record)
             kept = _applied(rule, copy, stopped=stopped)
             if kept is None:
-                return {"commit": list(pair(wanted))}
+                return answer
             # Nobody needs a transfer any more that seems to be under way still.
             self._sessions.hang_up(record.id)
             with (
@@ -289,12 +279,26 @@ class Receiving:
                 )
                 if missing:
                     return {"missing": encoded_paths(missing)}
-                # No promise is to wait for it.
-                self._incoming.flush(record.id, journal)
-                self._mark(record, journal, delta, rule)
-                self._incoming.forget(record.id)
-                journal.apply()
-        return {"commit": list(pair(wanted))}
+                now = partial(early, answer) if early else None
+                self._take(record, journal, delta, rule, now)
+        return answer
+
+    def _take(
+        self,
+        record: VolumeRecord,
+        journal: Journal,
+        delta: Delta,
+        rule: Callable[..., Kept | None],
+        answer: Callable[[], None] | None,
+    ) -> None:
+        """Make the commit ours, and apply it; of many names, *answer* before that."""
+        # No promise is to wait for it.
+        self._incoming.flush(record.id, journal)
+        self._mark(record, journal, delta, rule)
+        self._incoming.forget(record.id)
+        is_large = delta.header.entries >= _ANSWER_BEFORE_FROM
+        with self._redoing.afterwards(record.id, answer if is_large else None):
+            journal.apply()
 
     def _mark(
         self,

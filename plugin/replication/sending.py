@@ -99,9 +99,11 @@ class Sending:
         commit = advance(False)
         standing.leave_out(record, commit)
         full = {each: why for each, why in busy.items() if why}
-        faults, unheard = standing.faults | full, standing.unheard.union(full)
-        if faults or busy:
-            yield Report(commit, faults=faults, filling=set(busy), unheard=unheard)
+        faults, filling = standing.faults | full, standing.applying.union(busy)
+        # Who applies a commit is asked again soon, if nothing comes after this round.
+        unheard = standing.unheard.union(full, standing.applying)
+        if faults or filling:
+            yield Report(commit, faults=faults, filling=filling, unheard=unheard)
         yield from self._bring(about, lineage, standing.commits, commit)
 
     def _bring(

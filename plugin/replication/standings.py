@@ -33,17 +33,27 @@ class Standing:
 
     The disks of those in ``lacking`` are too full for another one. Those in ``ahead``
     were sent files ahead of a commit: only who did that knew what changed meanwhile.
+    Those in ``applying`` have their commit, and take the next one when it is in place.
     Of those in ``unheard`` nobody knows: they are not reached, or give no answer.
     """
 
     commits: dict[str, Commit] = field(default_factory=dict)
     ahead: set[str] = field(default_factory=set)
     lacking: dict[str, str] = field(default_factory=dict)
+    applying: set[str] = field(default_factory=set)
     faults: dict[str, str] = field(default_factory=dict)
     unheard: set[str] = field(default_factory=set)
 
     def leave_out(self, record: VolumeRecord, commit: Commit) -> None:
-        """Take those out that lack the room for *commit*; the faults say why."""
+        """
+        Take those out that cannot take *commit* now.
+
+        The faults say why they lack the room; those that apply another one stay noted.
+        """
+        self.applying = {e for e in self.applying if self.commits[e] != commit}
+        for node_id in self.applying:
+            del self.commits[node_id]
+            self.lacking.pop(node_id, None)
         for node_id, why in self.lacking.items():
             if self.commits[node_id] != commit:
                 note(record, node_id, why)
@@ -86,11 +96,13 @@ class Standings:
                     standing.unheard.add(node_id)
             else:
                 standing.commits[node_id] = Commit(*answer["commit"])
-                # Earlier versions say nothing of either.
+                # Earlier versions say nothing of these.
                 if text := answer.get("lacking"):
                     standing.lacking[node_id] = one_line(str(text))
                 if answer.get("ahead") is True:
                     standing.ahead.add(node_id)
+                if answer.get("applying") is True:
+                    standing.applying.add(node_id)
         return standing
 
     def _is_due(self, node_id: str, rest_s: float) -> bool:

@@ -194,7 +194,7 @@ def test_a_holder_does_not_disturb_what_the_owner_sends(
     (alpha.copy(volume_id) / "live/large").write_bytes(os.urandom(SIZE))
     staging = gamma.copy(volume_id) / "staging"
     wait_until(
-        lambda: any(staging.glob("unfinished/large.*")),
+        lambda: any(staging.glob("tree/.remora.unfinished/large.*")),
         "it comes",
         timeout_s=WAIT_S,
     )

@@ -63,7 +63,8 @@ def slowly(node: PeerNode) -> None:
 
 def parts(node: PeerNode) -> list[Path]:
     """Return what is not whole at *node*."""
-    return [*node.staging.directory.glob("[up]*/*")]
+    staging = node.staging.directory
+    return [*staging.glob("[up]*/*"), *staging.glob("tree/.remora.unfinished/*")]
 
 
 def break_off(first: PeerNode, second: PeerNode, source: Path, commit: Commit) -> None:
@@ -97,7 +98,9 @@ def test_the_rest_is_sent(nodes: NODES, commit: Commit) -> None:
     break_off(first, second, source, commit)
     arrived = second.staging.directory / "tree/below/big"
     assert not arrived.exists()
-    partial.make_ready(second.staging.directory, second.staging.basis)
+    is_tree = commit.seq == AHEAD_SEQ
+    place = second.staging
+    partial.make_ready(place.directory, place.basis, is_tree=is_tree)
     assert send(first, second, source, commit) < SIZE - CUT_AFTER + 2 * MIB
     assert arrived.read_bytes() == (source / "tree/below/big").read_bytes()
     assert not parts(second)
@@ -127,18 +130,18 @@ def names(directory: Path) -> list[str]:
     return [each.name for each in directory.iterdir()]
 
 
-def left(staging: Path, **sizes: int) -> None:
-    """Leave unfinished files in *staging*, as rsync does."""
-    (staging / "unfinished").mkdir(parents=True)
+def left(unfinished: Path, **sizes: int) -> None:
+    """Leave files in *unfinished*, as rsync does."""
+    unfinished.mkdir(parents=True)
     for name, size in sizes.items():
-        (staging / "unfinished" / name).write_bytes(b"x" * size)
+        (unfinished / name).write_bytes(b"x" * size)
 
 
 @pytest.mark.parametrize("place", ["staging/tree/deep", "basis/deep"])
 def test_a_part_is_no_help_where_the_whole_file_is(tmp_path: Path, place: str) -> None:
     staging, basis = tmp_path / "staging", tmp_path / "basis"
     basis.mkdir()
-    left(staging, **{"a[b]*.abcdef": 2 * MIB, "other.123456": 2 * MIB})
+    left(staging / "unfinished", **{"a[b]*.abcdef": 2 * MIB, "other.123456": 2 * MIB})
     (tmp_path / place).mkdir(parents=True)
     make_file(tmp_path / place / "a[b]*", 2 * MIB)
     make_file(tmp_path / place / "other", MIB)
@@ -150,7 +153,7 @@ def test_a_part_is_no_help_where_the_whole_file_is(tmp_path: Path, place: str) -
 def test_a_part_of_a_redo_file_is_kept(tmp_path: Path) -> None:
     """However large its file is; when it has come, a part is of something else."""
     staging, live = tmp_path / "staging", tmp_path / "basis/deep"
-    left(staging, **{"db.abcdef": 2 * MIB, "other.abcdef": 2 * MIB})
+    left(staging / "unfinished", **{"db.abcdef": 2 * MIB, "other.abcdef": 2 * MIB})
     live.mkdir(parents=True)
     (staging / "redo/deep").mkdir(parents=True)
     for path in (live / "db", live / "other", staging / "redo/deep/other"):
@@ -160,12 +163,37 @@ def test_a_part_of_a_redo_file_is_kept(tmp_path: Path) -> None:
 
 
 def test_of_several_parts_the_largest_is_kept(tmp_path: Path) -> None:
-    left(tmp_path, **{"a.abcdef": 3 * MIB, "a.ghijkl": MIB, "b.abcdef": 5})
+    left(
+        tmp_path / "unfinished", **{"a.abcdef": 3 * MIB, "a.ghijkl": MIB, "b.abcdef": 5}
+    )
     (tmp_path / "partial").mkdir()
     make_file(tmp_path / "partial/a", 2 * MIB)
     partial.make_ready(tmp_path, tmp_path / "basis")
     assert names(tmp_path / "partial") == ["a"]
     assert (tmp_path / "partial/a").stat().st_size == 3 * MIB
+
+
+def test_parts_of_files_sent_ahead_are_found_when_files_are_sent_ahead(
+    tmp_path: Path,
+) -> None:
+    """A volume may have that name: what a commit has there is left alone."""
+    unfinished = tmp_path / "tree/.remora.unfinished"
+    left(unfinished, **{"a.abcdef": 2 * MIB})
+    partial.make_ready(tmp_path, tmp_path / "basis")
+    assert names(unfinished) == ["a.abcdef"]
+    partial.make_ready(tmp_path, tmp_path / "basis", is_tree=True)
+    assert not names(unfinished)
+    assert names(tmp_path / "partial") == ["a"]
+
+
+def test_a_link_in_place_of_the_tree_is_not_followed(tmp_path: Path) -> None:
+    staging, other = tmp_path / "staging", tmp_path / "other"
+    staging.mkdir()
+    left(other / ".remora.unfinished", **{"a.abcdef": 2 * MIB})
+    (staging / "tree").symlink_to(other)
+    with pytest.raises(NotADirectoryError):
+        partial.make_ready(staging, tmp_path / "basis", is_tree=True)
+    assert names(other / ".remora.unfinished") == ["a.abcdef"]
 
 
 def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from plugin.errors import RemoteError
 from plugin.peers.lines import decode, encode, read_answer, read_request
-from plugin.replication.receiving import CommitRequest
+from plugin.replication.requests import CommitRequest
 from tests.support.journal_trees import VOLUME
 
 HUGE = b"1" + b"0" * 400

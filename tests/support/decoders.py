@@ -58,8 +58,8 @@ from plugin.replication.missing_paths import decoded_paths
 from plugin.replication.moving import MoveStateRequest
 from plugin.replication.node import UnusedRequest
 from plugin.replication.progress import Progress
-from plugin.replication.receiving import CommitRequest, StandRequest
 from plugin.replication.reporting import _Answer as TransfersAnswer
+from plugin.replication.requests import CommitRequest, StandRequest
 from plugin.replication.room import RoomRequest
 from plugin.store.base import Record
 from plugin.store.database import open_database

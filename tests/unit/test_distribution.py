@@ -19,6 +19,7 @@ from plugin.replication import seeding
 from plugin.replication.landing import Landing
 from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
+from plugin.replication.report import Report
 from plugin.replication.sending import Sending
 from tests.support.journal_trees import VOLUME
 
@@ -32,12 +33,14 @@ class Line:
     def __init__(self, **commits: Commit) -> None:
         self.commits = commits
         self.progress = Progress()
+        self.applying: set[str] = set()
         self.sent: list[tuple[str, Commit]] = []
         self.fillers: list[str] = []
 
     def call_all(self, *_: object, **__: object) -> dict[str, dict[str, object]]:
         return {
-            name: {"commit": [at.epoch, at.seq]} for name, at in self.commits.items()
+            name: {"commit": [at.epoch, at.seq], "applying": name in self.applying}
+            for name, at in self.commits.items()
         }
 
     def call(self, node_id: str, *_: object, **__: object) -> dict[str, object]:
@@ -73,6 +76,13 @@ def distribute(
     landing: Landing | None = None,
 ) -> list[bool]:
     """Return which commits had to be new, whether or not files have *changed*."""
+    return distributed(journal, line, changed=changed, landing=landing)[0]
+
+
+def distributed(
+    journal: Journal, line: Line, *, changed: bool, landing: Landing | None = None
+) -> tuple[list[bool], list[Report]]:
+    """Return what `distribute` does, and the reports."""
     asked: list[bool] = []
 
     def advance(anew: bool) -> Commit:
@@ -84,15 +94,13 @@ def distribute(
 
     peers: Any = line
     sending = Sending(peers, peers, node_name="owner")
-    list(
-        sending.distribute(
-            *(RECORD, journal, LINEAGE, [*line.commits]),
-            advance=advance,
-            valid=lambda: True,
-            landing=landing,
-        )
+    reports = sending.distribute(
+        *(RECORD, journal, LINEAGE, [*line.commits]),
+        advance=advance,
+        valid=lambda: True,
+        landing=landing,
     )
-    return asked
+    return asked, [*reports]
 
 
 def test_a_commit_that_somebody_has_is_not_copied_again(journal: Journal) -> None:
@@ -130,6 +138,21 @@ def test_who_has_the_newest_commit_fills_another(journal: Journal) -> None:
     line = Line(there=Commit(1, 2), empty=EMPTY)
     assert distribute(journal, line) == [False, True]
     assert line.fillers == ["there"]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_who_applies_a_commit_has_it_and_gets_no_other(
+    journal: Journal, changed: bool
+) -> None:
+    """It would refuse that: nobody sends to a copy that changes."""
+    line = Line(one=Commit(1, 2))
+    line.applying.add("one")
+    _, (report,) = distributed(journal, line, changed=changed)
+    assert not line.sent
+    assert report.holders == (set() if changed else {"one"})
+    # A last sync asks again soon.
+    assert report.filling == report.unheard == ({"one"} if changed else set())
+    assert not report.faults
 
 
 class Bringing(Line):

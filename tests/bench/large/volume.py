@@ -113,8 +113,11 @@ class Volume:
         return next((at_s for at_s, there in self._there if there >= commit), None)
 
     def settle(self) -> None:
-        """Return when rounds find nothing new any more."""
+        """Return when rounds find nothing new any more, and all is in its place."""
         end_s = time.monotonic() + DEADLINE_S
+        while (self.copy.parent / "applying").exists():
+            assert time.monotonic() < end_s, self.member.log_tail()
+            time.sleep(LOOK_AGAIN_S)
         idle, last_age_s, known = 0, 0.0, len(self._there)
         while idle < _IDLE_ROUNDS:
             assert time.monotonic() < end_s, self.owner.log_tail()
