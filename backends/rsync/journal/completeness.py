@@ -50,11 +50,7 @@ class Completeness:
             return True
         found = ((each, self.staged.status(each.path)) for each in group)
         self.stale += ((each, status) for each, status in found if status)
-        return (
-            self._is_live(group)
-            or self._is_led_on(group[0])
-            or self._is_kept(group)
-        )
+        return self._is_live(group) or self._is_led_on(group[0]) or self._is_kept(group)
 
     def discard(self) -> None:
         """
