@@ -121,17 +121,17 @@ class Guard:
         held = self._volumes or ()
         return next((each for each in held if each.id == volume_id), None)
 
-    def pause(self, volume_id: str, targets: Collection[Target]) -> bool:
+    def pause(self, volume_id: str, targets: Collection[Target]) -> set[Target]:
         """
-        Stop *targets* until `resume`; return whether they all stand still.
+        Stop *targets* until `resume`; return those that do not stand still.
 
-        If not, none is stopped. They go on by themselves after `PAUSE_MAX_S`, or when
-        this process ends. Raises as `hold`.
+        If there are any, none is stopped. All go on by themselves after `PAUSE_MAX_S`,
+        or when this process ends. Raises as `hold`.
         """
         listed = [asdict(each) for each in targets]
         request = {"op": "pause", "id": volume_id, "targets": listed}
         with self._lock:
-            return bool(self._answer(request)["still"])
+            return {Target(**each) for each in self._answer(request)["late"]}
 
     def resume(self, volume_id: str) -> bool:
         """Let go on what is paused; return whether it has stood still; as `hold`."""

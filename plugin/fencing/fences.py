@@ -109,10 +109,14 @@ class Fences:
             self._thaw(fence)
         self.save()
 
-    def pause(self, volume_id: str, targets: Collection[Target]) -> bool:
-        """Stop *targets* for a commit; return whether they all stand still."""
+    def pause(self, volume_id: str, targets: Collection[Target]) -> Collection[Target]:
+        """
+        Stop *targets* for a commit; return those that do not stand still.
+
+        If there are any, none is stopped.
+        """
         if volume_id in self._memory.fences:
-            return False
+            return targets
         stopped = self._stopped()
         self._memory.pauses[volume_id] = Pause(
             clock.boottime_s() + PAUSE_MAX_S,
@@ -120,10 +124,9 @@ class Fences:
         )
         # Saved before it is done: after a crash the next guard can thaw them.
         self.save()
-        if freezer.stop(targets):
+        if late := freezer.stop(targets):
             self.resume(volume_id)
-            return False
-        return True
+        return late
 
     def resume(self, volume_id: str) -> bool:
         """Let go on what `pause` has stopped; return whether it still stood still."""

@@ -13,7 +13,8 @@ nobody is connected. Requests are lines of JSON on a Unix socket of its run dire
     {"op": "resume", "id": I}
     {"op": "states"}
 
-Every answer has `states`; to `pause` and `resume` also whether all stood `still`.
+Every answer has `states`; to `pause` also who is `late` and does not stand still: then
+nobody does; to `resume` whether all stood `still`.
 Standard library only: it starts in a twentieth of a second.
 """
 
@@ -29,6 +30,7 @@ import struct
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any, Final
 
 from backends.system import clock, libc
@@ -159,7 +161,7 @@ class _Guard:
                 self._close(descriptor)
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        operation, still = request["op"], False
+        operation, still, late = request["op"], False, list[Target]()
         if operation == "hello":
             same = request["version"] == self._version
             self._ends = not same
@@ -177,14 +179,15 @@ class _Guard:
             self._fences.forget(request["id"])
         elif operation == "pause":
             targets = [Target(**each) for each in request["targets"]]
-            still = self._fences.pause(request["id"], targets)
+            late = [*self._fences.pause(request["id"], targets)]
         elif operation == "resume":
             still = self._fences.resume(request["id"])
         elif operation != "states":
             raise KeyError(operation)
         # What is due is done before the daemon is told.
         self._fences.act()
-        return {"states": self._fences.states(), "still": still}
+        told = {"still": still, "late": [asdict(each) for each in late]}
+        return {"states": self._fences.states(), **told}
 
 
 def _logger(run_dir: str) -> Callable[[str], None]:

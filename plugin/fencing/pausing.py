@@ -26,6 +26,14 @@ class NotPausedError(FencingError):
     """The volume's writers cannot be paused, or have not stood still all the time."""
 
 
+class NotStillError(NotPausedError):
+    """The containers in ``targets`` do not stand still in time."""
+
+    def __init__(self, targets: AbstractSet[Target]) -> None:
+        super().__init__("its containers do not stand still in time")
+        self.targets = targets
+
+
 @dataclass(slots=True)
 class Paused:
     """
@@ -93,6 +101,7 @@ class Pausing:
         Who does is in *paused*, from `find`; then for how long, also if it fails.
 
         Raises:
+            NotStillError: some cannot be stopped.
             NotPausedError: that is not possible, or it did not last: what was made of
                 the volumes in the block may be of several moments.
             FencingError: the guard does not answer.
@@ -104,8 +113,8 @@ class Pausing:
         volume_id = paused.volumes[0].id
         still, began_s = False, monotonic_s()
         try:
-            if not self._guard.pause(volume_id, paused.targets):
-                raise NotPausedError("its containers do not stand still in time")
+            if late := self._guard.pause(volume_id, paused.targets):
+                raise NotStillError(late)
             yield
             still = self._guard.resume(volume_id)
         finally:

@@ -27,6 +27,7 @@ class Beside:
         self, seeding: Seeding, deliveries: Deliveries, progress: Progress
     ) -> None:
         self._kinds = seeding, deliveries
+        self._deliveries = deliveries
         self._progress = progress
 
     def begin_round(self, volume_id: str) -> None:
@@ -37,6 +38,17 @@ class Beside:
     def is_due(self, volume_id: str) -> bool:
         """Return whether something has ended beside the rounds since the last one."""
         return any(each.is_due(volume_id) for each in self._kinds)
+
+    def are_due(self, volume_ids: Collection[str]) -> bool:
+        """
+        Return whether volumes that have their rounds together are due for one.
+
+        In each, containers of all stand still. So while a commit of one is on its way,
+        only time makes them due, and not each of the others that comes to an end.
+        """
+        on_the_way = map(self._deliveries.is_under_way, volume_ids)
+        waits = len(volume_ids) > 1 and any(on_the_way)
+        return not waits and any(map(self.is_due, volume_ids))
 
     def keep_only(self, volume_ids: Collection[str]) -> None:
         """

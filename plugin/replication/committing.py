@@ -33,7 +33,8 @@ class Committing:
 
         It is of one moment with all who come to the *meeting*, of which there is one in
         a round. If another one of them has changed, it is looked at whether this one is
-        unchanged at that moment.
+        unchanged at that moment. A volume that the others did not wait for has a moment
+        of its own.
         """
         if not meeting.is_first(record.id):
             meeting = self._moments.meeting_of(record.id)
@@ -44,6 +45,8 @@ class Committing:
         if not meeting.is_due(record.id, is_changed=wanted):
             journal.manifest.touch(changes.touched)
             return current
+        if not meeting.awaits(record.id):
+            meeting = self._moments.meeting_of(record.id)
         try:
             changes = self._moments.take(record, journal, changes, meeting)
             if not (changes or wanted):

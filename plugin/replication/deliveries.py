@@ -21,6 +21,7 @@ from backends.system.aside import begun
 from backends.system.clock import Deadline, monotonic_s
 from plugin.model import VolumeRecord
 from plugin.replication.at_work import Workers
+from plugin.replication.landing import Landing
 from plugin.replication.report import Report
 
 log = logging.getLogger(__name__)
@@ -35,11 +36,12 @@ class Delivery:
     The commit of *report* on its way to a member, at *base* or None; *send* brings it.
 
     Files were sent that have changed after *since*, and what the member lacked then.
+    It may have to wait in *landing* for others that are on their way, too.
 
     When it has ended, ``answer`` is what the member says, or ``error`` is set.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is sent, to whom, and how far it is
         self,
         record: VolumeRecord,
         node_id: str,
@@ -49,6 +51,7 @@ class Delivery:
         since: Base,
         filled: bool,
         send: Callable[[], Mapping[str, Any]],
+        landing: Landing | None = None,
     ) -> None:
         self.volume_id = record.id
         self.node_id = node_id
@@ -61,6 +64,7 @@ class Delivery:
         self.error: RemoraError | None = None
         # Whether a round has begun since it ended.
         self.told = False
+        self.landing = landing or Landing([record.id])
         self._send = send
         self.took_s = self.ended_s = 0.0
         self._workers = Workers()
@@ -79,6 +83,10 @@ class Delivery:
         if self._work is not None:
             wait([self._work], deadline.remaining_s() if deadline else None)
         return self.has_ended()
+
+    def waits(self) -> bool:
+        """Return whether nothing is done at the moment but waiting for others."""
+        return self.landing.is_waiting(self.volume_id, self.node_id)
 
     def when_ended(self, callback: Callable[[], None]) -> None:
         """Call *callback* as soon as it has ended, in its thread."""
@@ -129,7 +137,8 @@ class Deliveries:
         with self._lock:
             self._late += late
             self._slow -= {each.node_id for each in deliveries if not each.error}
-            self._slow |= {each.node_id for each in late}
+            # That a volume of a group waits for another says nothing of the node.
+            self._slow |= {each.node_id for each in late if not each.waits()}
         return late
 
     def after(self, late: Sequence[Delivery], clear: Callable[[], None]) -> None:
@@ -154,7 +163,7 @@ class Deliveries:
         """Return to which of *node_ids* nothing can be sent now, and why."""
         with self._lock:
             under_way = [each for each in self._late if not each.has_ended()]
-        nodes = [each.node_id for each in under_way]
+        nodes = [each.node_id for each in under_way if not each.waits()]
         own = {each.node_id for each in under_way if each.volume_id == volume_id}
         busy = {
             each: f"{_LATE_MAX} other volumes are on their way to it"
@@ -181,6 +190,13 @@ class Deliveries:
         with self._lock:
             late = [each for each in self._late if each.volume_id == volume_id]
         return all(each.wait(deadline) for each in late if each.node_id == node_id)
+
+    def hurry(self, volume_id: str) -> None:
+        """Have what is on its way of a volume wait for no other volume."""
+        with self._lock:
+            own = [each for each in self._late if each.volume_id == volume_id]
+        for each in own:
+            each.landing.hurry(volume_id)
 
     def begin_round(self, volume_id: str) -> None:
         """Note that what has ended by now is no cause for another round."""

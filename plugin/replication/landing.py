@@ -26,6 +26,8 @@ class Landing:
         # Nobody knows yet to whom these are brought.
         self._packing = {*volume_ids}
         self._on_the_way: set[tuple[str, str]] = set()
+        self._hurried: set[str] = set()
+        self._waiting: set[tuple[str, str]] = set()
 
     def begin(self, volume_id: str, node_ids: Collection[str]) -> None:
         """Note that a volume is on its way to *node_ids*; `come` or `end` follows."""
@@ -45,13 +47,26 @@ class Landing:
             self._on_the_way.discard((volume_id, node_id))
             self._changed.notify_all()
 
+    def hurry(self, volume_id: str) -> None:
+        """Let the volume wait for no other."""
+        with self._changed:
+            self._hurried.add(volume_id)
+            self._changed.notify_all()
+
     def come(self, volume_id: str, node_id: str) -> None:
         """Return when the other volumes have come to the node too, or take long."""
         self.end(volume_id, node_id)
         deadline = Deadline(self._wait_s)
         with self._changed:
-            while not deadline.passed() and (
+            self._waiting.add((volume_id, node_id))
+            while not (volume_id in self._hurried or deadline.passed()) and (
                 self._packing - {volume_id}
                 or any(at == node_id for _, at in self._on_the_way)
             ):
                 self._changed.wait(deadline.remaining_s())
+            self._waiting.discard((volume_id, node_id))
+
+    def is_waiting(self, volume_id: str, node_id: str) -> bool:
+        """Return whether the volume has come to the node, and waits for others."""
+        with self._changed:
+            return (volume_id, node_id) in self._waiting

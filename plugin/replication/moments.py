@@ -92,5 +92,6 @@ class Moments:
             changes = moments.taken()
             journal.moment = meeting.moment
             meeting.together.add(record.id)
-        self._pauses.note(record.id, meeting.took_s, limit_s=limit_s, missed=missed)
+        took_s = meeting.stood_s(record.id)
+        self._pauses.note(record.id, took_s, limit_s=limit_s, missed=missed)
         return changes

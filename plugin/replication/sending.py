@@ -345,6 +345,7 @@ class Sending:
                     since=step.since,
                     filled=step.filled,
                     send=partial(self._send, step, package, node_id),
+                    landing=step.landing,
                 )
                 for node_id in group
             ]

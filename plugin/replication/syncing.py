@@ -97,6 +97,8 @@ class Syncing:
 
         It takes no longer than an engine waits; nothing but time is lost without it.
         """
+        self._together.let_go(record.id)
+        self._sending.deliveries.hurry(record.id)
         self._journals.unwatch(record)
         self._looking.forget(record)
         self._progress.forget(record.id)
@@ -198,7 +200,7 @@ class Syncing:
         work: Callable[[], object],
     ) -> None:
         # Who was filled just now has its commit to come; of others it is told.
-        at_once = any(map(self._sending.beside.is_due, volume_ids))
+        at_once = self._sending.beside.are_due(volume_ids)
         self._schedule.want(key, interval_s, work, at_once=at_once)
 
     def _sync_round(self, record: VolumeRecord, epoch: int, meeting: Meeting) -> None:

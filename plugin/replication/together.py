@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from backends.replication_options import ReplicationOptions
 from backends.system.aside import begun, log_fault
+from plugin.errors import StoreError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.ownership.state import Epoch
@@ -45,6 +47,8 @@ class Together:
         # By volume, each of which is in one round at a time: the last one that it had
         # with others,
         self._rounds: dict[str, Future[None]] = {}
+        # where they met,
+        self._meetings: dict[str, Meeting] = {}
         # why it was left out of its group's last moment,
         self._left_out: dict[str, str] = {}
         # and the epoch of which it was told with what it began.
@@ -57,7 +61,7 @@ class Together:
         What was known of others is forgotten.
         """
         ids = {record.id for record, _ in held}
-        for known in (self._rounds, self._left_out, self._told):
+        for known in (self._rounds, self._meetings, self._left_out, self._told):
             for volume_id in {*known} - ids:
                 known.pop(volume_id, None)
         units: dict[str, list[Held]] = {}
@@ -83,6 +87,7 @@ class Together:
         self._tell_bases(volumes)
         rounds = {}
         for record, epoch in free:
+            self._meetings[record.id] = meeting
             outcome = begun(partial(work, record, epoch, meeting), name="round:group")
             outcome.add_done_callback(partial(_gone, meeting, record.id))
             outcome.add_done_callback(log_fault)
@@ -90,13 +95,27 @@ class Together:
         wait(rounds.values(), _ROUND_MAX_S)
         self._rounds.update(rounds)
         if meeting.was_due:
-            for record, _ in volumes:
-                self._note(record, meeting)
+            for record, epoch in volumes:
+                if self._is_held(record, epoch):
+                    self._note(record, meeting)
+
+    def let_go(self, volume_id: str) -> None:
+        """Have the volume, which is unmounted, wait for no other of its group."""
+        meeting = self._meetings.pop(volume_id, None)
+        if meeting is not None:
+            meeting.leave(volume_id)
+            meeting.landing.hurry(volume_id)
 
     def _is_late(self, volume_id: str) -> bool:
         """Return whether the volume's last round has not come to an end."""
         before = self._rounds.get(volume_id)
         return before is not None and not before.done()
+
+    def _is_held(self, record: VolumeRecord, epoch: int) -> bool:
+        """Return whether it was neither unmounted nor lost in the round."""
+        with suppress(StoreError):
+            return self._ownership.still_owner(record, epoch)
+        return True
 
     def left_out(self, volume_id: str) -> str:
         """Return why a volume was left out of its group's last moment, or ""."""
@@ -134,15 +153,8 @@ class Together:
 
     def _note(self, record: VolumeRecord, meeting: Meeting) -> None:
         """Note whether the volume is of the moment, and tell when it ceases to be."""
-        why = ""
-        if record.id not in meeting.together:
-            why = (
-                "its last round has not come to an end"
-                if self._is_late(record.id)
-                else self._progress.failure(record.id)
-                or self._progress.pauses.facts(record.id).missed
-                or "no commit was made of it"
-            )
+        is_of_it = record.id in meeting.together
+        why = "" if is_of_it else self._why_not(record.id, meeting)
         before = self._left_out.get(record.id, "")
         self._left_out[record.id] = why
         if why and not before:
@@ -153,6 +165,17 @@ class Together:
                 why,
                 extra=fields(volume=record.name),
             )
+
+    def _why_not(self, volume_id: str, meeting: Meeting) -> str:
+        """Return why the volume is not of the moment of a *meeting*."""
+        if self._is_late(volume_id):
+            return "its last round has not come to an end"
+        if why := self._progress.failure(volume_id):
+            return why
+        if volume_id in meeting.late:
+            return "the others did not wait for it"
+        missed = self._progress.pauses.facts(volume_id).missed
+        return missed or "no commit was made of it"
 
     def _tell_bases(self, volumes: Sequence[Held]) -> None:
         """Tell of volumes that began, after a failure, with commits of two moments."""
@@ -185,7 +208,10 @@ class Together:
             self._told[record.id] = epoch
 
     def _epoch(self, held: Held) -> Epoch | None:
-        return self._ownership.heads.lineage(held[0].id).epochs.get(held[1])
+        # What cannot be read of one volume hides no other; its own round says so.
+        with suppress(StoreError):
+            return self._ownership.heads.lineage(held[0].id).epochs.get(held[1])
+        return None
 
 
 def _gone(meeting: Meeting, volume_id: str, _: Future[None]) -> None:

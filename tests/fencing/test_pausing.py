@@ -127,7 +127,7 @@ def test_nobody_is_paused_while_writers_of_another_volume_are_looked_for(
     with bystander(group):
         target = Target("v2", str(group), 0, cgroups.identity(str(group)))
         fences.hold([volume.held(60), other.held(60)])
-        assert fences.pause(volume.id, [target])
+        assert not fences.pause(volume.id, [target])
         assert is_frozen(group)
         fences.hold([volume.held(60), other.held(-1)])
         fences.act()

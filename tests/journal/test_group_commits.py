@@ -207,6 +207,74 @@ def test_who_cannot_be_paused_keeps_nobody_from_it(
             assert owner.left_out("c") == ""
 
 
+@pytest.mark.parametrize("disk", ["xfs", "btrfs"], indirect=True)
+def test_who_hangs_in_the_pause_takes_nobodys_moment(
+    disk: Path, homes: dict[str, Path]
+) -> None:
+    with control_group() as group, group_owner(disk) as owner:
+        at = [owner.mount(name) for name in "abc"]
+        with writing(group, *at):
+            owner.rounds(homes)
+            owner.hang_in_pause("c", 1.5)
+            for _ in range(2):
+                made = owner.rounds(homes)
+                assert_together({k: made[k] for k in "ab"}, "a", "b")
+                assert made["c"][1] == ""
+            assert is_one_moment(numbers(homes, "a", "b"))
+            assert "did not wait" in owner.left_out("c")
+
+
+@contextmanager
+def stuck(group: Path, volume: Path, disk: Path) -> Iterator[None]:
+    """Have a container that uses *volume* be in the kernel, at another *disk*."""
+    subprocess.run(["fsfreeze", "--freeze", disk], check=True)
+    script = 'exec 3> "$0/open"; echo > "$1/stuck"'
+    command = joining(group, "sh", "-c", script, volume, disk)
+    with subprocess.Popen(command) as process:
+        try:
+            status = Path(f"/proc/{process.pid}/status")
+            wait_until(lambda: "State:\tD" in status.read_text(), "it is stuck")
+            yield
+        finally:
+            subprocess.run(["fsfreeze", "--unfreeze", disk], check=True)
+            process.wait(timeout=30)
+
+
+def test_who_does_not_stand_still_keeps_nobody_from_it(
+    disk: Path, disks: dict[str, Path], homes: dict[str, Path]
+) -> None:
+    with control_group() as one, control_group() as two, group_owner(disk) as owner:
+        at = [owner.mount(name) for name in "abc"]
+        with writing(one, *at[:2]), writing(two, at[2]):
+            owner.rounds(homes)
+            with stuck(two, at[2], disks["ext4"]):
+                for _ in range(2):
+                    made = owner.rounds(homes)
+                    assert_together({k: made[k] for k in "ab"}, "a", "b")
+                    assert made["c"] == ("fuzzy", "")
+                assert "do not stand still" in owner.left_out("c")
+                assert owner.left_out("a") == ""
+            assert_together(owner.rounds(homes), "a", "b", "c")
+        assert is_one_moment(numbers(homes, "a", "b"))
+
+
+@pytest.mark.parametrize("disk", ["xfs", "btrfs"], indirect=True)
+def test_who_is_late_has_a_moment_of_its_own(
+    disk: Path, homes: dict[str, Path]
+) -> None:
+    with control_group() as group, group_owner(disk) as owner:
+        at = [owner.mount(name) for name in "abc"]
+        with writing(group, *at):
+            owner.rounds(homes)
+            owner.be_late("c")
+            for _ in range(2):
+                made = owner.rounds(homes)
+                assert_together({k: made[k] for k in "ab"}, "a", "b")
+                assert made["c"] == ("snapshot", "")
+            assert owner.left_out("c") == "the others did not wait for it"
+            assert "left-out" in {each.kind for each in owner.events("c")}
+
+
 @pytest.mark.parametrize("disk", ["ext4"], indirect=True)
 def test_where_nothing_can_be_set_aside_it_says_so(
     disk: Path, homes: dict[str, Path]

@@ -6,15 +6,18 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.scan import Changes
 from backends.system.clock import Deadline
 from plugin.events.log import Event
 from plugin.fencing.client import Guard
@@ -122,12 +125,45 @@ class GroupOwner:
 
         self.moments.looking.look_again = die  # type: ignore[assignment, method-assign]
 
+    def hang_in_pause(self, name: str, seconds: float) -> None:
+        """Have a volume take so long in pauses."""
+        looking, volume_id = self.moments.looking, self.record(name).id
+        require_quiet = looking.require_quiet
+
+        def hang(record: VolumeRecord) -> None:
+            if record.id == volume_id:
+                time.sleep(seconds)
+            require_quiet(record)
+
+        looking.require_quiet = hang  # type: ignore[method-assign]
+
+    def be_late(self, name: str) -> None:
+        """Have a volume be looked at for longer than the others wait."""
+        moments, volume_id = self.moments, self.record(name).id
+        look = moments.looking.look
+
+        def late(record: VolumeRecord, journal: Journal) -> Changes:
+            if record.id == volume_id:
+                time.sleep(1)
+            return look(record, journal)
+
+        moments.looking.look = late  # type: ignore[method-assign]
+        moments.meeting_of = partial(  # type: ignore[method-assign]
+            _impatient, moments.meeting_of
+        )
+
     def close(self) -> None:
         for name in [*self.mounted]:
             self.unmount(name)
         self.guard.close()
         self.journals.close()
         self.world.close()
+
+
+def _impatient(meeting_of: Callable[..., Meeting], *volume_ids: str) -> Meeting:
+    found = meeting_of(*volume_ids)
+    found._wait_s = 0.5
+    return found
 
 
 _owners: list[GroupOwner] = []
@@ -163,6 +199,14 @@ def _events(name: str) -> list[Event]:
 
 def _die_in_pause() -> None:
     _owners[0].die_in_pause()
+
+
+def _hang_in_pause(name: str, seconds: float) -> None:
+    _owners[0].hang_in_pause(name, seconds)
+
+
+def _be_late(name: str) -> None:
+    _owners[0].be_late(name)
 
 
 def _end() -> None:
@@ -213,6 +257,14 @@ class GroupProcess:
     def die_in_pause(self) -> None:
         """Have the process die while the next pause lasts."""
         self._call(_die_in_pause)
+
+    def hang_in_pause(self, name: str, seconds: float) -> None:
+        """Have a volume take so long in pauses."""
+        self._call(_hang_in_pause, name, seconds)
+
+    def be_late(self, name: str) -> None:
+        """Have a volume be looked at for longer than the others wait."""
+        self._call(_be_late, name)
 
     def close(self) -> None:
         """End it in order, if it lives."""

@@ -14,9 +14,14 @@ from backends.system.clock import Deadline, monotonic_s
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import Commit
 from plugin.replication import deliveries
+from plugin.replication.beside import Beside
 from plugin.replication.debts import Debts
 from plugin.replication.deliveries import Deliveries, Delivery
+from plugin.replication.landing import Landing
+from plugin.replication.progress import Progress
 from plugin.replication.report import Report
+from plugin.replication.seeding import Seeding
+from tests.support.host import wait_until
 
 ENOUGH_S = 30.0
 Send = Callable[[], Mapping[str, Any]]
@@ -45,11 +50,17 @@ def fail() -> Mapping[str, Any]:
     raise PeerUnreachableError("planned")
 
 
-def delivery(node_id: str, send: Send, volume_id: str = "v") -> Delivery:
+def delivery(
+    node_id: str,
+    send: Send,
+    volume_id: str = "v",
+    *,
+    landing: Landing | None = None,
+) -> Delivery:
     record: Any = SimpleNamespace(id=volume_id, name=volume_id)
     report = Report(Commit(1, 1))
     about: dict[str, Any] = {"base": None, "since": (1, 1), "filled": False}
-    return Delivery(record, node_id, report, send=send, **about)
+    return Delivery(record, node_id, report, send=send, landing=landing, **about)
 
 
 def test_who_is_slow_holds_up_nobody(hung: threading.Event) -> None:
@@ -73,6 +84,44 @@ def test_who_is_slow_holds_up_nobody(hung: threading.Event) -> None:
     assert made.take_ended("v") == late
     assert made.busy("v", ["slow"]) == {}
     assert made.take_ended("v") == []
+
+
+def test_who_waits_for_its_group_is_no_load(hung: threading.Event) -> None:
+    made = Deliveries()
+    landing = Landing(["v", "group's"])
+
+    def come() -> Mapping[str, Any]:
+        landing.come("v", "node")
+        return quick()
+
+    begun = [
+        delivery("node", come, landing=landing) for _ in range(deliveries._LATE_MAX)
+    ]
+    assert made.deliver(begun) == begun
+    assert made.busy("v", ["node"]) == {"node": ""}
+    # Others are sent to the node, and are waited for as ever.
+    assert made.busy("other", ["node"]) == {}
+    assert not made._slow
+    made.deliver([delivery("node", partial(hang, hung))])
+    assert made._slow == {"node"}
+    made.hurry("v")  # it is unmounted, and has its last sync to come
+    assert all(each.wait(Deadline(ENOUGH_S)) for each in begun)
+
+
+def test_a_group_has_no_round_for_each_that_ends(hung: threading.Event) -> None:
+    nobody: Any = None
+    made = Deliveries()
+    beside = Beside(Seeding(nobody, nobody), made, Progress())
+    first = threading.Event()
+    for name, event in (("a", first), ("b", hung)):
+        made.deliver([delivery("node", partial(hang, event), name)])
+    first.set()
+    wait_until(lambda: not made.is_under_way("a"), timeout_s=ENOUGH_S, what="it ends")
+    assert beside.are_due(["a"])
+    assert not beside.are_due(["a", "b"])
+    hung.set()
+    wait_until(lambda: not made.is_under_way("b"), timeout_s=ENOUGH_S, what="it ends")
+    assert beside.are_due(["a", "b"])
 
 
 def test_a_node_gets_no_more_than_it_takes(hung: threading.Event) -> None:

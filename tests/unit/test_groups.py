@@ -14,6 +14,8 @@ from backends.base import Volume
 from backends.errors import InvalidRequestError
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
+from backends.system.aside import begun
+from plugin.errors import StoreError
 from plugin.model import VolumeRecord
 from plugin.ownership import rules
 from plugin.ownership.heads import begun_epoch
@@ -27,6 +29,7 @@ from plugin.ownership.state import (
     Lineage,
 )
 from plugin.replication import together
+from plugin.replication.meeting import Meeting
 from plugin.replication.together import Together
 from plugin.volumes.options import OptionResolver
 from tests.support.host import wait_until
@@ -115,10 +118,13 @@ class World:
             for name in epochs
         }
         self.lineages = {name: Lineage({3: each}) for name, each in epochs.items()}
+        self.unreadable: set[str] = set()
+        self.unmounted: set[str] = set()
         self.told: list[tuple[str, str]] = []
         ownership: Any = SimpleNamespace(
-            heads=SimpleNamespace(lineage=self.lineages.get),
+            heads=SimpleNamespace(lineage=self.lineage),
             events=SimpleNamespace(add=self._add),
+            still_owner=lambda record, _: record.id not in self.unmounted,
         )
         moments: Any = SimpleNamespace(
             meeting_of=lambda *_: SimpleNamespace(
@@ -127,8 +133,13 @@ class World:
                 landing=SimpleNamespace(leave=lambda _: None),
             )
         )
-        progress: Any = None
+        progress: Any = SimpleNamespace(failure=lambda _: "it failed")
         self.together = Together(ownership, moments, progress, lambda _: [])
+
+    def lineage(self, volume_id: str) -> Lineage:
+        if volume_id in self.unreadable:
+            raise StoreError("it cannot be read")
+        return self.lineages[volume_id]
 
     def _add(self, record: VolumeRecord, kind: str, **facts: object) -> None:
         assert facts["group"] == "g"
@@ -164,6 +175,43 @@ def test_a_round_that_hangs_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -
     wait_until(lambda: not world.together._is_late("b"), timeout_s=30, what="it ends")
     world.together.round(held, work)
     assert sorted(worked) == ["a", "a", "a", "b", "b"]
+
+
+def test_a_record_that_cannot_be_read_keeps_no_other_from_its_round() -> None:
+    world = World(a=epoch(AT), b=epoch(AT), c=epoch(LATER))
+    world.unreadable.add("b")
+    held = [(each, 3) for each in world.records.values()]
+    worked = list[str]()
+    world.together.round(held, lambda record, *_: worked.append(record.name))
+    assert sorted(worked) == ["a", "b", "c"]
+    assert ("a", "other-moment") in world.told
+
+
+def test_what_is_unmounted_waits_for_nobody() -> None:
+    world = World(a=epoch(AT), b=epoch(AT))
+    pausing: Any = None
+    meeting = Meeting(pausing, "ab")
+    world.together.moments.meeting_of = lambda *_: meeting  # type: ignore[method-assign]
+    held = [(each, 3) for each in world.records.values()]
+    hangs, landed = threading.Event(), threading.Event()
+
+    def work(record: VolumeRecord, _: int, at: Meeting) -> None:
+        if record.name == "b":
+            hangs.wait(30)
+            return
+        assert at.is_due("a", is_changed=True)
+        at.landing.begin("a", ["beta"])
+        at.landing.come("a", "beta")
+        landed.set()
+
+    round_ = begun(lambda: world.together.round(held, work), name="round")
+    wait_until(lambda: not meeting.is_first("a"), timeout_s=30, what="it waits")
+    world.unmounted.add("a")
+    world.together.let_go("a")
+    assert landed.wait(5)
+    hangs.set()
+    round_.result(30)
+    assert [name for name, kind in world.told if kind == "left-out"] == ["b"]
 
 
 def epoch(moment: str, released_at: str = "") -> Epoch:
