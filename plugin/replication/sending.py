@@ -250,15 +250,18 @@ class Sending:
 
     def _step(self, step: Step, group: Group, *, anew: bool) -> Report:
         """Bring a commit to members that are at one base; return who has it."""
-        base = group.base
-        # Without a base only these are sent; the member tells which others it lacks.
-        missing = step.journal.changed_since(step.since) | {*step.missing}
-        step.journal.moments.expect({pair(base)} if base else (), missing)
+        base, since, missing = group.base, step.since, {*step.missing}
+
+        def to_send() -> set[bytes]:
+            # Without a base only these are sent; the member tells which others it
+            # lacks. With one it gets all that is after it, in the cheapest way.
+            return missing | (step.journal.changed_since(since) if not base else set())
+
+        step.journal.moments.expect({pair(base)} if base else (), to_send())
         report = Report(step.advance(anew))
-        missing |= step.journal.changed_since(step.since)
         pending = [*group.node_ids]
         for _ in range(_ROUNDS_MAX):
-            answers = self._exchange(step, {base: pending}, missing, report)
+            answers = self._exchange(step, {base: pending}, to_send(), report)
             pending = [*answers]
             if not pending:
                 break
@@ -273,10 +276,9 @@ class Sending:
                 base = None
             if report.holders:
                 break  # the others follow in the next round, with their own commit
-            before = step.journal.commit()
+            since = step.journal.commit()
             step.journal.moments.expect({pair(base)} if base else (), missing)
             report.commit = step.advance(True)
-            missing |= step.journal.changed_since(before)
         report.carried_bytes = sum(step.carried.values())
         if pending:
             log.info(

@@ -113,6 +113,7 @@ def test_a_file_that_came_in_a_portion_before_it_was_written_again(
     ):
         for name in "abcd":
             write(owner.live / name, 3 * MIB)
+        time.sleep(0.15)  # or `a` would be sent again as well
         replicate(owner, member)
         base = member.commit()
         os.sync()

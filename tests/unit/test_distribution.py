@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from backends.rsync.journal import kept_files
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system.clock import monotonic_s
 from plugin.errors import PeerUnreachableError
 from plugin.ownership.state import EMPTY, Commit, Epoch, Lineage
 from plugin.replication import seeding
 from plugin.replication.landing import Landing
+from plugin.replication.missing_paths import encoded_paths
 from plugin.replication.progress import Progress
 from plugin.replication.report import Report
 from plugin.replication.sending import Sending
@@ -204,3 +207,37 @@ def test_nobody_waits_for_what_has_broken_off(journal: Journal) -> None:
     began_s = monotonic_s()
     landing.come("other", "one")
     assert monotonic_s() - began_s < 5
+
+
+class Lacking(Line):
+    """Brings, and notes what; the member lacks a file until that comes."""
+
+    def __init__(self, **commits: Commit) -> None:
+        super().__init__(**commits)
+        self.names: list[bytes] = []
+
+    def send(self, node_id: str, *, commit: Commit, **more: Any) -> int:
+        del node_id, commit
+        self.names += more["names"]
+        return 0
+
+    def call(self, *_: object, **__: object) -> dict[str, object]:
+        if b"tree/0" not in self.names[-1]:
+            return {"missing": encoded_paths([b"0"])}
+        return {"commit": [1, 6]}
+
+
+def test_what_has_changed_meanwhile_is_not_lacked(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were written just before the look count as changed once more."""
+    monkeypatch.setattr(kept_files, "_REFUSED_MAX", 3)
+    for number in range(9):
+        (journal.live / f"{number}").write_text("kept")
+    journal.record(journal.look(EVERYTHING), (1, 3))
+    for number in range(9):
+        os.chown(journal.live / f"{number}", 7, 8)
+    line = Lacking(one=Commit(1, 3))
+    assert distribute(journal, line, changed=True) == [False, True, True]
+    brought = b"".join(line.names).split(b"\0")
+    assert [name for name in brought if b"/" in name] == [b"tree/0"]

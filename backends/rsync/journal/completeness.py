@@ -26,7 +26,7 @@ class Completeness:
     """
     Looks for entries among what was sent, and for a full delta in the volume.
 
-    ``to_write_bytes`` is what redo files will write into the volume.
+    ``to_write_bytes`` is what redo files and attributes will take in the volume.
     """
 
     staging: Path
@@ -50,11 +50,7 @@ class Completeness:
             return True
         found = ((each, self.staged.status(each.path)) for each in group)
         self.stale += ((each, status) for each, status in found if status)
-        return (
-            self._is_live(group)
-            or self._is_led_on(group[0])
-            or self.kept.has(group, self.fitting)
-        )
+        return self._is_live(group) or self._is_led_on(group[0]) or self._is_kept(group)
 
     def discard(self) -> None:
         """
@@ -90,6 +86,13 @@ class Completeness:
         size_bytes = self.redo.lead_to(entry, self.manifest, self.fitting)
         self.to_write_bytes += size_bytes or 0
         return size_bytes is not None
+
+    def _is_kept(self, group: list[Entry]) -> bool:
+        """Return whether the volume has the content, and the attributes have come."""
+        if not self.kept.has(group, self.fitting):
+            return False
+        self.to_write_bytes += self.kept.to_write_bytes(group[0])
+        return True
 
     def _is_live(self, group: list[Entry]) -> bool:
         """

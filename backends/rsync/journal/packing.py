@@ -204,9 +204,9 @@ class Packing:
             led_on = {path for path, oldest in self._redo.items() if oldest <= base}
         rows = self._known(path for path in self._paths if path in sent)
         names, size_bytes = listed(outbox, rows, led_on)
-        names += b"".join(self._telling.names(self._manifest, sent))
-        delta = f"{DELTA_NAME}\0".encode()
-        return Package(outbox, self._commit, delta + names, size_bytes)
+        own, own_bytes = self._telling.names(outbox, self._manifest, sent)
+        names = f"{DELTA_NAME}\0".encode() + names + own
+        return Package(outbox, self._commit, names, size_bytes + own_bytes)
 
     def _known(self, paths: Iterable[bytes]) -> Iterator[Known]:
         """Yield what the manifest knows of *paths*."""

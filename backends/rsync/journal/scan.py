@@ -44,6 +44,8 @@ from backends.system.walk import Found, name_bytes_max, walk
 
 # A changed path takes some 600 bytes; up to three parts are there at a time.
 PART_MAX: Final = 10_000
+# rsync gets it below "tree/", and takes 4,094 bytes. Source: rsync.h, MAXPATHLEN.
+PATH_MAX_BYTES: Final = 4089
 # Beyond, all names are looked at: that takes longer, but no more memory.
 HINTED_MAX: Final = 50_000
 
@@ -324,7 +326,7 @@ class _Scan:
         written = path in self._written
         if row is not None and not written and untouched(row, status):
             return row
-        if row is None and not is_path(path):
+        if row is None and (len(path) > PATH_MAX_BYTES or not is_path(path)):
             raise refusals.too_long(path)
         refusals.require_few_holes(path, status)
         directory, name = found

@@ -167,7 +167,7 @@ class Staging:
 
         Raises:
             BackendError: the delta does not fit to what *manifest* describes, or there
-                is no room for what redo files are to write once it is marked.
+                is no room for what is to be written in place once it is marked.
 
         """
         require_base(delta, manifest)
