@@ -215,6 +215,10 @@ class Backend(Protocol):
         """Return whether *raw* options can only be meant for this backend."""
         ...
 
+    def implied(self, raw: Mapping[str, str], /) -> Collection[str]:
+        """Return options of their own that the values of *raw* stand for; pure."""
+        ...
+
     def require_creatable(self, volume: Volume, *, filled: bool) -> None:
         """
         Raise what `create` would raise at once, before any record of *volume* is made.

@@ -93,6 +93,10 @@ class NfsBackend:
         keys = {key.lower() for key in raw}
         return bool(keys & {"server", "share", "device"}) or "type" in keys
 
+    def implied(self, raw: Mapping[str, str], /) -> Collection[str]:
+        """Return what a line of mount options, or a share, says beside itself."""
+        return nfs_options.implied(raw)
+
     def require_creatable(self, volume: Volume, *, filled: bool) -> None:
         """Raise unless the options name a share; its server is not asked."""
         nfs_options.require_complete(volume.options)

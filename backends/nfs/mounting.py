@@ -20,7 +20,14 @@ from backends.nfs.agent import bind as bind_once
 from backends.nfs.agent import unmount as unmount_once
 from backends.nfs.errors import NfsError, NfsTimeoutError, from_mount_output
 from backends.nfs.options import Export
-from backends.nfs.server import address_of, answers, has_moved, left_behind, ping
+from backends.nfs.server import (
+    address_of,
+    answers,
+    has_moved,
+    is_named,
+    left_behind,
+    ping,
+)
 from backends.system import libc
 from backends.system.aside import begun
 from backends.system.clock import Deadline
@@ -204,10 +211,15 @@ def _ladder(entry: MountEntry, export: Export | None) -> list[tuple[int, str]]:
 
     Force ends whatever the kernel waits for on that filesystem, and volumes of one
     share are one filesystem: the others' writes would be lost. Where the server of
-    *export* has moved to another address, they are.
+    *export* has moved to another address, they are; one of several addresses may
+    come back.
     """
     lazily = [(libc.MNT_DETACH, "lazily")]
-    moved = export is not None and has_moved(export, Path(entry.mount_point))
+    moved = (
+        export is not None
+        and has_moved(export, Path(entry.mount_point))
+        and not is_named(export, address_of(entry))
+    )
     if not moved and [each.device for each in mount_table()].count(entry.device) > 1:
         return lazily
     return [(libc.MNT_FORCE, "by force"), (0, "plainly again"), *lazily]

@@ -41,7 +41,7 @@ _WORDS: Final = {
     "mountproto": "tcp udp tcp6 udp6",
     "proto": "tcp udp rdma tcp6 udp6 rdma6",
     "rdirplus": "none force",
-    "sec": "none sys krb5 krb5i krb5p",
+    "sec": "none null sys krb5 krb5i krb5p",
     "write": "lazy eager wait",
 }
 _TEXTS: Final = _words(
@@ -145,6 +145,11 @@ def split(text: str) -> list[str]:
     return [each.strip() for each in _QUOTED.findall(text) if each.strip()]
 
 
+def is_ignored(key: str) -> bool:
+    """Return whether an entry *key* means nothing here."""
+    return key in _IGNORED or _PRIVATE.fullmatch(key) is not None
+
+
 def ignored_because(key: str) -> str:
     """Return why the entry *key* means nothing here."""
     return _IGNORED.get(key, _NO_TABLE)
@@ -163,7 +168,7 @@ def read_line(entries: Iterable[str]) -> OptionLine:
     for entry in entries:
         key, has_value, value = (part.strip() for part in entry.partition("="))
         key, value = key.lower(), value.strip('"')
-        if key in _IGNORED or _PRIVATE.fullmatch(key):
+        if is_ignored(key):
             line.ignored.add(key)
         elif key == "minorversion":
             minor = value

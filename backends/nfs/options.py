@@ -159,9 +159,10 @@ def warnings_of(options: Mapping[str, str]) -> list[str]:
     line = option_lines.split(options.get("mountOptions", ""))
     keys = {entry.partition("=")[0] for entry in line}
     chosen = [f"{key}: {why}" for key, why in _WARNED_ENTRIES.items() if key in keys]
-    ignored = option_lines.split(options.get(IGNORED, ""))
+    ignored = options.get(IGNORED, "").split(",")
     return chosen + [
-        f"{key}: was ignored, {option_lines.ignored_because(key)}" for key in ignored
+        f"{key}: was ignored, {option_lines.ignored_because(key)}"
+        for key in filter(None, ignored)
     ]
 
 
@@ -171,12 +172,15 @@ def parse_options(raw: Mapping[str, str]) -> dict[str, str]:
     given = {keys[key]: value for key, value in raw.items()}
     lines = [raw[key] for key in raw if keys[key] == "mountOptions"]
     _require_type(given.pop("type", "nfs").strip())
-    ignored = option_lines.split(given.pop(IGNORED, ""))
+    # Of a record; it was cut to a length.
+    told = given.pop(IGNORED, "").split(",")
     given.pop("mountOptions", None)
     entries = [entry for each in lines for entry in option_lines.split(each)]
     if parse.boolean(given.pop("noresvport", "false")) == "true":
         entries.append("noresvport")
     entries += [f"{key}={given.pop(key)}" for key in _FOLDED if key in given]
+    if "nfsvers" in given:  # a minor version of the line belongs to it
+        entries.append(f"nfsvers={given.pop('nfsvers')}")
     line = option_lines.read_line(entries)
     named = _with_server(given, line.server)
     # An option of the volume's own says more than an entry of a line.
@@ -184,9 +188,25 @@ def parse_options(raw: Mapping[str, str]) -> dict[str, str]:
     parsed = parse.parse_options(named, _PARSERS, backend="nfs", also=_ALSO_VALID)
     if line.entries:
         parsed["mountOptions"] = _canonical(line)
-    if ignored := sorted({*ignored, *line.ignored}):
+    if ignored := sorted({*filter(option_lines.is_ignored, told), *line.ignored}):
         parsed[IGNORED] = ",".join(ignored)[:_IGNORED_LENGTH_MAX]
     return dict(sorted(parsed.items()))
+
+
+def implied(raw: Mapping[str, str]) -> set[str]:
+    """
+    Return the options of their own that the values of *raw* stand for.
+
+    Those that decide about other people's bytes: `server`, which `device` names, too,
+    and `suid`.
+    """
+    given = {_ALIASES.get(key.lower(), key.lower()): raw[key] for key in raw}
+    lines = [raw[key] for key in raw if _ALIASES.get(key.lower()) == "mountOptions"]
+    entries = [entry for each in lines for entry in option_lines.split(each)]
+    line = option_lines.read_line(entries)
+    found = {"suid"} if line.options.get("suid") == "true" else set()
+    names_server = line.server or ":/" in given.get("share", "")
+    return found | ({"server"} if names_server and "device" not in given else set())
 
 
 def merge_options(base: Mapping[str, str], over: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from backends.base import Volume
 from backends.errors import BackendError, InvalidRequestError, one_line
 from backends.nfs import options as nfs_options
 from backends.nfs.options import DEFAULTS, is_direct, subdir_of
-from backends.options import COMMON_KEYS
+from backends.options import COMMON_KEYS, IGNORED
 
 
 def complete(volume: Volume) -> Volume:
@@ -69,12 +69,14 @@ def volume_of(marker: Mapping[str, Any], ours: Mapping[str, str]) -> Volume:
             options["mountMode"] = "share"
         asked = {**marker["requested"]}
         common = {key: asked.pop(key) for key in COMMON_KEYS if key in asked}
+        wanted = nfs_options.parse_options(asked)
+        wanted.pop(IGNORED, None)  # an older version has kept it among the others
         volume = Volume(
             id=str(uuid.UUID(marker["id"])),
             name=str(marker["name"]),
             options=options,
             created_at=str(marker["created_at"]),
-            requested={**nfs_options.parse_options(asked), **common},
+            requested={**wanted, **common},
         )
         if is_direct(volume) or marker.get("subdir", "") not in ("", subdir_of(volume)):
             raise ValueError("its directory is another's")

@@ -64,11 +64,11 @@ def ping(
 
 
 def answers(export: Export, address: str = "") -> bool:
-    """Return whether the server answers `ping`."""
+    """Return whether the server answers `ping`, be it that it lacks our version."""
     try:
         ping(export, address=address)
-    except NfsError:
-        return False
+    except NfsError as error:
+        return error.code == "NFS-VERSION"
     return True
 
 
@@ -81,6 +81,16 @@ def has_moved(export: Export, target: Path, at: str = "") -> bool:
     """
     entry = mounted_at(target)
     return entry is not None and bool(_behind(export, [entry], at))
+
+
+def is_named(export: Export, address: str) -> bool:
+    """Return whether the server's name stands for *address*, beside others perhaps."""
+    try:
+        found = _addresses(export, export.server, Deadline(_PING_TIMEOUT_S))
+    except (NfsError, OSError, UnicodeError):
+        return False
+    # The kernel shows an interface by its number.
+    return address.partition("%")[0] in {_shown(each[4]) for each in found}
 
 
 def left_behind(export: Export) -> list[MountEntry]:
@@ -127,21 +137,32 @@ def address_of(entry: MountEntry) -> str:
 def _answer_to(
     call: bytes, export: Export, host: str, deadline: Deadline
 ) -> tuple[str, bytes]:
-    """Return the first address of *host* that can be reached, and what it answers."""
+    """
+    Return the first address of *host* that can be reached, and what it answers.
+
+    One that cannot leaves the others their part of the time. Who is reached gets all
+    that is left: under load a live server is slow to answer.
+    """
     failure: OSError = TimeoutError()
-    for family, kind, protocol, _, address in _addresses(export, host, deadline):
+    addresses = _addresses(export, host, deadline)
+    for number, (family, kind, protocol, _, address) in enumerate(addresses):
+        part = Deadline(deadline.remaining_s() / (len(addresses) - number))
         with socket.socket(family, kind, protocol) as connection:
             try:
-                connection.settimeout(max(deadline.remaining_s(), _SHORTEST_S))
+                connection.settimeout(max(part.remaining_s(), _SHORTEST_S))
                 connection.connect(address)
             except OSError as error:
                 failure = error
                 continue
             connection.sendall(call)
             connection.settimeout(max(deadline.remaining_s(), _SHORTEST_S))
-            # Without its interface, as the kernel shows it.
-            return str(address[0]).partition("%")[0], connection.recv(1024)
+            return _shown(address), connection.recv(1024)
     raise failure
+
+
+def _shown(address: Any) -> str:
+    """Return a socket's *address* without its interface."""
+    return str(address[0]).partition("%")[0]
 
 
 def _addresses(export: Export, host: str, deadline: Deadline) -> list[Any]:

@@ -48,8 +48,9 @@ class VolumeMounts:
         volume = complete(volume)
         self._hold(volume, deadline)
         if mounts.mounted_at(target) is not None:
-            has_moved = server.has_moved(export_of(volume.options), target)
-            if not has_moved and self._is_sound(volume, target, deadline):
+            if server.has_moved(export_of(volume.options), target):
+                self._require_unused(volume, target)
+            elif self._is_sound(volume, target, deadline):
                 return
             # The server has moved, or the directory was replaced on it: only a new
             # mount shows it.
@@ -133,6 +134,21 @@ class VolumeMounts:
         owner = owner_of(volume)
         share.call("hold", deadline=deadline, name=volume.name, id=volume.id, **owner)
         share.held.add(volume.id)
+
+    def _require_unused(self, volume: Volume, target: Path) -> None:
+        """
+        Raise NfsError MOVED if a container has the volume from where the server was.
+
+        The server may come back there. And with our mount its lease would go, while the
+        container goes on to write.
+        """
+        if users := self.users(volume, target):
+            raise NfsError(
+                "MOVED",
+                f"the server has another address now, and {users[0]} has it from "
+                "the old one",
+                export_of(volume.options).source(),
+            )
 
     def _release(self, volume: Volume, *, is_dead: bool) -> None:
         """Give the lease back; with a dead server it ends by itself."""

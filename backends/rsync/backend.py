@@ -94,6 +94,10 @@ class RsyncBackend:
         del raw
         return False
 
+    def implied(self, _raw: Mapping[str, str], /) -> Collection[str]:
+        """Return none: each option of ours stands for itself."""
+        return ()
+
     def require_creatable(self, volume: Volume, *, filled: bool) -> None:
         """Raise unless the pool is there and the options can be kept."""
         del filled

@@ -261,7 +261,9 @@ class Daemon:
                     volumes.unmounting,
                     volumes.removal,
                     metrics,
-                    AllowedOptions(config.allowed_options),
+                    AllowedOptions(
+                        config.allowed_options, self._registry.all().values()
+                    ),
                 ),
                 inherited_socket(os.environ) or self._bind(config.plugin_socket),
                 name="plugin",

@@ -7,7 +7,7 @@ defaults. The profile `default` applies where none is named.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.base import Backend
@@ -40,6 +40,7 @@ class AllowedOptions:
     """The options that a caller of Docker's API may name, or `ALL_OPTIONS`."""
 
     names: Sequence[str]
+    backends: Collection[Backend] = ()
 
     def checked(self, asked: Mapping[str, str]) -> Mapping[str, str]:
         """
@@ -50,8 +51,13 @@ class AllowedOptions:
 
         """
         allowed = {each.lower() for each in self.names}
+        if ALL_OPTIONS in allowed:
+            return asked
         refused = [key[:64] for key in sorted(asked) if key.lower() not in allowed]
-        if refused and ALL_OPTIONS not in allowed:
+        if not refused:
+            meant = {key for each in self.backends for key in each.implied(asked)}
+            refused = sorted(meant - allowed)
+        if refused:
             raise InvalidRequestError(
                 f"option '{refused[0]}' may not be given here: allowed_options in this "
                 f"node's configuration has {', '.join(self.names) or 'none'}",
@@ -117,6 +123,11 @@ class OptionResolver:
         asked.pop("backend", None)
         requested = backend.parse_options(asked)
         like = {k: v for k, v in source.options.items() if k not in NOT_COPIED}
+        # What an anonymous source has by default, its named copy has not.
+        plain = backend.default_options()
+        for key, value in backend.default_options(source.name).items():
+            if like.get(key) == value:
+                like[key] = plain[key]
         options = backend.merge_options(like, requested)
         full = _compared(requested, source.backend)
         return Resolved(backend, full, options, requested)
@@ -164,12 +175,24 @@ class OptionResolver:
 
 def require_same_options(resolved: Resolved, record: VolumeRecord) -> None:
     """Raise VolumeExistsError if *resolved* asks for another volume than *record*."""
-    difference = differences(resolved.requested, record.requested)
+    difference = differences(resolved.requested, _as_now(resolved, record))
     if difference:
         raise VolumeExistsError(
             f"volume '{record.name}' exists with other options: {difference}",
             hint="use another name, or remove it first",
         )
+
+
+def _as_now(resolved: Resolved, record: VolumeRecord) -> Mapping[str, str]:
+    """Return what *record* asks for; an older version may have written it otherwise."""
+    kind = record.requested.get("backend", record.backend)
+    if kind != resolved.backend.kind:
+        return record.requested
+    asked = {key: each for key, each in record.requested.items() if key != "backend"}
+    try:
+        return _compared(resolved.backend.parse_options(asked), kind)
+    except InvalidRequestError:
+        return record.requested
 
 
 def _compared(requested: Mapping[str, str], kind: str) -> dict[str, str]:

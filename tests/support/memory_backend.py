@@ -49,6 +49,9 @@ class MemoryBackend:
     ) -> dict[str, str]:
         return {**base, **over}
 
+    def implied(self, _raw: Mapping[str, str], /) -> Collection[str]:
+        return ()
+
     def claims(self, raw: Mapping[str, str]) -> bool:
         return False
 

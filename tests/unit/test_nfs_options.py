@@ -9,12 +9,18 @@ import pytest
 from hypothesis import given
 
 from backends.base import Volume
-from backends.errors import InvalidRequestError
+from backends.errors import InvalidRequestError, VolumeExistsError
 from backends.nfs import options
 from backends.nfs.backend import NfsBackend
+from backends.nfs.records import volume_of
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
-from plugin.volumes.options import OptionResolver
+from plugin.model import VolumeRecord
+from plugin.volumes.options import (
+    AllowedOptions,
+    OptionResolver,
+    require_same_options,
+)
 
 NFS = NfsBackend(Path("/nowhere"), node="n")
 SHARE = {"server": "nas", "share": "/export"}
@@ -203,3 +209,96 @@ def test_any_value_is_parsed_to_something_stable_or_refused(
         assert options.parse_options(parsed) == parsed
         for value in parsed.values():
             assert value.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("entries", "version", "kept"),
+    [("minorversion=1", "4.1", None), ("sec=null", "4", "sec=null")],
+)
+def test_a_record_of_an_older_version_means_what_it_meant(
+    entries: str, version: str, kept: str | None
+) -> None:
+    recorded = {"server": "nas", "share": "/x", "nfsvers": "4", "mountOptions": entries}
+    found = options.parse_options(recorded)
+    assert (found["nfsvers"], found.get("mountOptions")) == (version, kept)
+
+
+def recorded(
+    name: str, *, options: dict[str, str], requested: dict[str, str]
+) -> VolumeRecord:
+    return VolumeRecord(
+        id="6c0f7f0c-4f2e-4f0e-9a53-3f5a0a8a3f11",
+        name=name,
+        backend="nfs",
+        requested=requested,
+        options=options,
+        created_at="2026-01-02T03:04:05Z",
+        phase="ready",
+        node="n",
+    )
+
+
+def test_a_named_copy_of_an_anonymous_volume_is_retained() -> None:
+    anonymous = "a" * 64
+    found = resolver().resolve({**SHARE, "onDelete": "archive"}, name=anonymous)
+    chosen = recorded(anonymous, requested=found.requested, options=found.options)
+    found = resolver().resolve({**SHARE, "uid": "70"}, name=anonymous)
+    assert found.options["onDelete"] == "delete"
+    source = recorded(anonymous, requested=found.requested, options=found.options)
+    copied = resolver().resolve({"from": anonymous}, source, name="kept").options
+    assert (copied["onDelete"], copied["uid"]) == ("retain", "70")
+    copied = resolver().resolve({"from": anonymous}, chosen, name="kept").options
+    assert copied["onDelete"] == "archive"
+
+
+def test_a_request_is_the_same_as_an_older_version_has_recorded_it() -> None:
+    asked = {"server": "nas", "share": "/x", "o": "_netdev,soft"}
+    now = resolver().resolve(asked)
+    older = {**now.requested, "mountOptions": "_netdev,soft"}
+    record = recorded("v", requested=older, options=now.options)
+    require_same_options(now, record)
+    other = resolver().resolve({**asked, "o": "hard"})
+    with pytest.raises(VolumeExistsError, match="mountOptions is soft, asked for hard"):
+        require_same_options(other, record)
+    marker = {
+        "id": record.id,
+        "name": "v",
+        "created_at": record.created_at,
+        "options": now.options,
+        "requested": older,
+    }
+    assert volume_of(marker, now.options).requested == now.requested
+
+
+def test_what_is_told_as_ignored_never_spoils_a_record() -> None:
+    given = {"server": "nas", "share": "/x", "ignored": f'"{"a" * 2000}",bg'}
+    found = options.parse_options(given)
+    assert found["ignored"] == "bg"
+    assert options.parse_options(found) == found
+    told = ",".join(f"x-{number:050}" for number in range(30))
+    cut = options.parse_options({"server": "nas", "share": "/x", "o": told})
+    options.warnings_of(options.parse_options(cut))
+
+
+@pytest.mark.parametrize(
+    ("asked", "refused"),
+    [
+        ({"o": "addr=203.0.113.9"}, "server"),
+        ({"O": "soft;suid"}, "suid"),
+        ({"share": "203.0.113.9:/x"}, "server"),
+        ({"o": "nosuid,ro"}, ""),
+        ({"device": ":/x", "o": "addr=203.0.113.9"}, ""),
+    ],
+)
+def test_what_a_value_stands_for_has_to_be_allowed_too(
+    asked: dict[str, str], refused: str
+) -> None:
+    """Else who may write a line of mount options would mount any server by it."""
+    allowed = AllowedOptions(("profile", "o", "share", "device"), (NFS,))
+    if not refused:
+        assert allowed.checked(asked) == asked
+        return
+    with pytest.raises(InvalidRequestError, match=f"option '{refused}' may not be"):
+        allowed.checked({"profile": "nas", **asked})
+    everything = AllowedOptions((*allowed.names, refused), (NFS,))
+    assert everything.checked(asked) == asked

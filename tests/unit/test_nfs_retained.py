@@ -50,3 +50,14 @@ def test_what_has_taken_the_place_of_what_was_left_is_nobodys(
     (a.root / "v").rmdir()
     a.create("v")
     assert (a.root / "v").stat().st_mode & 0o777 == 0o750
+
+
+def test_what_was_left_is_known_by_more_than_a_number(nodes: tuple[Node, Node]) -> None:
+    """A marker of an older version has the number alone; another may get that."""
+    a, _ = nodes
+    marker = a.create("v")
+    a.forge(marker, identity=marker["identity"].partition("-")[0])
+    assert a.remove(marker, "retain") == "retained"
+    noted = a.catalogue.read("retained", *a.left("retained"))
+    assert noted is not None
+    assert noted["identity"] == marker["identity"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from backends.nfs import mounting, server
 from backends.nfs import options as nfs_options
 from backends.nfs.errors import NfsError
 from backends.nfs.options import Export
-from backends.system.clock import Deadline
+from backends.system.aside import begun
+from backends.system.clock import Deadline, pause
 from backends.system.mountinfo import MountEntry
 
 
@@ -109,3 +111,71 @@ def test_mounts_from_where_the_server_was_are_left_behind(
             mounting.mount(
                 named, Path("/m"), subdir="", entries="", deadline=Deadline(1)
             )
+
+
+def test_a_server_that_lacks_our_version_answers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Others have it mounted by another version: nothing of theirs is left behind."""
+
+    def ping(_: Export, *, address: str = "", **__: object) -> str:
+        if address:
+            raise NfsError("VERSION", "the server has NFS 3 to 3, not 4", "nas:/x")
+        return "10.0.0.6"
+
+    monkeypatch.setattr(server, "ping", ping)
+    monkeypatch.setattr(server, "mount_table", lambda: [mounted("/mnt/a", "10.0.0.5")])
+    assert server.left_behind(Export("nas", "/x", "4", "")) == []
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+def test_nothing_of_others_is_forced_where_the_server_may_come_back(
+    monkeypatch: pytest.MonkeyPatch, *, is_named: bool
+) -> None:
+    """A server of two addresses, one of which is silent for a while."""
+    entry = mounted("/m", "10.0.0.5")
+    two = [entry, entry._replace(mount_point="/of-another-volume")]
+    names = ["10.0.0.6"] + ["10.0.0.5"] * is_named
+    monkeypatch.setattr(server, "mounted_at", lambda _: entry)
+    monkeypatch.setattr(server, "ping", ping_of({"10.0.0.6"}))
+    monkeypatch.setattr(mounting, "mount_table", lambda: two)
+    monkeypatch.setattr(
+        server, "_addresses", lambda *_: [(0, 0, 0, "", (each, 2049)) for each in names]
+    )
+    steps = [how for _, how in mounting._ladder(entry, Export("nas", "/x", "4", ""))]
+    assert ("by force" in steps) == (not is_named)
+
+
+def test_an_address_that_cannot_be_reached_leaves_time_for_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ExitStack() as opened:
+        silent = opened.enter_context(socket.create_server(("127.0.0.2", 0), backlog=0))
+        live = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
+        for _ in range(3):  # now nobody else gets in
+            caller = opened.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(silent.getsockname())
+        found = [
+            (socket.AF_INET, socket.SOCK_STREAM, 0, "", each.getsockname())
+            for each in (silent, live)
+        ]
+        monkeypatch.setattr(server, "_addresses", lambda *_: found)
+        accepted = begun(lambda: answered(live), name="server")
+        assert server.ping(Export("nas", "/x", "3", ""), timeout_s=1) == "127.0.0.1"
+        accepted.result()
+
+
+def answered(listener: socket.socket) -> None:
+    """Answer one empty call as a server does."""
+    caller, _ = listener.accept()
+    with caller:
+        call = caller.recv(1024)
+        pause(0.05)  # as long as no caller in a hurry would wait
+        caller.sendall(b"\x80\0\0\x18" + call[4:8] + b"\0\0\0\x01" + bytes(16))
+
+
+def test_an_address_is_named_whatever_its_interface_is_called() -> None:
+    named = Export("fe80::1%lo", "/x", "4", "")
+    assert server.is_named(named, "fe80::1%1")
+    assert not server.is_named(named, "fe80::2%1")

@@ -17,14 +17,21 @@ _PLACE = "retained"
 
 
 def note(catalogue: Catalogue, marker: Json, removed_at: str) -> None:
-    """Note that the removal of a volume leaves its directory."""
+    """
+    Note that the removal of a volume leaves its directory.
+
+    As it is known now: a marker may have its inode's number alone, and another
+    directory may get that.
+    """
+    subdir = marker["subdir"]
+    known = {"identity": catalogue.identity(subdir)} if "identity" in marker else {}
     content = {
         "id": marker["id"],
         "name": marker["name"],
         "removed_at": removed_at,
-        **({"identity": marker["identity"]} if "identity" in marker else {}),
+        **known,
     }
-    catalogue.replace(content, _PLACE, key_of(marker["subdir"]))
+    catalogue.replace(content, _PLACE, key_of(subdir))
 
 
 def forget(catalogue: Catalogue, marker: Json) -> None:
