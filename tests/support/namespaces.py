@@ -73,6 +73,9 @@ def loop_filesystem(
         image.unlink()
 
 
+_LOSE_TRIES = 20
+
+
 @dataclass(frozen=True)
 class LosingDisk:
     """A filesystem at *path*, in *image*, whose device has no room for new blocks."""
@@ -82,9 +85,15 @@ class LosingDisk:
 
     def lose(self) -> None:
         """Lose what was written last, and let a flush of somebody else hear of it."""
-        used = os.statvfs(self.image.parent)
-        used_bytes = (used.f_blocks - used.f_bfree) * used.f_frsize
-        _remount(self.image.parent, used_bytes)
+        for tries_left in reversed(range(_LOSE_TRIES)):
+            used = os.statvfs(self.image.parent)
+            used_bytes = (used.f_blocks - used.f_bfree) * used.f_frsize
+            try:
+                _remount(self.image.parent, used_bytes)
+                break
+            except subprocess.CalledProcessError:  # a page was written meanwhile
+                if not tries_left:
+                    raise
         descriptor = os.open(self.path, os.O_RDONLY)
         failed = _libc.syncfs(descriptor)
         os.close(descriptor)
