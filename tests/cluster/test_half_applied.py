@@ -20,12 +20,8 @@ Make = Callable[..., Owner]
 BY_MOUNT = tuned(reconcile_interval_s=60.0, follow_interval_s=60.0, hold_s=4.0)
 
 
-def test_a_mount_waits_until_what_it_pulled_is_in_place(
-    make_owner: Make, records: Records
-) -> None:
-    """A file of the pool cannot be replaced, as on a full disk."""
-    alpha = make_owner("alpha", tuning=BY_MOUNT)
-    gamma = make_owner("gamma", tuning=BY_MOUNT, daemon={"disk": True})
+def left_behind(alpha: Owner, gamma: Owner, records: Records) -> str:
+    """Return the id of a volume that *alpha* has mounted; gamma has it, and is down."""
     volume_id = alpha.create(NAME, interval="1s", members="alpha,gamma")
     gamma.wait_known(NAME)
     alpha.mount(NAME)
@@ -33,6 +29,16 @@ def test_a_mount_waits_until_what_it_pulled_is_in_place(
     wait_holders(records, volume_id, alpha, gamma)
     gamma.stop()
     alpha.wait_down("gamma")
+    return volume_id
+
+
+def test_a_mount_waits_until_what_it_pulled_is_in_place(
+    make_owner: Make, records: Records
+) -> None:
+    """A file of the pool cannot be replaced, as on a full disk."""
+    alpha = make_owner("alpha", tuning=BY_MOUNT)
+    gamma = make_owner("gamma", tuning=BY_MOUNT, daemon={"disk": True})
+    volume_id = left_behind(alpha, gamma, records)
     for name in ("first", "second"):
         (live(alpha, volume_id) / name).write_text("new")
     alpha.unmount(NAME)
@@ -63,13 +69,7 @@ def test_a_copy_that_is_not_in_place_is_told_and_no_other_goes_for_it(
     """A commit is the member's from its marker on, and that may be all it ever is."""
     alpha = make_owner("alpha", tuning=SHORT)
     gamma = make_owner("gamma", tuning=SHORT, daemon={"disk": True})
-    volume_id = alpha.create(NAME, interval="1s", members="alpha,gamma")
-    gamma.wait_known(NAME)
-    alpha.mount(NAME)
-    (live(alpha, volume_id) / "first").write_text("old")
-    wait_holders(records, volume_id, alpha, gamma)
-    gamma.stop()
-    alpha.wait_down("gamma")
+    volume_id = left_behind(alpha, gamma, records)
     (live(alpha, volume_id) / "first").write_text("new")
     alpha.unmount(NAME)
     first = live(gamma, volume_id) / "first"

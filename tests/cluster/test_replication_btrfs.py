@@ -13,7 +13,7 @@ from tests.protocol.node import wait_until
 from tests.support.copies import live, wait_same
 from tests.support.journal_trees import make_everything, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
-from tests.support.owners import WAIT_S, Owner, Records
+from tests.support.owners import WAIT_S, Owner, Records, pair_on
 
 NAME = "data"
 _SUBVOLUME_INODE = 256
@@ -31,15 +31,7 @@ def pair(
     disk: Path, tmp_path: Path, make_owner: Callable[..., Owner]
 ) -> tuple[Owner, Owner]:
     """Return two nodes of one cluster with pools on btrfs."""
-    made = []
-    for name in ("alpha", "beta"):
-        pool = disk / f"{tmp_path.name}-{name}"
-        owner = make_owner(name, start=False, daemon={"pool": str(pool)})
-        owner.pool = pool
-        owner.start()
-        owner.wait_member()
-        made.append(owner)
-    return made[0], made[1]
+    return pair_on(disk, tmp_path.name, make_owner)
 
 
 def create(alpha: Owner, beta: Owner) -> str:

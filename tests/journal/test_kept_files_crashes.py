@@ -5,17 +5,13 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal.journal import EVERYTHING, Journal
-from backends.rsync.journal.outbox import unpack_all
-from backends.rsync.journal.packing import OUTBOX_NAME
-from backends.rsync.journal.staging import Staging
+from backends.rsync.journal.journal import Journal
 from tests.support.changing import Changing
-from tests.support.fuse import NEVER, STEPS_MAX, live
+from tests.support.journal_deaths import applying_dies, packing_dies
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
 from tests.support.large_files import make_home, mounted
 from tests.support.small_files import (
@@ -92,8 +88,7 @@ def test_members_have_the_bytes_whatever_happens(
 def test_a_kill_at_any_step_of_giving_attributes_changes_nothing(
     pair: tuple[Journal, Journal],
 ) -> None:
-    owner, member = pair
-    for step in range(1, STEPS_MAX):
+    def send_some(owner: Journal, member: Journal, step: int) -> None:
         for number in range(2):
             os.chown(path(owner, number), 1 + step % 7, 2)
             path(owner, number).chmod(0o600 + step % 64)
@@ -103,56 +98,16 @@ def test_a_kill_at_any_step_of_giving_attributes_changes_nothing(
         names, _ = sent(owner, member.commit())
         assert b"tree/" not in b"".join(names)
         assert carry(owner.repack(member.commit()), member) == []
-        member.manifest.close()
 
-        def apply(_: None, home: Path = member.home) -> None:
-            Journal(home, VOLUME).apply()
-
-        died = live(lambda: None, apply, fatal_step=step).died
-        if died and Staging(member.home).marked() is not None:
-            live(lambda: None, apply, fatal_step=step // 2 + 1)
-            assert not live(lambda: None, apply, fatal_step=NEVER).died
-        member = Journal(member.home, VOLUME)
-        assert member.staging.marked() is None
-        assert member.commit() == owner.commit()
-        assert shape(member.live) == shape(owner.live)
-        if not died:
-            assert step > 10
-            member.close()
-            return
-    pytest.fail(f"still dying at step {STEPS_MAX}")
-
-
-def pack_anew(
-    _: None, home: Path, commit: tuple[int, int], base: tuple[int, int]
-) -> None:
-    """Make what has changed *commit*, and pack it, in a process of its own."""
-    journal = Journal(home, VOLUME)
-    journal.record(journal.look(EVERYTHING), commit)
-    journal.pack(base)
+    applying_dies(pair, send_some)
 
 
 @pytest.mark.parametrize("pair", ["ext4"], indirect=True)
 def test_a_kill_at_any_step_of_packing_loses_no_change(
     pair: tuple[Journal, Journal],
 ) -> None:
-    owner, member = pair
-    for step in range(1, STEPS_MAX):
+    def change(owner: Journal, step: int) -> None:
         os.chown(path(owner, 1), 1 + step % 7, 2)
         os.setxattr(path(owner, 1), "user.remark", b"%d" % step)
-        commit, base = (1, owner.commit()[1] + 1), member.commit()
-        owner.close()
-        pack = partial(pack_anew, home=owner.home, commit=commit, base=base)
-        died = live(lambda: None, pack, fatal_step=step).died
-        unpack_all(owner.home / OUTBOX_NAME)  # as a start does
-        owner = Journal(owner.home, VOLUME)
-        # The number that was used up is not used again.
-        owner.record(owner.look(EVERYTHING), (1, commit[1] + 1))
-        assert carry(owner.pack(base), member) == []
-        owner.unpack()
-        member.apply()
-        assert shape(member.live) == shape(owner.live)
-        if not died:
-            assert step > 10
-            return
-    pytest.fail(f"still dying at step {STEPS_MAX}")
+
+    packing_dies(pair, change)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,9 @@ import pytest
 from backends.rsync.journal import large_files
 from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
-from backends.rsync.journal.outbox import unpack_all
-from backends.rsync.journal.packing import OUTBOX_NAME
-from backends.rsync.journal.staging import Staging
 from backends.system import btrfs
 from tests.support.file_fates import FATES, LARGE, PART, SIZE
-from tests.support.fuse import NEVER, STEPS_MAX, live
+from tests.support.journal_deaths import applying_dies, packing_dies
 from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
 from tests.support.large_files import make_home, mounted, settle, write_at
 from tests.support.leases import leased
@@ -283,70 +279,24 @@ def test_members_have_the_bytes_however_they_were_written(
 
 @pytest.mark.parametrize("pair", ["ext4", "btrfs"], indirect=True)
 def test_a_kill_at_any_step_of_writing_in_place_changes_nothing(
-    pair: tuple[Journal, Journal], tmp_path: Path
+    pair: tuple[Journal, Journal],
 ) -> None:
-    owner, member = pair
-    path = owner.live / "db"
-    for step in range(1, STEPS_MAX):
+    def send_some(owner: Journal, member: Journal, step: int) -> None:
+        path = owner.live / "db"
         write_at(path, (step * 77_777) % SIZE, os.urandom(9000))
         os.truncate(path, SIZE + step)
         path.chmod(0o600 + step % 64)
         sent(owner, member.commit())
         assert carry(owner.repack(member.commit()), member) == []
-        member.manifest.close()
 
-        def apply(_: None, home: Path = member.home) -> None:
-            Journal(home, VOLUME).apply()
-
-        died = live(lambda: None, apply, fatal_step=step).died
-        if died and Staging(member.home).marked() is not None:
-            live(lambda: None, apply, fatal_step=step // 2 + 1)
-            assert not live(lambda: None, apply, fatal_step=NEVER).died
-        member = Journal(member.home, VOLUME)
-        assert member.staging.marked() is None
-        assert member.commit() == owner.commit()
-        assert shape(member.live) == shape(owner.live)
-        if not died:
-            assert step > 10
-            member.close()
-            return
-    pytest.fail(f"still dying at step {STEPS_MAX}")
-
-
-def pack_anew(
-    _: None, home: Path, commit: tuple[int, int], base: tuple[int, int]
-) -> None:
-    """Make what has changed *commit*, and pack it, in a process of its own."""
-    journal = Journal(home, VOLUME)
-    journal.record(journal.look(EVERYTHING), commit)
-    journal.pack(base)
+    applying_dies(pair, send_some)
 
 
 @pytest.mark.parametrize("pair", ["ext4", "xfs"], indirect=True)
 def test_a_kill_at_any_step_of_packing_loses_no_change(
     pair: tuple[Journal, Journal],
 ) -> None:
-    owner, member = pair
-    path = owner.live / "db"
-    for step in range(1, STEPS_MAX):
-        write_at(path, (step * 77_777) % SIZE, os.urandom(9000))
-        commit, base = (1, owner.commit()[1] + 1), member.commit()
-        owner.close()
+    def change(owner: Journal, step: int) -> None:
+        write_at(owner.live / "db", (step * 77_777) % SIZE, os.urandom(9000))
 
-        died = live(
-            lambda: None,
-            partial(pack_anew, home=owner.home, commit=commit, base=base),
-            fatal_step=step,
-        ).died
-        unpack_all(owner.home / OUTBOX_NAME)  # as a start does
-        owner = Journal(owner.home, VOLUME)
-        # The number that was used up is not used again.
-        owner.record(owner.look(EVERYTHING), (1, commit[1] + 1))
-        assert carry(owner.pack(base), member) == []
-        owner.unpack()
-        member.apply()
-        assert shape(member.live) == shape(owner.live)
-        if not died:
-            assert step > 10
-            return
-    pytest.fail(f"still dying at step {STEPS_MAX}")
+    packing_dies(pair, change)

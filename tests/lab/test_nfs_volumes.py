@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -104,7 +105,8 @@ def test_05_what_its_own_removal_left_is_taken(
     """`docker compose down --volumes` and `up`, on two nodes in turn."""
     alpha, beta = nodes
     for number, node in enumerate((alpha, beta, alpha)):
-        wait_until(lambda: node.create("v") == {}, timeout_s=60, what="it is made")  # noqa: B023
+        made = partial(node.create, "v")
+        wait_until(lambda made=made: made() == {}, timeout_s=60, what="it is made")
         target = node.mount("v")
         node.node.run(f"echo {number} >> {target}/file")
         node.unmount("v")

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -354,3 +354,18 @@ def timed_call(node: Node, operation: str, **body: object) -> tuple[float, str]:
     began_s = time.monotonic()
     answer: client.Answer = node.call(operation, body)
     return time.monotonic() - began_s, answer.error
+
+
+def pair_on(
+    disk: Path, label: str, make_owner: Callable[..., Owner]
+) -> tuple[Owner, Owner]:
+    """Return two nodes of one cluster with pools on *disk*, named after *label*."""
+    made = []
+    for name in ("alpha", "beta"):
+        pool = disk / f"{label}-{name}"
+        owner = make_owner(name, start=False, daemon={"pool": str(pool)})
+        owner.pool = pool
+        owner.start()
+        owner.wait_member()
+        made.append(owner)
+    return made[0], made[1]
