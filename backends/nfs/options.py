@@ -168,14 +168,10 @@ def warnings_of(options: Mapping[str, str]) -> list[str]:
 
 def parse_options(raw: Mapping[str, str]) -> dict[str, str]:
     """Return *raw* in canonical form; see `Backend.parse_options`."""
-    keys = {key: _ALIASES.get(key.lower(), key.lower()) for key in raw}
-    given = {keys[key]: value for key, value in raw.items()}
-    lines = [raw[key] for key in raw if keys[key] == "mountOptions"]
+    given, entries = _given(raw)
     _require_type(given.pop("type", "nfs").strip())
     # Of a record; it was cut to a length.
     told = given.pop(IGNORED, "").split(",")
-    given.pop("mountOptions", None)
-    entries = [entry for each in lines for entry in option_lines.split(each)]
     if parse.boolean(given.pop("noresvport", "false")) == "true":
         entries.append("noresvport")
     entries += [f"{key}={given.pop(key)}" for key in _FOLDED if key in given]
@@ -193,6 +189,19 @@ def parse_options(raw: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted(parsed.items()))
 
 
+def _given(raw: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return the options of *raw* by their own names, and the entries of its lines."""
+    given: dict[str, str] = {}
+    entries: list[str] = []
+    for key, value in raw.items():
+        name = _ALIASES.get(key.lower(), key.lower())
+        if name == "mountOptions":
+            entries += option_lines.split(value)
+        else:
+            given[name] = value
+    return given, entries
+
+
 def implied(raw: Mapping[str, str]) -> set[str]:
     """
     Return the options of their own that the values of *raw* stand for.
@@ -200,9 +209,7 @@ def implied(raw: Mapping[str, str]) -> set[str]:
     Those that decide about other people's bytes: `server`, which `device` names, too,
     and `suid`.
     """
-    given = {_ALIASES.get(key.lower(), key.lower()): raw[key] for key in raw}
-    lines = [raw[key] for key in raw if _ALIASES.get(key.lower()) == "mountOptions"]
-    entries = [entry for each in lines for entry in option_lines.split(each)]
+    given, entries = _given(raw)
     line = option_lines.read_line(entries)
     found = {"suid"} if line.options.get("suid") == "true" else set()
     names_server = line.server or ":/" in given.get("share", "")

@@ -310,21 +310,18 @@ def finish_swap(catalogue: Catalogue, marker: Json) -> Json:
     if share.is_directory(new):
         if share.is_directory(live) and not share.is_directory(old):
             if catalogue.has_own_filesystem(live):  # an older agent has begun it
-                return _taken_back(catalogue, marker)
+                return _end_swap(catalogue, marker)  # its copy is left over
             share.rename(live, old)
         share.rename(new, live)
     if share.is_directory(old):
         share.rename(old, data)
     if share.is_directory(copy):
         _place(catalogue, marker, copy, intent["keep_as"])
-    done = {key: value for key, value in marker.items() if key != "swap"}
-    done["identity"] = catalogue.identity(live)
-    catalogue.replace(done, "volumes", key_of(marker["name"]))
-    return done
+    return _end_swap(catalogue, {**marker, "identity": catalogue.identity(live)})
 
 
-def _taken_back(catalogue: Catalogue, marker: Json) -> Json:
-    """Return the marker without the swap that cannot be done; its copy is left over."""
+def _end_swap(catalogue: Catalogue, marker: Json) -> Json:
+    """Return the marker as it stands from now on, without a swap."""
     done = {key: value for key, value in marker.items() if key != "swap"}
     catalogue.replace(done, "volumes", key_of(marker["name"]))
     return done
