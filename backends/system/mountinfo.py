@@ -85,10 +85,20 @@ def threads(pid: int) -> Iterator[str]:
 
 def sees_less(pid: int) -> bool:
     """Return whether process *pid* has a root of its own: its table ends there."""
+    return next(filter(None, map(_root, threads(pid))), "/") != "/"
+
+
+def thread_sees_less(thread: str) -> bool:
+    """Return the same of one of its `threads`, which may have another one."""
+    return _root(thread) not in ("", "/")
+
+
+def _root(thread: str) -> str:
+    """Return the root of *thread*, "" if it has ended."""
     try:
-        return os.readlink(f"/proc/{pid}/root") != "/"  # noqa: PTH115 - quick
+        return os.readlink(f"{thread}/root")  # noqa: PTH115 - quick
     except OSError:
-        return False
+        return ""
 
 
 def places_of(paths: Collection[str], table: Iterable[bytes]) -> list[Place]:

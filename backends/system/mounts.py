@@ -24,7 +24,7 @@ from backends.system.mountinfo import (
     OwnPaths,
     parse_mountinfo,
     places_of,
-    sees_less,
+    thread_sees_less,
     threads,
 )
 
@@ -237,10 +237,11 @@ def _mount_namespaces(
     Whoever may make namespaces decides how long a table is: *look* gets its lines.
     """
     seen: set[int] = set()
-    for pid in sorted(_process_ids(), key=sees_less):
-        # One of a program's may be in a namespace of its own, as dockerd's for a copy.
-        for thread in threads(pid):
-            yield from _read_table(pid, thread, seen, look)
+    # One of a program's may be in a namespace of its own, as dockerd's for a copy, and
+    # see less of it than another program there.
+    places = [(thread, pid) for pid in _process_ids() for thread in threads(pid)]
+    for thread, pid in sorted(places, key=lambda place: thread_sees_less(place[0])):
+        yield from _read_table(pid, thread, seen, look)
 
 
 def _read_table(

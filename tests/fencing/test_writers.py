@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -198,8 +199,59 @@ def test_a_thread_with_mounts_of_its_own_is_a_user(tmp_path: Path) -> None:
     assert [each.pid for each in users] == [other.pid]
 
 
+def test_a_thread_that_sees_less_of_its_mounts_hides_no_user(tmp_path: Path) -> None:
+    """It has a root of its own, and its process another one."""
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    for name in ("seen", "rooted"):
+        (tmp_path / name).mkdir()
+    script = (
+        "import ctypes, os, subprocess, sys, threading; libc = ctypes.CDLL(None)\n"
+        "def work():\n"
+        "  assert libc.unshare(0x20200) == 0\n"
+        "  assert libc.mount(b'x', b'/', None, 0x44000, None) == 0\n"
+        "  at = [*map(os.fsencode, sys.argv[1:])]\n"
+        "  for each in (at[:2], [at[2], at[2]]):\n"
+        "    assert libc.mount(*each, None, 4096, None) == 0\n"
+        "  if (child := os.fork()) == 0: os.execlp('cat', 'cat')\n"
+        "  os.chroot(at[2])\n"
+        "  print(child, flush=True); os.waitpid(child, 0)\n"
+        "threading.Thread(target=work).start()"
+    )
+    command = [sys.executable, "-S", "-c", script, str(volume.live)]
+    with subprocess.Popen(
+        [*command, str(tmp_path / "seen"), str(tmp_path / "rooted")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        child = int(other.stdout.readline())
+        users = mounts.users_of_root(
+            volume.root, device=volume.device, own=(volume.target,)
+        )
+        other.communicate(timeout=10)
+    assert [each.pid for each in users] == [child]
+
+
+# It has a root of its own, but its first thread has ended; then it makes `ended`.
+_ROOTED_HEADLESS = """
+import ctypes, os, sys, threading, time
+stat = open("/proc/self/stat")
+ctypes.CDLL("libgcc_s.so.1")  # pthread_exit needs it
+os.chroot(sys.argv[1])
+def work():
+    while stat.read().rpartition(") ")[2][0] != "Z":
+        stat.seek(0)
+    os.mkdir("/in/ended")
+    time.sleep(600)
+threading.Thread(target=work).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
 @pytest.mark.parametrize(
-    "script", ["$rooted & exec sleep 60", "sleep 60 & exec $rooted"]
+    "script",
+    ["$rooted & exec sleep 60", "sleep 60 & exec $rooted", "$headless & exec sleep 60"],
 )
 def test_a_process_with_a_root_of_its_own_hides_no_volume(
     tmp_path: Path, script: str
@@ -209,17 +261,22 @@ def test_a_process_with_a_root_of_its_own_hides_no_volume(
     volume = Volume.make(tmp_path)
     new, data = tmp_path / "new", tmp_path / "data"
     rooted = f"busybox chroot {new} /busybox sleep 60"
+    headless = shlex.join([sys.executable, "-S", "-c", _ROOTED_HEADLESS, str(new)])
     made = (
         f"mkdir -p {new}/in {data}; mount --bind {volume.live} {data};"
         f" mount --bind {new}/in {new}/in; cp $(command -v busybox) {new}/busybox;"
-        f" {script.replace('$rooted', rooted)}"
+        f" {script.replace('$rooted', rooted).replace('$headless', headless)}"
     )
     with subprocess.Popen(
         ["unshare", "-m", "sh", "-ec", made], start_new_session=True
     ) as other:
         try:
             wait_until(
-                lambda: sum(map(sees_less, pids_of_session(other.pid))) == 1,
+                lambda: (
+                    (new / "in/ended").exists()
+                    if "headless" in script
+                    else sum(map(sees_less, pids_of_session(other.pid))) == 1
+                ),
                 timeout_s=20,
                 what="one has its own root",
             )
