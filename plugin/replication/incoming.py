@@ -63,14 +63,14 @@ class Incoming:
         known.compared |= empty and commit.seq != AHEAD_SEQ
         self._arrivals[volume_id] = known
 
-    def note_all_ahead(self, volume_id: str) -> None:
+    def note_all_ahead(self, volume_id: str, *, skipped: bool = False) -> None:
         """
-        Note that rsync has compared every file that was sent ahead.
+        Note that rsync has compared every file that was sent ahead, or *skipped* some.
 
         The disk gets them while their commit is on its way, which waits for the rest.
         """
         if volume_id in self._arrivals:
-            self._arrivals[volume_id].compared = True
+            self._arrivals[volume_id].compare(skipped=skipped)
         if (written := self._writebacks.get(volume_id)) is not None:
             # What the disk loses now, `flush` tells of.
             begun(written.flush, name="incoming:flush")

@@ -43,7 +43,8 @@ _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
 # A commit of fewer names is applied before its sender is answered: it takes no time.
 _ANSWER_BEFORE_FROM: Final = 1000
-# What rsync exits with if it has gone through all files, but for those that vanished.
+# What rsync exits with if it has gone through all files, but for those that vanished or
+# could not be read: what had come of these before is still there.
 _WHOLE: Final = (0, 23, 24)
 
 
@@ -171,7 +172,7 @@ class Receiving:
         ended = self._sessions.take_out(node_id, volume, Commit(epoch, seq))
         self._progress.end(ended.number)
         if seq == AHEAD_SEQ and exit_status in _WHOLE:
-            self._incoming.note_all_ahead(volume)
+            self._incoming.note_all_ahead(volume, skipped=exit_status != 0)
 
     def commit_of_copy(self, node_id: str, request: StandRequest) -> Mapping[str, Any]:
         """

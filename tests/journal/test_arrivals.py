@@ -119,3 +119,27 @@ def test_files_ahead_are_believed_if_rsync_has_gone_through_all(
     assert incoming.is_ahead(VOLUME)
     incoming.forget(VOLUME)
     assert not incoming.is_ahead(VOLUME)
+
+
+def test_a_file_that_was_skipped_is_not_the_one_that_came_before(
+    incoming: Incoming, tmp_path: Path
+) -> None:
+    """Its directory was moved away for a moment, say: rsync leaves what lies here."""
+    incoming.note(VOLUME, tmp_path, Commit(1, AHEAD_SEQ), empty=False)
+    incoming.note_all_ahead(VOLUME, skipped=True)
+    incoming.note(VOLUME, tmp_path, WANTED, empty=True)
+    arrivals = incoming.come_for(VOLUME, Header(VOLUME, None, (1, 5)), (1, 4))
+    assert arrivals.include(*file(wall_ns()))
+    assert not arrivals.include(*file(0))
+
+
+def test_nothing_counts_if_some_was_skipped_and_nobody_knows_since_when(
+    incoming: Incoming, tmp_path: Path
+) -> None:
+    ahead = Commit(1, AHEAD_SEQ)
+    incoming.note(VOLUME, tmp_path, ahead, empty=False, clean=None)
+    came = file(wall_ns())
+    incoming.note_all_ahead(VOLUME, skipped=True)
+    incoming.note(VOLUME, tmp_path, WANTED, empty=True)
+    arrivals = incoming.come_for(VOLUME, Header(VOLUME, None, (1, 5)), (1, 4))
+    assert not arrivals.include(*came)

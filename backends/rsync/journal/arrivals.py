@@ -25,13 +25,15 @@ class Arrivals:
     commit would be newer. What seems to come later than now came before the clock was
     put back, nobody knows when.
 
-    All that is here is of commit ``oldest``, or later, if that is known. ``compared``:
-    rsync has compared all with files of a commit that the owner knows.
+    All that is here is of commit ``oldest``, or later, if that is known, but for what
+    came before ``compared_ns``. ``compared``: rsync has compared all with files of a
+    commit that the owner knows.
     """
 
     epoch: int
     oldest: Commit | None = None
     compared: bool = False
+    compared_ns: int = 0
     _transfers: deque[tuple[Commit, int]] = field(
         default_factory=lambda: deque(maxlen=_TRANSFERS_MAX)
     )
@@ -53,6 +55,16 @@ class Arrivals:
             self._transfers.append((commit, now_ns))
         return True
 
+    def compare(self, *, skipped: bool) -> None:
+        """
+        Note that rsync has compared all that is here with files that came ahead.
+
+        *skipped*: but for some. All that it compares, it writes anew.
+        """
+        self.compared = True
+        if skipped:
+            self.compared_ns = self._transfers[0][1] if self._transfers else wall_ns()
+
     def only(self, commit: Commit) -> Arrivals | None:
         """Return what has come with *commit* alone, None if another came last."""
         if not self._transfers or self._transfers[-1][0] != commit:
@@ -67,7 +79,8 @@ class Arrivals:
         """Return whether the file *known*, which looks like *entry*, is it."""
         if entry.kind != "file":
             return True
-        if self.oldest is not None and entry.commit <= self.oldest:
+        is_old = self.oldest is not None and entry.commit <= self.oldest
+        if is_old and known.ctime_ns >= self.compared_ns:
             return True
         began_ns = (at for commit, at in self._transfers if entry.commit <= commit)
         since_ns = next(began_ns, None)
