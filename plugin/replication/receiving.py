@@ -2,8 +2,8 @@
 The member's side: whether another node may send, and taking in what it has sent.
 
 A commit is taken from the volume's owner, in its epoch, or from a holder that this node
-has asked because it comes to own the volume. All is checked again when the commit is
-taken in: the copy may have promised to another owner meanwhile.
+has asked because it comes to own the volume. All is checked again when it is taken in:
+the copy may have promised to another owner meanwhile.
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ _USE_DEADLINE_S: Final = 30.0
 _STILL_DEADLINE_S: Final = 5.0
 # A commit of fewer names is applied before its sender is answered: it takes no time.
 _ANSWER_BEFORE_FROM: Final = 1000
-# What rsync exits with if it has gone through all files, but for those that vanished or
-# could not be read: what had come of these before is still there.
+# rsync went through all files; with 23 and 24 it left some as they had come before.
 _WHOLE: Final = (0, 23, 24)
 
 
