@@ -30,7 +30,9 @@ QUIET_S = 4.0
 DISK_SIZE = "100G"
 # The product's own, where tests have shorter ones.
 DEFAULTS = {"lease_ttl_s": 15, "mount_wait_s": 20}
-RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--delete")
+# By itself rsync compares whole seconds: it passes by what changed twice within one.
+BY_NANOSECONDS = "--modify-window=-1"
+RSYNC = ("rsync", "-aHAXS", "--numeric-ids", "--delete", BY_NANOSECONDS)
 LSYNCD = """\
 settings {{ nodaemon = true, logfile = "{directory}/lsyncd.log" }}
 sync {{
@@ -41,7 +43,7 @@ sync {{
     rsync = {{
         rsh = "{ssh}",
         archive = true, hard_links = true, acls = true, xattrs = true, sparse = true,
-        _extra = {{ "--numeric-ids" }},
+        _extra = {{ "--numeric-ids", "{by_nanoseconds}" }},
     }},
 }}
 """
@@ -176,6 +178,7 @@ class Lsyncd:
                 target=self.copy,
                 address=server.address,
                 ssh=ssh_command(server, directory),
+                by_nanoseconds=BY_NANOSECONDS,
             )
         )
 

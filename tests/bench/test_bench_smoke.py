@@ -13,12 +13,14 @@ import pytest
 from tests.bench import fairness
 from tests.bench.figures import percentile, ratio, turns
 from tests.bench.large.database import Load, within
+from tests.bench.mirrors import PlainRsync
 from tests.bench.report import MISSED, REACHED, UNCLEAR, Target, row, tables
 from tests.bench.subjects import CONTENT_LENGTH, Rclone
 from tests.protocol import node
 from tests.support import engine as engine_support
 from tests.support import images
 from tests.support.host import REPOSITORY
+from tests.support.ssh_server import ssh_server
 
 pytestmark = pytest.mark.xdist_group("bench")
 
@@ -163,6 +165,20 @@ def test_time_without_a_commit_counts_up_to_the_end_of_the_work() -> None:
     load = Load(10.0, 20.0, rate=1.0, p50_ms=1.0, p99_ms=1.0)
     assert within([9.0, 13.0, 15.0, 21.0], load) == [3.0, 2.0, 5.0]
     assert within([], load) == [10.0]
+
+
+def test_a_peer_copies_what_changed_twice_within_a_second(tmp_path) -> None:
+    source, member = tmp_path / "source", tmp_path / "member"
+    source.mkdir()
+    member.mkdir()
+    file = source / "file"
+    with ssh_server(tmp_path / "sshd") as server:
+        peer = PlainRsync(source, member, server)
+        for moment_ns, content in enumerate((b"one", b"two")):
+            file.write_bytes(content)
+            os.utime(file, ns=(0, moment_ns))
+            peer.follow()
+            assert (peer.copy / "file").read_bytes() == content
 
 
 def large_rows(*arguments: str) -> list[str]:
