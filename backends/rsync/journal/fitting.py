@@ -160,9 +160,7 @@ class Fitting:
 
     @contextmanager
     def giving(self, entry: Entry) -> Iterator[None]:
-        """
-        Note, durably, if the attributes that *entry* gets in the block do not fit.
-        """
+        """Note, durably, if attributes that *entry* gets inside do not fit."""
         try:
             yield
         except OSError as error:
