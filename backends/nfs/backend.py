@@ -333,6 +333,24 @@ class NfsBackend:
             None if found is None else volume_of(found[1], self._shares.ours(found[0]))
         )
 
+    def rewrite(self, volume: Volume, *, deadline_s: float) -> None:
+        """
+        Have the share of *volume* say what it was asked for with, and what it is.
+
+        Raises:
+            NfsError: another node has it mounted, or it is another volume; or as said.
+
+        """
+        self._shares.of(volume).call(
+            "rewrite",
+            deadline=Deadline(deadline_s),
+            name=volume.name,
+            id=volume.id,
+            requested=dict(volume.requested),
+            options=dict(volume.options),
+            **owner_of(volume),
+        )
+
     def collect_garbage(self, *, deadline_s: float) -> int:
         """Delete what removals have put into the shares' trash."""
         deadline, freed = Deadline(deadline_s), 0

@@ -23,6 +23,7 @@ from backends.system.clock import Deadline
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.http import create_app as create_control_app
 from plugin.api.admin.http import create_metrics_app
+from plugin.api.admin.shares import ShareCalls
 from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
 from plugin.daemon.cluster_node import ClusterNode, swarm_labels
@@ -55,6 +56,7 @@ from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
 from plugin.volumes.options import AllowedOptions, OptionResolver
 from plugin.volumes.propagation import Propagation
+from plugin.volumes.share_move import ShareMove
 from plugin.volumes.shares import ShareRecords
 from plugin.volumes.use_cases import UseCases
 
@@ -103,10 +105,11 @@ class Daemon:
         if self._node.fact("pool_id") is None:
             self._node.set_fact("pool_id", self._rsync.pool.initialise())
         self._catalogue = Catalogue(self._foundation.store)
+        self._shares = ShareRecords(self._foundation.store, self._catalogue)
         self._nfs = NfsBackend(
             config.state_dir,
             node=f"{os.uname().nodename}.{self._node.id}",
-            known=ShareRecords(self._foundation.store, self._catalogue),
+            known=self._shares,
         )
         self._resolver = self._build_resolver()
         self._registry = self._resolver.registry
@@ -224,7 +227,6 @@ class Daemon:
     def _build_servers(self) -> list[Server]:
         """Return the servers; the plugin socket comes last, after all that can fail."""
         config, volumes, cluster = self._config, self._volumes, self._cluster
-        view, accept = self._cluster_view(), self._nfs.accept
         metrics = Metrics(
             volumes.views,
             self._registry,
@@ -245,7 +247,8 @@ class Daemon:
         servers.append(
             Server(
                 create_control_app(
-                    volumes, metrics, view, self._registry, accept_share=accept
+                    *(volumes, metrics, self._cluster_view(), self._registry),
+                    shares=self._share_calls(),
                 ),
                 self._bind(config.control_socket),
                 name="control",
@@ -271,6 +274,14 @@ class Daemon:
             )
         )
         return servers
+
+    def _share_calls(self) -> ShareCalls:
+        volumes = self._volumes
+        move = ShareMove(
+            *(self._nfs, self._shares, self._catalogue),
+            *(volumes.unmounting, volumes.operations),
+        )
+        return ShareCalls(self._nfs.accept, move.move)
 
     def _cluster_view(self) -> ClusterView:
         foundation, cluster = self._foundation, self._cluster
