@@ -153,7 +153,10 @@ class Staging:
         """
         now_ns = wall_ns()
         try:
-            with opened(self.tree()) as top:
+            with (
+                suppress(FileNotFoundError),
+                opened(self._directory / TREE_NAME) as top,
+            ):
                 for _, name, directory, status in walk(top):
                     if stat.S_ISREG(status.st_mode) and status.st_ctime_ns > now_ns:
                         os.unlink(name, dir_fd=directory)
