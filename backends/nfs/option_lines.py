@@ -134,13 +134,8 @@ class OptionLine:
     ignored: set[str] = field(default_factory=set)
 
     def text(self) -> str:
-        """Return the entries for mount.nfs, in an order that says the same."""
-        is_first = {"lock", "nolock"} & self.entries.keys()
-        if not is_first or "local_lock" not in self.entries:
-            return ",".join(sorted(self.entries.values()))
-        # Of these the last one counts.
-        last = self.entries["local_lock"]
-        return ",".join((*sorted({*self.entries.values()} - {last}), last))
+        """Return the entries as mount.nfs takes them."""
+        return ",".join(sorted(self.entries.values()))
 
 
 def split(text: str) -> list[str]:
@@ -248,20 +243,15 @@ def _add(entries: dict[str, str], key: str, value: str, has_value: str) -> None:
     elif key in _ATTRIBUTE_TIMES and "actimeo" in entries:
         time = entries.pop("actimeo").partition("=")[2]
         entries |= {each: f"{each}={time}" for each in _ATTRIBUTE_TIMES}
-    if key in ("lock", "nolock"):  # both say what is local, too
+    if key in ("lock", "nolock"):  # both say what is local, wherever they stand
         entries.pop("local_lock", None)
-    elif key == "local_lock" and value != "none":
+    elif key == "local_lock":
+        if {"lock", "nolock"} & entries.keys():
+            return
         before = entries.get(key, "").partition("=")[2]
-        if "nolock" in entries and before == "none" and value != "all":
-            raise InvalidRequestError(
-                "mount options 'nolock' and 'local_lock' contradict each other",
-                hint=f"local_lock={value} alone",
-            )
-        if "nolock" in entries:
-            entries.pop(key, None)
-            return  # all are local
         # The kernel adds the two kinds.
-        value = "all" if before not in ("", "none", value) else value
+        is_other = "none" not in (before, value) and before not in ("", value)
+        value = "all" if is_other else value
     for each in _ALTERNATIVES.get(key, "").split():
         entries.pop(each, None)
     opposite = key[2:] if key.startswith("no") else f"no{key}"
