@@ -116,7 +116,7 @@ class VolumeMounts:
             )
             return
         # Beside the control mounts, where the next start finds what a crash leaves.
-        whole = self._shares.of(volume).control_mount.with_name(volume.id)
+        whole = self._shares.of(volume).control_mount.with_name(target.name)
         whole.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             mounting.mount(export, whole, subdir="", entries=entries, deadline=deadline)
