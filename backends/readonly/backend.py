@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Final, NoReturn
@@ -27,7 +26,7 @@ from backends.readonly.sources import Source, Sources
 from backends.readonly.traits import TRAITS
 from backends.rsync.backend import RsyncBackend
 from backends.snapshots import not_found
-from backends.system import clock, mounts
+from backends.system import mounts
 from backends.system.aside import Looks
 from backends.system.clock import Deadline
 from backends.system.copying import Progress
@@ -35,8 +34,6 @@ from backends.system.mounts import VolumeUser
 
 OPTION: Final = "readonly_copy"
 _PARSERS: Final[Mapping[str, parse.Parser]] = {OPTION: parse.volume_name}
-# A container that goes on for longer is one that was meant to be started each time.
-_DAY_S: Final = 86_400.0
 
 
 class ReadonlyBackend:
@@ -190,8 +187,8 @@ class ReadonlyBackend:
         if source.kind == self._shared_kind:
             # Its mount is known by the id of this volume.
             return self._nfs.status(replace(_read_only(source), id=volume.id))
-        facts = self._looks.at(partial(self._copies.facts, volume), dict[str, str]())
-        return {**facts, **_warnings(facts)}
+        nothing = dict[str, object]()
+        return self._looks.at(partial(self._copies.facts, volume), nothing)
 
     def require_removable(self, volume: Volume) -> None:
         """Do nothing: no bytes go with it."""
@@ -292,18 +289,3 @@ def _source_name(volume: Volume) -> str:
 def _read_only(source: Source) -> Volume:
     """Return the volume on a share as it is mounted to be read."""
     return replace(source.volume, options={**source.volume.options, "readOnly": "true"})
-
-
-def _warnings(facts: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return the warning of a copy that has been mounted for long."""
-    try:
-        taken_s = datetime.fromisoformat(facts["taken_at"]).timestamp()
-    except (KeyError, ValueError):
-        return {}
-    if clock.wall_s() - taken_s < _DAY_S:
-        return {}
-    warning = (
-        f"it shows what was there at {facts['taken_at']}, when it was mounted: whoever "
-        "is to see newer commits has to be started anew for each backup"
-    )
-    return {"warnings": [warning]}

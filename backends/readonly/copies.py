@@ -35,6 +35,8 @@ from backends.system.mounts import VolumeUser
 
 log = logging.getLogger(__name__)
 _FACTS_NAME: Final = "copy.json"
+# A container that reads for longer was to be started anew for each backup.
+_OLD_S: Final = 86_400.0
 # For what comes after the copying in one Mount.
 _MARGIN_S: Final = 3.0
 
@@ -107,15 +109,17 @@ class ReadonlyCopies:
         data = self._home(volume) / DATA_NAME
         return mounts.users_of(data) if data.is_dir() else []
 
-    def facts(self, volume: Volume) -> dict[str, str]:
+    def facts(self, volume: Volume) -> dict[str, object]:
         """Return what is known of the copy that is here, nothing without one."""
+        path = self._home(volume) / _FACTS_NAME
         try:
-            content = (self._home(volume) / _FACTS_NAME).read_bytes()
-            facts = from_json(content, CopyFacts)
+            facts = from_json(path.read_bytes(), CopyFacts)
+            age_s = clock.wall_s() - path.stat().st_mtime
         except (OSError, msgspec.DecodeError):
             return {}
-        found: dict[str, str] = msgspec.to_builtins(facts)
-        return {key: each for key, each in found.items() if each}
+        told: dict[str, object] = msgspec.to_builtins(facts)
+        found = {key: each for key, each in told.items() if each}
+        return found if age_s < _OLD_S else {**found, "warnings": [_old(facts)]}
 
     def sweep(self) -> None:
         """Throw away the copies that nobody has mounted, whatever has left them."""
@@ -194,6 +198,13 @@ class ReadonlyCopies:
     def _home(self, volume: Volume) -> Path:
         """Return the directory of the copy; its id is a path only if it is an id."""
         return self._directory / self._pool.home(volume).name
+
+
+def _old(facts: CopyFacts) -> str:
+    return (
+        f"it shows what was there at {facts.taken_at}, when it was mounted: whoever is "
+        "to see newer commits has to be started anew for each backup"
+    )
 
 
 def _copy(tree: Tree, data: Path, progress: Progress) -> None:
