@@ -34,6 +34,7 @@ from backends.system.mounts import VolumeUser
 
 OPTION: Final = "readonly_copy"
 _PARSERS: Final[Mapping[str, parse.Parser]] = {OPTION: parse.volume_name}
+_FIND_DEADLINE_S: Final = 10.0
 
 
 class ReadonlyBackend:
@@ -92,11 +93,8 @@ class ReadonlyBackend:
                 "into it",
                 hint=f"for a volume of its own with these bytes: -o from={name}",
             )
-        try:
-            source = self._sources.find(name)
-        except RemoraError:
-            return
-        if source.kind == self.kind:
+        source = self._sources.find(name)
+        if source is not None and source.kind == self.kind:
             raise InvalidRequestError(
                 f"option '{OPTION}': '{name}' is a read-only copy itself",
                 hint=f"-o {OPTION}={_source_name(source.volume)}",
@@ -138,7 +136,7 @@ class ReadonlyBackend:
     def mount(self, volume: Volume, target: Path, *, deadline_s: float) -> None:
         """Show the last commit that this node has, or the share, at *target*."""
         name, deadline = _source_name(volume), Deadline(deadline_s)
-        source = self._sources.find(name)
+        source = self._sources.find(name) or self._on_share(name, deadline)
         if source.kind == self._shared_kind:
             self._nfs.mount(
                 _read_only(source), target, deadline_s=deadline.remaining_s()
@@ -179,11 +177,13 @@ class ReadonlyBackend:
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return what it shows, and since when."""
-        name = volume.options.get(OPTION, "")
+        name = _source_name(volume)
         try:
             source = self._sources.find(name)
         except RemoraError as error:
             return {"health": "error", "error": error.cause}
+        if source is None:
+            return {"health": "error", "error": _none_of(name).cause}
         if source.kind == self._shared_kind:
             # Its mount is known by the id of this volume.
             return self._nfs.status(replace(_read_only(source), id=volume.id))
@@ -232,7 +232,22 @@ class ReadonlyBackend:
             source = self._sources.find(_source_name(volume))
         except RemoraError:
             return None
-        return _read_only(source) if source.kind == self._shared_kind else None
+        is_shared = source is not None and source.kind == self._shared_kind
+        return _read_only(source) if source and is_shared else None
+
+    def _on_share(self, name: str, deadline: Deadline) -> Source:
+        """
+        Return the volume *name* of which a share alone knows.
+
+        Raises:
+            BackendError, DeadlineError: there is none, or a share does not answer.
+
+        """
+        limit_s = min(_FIND_DEADLINE_S, deadline.remaining_s())
+        found = self._nfs.find(name, deadline_s=limit_s)
+        if found is None:
+            raise _none_of(name)
+        return Source(self._shared_kind, found)
 
 
 class _NoSnapshots:
@@ -278,6 +293,12 @@ def _refuse(volume: Volume, why: str) -> NoReturn:
     raise BackendError(
         f"'{volume.name}' is a read-only copy of '{name}': {why}",
         hint=f"do it with '{name}'",
+    )
+
+
+def _none_of(name: str) -> BackendError:
+    return BackendError(
+        f"there is no volume '{name}' to be read", hint="docker volume ls names them"
     )
 
 

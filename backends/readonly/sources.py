@@ -36,12 +36,12 @@ class Tree:
 class Sources(Protocol):
     """Which volumes there are, and what this node has of them."""
 
-    def find(self, name: str) -> Source:
+    def find(self, name: str) -> Source | None:
         """
-        Return the volume *name*, from local knowledge.
+        Return the volume *name*, None if none is known here.
 
         Raises:
-            RemoraError: there is none, or it is not ready.
+            RemoraError: it is not ready, or that cannot be known.
 
         """
         ...

@@ -41,9 +41,13 @@ class LastCommits:
     record_of: Callable[[str], VolumeRecord | None]
     knows: Callable[[str], bool]
 
-    def find(self, name: str) -> Source:
-        """Return the volume *name*; see `Sources.find`."""
-        record = self._record(name)
+    def find(self, name: str) -> Source | None:
+        """Return the volume *name*, None without one; see `Sources.find`."""
+        record = self.record_of(name)
+        if record is None or record.phase == "creating":
+            return None
+        if record.phase == "removing":
+            raise VolumeBusyError(f"'{name}' is being removed")
         return Source(record.backend, record.volume())
 
     def has_record(self, volume_id: str) -> bool:
@@ -53,7 +57,9 @@ class LastCommits:
     @contextmanager
     def reading(self, name: str, deadline: Deadline) -> Iterator[Tree]:
         """Yield what is here of the last commit; see `Sources.reading`."""
-        record = self._record(name)
+        record = self.record_of(name)
+        if record is None:
+            raise VolumeNotFoundError(f"'{name}' was removed meanwhile")
         home = self.journals.home(record)
         if home is None:
             raise self._not_here(record, "has no copy")
@@ -128,14 +134,6 @@ class LastCommits:
         if copy is None:
             raise self._not_here(record, "has no copy any more")
         return copy
-
-    def _record(self, name: str) -> VolumeRecord:
-        record = self.record_of(name)
-        if record is None or record.phase == "creating":
-            raise VolumeNotFoundError(f"there is no volume '{name[:255]}' to be read")
-        if record.phase != "ready":
-            raise VolumeBusyError(f"'{name}' is being removed")
-        return record
 
     def _not_here(self, record: VolumeRecord, why: str) -> NotOwnerError:
         own = self.membership.own.name
