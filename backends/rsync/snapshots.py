@@ -22,6 +22,7 @@ from backends.rsync.copies import CopiesUnderWay
 from backends.rsync.pool import Pool, failed, make_live
 from backends.snapshots import DATA_NAME, FACTS_NAME, not_found
 from backends.system import clock, files, libc
+from backends.system.changeable import make_movable
 from backends.system.clock import Deadline
 from backends.system.copying import Copied, Destination, Progress, copy_tree
 from backends.system.decoding import from_json
@@ -108,6 +109,7 @@ class RsyncSnapshots:
             # From the exchange on the bytes count: a promise may seal them at once.
             files.sync_filesystem(kept)
             with exchanging:
+                make_movable(live)
                 _exchange(kept / DATA_NAME, live)
                 exchanged = True
                 files.sync_directory(kept)
