@@ -1,9 +1,9 @@
 """
 The trash of a pool: what was removed, until it is deleted.
 
-Each thing is deleted by itself, and within a bound. One that cannot be deleted (an
-immutable file, another filesystem in it, a disk that hangs) is told of once, stays, and
-is tried again after a while; all others go meanwhile.
+Each thing is deleted by itself, and within a bound. One that cannot be deleted (another
+filesystem is in it, the disk hangs) is told of once, stays, and is tried again after a
+while; all others go meanwhile.
 """
 
 from __future__ import annotations
