@@ -85,17 +85,19 @@ def entry_covering(path: Path) -> MountEntry:
     return best
 
 
-def bind(source: Path, target: Path, *, suid: bool) -> None:
+def bind(source: Path, target: Path, *, suid: bool, read_only: bool = False) -> None:
     """
     Make directory *source* appear at the existing directory *target*.
 
-    Devices in it cannot be opened, and set-id bits count only with *suid*.
+    Devices in it cannot be opened, set-id bits count only with *suid*, and nothing can
+    be changed through a *read_only* one.
 
     Raises:
         BackendError: the kernel refused.
 
     """
     attributes = libc.MOUNT_NODEV | (0 if suid else libc.MOUNT_NOSUID)
+    attributes |= libc.MOUNT_READ_ONLY if read_only else 0
     try:
         libc.bind(os.fsencode(source), os.fsencode(target), attributes)
     except OSError as error:

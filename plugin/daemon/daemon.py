@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from backends.nfs.backend import NfsBackend
+from backends.readonly.backend import ReadonlyBackend
+from backends.readonly.sources import NoSources, Sources
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import files
@@ -26,7 +28,7 @@ from plugin.api.admin.http import create_metrics_app
 from plugin.api.admin.shares import ShareCalls
 from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
-from plugin.daemon.cluster_node import ClusterNode, swarm_labels
+from plugin.daemon.cluster_node import ClusterNode, record_of, swarm_labels
 from plugin.daemon.foundation import lay_foundation
 from plugin.daemon.left_mounted import left_mounted
 from plugin.daemon.node import Node, lock_state
@@ -52,6 +54,8 @@ from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.ownership.wishes import Wishes
 from plugin.peers.keys import NodeKeys
+from plugin.replication.journals import Journals
+from plugin.replication.last_commits import LastCommits
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
 from plugin.volumes.options import AllowedOptions, OptionResolver
@@ -69,13 +73,19 @@ _METRICS_THREADS: Final = 2
 
 def profile_faults(config: Config) -> list[str]:
     """Return what is wrong with the profiles of *config*; nothing is touched."""
-    registry = Registry(
-        [
-            RsyncBackend(config.pool, pool_id=None),
-            NfsBackend(config.state_dir, node=""),
-        ]
+    rsync = RsyncBackend(config.pool, pool_id=None)
+    registry = _registry(
+        config, rsync, NfsBackend(config.state_dir, node=""), NoSources()
     )
     return OptionResolver(registry, config.profiles).faults()
+
+
+def _registry(
+    config: Config, rsync: RsyncBackend, nfs: NfsBackend, sources: Sources
+) -> Registry:
+    """Return all backends; what the first is asked for by is no other one's."""
+    readonly = ReadonlyBackend(rsync, nfs, sources, config.mount_dir)
+    return Registry([readonly, rsync, nfs])
 
 
 class Daemon:
@@ -111,6 +121,8 @@ class Daemon:
             node=f"{os.uname().nodename}.{self._node.id}",
             known=self._shares,
         )
+        self._copy_states = CopyStates(locate_with(self._rsync))
+        self._journals = Journals(self._rsync, self._copy_states)
         self._resolver = self._build_resolver()
         self._registry = self._resolver.registry
         self._ownership = self._build_ownership()
@@ -159,7 +171,14 @@ class Daemon:
 
     def _build_resolver(self) -> OptionResolver:
         """Register all backends; return what chooses one of them for a volume."""
-        registry = Registry([self._rsync, self._nfs])
+        foundation, catalogue = self._foundation, self._catalogue
+        sources = LastCommits(
+            *(self._journals, foundation.heads, foundation.nodes),
+            foundation.membership,
+            record_of=partial(record_of, catalogue),
+            knows=lambda volume_id: volume_id in catalogue.names(),
+        )
+        registry = _registry(self._config, self._rsync, self._nfs, sources)
         resolver = OptionResolver(registry, self._config.profiles)
         if faults := resolver.faults():
             raise ConfigError(faults, source="[profiles]")
@@ -171,7 +190,7 @@ class Daemon:
         foundation = self._foundation
         return OwnershipView(
             heads=foundation.heads,
-            copy_states=CopyStates(locate_with(self._rsync)),
+            copy_states=self._copy_states,
             nodes=foundation.nodes,
             membership=foundation.membership,
             registry=self._registry,
@@ -185,6 +204,7 @@ class Daemon:
             keys,
             self._ownership,
             self._rsync,
+            self._journals,
             self._catalogue,
             Wishes(self._foundation.store, self._foundation.membership),
         )
