@@ -217,7 +217,9 @@ class Daemon:
                     config.mount_deadline_s,
                     config.disuse_grace_s,
                     config.tuning.reconcile_interval_s,
+                    config.boot_wait_s,
                 ),
+                unread=self._foundation.unread,
             )
         )
 
@@ -303,6 +305,8 @@ class Daemon:
         for server in self._servers:
             server.stop_accepting()
         self._remove_sockets()
+        self._volumes.views.patience.stop()
+        self._volumes.mounting.patience.stop()
         self._volumes.reconciler.stop()
         if self._labels is not None:
             self._labels.stop()

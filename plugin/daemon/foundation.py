@@ -46,6 +46,11 @@ class Foundation:
     keys: NodeKeys | None
     etcd: EtcdStore | None = None
 
+    def unread(self) -> str:
+        """Return why the records may lack volumes since the start, "" if none do."""
+        is_unread = self.mirror is not None and not self.mirror.was_in_step
+        return "etcd" if is_unread else ""
+
     def note_cluster(self, node: Node) -> None:
         """
         Let *node* remember durably that its records are in a cluster.

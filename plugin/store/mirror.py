@@ -58,6 +58,8 @@ class MirrorStore:
         self._heard_s = clock.monotonic_s()
         # etcd has what is here, and since then there was no break.
         self._current = False
+        # Was it ever, since the start?
+        self.was_in_step = False
         # Nothing here is to be followed on: a watch has found history to be gone.
         self._doubted = False
         # In this era all changes up to this revision were seen to be here.
@@ -241,7 +243,7 @@ class MirrorStore:
         """Note that etcd, as it was asked, has what is here."""
         with self._changed:
             self._heard_s = asked_s
-            self._current = True
+            self._current = self.was_in_step = True
             self._cause = "it is silent"
             self._changed.notify_all()
 
