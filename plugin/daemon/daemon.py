@@ -26,6 +26,7 @@ from plugin.api.admin.http import create_metrics_app
 from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
 from plugin.daemon.cluster_node import ClusterNode, swarm_labels
+from plugin.daemon.engine_side import engine_watch
 from plugin.daemon.foundation import lay_foundation
 from plugin.daemon.left_mounted import left_mounted
 from plugin.daemon.node import Node, lock_state
@@ -117,6 +118,7 @@ class Daemon:
             config, self._foundation.store, self._ownership, self._catalogue
         )
         self._volumes = self._build_use_cases()
+        self._engine = engine_watch(config, self._volumes.views, self._events)
         try:
             self._servers = self._build_servers()
         except BaseException:
@@ -149,6 +151,7 @@ class Daemon:
             self._remove_sockets()
             raise
         self._volumes.reconciler.start()
+        self._engine.start()
         log.info("serving", extra=fields(plugin_socket=str(self._config.plugin_socket)))
         notify("READY=1\nSTATUS=serving")
         self._stop_requested.recv(1)
@@ -233,6 +236,7 @@ class Daemon:
             self._node.references,
             self._ownership.quarantine_records,
             cluster.replication if cluster else None,
+            hidden=self._engine.hidden,
         )
         servers = []
         if config.metrics_address:
@@ -247,7 +251,9 @@ class Daemon:
         servers.append(
             Server(
                 create_control_app(
-                    volumes, metrics, view, self._registry, accept_share=accept
+                    *(volumes, metrics, view, self._registry),
+                    accept_share=accept,
+                    hidden=self._engine.hidden,
                 ),
                 self._bind(config.control_socket),
                 name="control",
@@ -308,6 +314,7 @@ class Daemon:
         self._volumes.views.patience.stop()
         self._volumes.mounting.patience.stop()
         self._volumes.reconciler.stop()
+        self._engine.stop()
         if self._labels is not None:
             self._labels.stop()
         deadline = Deadline(LONG_DEADLINE_S)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from backends.errors import InvalidRequestError
+from backends.errors import InvalidRequestError, RemoraError
 from backends.system.clock import Deadline
 from plugin.errors import VolumeNotFoundError
 from plugin.limits import GET_WAIT_S, LIST_WAIT_S
@@ -172,6 +172,20 @@ class VolumeViews:
         # The status of a volume says more, if the backend knows its storage.
         storages = self.ownership.backend_of(record).storages()
         return not any(each.error for each in storages)
+
+    def is_there(self, name: str) -> bool:
+        """Return whether a volume could be mounted, as far as is known here."""
+        try:
+            record = self.existing(name).record
+        except RemoraError:
+            return False
+        backend = self.ownership.backend_of(record)
+        if self.ownership.exclusive(record) and self.ownership.membership.fault():
+            return False
+        if backend.traits.catalogue_on_storage:
+            health = backend.status(record.volume()).get("health", "ok")
+            return record.phase == "ready" and health == "ok"
+        return record.phase == "ready" and self.is_healthy(record)
 
     def held_or_mounted(self) -> list[VolumeRecord]:
         """Return the volumes with references, or with a mount point's directory."""
