@@ -102,16 +102,15 @@ class ContainerStarter:
         starting.add_done_callback(log_fault)
 
     def _start(self, failed: FailedStart, attempt: int) -> None:
-        about = fields(
-            container=failed.name, volume=" ".join(failed.volumes), attempt=attempt
-        )
+        volumes = " ".join(failed.volumes)
+        told = fields(container=failed.name, volume=volumes, attempt=attempt)
         try:
             self._engine.call("POST", f"/containers/{failed.id}/start")
         except EngineError as error:
             last = "for the last time " if attempt >= ATTEMPTS_MAX else ""
             log.warning(
-                "a container was %sstarted in vain: %s", last, error, extra=about
+                "a container was started %sin vain: %s", last, error, extra=told
             )
             return
-        log.info("started a container that was down for its volume", extra=about)
+        log.info("started a container that was down for its volume", extra=told)
         self._note(failed)
