@@ -48,8 +48,7 @@ class Foundation:
 
     def unread(self) -> str:
         """Return why the records may lack volumes since the start, "" if none do."""
-        is_unread = self.mirror is not None and not self.mirror.was_in_step
-        return "etcd" if is_unread else ""
+        return self.mirror.unread() if self.mirror is not None else ""
 
     def note_cluster(self, node: Node) -> None:
         """
