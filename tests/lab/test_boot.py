@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.lab.etcd import EtcdCluster
+from tests.lab.etcd import DATA, EtcdCluster
 from tests.lab.lab import Lab, Topology
 from tests.lab.nfs import SERVER, XFS, NfsServer, unmount_all
 from tests.lab.nfs_cluster import empty
@@ -91,7 +91,13 @@ def world(lab: Lab, nfs_server: NfsServer) -> Iterator[World]:
     """Yield a node with a container that has written to an NFS and a pool volume."""
     etcd, alpha = EtcdCluster(lab, ["server"]), lab["alpha"]
     etcd.start_all()
-    remora = Remora(alpha, etcd=etcd.endpoints, node_name="alpha", etcd_insecure="true")
+    remora = Remora(
+        alpha,
+        etcd=etcd.endpoints,
+        etcd_insecure="true",
+        node_name="alpha",
+        lease_ttl_s="8",  # that of the last boot has to end
+    )
     remora.start()
     engine = alpha.start_docker()
     share = ("-o", f"server={nfs_server.ipv4}", "-o", f"share={XFS}")
@@ -112,6 +118,7 @@ def world(lab: Lab, nfs_server: NfsServer) -> Iterator[World]:
     if remora.running:
         remora.stop()
     etcd.stop_all()
+    lab["server"].run(f"rm -rf {DATA}")
     unmount_all(alpha)
     alpha.run("rm -rf /var/lib/remora/*")
     empty(nfs_server)
