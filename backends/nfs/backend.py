@@ -280,6 +280,7 @@ class NfsBackend:
                 share.state.error,
                 share.state.total_bytes,
                 share.state.available_bytes,
+                unread=self._shares.is_configured(share) and not share.was_read,
             )
             for share in self._shares.watched()
         ]

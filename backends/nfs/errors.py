@@ -42,6 +42,9 @@ _TRANSIENT: Final = frozenset(
     {"UNREACHABLE", "REFUSED", "DNS", "INUSE", "CREATING", "CHANGING"}
 )
 
+# The server did not answer: after a power failure it may boot for longer than we do.
+_UNANSWERED: Final = frozenset({"UNREACHABLE", "REFUSED", "DNS"})
+
 
 class NfsError(BackendError):
     """An error of the table above; what was asked for was not done."""
@@ -50,12 +53,14 @@ class NfsError(BackendError):
         super().__init__(f"{cause}; {where}", hint=HINTS[code])
         self.code = f"NFS-{code}"
         self.transient = code in _TRANSIENT
+        self.unanswered = code in _UNANSWERED
 
 
 class NfsTimeoutError(DeadlineError):
     """The server stopped answering half-way; whether it was done is unknown."""
 
     code = "NFS-TIMEOUT"
+    unanswered = True
 
     def __init__(self, cause: str, where: str) -> None:
         super().__init__(f"{cause}; {where}", hint=HINTS["TIMEOUT"])

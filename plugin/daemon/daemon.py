@@ -29,6 +29,7 @@ from plugin.api.admin.shares import ShareCalls
 from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
 from plugin.daemon.cluster_node import ClusterNode, record_of, swarm_labels
+from plugin.daemon.engine_side import engine_watch
 from plugin.daemon.foundation import lay_foundation
 from plugin.daemon.left_mounted import left_mounted
 from plugin.daemon.node import Node, lock_state
@@ -132,6 +133,7 @@ class Daemon:
             config, self._foundation.store, self._ownership, self._catalogue
         )
         self._volumes = self._build_use_cases()
+        self._engine = engine_watch(config, self._volumes.views, self._events)
         try:
             self._servers = self._build_servers()
         except BaseException:
@@ -164,6 +166,7 @@ class Daemon:
             self._remove_sockets()
             raise
         self._volumes.reconciler.start()
+        self._engine.start()
         log.info("serving", extra=fields(plugin_socket=str(self._config.plugin_socket)))
         notify("READY=1\nSTATUS=serving")
         self._stop_requested.recv(1)
@@ -240,7 +243,9 @@ class Daemon:
                     config.mount_deadline_s,
                     config.disuse_grace_s,
                     config.tuning.reconcile_interval_s,
+                    config.boot_wait_s,
                 ),
+                unread=self._foundation.unread,
             )
         )
 
@@ -253,6 +258,7 @@ class Daemon:
             self._node.references,
             self._ownership.quarantine_records,
             cluster.replication if cluster else None,
+            hidden=self._engine.hidden,
         )
         servers = []
         if config.metrics_address:
@@ -269,6 +275,7 @@ class Daemon:
                 create_control_app(
                     *(volumes, metrics, self._cluster_view(), self._registry),
                     shares=self._share_calls(),
+                    hidden=self._engine.hidden,
                 ),
                 self._bind(config.control_socket),
                 name="control",
@@ -334,7 +341,10 @@ class Daemon:
         for server in self._servers:
             server.stop_accepting()
         self._remove_sockets()
+        self._volumes.views.patience.stop()
+        self._volumes.mounting.patience.stop()
         self._volumes.reconciler.stop()
+        self._engine.stop()
         if self._labels is not None:
             self._labels.stop()
         deadline = Deadline(LONG_DEADLINE_S)

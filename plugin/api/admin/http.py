@@ -7,6 +7,7 @@ The socket's mode (0600) is the permission; the CLI is its client. Errors are
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def create_app(
     registry: Registry,
     *,
     shares: ShareCalls,
+    hidden: Callable[[], Sequence[str]],
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
     app = Flask("remora.control", static_folder=None)
@@ -88,6 +90,7 @@ def create_app(
     @app.get("/v1/status", endpoint="status")
     def status() -> Response:
         more = {
+            "hidden_by_local_volumes": hidden(),
             "transfers": replication.transfers() if replication else [],
             "node": node_status(cluster.membership, cluster.nodes),
         }
