@@ -241,8 +241,8 @@ def _require_type(value: str) -> None:
     if value.lower() not in _TYPES:
         raise InvalidRequestError(
             f"option 'type': must be nfs, not '{value[:64]}'",
-            hint="driver 'local' mounts other file systems and binds directories; kinds "
-            "of disks, as REX-Ray and Convoy have them, have no counterpart",
+            hint="driver 'local' mounts other file systems and binds directories; "
+            "kinds of disks, as REX-Ray and Convoy have them, have no counterpart",
         )
 
 
