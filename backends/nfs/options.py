@@ -241,7 +241,8 @@ def _require_type(value: str) -> None:
     if value.lower() not in _TYPES:
         raise InvalidRequestError(
             f"option 'type': must be nfs, not '{value[:64]}'",
-            hint="driver 'local' mounts other file systems and binds directories",
+            hint="driver 'local' mounts other file systems and binds directories; "
+            "kinds of disks, as REX-Ray and Convoy have them, have no counterpart",
         )
 
 
@@ -297,7 +298,9 @@ def _share(text: str) -> str:
         or "," in text
         or ".." in text.split("/")
     ):
-        raise ValueError("must be an absolute path without '..' and commas")
+        server, slash, path = text.partition("/")
+        netshare = f", or SERVER:/PATH: {server}:/{path}" if server and slash else ""
+        raise ValueError(f"must be an absolute path without '..' and commas{netshare}")
     return "/" + "/".join(part for part in text.split("/") if part)
 
 
@@ -335,8 +338,8 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "fence": PARSERS["fence"],
     "from": parse.source_volume,
     "create": parse.refused(
-        "'server' and 'share' make a directory for each volume; 'device' and "
-        "SERVER:/PATH take one that is there"
+        "must be left out: 'server' and 'share' make a directory for each volume, or "
+        "take one that is there with existing=adopt; 'device' and SERVER:/PATH are one"
     ),
     "size": parse.refused(
         "cannot be enforced by an NFS client: set a quota on the server"

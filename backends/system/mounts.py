@@ -156,10 +156,15 @@ def shown_elsewhere(target: Path) -> bool:
 
 
 def users_of(directory: Path) -> list[VolumeUser]:
-    """Return one process for each mount namespace that has *directory* mounted."""
+    """
+    Return one process for each mount namespace that has *directory* mounted elsewhere.
+
+    A disk that is mounted at *directory* itself is not used by that.
+    """
     covering = entry_covering(directory)
     root = str(Path(covering.root) / directory.relative_to(covering.mount_point))
-    return users_of_root(root, device=covering.device, own=())
+    own = {directory} & {Path(covering.mount_point)}
+    return users_of_root(root, device=covering.device, own=own)
 
 
 def users_of_root(
