@@ -10,6 +10,7 @@ import click
 
 from plugin.cli import output
 from plugin.cli.context import Context, json_option, pass_context
+from plugin.cli.findings import NO_DOCKER, Docker
 from plugin.config import DEFAULT_PATH
 from plugin.errors import EngineError
 
@@ -21,7 +22,7 @@ _ENGINE_TIMEOUT_S: Final = 5.0
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check the machine, its sockets, pool, shares, mounts, nodes and volumes.
+    Check the machine, its sockets, pool, shares, mounts, engine, nodes and volumes.
 
     It also tells of bytes that were set apart. Each line is a check, its verdict and
     the evidence; a hint says what to do. Exits with 1 if a check failed.
@@ -39,7 +40,7 @@ def doctor(context: Context, as_json: bool) -> None:
         status=partial(told, "status"),
         nodes=partial(told, "nodes"),
         set_apart=partial(told, "quarantine"),
-        local_volumes=_local_volumes,
+        docker=_docker(),
     )
     if as_json:
         output.print_json([asdict(each) for each in findings])
@@ -51,11 +52,12 @@ def doctor(context: Context, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _local_volumes() -> list[str]:
-    """Return the names of Docker's own volumes; none if there is no Docker here."""
+def _docker() -> Docker:
+    """Return what Docker tells; nothing if there is no Docker here."""
     from plugin.cli.engine import Engine  # noqa: PLC0415 - only this verb needs it
 
+    engine = Engine(timeout_s=_ENGINE_TIMEOUT_S)
     try:
-        return Engine(timeout_s=_ENGINE_TIMEOUT_S).local_volumes()
+        return Docker(engine.local_volumes(), engine.info())
     except EngineError:
-        return []
+        return NO_DOCKER

@@ -10,9 +10,8 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from backends.errors import RemoraError
 from backends.nfs.mounting import DELEGATED_DIRECTORIES
@@ -22,11 +21,11 @@ from backends.system.jailed import EXIT_UNAVAILABLE
 from backends.system.mountinfo import MountEntry
 from backends.system.programs import in_jail
 from backends.system.run import find_program, run
+from plugin.cli.findings import NO_DOCKER, Docker, Finding, Verdict, of_engine
 from plugin.config import Config, file_faults
 from plugin.limits import LONG_DEADLINE_S
 from plugin.membership.settings import secret_faults
 
-Verdict = Literal["ok", "warning", "failed"]
 _PROBE_TIMEOUT_S: Final = 5.0
 _FREE_SHARE_LOW: Final = 0.05
 _NAMED_MAX: Final = 10
@@ -58,16 +57,6 @@ _KERNEL_MIN: Final = (5, 12)
 _OUT_OF_A_JAIL: Final = ("unshare", "--mount", "true")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check's result."""
-
-    check: str
-    verdict: Verdict
-    evidence: str
-    hint: str = ""
-
-
 def examine(
     config: Config,
     source: Path,
@@ -75,14 +64,14 @@ def examine(
     status: Callable[[], dict[str, Any]],
     nodes: Callable[[], list[dict[str, Any]]],
     set_apart: Callable[[], list[dict[str, Any]]] = list,
-    local_volumes: Callable[[], list[str]] = list,
+    docker: Docker = NO_DOCKER,
 ) -> list[Finding]:
     """
     Return the findings of every check, in a fixed order.
 
     *source* is the file that *config* is from, if there is one. The functions ask the
     daemon for the answers of `remora ls`, `status`, `node ls` and `quarantine ls`;
-    *local_volumes* asks Docker for the names of its own driver's.
+    *docker* is what the engine tells.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
@@ -94,9 +83,12 @@ def examine(
         "pool": lambda: _pool(config),
         "shares": lambda: _shares(status()["storages"]),
         "mounts": lambda: _mounts(config, volumes()),
+        "engine": lambda: of_engine(docker.info, config.profiles),
         "cluster": lambda: _cluster(nodes()) if config.cluster.etcd else iter(()),
         "set apart": lambda: _set_apart(set_apart()),
-        "volumes": lambda: _volumes(volumes(), status()["left_over"], local_volumes()),
+        "volumes": lambda: _volumes(
+            volumes(), status()["left_over"], docker.local_volumes
+        ),
     }
     findings: list[Finding] = []
     for name, check in checks.items():

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from backends.system.clock import pause
@@ -39,6 +39,11 @@ class Engine:
         filters = quote(json.dumps({"driver": ["local"]}))
         found = self._call("GET", f"/volumes?filters={filters}")
         return [each["Name"] for each in found.get("Volumes") or []]
+
+    def info(self) -> dict[str, Any]:
+        """Return what the engine tells of itself."""
+        found: dict[str, Any] = self._call("GET", "/info")
+        return found
 
     def local_volume_path(self, name: str) -> Path:
         """

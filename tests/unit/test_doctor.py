@@ -16,7 +16,8 @@ import pytest
 
 from backends.errors import BackendError
 from plugin.cli import doctor
-from plugin.cli.doctor import Finding, examine
+from plugin.cli.doctor import examine
+from plugin.cli.findings import Docker, Finding, of_engine
 from plugin.config import Config, load
 from plugin.errors import DaemonUnreachableError
 from tests.protocol.node import Node, running
@@ -81,7 +82,7 @@ def test_volumes_that_are_not_what_they_seem(node: Node) -> None:
         lambda: rows,
         lambda: told_status(None, "half"),
         list,
-        local_volumes=lambda: ["rows", "other"],
+        docker=Docker(["rows", "other"], {}),
     )
     warned = [each for each in found if each.check == "volume"]
     assert {each.verdict for each in warned} == {"warning"}
@@ -385,3 +386,43 @@ def test_delegated_directories(
     assert "NFS directories" not in examined(node)
     parameter.unlink()
     assert "NFS directories" not in examined(node, storages=storages)
+
+
+@pytest.mark.parametrize(
+    ("options", "root", "profiles", "found"),
+    [
+        (["name=seccomp,profile=default"], "/var/lib/docker", {}, []),
+        (None, "/var/lib/docker", {}, []),
+        (
+            ["name=seccomp,profile=default", "name=userns"],
+            "/var/lib/docker/231072.231072",
+            {"fast": {"uid": "231072", "gid": "231072"}},
+            [("warning", "-o uid=231072 -o gid=231072")],
+        ),
+        (
+            ["name=userns"],
+            "/srv/100000.100001/docker/100000.100001",
+            {"default": {"uid": "100000", "gid": "100001"}},
+            [("ok", "")],
+        ),
+        (
+            ["name=userns"],
+            "/var/lib/docker/100000.100000",
+            {"default": {"uid": "100000"}},
+            [("warning", "[profiles.default]")],
+        ),
+        (["name=rootless"], "/home/u/.local/share/docker", {}, [("failed", "as root")]),
+        (["name=selinux"], "/var/lib/docker", {}, [("warning", ":z")]),
+    ],
+)
+def test_an_engine_whose_containers_cannot_write_is_told_of(
+    options: list[str] | None,
+    root: str,
+    profiles: dict[str, dict[str, str]],
+    found: list[tuple[str, str]],
+) -> None:
+    told = {"SecurityOptions": options, "DockerRootDir": root}
+    findings = list(of_engine(told, profiles))
+    assert [each.verdict for each in findings] == [verdict for verdict, _ in found]
+    for each, (_, hint) in zip(findings, found, strict=True):
+        assert hint in each.hint
