@@ -51,7 +51,7 @@ def of_engine(
         yield Finding(
             "engine",
             "failed",
-            "it is rootless, and cannot use volumes that root mounts",
+            "it is rootless: its user may not speak to this daemon",
             f"run dockerd as root, with userns-remap if need be: {_GUIDE}",
         )
     elif "userns" in options:
