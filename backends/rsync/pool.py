@@ -26,7 +26,7 @@ import msgspec
 
 from backends import options as parse
 from backends.base import VOLUME_ID, Storage, Volume
-from backends.errors import BackendError
+from backends.errors import BackendError, StorageAwayError
 from backends.rsync.trash import Trash
 from backends.system import files, quota
 from backends.system.clock import Deadline
@@ -130,7 +130,7 @@ class Pool:
         """Raise BackendError unless the pool is there and is ours."""
         found = identity_of(self.path)
         if found is None:
-            raise BackendError(
+            raise StorageAwayError(
                 f"the pool {self.path} has no pool.json: its disk is not mounted",
                 hint="mount it; if it is gone for good: docs/guides/operations.md",
             )

@@ -10,7 +10,7 @@ import click
 
 from plugin.cli import output
 from plugin.cli.context import Context, json_option, pass_context
-from plugin.cli.findings import NO_DOCKER, Docker
+from plugin.cli.doctor_engine import SeenByEngine
 from plugin.config import DEFAULT_PATH
 from plugin.errors import EngineError
 
@@ -22,12 +22,16 @@ _ENGINE_TIMEOUT_S: Final = 5.0
 @pass_context
 def doctor(context: Context, as_json: bool) -> None:
     """
-    Check the machine, its sockets, pool, shares, mounts, engine, nodes and volumes.
+    Check the machine, its sockets, pool, shares, mounts, nodes and volumes.
 
     It also tells of bytes that were set apart. Each line is a check, its verdict and
     the evidence; a hint says what to do. Exits with 1 if a check failed.
     """
     from plugin.cli.doctor import examine  # noqa: PLC0415 - only this verb needs it
+
+    @cache
+    def engine() -> SeenByEngine:
+        return _seen_by_engine(context.config.plugin_socket.stem)
 
     @cache
     def told(what: str) -> Any:
@@ -40,7 +44,7 @@ def doctor(context: Context, as_json: bool) -> None:
         status=partial(told, "status"),
         nodes=partial(told, "nodes"),
         set_apart=partial(told, "quarantine"),
-        docker=_docker(),
+        engine=engine,
     )
     if as_json:
         output.print_json([asdict(each) for each in findings])
@@ -52,12 +56,14 @@ def doctor(context: Context, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _docker() -> Docker:
+def _seen_by_engine(driver: str) -> SeenByEngine:
     """Return what Docker tells; nothing if there is no Docker here."""
     from plugin.cli.engine import Engine  # noqa: PLC0415 - only this verb needs it
 
-    engine = Engine(timeout_s=_ENGINE_TIMEOUT_S)
     try:
-        return Docker(engine.local_volumes(), engine.info())
+        engine = Engine(timeout_s=_ENGINE_TIMEOUT_S)
+        return SeenByEngine(
+            engine.local_volumes(), engine.failed_starts(driver), engine.info()
+        )
     except EngineError:
-        return NO_DOCKER
+        return SeenByEngine()

@@ -21,7 +21,13 @@ from backends.system.jailed import EXIT_UNAVAILABLE
 from backends.system.mountinfo import MountEntry
 from backends.system.programs import in_jail
 from backends.system.run import find_program, run
-from plugin.cli.findings import NO_DOCKER, Docker, Finding, Verdict, of_engine
+from plugin.cli.doctor_engine import (
+    SeenByEngine,
+    hidden_volumes,
+    mapped_or_labelled,
+    stopped_containers,
+)
+from plugin.cli.finding import Finding, Verdict
 from plugin.config import Config, file_faults
 from plugin.limits import LONG_DEADLINE_S
 from plugin.membership.settings import secret_faults
@@ -64,14 +70,14 @@ def examine(
     status: Callable[[], dict[str, Any]],
     nodes: Callable[[], list[dict[str, Any]]],
     set_apart: Callable[[], list[dict[str, Any]]] = list,
-    docker: Docker = NO_DOCKER,
+    engine: Callable[[], SeenByEngine] = SeenByEngine,
 ) -> list[Finding]:
     """
     Return the findings of every check, in a fixed order.
 
     *source* is the file that *config* is from, if there is one. The functions ask the
     daemon for the answers of `remora ls`, `status`, `node ls` and `quarantine ls`;
-    *docker* is what the engine tells.
+    *engine* asks Docker.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
@@ -83,11 +89,12 @@ def examine(
         "pool": lambda: _pool(config),
         "shares": lambda: _shares(status()["storages"]),
         "mounts": lambda: _mounts(config, volumes()),
-        "engine": lambda: of_engine(docker.info, config.profiles),
+        "engine": lambda: mapped_or_labelled(engine().info, config.profiles),
         "cluster": lambda: _cluster(nodes()) if config.cluster.etcd else iter(()),
         "set apart": lambda: _set_apart(set_apart()),
-        "volumes": lambda: _volumes(
-            volumes(), status()["left_over"], docker.local_volumes
+        "volumes": lambda: _volumes(volumes(), status()["left_over"], engine()),
+        "containers": lambda: stopped_containers(
+            engine(), starts=config.start_containers
         ),
     }
     findings: list[Finding] = []
@@ -361,7 +368,7 @@ def _set_apart(rows: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _volumes(
-    rows: list[dict[str, Any]], left_over: list[str], local: list[str]
+    rows: list[dict[str, Any]], left_over: list[str], seen: SeenByEngine
 ) -> Iterator[Finding]:
     """Tell of volumes that are not what their users may take them for."""
     for name in left_over[:_NAMED_MAX]:
@@ -371,15 +378,7 @@ def _volumes(
             f"'{name}' was not made to the end, and could not be undone yet",
             f"the daemon's log says why; remora rm {name}",
         )
-    for name in sorted({each["name"] for each in rows}.intersection(local))[
-        :_NAMED_MAX
-    ]:
-        yield Finding(
-            "volume",
-            "warning",
-            f"Docker uses a volume of its own driver, 'local', for the name '{name}'",
-            f"docker volume rm {name}, once you have its bytes; or: remora import",
-        )
+    yield from hidden_volumes((each["name"] for each in rows), seen)
     warned = [
         (each["name"], line) for each in rows for line in each.get("warnings", ())
     ]

@@ -17,6 +17,7 @@ from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.fitting import unfit_of
 from plugin.config import Config
 from plugin.daemon.sockets import bind_socket, remove_socket
+from plugin.engine.engine_api import EngineApi
 from plugin.errors import PeerRefusedError, StoreError
 from plugin.events.log import Events, EventsRequest
 from plugin.fencing.client import Guard
@@ -44,7 +45,6 @@ from plugin.replication.journals import Journals
 from plugin.replication.node import TRANSFERS, ReplicationNode
 from plugin.replication.placement import Placement
 from plugin.store.base import Store
-from plugin.swarm.engine_api import EngineApi
 from plugin.swarm.labels import ENGINE_CALL_S, SwarmLabels
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers

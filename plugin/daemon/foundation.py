@@ -46,6 +46,10 @@ class Foundation:
     keys: NodeKeys | None
     etcd: EtcdStore | None = None
 
+    def unread(self) -> str:
+        """Return why the records may lack volumes since the start, "" if none do."""
+        return self.mirror.unread() if self.mirror is not None else ""
+
     def note_cluster(self, node: Node) -> None:
         """
         Let *node* remember durably that its records are in a cluster.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from plugin.config import Config, load
-from plugin.daemon.daemon import profile_faults
+from plugin.daemon.backends import profile_faults
 from tests.support.config_keys import environment_names
 from tests.support.daemon import UnixConnection
 from tests.support.host import REPOSITORY, Host, wait_until

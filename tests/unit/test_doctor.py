@@ -17,8 +17,10 @@ import pytest
 from backends.errors import BackendError
 from plugin.cli import doctor
 from plugin.cli.doctor import examine
-from plugin.cli.findings import Docker, Finding, of_engine
+from plugin.cli.doctor_engine import SeenByEngine
+from plugin.cli.finding import Finding
 from plugin.config import Config, load
+from plugin.engine.failed_starts import FailedStart
 from plugin.errors import DaemonUnreachableError
 from tests.protocol.node import Node, running
 
@@ -67,6 +69,27 @@ def told_status(
     return {"storages": dict(storages or {}), "left_over": [*left_over]}
 
 
+FAILED = FailedStart("1", "web", "always", ("rows",), "error while mounting volume")
+
+
+@pytest.mark.parametrize("starts", [False, True])
+def test_containers_that_docker_does_not_start_again(node: Node, starts: bool) -> None:
+    environment = {"REMORA_START_CONTAINERS": str(starts).lower()}
+    found = examine(
+        load(node.config, environment),
+        node.config,
+        list,
+        told_status,
+        list,
+        engine=lambda: SeenByEngine(failed_starts=[FAILED]),
+    )
+    [warned] = [each for each in found if each.check == "container"]
+    assert warned.verdict == "warning"
+    assert warned.evidence.startswith("'web' (restart policy always) is down")
+    assert "docker start web" in warned.hint
+    assert ("start_containers = true" in warned.hint) is not starts
+
+
 def test_volumes_that_are_not_what_they_seem(node: Node) -> None:
     rows = [
         {"name": name, "id": name, "mountpoint": "", **more}
@@ -82,7 +105,7 @@ def test_volumes_that_are_not_what_they_seem(node: Node) -> None:
         lambda: rows,
         lambda: told_status(None, "half"),
         list,
-        docker=Docker(["rows", "other"], {}),
+        engine=lambda: SeenByEngine(["rows", "other"], [FAILED]),
     )
     warned = [each for each in found if each.check == "volume"]
     assert {each.verdict for each in warned} == {"warning"}
@@ -386,43 +409,3 @@ def test_delegated_directories(
     assert "NFS directories" not in examined(node)
     parameter.unlink()
     assert "NFS directories" not in examined(node, storages=storages)
-
-
-@pytest.mark.parametrize(
-    ("options", "root", "profiles", "found"),
-    [
-        (["name=seccomp,profile=default"], "/var/lib/docker", {}, []),
-        (None, "/var/lib/docker", {}, []),
-        (
-            ["name=seccomp,profile=default", "name=userns"],
-            "/var/lib/docker/231072.231072",
-            {"fast": {"uid": "231072", "gid": "231072"}},
-            [("warning", "-o uid=231072 -o gid=231072")],
-        ),
-        (
-            ["name=userns"],
-            "/srv/100000.100001/docker/100000.100001",
-            {"default": {"uid": "100000", "gid": "100001"}},
-            [("ok", "")],
-        ),
-        (
-            ["name=userns"],
-            "/var/lib/docker/100000.100000",
-            {"default": {"uid": "100000"}},
-            [("warning", "[profiles.default]")],
-        ),
-        (["name=rootless"], "/home/u/.local/share/docker", {}, [("failed", "as root")]),
-        (["name=selinux"], "/var/lib/docker", {}, [("warning", ":z")]),
-    ],
-)
-def test_an_engine_whose_containers_cannot_write_is_told_of(
-    options: list[str] | None,
-    root: str,
-    profiles: dict[str, dict[str, str]],
-    found: list[tuple[str, str]],
-) -> None:
-    told = {"SecurityOptions": options, "DockerRootDir": root}
-    findings = list(of_engine(told, profiles))
-    assert [each.verdict for each in findings] == [verdict for verdict, _ in found]
-    for each, (_, hint) in zip(findings, found, strict=True):
-        assert hint in each.hint

@@ -239,7 +239,8 @@ class Applying:
                 for key in attribute_names(directory) if is_sent else ():
                     os.removexattr(directory, key)
                 if entry.attributes and is_sent:
-                    with self._staged.opened(entry.path) as staged:
+                    staged_at = self._staged.opened(entry.path)
+                    with staged_at as staged, self._fitting.giving(entry):
                         self._copier.copy_extended(staged, directory)
             os.fchmod(directory, entry.mode)
             times = os.fstat(directory).st_atime_ns, entry.mtime_ns

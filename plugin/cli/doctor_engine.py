@@ -1,40 +1,64 @@
-"""What a check of `remora doctor` finds; and what an engine tells of itself."""
+"""Checks of what Docker makes of our volumes, and of what it is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-Verdict = Literal["ok", "warning", "failed"]
+from plugin.cli.finding import Finding
+from plugin.engine.failed_starts import FailedStart
+from plugin.engine.local_volumes import hidden
+
+_NAMED_MAX: Final = 10
 # What moby appends to its directory for the user that root of containers is outside.
 _MAPPED: Final = re.compile(r"/([0-9]{1,10})\.([0-9]{1,10})$")
 _GUIDE: Final = "docs/guides/engines.md"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One check's result."""
+class SeenByEngine:
+    """
+    What Docker tells: volumes of its own driver, containers that are down for us.
 
-    check: str
-    verdict: Verdict
-    evidence: str
-    hint: str = ""
+    ``info`` is what it tells of itself, the answer to `GET /info`.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Docker:
-    """What the engine tells: the names of its own driver's volumes, and of itself."""
-
-    local_volumes: list[str]
-    info: Mapping[str, Any]
+    local_volumes: Sequence[str] = ()
+    failed_starts: Sequence[FailedStart] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
-NO_DOCKER: Final = Docker([], {})
+def hidden_volumes(ours: Iterable[str], seen: SeenByEngine) -> Iterator[Finding]:
+    """Warn of volumes of ours that Docker does not mean by their names."""
+    for name in hidden(ours, seen.local_volumes)[:_NAMED_MAX]:
+        yield Finding(
+            "volume",
+            "warning",
+            f"Docker uses a volume of its own driver, 'local', for the name '{name}'",
+            f"docker volume rm {name}, once you have its bytes; or: remora import",
+        )
 
 
-def of_engine(
+def stopped_containers(seen: SeenByEngine, *, starts: bool) -> Iterator[Finding]:
+    """Warn of containers that Docker will not start again; *starts*: we do."""
+    for each in seen.failed_starts[:_NAMED_MAX]:
+        when_there = f"when its storage is there: docker start {each.name}"
+        if starts:
+            hint = f"the daemon does that {when_there}; after 5 attempts it does not"
+        else:
+            hint = f"{when_there}; or start_containers = true in [daemon]"
+        yield Finding(
+            "container",
+            "warning",
+            f"'{each.name}' (restart policy {each.policy}) is down, and Docker does "
+            f"not start it again: {each.error}",
+            hint,
+        )
+
+
+def mapped_or_labelled(
     told: Mapping[str, Any], profiles: Mapping[str, Mapping[str, str]]
 ) -> Iterator[Finding]:
     """
