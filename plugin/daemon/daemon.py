@@ -15,15 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from backends.nfs.backend import NfsBackend
-from backends.readonly.backend import ReadonlyBackend
-from backends.readonly.sources import NoSources, Sources
-from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import files
 from backends.system.clock import Deadline
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.shares import ShareCalls
 from plugin.api.metrics import Metrics
+from plugin.daemon.backends import build_resolver
 from plugin.daemon.cluster_node import ClusterNode, record_of, swarm_labels
 from plugin.daemon.engine_side import engine_watch
 from plugin.daemon.foundation import lay_foundation
@@ -49,7 +47,6 @@ from plugin.replication.journals import Journals
 from plugin.replication.last_commits import LastCommits
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
-from plugin.volumes.options import OptionResolver
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.share_move import ShareMove
 from plugin.volumes.shares import ShareRecords
@@ -59,23 +56,6 @@ if TYPE_CHECKING:
     from plugin.config import Config
 
 log = logging.getLogger(__name__)
-
-
-def profile_faults(config: Config) -> list[str]:
-    """Return what is wrong with the profiles of *config*; nothing is touched."""
-    rsync = RsyncBackend(config.pool, pool_id=None)
-    registry = _registry(
-        config, rsync, NfsBackend(config.state_dir, node=""), NoSources()
-    )
-    return OptionResolver(registry, config.profiles).faults()
-
-
-def _registry(
-    config: Config, rsync: RsyncBackend, nfs: NfsBackend, sources: Sources
-) -> Registry:
-    """Return all backends; what the first is asked for by is no other one's."""
-    readonly = ReadonlyBackend(rsync, nfs, sources, config.mount_dir)
-    return Registry([readonly, rsync, nfs])
 
 
 class Daemon:
@@ -113,7 +93,7 @@ class Daemon:
         )
         self._copy_states = CopyStates(locate_with(self._rsync))
         self._journals = Journals(self._rsync, self._copy_states)
-        self._resolver = self._build_resolver()
+        self._resolver = build_resolver(config, self._rsync, self._nfs, self._sources())
         self._registry = self._resolver.registry
         self._ownership = self._build_ownership()
         keys = self._foundation.keys
@@ -156,22 +136,14 @@ class Daemon:
         self._stop_requested.recv(1)
         self._stop()
 
-    def _build_resolver(self) -> OptionResolver:
-        """Register all backends; return what chooses one of them for a volume."""
+    def _sources(self) -> LastCommits:
         foundation, catalogue = self._foundation, self._catalogue
-        sources = LastCommits(
+        return LastCommits(
             *(self._journals, foundation.heads, foundation.nodes),
             foundation.membership,
             record_of=partial(record_of, catalogue),
             knows=lambda volume_id: volume_id in catalogue.names(),
         )
-        registry = _registry(self._config, self._rsync, self._nfs, sources)
-        resolver = OptionResolver(registry, self._config.profiles)
-        if faults := resolver.faults():
-            raise ConfigError(faults, source="[profiles]")
-        for options in resolver.profiles_of(self._nfs.kind):
-            self._nfs.watch(options)
-        return resolver
 
     def _build_ownership(self) -> OwnershipView:
         foundation = self._foundation
