@@ -228,17 +228,9 @@ class Daemon:
 
     def _build_servers(self) -> list[Server]:
         """Return the servers; the plugin socket comes last, after all that can fail."""
-        config, volumes, cluster = self._config, self._volumes, self._cluster
+        config, volumes = self._config, self._volumes
         view, accept = self._cluster_view(), self._nfs.accept
-        metrics = Metrics(
-            volumes.views,
-            self._registry,
-            self._node.references,
-            self._ownership.quarantine_records,
-            cluster.replication if cluster else None,
-            hidden=self._engine.hidden,
-        )
-        servers = []
+        metrics, servers = self._metrics(), []
         if config.metrics_address:
             servers.append(
                 Server(
@@ -279,6 +271,16 @@ class Daemon:
             )
         )
         return servers
+
+    def _metrics(self) -> Metrics:
+        return Metrics(
+            self._volumes.views,
+            self._registry,
+            self._node.references,
+            self._ownership.quarantine_records,
+            self._cluster.replication if self._cluster else None,
+            hidden=self._engine.hidden,
+        )
 
     def _cluster_view(self) -> ClusterView:
         foundation, cluster = self._foundation, self._cluster
