@@ -147,7 +147,7 @@ def test_the_api_itself(machine: Machine) -> None:
     assert "write 16GiB if gigabytes are meant" in told["message"]
     client.step()  # filters
     pruned = client.step()  # prune: an engine prunes its own driver's volumes only
-    assert [each.get("VolumesDeleted") for each in pruned[:2]] == [None, None]
+    assert not any(each["VolumesDeleted"] for each in pruned[:2])
     client.finish()
     machine.assert_nothing_mounted(within_s=5)
     assert machine.daemon.call("List", {}) == {"Volumes": []}
