@@ -89,6 +89,7 @@ class Storage:
     error: str = ""
     total_bytes: int | None = None
     available_bytes: int | None = None
+    unread: bool = False  # what volumes it has, nobody knows yet
 
 
 @dataclass(frozen=True, slots=True)

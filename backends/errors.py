@@ -31,11 +31,13 @@ class RemoraError(Exception):
     An error with a code for programs and one line for people.
 
     ``code`` is stable, ``transient`` says whether the same call may succeed later,
-    ``exit_code`` is what the CLI exits with.
+    ``unanswered`` whether what is needed gave no answer, which it may by itself: who
+    can wait should. ``exit_code`` is what the CLI exits with.
     """
 
     code: str = "internal"
     transient: bool = False
+    unanswered: bool = False
     exit_code: int = 1
 
     def __init__(self, cause: str, *, hint: str = "") -> None:
@@ -89,6 +91,12 @@ class BackendError(RemoraError):
 
     code = "backend-failed"
     exit_code = 15
+
+
+class StorageAwayError(BackendError):
+    """Storage is not there: its disk is not mounted yet, or not any more."""
+
+    unanswered = True
 
 
 class DeadlineError(RemoraError):

@@ -204,6 +204,16 @@ def source_volume(text: str) -> str:
     return text
 
 
+def volume_name(text: str) -> str:
+    """Return the name of a volume."""
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}", text):
+        raise ValueError(
+            "must be the name of a volume (of a snapshot make a clone: "
+            "from=VOLUME@SNAPSHOT)"
+        )
+    return text
+
+
 def refused(why: str) -> Parser:
     """Return a parser that takes nothing, and says *why*."""
 

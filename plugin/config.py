@@ -39,6 +39,7 @@ Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 LeaseTtl = Annotated[float, msgspec.Meta(ge=8, le=300)]
 Nice = Annotated[int, msgspec.Meta(ge=0, le=19)]
 FreezeMax = Annotated[float, msgspec.Meta(ge=0, le=86400)]
+BootWait = Annotated[float, msgspec.Meta(ge=0, le=3600)]
 MountWait = Annotated[float, msgspec.Meta(ge=0, le=60)]
 
 
@@ -123,6 +124,10 @@ class Config:
     metrics_address: str = ""
     mount_deadline_s: float = LONG_DEADLINE_S
     disuse_grace_s: float = DISUSE_GRACE_S
+    # So long after the machine's start a Mount waits for what does not answer yet.
+    boot_wait_s: float = 300.0
+    # Containers whose start failed for a volume of ours are started, when that can be.
+    start_containers: bool = False
     # The options that callers of Docker's API may name.
     allowed_options: tuple[str, ...] = (ALL_OPTIONS,)
     profiles: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -142,6 +147,8 @@ _DAEMON_TYPES: Final[Mapping[str, Any]] = {
     "metrics_address": str,
     "mount_deadline_s": Seconds,
     "disuse_grace_s": Grace,
+    "boot_wait_s": BootWait,
+    "start_containers": bool,
     "allowed_options": tuple[str, ...],
 }
 _CLUSTER_TYPES: Final[Mapping[str, Any]] = {

@@ -16,12 +16,28 @@ class VolumeNotFoundError(RemoraError):
     exit_code = 11
 
 
+class NotKnownYetError(RemoraError):
+    """Whether there is such a volume, storage alone knows, and it was not read yet."""
+
+    code = "not-known-yet"
+    transient = True
+    unanswered = True
+    exit_code = 29
+
+
 class StoreError(RemoraError):
     """The store of records did not answer, is damaged, or is of a newer version."""
 
     code = "store-unavailable"
     transient = True
+    unanswered = True
     exit_code = 13
+
+
+class RecordsError(StoreError):
+    """The store did answer: what it has cannot be read, or kept, or is too old."""
+
+    unanswered = False
 
 
 class TooEarlyError(StoreError):
@@ -38,9 +54,17 @@ class NotOwnerError(RemoraError):
     code = "not-owner"
     exit_code = 14
 
-    def __init__(self, cause: str, *, hint: str = "", transient: bool = False) -> None:
+    def __init__(
+        self,
+        cause: str,
+        *,
+        hint: str = "",
+        transient: bool = False,
+        unanswered: bool = False,
+    ) -> None:
         super().__init__(cause, hint=hint)
         self.transient = transient
+        self.unanswered = unanswered
 
 
 class ConfigError(RemoraError):
@@ -78,6 +102,7 @@ class PeerUnreachableError(RemoraError):
 
     code = "peer-unreachable"
     transient = True
+    unanswered = True
     exit_code = 23
 
 

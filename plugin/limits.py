@@ -19,6 +19,16 @@ SHORT_DEADLINE_S: Final = 50.0
 OPERATIONS_MAX: Final = 48
 CALLS_MAX: Final = 256
 SERVER_THREADS: Final = 288
+# Of these calls, how many may wait for storage, etcd or a node that does not answer
+# yet, and how many of them try again at once.
+WAITING_MAX: Final = 128
+ATTEMPTS_MAX: Final = 8
+# A name that nobody knows, while a share was never read: for so long Get waits for the
+# share. Docker, which gets no answer then, asks for 15 s more. No more than these wait.
+GET_WAIT_S: Final = 20.0
+GETS_WAITING_MAX: Final = 16
+# List waits for the first look at each share, which a dead server makes three seconds.
+LIST_WAIT_S: Final = 3.0
 CONNECTIONS_MAX: Final = 4096
 # The control socket: copies (import, clone, snapshot, restore) hold a thread for hours,
 # so more than these are refused and the others answer short calls.

@@ -14,7 +14,8 @@ HINTS: Final = {
     "UNREACHABLE": "is the server up, and does a firewall drop port 2049?",
     "REFUSED": "start the NFS server there (nfs-kernel-server)",
     "TIMEOUT": "retry; remora status shows the server's state",
-    "DNS": "check the spelling of 'server' and /etc/resolv.conf",
+    "DNS": "check the spelling of 'server' and /etc/resolv.conf; if the server has "
+    "another name now: remora share move",
     "MOVED": "stop the containers that use it; then the next call mounts anew",
     "NOEXPORT": "missing or not exported to this host: exportfs -v on the server",
     "DENIED": "check the export's options (rw, secure, sec=) on the server",
@@ -41,6 +42,9 @@ _TRANSIENT: Final = frozenset(
     {"UNREACHABLE", "REFUSED", "DNS", "INUSE", "CREATING", "CHANGING"}
 )
 
+# The server did not answer: after a power failure it may boot for longer than we do.
+_UNANSWERED: Final = frozenset({"UNREACHABLE", "REFUSED", "DNS"})
+
 
 class NfsError(BackendError):
     """An error of the table above; what was asked for was not done."""
@@ -49,12 +53,14 @@ class NfsError(BackendError):
         super().__init__(f"{cause}; {where}", hint=HINTS[code])
         self.code = f"NFS-{code}"
         self.transient = code in _TRANSIENT
+        self.unanswered = code in _UNANSWERED
 
 
 class NfsTimeoutError(DeadlineError):
     """The server stopped answering half-way; whether it was done is unknown."""
 
     code = "NFS-TIMEOUT"
+    unanswered = True
 
     def __init__(self, cause: str, where: str) -> None:
         super().__init__(f"{cause}; {where}", hint=HINTS["TIMEOUT"])

@@ -18,7 +18,7 @@ from backends import options as parse
 from backends.base import Volume
 from backends.errors import InvalidRequestError
 from backends.nfs import option_lines
-from backends.nfs.option_lines import CONTEXTS, OptionLine
+from backends.nfs.option_lines import CONTEXTS
 from backends.options import IGNORED
 from backends.replication_options import PARSERS
 
@@ -183,7 +183,7 @@ def parse_options(raw: Mapping[str, str]) -> dict[str, str]:
     named = {**line.options, **named}
     parsed = parse.parse_options(named, _PARSERS, backend="nfs", also=_ALSO_VALID)
     if line.entries:
-        parsed["mountOptions"] = _canonical(line)
+        parsed["mountOptions"] = line.text()
     if ignored := sorted({*filter(option_lines.is_ignored, told), *line.ignored}):
         parsed[IGNORED] = ",".join(ignored)[:_IGNORED_LENGTH_MAX]
     return dict(sorted(parsed.items()))
@@ -222,7 +222,7 @@ def merge_options(base: Mapping[str, str], over: Mapping[str, str]) -> dict[str,
     lines = [each.get("mountOptions", "") for each in (base, over)]
     entries = [entry for line in lines for entry in option_lines.split(line)]
     if entries:
-        merged["mountOptions"] = _canonical(option_lines.read_line(entries))
+        merged["mountOptions"] = option_lines.read_line(entries).text()
     return merged
 
 
@@ -281,10 +281,6 @@ def _from_device(key: str, value: str) -> dict[str, str]:
         )
     found = {"share": f"/{path}", "mountMode": "direct"}
     return {**found, "server": server.strip("[]")} if server else found
-
-
-def _canonical(line: OptionLine) -> str:
-    return ",".join(sorted(line.entries.values()))
 
 
 def _host(text: str) -> str:

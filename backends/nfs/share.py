@@ -114,6 +114,11 @@ class Share:
             except RemoraError as error:
                 log.warning("the next start finds it: %s", error)
 
+    @property
+    def was_read(self) -> bool:
+        """Whether its catalogue was read since the daemon's start."""
+        return self.state.markers is not None
+
     def survey_soon(self) -> None:
         """Have the monitor look now rather than at its next turn."""
         self._wake.set()

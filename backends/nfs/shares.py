@@ -69,6 +69,10 @@ class Shares:
         """Return how this node mounts what is found on *share*."""
         return share.export.options | self._configured.get(share.export, {})
 
+    def is_configured(self, share: Share) -> bool:
+        """Return whether a profile names *share*."""
+        return share.export in self._configured
+
     def find(
         self, name: str, deadline: Deadline, *, on: Volume | None
     ) -> tuple[Share, dict[str, Any]] | None:

@@ -357,7 +357,7 @@ class RsyncBackend:
         if self.pool.fault():
             return 0
         try:
-            self.snapshots.sweep()
+            self.snapshots.copies.sweep()
         finally:
             freed = self.pool.trash.empty(Deadline(deadline_s))
         return freed

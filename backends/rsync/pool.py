@@ -8,6 +8,7 @@ The pool: the directory that this node's volumes live in, and its identity.
     <pool>/volumes/<id>/quarantine/<c>/   what was set apart, and no other copy has
     <pool>/volumes/<id>/snapshots/<name>/ copies of them
     <pool>/copies/<token>/                copies under way
+    <pool>/readonly/<id>/                 what a volume with `readonly_copy` shows
     <pool>/trash/<name>.<n>/              removed, waiting to be deleted
 
 `pool.json` is how a pool whose disk is not mounted is told from an empty one: without
@@ -25,7 +26,7 @@ import msgspec
 
 from backends import options as parse
 from backends.base import VOLUME_ID, Storage, Volume
-from backends.errors import BackendError
+from backends.errors import BackendError, StorageAwayError
 from backends.rsync.trash import Trash
 from backends.system import files, quota
 from backends.system.clock import Deadline
@@ -129,7 +130,7 @@ class Pool:
         """Raise BackendError unless the pool is there and is ours."""
         found = identity_of(self.path)
         if found is None:
-            raise BackendError(
+            raise StorageAwayError(
                 f"the pool {self.path} has no pool.json: its disk is not mounted",
                 hint="mount it; if it is gone for good: docs/guides/operations.md",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -34,7 +34,10 @@ class Metrics:
         references: References,
         quarantine_records: QuarantineRecords,
         replication: ReplicationNode | None = None,
+        *,
+        hidden: Callable[[], Sequence[str]] = tuple,
     ) -> None:
+        """Let *hidden* tell by which of our names Docker means volumes of its own."""
         self._registry = CollectorRegistry()
         self._calls = Counter(
             "remora_calls_total",
@@ -51,7 +54,7 @@ class Metrics:
         )
         ProcessCollector(registry=self._registry)
         self._registry.register(
-            _VolumeCollector(views, registry, references, quarantine_records)
+            _VolumeCollector(views, registry, references, quarantine_records, hidden)
         )
         if replication is not None:
             self._registry.register(ReplicationCollector(replication))
@@ -76,6 +79,7 @@ class _VolumeCollector(Collector):
     registry: Registry
     references: References
     quarantine_records: QuarantineRecords
+    hidden: Callable[[], Sequence[str]]
 
     def collect(self) -> Iterator[Metric]:
         build = GaugeMetricFamily(
@@ -83,6 +87,12 @@ class _VolumeCollector(Collector):
         )
         build.add_metric([__version__], 1)
         yield build
+        hidden = GaugeMetricFamily(
+            "remora_hidden_by_local_volumes",
+            "Volumes by whose names Docker means volumes of its own driver, local.",
+        )
+        hidden.add_metric([], len(self.hidden()))
+        yield hidden
         yield from self._volumes()
         yield from self._storage()
 

@@ -10,6 +10,7 @@ import click
 
 from plugin.cli import output
 from plugin.cli.context import Context, json_option, pass_context
+from plugin.cli.doctor_engine import SeenByEngine
 from plugin.config import DEFAULT_PATH
 from plugin.errors import EngineError
 
@@ -29,6 +30,10 @@ def doctor(context: Context, as_json: bool) -> None:
     from plugin.cli.doctor import examine  # noqa: PLC0415 - only this verb needs it
 
     @cache
+    def engine() -> SeenByEngine:
+        return _seen_by_engine(context.config.plugin_socket.stem)
+
+    @cache
     def told(what: str) -> Any:
         return context.client.call("GET", f"/v1/{what}")
 
@@ -39,7 +44,7 @@ def doctor(context: Context, as_json: bool) -> None:
         status=partial(told, "status"),
         nodes=partial(told, "nodes"),
         set_apart=partial(told, "quarantine"),
-        local_volumes=_local_volumes,
+        engine=engine,
     )
     if as_json:
         output.print_json([asdict(each) for each in findings])
@@ -51,11 +56,12 @@ def doctor(context: Context, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-def _local_volumes() -> list[str]:
-    """Return the names of Docker's own volumes; none if there is no Docker here."""
+def _seen_by_engine(driver: str) -> SeenByEngine:
+    """Return what Docker tells; nothing if there is no Docker here."""
     from plugin.cli.engine import Engine  # noqa: PLC0415 - only this verb needs it
 
     try:
-        return Engine(timeout_s=_ENGINE_TIMEOUT_S).local_volumes()
+        engine = Engine(timeout_s=_ENGINE_TIMEOUT_S)
+        return SeenByEngine(engine.local_volumes(), engine.failed_starts(driver))
     except EngineError:
-        return []
+        return SeenByEngine()

@@ -10,9 +10,8 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from backends.errors import RemoraError
 from backends.nfs.mounting import DELEGATED_DIRECTORIES
@@ -22,11 +21,16 @@ from backends.system.jailed import EXIT_UNAVAILABLE
 from backends.system.mountinfo import MountEntry
 from backends.system.programs import in_jail
 from backends.system.run import find_program, run
+from plugin.cli.doctor_engine import (
+    SeenByEngine,
+    hidden_volumes,
+    stopped_containers,
+)
+from plugin.cli.finding import Finding, Verdict
 from plugin.config import Config, file_faults
 from plugin.limits import LONG_DEADLINE_S
 from plugin.membership.settings import secret_faults
 
-Verdict = Literal["ok", "warning", "failed"]
 _PROBE_TIMEOUT_S: Final = 5.0
 _FREE_SHARE_LOW: Final = 0.05
 _NAMED_MAX: Final = 10
@@ -58,16 +62,6 @@ _KERNEL_MIN: Final = (5, 12)
 _OUT_OF_A_JAIL: Final = ("unshare", "--mount", "true")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One check's result."""
-
-    check: str
-    verdict: Verdict
-    evidence: str
-    hint: str = ""
-
-
 def examine(
     config: Config,
     source: Path,
@@ -75,14 +69,14 @@ def examine(
     status: Callable[[], dict[str, Any]],
     nodes: Callable[[], list[dict[str, Any]]],
     set_apart: Callable[[], list[dict[str, Any]]] = list,
-    local_volumes: Callable[[], list[str]] = list,
+    engine: Callable[[], SeenByEngine] = SeenByEngine,
 ) -> list[Finding]:
     """
     Return the findings of every check, in a fixed order.
 
     *source* is the file that *config* is from, if there is one. The functions ask the
     daemon for the answers of `remora ls`, `status`, `node ls` and `quarantine ls`;
-    *local_volumes* asks Docker for the names of its own driver's.
+    *engine* asks Docker.
     """
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "privileges": _privileges,
@@ -96,7 +90,10 @@ def examine(
         "mounts": lambda: _mounts(config, volumes()),
         "cluster": lambda: _cluster(nodes()) if config.cluster.etcd else iter(()),
         "set apart": lambda: _set_apart(set_apart()),
-        "volumes": lambda: _volumes(volumes(), status()["left_over"], local_volumes()),
+        "volumes": lambda: _volumes(volumes(), status()["left_over"], engine()),
+        "containers": lambda: stopped_containers(
+            engine(), starts=config.start_containers
+        ),
     }
     findings: list[Finding] = []
     for name, check in checks.items():
@@ -369,7 +366,7 @@ def _set_apart(rows: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _volumes(
-    rows: list[dict[str, Any]], left_over: list[str], local: list[str]
+    rows: list[dict[str, Any]], left_over: list[str], seen: SeenByEngine
 ) -> Iterator[Finding]:
     """Tell of volumes that are not what their users may take them for."""
     for name in left_over[:_NAMED_MAX]:
@@ -379,15 +376,7 @@ def _volumes(
             f"'{name}' was not made to the end, and could not be undone yet",
             f"the daemon's log says why; remora rm {name}",
         )
-    for name in sorted({each["name"] for each in rows}.intersection(local))[
-        :_NAMED_MAX
-    ]:
-        yield Finding(
-            "volume",
-            "warning",
-            f"Docker uses a volume of its own driver, 'local', for the name '{name}'",
-            f"docker volume rm {name}, once you have its bytes; or: remora import",
-        )
+    yield from hidden_volumes((each["name"] for each in rows), seen)
     warned = [
         (each["name"], line) for each in rows for line in each.get("warnings", ())
     ]

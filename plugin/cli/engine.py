@@ -13,8 +13,10 @@ from typing import Final
 from urllib.parse import quote
 
 from backends.system.clock import pause
+from plugin.engine.engine_api import EngineApi
+from plugin.engine.failed_starts import FailedStart, failed_starts
+from plugin.engine.local_volumes import local_volumes
 from plugin.errors import EngineError
-from plugin.swarm.engine_api import EngineApi
 
 _DEFAULT_HOST: Final = "unix:///var/run/docker.sock"
 _TIMEOUT_S: Final = 60.0
@@ -32,13 +34,16 @@ class Engine:
                 f"DOCKER_HOST is {host}",
                 hint="import reads the volume's files: use the engine of this machine",
             )
-        self._call = EngineApi(host.removeprefix("unix://"), timeout_s=timeout_s).call
+        self._api = EngineApi(host.removeprefix("unix://"), timeout_s=timeout_s)
+        self._call = self._api.call
 
     def local_volumes(self) -> list[str]:
         """Return the names of the volumes of driver `local`."""
-        filters = quote(json.dumps({"driver": ["local"]}))
-        found = self._call("GET", f"/volumes?filters={filters}")
-        return [each["Name"] for each in found.get("Volumes") or []]
+        return local_volumes(self._api)
+
+    def failed_starts(self, driver: str) -> list[FailedStart]:
+        """Return the containers that are down for a volume of *driver*."""
+        return failed_starts(self._api, driver)
 
     def local_volume_path(self, name: str) -> Path:
         """

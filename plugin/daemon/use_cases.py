@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from backends.rsync.quarantine import Quarantine
-from plugin.errors import StoreError
+from plugin.errors import NotKnownYetError, StoreError
 from plugin.events.log import Events
+from plugin.limits import GETS_WAITING_MAX
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
@@ -29,6 +30,7 @@ from plugin.volumes.newest import NewestBytes
 from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
 from plugin.volumes.own_snapshots import OwnSnapshots
+from plugin.volumes.patience import Patience
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
@@ -59,6 +61,8 @@ class Times:
     mount_deadline_s: float
     disuse_grace_s: float
     reconcile_interval_s: float
+    # So long after the machine's start a Mount waits for what does not answer yet.
+    boot_wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ class Given:
     events: Events
     mount_dir: Path
     times: Times
+    # Why the records may lack volumes, "" if they do not.
+    unread: Callable[[], str] = str
 
 
 def build_use_cases(given: Given) -> UseCases:
@@ -82,7 +88,9 @@ def build_use_cases(given: Given) -> UseCases:
     catalogue, references = given.catalogue, given.references
     operations = Operations(partial(_storage_of, catalogue))
     copying = CopyingUnderWay()
-    discovery = Discovery(catalogue, ownership.registry, references, operations.locks)
+    discovery = Discovery(
+        *(catalogue, ownership.registry, references, operations.locks), given.unread
+    )
     views = VolumeViews(
         catalogue,
         references,
@@ -90,6 +98,8 @@ def build_use_cases(given: Given) -> UseCases:
         ownership,
         owning.replication.copies_of if owning.replication else lambda _: None,
         given.mount_dir,
+        # Each call has its own deadline.
+        Patience(error=NotKnownYetError, waiting_max=GETS_WAITING_MAX, attempt_min_s=0),
     )
     unmounting = Unmounting(
         views,
@@ -197,6 +207,7 @@ def _mounting(given: Given, unmounting: Unmounting) -> Mounting:
         given.owning.keeper,
         given.propagation,
         unmounting,
+        Patience(until_s=given.times.boot_wait_s),
         given.times.mount_deadline_s,
     )
 

@@ -48,7 +48,8 @@ def explained(
     }
     cause, hint = causes[error.reason]
     transient = error.reason in ("locked", "not-owner", "writers-running")
-    return NotOwnerError(cause, hint=hint, transient=transient)
+    unanswered = error.reason in ("no-copy", "newer-elsewhere")
+    return NotOwnerError(cause, hint=hint, transient=transient, unanswered=unanswered)
 
 
 def in_use(volume: str, error: RemoraError) -> NotOwnerError:
@@ -67,6 +68,7 @@ def elsewhere(volume: str, commit: Commit, nodes: Sequence[str]) -> NotOwnerErro
         f"the data of '{volume}' (commit {commit}) is on node {where}, not on this one",
         hint="retry; see the daemon's log there if it goes on",
         transient=True,
+        unanswered=True,
     )
 
 
@@ -79,6 +81,7 @@ def unanswered(volume: str, nodes: Sequence[str], why: str) -> NotOwnerError:
         hint="retry; if it goes on, restart remora there; stopped, it counts as dead "
         "as soon as its lease has ended",
         transient=True,
+        unanswered=True,
     )
 
 

@@ -14,7 +14,7 @@ from backends.errors import BackendError, InvalidRequestError
 from backends.registry import Registry
 from backends.replication_options import ReplicationOptions
 from backends.system import clock
-from plugin.errors import NotOwnerError, PeerSilentError, StoreError
+from plugin.errors import NotOwnerError, PeerSilentError, RecordsError, StoreError
 from plugin.events.log import Events, Fact
 from plugin.logs import fields
 from plugin.membership.directory import NodeDirectory
@@ -205,12 +205,12 @@ class OwnershipView:
         """
         head = self.heads.read(record.id).head
         if head is None and not self.heads.is_removed(record.id):
-            raise StoreError(
+            raise RecordsError(
                 f"no record says who owns '{record.name}'",
                 hint="are the cluster's records gone? remora cluster load",
             )
         if head is not None and head.epoch < epoch:
-            raise StoreError(
+            raise RecordsError(
                 f"the records of '{record.name}' are older than what runs here",
                 hint="was etcd restored from a backup? load newer records, if any",
             )

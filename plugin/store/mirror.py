@@ -37,6 +37,8 @@ _TOLD_WITHIN_S: Final = 0.1
 # For the refresh after a refused transaction: one attempt, so that all ends within 5 s.
 _SEE_WHY_S: Final = 1.25
 _STOP_S: Final = 10.0
+# For one look at what etcd has had since before our start.
+_CATCH_UP_S: Final = 1.0
 # Nearly all keys have a random id after one of these.
 _CUTS: Final = [kind + digit for kind in ("tomb/", "v/") for digit in "123456789abcdef"]
 _HINT: Final = "see that a majority of etcd's members runs and can be reached"
@@ -58,6 +60,8 @@ class MirrorStore:
         self._heard_s = clock.monotonic_s()
         # etcd has what is here, and since then there was no break.
         self._current = False
+        # Whatever etcd had at some time after our start is here.
+        self._is_read = False
         # Nothing here is to be followed on: a watch has found history to be gone.
         self._doubted = False
         # In this era all changes up to this revision were seen to be here.
@@ -78,6 +82,16 @@ class MirrorStore:
         # A quiet watch is opened anew after some silence, at two members if need be.
         expected_s = settings.watch_idle_s + 2 * settings.attempt_s
         return None if self._current and age_s < expected_s else age_s
+
+    def unread(self) -> str:
+        """Return why what etcd had at our start may be missing; "" if it is here."""
+        if not self._is_read:
+            try:
+                self.refresh(_CATCH_UP_S)
+            except StoreError as error:
+                return f"etcd: {error.cause}"
+            self._is_read = True
+        return ""
 
     def fault(self) -> str | None:
         """Return what is wrong, for people; None while all is well."""

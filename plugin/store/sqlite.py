@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from plugin.errors import StoreError
+from plugin.errors import RecordsError, StoreError
 from plugin.store.base import Compare, Operation, Outcome, Put, Record
 from plugin.store.database import connect, keeps_others_out, open_database
 
@@ -101,7 +101,7 @@ class SqliteStore:
             try:
                 yield self._reader
             except sqlite3.Error as error:
-                raise StoreError(f"cannot read the store: {error}") from error
+                raise RecordsError(f"cannot read the store: {error}") from error
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -113,7 +113,7 @@ class SqliteStore:
                     connection.execute("BEGIN IMMEDIATE")
                     yield connection
             except sqlite3.Error as error:
-                raise StoreError(f"cannot write the store: {error}") from error
+                raise RecordsError(f"cannot write the store: {error}") from error
 
     def _require_open(self) -> None:
         if self._closed:

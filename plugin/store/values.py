@@ -18,7 +18,7 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 import msgspec
 
 from backends.system.decoding import from_json
-from plugin.errors import StoreError
+from plugin.errors import RecordsError, StoreError
 from plugin.store.base import Record, Store
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def value_of(record: Record, kind: type[Kind]) -> Kind:
     try:
         return _decoded(record, kind)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise StoreError(
+        raise RecordsError(
             f"record {record.key} cannot be read: {error}",
             hint="if a newer Remora wrote it, update this node; else mend the record "
             "with etcdctl, or restore a dump",

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from backends.errors import RemoraError
+from plugin.engine.engine_api import EngineApi
 from plugin.errors import EngineError
 from plugin.limits import SWARM_INTERVAL_S, SWARM_RETRY_S, SWARM_VOLUMES_MAX
 from plugin.logs import fields
@@ -25,7 +26,6 @@ from plugin.model import VolumeRecord
 from plugin.ownership.heads import Heads
 from plugin.ownership.state import Head
 from plugin.store.base import Compare, Delete, Put, Store
-from plugin.swarm.engine_api import EngineApi
 
 log = logging.getLogger(__name__)
 PREFIX: Final = "remora.volume."

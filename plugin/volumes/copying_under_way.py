@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from backends.errors import VolumeBusyError
 from backends.system.copying import Copied, Progress
-from plugin.volumes.operations import CallerGone
+from plugin.volumes.patience import CallerGone
 
 
 class CopyingUnderWay:

@@ -36,9 +36,10 @@ from plugin.store.contention import attempted
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.newest import NewestBytes
-from plugin.volumes.operations import CallerGone, Operations, never
+from plugin.volumes.operations import Operations, never
 from plugin.volumes.options import OptionResolver, Resolved, require_same_options
 from plugin.volumes.own_snapshots import on_their_node
+from plugin.volumes.patience import CallerGone
 from plugin.volumes.removal import Removal
 from plugin.volumes.views import VolumeViews
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from backends.base import Backend, Volume
+from backends.base import Backend, Storage, Volume
 from backends.errors import RemoraError, VolumeBusyError
 from backends.registry import Registry
-from backends.system.clock import Deadline
+from backends.system.clock import Deadline, pause
+from plugin.errors import NotKnownYetError
 from plugin.logs import fields
 from plugin.model import NAME_PATTERN, VolumeRecord
 from plugin.volumes.catalogue import Catalogue
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 # For the look for one name without a record: the engine waits for it.
 _FIND_DEADLINE_S: Final = 1.0
 _LOCK_WAIT_S: Final = 0.05
+_LOOK_AGAIN_S: Final = 0.05
 # What others have put on storage is told once; no more lines than these.
 _TOLD_MAX: Final = 1000
 # The volumes of one name, by the storage that each is on.
@@ -35,16 +38,28 @@ _Seen = dict[str, Volume]
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """Mirrors the catalogues of shared storage into the records."""
+    """
+    Mirrors the catalogues of shared storage into the records.
+
+    *unread* says why the records themselves may lack volumes, "" if they do not.
+    """
 
     catalogue: Catalogue
     registry: Registry
     references: References
     locks: VolumeLocks
+    unread: Callable[[], str] = str
     _told: set[str] = field(default_factory=set)
 
     def look_for(self, name: str) -> None:
-        """Make a record of volume *name* if storage has it and we do not know it."""
+        """
+        Make a record of volume *name* if storage has it and we do not know it.
+
+        Raises:
+            NotKnownYetError: it may be where nobody has looked since our start. An
+                engine that hears "no" makes a volume of another driver in its place.
+
+        """
         if not NAME_PATTERN.fullmatch(name):
             return
         for backend in self._shared():
@@ -55,6 +70,19 @@ class Discovery:
                     return
             except RemoraError as error:
                 log.warning("'%s' was not looked for: %s", name, error)
+        unread = [f"{each.name}: {each.error}" for each in self._unread()]
+        if why := self.unread() or "; ".join(unread):
+            raise NotKnownYetError(
+                f"whether there is a volume '{name}' is not known: since the start "
+                f"nobody has read {why}",
+                hint="retry when it answers; remora status shows it",
+            )
+
+    def await_first_look(self, within_s: float) -> None:
+        """Return when each configured share was looked at once, or after *within_s*."""
+        deadline = Deadline(within_s)
+        while not deadline.passed() and not all(each.error for each in self._unread()):
+            pause(_LOOK_AGAIN_S)
 
     def synchronise(self) -> None:
         """Compare every record of shared storage with what was last seen there."""
@@ -71,6 +99,10 @@ class Discovery:
             known = {head.name for head in heads}.union(self.catalogue.unreadable())
             for name in sorted(found.keys() - known):
                 self._adopt(backend, name, found[name])
+
+    def _unread(self) -> list[Storage]:
+        storages = [each for backend in self._shared() for each in backend.storages()]
+        return [each for each in storages if each.unread]
 
     def _shared(self) -> list[Backend]:
         return [

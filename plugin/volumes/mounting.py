@@ -20,7 +20,8 @@ from plugin.model import VolumeRecord, check_mount_id, check_name
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.keeper import Keeper
 from plugin.ownership.view import OwnershipView
-from plugin.volumes.operations import CallerGone, Operations, never
+from plugin.volumes.operations import Operations, never
+from plugin.volumes.patience import CallerGone, Patience
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.references import References
 from plugin.volumes.unmounting import Unmounting
@@ -31,7 +32,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Mounting:
-    """Answers Mount; a node that is alone needs no *keeper*."""
+    """
+    Answers Mount; a node that is alone needs no *keeper*.
+
+    After the machine's start a Mount has *patience* with what does not answer yet.
+    """
 
     views: VolumeViews
     references: References
@@ -41,6 +46,7 @@ class Mounting:
     keeper: Keeper | None
     propagation: Propagation
     unmounting: Unmounting
+    patience: Patience
     deadline_s: float
 
     def engine_activated(self) -> None:
@@ -69,6 +75,7 @@ class Mounting:
                 name, mount_id, Deadline(SHORT_DEADLINE_S)
             ),
             caller_gone=caller_gone,
+            patience=self.patience,
         )
 
     def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:

@@ -21,6 +21,7 @@ from backends.errors import DeadlineError, RemoraError, VolumeBusyError
 from backends.system.aside import begun
 from backends.system.clock import Deadline
 from plugin.limits import CALLS_MAX, OPERATIONS_MAX
+from plugin.volumes.patience import CallerGone, Patience
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -30,9 +31,6 @@ _CALLER_CHECK_S: Final = 0.5
 # The share of its deadline for which an operation waits for its turn, then of the rest
 # for its volume. So a caller that had neither hears that, not that the work was late.
 _LOCK_SHARE: Final = 0.9
-
-
-CallerGone = Callable[[], bool]
 
 
 def never() -> bool:
@@ -116,11 +114,13 @@ class Operations:
         undo: Callable[[Result], None] | None = None,
         caller_gone: CallerGone = never,
         storage: str = "",
+        patience: Patience | None = None,
     ) -> Result:
         """
         Return what *work* returns, or raise what it raises, within *deadline_s*.
 
-        *storage* says where a volume will be that is not there yet.
+        *storage* says where a volume will be that is not there yet. With *patience*
+        the work is done again while something needed for it does not answer.
         *undo* gets the result of work that ended too late; it runs under the same lock.
         Without it such work stays done.
 
@@ -130,30 +130,53 @@ class Operations:
 
         """
         deadline = Deadline(deadline_s)
+
+        def once(deadline: Deadline) -> Result:
+            return self._run_once(
+                *(name, work, deadline),
+                undo=undo,
+                caller_gone=caller_gone,
+                storage=storage,
+            )
+
         if not self._calls.acquire(blocking=False):
             raise self._busy()
         try:
-            room = self._room(storage or self._storage_of(name))
-            if not room.acquire(timeout=deadline_s * _LOCK_SHARE):
-                raise self._busy()
-            # Nobody waits any more for one that is cancelled; it goes on all the same.
-            operation = Future[Result]()
-
-            def ended(body: Future[None]) -> None:
-                room.release()
-                if error := body.exception():
-                    _told(partial(operation.set_exception, error))
-
-            body = partial(self._work, name, work, operation, deadline, undo)
-            begun(body, name=f"operation:{name}").add_done_callback(ended)
-            while not wait(
-                [operation], min(_CALLER_CHECK_S, deadline.remaining_s())
-            ).done:
-                if (deadline.passed() or caller_gone()) and operation.cancel():
-                    raise _late(name, deadline_s, goes_on=undo is None)
-            return operation.result()
+            if patience is None:
+                return once(deadline)
+            return patience.run(f"'{name}'", once, deadline, caller_gone=caller_gone)
         finally:
             self._calls.release()
+
+    def _run_once(
+        self,
+        name: str,
+        work: Callable[[Deadline], Result],
+        deadline: Deadline,
+        *,
+        undo: Callable[[Result], None] | None,
+        caller_gone: CallerGone,
+        storage: str,
+    ) -> Result:
+        """Do as `run`, in one attempt, for a caller that is counted."""
+        within_s = deadline.remaining_s()
+        room = self._room(storage or self._storage_of(name))
+        if not room.acquire(timeout=within_s * _LOCK_SHARE):
+            raise self._busy()
+        # Nobody waits any more for one that is cancelled; it goes on all the same.
+        operation = Future[Result]()
+
+        def ended(body: Future[None]) -> None:
+            room.release()
+            if error := body.exception():
+                _told(partial(operation.set_exception, error))
+
+        body = partial(self._work, name, work, operation, deadline, undo)
+        begun(body, name=f"operation:{name}").add_done_callback(ended)
+        while not wait([operation], min(_CALLER_CHECK_S, deadline.remaining_s())).done:
+            if (deadline.passed() or caller_gone()) and operation.cancel():
+                raise _late(name, within_s, goes_on=undo is None)
+        return operation.result()
 
     def _room(self, storage: str) -> threading.BoundedSemaphore:
         room = threading.BoundedSemaphore(self._operations_max)

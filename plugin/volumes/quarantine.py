@@ -37,8 +37,9 @@ from plugin.replication import quarantine
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
-from plugin.volumes.operations import CallerGone, Operations
+from plugin.volumes.operations import Operations
 from plugin.volumes.options import OptionResolver
+from plugin.volumes.patience import CallerGone
 
 log = logging.getLogger(__name__)
 # So many may read at once: each keeps a thread of the control socket for a long time.

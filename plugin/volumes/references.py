@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from backends.system import clock
-from plugin.errors import StoreError
+from plugin.errors import RecordsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,4 +192,4 @@ class References:
                 yield connection
             self._of_this_boot = True
         except sqlite3.Error as error:
-            raise StoreError(f"cannot record a mount reference: {error}") from error
+            raise RecordsError(f"cannot record a mount reference: {error}") from error

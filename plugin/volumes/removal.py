@@ -24,7 +24,8 @@ from plugin.ownership.view import OwnershipView
 from plugin.store.base import NO_CHANGE
 from plugin.store.contention import attempted
 from plugin.volumes.catalogue import Catalogue, Stored
-from plugin.volumes.operations import CallerGone, Operations, never
+from plugin.volumes.operations import Operations, never
+from plugin.volumes.patience import CallerGone
 from plugin.volumes.unmounting import Unmounting
 
 log = logging.getLogger(__name__)

@@ -18,8 +18,9 @@ from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.view import OwnershipView
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.newest import NewestBytes
-from plugin.volumes.operations import CallerGone, Operations
+from plugin.volumes.operations import Operations
 from plugin.volumes.own_snapshots import OwnSnapshots, on_their_node
+from plugin.volumes.patience import CallerGone
 from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.views import VolumeViews
 

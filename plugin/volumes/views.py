@@ -8,13 +8,16 @@ from pathlib import Path
 
 import msgspec
 
-from backends.errors import InvalidRequestError
+from backends.errors import InvalidRequestError, RemoraError
+from backends.system.clock import Deadline
 from plugin.errors import VolumeNotFoundError
+from plugin.limits import GET_WAIT_S, LIST_WAIT_S
 from plugin.model import VolumeRecord, VolumeSummary
 from plugin.ownership.view import OwnershipFacts, OwnershipView
 from plugin.replication.progress import CopyFacts
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.discovery import Discovery
+from plugin.volumes.patience import CallerGone, Patience
 from plugin.volumes.references import Count, References
 
 
@@ -58,7 +61,11 @@ class VolumeView:
 
 @dataclass(frozen=True, slots=True)
 class VolumeViews:
-    """Answers Get, Path and List."""
+    """
+    Answers Get, Path and List.
+
+    An engine has *patience* while nobody knows yet whether there is such a volume.
+    """
 
     catalogue: Catalogue
     references: References
@@ -66,6 +73,28 @@ class VolumeViews:
     ownership: OwnershipView
     copies: Callable[[VolumeRecord], CopyFacts | None]
     mount_dir: Path
+    patience: Patience
+
+    def get_for_engine(self, name: str, *, caller_gone: CallerGone) -> VolumeView:
+        """
+        Return the volume as `get` does; it takes its time before it cannot say.
+
+        Raises:
+            VolumeNotFoundError: there is none.
+            NotKnownYetError: nobody could say in `GET_WAIT_S`.
+
+        """
+        return self.patience.run(
+            f"the look for '{name[:255]}'",
+            lambda _: self.get(name),
+            Deadline(GET_WAIT_S),
+            caller_gone=caller_gone,
+        )
+
+    def all_for_engine(self) -> list[VolumeSummary]:
+        """Return `all`, once each share was looked at, or soon after the start."""
+        self.discovery.await_first_look(LIST_WAIT_S)
+        return self.all()
 
     def get(self, name: str) -> VolumeView:
         """
@@ -144,6 +173,20 @@ class VolumeViews:
         storages = self.ownership.backend_of(record).storages()
         return not any(each.error for each in storages)
 
+    def is_there(self, name: str) -> bool:
+        """Return whether a volume could be mounted, as far as is known here."""
+        try:
+            record = self.existing(name).record
+        except RemoraError:
+            return False
+        backend = self.ownership.backend_of(record)
+        if self.ownership.exclusive(record) and self.ownership.membership.fault():
+            return False
+        if backend.traits.catalogue_on_storage:
+            health = backend.status(record.volume()).get("health", "ok")
+            return record.phase == "ready" and health == "ok"
+        return record.phase == "ready" and self.is_healthy(record)
+
     def held_or_mounted(self) -> list[VolumeRecord]:
         """Return the volumes with references, or with a mount point's directory."""
         ids = set(self.references.volumes())
@@ -167,7 +210,14 @@ class VolumeViews:
         return self.mount_dir / record.id
 
     def existing(self, name: str) -> Stored:
-        """Return the record of *name*, or raise VolumeNotFoundError."""
+        """
+        Return the record of *name*.
+
+        Raises:
+            VolumeNotFoundError: there is none.
+            NotKnownYetError: nobody can say.
+
+        """
         stored = self.catalogue.find(name)
         if stored is None:
             self.discovery.look_for(name)

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from plugin.engine.engine_api import EngineApi
 from plugin.errors import EngineError
 from plugin.membership.directory import NodeDirectory
 from plugin.membership.nodes import NODES, NodeRecord
@@ -17,7 +18,6 @@ from plugin.model import VolumeRecord
 from plugin.ownership.heads import Heads, put_head
 from plugin.ownership.state import Head
 from plugin.store.base import Delete, Put
-from plugin.swarm.engine_api import EngineApi
 from plugin.swarm.labels import SwarmLabels
 from tests.support.daemon import Machine
 from tests.support.engine import SOCKET

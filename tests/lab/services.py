@@ -198,7 +198,9 @@ class Remora(Service):
     ) -> None:
         """*settings* are keys of `[daemon]`, for the environment REMORA_KEY."""
         super().__init__(node, "remora")
-        self.settings = {"log_format": "json", **settings}
+        # The nodes have just booted, and most tests that are refused do not want to
+        # wait for it.
+        self.settings = {"log_format": "json", "boot_wait_s": "0", **settings}
         self._program = PROGRAM
         self._tuning: dict[str, str] = {}
         if reconcile_interval_s is not None:

@@ -104,6 +104,8 @@ class Node:
             "pool": str(self.pool),
             "mount_dir": str(self.mount_dir),
             "log_format": "json",
+            # Most tests that are refused do not want to wait for it.
+            "boot_wait_s": 0,
             **settings,
         }
         values = "\n".join(f"{k} = {json.dumps(v)}" for k, v in self.settings.items())

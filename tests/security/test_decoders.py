@@ -149,7 +149,7 @@ OWN = {
     "plugin/peers/receive.py",
     "plugin/peers/server.py",
     "plugin/store/etcd/watch.py",
-    "plugin/swarm/engine_api.py",
+    "plugin/engine/engine_api.py",
     "plugin/volumes/catalogue.py",
 }
 

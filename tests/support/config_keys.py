@@ -15,6 +15,8 @@ DAEMON = {
     "metrics_address": ("127.0.0.1:9550", '"127.0.0.1:9550"'),
     "mount_deadline_s": ("12.5", "12.5"),
     "disuse_grace_s": ("0", "0"),
+    "boot_wait_s": ("0", "0"),
+    "start_containers": ("true", "true"),
     "allowed_options": ("profile, size", '["profile", "size"]'),
 }
 CLUSTER = {

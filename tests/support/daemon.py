@@ -58,7 +58,8 @@ class Daemon:
         """*settings* are keys of `[daemon]`, for the environment REMORA_KEY."""
         self.host = host
         self.log = host.log_path("remora")
-        self.settings = {"log_format": "json", **settings}
+        # Most tests that are refused do not want to wait for it.
+        self.settings = {"log_format": "json", "boot_wait_s": "0", **settings}
         self.reconcile_interval_s = reconcile_interval_s
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -52,6 +52,8 @@ def test_the_defaults_are_those_that_everything_relies_on(tmp_path: Path) -> Non
         metrics_address="",
         mount_deadline_s=100.0,
         disuse_grace_s=60.0,
+        boot_wait_s=300.0,
+        start_containers=False,
         profiles={},
         cluster=ClusterConfig(
             etcd=(),
@@ -184,7 +186,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     faults = faults_of(tmp_path, text, environment)
     starts = (
         "unknown section [volumes] (valid: [daemon], [cluster], [replication], ",
-        "[daemon] colour: unknown key (valid: allowed_options, control_socket,",
+        "[daemon] colour: unknown key (valid: allowed_options, boot_wait_s,",
         "[daemon] pool: ",
         "[daemon] log_format: ",
         "[daemon] mount_deadline_s: ",
@@ -226,6 +228,10 @@ def test_the_error_is_one_line_that_counts_and_names_the_file(tmp_path: Path) ->
         ("mount_deadline_s", "10s"),
         ("disuse_grace_s", "3601"),
         ("disuse_grace_s", "-0.1"),
+        ("boot_wait_s", "-1"),
+        ("boot_wait_s", "3601"),
+        ("boot_wait_s", "5m"),
+        ("start_containers", "yes"),
         ("metrics_address", "9550"),
         ("metrics_address", ":9550"),
         ("metrics_address", "localhost:9550"),

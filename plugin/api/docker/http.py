@@ -87,7 +87,7 @@ def create_app(  # noqa: C901
         try:
             call = wire.parse(wire.NameCall, request.get_data())
             g.volume = call.name
-            view = views.get(call.name)
+            view = views.get_for_engine(call.name, caller_gone=caller_gone())
         except (VolumeNotFoundError, InvalidRequestError) as error:
             if isinstance(error, wire.EmptyBodyError):
                 raise ConnectionDroppedError from error
@@ -109,7 +109,7 @@ def create_app(  # noqa: C901
             wire.render_list(
                 [
                     (each.name, views.path_of(each.id), each.created_at)
-                    for each in views.all()
+                    for each in views.all_for_engine()
                 ]
             )
         )

@@ -32,6 +32,8 @@ FULL_HINT: Final = (
 class RefusedError(StoreError):
     """The cluster decided: it will not do this, and has not done it."""
 
+    unanswered = False
+
     def __init__(self, message: str, *, code: int, hint: str = "") -> None:
         super().__init__(f"etcd refused: {message}", hint=hint)
         self.grpc_code = code

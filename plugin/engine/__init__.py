@@ -1,0 +1,1 @@
+"""What the daemon and the command ask of the Docker Engine's own API, at its socket."""

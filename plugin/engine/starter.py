@@ -1,0 +1,116 @@
+"""
+Starting containers that Docker will not: those whose start failed for a volume of ours.
+
+Each is started when its volumes' storage is there, a few times and ever later: a
+container that fails for another reason is not among `failed_starts` any more, and one
+that goes on failing for ours is left alone at last.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from backends.system import clock
+from backends.system.aside import begun, log_fault
+from plugin.engine.engine_api import EngineApi
+from plugin.engine.failed_starts import FailedStart, failed_starts
+from plugin.errors import EngineError
+from plugin.logs import fields
+
+log = logging.getLogger(__name__)
+ATTEMPTS_MAX: Final = 5
+FIRST_PAUSE_S: Final = 20.0
+# So long after the last one the attempts are forgotten.
+_FORGET_S: Final = 3600.0
+# A start takes as long as its Mounts may take.
+_AT_ONCE_MAX: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempts:
+    """How often a container was started, and when it may be next."""
+
+    count: int = 0
+    last_s: float = 0.0
+
+    def is_due(self, now_s: float) -> bool:
+        pause_s = FIRST_PAUSE_S * 2 ** (self.count - 1) if self.count else 0.0
+        return self.count < ATTEMPTS_MAX and now_s >= self.last_s + pause_s
+
+
+class ContainerStarter:
+    """See the module's text; *note* is told of each container that was started."""
+
+    def __init__(
+        self,
+        engine: EngineApi,
+        *,
+        driver: str,
+        is_there: Callable[[str], bool],
+        note: Callable[[FailedStart], None],
+    ) -> None:
+        """*is_there* tells by a volume's name whether its storage is."""
+        self._engine = engine
+        self._driver = driver
+        self._is_there = is_there
+        self._note = note
+        self._attempts: dict[str, _Attempts] = {}
+        self._under_way: set[str] = set()
+        self._guard = threading.Lock()
+
+    def run_once(self, looking: EngineApi) -> None:
+        """
+        Begin to start whatever is due, and return.
+
+        Raises:
+            EngineError: the engine did not answer *looking*.
+
+        """
+        now_s = clock.monotonic_s()
+        self._forget(now_s)
+        for each in failed_starts(looking, self._driver):
+            attempts = self._attempts.get(each.id, _Attempts())
+            if attempts.is_due(now_s) and self._are_there(each.volumes):
+                self._begin(each, _Attempts(attempts.count + 1, now_s))
+
+    def _forget(self, now_s: float) -> None:
+        self._attempts = {
+            container: each
+            for container, each in self._attempts.items()
+            if now_s < each.last_s + _FORGET_S
+        }
+
+    def _are_there(self, volumes: Sequence[str]) -> bool:
+        return all(map(self._is_there, volumes))
+
+    def _begin(self, failed: FailedStart, attempts: _Attempts) -> None:
+        with self._guard:
+            if failed.id in self._under_way or len(self._under_way) >= _AT_ONCE_MAX:
+                return
+            self._under_way.add(failed.id)
+        self._attempts[failed.id] = attempts
+        starting = begun(
+            partial(self._start, failed, attempts.count),
+            name=f"start:{failed.name}",
+        )
+        starting.add_done_callback(lambda _: self._under_way.discard(failed.id))
+        starting.add_done_callback(log_fault)
+
+    def _start(self, failed: FailedStart, attempt: int) -> None:
+        volumes = " ".join(failed.volumes)
+        told = fields(container=failed.name, volume=volumes, attempt=attempt)
+        try:
+            self._engine.call("POST", f"/containers/{failed.id}/start")
+        except EngineError as error:
+            last = "for the last time " if attempt >= ATTEMPTS_MAX else ""
+            log.warning(
+                "a container was started %sin vain: %s", last, error, extra=told
+            )
+            return
+        log.info("started a container that was down for its volume", extra=told)
+        self._note(failed)
