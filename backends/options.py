@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
+from backends import foreign_options
 from backends.errors import InvalidRequestError
 
 Parser = Callable[[str], str]
@@ -14,6 +15,7 @@ Parser = Callable[[str], str]
 # all mean 2**30, because nobody who types 10G wants to be told of the difference.
 _SIZE: Final = re.compile(r"([0-9]{1,15})\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
 _SIZE_EXPONENT: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_SIZE_LIMIT_MIN: Final = 1024**2
 _DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)?")
 _DURATION_MS: Final = {
     "ms": 1,
@@ -55,10 +57,9 @@ def parse_options(
     for key, value in sorted(raw.items()):
         canonical = spelling.get(key.lower())
         if canonical is None:
-            valid = sorted({*parsers, *also, *COMMON_KEYS})
             raise InvalidRequestError(
                 f"unknown option '{key[:64]}' for backend '{backend}'",
-                hint=f"valid options: {', '.join(valid)}",
+                hint=foreign_options.hint(key, {*parsers, *also, *COMMON_KEYS}),
             )
         try:
             parsed[canonical] = parsers[canonical](value.strip())
@@ -111,6 +112,20 @@ def size_bytes(text: str) -> str:
     if match is None or int(match[1]) == 0:
         raise ValueError("must be a size such as 10G or 512M")
     return str(int(match[1]) * 1024 ** _SIZE_EXPONENT[match[2].lower()])
+
+
+def size_limit(text: str) -> str:
+    """
+    Return the size of a volume in bytes.
+
+    REX-Ray and others have gigabytes where a number has no unit; 16 bytes hold nothing.
+    """
+    found = size_bytes(text)
+    if int(found) < _SIZE_LIMIT_MIN:
+        plain = "; without a unit it is bytes" if text.isdigit() else ""
+        meant = f": write {text}GiB if gigabytes are meant" if plain else ""
+        raise ValueError(f"must be 1M or more{plain}{meant}")
+    return found
 
 
 def duration(text: str) -> str:
@@ -186,6 +201,16 @@ def source_volume(text: str) -> str:
         r"[a-zA-Z0-9][a-zA-Z0-9_.-]*(@[a-zA-Z0-9][a-zA-Z0-9_.-]*)?", text
     ):
         raise ValueError("must be VOLUME or VOLUME@SNAPSHOT")
+    return text
+
+
+def volume_name(text: str) -> str:
+    """Return the name of a volume."""
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}", text):
+        raise ValueError(
+            "must be the name of a volume (of a snapshot make a clone: "
+            "from=VOLUME@SNAPSHOT)"
+        )
     return text
 
 

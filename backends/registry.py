@@ -8,15 +8,25 @@ from typing import Final
 from backends.base import Backend, Traits
 from backends.errors import InvalidRequestError
 from backends.nfs import traits as nfs
+from backends.readonly import traits as readonly
 from backends.rsync import traits as rsync
 
-TRAITS: Final[Mapping[str, Traits]] = {"nfs": nfs.TRAITS, "rsync": rsync.TRAITS}
+TRAITS: Final[Mapping[str, Traits]] = {
+    "nfs": nfs.TRAITS,
+    "readonly": readonly.TRAITS,
+    "rsync": rsync.TRAITS,
+}
 DEFAULT_KIND: Final = "rsync"
 
 
 def has_catalogue_on_storage(kind: str) -> bool:
     """Return whether nodes find volumes of *kind* by themselves, on their storage."""
     return kind in TRAITS and TRAITS[kind].catalogue_on_storage
+
+
+def keeps_copies(kind: str) -> bool:
+    """Return whether nodes may have copies of their own of volumes of *kind*."""
+    return kind not in TRAITS or not TRAITS[kind].reachable_from_every_node
 
 
 class Registry:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import settings
 
 from tests.lab import kernels
-from tests.support import order
+from tests.support import guides, order
 from tests.support.namespaces import enter_private_mounts
 
 # Hypothesis would fail a test that takes long on busy processors.
@@ -83,6 +83,22 @@ def _private_mounts() -> None:
     """Have what tests leave mounted go with this process; pytest could not clean up."""
     with suppress(pytest.skip.Exception):  # tests that mount say what they need
         enter_private_mounts()
+
+
+@pytest.fixture
+def printed(request: pytest.FixtureRequest) -> Iterator[guides.Printed]:
+    """Yield the commands of the guides that the test says it runs; it must."""
+    # The mark that stands first is the last one that was put on.
+    marks = reversed(list(request.node.iter_markers("printed")))
+    found = guides.Printed(
+        [guides.Claim("", *each.args[:2], each.args[2:]) for each in marks]
+    )
+    assert found.left, "the guide has no such commands"
+    failures = request.session.testsfailed
+    yield found
+    if request.session.testsfailed == failures:
+        left = [each.text for each in found.left]
+        assert left == [], "it was not run as it is printed"
 
 
 @pytest.fixture

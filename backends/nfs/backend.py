@@ -274,16 +274,7 @@ class NfsBackend:
 
     def storages(self) -> list[Storage]:
         """Return every share that is watched."""
-        return [
-            Storage(
-                str(share.export),
-                share.state.error,
-                share.state.total_bytes,
-                share.state.available_bytes,
-                unread=self._shares.is_configured(share) and not share.was_read,
-            )
-            for share in self._shares.watched()
-        ]
+        return self._shares.storages()
 
     def accept(self, name: str) -> str:
         """
@@ -332,6 +323,24 @@ class NfsBackend:
         found = self._shares.find(name, Deadline(deadline_s), on=on)
         return (
             None if found is None else volume_of(found[1], self._shares.ours(found[0]))
+        )
+
+    def rewrite(self, volume: Volume, *, deadline_s: float) -> None:
+        """
+        Have the share of *volume* say what it was asked for with, and what it is.
+
+        Raises:
+            NfsError: another node has it mounted, or it is another volume; or as said.
+
+        """
+        self._shares.of(volume).call(
+            "rewrite",
+            deadline=Deadline(deadline_s),
+            name=volume.name,
+            id=volume.id,
+            requested=dict(volume.requested),
+            options=dict(volume.options),
+            **owner_of(volume),
         )
 
     def collect_garbage(self, *, deadline_s: float) -> int:

@@ -14,7 +14,8 @@ HINTS: Final = {
     "UNREACHABLE": "is the server up, and does a firewall drop port 2049?",
     "REFUSED": "start the NFS server there (nfs-kernel-server)",
     "TIMEOUT": "retry; remora status shows the server's state",
-    "DNS": "check the spelling of 'server' and /etc/resolv.conf",
+    "DNS": "check the spelling of 'server' and /etc/resolv.conf; if the server has "
+    "another name now: remora share move",
     "MOVED": "stop the containers that use it; then the next call mounts anew",
     "NOEXPORT": "missing or not exported to this host: exportfs -v on the server",
     "DENIED": "check the export's options (rw, secure, sec=) on the server",

@@ -133,6 +133,10 @@ class OptionLine:
     server: str = ""
     ignored: set[str] = field(default_factory=set)
 
+    def text(self) -> str:
+        """Return the entries as mount.nfs takes them."""
+        return ",".join(sorted(self.entries.values()))
+
 
 def split(text: str) -> list[str]:
     """
@@ -239,6 +243,15 @@ def _add(entries: dict[str, str], key: str, value: str, has_value: str) -> None:
     elif key in _ATTRIBUTE_TIMES and "actimeo" in entries:
         time = entries.pop("actimeo").partition("=")[2]
         entries |= {each: f"{each}={time}" for each in _ATTRIBUTE_TIMES}
+    if key in ("lock", "nolock"):  # both say what is local, wherever they stand
+        entries.pop("local_lock", None)
+    elif key == "local_lock":
+        if {"lock", "nolock"} & entries.keys():
+            return
+        before = entries.get(key, "").partition("=")[2]
+        # The kernel adds the two kinds.
+        is_other = "none" not in (before, value) and before not in ("", value)
+        value = "all" if is_other else value
     for each in _ALTERNATIVES.get(key, "").split():
         entries.pop(each, None)
     opposite = key[2:] if key.startswith("no") else f"no{key}"

@@ -18,7 +18,7 @@ from backends import options as parse
 from backends.base import Volume
 from backends.errors import InvalidRequestError
 from backends.nfs import option_lines
-from backends.nfs.option_lines import CONTEXTS, OptionLine
+from backends.nfs.option_lines import CONTEXTS
 from backends.options import IGNORED
 from backends.replication_options import PARSERS
 
@@ -183,7 +183,7 @@ def parse_options(raw: Mapping[str, str]) -> dict[str, str]:
     named = {**line.options, **named}
     parsed = parse.parse_options(named, _PARSERS, backend="nfs", also=_ALSO_VALID)
     if line.entries:
-        parsed["mountOptions"] = _canonical(line)
+        parsed["mountOptions"] = line.text()
     if ignored := sorted({*filter(option_lines.is_ignored, told), *line.ignored}):
         parsed[IGNORED] = ",".join(ignored)[:_IGNORED_LENGTH_MAX]
     return dict(sorted(parsed.items()))
@@ -222,7 +222,7 @@ def merge_options(base: Mapping[str, str], over: Mapping[str, str]) -> dict[str,
     lines = [each.get("mountOptions", "") for each in (base, over)]
     entries = [entry for line in lines for entry in option_lines.split(line)]
     if entries:
-        merged["mountOptions"] = _canonical(option_lines.read_line(entries))
+        merged["mountOptions"] = option_lines.read_line(entries).text()
     return merged
 
 
@@ -241,7 +241,8 @@ def _require_type(value: str) -> None:
     if value.lower() not in _TYPES:
         raise InvalidRequestError(
             f"option 'type': must be nfs, not '{value[:64]}'",
-            hint="driver 'local' mounts other file systems and binds directories",
+            hint="driver 'local' mounts other file systems and binds directories; "
+            "kinds of disks, as REX-Ray and Convoy have them, have no counterpart",
         )
 
 
@@ -282,10 +283,6 @@ def _from_device(key: str, value: str) -> dict[str, str]:
     return {**found, "server": server.strip("[]")} if server else found
 
 
-def _canonical(line: OptionLine) -> str:
-    return ",".join(sorted(line.entries.values()))
-
-
 def _host(text: str) -> str:
     text = text.strip("[]")
     if not re.fullmatch(r"[A-Za-z0-9:][A-Za-z0-9_.:%-]{0,252}", text):
@@ -301,7 +298,9 @@ def _share(text: str) -> str:
         or "," in text
         or ".." in text.split("/")
     ):
-        raise ValueError("must be an absolute path without '..' and commas")
+        server, slash, path = text.partition("/")
+        netshare = f", or SERVER:/PATH: {server}:/{path}" if server and slash else ""
+        raise ValueError(f"must be an absolute path without '..' and commas{netshare}")
     return "/" + "/".join(part for part in text.split("/") if part)
 
 
@@ -339,8 +338,8 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "fence": PARSERS["fence"],
     "from": parse.source_volume,
     "create": parse.refused(
-        "'server' and 'share' make a directory for each volume; 'device' and "
-        "SERVER:/PATH take one that is there"
+        "must be left out: 'server' and 'share' make a directory for each volume, or "
+        "take one that is there with existing=adopt; 'device' and SERVER:/PATH are one"
     ),
     "size": parse.refused(
         "cannot be enforced by an NFS client: set a quota on the server"

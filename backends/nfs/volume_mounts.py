@@ -80,7 +80,8 @@ class VolumeMounts:
             return
         is_dead = self._unmount(volume, target)
         mounting.remove_mount_point(target)
-        self._release(volume, is_dead=is_dead)
+        if not _is_mounted_beside(volume, target):
+            self._release(volume, is_dead=is_dead)
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
         """
@@ -116,7 +117,7 @@ class VolumeMounts:
             )
             return
         # Beside the control mounts, where the next start finds what a crash leaves.
-        whole = self._shares.of(volume).control_mount.with_name(volume.id)
+        whole = self._shares.of(volume).control_mount.with_name(target.name)
         whole.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             mounting.mount(export, whole, subdir="", entries=entries, deadline=deadline)
@@ -196,6 +197,17 @@ class VolumeMounts:
         """Unmount; return whether a server that does not answer kept it waiting."""
         export = export_of(volume.options)
         return mounting.unmount(target, where=export.source(), export=export)
+
+
+def _is_mounted_beside(volume: Volume, target: Path) -> bool:
+    """Return whether the volume has another mount point of ours: it is read there."""
+    source, root = source_of(volume)
+    return any(
+        (each.source, each.root) == (source, root)
+        and Path(each.mount_point).parent == target.parent
+        and each.mount_point != str(target)
+        for each in mounts.mount_table()
+    )
 
 
 def source_of(volume: Volume) -> tuple[str, str]:

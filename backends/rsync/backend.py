@@ -40,7 +40,7 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "suid": parse.boolean,
     "uid": parse.numeric_id,
     "gid": parse.numeric_id,
-    "size": parse.size_bytes,
+    "size": parse.size_limit,
     "from": parse.source_volume,
     **replication.PARSERS,
 }
@@ -357,7 +357,7 @@ class RsyncBackend:
         if self.pool.fault():
             return 0
         try:
-            self.snapshots.sweep()
+            self.snapshots.copies.sweep()
         finally:
             freed = self.pool.trash.empty(Deadline(deadline_s))
         return freed

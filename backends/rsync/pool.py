@@ -8,6 +8,7 @@ The pool: the directory that this node's volumes live in, and its identity.
     <pool>/volumes/<id>/quarantine/<c>/   what was set apart, and no other copy has
     <pool>/volumes/<id>/snapshots/<name>/ copies of them
     <pool>/copies/<token>/                copies under way
+    <pool>/readonly/<id>/                 what a volume with `readonly_copy` shows
     <pool>/trash/<name>.<n>/              removed, waiting to be deleted
 
 `pool.json` is how a pool whose disk is not mounted is told from an empty one: without

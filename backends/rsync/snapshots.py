@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,9 +18,11 @@ import msgspec
 
 from backends.base import Snapshot, Volume
 from backends.errors import BackendError, RemoraError, SnapshotExistsError
+from backends.rsync.copies import CopiesUnderWay
 from backends.rsync.pool import Pool, failed, make_live
 from backends.snapshots import DATA_NAME, FACTS_NAME, not_found
 from backends.system import clock, files, libc
+from backends.system.changeable import make_movable
 from backends.system.clock import Deadline
 from backends.system.copying import Copied, Destination, Progress, copy_tree
 from backends.system.decoding import from_json
@@ -38,8 +37,7 @@ class RsyncSnapshots:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._guard = threading.Lock()
-        self._under_way: set[str] = set()
+        self.copies = CopiesUnderWay(pool)
 
     def create(
         self,
@@ -53,7 +51,7 @@ class RsyncSnapshots:
         del mounted_at
         self._pool.require()
         self._require_free(volume, name)
-        with self._copy() as copy:
+        with self.copies.new() as copy:
             data = copy / DATA_NAME
             data.mkdir(mode=0o700)
             live = self._pool.home(volume) / "live"
@@ -99,7 +97,7 @@ class RsyncSnapshots:
         self._pool.require()
         source = self.data_directory(volume, name)
         self._require_free(volume, keep_as)
-        with self._copy() as copy:
+        with self.copies.new() as copy:
             data = copy / DATA_NAME
             make_live(data, volume, Deadline(_QUOTA_DEADLINE_S))
             copied = copy_tree(source, Destination(data), progress=progress)
@@ -111,6 +109,7 @@ class RsyncSnapshots:
             # From the exchange on the bytes count: a promise may seal them at once.
             files.sync_filesystem(kept)
             with exchanging:
+                make_movable(live)
                 _exchange(kept / DATA_NAME, live)
                 exchanged = True
                 files.sync_directory(kept)
@@ -134,15 +133,6 @@ class RsyncSnapshots:
             raise not_found(volume, name)
         return data
 
-    def sweep(self) -> None:
-        """Throw away the copies that a crash has left."""
-        if not self._pool.copies.is_dir():
-            return
-        with self._guard:
-            for left in self._pool.copies.iterdir():
-                if left.name not in self._under_way:
-                    self._pool.trash.throw_away(left)
-
     def _directory(self, volume: Volume) -> Path:
         return self._pool.home(volume) / "snapshots"
 
@@ -152,25 +142,6 @@ class RsyncSnapshots:
                 f"volume '{volume.name}' has a snapshot '{name}'",
                 hint="use another name, or remove it: remora snapshot rm",
             )
-
-    @contextmanager
-    def _copy(self) -> Iterator[Path]:
-        """Yield a new directory to copy into; what is left of it goes to the trash."""
-        token = secrets.token_hex(8)
-        copy = self._pool.copies / token
-        with self._guard:
-            self._under_way.add(token)
-        try:
-            self._pool.copies.mkdir(mode=0o700, exist_ok=True)
-            copy.mkdir(mode=0o700)
-            yield copy
-        except OSError as error:
-            raise failed("the copy failed", error) from error
-        finally:
-            if copy.exists():
-                self._pool.trash.throw_away(copy)
-            with self._guard:
-                self._under_way.discard(token)
 
     def _keep(self, volume: Volume, name: str, copy: Path, copied: Copied) -> Snapshot:
         """Give a complete copy its name and place."""

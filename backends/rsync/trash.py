@@ -1,9 +1,9 @@
 """
 The trash of a pool: what was removed, until it is deleted.
 
-Each thing is deleted by itself, and within a bound. One that cannot be deleted (an
-immutable file, another filesystem in it, a disk that hangs) is told of once, stays, and
-is tried again after a while; all others go meanwhile.
+Each thing is deleted by itself, and within a bound. One that cannot be deleted (another
+filesystem is in it, the disk hangs) is told of once, stays, and is tried again after a
+while; all others go meanwhile.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from backends.base import VOLUME_ID
 from backends.errors import RemoraError
 from backends.snapshots import DATA_NAME
 from backends.system import files, mounts, quota
+from backends.system.changeable import make_movable
 from backends.system.clock import Deadline
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,12 @@ class Trash:
         """Rename *directory* into the trash; durable but for its old parent."""
         self.path.mkdir(mode=0o700, exist_ok=True)
         # The suffix lets what was restored by hand be removed again.
-        directory.rename(self.path / f"{directory.name}.{secrets.token_hex(4)}")
+        thrown = self.path / f"{directory.name}.{secrets.token_hex(4)}"
+        try:
+            directory.rename(thrown)
+        except PermissionError:
+            make_movable(directory)  # it was some container's: chattr +i
+            directory.rename(thrown)
         files.sync_directory(self.path)
 
     def empty(self, deadline: Deadline) -> int:

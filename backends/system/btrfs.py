@@ -21,6 +21,7 @@ from typing import Final
 from backends.errors import BackendError
 from backends.system.beneath import Way, opened
 from backends.system.btrfs_search import EXTENT_DATA, OFFSET_LAST, TYPE_LAST, items
+from backends.system.changeable import clear_flags, is_changeable
 from backends.system.walk import walk
 
 # The root of every subvolume has it. Source: btrfs-subvolume(8).
@@ -34,12 +35,14 @@ _INODE_LAST: Final = 2**64 - 256
 _SUBVOLUME_CREATE: Final = 0x5000_940E
 _SNAPSHOT_CREATE: Final = 0x5000_9417  # version 2
 _DESTROY: Final = 0x5000_940F
+_GET_FLAGS: Final = 0x8008_9419
 _SET_FLAGS: Final = 0x4008_941A
 _SUBVOLUME_INFO: Final = 0x81F8_943C
 
 # Descriptor, transaction, flags, nothing, name.
 _SNAPSHOT: Final = struct.Struct("=qQQ32s4040s")
 _READ_ONLY: Final = 2
+_SUBVOLUME_FLAGS: Final = struct.Struct("=Q")
 _NAME: Final = struct.Struct("=8x4088s")
 # Identities of itself and of what it was taken of; the transactions.
 _INFO: Final = struct.Struct("=296x16s16s16xQQ144x")
@@ -122,6 +125,8 @@ def snapshot(source: Path, target: Path) -> None:
         name = os.fsencode(target.name)
         content = _SNAPSHOT.pack(origin, 0, _READ_ONLY, b"", name)
         fcntl.ioctl(parent, _SNAPSHOT_CREATE, bytearray(content))
+    if not is_changeable(target):  # else nobody could rename or delete it
+        _make_movable(target)
 
 
 def delete(directory: Path) -> None:
@@ -137,6 +142,8 @@ def delete(directory: Path) -> None:
     try:
         if not subvolume(directory):
             return
+        if not is_changeable(directory):
+            _make_movable(directory)
         try:
             _call_by_name(_DESTROY, directory)
         except OSError as error:
@@ -147,6 +154,15 @@ def delete(directory: Path) -> None:
             _call_by_name(_DESTROY, directory)
     except OSError as error:
         raise BackendError(f"cannot delete {directory}: {error.strerror}") from error
+
+
+def _make_movable(subvolume: Path) -> None:
+    """Let *subvolume*, read-only or not, be renamed and deleted; it is as it was."""
+    with opened(subvolume) as top:
+        flags = fcntl.ioctl(top, _GET_FLAGS, bytes(_SUBVOLUME_FLAGS.size))
+        fcntl.ioctl(top, _SET_FLAGS, bytes(_SUBVOLUME_FLAGS.size))
+        clear_flags(top, os.fsencode(subvolume))
+        fcntl.ioctl(top, _SET_FLAGS, flags)
 
 
 def _delete_nested(top: int) -> None:
@@ -160,7 +176,8 @@ def _delete_nested(top: int) -> None:
                 for name in doomed[-1][-1].split(b"/"):
                     way.down(name)
                 # Its maker may have made it read-only.
-                fcntl.ioctl(way.last(), _SET_FLAGS, bytes(8))
+                fcntl.ioctl(way.last(), _SET_FLAGS, bytes(_SUBVOLUME_FLAGS.size))
+                clear_flags(way.last(), doomed[-1][-1])
                 doomed.append(_nested(way.last()))
                 continue
             doomed.pop()

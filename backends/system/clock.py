@@ -53,6 +53,11 @@ def boottime_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+def wall_at_boot_ns() -> int:
+    """Return what the wall clock said at boot, as it is set now."""
+    return wall_ns() - boottime_ns()
+
+
 def thread_cpu_ns(thread: int) -> int:
     """Return what a thread of this process, which must live, has had of processors."""
     return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))

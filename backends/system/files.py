@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
+from backends.errors import BackendError
 from backends.system import libc
+from backends.system.changeable import make_changeable
+from backends.system.clock import Deadline
 from backends.system.run import run
 
 log = logging.getLogger(__name__)
@@ -176,5 +179,20 @@ def remove_tree(path: Path, *, deadline_s: float = _REMOVE_WITHIN_S) -> None:
     except FileNotFoundError:
         return
     except OSError:
-        # rm never leaves the filesystem nor follows a link, however deep it is.
-        run(["rm", "-rf", "--one-file-system", "--", str(path)], deadline_s=deadline_s)
+        _remove(path, Deadline(deadline_s))
+
+
+def _remove(path: Path, deadline: Deadline) -> None:
+    """Remove a directory that is not empty, whatever containers have made of it."""
+    # rm never leaves the filesystem nor follows a link, however deep it is.
+    command = ["rm", "-rf", "--one-file-system", "--", str(path)]
+    try:
+        run(command, deadline_s=deadline.remaining_s())
+    except BackendError:
+        try:
+            if not path.is_dir() or not make_changeable(path):
+                raise
+        except OSError as error:
+            told = f"{error.strerror} {error.filename!r}"
+            raise BackendError(f"cannot remove {path}: {told}") from error
+        run(command, deadline_s=deadline.remaining_s())

@@ -32,7 +32,7 @@ _CAPABILITY_VERSION = 0x20080522
 # The same on all machines.
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH, _FROM_DESCRIPTOR = 1, 0x1000, 4
-MOUNT_NOSUID, MOUNT_NODEV = 0x2, 0x4
+MOUNT_READ_ONLY, MOUNT_NOSUID, MOUNT_NODEV = 0x1, 0x2, 0x4
 # On the machines that we run on; 0 is no such call.
 _KCMP = {"x86_64": 312, "aarch64": 272}.get(os.uname().machine, 0)
 _KCMP_FILES = 2

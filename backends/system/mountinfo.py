@@ -17,6 +17,8 @@ from typing import Final, NamedTuple
 _OCTAL_ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 # Who may make namespaces decides how long a table is. Further copies count as users.
 _SHOWN_MAX: Final = 1000
+# /proc/PID/task has two, and one for each thread (fs/proc/base.c, proc_task_getattr).
+_LINKS_OF_ONE_THREAD: Final = 3
 
 
 class MountEntry(NamedTuple):
@@ -77,10 +79,13 @@ def threads(pid: int) -> Iterator[str]:
     or namespaces any more, while the other threads go on with them.
     """
     yield f"/proc/{pid}"
+    directory = f"/proc/{pid}/task"
     with suppress(OSError):
-        for name in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - quick
+        if os.stat(directory).st_nlink == _LINKS_OF_ONE_THREAD:  # noqa: PTH116 - quick
+            return
+        for name in os.listdir(directory):  # noqa: PTH208 - quick
             if name != str(pid):
-                yield f"/proc/{pid}/task/{name}"
+                yield f"{directory}/{name}"
 
 
 def sees_less(pid: int) -> bool:

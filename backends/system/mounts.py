@@ -85,17 +85,19 @@ def entry_covering(path: Path) -> MountEntry:
     return best
 
 
-def bind(source: Path, target: Path, *, suid: bool) -> None:
+def bind(source: Path, target: Path, *, suid: bool, read_only: bool = False) -> None:
     """
     Make directory *source* appear at the existing directory *target*.
 
-    Devices in it cannot be opened, and set-id bits count only with *suid*.
+    Devices in it cannot be opened, set-id bits count only with *suid*, and nothing can
+    be changed through a *read_only* one.
 
     Raises:
         BackendError: the kernel refused.
 
     """
     attributes = libc.MOUNT_NODEV | (0 if suid else libc.MOUNT_NOSUID)
+    attributes |= libc.MOUNT_READ_ONLY if read_only else 0
     try:
         libc.bind(os.fsencode(source), os.fsencode(target), attributes)
     except OSError as error:
@@ -143,7 +145,7 @@ def shown_elsewhere(target: Path) -> bool:
     entry = mounted_at(target)
     if entry is None or not entry.peer_group:
         return False
-    own = os.stat("/proc/self/ns/mnt").st_ino
+    own = _mount_namespace("/proc/self")
     clue = f" {entry.peer_group} ".encode()
     return any(
         is_shown and namespace != own
@@ -154,10 +156,15 @@ def shown_elsewhere(target: Path) -> bool:
 
 
 def users_of(directory: Path) -> list[VolumeUser]:
-    """Return one process for each mount namespace that has *directory* mounted."""
+    """
+    Return one process for each mount namespace that has *directory* mounted elsewhere.
+
+    A disk that is mounted at *directory* itself is not used by that.
+    """
     covering = entry_covering(directory)
     root = str(Path(covering.root) / directory.relative_to(covering.mount_point))
-    return users_of_root(root, device=covering.device, own=())
+    own = {directory} & {Path(covering.mount_point)}
+    return users_of_root(root, device=covering.device, own=own)
 
 
 def users_of_root(
@@ -230,36 +237,50 @@ def _is_ours(pid: int) -> bool:
 
 def _mount_namespaces(
     look: Callable[[Iterator[bytes]], Found],
-) -> Iterator[tuple[int, int, Found]]:
+) -> Iterator[tuple[int, str, Found]]:
     """
     Yield a process of each mount namespace, that, and what *look* finds in its table.
 
     Whoever may make namespaces decides how long a table is: *look* gets its lines.
     """
-    seen: set[int] = set()
+    seen: set[str] = set()
     # One of a program's may be in a namespace of its own, as dockerd's for a copy, and
-    # see less of it than another program there.
-    places = [(thread, pid) for pid in _process_ids() for thread in threads(pid)]
-    for thread, pid in sorted(places, key=lambda place: thread_sees_less(place[0])):
-        yield from _read_table(pid, thread, seen, look)
+    # see less of it than another program there. To ask each of them for its root took
+    # most of a removal: who is in a namespace that was read is not asked.
+    seeing_less = []
+    for pid in _process_ids():
+        for thread in threads(pid):
+            namespace = _mount_namespace(thread)
+            if namespace in seen:
+                continue
+            if thread_sees_less(thread):
+                seeing_less.append((pid, thread, namespace))
+            else:
+                yield from _read_table(pid, thread, namespace, seen, look)
+    for pid, thread, namespace in seeing_less:
+        if namespace not in seen:
+            yield from _read_table(pid, thread, namespace, seen, look)
+
+
+def _mount_namespace(thread: str) -> str:
+    """Return what it is called; "" if *thread* has ended, or the kernel is silent."""
+    try:
+        return os.readlink(f"{thread}/ns/mnt")  # noqa: PTH115 - quick
+    except OSError:
+        return ""
 
 
 def _read_table(
     pid: int,
     thread: str,
-    seen: set[int],
+    namespace: str,
+    seen: set[str],
     look: Callable[[Iterator[bytes]], Found],
-) -> list[tuple[int, int, Found]]:
+) -> list[tuple[int, str, Found]]:
     """Return what `_mount_namespaces` yields for *thread*, nothing if it has ended."""
     # It may end between any two lines; a namespace that nobody lives in uses nothing,
     # but one may be seen again through another process.
     try:
-        namespace = 0
-        # Where the kernel does not tell us the namespace, it counts as a new one.
-        with suppress(PermissionError):
-            namespace = os.stat(f"{thread}/ns/mnt").st_ino
-        if namespace in seen:
-            return []
         with Path(f"{thread}/mountinfo").open("rb") as table:
             first = table.readline()
             if not first:

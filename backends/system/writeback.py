@@ -22,7 +22,7 @@ from typing import Final
 
 from backends.system import libc
 from backends.system.beneath import opened
-from backends.system.clock import boottime_ns, wall_ns
+from backends.system.clock import boottime_ns, wall_at_boot_ns
 from backends.system.walk import walk
 
 _CHUNK: Final = 2**20
@@ -40,7 +40,7 @@ class Writeback:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._began_ns = boottime_ns()
-        self._clock_ns = _clock_ns()
+        self._clock_ns = wall_at_boot_ns()
         self._failed = False
         self._lock = threading.Lock()
         self._descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -48,7 +48,7 @@ class Writeback:
 
     def note_clock(self) -> None:
         """See the wall clock set back: files are told to be older from then on."""
-        self._clock_ns = min(self._clock_ns, _clock_ns())
+        self._clock_ns = min(self._clock_ns, wall_at_boot_ns())
 
     def flush(self) -> None:
         """
@@ -85,11 +85,6 @@ class Writeback:
                     _write_again(name, directory, status)
             libc.sync_filesystem(self._descriptor, about=str(self.directory))
             self._failed = False
-
-
-def _clock_ns() -> int:
-    """Return what the wall clock said at boot, as it is set now."""
-    return wall_ns() - boottime_ns()
 
 
 def _write_again(name: bytes, directory: int, status: os.stat_result) -> None:

@@ -10,7 +10,7 @@ from plugin.cli.context import Context, json_option, pass_context
 
 @click.group()
 def share() -> None:
-    """NFS shares that volumes are on: accept."""
+    """NFS shares that volumes are on: accept, move."""
 
 
 @share.command()
@@ -33,3 +33,20 @@ def accept(context: Context, share: str, force: bool, as_json: bool) -> None:
         )
     answer = context.client.call("POST", "/v1/shares/accept", {"share": share})
     output.print_answer(answer, answer["identity"], as_json=as_json)
+
+
+@share.command()
+@click.argument("share")
+@click.argument("to")
+@json_option
+@pass_context
+def move(context: Context, share: str, to: str, as_json: bool) -> None:
+    """
+    Look for the volumes of SHARE, SERVER:/PATH, on TO from now on.
+
+    For a server, or an export, that has another name now. No byte is moved: TO has to
+    be the same share. Stop the volumes' containers first.
+    """
+    request = {"share": share, "to": to}
+    answer = context.client.call("POST", "/v1/shares/move", request)
+    output.print_answer(answer, "\n".join(answer["volumes"]), as_json=as_json)

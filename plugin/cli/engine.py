@@ -59,7 +59,7 @@ class Engine:
         if volume.get("Options"):
             raise EngineError(
                 f"volume '{name}' has mount options, so its bytes lie elsewhere",
-                hint="mount that storage and copy the files with rsync -aHAXS",
+                hint=f"mount that storage, and: remora import DIRECTORY --name {name}",
             )
         return Path(volume["Mountpoint"])
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import NoReturn
 
 from backends.options import seconds
-from backends.registry import has_catalogue_on_storage
+from backends.registry import keeps_copies
 from backends.rsync.backend import RsyncBackend
 from backends.rsync.journal.fitting import unfit_of
 from plugin.config import Config
@@ -41,6 +41,7 @@ from plugin.peers.questions import NoBody, Question, anybody
 from plugin.peers.server import PeerServer
 from plugin.peers.sharing import SharedSsh
 from plugin.peers.sshd import PeerSshd
+from plugin.replication.journals import Journals
 from plugin.replication.node import TRANSFERS, ReplicationNode
 from plugin.replication.placement import Placement
 from plugin.store.base import Store
@@ -77,11 +78,12 @@ class ClusterNode:
         keys: NodeKeys,
         ownership: OwnershipView,
         rsync: RsyncBackend,
+        journals: Journals,
         catalogue: Catalogue,
         wishes: Wishes,
     ) -> None:
         peers = self.peers = Peers(_shared_ssh(config, keys))
-        by_id, find = partial(_by_id, catalogue), partial(_record, catalogue)
+        by_id, find = partial(_by_id, catalogue), partial(record_of, catalogue)
         parts = Parts(ownership.heads, wishes, by_id=by_id)
         self.asking = asking = Asking(peers, wishes, parts, node_id=ownership.node_id)
         unfit = partial(_unfit, rsync)
@@ -90,7 +92,7 @@ class ClusterNode:
         failsafe = _failsafe(config, ownership, peers, holds)
         self.keeper = _keeper(config, ownership, failsafe)
         self.replication = ReplicationNode(
-            *(ownership, rsync, peers),
+            *(ownership, rsync, journals, peers),
             asking=asking,
             holds=holds,
             find=find,
@@ -291,14 +293,11 @@ def _records(catalogue: Catalogue, ids: Collection[str]) -> list[VolumeRecord]:
 
 
 def _with_copies(catalogue: Catalogue) -> list[VolumeRecord]:
-    ids = {
-        each.id
-        for each in catalogue.heads()
-        if not has_catalogue_on_storage(each.backend)
-    }
+    ids = {each.id for each in catalogue.heads() if keeps_copies(each.backend)}
     return catalogue.of_ids(ids)
 
 
-def _record(catalogue: Catalogue, name: str) -> VolumeRecord | None:
+def record_of(catalogue: Catalogue, name: str) -> VolumeRecord | None:
+    """Return the record of volume *name*, None if there is none."""
     stored = catalogue.find(name)
     return stored.record if stored else None

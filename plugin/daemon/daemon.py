@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from backends.nfs.backend import NfsBackend
+from backends.readonly.backend import ReadonlyBackend
+from backends.readonly.sources import NoSources, Sources
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import files
@@ -23,16 +25,22 @@ from backends.system.clock import Deadline
 from plugin.api.admin.cluster import ClusterView
 from plugin.api.admin.http import create_app as create_control_app
 from plugin.api.admin.http import create_metrics_app
+from plugin.api.admin.shares import ShareCalls
 from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
-from plugin.daemon.cluster_node import ClusterNode, swarm_labels
+from plugin.daemon.cluster_node import ClusterNode, record_of, swarm_labels
 from plugin.daemon.engine_side import engine_watch
 from plugin.daemon.foundation import lay_foundation
 from plugin.daemon.left_mounted import left_mounted
 from plugin.daemon.node import Node, lock_state
 from plugin.daemon.notify import notify
 from plugin.daemon.server import Server
-from plugin.daemon.sockets import bind_socket, inherited_socket, remove_socket
+from plugin.daemon.sockets import (
+    bind_socket,
+    inherited_socket,
+    loopback_socket,
+    remove_socket,
+)
 from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
 from plugin.errors import ConfigError
 from plugin.events.log import Events
@@ -52,10 +60,13 @@ from plugin.ownership.view import OwnershipView
 from plugin.ownership.votes import Votes
 from plugin.ownership.wishes import Wishes
 from plugin.peers.keys import NodeKeys
+from plugin.replication.journals import Journals
+from plugin.replication.last_commits import LastCommits
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
 from plugin.volumes.options import AllowedOptions, OptionResolver
 from plugin.volumes.propagation import Propagation
+from plugin.volumes.share_move import ShareMove
 from plugin.volumes.shares import ShareRecords
 from plugin.volumes.use_cases import UseCases
 
@@ -68,13 +79,19 @@ _METRICS_THREADS: Final = 2
 
 def profile_faults(config: Config) -> list[str]:
     """Return what is wrong with the profiles of *config*; nothing is touched."""
-    registry = Registry(
-        [
-            RsyncBackend(config.pool, pool_id=None),
-            NfsBackend(config.state_dir, node=""),
-        ]
+    rsync = RsyncBackend(config.pool, pool_id=None)
+    registry = _registry(
+        config, rsync, NfsBackend(config.state_dir, node=""), NoSources()
     )
     return OptionResolver(registry, config.profiles).faults()
+
+
+def _registry(
+    config: Config, rsync: RsyncBackend, nfs: NfsBackend, sources: Sources
+) -> Registry:
+    """Return all backends; what the first is asked for by is no other one's."""
+    readonly = ReadonlyBackend(rsync, nfs, sources, config.mount_dir)
+    return Registry([readonly, rsync, nfs])
 
 
 class Daemon:
@@ -104,11 +121,14 @@ class Daemon:
         if self._node.fact("pool_id") is None:
             self._node.set_fact("pool_id", self._rsync.pool.initialise())
         self._catalogue = Catalogue(self._foundation.store)
+        self._shares = ShareRecords(self._foundation.store, self._catalogue)
         self._nfs = NfsBackend(
             config.state_dir,
             node=f"{os.uname().nodename}.{self._node.id}",
-            known=ShareRecords(self._foundation.store, self._catalogue),
+            known=self._shares,
         )
+        self._copy_states = CopyStates(locate_with(self._rsync))
+        self._journals = Journals(self._rsync, self._copy_states)
         self._resolver = self._build_resolver()
         self._registry = self._resolver.registry
         self._ownership = self._build_ownership()
@@ -159,7 +179,14 @@ class Daemon:
 
     def _build_resolver(self) -> OptionResolver:
         """Register all backends; return what chooses one of them for a volume."""
-        registry = Registry([self._rsync, self._nfs])
+        foundation, catalogue = self._foundation, self._catalogue
+        sources = LastCommits(
+            *(self._journals, foundation.heads, foundation.nodes),
+            foundation.membership,
+            record_of=partial(record_of, catalogue),
+            knows=lambda volume_id: volume_id in catalogue.names(),
+        )
+        registry = _registry(self._config, self._rsync, self._nfs, sources)
         resolver = OptionResolver(registry, self._config.profiles)
         if faults := resolver.faults():
             raise ConfigError(faults, source="[profiles]")
@@ -171,7 +198,7 @@ class Daemon:
         foundation = self._foundation
         return OwnershipView(
             heads=foundation.heads,
-            copy_states=CopyStates(locate_with(self._rsync)),
+            copy_states=self._copy_states,
             nodes=foundation.nodes,
             membership=foundation.membership,
             registry=self._registry,
@@ -185,6 +212,7 @@ class Daemon:
             keys,
             self._ownership,
             self._rsync,
+            self._journals,
             self._catalogue,
             Wishes(self._foundation.store, self._foundation.membership),
         )
@@ -229,13 +257,12 @@ class Daemon:
     def _build_servers(self) -> list[Server]:
         """Return the servers; the plugin socket comes last, after all that can fail."""
         config, volumes = self._config, self._volumes
-        view, accept = self._cluster_view(), self._nfs.accept
         metrics, servers = self._metrics(), []
         if config.metrics_address:
             servers.append(
                 Server(
                     create_metrics_app(metrics),
-                    _loopback_socket(config.metrics_address),
+                    loopback_socket(config.metrics_address),
                     name="metrics",
                     threads=_METRICS_THREADS,
                 )
@@ -243,8 +270,8 @@ class Daemon:
         servers.append(
             Server(
                 create_control_app(
-                    *(volumes, metrics, view, self._registry),
-                    accept_share=accept,
+                    *(volumes, metrics, self._cluster_view(), self._registry),
+                    shares=self._share_calls(),
                     hidden=self._engine.hidden,
                 ),
                 self._bind(config.control_socket),
@@ -281,6 +308,14 @@ class Daemon:
             self._cluster.replication if self._cluster else None,
             hidden=self._engine.hidden,
         )
+
+    def _share_calls(self) -> ShareCalls:
+        volumes = self._volumes
+        move = ShareMove(
+            *(self._nfs, self._shares, self._catalogue),
+            *(volumes.unmounting, volumes.operations),
+        )
+        return ShareCalls(self._nfs.accept, move.move)
 
     def _cluster_view(self) -> ClusterView:
         foundation, cluster = self._foundation, self._cluster
@@ -360,16 +395,4 @@ def _prepare_directories(config: Config) -> None:
     except OSError as error:
         raise ConfigError(
             [f"cannot use {error.filename}: {error.strerror}"], source="[daemon]"
-        ) from error
-
-
-def _loopback_socket(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), int(port)), family=family)
-    except OSError as error:
-        raise ConfigError(
-            [f"metrics_address: cannot listen at {address}: {error.strerror}"],
-            source="[daemon]",
         ) from error

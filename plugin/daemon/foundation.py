@@ -7,7 +7,7 @@ import uuid
 from dataclasses import dataclass, replace
 from functools import partial
 
-from backends.registry import has_catalogue_on_storage
+from backends.registry import keeps_copies
 from backends.system import clock, files
 from plugin.config import Config
 from plugin.daemon.node import Node
@@ -144,7 +144,7 @@ def _data_only_on(
         each.id
         for each in catalogue.of_ids(unmounted)
         if (each.filled, each.phase, each.node) == (True, "ready", node_id)
-        and not has_catalogue_on_storage(each.backend)
+        and keeps_copies(each.backend)
     ]
     if filled:
         found["all of"] = list(dict.fromkeys([*found.get("all of", []), *filled]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 import tempfile
 import tomllib
@@ -22,13 +23,15 @@ from plugin.config import DEFAULT_PATH, ClusterConfig, Config, load
 from plugin.errors import ConfigError, EnrolmentError
 
 CONFIGURATION: Final = str(DEFAULT_PATH)
-# The paths of this node's files on the new node, whatever their paths are here.
+# The paths of this node's files on the new node, unless they lie in `_OURS` here.
 _SECRETS: Final[Mapping[str, str]] = {
     "etcd_password_file": "/etc/remora/etcd/password",
     "etcd_ca_file": "/etc/remora/etcd/ca.pem",
     "etcd_certificate_file": "/etc/remora/etcd/client.pem",
     "etcd_key_file": "/etc/remora/etcd/client-key.pem",
 }
+# What lies there has the same path on each node: the guide puts it there itself.
+_OURS: Final = "/etc/remora"
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 _HEAD: Final = """\
 # Written by `remora node enroll`. All keys, and what they mean:
@@ -61,8 +64,9 @@ def node_files(config: Config, *, name: str, address: str) -> NodeFiles:
     for key in (each.name for each in dataclasses.fields(ClusterConfig)):
         value = getattr(own, key)
         if key in _SECRETS and value is not None:
-            secrets[_SECRETS[key]] = _content(value)
-            value = _SECRETS[key]
+            place = _place(key, value)
+            secrets[place] = _content(value)
+            value = place
         if value != ClusterConfig.__dataclass_fields__[key].default:
             values[key] = value
     # The address of this node is not the other one's.
@@ -108,6 +112,12 @@ def in_cluster(text: str | None) -> bool:
     except tomllib.TOMLDecodeError:
         return False
     return isinstance(section, dict) and bool(section.get("etcd"))
+
+
+def _place(key: str, path: Path) -> str:
+    """Return where the new node has the file *path* of this one."""
+    ours = Path(os.path.normpath(path)).is_relative_to(_OURS)
+    return str(path) if ours else _SECRETS[key]
 
 
 def _content(path: Path) -> bytes:

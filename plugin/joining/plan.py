@@ -16,7 +16,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from backends.registry import has_catalogue_on_storage
+from backends.registry import has_catalogue_on_storage, keeps_copies
 from plugin.errors import NodeConflictError
 from plugin.joining.batches import Step
 from plugin.joining.dumping import is_passing
@@ -203,7 +203,7 @@ class Planner:
         head = _head_key(volume.id)
         if (
             head not in records
-            and not has_catalogue_on_storage(volume.backend)
+            and keeps_copies(volume.backend)
             and volume.phase == "ready"
         ):
             record = msgspec.structs.replace(record, filled=True)

@@ -8,6 +8,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Header
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.staging import Staging
 from backends.system.aside import begun
 from backends.system.writeback import Writeback
 from plugin.errors import PeerRefusedError
@@ -57,6 +58,8 @@ class Incoming:
             known = None
         at = commit.epoch, commit.seq
         if known is None or not known.go_on(at):
+            if not clean:
+                Staging(home).drop_later()
             known = Arrivals.begun(at, clean=bool(clean))
         if clean is None:
             known.doubt()

@@ -67,6 +67,7 @@ class ReplicationNode:
         self,
         ownership: OwnershipView,
         backend: RsyncBackend,
+        journals: Journals,
         peers: Peers,
         *,
         asking: Asking,
@@ -82,10 +83,9 @@ class ReplicationNode:
     ) -> None:
         self._holds, self._asking, self._records = holds, asking, records
         self._ownership, self._held, self.progress = ownership, keeper.held, Progress()
-        self._journals = journals = Journals(backend, ownership.copy_states)
-        self._reporting = Reporting(self.progress, peers)
+        self._journals, self._reporting = journals, Reporting(self.progress, peers)
         transfer, name = RsyncTransfer(peers, self.progress), ownership.own.name
-        self._room = Room(self._journals, node_name=name, by_id=by_id)
+        self._room = Room(journals, node_name=name, by_id=by_id)
         self.receiving = receiving = Receiving(
             *(ownership, journals),
             find=find,

@@ -50,12 +50,12 @@ class ShareRecords:
 
     def volumes(self, share: str) -> Sequence[tuple[str, str]]:
         """Return name and id of volumes that were made on the share."""
-        made = ((x.name, x.id) for x in self._on(share) if x.phase == "ready")
+        made = ((x.name, x.id) for x in self.on(share) if x.phase == "ready")
         return [*islice(made, _TOLD_MAX)]
 
     def in_use(self, share: str) -> bool:
         """Return whether there is a record, or may be, of a volume on the share."""
-        begun = (each for each in self._on(share) if each.phase != "creating")
+        begun = (each for each in self.on(share) if each.phase != "creating")
         return bool(self.catalogue.unreadable() or next(begun, None))
 
     def note(self, share: str, identity: str, *, instead_of: str) -> str:
@@ -80,7 +80,8 @@ class ShareRecords:
                 return identity
         raise ChangedError(f"share {share} was noted by another node", hint="retry")
 
-    def _on(self, share: str) -> Iterator[VolumeRecord]:
+    def on(self, share: str) -> Iterator[VolumeRecord]:
+        """Yield the records of volumes on the share, whatever their phase."""
         for record in self.catalogue.of_ids(self.catalogue.names()):
             options = record.options
             if options.get("mountMode") != "direct" and (

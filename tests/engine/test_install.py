@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,9 @@ from plugin.config import Config, load
 from plugin.daemon.daemon import profile_faults
 from tests.support.config_keys import environment_names
 from tests.support.daemon import UnixConnection
-from tests.support.host import REPOSITORY, Host, wait_until
+from tests.support import wheels
+from tests.support.guides import Printed
+from tests.support.host import REPOSITORY, SYSTEM_PATH, Host, wait_until
 from tests.support.wheels import offline
 
 if TYPE_CHECKING:
@@ -243,10 +246,25 @@ def test_another_place(host: Host, tmp_path: Path) -> None:
     assert "--uninstall" not in install(host, "--uninstall", DESTDIR=str(tmp_path))
 
 
-def test_an_installation_over_another_keeps_the_configuration(host: Host) -> None:
+@pytest.mark.printed("install.md", "Install and start", "pip download", "PIP_NO_INDEX")
+def test_an_installation_over_another_keeps_the_configuration(
+    host: Host, printed: Printed, tmp_path: Path
+) -> None:
+    """Without a network, as the guide says; here all is fetched from where it lies."""
     file = host.path("/etc/remora/remora.toml")
     file.write_text("# mine\n")
-    install(host)
+    for part in REPOSITORY.iterdir():
+        (tmp_path / part.name).symlink_to(part)
+    path = f"{Path(sys.executable).parent}:{SYSTEM_PATH}"
+    for command, settings in (("pip download", offline()), ("PIP_NO_INDEX", {})):
+        script = f"cd {tmp_path}; {printed.take(command).text}"
+        host.run(
+            ["sh", "-euc", script],
+            timeout_s=INSTALL_DEADLINE_S,
+            env={"PATH": path, **settings},
+        )
+    fetched = {each.name for each in (tmp_path / "wheels").iterdir()}
+    assert fetched == {each.name for each in wheels.directory().iterdir()}
     assert file.read_text() == "# mine\n"
     assert "remora, version" in host.run(["remora", "--version"]).stdout
 

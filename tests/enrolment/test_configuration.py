@@ -50,6 +50,25 @@ def test_paths_of_this_machine_are_not_copied(tmp_path: Path) -> None:
     )
 
 
+def test_files_in_our_directory_keep_their_places(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The guide puts them there on each node; a second copy would grow old."""
+    monkeypatch.setattr(configuration, "_OURS", str(tmp_path / "remora"))
+    inside, outside = tmp_path / "remora/etcd/ca.crt", tmp_path / "remora/../password"
+    inside.parent.mkdir(parents=True)
+    for path in (inside, outside):
+        path.write_text(path.name)
+    cluster = replace(
+        CLUSTER, etcd_user="remora", etcd_ca_file=inside, etcd_password_file=outside
+    )
+    files = node_files(Config(cluster=cluster), name="beta", address="")
+    assert files.secrets == {
+        str(inside): b"ca.crt",
+        "/etc/remora/etcd/password": b"password",
+    }
+
+
 def test_files_are_copied_under_fixed_names(tmp_path: Path) -> None:
     here = {}
     for key in ("ca_file", "certificate_file", "key_file", "password_file"):

@@ -212,3 +212,34 @@ def all_contents(world: World) -> dict[str, str]:
             data = backend.data_directory(record.volume(), each.name)
             contents[f"{volume.name}@{each.name}"] = (data / "file").read_text()
     return contents
+
+
+def read_a_copy(world: World) -> None:
+    world.volumes.mounting.mount("r", "engine")
+    world.volumes.unmounting.unmount("r", "engine")
+
+
+def test_a_kill_at_any_step_of_reading_leaves_nothing(disk: Path) -> None:
+    original = disk / "original"
+    original.mkdir()
+    prepare(original, mounted=False)
+    world = World(original)
+    world.volumes.creation.create("r", {"readonly_copy": "v"})
+    world.close()
+
+    def begin_again(directory: Path) -> None:
+        subprocess.run(["cp", "-a", f"{original}/.", directory], check=True, timeout=10)
+
+    steps = 0
+    for directory, life in lives(disk, begin_again, World, read_a_copy):
+        world = recovered(directory)
+        assert mounts.mount_points_below(directory) == []
+        assert world.node.references.volumes() == []
+        left = [*directory.glob("pool/*/*"), *directory.glob("mounts/*")]
+        assert left == [*directory.glob("pool/volumes/*")]
+        shown = world.volumes.mounting.mount("r", "check")
+        assert (shown / "file").read_text() == "precious"
+        world.volumes.unmounting.unmount("r", "check")
+        world.close()
+        steps = len(life.steps)
+    assert steps > 10

@@ -16,7 +16,7 @@ import pytest
 
 from backends.errors import BackendError
 from backends.rsync.journal.journal import Journal
-from backends.system import clock, writeback
+from backends.system import clock
 from backends.system.writeback import Writeback
 from plugin.errors import NotOwnerError
 from plugin.ownership.copy_states import CopyStates
@@ -67,9 +67,7 @@ def test_writes_are_repaired_although_the_clock_was_set_meanwhile(
     real_ns = clock.wall_ns
 
     def set_clock(by_s: int) -> None:
-        monkeypatch.setattr(
-            writeback, "wall_ns", lambda: real_ns() + by_s * 1_000_000_000
-        )
+        monkeypatch.setattr(clock, "wall_ns", lambda: real_ns() + by_s * 1_000_000_000)
 
     set_clock(ahead_s[0])
     states = CopyStates(lambda _: disk.path)

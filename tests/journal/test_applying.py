@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal.applying import apply
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.outbox import fill
+from backends.rsync.journal.rolling_forward import apply
 from backends.rsync.journal.staging import Staging
 from backends.system import quota
 from backends.system.writeback import Writeback

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from backends.rsync.journal import arrivals as module
+from backends.rsync.journal import staging
 from backends.rsync.journal.arrivals import Arrivals
 from backends.rsync.journal.delta import Header
 from backends.rsync.journal.entries import Entry, Known
+from backends.rsync.journal.staging import Staging
+from backends.system import clock
 from backends.system.clock import wall_ns
 from plugin.ownership.state import Commit
 from plugin.replication.incoming import Incoming
@@ -38,6 +42,44 @@ def test_what_came_before_the_clock_was_put_back_is_not_believed(
     # Nothing that comes now would be later than what began in the future.
     monkeypatch.setattr(module, "wall_ns", lambda: 500)
     assert not arrivals.go_on((1, 6))
+
+
+def test_what_came_before_the_clock_was_put_back_goes_before_it_is_as_late_again(
+    incoming: Incoming, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a commit that was never taken, with the size and times of the next one's."""
+    begun_at_ns = clock.wall_ns() - 3_600 * 10**9, clock.boottime_ns() - 3_600 * 10**9
+    real_ns, set_by_ns = (clock.wall_ns, clock.boottime_ns), -60 * 10**9
+    set_clocks(monkeypatch, *(lambda each=each: each for each in begun_at_ns))
+    incoming.note(VOLUME, tmp_path, WANTED, empty=False, clean=True)
+    tree = Staging(tmp_path).tree()
+    (tree / "directory").mkdir()
+    came = tree / "directory" / "file"
+    came.touch()
+    # An hour has passed, and the clock is behind what it was when the file came.
+    set_clocks(monkeypatch, lambda: real_ns[0]() + set_by_ns, real_ns[1])
+    incoming.note(VOLUME, tmp_path, LATER, empty=False)
+    assert not came.exists()
+
+
+def test_what_has_come_stays_while_the_clock_goes_on(
+    incoming: Incoming, tmp_path: Path
+) -> None:
+    incoming.note(VOLUME, tmp_path, WANTED, empty=False, clean=True)
+    came = Staging(tmp_path).tree() / "file"
+    came.touch()
+    arrivals = incoming.of(VOLUME)
+    incoming.note(VOLUME, tmp_path, LATER, empty=False)
+    assert came.exists()
+    assert incoming.of(VOLUME) is arrivals
+
+
+def set_clocks(
+    monkeypatch: pytest.MonkeyPatch, wall: Callable[[], int], boot: Callable[[], int]
+) -> None:
+    for each in (clock, module, staging):
+        monkeypatch.setattr(each, "wall_ns", wall)
+    monkeypatch.setattr(clock, "boottime_ns", boot)
 
 
 def test_a_file_counts_if_it_came_with_the_commit_that_wrote_it_or_a_later_one(

@@ -20,14 +20,17 @@ from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
 # Its inodes have no fractions of a second, and no year after 2038.
 OLD_EXT4 = ("-I", "128")
+# Small directories are in their inodes, beside attributes.
+INLINE = ("-b", "4096", "-O", "inline_data")
 LARGE = b"z" * 5000
+BLOCK = b"z" * 4030
 FILE = Entry(b"file", "file", 0o644, 0, 0, 10**18)
 
 
 @pytest.fixture(scope="module")
 def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
     enter_private_mounts()
-    kinds = {"xfs": (), "ext4": (), "old ext4": OLD_EXT4}
+    kinds = {"xfs": (), "ext4": (), "old ext4": OLD_EXT4, "inline ext4": INLINE}
     with ExitStack() as stack:
         yield {
             name: stack.enter_context(
@@ -81,6 +84,26 @@ def test_an_attribute_that_does_not_fit(disks: dict[str, Path], name: str) -> No
         owner.record(owner.look(EVERYTHING), (2, 2))
         assert carry(owner.pack((2, 1)), member) == []
         member.apply()
+        assert shape(member.live) == shape(owner.live)
+        assert unfit_of(member.home) == ""
+
+
+def test_an_attribute_that_fits_only_where_it_came(disks: dict[str, Path]) -> None:
+    """It is found once the commit is the member's: all else comes to its place."""
+    with journals(disks["xfs"], disks["inline ext4"]) as (owner, member):
+        (owner.live / "below").mkdir()
+        for number in range(5):
+            (owner.live / f"below/name{number}").touch()
+        time.sleep(0.15)  # what is younger counts as changed once more
+        replicate(owner, member)
+        os.setxattr(owner.live / "below", "user.small", b"s" * 20)
+        os.setxattr(owner.live / "below", "user.stream", BLOCK)
+        (owner.live / "below/name0").write_text("changed")
+        replicate(owner, member)
+        assert (member.live / "below/name0").read_text() == "changed"
+        assert read_unfit(member.home) == [Unfit(b"below", "attributes")]
+        os.removexattr(owner.live / "below", "user.stream")
+        replicate(owner, member)
         assert shape(member.live) == shape(owner.live)
         assert unfit_of(member.home) == ""
 

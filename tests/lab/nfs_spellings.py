@@ -2,8 +2,8 @@
 Lines of mount options in a node: what the built-in driver does with each, and we.
 
 As a program it reads `[{OPTION: VALUE, ...}, ...]` and prints `[[LOCAL, OURS], ...]`:
-"" where it was mounted, otherwise what was said. Source of the first: moby's
-volume/local and its parsing of options, moby/sys/mount/flags.go.
+what the kernel says of the mount, `MOUNTED` first, otherwise what was said. Source of
+the first: moby's volume/local and its parsing of options, moby/sys/mount/flags.go.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Options = dict[str, str]
 
+MOUNTED: Final = "mounted"
 _DEADLINE_S: Final = 20.0
 _TARGET: Final = Path("/mnt/spelling")
 # MS_* of mount(2): what an option sets, and what it takes away.
@@ -57,7 +58,7 @@ def both_try(node: Node, tried: Sequence[Options]) -> list[tuple[str, str]]:
 
 
 def _local(given: Options) -> str:
-    """Return "" if the built-in driver would have mounted it, otherwise the error."""
+    """Return what the built-in driver would have mounted, otherwise the error."""
     flags, data = 0, []
     for each in given["o"].split(","):
         flags = (flags | _SETS.get(each, 0)) & ~_CLEARS.get(each, 0)
@@ -68,12 +69,11 @@ def _local(given: Options) -> str:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mount(device, target, kind, ctypes.c_ulong(flags), rest):
         return os.strerror(ctypes.get_errno())
-    _unmount()
-    return ""
+    return _effective()
 
 
 def _ours(given: Options) -> str:
-    """Return "" if we have mounted it, otherwise the error."""
+    """Return what we have mounted, otherwise the error."""
     try:
         parsed = {**options.DEFAULTS, **options.parse_options(given)}
         options.require_complete(parsed)
@@ -87,12 +87,16 @@ def _ours(given: Options) -> str:
         )
     except RemoraError as error:
         return str(error)
-    _unmount()
-    return ""
+    return _effective()
 
 
-def _unmount() -> None:
+def _effective() -> str:
+    """Unmount it; return what the kernel says of the mount and the superblock."""
+    table = Path("/proc/self/mountinfo").read_text()
+    [line] = [each for each in table.splitlines() if f" {_TARGET} " in each]
+    fields = line.split()
     subprocess.run(_UNMOUNT, check=True, timeout=_DEADLINE_S)
+    return ",".join((MOUNTED, *fields[5].split(","), *fields[-1].split(",")))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.lab import Lab
-from tests.lab.nfs import COMMON, XFS, NfsServer, mount, unmount_all
+from tests.lab.nfs import COMMON, EXT4, XFS, NfsServer, mount, unmount_all
 from tests.lab.nfs_cluster import NfsNode, empty, running
 from tests.lab.nfs_faults import container_like
 from tests.support.host import wait_until
@@ -151,6 +151,72 @@ def test_a_server_that_gets_another_address_is_found_there(
     finally:
         move(OTHER_ADDRESS, first)
         alpha.node.run(f"sed -i '/{NAME}/d' /etc/hosts")
+
+
+def test_a_server_with_another_name_is_the_same_if_it_is_said(
+    shared_lab: Lab, nfs_server: NfsServer
+) -> None:
+    """Not by itself: what answers under another name may be a copy of last week."""
+    names = "old.example.net", "new.example.net"
+    old, new = (f"{name}:{XFS}" for name in names)
+    with running(shared_lab, nfs_server, "alpha", "beta") as (alpha, beta):
+        for node in (alpha, beta):
+            node.node.run(
+                f"for name in {' '.join(names)}; do echo {nfs_server.ipv4} $name; done"
+                " >> /etc/hosts"
+            )
+        try:
+            _move_share(alpha, beta, old, new)
+        finally:
+            for node in (alpha, beta):
+                node.node.run("sed -i /example.net/d /etc/hosts")
+    empty(nfs_server)
+
+
+def _move_share(alpha: NfsNode, beta: NfsNode, old: str, new: str) -> None:
+    server, _, share = old.partition(":")
+
+    def move(share: str, to: str, node: NfsNode = alpha) -> tuple[int, str]:
+        status, answer = node.remora.control(
+            "POST", "/v1/shares/move", {"share": share, "to": to}
+        )
+        return status, str(answer)
+
+    given = {"server": server, "share": share}
+    for name in ("kept", "other"):
+        assert alpha.remora.call("Create", {"Name": name, "Opts": given}) == {}
+    alpha.made("elsewhere", EXT4)
+    target = alpha.mount("kept")
+    alpha.node.run(f"echo row > {target}/file; sync; sed -i /{server}/d /etc/hosts")
+    # What is another one, or none, or in use is refused, and nothing has changed.
+    with container_like(alpha, target):
+        for to, why in (
+            (f"{alpha.server.ipv4}:{EXT4}", "is another share than"),
+            ("nowhere", "is no share"),
+            (f"a b:{XFS}", "server"),
+            (new, "'kept' is used by"),
+        ):
+            status, told = move(old, to)
+            assert status >= 400
+            assert why in told
+    assert "is known here" in move(f"x.example.net:{XFS}", new)[1]
+    assert "remora share move" in alpha.refusal("Mount", "other", ID="id")
+    alpha.unmount("kept")
+    # Another node has it by the name of its profile: its lease is of the same share.
+    beta.mount("kept")
+    assert "mounted on beta" in move(old, new)[1]
+    beta.unmount("kept")
+    assert move(old, new)[0] == 200
+    assert alpha.node.out(["cat", f"{alpha.mount('kept')}/file"]) == "row"
+    assert alpha.status("kept")["source"].startswith(new)
+    alpha.unmount("kept")
+    # Once more, and as a Compose file with the new name asks for it.
+    assert move(old, new)[0] == 200
+    given = {"server": new.partition(":")[0], "share": share}
+    assert alpha.remora.call("Create", {"Name": "kept", "Opts": given}) == {}
+    unmounted(alpha)
+    for name in alpha.names():
+        alpha.remove(name)
 
 
 def test_a_filesystem_for_each_volume_is_neither_exchanged_nor_thrown_away(

@@ -340,3 +340,34 @@ def test_a_subdirectory_of_the_mounted_share_can_be_used(
     # The share was mounted on the way, and is not any more.
     controls = alpha.node.mounts("/var/lib/remora/nfs")
     assert not {volume_id} & {each.mount_point.split("/")[-1] for each in controls}
+
+
+def test_a_readonly_copy_is_the_share_to_be_read(nodes: Pair) -> None:
+    """It is what others write at this moment, and ends no use of the volume itself."""
+    alpha, beta = nodes
+    alpha.made("v")
+    for each in nodes:
+        answer = each.remora.call(
+            "Create", {"Name": "v-read", "Opts": {"readonly_copy": "v"}}
+        )
+        assert answer == {}
+    target = alpha.mount("v")
+    alpha.node.run(f"echo one > {target}/file; sync -f {target}")
+    for each in nodes:
+        shown = each.mount("v-read", "r")
+        assert each.node.out(["cat", f"{shown}/file"]) == "one"
+        refused = each.node.run(f"echo two > {shown}/file", check=False)
+        assert "Read-only file system" in refused.stderr
+        assert each.knows("v")  # beta has only mounted what the share told it of
+        status = each.status("v-read")
+        assert (status["backend"], status["health"]) == ("readonly", "ok")
+        assert status["effective_options"]
+    # The lease is the volume's: what ends first leaves it to the other.
+    alpha.unmount("v-read", "r")
+    assert "NFS-INUSE" in beta.refusal("Remove", "v")
+    beta.unmount("v-read", "r")
+    assert beta.mounted() == []
+    alpha.unmount("v")
+    for each in nodes:
+        each.remove("v-read")
+    beta.remove("v")

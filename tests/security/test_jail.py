@@ -161,7 +161,11 @@ def test_whoever_names_a_root_as_a_jail_does_is_still_a_user(
     )
     assert done.returncode == 0
     told = tmp_path / "pid"
-    wait_until(lambda: told.read_text() != "", timeout_s=20, what="it has mounted")
+    wait_until(
+        lambda: told.exists() and told.read_text() != "",
+        timeout_s=20,
+        what="it has mounted",
+    )
     pid = int(told.read_text())
     try:
         assert [each.pid for each in users_of(staging)] == [pid]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import subprocess
 import tempfile
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from .host import CGROUP_PREFIX, WORK_ROOT, checked, remove_remains, wait_until
 from .images import CACHE, busybox_image
@@ -33,6 +34,8 @@ PACKAGES = (
     *("xfsprogs", "btrfs-progs", "e2fsprogs", "nfs-common", "libcap2-bin"),
     # A new machine that `remora node enroll` comes to.
     *("openssh-server", "sudo", "apt", "iproute2"),
+    # One that is set up by hand, as the guides say.
+    *("make", "python3-venv", "openssl", "etcd-server", "etcd-client"),
 )
 # nspawn mounts the controllers read-only, and dockerd makes its groups in them. There
 # are no loop devices, by which a pool in a file is mounted.
@@ -56,9 +59,11 @@ MASKED = (
     # The machine's kernel may have no NFS, and these would fail.
     *("nfs-client.target", "rpcbind.service", "rpcbind.socket", "run-rpc_pipefs.mount"),
 )
+# What Debian starts when it is installed, and most tests do not want.
+OTHERS = ("etcd.service",)
 # The groups first: what nspawn starts is born in them.
 BOOT_SCRIPT = """
-base=$1 work=$2 group=$3
+base=$1 work=$2 group=$3 name=$4
 for controller in /sys/fs/cgroup/*/; do
     mkdir -p "$controller$group"
     if [ "$controller" = /sys/fs/cgroup/cpuset/ ]; then
@@ -70,7 +75,7 @@ done
 mount -t overlay -o "lowerdir=$base,upperdir=$work/upper,workdir=$work/scratch" \
     overlay "$work/root"
 exec systemd-nspawn --quiet --register=no --keep-unit --private-network \
-    --capability=all --system-call-filter="add_key keyctl bpf" --console=pipe \
+    --capability=all --system-call-filter="add_key keyctl bpf" --console=pipe --hostname="$name" \
     --directory="$work/root" --bind="$work/docker:/var/lib/docker" --boot
 """
 
@@ -121,15 +126,19 @@ def _make_base(root: Path) -> None:
 class BootedMachine:
     """See the module's text; what is put below `root` before `boot` is in it."""
 
-    def __init__(self) -> None:
+    _numbers: ClassVar[itertools.count[int]] = itertools.count(1)
+
+    def __init__(self, name: str = "booted", *, masked: Sequence[str] = OTHERS) -> None:
+        """*masked* are units that are not to be started, besides `MASKED`."""
+        self.name = name
         self._base = base()
         WORK_ROOT.mkdir(parents=True, exist_ok=True)
         # Named as a host's directory: a later run removes what a killed one left.
         stat = Path("/proc/self/stat").read_text()
         started = stat.rpartition(")")[2].split()[19]
-        self.work = WORK_ROOT / f"{os.getpid()}-{started}-booted"
-        for name in ("upper", "scratch", "root", "docker"):
-            (self.work / name).mkdir(parents=True)
+        self.work = WORK_ROOT / f"{os.getpid()}-{started}-booted{next(self._numbers)}"
+        for part in ("upper", "scratch", "root", "docker"):
+            (self.work / part).mkdir(parents=True)
         self.root = self.work / "upper"
         self.group = f"{CGROUP_PREFIX}{self.work.name}"
         settings = {
@@ -139,7 +148,8 @@ class BootedMachine:
         }
         (self.root / "etc/docker").mkdir(parents=True)
         (self.root / "etc/docker/daemon.json").write_text(json.dumps(settings))
-        self._add_units(self.root / "etc/systemd/system")
+        (self.root / "etc/hostname").write_text(f"{name}\n")
+        self._add_units(self.root / "etc/systemd/system", masked)
         # With none the first boot would ask questions.
         (self.root / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
         self._process: subprocess.Popen[bytes] | None = None
@@ -152,12 +162,12 @@ class BootedMachine:
         self.close()
 
     @staticmethod
-    def _add_units(directory: Path) -> None:
+    def _add_units(directory: Path, masked: Sequence[str]) -> None:
         wanted = directory / "sysinit.target.wants"
         wanted.mkdir(parents=True)
         (directory / "given.service").write_text(GIVEN_UNIT)
         (wanted / "given.service").symlink_to("../given.service")
-        for unit in MASKED:
+        for unit in (*MASKED, *masked):
             (directory / unit).symlink_to("/dev/null")
 
     @property
@@ -175,7 +185,7 @@ class BootedMachine:
                     *("unshare", "--mount", "--propagation", "private"),
                     *("--pid", "--fork", "--kill-child", "--mount-proc", "--"),
                     *("sh", "-euc", BOOT_SCRIPT, "boot"),
-                    *(str(self._base), str(self.work), self.group),
+                    *(str(self._base), str(self.work), self.group, self.name),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=console,

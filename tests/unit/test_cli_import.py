@@ -175,6 +175,21 @@ def test_the_same_name_needs_the_local_volume_to_go(
     assert engine.calls[-1] == "DELETE /volumes/old"
 
 
+def test_a_directory_is_taken_over(
+    cli: Cli, node: Node, engine: Engine, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where another plugin's disk is mounted; the engine is not asked."""
+    made = cli("import", str(source), "--name", "new", "-o", "mode=0700", "--json")
+    assert tree(Path(made.json()["path"])) == tree(source)
+    monkeypatch.chdir(source.parent)
+    assert cli("import", f"./{source.name}", "--name", "again").out == "again\n"
+    assert engine.calls == []
+    for wrong in ((), ("--name", "x", "--remove-source")):
+        done = cli("import", str(source), *wrong)
+        assert (done.code, "a directory stays where it is" in done.err) == (2, True)
+    assert node.names() == ["again", "new"]
+
+
 def test_a_local_volume_that_stays_is_told_of(
     cli: Cli, node: Node, engine: Engine, source: Path
 ) -> None:
@@ -196,7 +211,10 @@ def test_a_local_volume_that_stays_is_told_of(
         (
             200,
             {"Driver": "local", "Mountpoint": "/x", "Options": {"type": "nfs"}},
-            "engine: volume 'old' has mount options",
+            (
+                "engine: volume 'old' has mount options, so its bytes lie elsewhere "
+                "(hint: mount that storage, and: remora import DIRECTORY --name old)"
+            ),
         ),
     ],
 )
@@ -263,6 +281,26 @@ def test_what_a_container_uses_is_not_copied(
         user.stdin.close()
         user.stdout.close()
     assert node.stored() == []
+
+
+def test_a_disk_is_taken_over_where_it_is_mounted(
+    cli: Cli, node: Node, source: Path
+) -> None:
+    """As another plugin's; where it is mounted elsewhere, too, somebody may use it."""
+    node.run("mount", "-t", "tmpfs", "disk", "/mnt")
+    try:
+        node.run("cp", str(source / "file"), "/mnt/file")
+        made = cli("import", "/mnt", "--name", "new", "--json").json()
+        assert Path(made["path"], "file").read_text() == "bytes\n"
+        node.run("mount", "--bind", "/mnt", str(source / "sub"))
+        error = refused(node, name="x", source="/mnt", options={})
+        assert (error["code"], f"at {source}/sub" in error["cause"]) == (
+            "volume-busy",
+            True,
+        )
+        node.run("umount", str(source / "sub"))
+    finally:
+        node.run("umount", "/mnt")
 
 
 def test_a_copy_that_does_not_fit_leaves_no_volume(cli: Cli, source: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from backends.rsync import trash as module
 from backends.rsync.trash import Trash
 from backends.system.clock import Deadline
+from tests.support.incapable import incapable
 
 NAMES = ("a", "b", "c")
 
@@ -30,6 +31,11 @@ def trash(tmp_path: Path) -> Iterator[Trash]:
     loosen(trash)
 
 
+def empty(trash: Trash) -> int:
+    """Empty it where nothing may be made changeable; return how many have gone."""
+    return incapable(lambda: trash.empty(Deadline(30)))
+
+
 def loosen(trash: Trash) -> None:
     subprocess.run(["chattr", "-R", "-i", trash.path], check=True)
 
@@ -42,21 +48,39 @@ def test_the_others_go_and_it_is_told_once(
     trash: Trash, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_PAUSE_S", 0.0)
-    assert trash.empty(Deadline(30)) == 2
+    assert empty(trash) == 2
     assert left(trash) == ["a"]
-    assert trash.empty(Deadline(30)) == 0
+    assert empty(trash) == 0
     [line] = caplog.messages
     assert "a." in line
-    assert "cannot be deleted yet: backend-failed: 'rm' exited 1: " in line
+    assert "cannot be deleted yet: backend-failed: cannot remove " in line
+    assert "the daemon lacks CAP_LINUX_IMMUTABLE" in line
+    assert "b'live/file'" in line
     loosen(trash)
-    assert trash.empty(Deadline(30)) == 1
+    assert empty(trash) == 1
     assert left(trash) == []
 
 
+def test_what_a_container_has_made_immutable_goes(trash: Trash) -> None:
+    for name in NAMES:
+        subprocess.run(["chattr", "+a", *trash.path.glob(f"{name}.*/live")], check=True)
+    assert trash.empty(Deadline(30)) == 3
+    assert left(trash) == []
+
+
+def test_a_directory_that_is_immutable_itself_is_thrown_away(
+    trash: Trash, tmp_path: Path
+) -> None:
+    (tmp_path / "d").mkdir()
+    subprocess.run(["chattr", "+i", tmp_path / "d"], check=True)
+    trash.throw_away(tmp_path / "d")
+    assert trash.empty(Deadline(30)) == 4
+
+
 def test_it_is_not_tried_again_at_once(trash: Trash) -> None:
-    trash.empty(Deadline(30))
+    empty(trash)
     loosen(trash)
-    assert trash.empty(Deadline(30)) == 0
+    assert empty(trash) == 0
     assert left(trash) == ["a"]
 
 
@@ -70,7 +94,7 @@ def test_one_that_takes_too_long_is_passed_over(
         real(path, deadline_s=0.0 if path.name.startswith("a.") else deadline_s)
 
     monkeypatch.setattr(module.files, "remove_tree", remove_tree)
-    assert trash.empty(Deadline(30)) == 2
+    assert empty(trash) == 2
     # It is not counted, though rm(1) may have been quicker than its end.
     assert left(trash) in ([], ["a"])
 
@@ -98,6 +122,6 @@ def test_only_what_the_pool_has_made_is_asked_for_its_limit(
         found.append(str(path.relative_to(thrown)))
 
     monkeypatch.setattr(module.quota, "discard", discard)
-    assert trash.empty(Deadline(30)) == 1
+    assert empty(trash) == 1
     assert sorted(found) == sorted(asked)
     assert found[-1] == "."

@@ -26,6 +26,7 @@ OPERATIONS: dict[str, Callable[[Catalogue, Json], Any]] = {
     "identify": identity.identify,
     "create": volumes.create,
     "find": volumes.find,
+    "rewrite": volumes.rewrite,
     "hold": volumes.hold,
     "release": volumes.release,
     "remove": volumes.remove,

@@ -201,6 +201,20 @@ def find(catalogue: Catalogue, request: Json) -> Json | None:
     return marker if marker is not None and marker["state"] == "ready" else None
 
 
+def rewrite(catalogue: Catalogue, request: Json) -> None:
+    """Say of a volume what it was asked for with, as its share is called now."""
+    with changing(catalogue, request["id"]):
+        marker = catalogue.marker(request["name"])
+        if marker is None or marker["id"] != request["id"]:
+            raise Refused("STALE", "another volume has its name on the share")
+        # Their daemons have it by the old name, and renew their leases by that.
+        if holders := catalogue.holders(marker["id"]):
+            raise Refused("INUSE", f"mounted on {', '.join(sorted(holders)[:5])}")
+        said = {key: request[key] for key in ("requested", "options")}
+        if not said.items() <= marker.items():
+            catalogue.replace({**marker, **said}, "volumes", key_of(marker["name"]))
+
+
 def hold(catalogue: Catalogue, request: Json) -> Json:
     """
     Take this node's lease, then say whether the volume may be mounted.

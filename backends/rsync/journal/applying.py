@@ -1,11 +1,9 @@
 """
-Rolls a commit that has been marked forward into the volume, through any crash.
+Brings the entries of a delta into place, through any crash; see `rolling_forward.py`.
 
 First what the commit deletes goes, then its entries come into place, then directories
 get their owners and times. Each step may be repeated: what is in place is no longer in
-staging, or is put there once more. At the end the manifest says the new commit, and the
-marker goes. A manifest that is damaged meanwhile is made anew and describes nothing:
-the commit is applied without it, and the copy is compared with another one afterwards.
+staging, or is put there once more. At the end the manifest says the new commit.
 
 A first copy comes as a whole: what was sent takes the place of the empty live/ in one
 step. Where live/ has a quota of XFS, files are given to its project before they are
@@ -21,7 +19,7 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -29,97 +27,24 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.delta import Delta
-from backends.rsync.journal.entries import UNWRITTEN, Commit, Entry, Known, look_at
+from backends.rsync.journal.entries import Entry, Known, look_at
 from backends.rsync.journal.excess import paths_beyond, rows_beyond
 from backends.rsync.journal.fitting import Fitting
 from backends.rsync.journal.kept_files import KeptFiles
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.redo_files import RedoFiles
-from backends.rsync.journal.staging import LIVE_NAME, Marker, Staging, require_base
+from backends.rsync.journal.staging import LIVE_NAME, Marker, Staging
 from backends.system import files, quota
-from backends.system.beneath import Beneath, name_in, open_directory
+from backends.system.beneath import Beneath, open_directory
 from backends.system.copy_file import FileCopier, attribute_names
 from backends.system.regular_files import open_regular
 from backends.system.writeback import Writeback
 
 
-def apply(
-    home: Path, manifest: Manifest, keep: Callable[[], object] = lambda: None
-) -> Commit:
-    """
-    Return the marked commit of the volume in *home*, now that it is in live/.
+class Applying:
+    """Brings what *delta* has, and was *staged*, into the live/ of *home*."""
 
-    *keep* is called while it still is marked: nobody writes to live/ before that ends.
-
-    Raises:
-        BackendError: nothing is marked, or what is there does not become the commit.
-
-    """
-    staging = Staging(home)
-    marker = staging.read_marker()
-    if marker is None:
-        raise BackendError(f"{home} has no commit to apply")
-    try:
-        if manifest.commit() != marker.commit:
-            with (
-                staging.delta() as delta,
-                Beneath(staging.tree()) as staged,
-                Beneath(staging.redo) as redo,
-                Beneath(staging.attributes) as attributes,
-                Beneath(home / LIVE_NAME) as live,
-            ):
-                if delta.header.commit != marker.commit:
-                    raise BackendError(
-                        f"the delta is commit {delta.header.commit}, not the marked "
-                        f"{marker.commit}"
-                    )
-                if not _has_lost_base(delta, manifest):
-                    require_base(delta, manifest)
-                redo_files = RedoFiles(redo, live, delta.header)
-                kept = KeptFiles(attributes, live)
-                applying = _Applying(home, manifest, delta, staged, redo_files, kept)
-                applying.run(staging, marker, whole=_take_whole(staging, marker, delta))
-    except OSError as error:
-        what = f"{error.strerror} {name_in(error)}".rstrip()
-        raise BackendError(f"cannot apply a commit in {home}: {what}") from error
-    keep()
-    staging.unmark()
-    staging.clear()
-    return marker.commit
-
-
-def _has_lost_base(delta: Delta, manifest: Manifest) -> bool:
-    """
-    Return whether *manifest* was made anew since *delta*, which led on from it, came.
-
-    The marker says that the bytes were at its base then, or are between it and the
-    commit. So the commit can be applied. But what else is there is not known any more.
-    """
-    at = manifest.commit()
-    return at == UNWRITTEN and delta.header.base not in (None, at)
-
-
-def _take_whole(staging: Staging, marker: Marker, delta: Delta) -> bool:
-    """
-    Put what was sent in the place of an empty live/, in one step; return whether.
-
-    What was sent earlier, and the commit does not have, is still in there, and is to be
-    deleted afterwards. So it must not have been marked that all deletions are done.
-    """
-    live = staging.home / LIVE_NAME
-    if delta.header.base is not None or marker.deleted or quota.is_limited(live):
-        return False
-    try:
-        staging.tree().rename(live)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.EXDEV, errno.EBUSY):
-            return False
-        raise
-    return True
-
-
-class _Applying:
     def __init__(
         self,
         home: Path,
@@ -128,7 +53,10 @@ class _Applying:
         staged: Beneath,
         redo_files: RedoFiles,
         kept_files: KeptFiles,
+        *,
+        lost: bool,
     ) -> None:
+        """*lost*: the manifest knows no more what *delta* leads on from."""
         self._redo_files = redo_files
         self._kept_files = kept_files
         self._large_files = LargeFiles(home)
@@ -136,7 +64,7 @@ class _Applying:
         self._manifest = manifest
         self._delta = delta
         self._full = delta.header.base is None
-        self._lost = _has_lost_base(delta, manifest)
+        self._lost = lost
         self._staged = staged
         self._live = redo_files.live
         self._work, self._work_at = self._top, -1
@@ -311,7 +239,8 @@ class _Applying:
                 for key in attribute_names(directory) if is_sent else ():
                     os.removexattr(directory, key)
                 if entry.attributes and is_sent:
-                    with self._staged.opened(entry.path) as staged:
+                    staged_at = self._staged.opened(entry.path)
+                    with staged_at as staged, self._fitting.giving(entry):
                         self._copier.copy_extended(staged, directory)
             os.fchmod(directory, entry.mode)
             times = os.fstat(directory).st_atime_ns, entry.mtime_ns

@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from backends.rsync.journal.entries import Commit, Entry, Known
-from backends.system.clock import wall_ns
+from backends.system.clock import wall_at_boot_ns, wall_ns
 
 # What came with older ones is sent again.
 _TRANSFERS_MAX: Final = 1000
+# Between the readings of two clocks a thread may have to wait; who sets one sets it
+# further back, or by less than a transfer takes to begin.
+_CLOCK_SLACK_NS: Final = 50_000_000
 
 
 @dataclass(slots=True)
@@ -34,6 +37,7 @@ class Arrivals:
     oldest: Commit | None = None
     compared: bool = False
     compared_ns: int = 0
+    _clock_ns: int = field(default_factory=wall_at_boot_ns)
     _transfers: deque[tuple[Commit, int]] = field(
         default_factory=lambda: deque(maxlen=_TRANSFERS_MAX)
     )
@@ -49,7 +53,10 @@ class Arrivals:
         """Note that files of *commit* come next; False if nothing here is believed."""
         last, began_ns = self._transfers[-1] if self._transfers else (commit, 0)
         now_ns = wall_ns()
-        if commit[0] != self.epoch or commit < last or now_ns < began_ns:
+        was_put_back = wall_at_boot_ns() < self._clock_ns - _CLOCK_SLACK_NS
+        if was_put_back or now_ns < began_ns:
+            return False
+        if commit[0] != self.epoch or commit < last:
             return False
         if commit > last or not self._transfers:
             self._transfers.append((commit, now_ns))

@@ -16,6 +16,7 @@ So the one that the manifest needs is there after a crash, whatever else is.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from backends.system.beneath import Beneath
 DIRECTORY_NAME: Final = "commits"
 _NEW_NAME: Final = "new"
 _ASIDE_NAME: Final = "aside"
+_NAMED: Final = re.compile(r"([0-9]{1,19})\.([0-9]{1,19})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,19 @@ class Commits:
         """Return the snapshot that is *commit*, None if there is none."""
         path = self._path(commit)
         return path if btrfs.subvolume(path) else None
+
+    def last(self) -> Commit | None:
+        """
+        Return the newest commit of which there is a snapshot, None without any.
+
+        While nobody else uses the copy, that is what the manifest describes.
+        """
+        found: list[Commit] = []
+        with suppress(FileNotFoundError):
+            names = (each.name for each in self._directory.iterdir())
+            named = filter(None, map(_NAMED.fullmatch, names))
+            found = [(int(each[1]), int(each[2])) for each in named]
+        return max(filter(self.of, found), default=None)
 
     def is_unchanged(self, commit: Commit) -> bool:
         """

@@ -9,12 +9,16 @@ without that, and says so until the file is another one.
 
 A time is as well kept as it can be if the filesystem makes the same of it when asked.
 An attribute does not fit if the file came twice, and came the same twice without it.
+Or it fitted on the directory that came, which was empty, and not beside the names that
+ext4 may keep in a directory's inode: that is known only once the commit is ours.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 
@@ -31,6 +35,9 @@ _NAME: Final = "unfit.json"
 # More would be a copy of something else.
 UNFIT_MAX: Final = 10_000
 _SECOND_NS: Final = 10**9
+_DOES_NOT_FIT: Final = (errno.ENOSPC, errno.E2BIG, errno.ERANGE)
+# With so much free, it is not the disk that has no room for an attribute.
+_ROOM_BYTES: Final = 1 << 20
 # What every filesystem holds: ext4 with small inodes holds no more.
 _TIMES_HELD: Final = range(2**31 * _SECOND_NS)
 
@@ -146,12 +153,30 @@ class Fitting:
         """
         still = {} if delta.header.base is None else _untouched(self._known, delta)
         now = {**still, **self._found}
-        if now != self._known:
-            rows = [Unfit(each, now[each]) for each in sorted(now)]
-            files.write_durably(self._home / _NAME, msgspec.json.encode(rows))
-        new = [Unfit(each, now[each]) for each in sorted(now.keys() - self._known)]
-        self._known = now
-        return new
+        known, self._known = self._known, now
+        if now != known:
+            self._write()
+        return [Unfit(each, now[each]) for each in sorted(now.keys() - known)]
+
+    @contextmanager
+    def giving(self, entry: Entry) -> Iterator[None]:
+        """Note, durably, if attributes that *entry* gets inside do not fit."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _DOES_NOT_FIT or not self._has_room():
+                raise
+            if self._known.get(entry.path) != "attributes":
+                self._known[entry.path] = "attributes"
+                self._write()
+
+    def _has_room(self) -> bool:
+        found = os.statvfs(self._home)
+        return found.f_bavail * found.f_frsize >= _ROOM_BYTES
+
+    def _write(self) -> None:
+        rows = [Unfit(each, self._known[each]) for each in sorted(self._known)]
+        files.write_durably(self._home / _NAME, msgspec.json.encode(rows))
 
     def _is_like(self, entry: Entry, found: Entry) -> bool:
         """Return whether both are the same but for attributes, and a time as held."""

@@ -29,7 +29,6 @@ from typing import Final, Literal
 
 from backends.errors import BackendError
 from backends.replication_options import MAX_NAMES
-from backends.rsync.journal.applying import apply
 from backends.rsync.journal.commits import Commits, Moments
 from backends.rsync.journal.delta import Delta
 from backends.rsync.journal.entries import UNWRITTEN, Commit, certain
@@ -40,11 +39,13 @@ from backends.rsync.journal.moment_taking import MomentTaking
 from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import Package, Packing
 from backends.rsync.journal.portions import used_bytes
+from backends.rsync.journal.rolling_forward import apply
 from backends.rsync.journal.scan import NOTHING, Changes, scan_all, scan_paths
 from backends.rsync.journal.snapshot_taking import SnapshotTaking
 from backends.rsync.journal.staging import LIVE_NAME, Staging
 from backends.rsync.journal.watch import Hints
 from backends.system import files
+from backends.system.changeable import make_movable
 from backends.system.clock import wall_ns
 from backends.system.copy_file import can_share
 
@@ -338,6 +339,7 @@ class Journal:
         target = quarantine / name
         try:
             quarantine.mkdir(mode=0o700, exist_ok=True)
+            make_movable(self.live)
             self.live.rename(target)
             files.sync_directory(quarantine)
             files.sync_directory(self.home)

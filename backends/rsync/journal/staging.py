@@ -20,6 +20,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,10 +41,11 @@ from backends.rsync.journal.parents import require_parents
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
 from backends.rsync.journal.redo_files import RedoFiles
 from backends.system import files
-from backends.system.beneath import Beneath
-from backends.system.clock import Deadline, pause
+from backends.system.beneath import Beneath, opened
+from backends.system.clock import Deadline, pause, wall_ns
 from backends.system.decoding import from_json
 from backends.system.run import run
+from backends.system.walk import walk
 
 LIVE_NAME: Final = "live"
 _MISSING_MAX: Final = 500
@@ -138,6 +140,30 @@ class Staging:
             yield
         finally:
             os.close(descriptor)
+
+    def drop_later(self) -> None:
+        """
+        Remove files that seem to be of later than now: the clock was put back since.
+
+        Once it is that late, they would seem to have come with whatever comes next.
+
+        Raises:
+            BackendError: what is here cannot be gone through.
+
+        """
+        now_ns = wall_ns()
+        try:
+            with (
+                suppress(FileNotFoundError),
+                opened(self._directory / TREE_NAME) as top,
+            ):
+                for _, name, directory, status in walk(top):
+                    if stat.S_ISREG(status.st_mode) and status.st_ctime_ns > now_ns:
+                        os.unlink(name, dir_fd=directory)
+        except OSError as error:
+            raise BackendError(
+                f"{self._directory} cannot be gone through: {error.strerror}"
+            ) from error
 
     def delta(self, *, max_names: int = _MAX_NAMES) -> Delta:
         """

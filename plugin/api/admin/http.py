@@ -25,7 +25,7 @@ from plugin.api.admin.moves import add_moves
 from plugin.api.admin.nodes import add_nodes, node_status
 from plugin.api.admin.quarantine import add_quarantine
 from plugin.api.admin.replicas import add_replicas
-from plugin.api.admin.shares import add_shares
+from plugin.api.admin.shares import ShareCalls, add_shares
 from plugin.api.calls import Limit, at_most, caller_gone, observe_calls
 from plugin.api.metrics import Metrics
 from plugin.limits import LONG_CALLS_MAX
@@ -79,7 +79,7 @@ def create_app(
     cluster: ClusterView,
     registry: Registry,
     *,
-    accept_share: Callable[[str], str],
+    shares: ShareCalls,
     hidden: Callable[[], Sequence[str]],
 ) -> Flask:
     """Return the WSGI application of the control socket; one function a route."""
@@ -118,7 +118,7 @@ def create_app(
     add_quarantine(app, long, volumes.quarantine)
     add_history(app, volumes.history)
     add_replicas(app, cluster.members)
-    add_shares(app, accept_share)
+    add_shares(app, long, shares)
     return app
 
 

@@ -1,0 +1,78 @@
+"""
+What options of other plugins are called here, or why there is none.
+
+Sources: the documentation and source of REX-Ray 0.11.4 (its Docker module and
+libStorage), Convoy 0.5.2, docker-volume-netshare 0.36, rancher-nfs, Portworx (`repl`)
+and Docker's cloudstor (`backing`, `ebstype`, `perfmode`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+_CALLED: Final = {
+    "host": "server",
+    "export": "share",
+    "exportbase": "share",
+    "mntoptions": "mountOptions",
+    "onremove": "onDelete",
+    "repl": "replicas",
+    "filemode": "mode",
+    "maximum_size": "size",
+}
+_BYTES: Final = (
+    "'from' begins with the bytes of VOLUME or VOLUME@SNAPSHOT; others are mounted as "
+    "a directory, which remora import takes"
+)
+_FILESYSTEM: Final = (
+    "there is none: a volume is a directory of the pool or the export, and has its "
+    "filesystem"
+)
+_SPEED: Final = (
+    "there is none: a volume is as fast as the disk of the pool or the server"
+)
+_WHERE: Final = (
+    "where the bytes lie is 'pool' in remora.toml, or 'server' and 'share' of an export"
+)
+_CIFS: Final = "there is none: CIFS is mounted by driver 'local'"
+_ENCRYPTED: Final = "there is none: put the pool on an encrypted disk"
+_INSTEAD: Final = {
+    **dict.fromkeys(("fs", "fstype", "newfstype", "overwritefs"), _FILESYSTEM),
+    **dict.fromkeys(("iops", "volumetype", "ebstype", "perfmode"), _SPEED),
+    **dict.fromkeys(("encrypted", "encryptionkey"), _ENCRYPTED),
+    **dict.fromkeys(("volumename", "volumeid", "id"), _BYTES),
+    **dict.fromkeys(("snapshotname", "snapshotid", "backup", "endpoint"), _BYTES),
+    **dict.fromkeys(("username", "password", "domain", "security", "dirmode"), _CIFS),
+    "availabilityzone": "'members' names the nodes that keep copies, in a cluster",
+    "backing": "'replicas' says how many nodes keep copies, in a cluster",
+    "driver": "here 'backend' says where the bytes lie, rsync or nfs; 'driver: remora' "
+    "stands beside driver_opts",
+    "create": "leave it out: each volume gets a directory of its own, and "
+    "existing=adopt takes one that is there on an NFS share",
+    "vm": "there is none: a volume is a directory, not a disk's image",
+}
+# Of a daemon's, which people give to volumes.
+_PREFIXES: Final = ("vfs.", "dm.", "ebs.", "do.", "glusterfs.")
+_LIKE: Final = 0.75
+
+
+def hint(key: str, valid: Iterable[str]) -> str:
+    """Return what to write instead of the unknown option *key*; *valid* are known."""
+    lower = key.lower()
+    known = sorted(valid)
+    called = _CALLED.get(lower)
+    if called in known:
+        return f"it is called '{called}' here"
+    if called is not None:
+        backend = "rsync" if called == "replicas" else "nfs"
+        return f"it is called '{called}' here, an option of backend '{backend}'"
+    if lower in _INSTEAD:
+        return _INSTEAD[lower]
+    if lower.startswith(_PREFIXES):
+        return _WHERE
+    close = difflib.get_close_matches(lower, [each.lower() for each in known], 1, _LIKE)
+    meant = [each for each in known if each.lower() in close]
+    asked = f"did you mean '{meant[0]}'? " if meant else ""
+    return f"{asked}valid options: {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Volumes that show the last commit of another one, read-only; see ADR 29."""

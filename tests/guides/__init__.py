@@ -1,0 +1,1 @@
+"""The guides, done on real machines as they are printed."""
