@@ -87,6 +87,10 @@ class ReadonlyBackend:
                 hint=f"-o {OPTION}=VOLUME",
             )
         name = _source_name(volume)
+        if name == volume.name:
+            raise InvalidRequestError(
+                f"'{name}' cannot show itself", hint=f"-o {OPTION}=ANOTHER-VOLUME"
+            )
         if filled:
             raise InvalidRequestError(
                 f"'{volume.name}' shows the bytes of '{name}': nothing can be copied "

@@ -47,6 +47,7 @@ class CopyFacts(msgspec.Struct, frozen=True):
     readonly_copy: str
     commit: str
     quality: str
+    moment: str
     taken_at: str
 
 
@@ -155,7 +156,9 @@ class ReadonlyCopies:
             self._under_way.new() as copy,
         ):
             _copy(tree, copy / DATA_NAME, self._within(name, deadline))
-            facts = CopyFacts(name, tree.commit, tree.quality, clock.now_rfc3339())
+            facts = CopyFacts(
+                *(name, tree.commit, tree.quality, tree.moment), clock.now_rfc3339()
+            )
             files.write_durably(copy / _FACTS_NAME, msgspec.json.encode(facts))
             self._directory.mkdir(mode=0o700, exist_ok=True)
             copy.rename(self._home(volume))

@@ -25,12 +25,14 @@ class Tree:
     """
     A directory that has bytes of a volume, and what is known of them.
 
-    ``commit`` is "" if they are of none, and ``quality`` what a head may say, or "".
+    ``commit`` is "" if they are of none; ``quality`` is what a head may say of it, and
+    ``moment`` the one that it shares with other volumes of its group, or "".
     """
 
     directory: Path
     commit: str
     quality: str
+    moment: str = ""
 
 
 class Sources(Protocol):

@@ -22,7 +22,7 @@ def config() -> None:
 def check(context: Context, as_json: bool) -> None:
     """Check the configuration file and the environment; tell every fault."""
     # They need the backends.
-    from plugin.daemon.daemon import profile_faults  # noqa: PLC0415
+    from plugin.daemon.backends import profile_faults  # noqa: PLC0415
     from plugin.membership.settings import secret_faults  # noqa: PLC0415
 
     path = context.config_path or DEFAULT_PATH

@@ -62,6 +62,8 @@ def _seen_by_engine(driver: str) -> SeenByEngine:
 
     try:
         engine = Engine(timeout_s=_ENGINE_TIMEOUT_S)
-        return SeenByEngine(engine.local_volumes(), engine.failed_starts(driver))
+        return SeenByEngine(
+            engine.local_volumes(), engine.failed_starts(driver), engine.info()
+        )
     except EngineError:
         return SeenByEngine()

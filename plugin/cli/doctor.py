@@ -24,6 +24,7 @@ from backends.system.run import find_program, run
 from plugin.cli.doctor_engine import (
     SeenByEngine,
     hidden_volumes,
+    mapped_or_labelled,
     stopped_containers,
 )
 from plugin.cli.finding import Finding, Verdict
@@ -88,6 +89,7 @@ def examine(
         "pool": lambda: _pool(config),
         "shares": lambda: _shares(status()["storages"]),
         "mounts": lambda: _mounts(config, volumes()),
+        "engine": lambda: mapped_or_labelled(engine().info, config.profiles),
         "cluster": lambda: _cluster(nodes()) if config.cluster.etcd else iter(()),
         "set apart": lambda: _set_apart(set_apart()),
         "volumes": lambda: _volumes(volumes(), status()["left_over"], engine()),

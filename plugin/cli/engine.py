@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from backends.system.clock import pause
@@ -44,6 +44,11 @@ class Engine:
     def failed_starts(self, driver: str) -> list[FailedStart]:
         """Return the containers that are down for a volume of *driver*."""
         return failed_starts(self._api, driver)
+
+    def info(self) -> dict[str, Any]:
+        """Return what the engine tells of itself."""
+        found: dict[str, Any] = self._call("GET", "/info")
+        return found
 
     def local_volume_path(self, name: str) -> Path:
         """

@@ -12,40 +12,28 @@ import resource
 import signal
 import socket
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from backends.nfs.backend import NfsBackend
-from backends.readonly.backend import ReadonlyBackend
-from backends.readonly.sources import NoSources, Sources
-from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
 from backends.system import files
 from backends.system.clock import Deadline
 from plugin.api.admin.cluster import ClusterView
-from plugin.api.admin.http import create_app as create_control_app
-from plugin.api.admin.http import create_metrics_app
 from plugin.api.admin.shares import ShareCalls
-from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
+from plugin.daemon.backends import build_resolver
 from plugin.daemon.cluster_node import ClusterNode, record_of, swarm_labels
 from plugin.daemon.engine_side import engine_watch
 from plugin.daemon.foundation import lay_foundation
 from plugin.daemon.left_mounted import left_mounted
 from plugin.daemon.node import Node, lock_state
 from plugin.daemon.notify import notify
-from plugin.daemon.server import Server
-from plugin.daemon.sockets import bind_socket, inherited_socket, remove_socket
+from plugin.daemon.servers import Answering, Servers
 from plugin.daemon.use_cases import Given, Owning, Times, build_use_cases
 from plugin.errors import ConfigError
 from plugin.events.log import Events
 from plugin.joining.joined import refuse_joined
-from plugin.limits import (
-    CONTROL_THREADS,
-    LONG_DEADLINE_S,
-    OPEN_FILES,
-    SERVER_THREADS,
-)
+from plugin.limits import LONG_DEADLINE_S, OPEN_FILES
 from plugin.logs import fields
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.bytes_port import Alone
@@ -59,7 +47,6 @@ from plugin.replication.journals import Journals
 from plugin.replication.last_commits import LastCommits
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.members import VolumeMembers
-from plugin.volumes.options import AllowedOptions, OptionResolver
 from plugin.volumes.propagation import Propagation
 from plugin.volumes.share_move import ShareMove
 from plugin.volumes.shares import ShareRecords
@@ -69,24 +56,6 @@ if TYPE_CHECKING:
     from plugin.config import Config
 
 log = logging.getLogger(__name__)
-_METRICS_THREADS: Final = 2
-
-
-def profile_faults(config: Config) -> list[str]:
-    """Return what is wrong with the profiles of *config*; nothing is touched."""
-    rsync = RsyncBackend(config.pool, pool_id=None)
-    registry = _registry(
-        config, rsync, NfsBackend(config.state_dir, node=""), NoSources()
-    )
-    return OptionResolver(registry, config.profiles).faults()
-
-
-def _registry(
-    config: Config, rsync: RsyncBackend, nfs: NfsBackend, sources: Sources
-) -> Registry:
-    """Return all backends; what the first is asked for by is no other one's."""
-    readonly = ReadonlyBackend(rsync, nfs, sources, config.mount_dir)
-    return Registry([readonly, rsync, nfs])
 
 
 class Daemon:
@@ -109,7 +78,7 @@ class Daemon:
         self._lock = lock_state(config.state_dir)
         self._node = Node(config.state_dir)
         refuse_joined(self._node, config)
-        self._own_sockets: list[Path] = []
+        self._servers = Servers()
         self._foundation = lay_foundation(config, self._node)
         self._events = Events(config.state_dir)
         self._rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
@@ -124,7 +93,7 @@ class Daemon:
         )
         self._copy_states = CopyStates(locate_with(self._rsync))
         self._journals = Journals(self._rsync, self._copy_states)
-        self._resolver = self._build_resolver()
+        self._resolver = build_resolver(config, self._rsync, self._nfs, self._sources())
         self._registry = self._resolver.registry
         self._ownership = self._build_ownership()
         keys = self._foundation.keys
@@ -134,11 +103,7 @@ class Daemon:
         )
         self._volumes = self._build_use_cases()
         self._engine = engine_watch(config, self._volumes.views, self._events)
-        try:
-            self._servers = self._build_servers()
-        except BaseException:
-            self._remove_sockets()
-            raise
+        self._servers.build(config, self._answering())
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""
@@ -156,14 +121,13 @@ class Daemon:
                         self._ownership,
                     )
                 )
-            for server in self._servers:
-                server.start()
+            self._servers.start()
             if self._cluster is not None:
                 self._cluster.start()
             if self._labels is not None:
                 self._labels.start()
         except BaseException:
-            self._remove_sockets()
+            self._servers.remove_sockets()
             raise
         self._volumes.reconciler.start()
         self._engine.start()
@@ -172,22 +136,14 @@ class Daemon:
         self._stop_requested.recv(1)
         self._stop()
 
-    def _build_resolver(self) -> OptionResolver:
-        """Register all backends; return what chooses one of them for a volume."""
+    def _sources(self) -> LastCommits:
         foundation, catalogue = self._foundation, self._catalogue
-        sources = LastCommits(
+        return LastCommits(
             *(self._journals, foundation.heads, foundation.nodes),
             foundation.membership,
             record_of=partial(record_of, catalogue),
             knows=lambda volume_id: volume_id in catalogue.names(),
         )
-        registry = _registry(self._config, self._rsync, self._nfs, sources)
-        resolver = OptionResolver(registry, self._config.profiles)
-        if faults := resolver.faults():
-            raise ConfigError(faults, source="[profiles]")
-        for options in resolver.profiles_of(self._nfs.kind):
-            self._nfs.watch(options)
-        return resolver
 
     def _build_ownership(self) -> OwnershipView:
         foundation = self._foundation
@@ -249,58 +205,12 @@ class Daemon:
             )
         )
 
-    def _build_servers(self) -> list[Server]:
-        """Return the servers; the plugin socket comes last, after all that can fail."""
-        config, volumes, cluster = self._config, self._volumes, self._cluster
-        metrics = Metrics(
-            volumes.views,
-            self._registry,
-            self._node.references,
-            self._ownership.quarantine_records,
-            cluster.replication if cluster else None,
-            hidden=self._engine.hidden,
+    def _answering(self) -> Answering:
+        """Return the parts that answer calls."""
+        return Answering(
+            *(self._volumes, self._metrics(), self._cluster_view(), self._registry),
+            *(self._share_calls(), self._engine.hidden),
         )
-        servers = []
-        if config.metrics_address:
-            servers.append(
-                Server(
-                    create_metrics_app(metrics),
-                    _loopback_socket(config.metrics_address),
-                    name="metrics",
-                    threads=_METRICS_THREADS,
-                )
-            )
-        servers.append(
-            Server(
-                create_control_app(
-                    *(volumes, metrics, self._cluster_view(), self._registry),
-                    shares=self._share_calls(),
-                    hidden=self._engine.hidden,
-                ),
-                self._bind(config.control_socket),
-                name="control",
-                threads=CONTROL_THREADS,
-            )
-        )
-        servers.append(
-            Server(
-                create_plugin_app(
-                    volumes.views,
-                    volumes.creation,
-                    volumes.mounting,
-                    volumes.unmounting,
-                    volumes.removal,
-                    metrics,
-                    AllowedOptions(
-                        config.allowed_options, self._registry.all().values()
-                    ),
-                ),
-                inherited_socket(os.environ) or self._bind(config.plugin_socket),
-                name="plugin",
-                threads=SERVER_THREADS,
-            )
-        )
-        return servers
 
     def _share_calls(self) -> ShareCalls:
         volumes = self._volumes
@@ -309,6 +219,16 @@ class Daemon:
             *(volumes.unmounting, volumes.operations),
         )
         return ShareCalls(self._nfs.accept, move.move)
+
+    def _metrics(self) -> Metrics:
+        return Metrics(
+            self._volumes.views,
+            self._registry,
+            self._node.references,
+            self._ownership.quarantine_records,
+            self._cluster.replication if self._cluster else None,
+            hidden=self._engine.hidden,
+        )
 
     def _cluster_view(self) -> ClusterView:
         foundation, cluster = self._foundation, self._cluster
@@ -324,23 +244,11 @@ class Daemon:
             else VolumeMembers(self._catalogue, self._ownership),
         )
 
-    def _bind(self, path: Path) -> socket.socket:
-        """Return a socket of our own, which we also remove at the end."""
-        listener = bind_socket(path)
-        self._own_sockets.append(path)
-        return listener
-
-    def _remove_sockets(self) -> None:
-        for path in self._own_sockets:
-            remove_socket(path)
-
     def _stop(self) -> None:
         """Answer nobody new, let calls under way end, then close everything."""
         log.info("stopping")
         notify("STOPPING=1\nSTATUS=waiting for calls under way")
-        for server in self._servers:
-            server.stop_accepting()
-        self._remove_sockets()
+        self._servers.stop_accepting()
         self._volumes.views.patience.stop()
         self._volumes.mounting.patience.stop()
         self._volumes.reconciler.stop()
@@ -348,9 +256,8 @@ class Daemon:
         if self._labels is not None:
             self._labels.stop()
         deadline = Deadline(LONG_DEADLINE_S)
-        for server in self._servers:
-            if not server.drain(deadline):
-                log.warning("stopped with calls under way; the next start repairs")
+        if not self._servers.drain(deadline):
+            log.warning("stopped with calls under way; the next start repairs")
         for backend in self._registry.all().values():
             backend.close()
         if self._cluster is not None:
@@ -388,16 +295,4 @@ def _prepare_directories(config: Config) -> None:
     except OSError as error:
         raise ConfigError(
             [f"cannot use {error.filename}: {error.strerror}"], source="[daemon]"
-        ) from error
-
-
-def _loopback_socket(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), int(port)), family=family)
-    except OSError as error:
-        raise ConfigError(
-            [f"metrics_address: cannot listen at {address}: {error.strerror}"],
-            source="[daemon]",
         ) from error

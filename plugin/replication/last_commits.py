@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends.errors import VolumeBusyError
@@ -90,9 +90,8 @@ class LastCommits:
                 last = commits.last()
                 snapshot = commits.of(last) if last else None
                 if last and snapshot:
-                    commit = Commit(*last)
-                    known = head.quality if commit == head.committed else ""
-                    yield Tree(snapshot, str(commit), known or "snapshot")
+                    tree = _of_commit(snapshot, Commit(*last), head)
+                    yield replace(tree, quality=tree.quality or "snapshot")
                     return
         if not copy.live_epoch:
             quality = "quiesced"
@@ -114,8 +113,7 @@ class LastCommits:
                 )
             if copy.commit == EMPTY != head.committed:
                 raise self._not_here(record, "has no whole copy yet")
-        known = head is not None and head.committed == copy.commit
-        return Tree(live, str(copy.commit), head.quality if head and known else "")
+        return _of_commit(live, copy.commit, head or Head())
 
     def _writes(self, record: VolumeRecord, copy: CopyState) -> bool:
         """Return whether this boot owns the volume, so that it may be written to."""
@@ -149,3 +147,10 @@ class LastCommits:
         nodes = holders or ((record.node,) if record.node else ())
         names = " or ".join(f"'{self.nodes.name_of(each)}'" for each in nodes)
         return f"node {names}" if names else "a node that has one"
+
+
+def _of_commit(directory: Path, commit: Commit, head: Head) -> Tree:
+    """Return *directory*, which is *commit*, with what *head* says of that, if so."""
+    if commit != head.committed:
+        return Tree(directory, str(commit), "")
+    return Tree(directory, str(commit), head.quality, head.moment)

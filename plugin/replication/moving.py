@@ -165,8 +165,8 @@ class Moving:
         ownership = self._ownership
         if ownership.is_shared(record):
             raise InvalidRequestError(
-                f"'{record.name}' lies on a share that every node sees: there is "
-                "nothing to move",
+                f"'{record.name}' lies on a share that every node sees, or shows "
+                "another volume: there is nothing to move",
                 hint=f"start its container on '{node}'",
             )
         target = ownership.nodes.find(node)

@@ -310,7 +310,8 @@ class VolumeMembers:
             raise VolumeNotFoundError(f"there is no volume '{name}'")
         if self.ownership.is_shared(stored.record):
             raise InvalidRequestError(
-                f"'{name}' lies on a share, which all nodes see: it has no copies"
+                f"'{name}' lies on a share, which all nodes see, or shows another "
+                "volume: it has no copies"
             )
         return stored
 

@@ -108,6 +108,7 @@ def test_what_is_shown_can_be_read_alone(machine: Machine, rows: Path) -> None:
     refused = engine.error(*created, "readonly_copy=copy", "copy2")
     assert "is a read-only copy itself" in refused
     assert "-o readonly_copy=rows" in refused
+    assert "cannot show itself" in engine.error(*created, "readonly_copy=own", "own")
     engine.docker(*created, "readonly_copy=nowhere", "early")
     refused = engine.error("run", "--rm", "-v", "early:/v", images.BUSYBOX_IMAGE, "ls")
     assert "there is no volume 'nowhere' to be read" in refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -110,6 +111,29 @@ def test_roots_of_containers_that_are_nobody_outside(
     assert remapped.shell("theirs", "cat /v/f; cat /proc/self/uid_map").split() == [
         *("kept", "0", str(REMAPPED), "65536"),
     ]
+    # Without an owner nobody could write, which doctor says, and what to do.
+    assert "Permission denied" in remapped.error(*new_volume("shut"))
+    told = f"it maps root of containers to user {REMAPPED} (userns-remap), who cannot"
+    assert engine_finding(machine) == ("warning", f"{told} write to a new volume")
+    profile = f"[profiles.default]\nuid = {REMAPPED}\ngid = {REMAPPED}\n"
+    machine.host.path("/etc/remora/remora.toml").write_text(profile)
+    machine.daemon.restart()
+    remapped.docker(*new_volume("open"))
+    assert engine_finding(machine)[0] == "ok"
     for directory in ("/var/lib/remora", MOUNTS):
         assert machine.host.path(directory).stat().st_mode & 0o777 == 0o700
     remapped.stop()
+
+
+def new_volume(name: str) -> tuple[str, ...]:
+    """Return `docker run` with a new volume where the image has nothing."""
+    at = "--volume-driver", "remora", "-v", f"{name}:/not/in/the/image"
+    script = "echo x > /not/in/the/image/f"
+    return ("run", "--rm", "--network", "none", *at, BUSYBOX_IMAGE, "sh", "-c", script)
+
+
+def engine_finding(machine: Machine) -> tuple[str, str]:
+    """Return what doctor finds of the engine."""
+    done = machine.daemon.cli("doctor", "--json", check=False)
+    (found,) = [each for each in json.loads(done.stdout) if each["check"] == "engine"]
+    return found["verdict"], found["evidence"]

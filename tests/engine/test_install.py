@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from plugin.config import Config, load
-from plugin.daemon.daemon import profile_faults
+from plugin.daemon.backends import profile_faults
+from tests.support import wheels
 from tests.support.config_keys import environment_names
 from tests.support.daemon import UnixConnection
-from tests.support import wheels
 from tests.support.guides import Printed
 from tests.support.host import REPOSITORY, SYSTEM_PATH, Host, wait_until
 from tests.support.wheels import offline

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plugin.config import DEFAULT_PATH, ClusterConfig, Config, load
-from plugin.daemon.daemon import profile_faults
+from plugin.daemon.backends import profile_faults
 from plugin.errors import ConfigError
 from tests.support.config_keys import (
     CLUSTER,
