@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.support import guide, images
+from tests.support import images, migrating
 from tests.support.daemon import Machine
 from tests.support.host import PYTHON_ENVIRONMENT, checked, wait_until
 from tests.support.other_plugin import NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    from tests.support import guides
 
 pytestmark = pytest.mark.xdist_group("engine-migrating")
 
@@ -49,13 +51,12 @@ class Shop:
 
     def __init__(self, machine: Machine, directory: Path, heading: str) -> None:
         self.machine = machine
-        self.section = guide.section("migrating.md", heading)
         self.directory = directory / "shop"
         self.directory.mkdir()
         self._layout = LAYOUTS[heading]
-        self._files = iter(self.section.files())
+        self._files = iter(migrating.files(heading))
         self._plugin: subprocess.Popen[bytes] | None = None
-        self.runners: dict[str, guide.Runner] = {
+        self.runners: dict[str, migrating.Runner] = {
             "docker-compose": lambda words: self.compose(*words[1:]),
             "docker": self._docker,
             "remora": lambda words: machine.daemon.cli(*words[1:], timeout_s=120),
@@ -185,45 +186,71 @@ def with_database(shared_machine: Machine) -> Machine:
     return shared_machine
 
 
-@pytest.fixture(params=LAYOUTS)
-def shop(
-    machine: Machine,
-    with_database: Machine,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> Iterator[Shop]:
-    """Return a project before its first command; the old plugin runs."""
-    shop = Shop(with_database, tmp_path, request.param)
-    if "{name}" not in LAYOUTS[request.param][1]:
-        shop.make_disk()
-    shop.start_plugin()
-    yield shop
+@pytest.fixture
+def start(
+    machine: Machine, with_database: Machine, tmp_path: Path
+) -> Iterator[Callable[[str], Shop]]:
+    """Return a function that makes the project of a section; the old plugin runs."""
+    made: list[Shop] = []
+
+    def start(heading: str) -> Shop:
+        shop = Shop(with_database, tmp_path, heading)
+        made.append(shop)
+        if "{name}" not in LAYOUTS[heading][1]:
+            shop.make_disk()
+        shop.start_plugin()
+        shop.edit()
+        shop.compose("up", "-d")
+        shop.wait()
+        shop.sql("CREATE DATABASE shop; CREATE TABLE shop.orders (id INT PRIMARY KEY)")
+        shop.sql("INSERT INTO shop.orders VALUES (1), (2), (3)")
+        return shop
+
+    yield start
     with suppress(AssertionError):
-        shop.compose("down", "--volumes")
+        made[0].compose("down", "--volumes")
     # The plugin goes with the machine: an engine looks long for one that has gone.
     machine.host.run(["umount", OLD_MOUNT], check=False)
     machine.host.run(["rm", "-rf", DISK, OLD_MOUNT, "/opt/convoy", str(NAMES)])
 
 
-def test_rows_come_over_and_go_back_as_the_guide_says(shop: Shop) -> None:
-    there, back = shop.section.commands()
-    shop.edit()
-    shop.compose("up", "-d")
-    shop.wait()
-    shop.sql("CREATE DATABASE shop; CREATE TABLE shop.orders (id INT PRIMARY KEY);")
-    shop.sql("INSERT INTO shop.orders VALUES (1), (2), (3)")
-    assert shop.driver() in ("convoy", "rexray/ebs")
-
-    guide.run(there, shop.runners)
+def there_and_back(
+    shop: Shop, printed: guides.Printed, *, is_copied_back: bool
+) -> None:
+    """Do what the section says, and look for the rows."""
+    there, back = migrating.there_and_back(printed)
+    old = shop.driver()
+    assert old in ("convoy", "rexray/ebs")
+    migrating.run(there, shop.runners)
     shop.wait()
     assert shop.driver() == "remora"
     assert shop.sql("SELECT SUM(id) FROM shop.orders") == "6"
     shop.sql("INSERT INTO shop.orders VALUES (10)")
 
-    guide.run(back, shop.runners)
+    migrating.run(back, shop.runners)
     shop.wait()
-    assert shop.driver() != "remora"
-    # Only where the guide copies what was written since.
-    newer = any("/from/." in word for command in back for word in command)
-    expected = "16" if newer else "6"
+    assert shop.driver() == old
+    expected = "16" if is_copied_back else "6"
     assert shop.sql("SELECT SUM(id) FROM shop.orders") == expected
+
+
+@pytest.mark.printed("migrating.md", "From Convoy with device mapper")
+def test_from_convoy_with_device_mapper(
+    start: Callable[[str], Shop], printed: guides.Printed
+) -> None:
+    shop = start("From Convoy with device mapper")
+    there_and_back(shop, printed, is_copied_back=False)
+
+
+@pytest.mark.printed("migrating.md", "From Convoy on a disk")
+def test_from_convoy_on_a_disk(
+    start: Callable[[str], Shop], printed: guides.Printed
+) -> None:
+    there_and_back(start("From Convoy on a disk"), printed, is_copied_back=True)
+
+
+@pytest.mark.printed("migrating.md", "From REX-Ray with disks")
+def test_from_rexray_with_disks(
+    start: Callable[[str], Shop], printed: guides.Printed
+) -> None:
+    there_and_back(start("From REX-Ray with disks"), printed, is_copied_back=False)

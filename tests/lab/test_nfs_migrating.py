@@ -20,7 +20,7 @@ from tests.lab.lab import Lab
 from tests.lab.nfs import XFS, NfsServer, mount, unmount_all
 from tests.lab.nfs_cluster import SHARED, NfsNode, empty, running
 from tests.lab.services import Engine
-from tests.support import guide
+from tests.support import guides, migrating
 from tests.support.host import PYTHON_ENVIRONMENT, wait_until
 from tests.support.images import BUSYBOX_IMAGE
 from tests.support.other_plugin import NAMES, SOCKETS
@@ -34,12 +34,14 @@ EFS: Final = "fs-0123456789abcdef0.efs.us-east-1.amazonaws.com"
 LOCAL: Final = "From local with NFS options"
 ADOPTED: Final = "With snapshots, and protected from deletion"
 NETSHARE: Final = "From docker-volume-netshare"
+CREATED: Final = "Where netshare made the directories"
+CONVOY: Final = "From Convoy on NFS"
 # The driver's name, and where it has a volume's directory.
 LAYOUTS: Final = {
     LOCAL: ("local", ""),
     NETSHARE: ("nfs", f"{NAS}/rows"),
-    "Where netshare made the directories": ("nfs", f"{NAS}/{{name}}"),
-    "From Convoy on NFS": ("convoy", f"{NAS}/{{name}}"),
+    CREATED: ("nfs", f"{NAS}/{{name}}"),
+    CONVOY: ("convoy", f"{NAS}/{{name}}"),
 }
 
 
@@ -52,7 +54,7 @@ class Shop:
         self._engine = engine
         self._files: Iterator[str] = iter(())
         self._layout = ("", "")
-        self.runners: dict[str, guide.Runner] = {
+        self.runners: dict[str, migrating.Runner] = {
             "docker-compose": lambda words: self.inside(*words),
             "docker": lambda words: engine.docker(*words[1:]),
             "remora": lambda words: alpha.remora.cli(*words[1:]),
@@ -153,37 +155,57 @@ def shop(alpha: NfsNode, engine: Engine, nfs_server: NfsServer) -> Iterator[Shop
     empty(nfs_server)
 
 
-@pytest.mark.parametrize("heading", LAYOUTS)
-def test_rows_come_over_and_go_back_as_the_guide_says(shop: Shop, heading: str) -> None:
-    section = guide.section("migrating.md", heading)
-    there, *back = section.commands()
-    back = back or guide.section("migrating.md", NETSHARE).commands()[1:]
-    shop.begin(section.files(), LAYOUTS[heading])
+def there_and_back(shop: Shop, printed: guides.Printed, heading: str) -> None:
+    """Do what the section says, and look for the rows."""
+    there, back = migrating.there_and_back(printed)
+    shop.begin(migrating.files(heading), LAYOUTS[heading])
     shop.inside("docker-compose", "up", "-d")
     shop.write("old")
     assert shop.driver() == LAYOUTS[heading][0]
 
-    guide.run(there, shop.runners)
+    migrating.run(there, shop.runners)
     assert (shop.driver(), shop.rows()) == ("remora", ["old"])
     shop.write("new")
 
-    guide.run(back[0], shop.runners)
+    migrating.run(back or migrating.back_of(NETSHARE), shop.runners)
     assert (shop.driver(), shop.rows()) == (LAYOUTS[heading][0], ["old", "new"])
 
 
-def test_the_directory_is_adopted_with_snapshots_and_given_back(shop: Shop) -> None:
-    local = guide.section("migrating.md", LOCAL)
-    section = guide.section("migrating.md", ADOPTED)
-    shop.begin([local.files()[1], *section.files()])
+@pytest.mark.printed("migrating.md", "From local with NFS options")
+def test_from_local(shop: Shop, printed: guides.Printed) -> None:
+    there_and_back(shop, printed, LOCAL)
+
+
+@pytest.mark.printed("migrating.md", "From docker-volume-netshare")
+def test_from_netshare(shop: Shop, printed: guides.Printed) -> None:
+    there_and_back(shop, printed, NETSHARE)
+
+
+@pytest.mark.printed("migrating.md", "Where netshare made the directories")
+def test_from_directories_of_netshare(shop: Shop, printed: guides.Printed) -> None:
+    there_and_back(shop, printed, CREATED)
+
+
+@pytest.mark.printed("migrating.md", "From Convoy on NFS")
+def test_from_convoy(shop: Shop, printed: guides.Printed) -> None:
+    there_and_back(shop, printed, CONVOY)
+
+
+@pytest.mark.printed("migrating.md", "With snapshots, and protected from deletion")
+def test_the_directory_is_adopted_with_snapshots_and_given_back(
+    shop: Shop, printed: guides.Printed
+) -> None:
+    local = migrating.files(LOCAL)
+    shop.begin([local[1], *migrating.files(ADOPTED)])
     shop.inside("docker-compose", "up", "-d")
     shop.write("direct")
 
-    guide.run(section.commands()[0], shop.runners)
+    migrating.run(migrating.there_and_back(printed)[0], shop.runners)
     assert (shop.driver(), shop.rows()) == ("remora", ["direct"])
     shop.write("adopted")
 
-    shop.put(local.files()[0], "before.yml")
-    guide.run(local.commands()[1], shop.runners)
+    shop.put(local[0], "before.yml")
+    migrating.run(migrating.back_of(LOCAL), shop.runners)
     assert (shop.driver(), shop.rows()) == ("local", ["direct", "adopted"])
 
 
@@ -193,8 +215,7 @@ def test_a_file_system_of_rexray_is_mounted_as_it_is(
     """The old file is read by Compose and not run: `efs` is a cloud's."""
     data = f"{nfs_server.local(XFS)}/data"
     nfs_server.run(f"mkdir {data}; echo old > {data}/rows")
-    section = guide.section("migrating.md", "From REX-Ray on NFS")
-    shop.begin(section.files())
+    shop.begin(migrating.files("From REX-Ray on NFS"))
     assert "driver: rexray/efs" in shop.inside("docker-compose", "config")
     shop.edit()
     shop.inside("docker-compose", "up", "-d")

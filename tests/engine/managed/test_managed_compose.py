@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import guide, images
+from tests.support import images, migrating
 from tests.support.host import checked
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def compose(
     del plugin
     if shutil.which("docker-compose") is None:
         pytest.skip("needs docker-compose")
-    (text,) = guide.section("managed-plugin.md", "With Compose").files()
+    (text,) = migrating.files("With Compose", "managed-plugin.md")
     image = f"{images.BUSYBOX_IMAGE}\n    network_mode: none"
     text = text.replace("mariadb:10.11", image)
     file = tmp_path / "docker-compose.yml"
