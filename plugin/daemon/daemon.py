@@ -207,17 +207,8 @@ class Daemon:
 
     def _answering(self) -> Answering:
         """Return the parts that answer calls."""
-        volumes, cluster = self._volumes, self._cluster
-        metrics = Metrics(
-            volumes.views,
-            self._registry,
-            self._node.references,
-            self._ownership.quarantine_records,
-            cluster.replication if cluster else None,
-            hidden=self._engine.hidden,
-        )
         return Answering(
-            *(volumes, metrics, self._cluster_view(), self._registry),
+            *(self._volumes, self._metrics(), self._cluster_view(), self._registry),
             *(self._share_calls(), self._engine.hidden),
         )
 
@@ -228,6 +219,16 @@ class Daemon:
             *(volumes.unmounting, volumes.operations),
         )
         return ShareCalls(self._nfs.accept, move.move)
+
+    def _metrics(self) -> Metrics:
+        return Metrics(
+            self._volumes.views,
+            self._registry,
+            self._node.references,
+            self._ownership.quarantine_records,
+            self._cluster.replication if self._cluster else None,
+            hidden=self._engine.hidden,
+        )
 
     def _cluster_view(self) -> ClusterView:
         foundation, cluster = self._foundation, self._cluster

@@ -41,6 +41,7 @@ SUITES = {
     "checklist": ["test_checklist.py"],
     "crash-matrix": ["test_crash_matrix.py"],
     "compose": ["test_compose.py"],
+    "clients": ["test_clients.py"],
     # How the plugin is built does not depend on the engine.
     "managed": ["managed", "--ignore=tests/engine/managed/test_managed_build.py"],
 }
@@ -188,6 +189,13 @@ def test_a_daemon_that_is_away_loses_no_labels(
     assert engine.inspect("volume", "data")["Labels"] == {"team": "blue"}
 
 
+def test_to_prune_all_prunes_none_of_ours(machine: Machine, engine: Engine) -> None:
+    """`all` is newer than the engine of Debian 12; it means the engine's own driver."""
+    engine.docker("volume", "create", "-d", "remora", "data")
+    assert "data" not in engine.out("volume", "prune", "--all", "--force")
+    assert machine.volume("data")["name"] == "data"
+
+
 # Compose v2
 
 
@@ -240,6 +248,19 @@ def test_compose_keeps_a_volume_whose_options_changed(
     assert "Recreate (data will be lost)?" in project.compose("up", "-d")
     assert machine.volume("shop_rows")["options"]["interval"] == "5s"
     assert engine.out("exec", "shop-writer-1", "cat", "/v/file") == "kept"
+
+
+def test_compose_warns_of_a_volume_that_it_did_not_make(
+    machine: Machine, engine: Engine, project: Project
+) -> None:
+    """As on the second node, whose engine knows of no labels and no options."""
+    options = ("-o", "mode=0750", "-o", "interval=5s")
+    machine.daemon.cli("create", "shop_rows", *options)
+    told = project.compose("up", "-d")
+    assert "already exists but was not created by Docker Compose" in told
+    assert engine.inspect("volume", "shop_rows")["Labels"] is None
+    project.compose("down", "-v")
+    assert machine.daemon.call("List", {}) == {"Volumes": []}
 
 
 def test_compose_tells_a_wrong_option(machine: Machine, project: Project) -> None:

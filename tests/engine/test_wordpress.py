@@ -91,7 +91,7 @@ def test_the_compose_file(machine: Machine, pair: Pair) -> None:
     """Posts survive a crash of the daemon, and `down` and `up`."""
     pair.compose("up", "-d")
     pair.wait(INSTALL)
-    assert machine.volume("wordpress-rows")["options"]["interval"] == "5s"
+    assert machine.volume("wordpress-rows")["options"]["interval"] == "10s"
     pair.site.install()
     pair.site.post("before")
     machine.daemon.crash()

@@ -20,7 +20,6 @@ from plugin.cli.doctor import examine
 from plugin.cli.doctor_engine import SeenByEngine
 from plugin.cli.finding import Finding
 from plugin.config import Config, load
-from plugin.engine.failed_starts import FailedStart
 from plugin.errors import DaemonUnreachableError
 from tests.protocol.node import Node, running
 
@@ -69,27 +68,6 @@ def told_status(
     return {"storages": dict(storages or {}), "left_over": [*left_over]}
 
 
-FAILED = FailedStart("1", "web", "always", ("rows",), "error while mounting volume")
-
-
-@pytest.mark.parametrize("starts", [False, True])
-def test_containers_that_docker_does_not_start_again(node: Node, starts: bool) -> None:
-    environment = {"REMORA_START_CONTAINERS": str(starts).lower()}
-    found = examine(
-        load(node.config, environment),
-        node.config,
-        list,
-        told_status,
-        list,
-        engine=lambda: SeenByEngine(failed_starts=[FAILED]),
-    )
-    [warned] = [each for each in found if each.check == "container"]
-    assert warned.verdict == "warning"
-    assert warned.evidence.startswith("'web' (restart policy always) is down")
-    assert "docker start web" in warned.hint
-    assert ("start_containers = true" in warned.hint) is not starts
-
-
 def test_volumes_that_are_not_what_they_seem(node: Node) -> None:
     rows = [
         {"name": name, "id": name, "mountpoint": "", **more}
@@ -105,7 +83,7 @@ def test_volumes_that_are_not_what_they_seem(node: Node) -> None:
         lambda: rows,
         lambda: told_status(None, "half"),
         list,
-        engine=lambda: SeenByEngine(["rows", "other"], [FAILED]),
+        engine=lambda: SeenByEngine(["rows", "other"]),
     )
     warned = [each for each in found if each.check == "volume"]
     assert {each.verdict for each in warned} == {"warning"}
