@@ -13,7 +13,7 @@ import pytest
 
 from plugin.engine import starter
 from plugin.engine.engine_api import EngineApi
-from plugin.engine.failed_starts import FailedStart, failed_starts
+from plugin.engine.failed_starts import failed_starts
 from plugin.engine.starter import ContainerStarter
 from tests.support.daemon import Machine
 from tests.support.engine import SOCKET
@@ -110,42 +110,29 @@ def test_one_that_goes_on_failing_is_left_alone(
             tried.append(path)
             return super().call(method, path, body)
 
-    starting = ContainerStarter(
-        Counting(machine.host.path(SOCKET), timeout_s=30),
-        driver="remora",
-        is_there=lambda _: True,
-        note=lambda each: pytest.fail(f"{each} was not started"),
-    )
-    for _ in range(3 * starter.ATTEMPTS_MAX):
+    def turn(starting: ContainerStarter) -> None:
         before = len(tried)
         starting.run_once(engine)
         wait_until(
             lambda: not starting._under_way, timeout_s=20, what="the start has ended"
         )
         assert len(tried) <= before + 1
+
+    def made(*, is_there: bool) -> ContainerStarter:
+        return ContainerStarter(
+            Counting(machine.host.path(SOCKET), timeout_s=30),
+            driver="remora",
+            is_there=lambda _: is_there,
+            note=lambda each: pytest.fail(f"{each} was not started"),
+        )
+
+    turn(made(is_there=False))
+    assert not tried
+    starting = made(is_there=True)
+    for _ in range(3 * starter.ATTEMPTS_MAX):
+        turn(starting)
     assert len(tried) == starter.ATTEMPTS_MAX
     assert not state(machine, "web")["Running"]
-
-
-def test_nothing_is_started_while_storage_is_away(
-    make_machine: Callable[..., Machine],
-) -> None:
-    machine = make_machine()
-    machine.engine.hold("rows", "web", "--restart", "always")
-    boot_without_pool(machine)
-    started: list[FailedStart] = []
-    engine = EngineApi(machine.host.path(SOCKET), timeout_s=30)
-    ContainerStarter(
-        engine, driver="remora", is_there=lambda _: False, note=started.append
-    ).run_once(engine)
-    assert not starter_attempts(machine)
-    assert not started
-
-
-def starter_attempts(machine: Machine) -> int:
-    """Return how many Mounts failed after the one of dockerd's start."""
-    log = machine.daemon.log.read_text()
-    return sum('"Mount"' in each and ERROR in each for each in log.splitlines()) - 1
 
 
 def test_a_local_volume_of_our_name_is_told(
