@@ -16,7 +16,8 @@ from tests.cluster.test_replication_scenarios import (
     names,
     wait_holders,
 )
-from tests.protocol.node import just_booted, wait_until
+from tests.protocol.node import wait_until
+from tests.support.just_booted import just_booted
 from tests.support.owners import WAIT_S, Records
 
 

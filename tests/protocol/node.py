@@ -380,14 +380,6 @@ class Node:
         return self.log.read_text(errors="replace")[-3000:]
 
 
-def just_booted(node: Node) -> None:
-    """Let each daemon of *node* find that its machine was switched on just now."""
-    booted_s = -int(time.clock_gettime(time.CLOCK_BOOTTIME))
-    namespace = ("unshare", "--time", "--boottime", str(booted_s), "--")
-    remora = node.remora
-    node.remora = lambda *verb: [*namespace, *remora(*verb)]
-
-
 @contextmanager
 def running(**arguments: Any) -> Iterator[Node]:
     """Yield a node whose daemon runs; skip the test where none can."""

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.protocol.node import Node, just_booted, running, wait_until
+from tests.protocol.node import Node, running, wait_until
+from tests.support.just_booted import just_booted
 
 ERROR = "its disk is not mounted"
 MOUNT_DEADLINE_S = 13.0
