@@ -2,13 +2,14 @@
 After a power cut the node is up before its NFS server and before etcd.
 
 Docker starts a container with a restart policy once, and no second time if that fails.
-With a Mount that waits, or with `start_containers`, the container is up at the end
-without help, and has what it had written.
+With a Mount that waits, with `start_containers`, or with a Docker that is held back by
+`remora wait`, the container is up at the end without help, and has what it had written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -40,12 +41,11 @@ class World:
     engine: Engine
 
     def cut_power(self) -> None:
-        """Fail all power; the node is back, with all that runs there, before others."""
+        """Fail all power; the node and its daemon are back before others."""
         self.lab["alpha"].power_off()
         self.server.power_off()
         self.lab["alpha"].boot()
         self.remora.start()
-        self.engine.launch()
 
     def others_come(self) -> None:
         """Switch the NFS server and etcd on."""
@@ -127,6 +127,7 @@ def world(lab: Lab, nfs_server: NfsServer) -> Iterator[World]:
 def test_a_mount_waits_for_what_boots_later(world: World) -> None:
     world.remora.settings |= {"boot_wait_s": "300"}
     world.cut_power()
+    world.engine.launch()
     wait_until(
         lambda: world.logged("waits for an answer"),
         timeout_s=60,
@@ -142,6 +143,7 @@ def test_a_mount_waits_for_what_boots_later(world: World) -> None:
 def test_a_container_is_started_when_what_it_needs_is_there(world: World) -> None:
     world.remora.settings |= {"boot_wait_s": "0", "start_containers": "true"}
     world.cut_power()
+    world.engine.launch()
     wait_until(
         lambda: world.state() == "exited",
         timeout_s=60,
@@ -153,3 +155,17 @@ def test_a_container_is_started_when_what_it_needs_is_there(world: World) -> Non
     world.others_come()
     world.await_container()
     assert world.logged("started a container that was down for its volume")
+
+
+@pytest.mark.long
+def test_docker_is_held_back_for_what_boots_later(world: World) -> None:
+    world.remora.settings |= {"boot_wait_s": "0"}
+    world.cut_power()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(
+            world.remora.cli, "wait", "--timeout", "2m", timeout_s=2 * UP_S
+        )
+        world.others_come()
+        assert waiting.result().returncode == 0
+    world.engine.launch()
+    world.await_container()
