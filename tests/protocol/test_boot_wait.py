@@ -6,6 +6,7 @@ The daemon runs in a time namespace in which the machine has just booted.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -66,6 +67,18 @@ def test_a_mount_waits_for_the_pools_disk(node: Node) -> None:
         come(node)
         assert Path(begun.result(10)["Mountpoint"]).name in node.mounts()
     assert node.call("Unmount", {"Name": "v", "ID": "id"}).json() == {}
+
+
+def test_what_was_answered_is_not_waited_for(node: Node) -> None:
+    come(node)
+    written = Path(mount(node)["Mountpoint"]) / "file"
+    node.path(written).write_text("rows")
+    assert node.call("Unmount", {"Name": "v", "ID": "id"}).json() == {}
+    [volume_id] = node.stored()
+    shutil.rmtree(node.path(node.pool / "volumes" / volume_id))
+    began_s = time.monotonic()
+    assert "is missing" in mount(node)["Err"]
+    assert time.monotonic() - began_s < 3
 
 
 def test_a_mount_waits_no_longer_than_the_engine(node: Node) -> None:
