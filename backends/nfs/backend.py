@@ -274,16 +274,7 @@ class NfsBackend:
 
     def storages(self) -> list[Storage]:
         """Return every share that is watched."""
-        return [
-            Storage(
-                str(share.export),
-                share.state.error,
-                share.state.total_bytes,
-                share.state.available_bytes,
-                unread=self._shares.is_configured(share) and not share.was_read,
-            )
-            for share in self._shares.watched()
-        ]
+        return self._shares.storages()
 
     def accept(self, name: str) -> str:
         """

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from backends.base import Volume
+from backends.base import Storage, Volume
 from backends.errors import BackendError, DeadlineError, RemoraError
 from backends.nfs.identity import Known
 from backends.nfs.leftovers import remove_empty, sweep
@@ -69,9 +69,18 @@ class Shares:
         """Return how this node mounts what is found on *share*."""
         return share.export.options | self._configured.get(share.export, {})
 
-    def is_configured(self, share: Share) -> bool:
-        """Return whether a profile names *share*."""
-        return share.export in self._configured
+    def storages(self) -> list[Storage]:
+        """Return every share that is watched, and what was found of it."""
+        return [
+            Storage(
+                str(share.export),
+                share.state.error,
+                share.state.total_bytes,
+                share.state.available_bytes,
+                unread=share.export in self._configured and not share.was_read,
+            )
+            for share in self.watched()
+        ]
 
     def find(
         self, name: str, deadline: Deadline, *, on: Volume | None

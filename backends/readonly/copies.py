@@ -48,6 +48,7 @@ class CopyFacts(msgspec.Struct, frozen=True):
     commit: str
     quality: str
     moment: str
+    newer: str
     taken_at: str
 
 
@@ -157,7 +158,8 @@ class ReadonlyCopies:
         ):
             _copy(tree, copy / DATA_NAME, self._within(name, deadline))
             facts = CopyFacts(
-                *(name, tree.commit, tree.quality, tree.moment), clock.now_rfc3339()
+                *(name, tree.commit, tree.quality, tree.moment, tree.newer),
+                clock.now_rfc3339(),
             )
             files.write_durably(copy / _FACTS_NAME, msgspec.json.encode(facts))
             self._directory.mkdir(mode=0o700, exist_ok=True)

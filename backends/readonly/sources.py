@@ -26,13 +26,15 @@ class Tree:
     A directory that has bytes of a volume, and what is known of them.
 
     ``commit`` is "" if they are of none; ``quality`` is what a head may say of it, and
-    ``moment`` the one that it shares with other volumes of its group, or "".
+    ``moment`` the one that it shares with other volumes of its group, or "". ``newer``
+    is a commit that others have, and this node has not yet, or "".
     """
 
     directory: Path
     commit: str
     quality: str
     moment: str = ""
+    newer: str = ""
 
 
 class Sources(Protocol):

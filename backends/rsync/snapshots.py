@@ -108,8 +108,8 @@ class RsyncSnapshots:
         try:
             # From the exchange on the bytes count: a promise may seal them at once.
             files.sync_filesystem(kept)
+            make_movable(live)
             with exchanging:
-                make_movable(live)
                 _exchange(kept / DATA_NAME, live)
                 exchanged = True
                 files.sync_directory(kept)

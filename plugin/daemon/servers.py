@@ -18,8 +18,12 @@ from plugin.api.admin.shares import ShareCalls
 from plugin.api.docker.http import create_app as create_plugin_app
 from plugin.api.metrics import Metrics
 from plugin.daemon.server import Server
-from plugin.daemon.sockets import bind_socket, inherited_socket, remove_socket
-from plugin.errors import ConfigError
+from plugin.daemon.sockets import (
+    bind_socket,
+    inherited_socket,
+    loopback_socket,
+    remove_socket,
+)
 from plugin.limits import CONTROL_THREADS, SERVER_THREADS
 from plugin.volumes.options import AllowedOptions
 from plugin.volumes.use_cases import UseCases
@@ -95,7 +99,7 @@ class Servers:
             self._servers.append(
                 Server(
                     create_metrics_app(answering.metrics),
-                    _loopback_socket(config.metrics_address),
+                    loopback_socket(config.metrics_address),
                     name="metrics",
                     threads=_METRICS_THREADS,
                 )
@@ -130,15 +134,3 @@ class Servers:
         listener = bind_socket(path)
         self._own_sockets.append(path)
         return listener
-
-
-def _loopback_socket(address: str) -> socket.socket:
-    host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), int(port)), family=family)
-    except OSError as error:
-        raise ConfigError(
-            [f"metrics_address: cannot listen at {address}: {error.strerror}"],
-            source="[daemon]",
-        ) from error

@@ -1,5 +1,5 @@
 """
-The daemon's Unix sockets: inherited from systemd, or bound here.
+The daemon's sockets: inherited from systemd, or bound here.
 
 Source: unix(7), sd_listen_fds(3).
 """
@@ -98,3 +98,22 @@ def _clear_stale(path: Path) -> None:
             remove_socket(path)
         else:
             raise ConfigError([f"another process listens at {path}"], source="sockets")
+
+
+def loopback_socket(address: str) -> socket.socket:
+    """
+    Return a socket that listens at *address*, HOST:PORT of this machine.
+
+    Raises:
+        ConfigError: it cannot.
+
+    """
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError as error:
+        raise ConfigError(
+            [f"metrics_address: cannot listen at {address}: {error.strerror}"],
+            source="[daemon]",
+        ) from error

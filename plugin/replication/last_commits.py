@@ -103,6 +103,8 @@ class LastCommits:
         """Return the copy, to which nobody writes, if it is a commit; else refuse."""
         head = self.heads.read(record.id).head
         if head is not None:
+            if self.membership.own.id not in head.members:
+                raise self._not_here(record, "keeps no copy any more")
             if copy_worth.diverged(copy, head, self.heads.lineage(record.id)):
                 raise NotOwnerError(
                     f"what this node has of '{record.name}' is no commit: it was not "
@@ -145,12 +147,13 @@ class LastCommits:
         """Return the nodes that have the newest bytes, for people."""
         holders = (head.holders or head.members) if head else ()
         nodes = holders or ((record.node,) if record.node else ())
-        names = " or ".join(f"'{self.nodes.name_of(each)}'" for each in nodes)
-        return f"node {names}" if names else "a node that has one"
+        names = sorted(f"'{self.nodes.name_of(each)}'" for each in nodes)
+        return f"node {' or '.join(names)}" if names else "a node that has one"
 
 
 def _of_commit(directory: Path, commit: Commit, head: Head) -> Tree:
     """Return *directory*, which is *commit*, with what *head* says of that, if so."""
     if commit != head.committed:
-        return Tree(directory, str(commit), "")
+        newer = str(head.committed) if head.committed > commit else ""
+        return Tree(directory, str(commit), "", newer=newer)
     return Tree(directory, str(commit), head.quality, head.moment)

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.protocol.node import wait_until
@@ -242,3 +243,31 @@ def users_of(owner: Owner, target: Path) -> int:
         check=False,
     )
     return done.stdout.decode().splitlines().count(str(target))
+
+
+def test_a_copy_that_is_behind_says_so_and_one_of_no_member_is_not_shown(
+    two: tuple[Owner, Owner], records: Records
+) -> None:
+    alpha, beta = two
+    volume_id = written(alpha, beta, records)
+    alpha.unmount(NAME)
+    wait_held(records, volume_id, alpha, beta)
+    newest = records.head(volume_id).committed
+    newer = msgspec.structs.replace(newest, seq=newest.seq + 1)
+    records.change(volume_id, committed=newer, holders=(alpha.id,))
+    beta.wait_known(NAME, commit=str(newer))
+    read(beta)
+    status = beta.get(COPY)["Status"]
+    assert (status["commit"], status["newer"]) == (str(newest), str(newer))
+    beta.unmount(COPY, "r")
+    # It stays as long as nothing else has it; nobody brings it up to date any more.
+    records.change(volume_id, members=(alpha.id,))
+    wait_until(
+        lambda: (
+            "keeps no copy any more"
+            in beta.call("Mount", {"Name": COPY, "ID": "r"}).error
+            or "has no copy" in beta.call("Mount", {"Name": COPY, "ID": "r"}).error
+        ),
+        "it is refused",
+        timeout_s=WAIT_S,
+    )

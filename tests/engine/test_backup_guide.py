@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
 import tarfile
@@ -13,19 +12,12 @@ import pytest
 
 from tests.support import images
 from tests.support.daemon import Machine
-from tests.support.host import REPOSITORY, checked
+from tests.support.guides import Command, Printed, blocks, changed
+from tests.support.host import checked
 
 pytestmark = pytest.mark.xdist_group("engine-compose")
-GUIDE = (REPOSITORY / "docs/guides/backups.md").read_text()
 # What the image of the guide, which no registry gives here, does with `backup`.
 BACKUP = '["sh", "-euc", "tar c -f /archive/b.tar -C /backup ."]'
-
-
-def block(language: str, containing: str) -> str:
-    """Return the guide's block in *language* that has *containing* in it."""
-    found = re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
-    (text,) = [each for each in found if containing in each]
-    return text
 
 
 @pytest.fixture
@@ -33,7 +25,7 @@ def compose_file(tmp_path: Path) -> Path:
     """Return the guide's Compose file, with an archive below *tmp_path*."""
     if shutil.which("docker-compose") is None:
         pytest.skip("needs docker-compose")
-    text = block("yaml", "docker-volume-backup")
+    (text,) = [each.text for each in blocks("backups.md") if each.language == "yaml"]
     for guide, here in (
         ("offen/docker-volume-backup:v2", images.BUSYBOX_IMAGE),
         ("[backup]", BACKUP),
@@ -56,10 +48,9 @@ def rows(machine: Machine) -> Iterator[Path]:
     machine.engine.docker("rm", "-f", "database")
 
 
-def backed_up(machine: Machine, file: Path) -> list[str]:
-    """Make a backup as the guide says; return the names in the archive."""
-    typed = block("console", "docker-compose").removeprefix("$ ").split()
-    program, *arguments = typed
+def backed_up(machine: Machine, file: Path, command: Command) -> list[str]:
+    """Make a backup by *command* of the guide; return the names in the archive."""
+    program, *arguments = command.text.split()
     checked(
         subprocess.run(
             [program, "--project-name", "shop", *arguments],
@@ -75,15 +66,33 @@ def backed_up(machine: Machine, file: Path) -> list[str]:
         return sorted(name for name in archive.getnames() if "/file" in name)
 
 
+@pytest.mark.printed("backups.md", "Read a copy, not the volume")
+def test_a_copy_is_read(machine: Machine, tmp_path: Path, printed: Printed) -> None:
+    engine = machine.engine
+    engine.shell("db", "echo kept > /v/file")
+    for command in printed.rest():
+        text = changed(command.text, {"busybox": images.BUSYBOX_IMAGE})
+        subprocess.run(
+            ["sh", "-euc", text],
+            cwd=tmp_path,
+            env=engine.cli_environment,
+            check=True,
+            timeout=60,
+        )
+    with tarfile.open(tmp_path / "db.tar") as archive:
+        assert "./db/file" in archive.getnames()
+
+
+@pytest.mark.printed("backups.md", "offen/docker-volume-backup")
 def test_each_run_saves_what_is_there_and_disturbs_nobody(
-    machine: Machine, rows: Path, compose_file: Path
+    machine: Machine, rows: Path, compose_file: Path, printed: Printed
 ) -> None:
     del rows
-    engine = machine.engine
+    engine, command = machine.engine, printed.take("docker-compose")
     engine.out("exec", "database", "sh", "-c", "echo one > /v/file1")
-    assert backed_up(machine, compose_file) == ["./rows/file1"]
+    assert backed_up(machine, compose_file, command) == ["./rows/file1"]
     engine.out("exec", "database", "sh", "-c", "echo two > /v/file2")
-    assert backed_up(machine, compose_file) == ["./rows/file1", "./rows/file2"]
+    assert backed_up(machine, compose_file, command) == ["./rows/file1", "./rows/file2"]
     assert not machine.mounted("rows-backup")
     assert machine.references("rows").live == 1
     listed = engine.out("volume", "ls", "-q", "-f", "driver=remora").split()

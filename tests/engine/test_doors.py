@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.daemon import MOUNTS, Machine
 from tests.support.engine import Engine
+from tests.support.guides import Printed
 from tests.support.host import wait_until
 from tests.support.images import BUSYBOX_IMAGE
 
@@ -94,8 +95,9 @@ def tasks(engine: Engine, service: str) -> str:
     return engine.out("service", "ps", "--no-trunc", "--format", shown, service)
 
 
+@pytest.mark.printed("engines.md", "userns-remap")
 def test_roots_of_containers_that_are_nobody_outside(
-    make_machine: Callable[..., Machine],
+    make_machine: Callable[..., Machine], printed: Printed
 ) -> None:
     """Their mounts are made for them: nothing on the way there is theirs to enter."""
     machine = make_machine()
@@ -104,11 +106,9 @@ def test_roots_of_containers_that_are_nobody_outside(
     remapped = Engine(machine.host)
     remapped.start(extra_args=("--userns-remap=dockremap",))
     remapped.load_busybox()
-    owner = (f"uid={REMAPPED}", f"gid={REMAPPED}")
-    options = [word for each in owner for word in ("-o", each)]
-    remapped.docker("volume", "create", "-d", "remora", *options, "theirs")
-    assert remapped.shell("theirs", "echo kept > /v/f; stat -c %u /v/f") == "0"
-    assert remapped.shell("theirs", "cat /v/f; cat /proc/self/uid_map").split() == [
+    remapped.docker(*printed.take("docker volume create").text.split()[1:])
+    assert remapped.shell("data", "echo kept > /v/f; stat -c %u /v/f") == "0"
+    assert remapped.shell("data", "cat /v/f; cat /proc/self/uid_map").split() == [
         *("kept", "0", str(REMAPPED), "65536"),
     ]
     # Without an owner nobody could write, which doctor says, and what to do.
