@@ -1,5 +1,7 @@
 """
-What options of other plugins are called here, or why there is none.
+What an option that a backend does not know is called here, or why there is none.
+
+It may be another plugin's, the other backend's, or misspelt.
 
 Sources: the documentation and source of REX-Ray 0.11.4 (its Docker module and
 libStorage), Convoy 0.5.2, docker-volume-netshare 0.36, rancher-nfs, Portworx (`repl`)
@@ -21,6 +23,16 @@ _CALLED: Final = {
     "repl": "replicas",
     "filemode": "mode",
     "maximum_size": "size",
+}
+# What one of the backends has and the other has not.
+_BACKENDS: Final = {
+    "nfs": "server share subDir device type nfsvers vers mountOptions nfsopts o "
+    "nconnect sec xprtsec noresvport readOnly mountPermissions onDelete existing "
+    "mountMode exclusive",
+    "rsync": "replicas members interval min_acks failover max_names consistency group",
+}
+_BACKEND_OF: Final = {
+    key.lower(): backend for backend, keys in _BACKENDS.items() for key in keys.split()
 }
 _BYTES: Final = (
     "'from' begins with the bytes of VOLUME or VOLUME@SNAPSHOT; others are mounted as "
@@ -62,12 +74,11 @@ def hint(key: str, valid: Iterable[str]) -> str:
     """Return what to write instead of the unknown option *key*; *valid* are known."""
     lower = key.lower()
     known = sorted(valid)
-    called = _CALLED.get(lower)
-    if called in known:
-        return f"it is called '{called}' here"
-    if called is not None:
-        backend = "rsync" if called == "replicas" else "nfs"
-        return f"it is called '{called}' here, an option of backend '{backend}'"
+    if called := _CALLED.get(lower):
+        backend = "" if called in known else _of_backend(called)
+        return f"it is called '{called}' here{backend}"
+    if lower in _BACKEND_OF:
+        return f"it is there{_of_backend(lower)}"
     if lower in _INSTEAD:
         return _INSTEAD[lower]
     if lower.startswith(_PREFIXES):
@@ -76,3 +87,10 @@ def hint(key: str, valid: Iterable[str]) -> str:
     meant = [each for each in known if each.lower() in close]
     asked = f"did you mean '{meant[0]}'? " if meant else ""
     return f"{asked}valid options: {', '.join(known)}"
+
+
+def _of_backend(key: str) -> str:
+    """Return which backend has *key*, and how that one is chosen."""
+    if _BACKEND_OF[key.lower()] == "nfs":
+        return " with backend 'nfs': -o server=HOST -o share=/EXPORT, or a profile"
+    return " with backend 'rsync', in a pool"

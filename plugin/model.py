@@ -133,10 +133,10 @@ def check_name(name: str) -> str:
     if NAME_PATTERN.fullmatch(name):
         return name
     shown = name if len(name) <= 80 else f"{name[:80]}… ({len(name)} characters)"
-    raise InvalidRequestError(
-        f"'{shown}' is not a volume name",
-        hint="1 to 255 letters, digits, '_', '.' or '-', the first a letter or digit",
-    )
+    hint = "1 to 255 letters, digits, '_', '.' or '-', the first a letter or digit"
+    if "/" in name:  # an export, as netshare has it
+        hint += "; the option share=SERVER:/PATH names an export"
+    raise InvalidRequestError(f"'{shown}' is not a volume name", hint=hint)
 
 
 def check_snapshot_name(name: str) -> str:

@@ -42,6 +42,7 @@ SUITES = {
     "crash-matrix": ["test_crash_matrix.py"],
     "compose": ["test_compose.py"],
     "clients": ["test_clients.py"],
+    "migrating": ["test_migrating.py"],
     # How the plugin is built does not depend on the engine.
     "managed": ["managed", "--ignore=tests/engine/managed/test_managed_build.py"],
 }

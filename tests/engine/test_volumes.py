@@ -151,7 +151,7 @@ def test_ls_knows_volumes_that_the_engine_did_not_make(
     [
         (
             "sise=10G",
-            "unknown option 'sise' for backend 'rsync' (hint: valid options: ",
+            "unknown option 'sise' for backend 'rsync' (hint: did you mean 'size'? ",
         ),
         (
             "mode=rwx",

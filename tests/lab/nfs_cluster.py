@@ -14,6 +14,8 @@ from tests.lab.services import Remora
 
 # For modules whose daemons are gone, with their volumes, when they end.
 SHARED = Topology.of(SERVER, "alpha", "beta", shared_as="nfs")
+# The same for those with engines and Compose: apart, so that two workers share them.
+WITH_COMPOSE = Topology.of(SERVER, "alpha", "beta", shared_as="nfs-compose")
 MOUNTS = "/var/lib/remora/mounts"
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from tests.lab.lab import Lab
 from tests.lab.nfs import NfsServer
-from tests.lab.nfs_cluster import SHARED, NfsNode, empty, running
+from tests.lab.nfs_cluster import WITH_COMPOSE, NfsNode, empty, running
 from tests.lab.services import Engine
 from tests.support.host import wait_until
 from tests.support.images import BUSYBOX_IMAGE
 
-TOPOLOGY = SHARED
+TOPOLOGY = WITH_COMPOSE
 DIRECTORY: Final = "/data/shop"
 FILE: Final = f"""
 services:

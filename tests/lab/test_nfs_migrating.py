@@ -18,14 +18,14 @@ import pytest
 
 from tests.lab.lab import Lab
 from tests.lab.nfs import XFS, NfsServer, mount, unmount_all
-from tests.lab.nfs_cluster import SHARED, NfsNode, empty, running
+from tests.lab.nfs_cluster import WITH_COMPOSE, NfsNode, empty, running
 from tests.lab.services import Engine
 from tests.support import guides, migrating
 from tests.support.host import PYTHON_ENVIRONMENT, wait_until
 from tests.support.images import BUSYBOX_IMAGE
 from tests.support.other_plugin import NAMES, SOCKETS
 
-TOPOLOGY = SHARED
+TOPOLOGY = WITH_COMPOSE
 DIRECTORY: Final = "/data/shop"
 NAS: Final = "/mnt/nas"
 ROWS: Final = "/var/lib/mysql/rows"

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from backends.errors import InvalidRequestError
+from backends.foreign_options import hint
 from backends.nfs.backend import NfsBackend
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
+from plugin.model import check_name
 from plugin.volumes.options import OptionResolver
 from tests.unit.test_nfs_options import NFS
 
@@ -55,16 +57,19 @@ NAS = {"server": "nas", "share": "/export"}
         ({"fileMode": "0777"}, "it is called 'mode' here"),
         ({"dirMode": "0777"}, "CIFS is mounted by driver 'local'"),
         # rancher-nfs, Portworx, cloudstor, Flocker
-        ({"host": "nas"}, "it is called 'server' here, an option of backend 'nfs'"),
+        ({"host": "nas"}, "it is called 'server' here with backend 'nfs': -o server="),
         ({"export": "/x"}, "it is called 'share' here"),
         ({"exportBase": "/x", "server": "nas"}, "(hint: it is called 'share' here)"),
         ({"mntOptions": "soft"}, "it is called 'mountOptions' here"),
         ({"onRemove": "purge", **NAS}, "(hint: it is called 'onDelete' here)"),
         ({"onDelete": "purge", **NAS}, "must be one of retain, archive, delete"),
         ({"repl": "3"}, "(hint: it is called 'replicas' here)"),
-        ({"repl": "3", **NAS}, "an option of backend 'rsync'"),
+        ({"repl": "3", **NAS}, "it is called 'replicas' here with backend 'rsync'"),
         ({"backing": "relocatable"}, "'replicas' says how many nodes keep copies"),
         ({"maximum_size": "1"}, "it is called 'size' here"),
+        # The other backend's
+        ({"existing": "adopt"}, "it is there with backend 'nfs': -o server=HOST"),
+        ({"min_acks": "1", **NAS}, "it is there with backend 'rsync', in a pool"),
         # Nobody's
         ({"sise": "1G"}, "did you mean 'size'? valid options: backend, "),
         ({"MemberS_": "a"}, "did you mean 'members'? "),
@@ -80,6 +85,31 @@ def test_each_is_refused_in_one_line_with_what_to_write(
     told = str(caught.value)
     assert said in told
     assert "\n" not in told
+
+
+def test_each_option_of_one_backend_is_told_to_who_has_the_other() -> None:
+    """A new one has to be added to the table of the hints."""
+    of = {"nfs": options_of(NFS), "rsync": options_of(RSYNC)}
+    for here, there in (("nfs", "rsync"), ("rsync", "nfs")):
+        # `create` is none: a backend has it to refuse it.
+        for key in of[there] - of[here] - {"create"}:
+            told = hint(key, of[here])
+            assert told.startswith(f"it is there with backend '{there}'"), key
+
+
+def options_of(backend: NfsBackend | RsyncBackend) -> set[str]:
+    """Return the options that *backend* says it has."""
+    with pytest.raises(InvalidRequestError) as caught:
+        backend.parse_options({"_": ""})
+    return set(caught.value.hint.removeprefix("valid options: ").split(", "))
+
+
+def test_an_export_as_a_name_is_told_how_to_give_it() -> None:
+    """netshare takes `-v nas/export:/d` without a volume."""
+    with pytest.raises(InvalidRequestError, match="the option share=SERVER:/PATH"):
+        check_name("nas/export")
+    with pytest.raises(InvalidRequestError, match=r"a letter or digit\)$"):
+        check_name("a b")
 
 
 def test_what_they_share_with_us_is_taken() -> None:
