@@ -16,6 +16,7 @@ from typing import Final
 Range = tuple[int, int]  # offset and length, in bytes
 RANGES_MAX: Final = 50_000
 BLOCK_BYTES: Final = 4096
+_NOWHERE: Final[Range] = (1 << 64, 1)
 # Small enough for memory that is used again.
 _CHUNK_BYTES: Final = 1 << 17
 # A disk is asked for so many ranges at once, and so many bytes: what is asked for one
@@ -47,6 +48,27 @@ def joined(ranges: Iterable[Range], *, gap_bytes: int = 0) -> Iterator[Range]:
         begin, end = offset, offset + length
     if begin < end:
         yield begin, end - begin
+
+
+def split(ranges: Iterable[Range], by: Iterable[Range]) -> Iterator[tuple[bool, Range]]:
+    """
+    Yield *ranges* in pieces that lie in *by* or outside, and whether each lies in it.
+
+    Both come in order and disjoint.
+    """
+    inside = iter(by)
+    begin, end = next(inside, _NOWHERE)
+    end += begin
+    for offset, length in ranges:
+        at, stop = offset, offset + length
+        while at < stop:
+            while end <= at:
+                begin, end = next(inside, _NOWHERE)
+                end += begin
+            is_in = begin <= at
+            after = min(stop, end if is_in else begin)
+            yield is_in, (at, after - at)
+            at = after
 
 
 def at_most(ranges: Iterable[Range], count_max: int) -> list[Range]:
