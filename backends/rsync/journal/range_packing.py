@@ -7,7 +7,7 @@ See `large_files.py` for how changes are found.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from backends.rsync.journal import refusals
+from backends.rsync.journal.base_leads import Lead
 from backends.rsync.journal.block_index import Searching
 from backends.rsync.journal.entries import Commit, Known, look_at
 from backends.rsync.journal.large_files import (
@@ -69,6 +70,8 @@ class RangePacking:
     def __init__(self, kept: LargeFiles) -> None:
         self._kept = kept
         self._plans: dict[bytes, _Plan] = {}
+        # What leads the clones of those that are read on to this commit.
+        self._leads: list[Lead] = []
         # How long files were read that are not copied.
         self.reading_s = 0.0
 
@@ -79,7 +82,7 @@ class RangePacking:
         only: Collection[bytes],
     ) -> None:
         """Decide how the large files among *rows* are sent to members at *by_base*."""
-        self._plans = {}
+        self._plans, self._leads = {}, []
         for known in rows:
             path = known.entry.path
             if is_large(known.entry):
@@ -147,22 +150,24 @@ class RangePacking:
         plan: _Plan,
         file: int,
     ) -> bool:
-        """Return whether a clone of *file* could be compared with the one before."""
+        """Return whether *file* could be compared with the clone that is kept."""
         write_out(file)
-        status = os.fstat(file)
-        with self._kept.bases.opened(path, plan.content) as base:
+        status, bases = os.fstat(file), self._kept.bases
+        with bases.opened(path, plan.content) as base:
             if base is None:
                 return False
-            self._kept.bases.keep(path, commit, file)
-            with self._kept.bases.opened(path, commit) as now:
-                if now is None:
-                    return False
-                self._note_found(path, plan, commit, _compared(base, now))
-                ranges, (target, outbox) = self._ranges_of(path, plan), place
-                if plan.base is None or not _fit(ranges, outbox, now):
-                    return False
-                made = Made(path, plan.base, commit)
-                write_redo(target, made, ranges, source=now, like=(file, status))
+            lead = bases.lead_on(path, plan.content, base, file)
+            if lead is None:
+                return False
+            found = with_cut(lead.changed(base), base, lead.file)
+            self._note_found(path, plan, commit, found)
+            ranges, (target, outbox) = self._ranges_of(path, plan), place
+            if plan.base is None or not _fit(ranges, outbox, file):
+                bases.advance(lead, commit)
+                return False
+            made, parts = Made(path, plan.base, commit), lead.parts(base, ranges)
+            write_redo(target, made, parts, size=lead.size, like=(file, status))
+            self._leads.append(lead)
         return True
 
     def _read_through(
@@ -269,14 +274,19 @@ class RangePacking:
         with opened_in(outbox / TREE_NAME, made.path) as copy:
             if copy is None or not _fit(ranges, outbox, copy):
                 return False
-            like, done = (copy, os.fstat(copy)), False
+            status, done = os.fstat(copy), False
+            size, parts = status.st_size, [(copy, _cut(ranges, status.st_size))]
             with optional():
-                write_redo(target, made, ranges, source=copy, like=like)
+                write_redo(target, made, parts, size=size, like=(copy, status))
                 done = True
         return done
 
     def keep(self, commit: Commit) -> None:
         """Keep what was found as that of *commit*, which the manifest has recorded."""
+        for lead in self._leads:
+            with optional():
+                self._kept.bases.advance(lead, commit)
+        self._leads = []
         self._kept.bases.keep_only(dict.fromkeys(self._plans, commit))
         for path in self._plans:
             self._kept.indexes.keep(path, commit)
@@ -291,6 +301,10 @@ def _fit(
     held_bytes = os.fstat(source).st_blocks * SECTOR_BYTES
     wanted_bytes = min(held_bytes, sum(length for _, length in ranges))
     return wanted_bytes <= free_bytes(outbox)[1] - left_free_bytes(outbox)
+
+
+def _cut(ranges: Iterable[Range], size: int) -> Iterator[Range]:
+    return ((at, min(length, size - at)) for at, length in ranges if at < size)
 
 
 def _compared(old: int, new: int) -> list[Range] | None:
