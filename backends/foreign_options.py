@@ -4,8 +4,9 @@ What an option that a backend does not know is called here, or why there is none
 It may be another plugin's, the other backend's, or misspelt.
 
 Sources: the documentation and source of REX-Ray 0.11.4 (its Docker module and
-libStorage), Convoy 0.5.2, docker-volume-netshare 0.36, rancher-nfs, Portworx (`repl`)
-and Docker's cloudstor (`backing`, `ebstype`, `perfmode`).
+libStorage), Convoy 0.5.2, docker-volume-netshare 0.36, rancher-nfs, Portworx (`repl`),
+Longhorn, local-persist (`mountpoint`), Kubernetes' NFS provisioners and Docker's
+cloudstor (`backing`, `ebstype`, `perfmode`).
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Iterable
 from typing import Final
 
 _CALLED: Final = {
-    "host": "server",
-    "export": "share",
-    "exportbase": "share",
+    **dict.fromkeys(("host", "addr", "address", "nfsserver"), "server"),
+    **dict.fromkeys(("export", "exportbase", "nfspath"), "share"),
     "mntoptions": "mountOptions",
-    "onremove": "onDelete",
-    "repl": "replicas",
+    **dict.fromkeys(("onremove", "reclaimpolicy", "archiveondelete"), "onDelete"),
+    "pathpattern": "subDir",
+    **dict.fromkeys(("repl", "numberofreplicas"), "replicas"),
     "filemode": "mode",
     "maximum_size": "size",
 }
@@ -49,6 +50,10 @@ _WHERE: Final = (
     "where the bytes lie is 'pool' in remora.toml, or 'server' and 'share' of an export"
 )
 _CIFS: Final = "there is none: CIFS is mounted by driver 'local'"
+_DIRECTORY: Final = (
+    "there is none: the bytes lie in the pool, into which remora import copies a "
+    "directory"
+)
 _ENCRYPTED: Final = "there is none: put the pool on an encrypted disk"
 _INSTEAD: Final = {
     **dict.fromkeys(("fs", "fstype", "newfstype", "overwritefs"), _FILESYSTEM),
@@ -57,6 +62,9 @@ _INSTEAD: Final = {
     **dict.fromkeys(("volumename", "volumeid", "id"), _BYTES),
     **dict.fromkeys(("snapshotname", "snapshotid", "backup", "endpoint"), _BYTES),
     **dict.fromkeys(("username", "password", "domain", "security", "dirmode"), _CIFS),
+    "cifsopts": _CIFS,
+    **dict.fromkeys(("mountpoint", "path"), _DIRECTORY),
+    "sshcmd": "there is none: what SSH reaches is mounted by who uses it",
     "availabilityzone": "'members' names the nodes that keep copies, in a cluster",
     "backing": "'replicas' says how many nodes keep copies, in a cluster",
     "driver": "here 'backend' says where the bytes lie, rsync or nfs; 'driver: remora' "

@@ -11,9 +11,9 @@ from backends.errors import InvalidRequestError
 
 Parser = Callable[[str], str]
 
-# Binary multiples, as `docker run --memory` and `ls -h` use them; "G", "GB" and "GiB"
-# all mean 2**30, because nobody who types 10G wants to be told of the difference.
-_SIZE: Final = re.compile(r"([0-9]{1,15})\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
+# Binary multiples, as `docker run --memory` and `ls -h` use them; "G", "Gi", "GB" and
+# "GiB" all mean 2**30, because nobody who types 10G wants to be told of the difference.
+_SIZE: Final = re.compile(r"([0-9]{1,15})\s*(?:([kmgtp])i?)?b?", re.IGNORECASE)
 _SIZE_EXPONENT: Final = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _SIZE_LIMIT_MIN: Final = 1024**2
 _DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)?")
@@ -111,21 +111,23 @@ def size_bytes(text: str) -> str:
     match = _SIZE.fullmatch(text)
     if match is None or int(match[1]) == 0:
         raise ValueError("must be a size such as 10G or 512M")
-    return str(int(match[1]) * 1024 ** _SIZE_EXPONENT[match[2].lower()])
+    return str(int(match[1]) * 1024 ** _SIZE_EXPONENT[(match[2] or "").lower()])
 
 
-def size_limit(text: str) -> str:
+def require_usable_size(options: Mapping[str, str]) -> None:
     """
-    Return the size of a volume in bytes.
+    Raise InvalidRequestError if the `size` that a new volume is given holds nothing.
 
-    REX-Ray and others have gigabytes where a number has no unit; 16 bytes hold nothing.
+    REX-Ray and others have gigabytes where a number has no unit. No parser refuses it:
+    an older version has made such volumes, which are found, and recorded, again.
     """
-    found = size_bytes(text)
-    if int(found) < _SIZE_LIMIT_MIN:
-        plain = "; without a unit it is bytes" if text.isdigit() else ""
-        meant = f": write {text}GiB if gigabytes are meant" if plain else ""
-        raise ValueError(f"must be 1M or more{plain}{meant}")
-    return found
+    size = options.get("size", "")
+    if size and int(size) < _SIZE_LIMIT_MIN:
+        raise InvalidRequestError(
+            f"option 'size': must be 1M or more, not {size} bytes",
+            hint="without a unit it is bytes: write "
+            f"{size}GiB if gigabytes are meant",
+        )
 
 
 def duration(text: str) -> str:

@@ -36,6 +36,7 @@ _NUMBERS: Final = _words(
     "namlen nconnect port retrans rsize timeo wsize"
 )
 _WORDS: Final = {
+    "fatal_neterrors": "default none ENETDOWN ENETUNREACH",
     "local_lock": "all flock posix none",
     "lookupcache": "all none pos positive",
     "mountproto": "tcp udp tcp6 udp6",
@@ -88,6 +89,7 @@ _IGNORED: Final = {
 }
 # What is done anyway.
 _NEEDLESS: Final = frozenset(("defaults", "nodev"))
+_OF_EXPORT: Final = "it is the server's, in its /etc/exports"
 _OF_CIFS: Final = "it is an option of CIFS; driver 'local' mounts that"
 _REFUSED: Final = {
     "remount": "volumes are not remounted",
@@ -107,6 +109,9 @@ _REFUSED: Final = {
         ("username", "password", "credentials", "cred", "domain", "file_mode"), _OF_CIFS
     ),
     **dict.fromkeys(("dir_mode", "forceuid", "forcegid", "noperm", "guest"), _OF_CIFS),
+    **dict.fromkeys(("root_squash", "no_root_squash", "all_squash"), _OF_EXPORT),
+    **dict.fromkeys(("insecure", "secure", "no_subtree_check", "fsid"), _OF_EXPORT),
+    **dict.fromkeys(("nocopy", "volume-nocopy"), "it belongs to the container's mount"),
     **dict.fromkeys(("umask", "fmask", "dmask", "utf8"), "it is no option of NFS"),
     "size": "an NFS client cannot enforce it: set a quota on the server",
 }

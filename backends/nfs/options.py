@@ -197,6 +197,8 @@ def _given(raw: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
         name = _ALIASES.get(key.lower(), key.lower())
         if name == "mountOptions":
             entries += option_lines.split(value)
+        elif key.lower() == "mountpermissions" and value.strip() == "0":
+            continue  # csi-driver-nfs has it by default, and changes none then
         else:
             given[name] = value
     return given, entries
@@ -273,7 +275,8 @@ def _with_server(given: Mapping[str, str], address: str) -> dict[str, str]:
 def _from_device(key: str, value: str) -> dict[str, str]:
     """Return the options of the built-in driver's `device=:/path` form."""
     server, separator, path = value.partition(":/")
-    if not separator or "/" in server:
+    is_url = server.lower() == "nfs" and path.startswith("/")
+    if not separator or is_url or re.search(r"[/\"']", server):
         hint = "a CIFS share is driver 'local's" if value.startswith("//") else ""
         raise InvalidRequestError(
             f"option '{key}': must be :/PATH or SERVER:/PATH, not '{value[:64]}'",
@@ -287,6 +290,8 @@ def _host(text: str) -> str:
     text = text.strip("[]")
     if not re.fullmatch(r"[A-Za-z0-9:][A-Za-z0-9_.:%-]{0,252}", text):
         raise ValueError("must be a host name or an address")
+    if text.count(":") == 1:
+        raise ValueError("must be a host name or an address; a port is 'o: port=PORT'")
     return text
 
 
@@ -321,6 +326,8 @@ def _subdir(text: str) -> str:
     return text
 
 
+# Kubernetes has them in capitals, too.
+_ON_DELETE: Final = parse.one_of("retain", "archive", "delete")
 _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "server": _host,
     "share": _share,
@@ -331,7 +338,7 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "mode": parse.octal_mode,
     "uid": parse.numeric_id,
     "gid": parse.numeric_id,
-    "onDelete": parse.one_of("retain", "archive", "delete"),
+    "onDelete": lambda text: _ON_DELETE(text.lower()),
     "existing": parse.one_of("error", "adopt"),
     "mountMode": parse.one_of("subdir", "share", "direct"),
     "exclusive": parse.boolean,

@@ -40,7 +40,7 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
     "suid": parse.boolean,
     "uid": parse.numeric_id,
     "gid": parse.numeric_id,
-    "size": parse.size_limit,
+    "size": parse.size_bytes,
     "from": parse.source_volume,
     **replication.PARSERS,
 }

@@ -66,6 +66,13 @@ def mount_points_below(directory: Path) -> list[Path]:
     return [point for point in points if directory in point.parents]
 
 
+def inner_mounts(directory: Path) -> list[Path]:
+    """Return the mount points in *directory* that nothing mounted over them hides."""
+    number = entry_covering(directory).number
+    found = (Path(each.mount_point) for each in mount_table() if each.parent == number)
+    return [point for point in found if directory in point.parents]
+
+
 def entry_covering(path: Path) -> MountEntry:
     """
     Return the mount that *path* lives on.

@@ -33,6 +33,7 @@ _REPORT_INTERVAL_S = 0.5
 # Of deeper trees, the paths that have to be kept would take gigabytes.
 _PATH_LENGTH_MAX = 16 * 1024
 _NESTED = "what a container has made a subvolume cannot be copied: remove it"
+_INTO_ITSELF = "the copy would hold itself: what it is made in lies in the source"
 _AFTER_SLASH = b"0"  # the byte after "/": so all that begins with "a/" is before "a0"
 
 
@@ -48,6 +49,7 @@ class _Directory:
 class _Ends(NamedTuple):
     source: Beneath
     target: Beneath
+    target_status: os.stat_result
 
 
 @dataclass
@@ -66,7 +68,7 @@ class TreeCopy:
         self.copier.on_progress = self._report
         device = os.fstat(source).st_dev
         with Beneath(source) as original, Beneath(target) as made:
-            ends = _Ends(original, made)
+            ends = _Ends(original, made, os.fstat(target))
             self._begin(b"", source, b".", ends)
             for path, name, directory, status in walk(
                 source, enter=lambda path: self._is_begun(path, ends)
@@ -94,6 +96,8 @@ class TreeCopy:
             return
         try:
             status = os.fstat(directory)
+            if os.path.samestat(status, ends.target_status):
+                raise OSError(errno.ELOOP, _INTO_ITSELF, path)
             if path:
                 at, _ = ends.target.at(path)
                 os.mkdir(name, 0o700, dir_fd=at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ def import_volume(
         )
     engine = None if is_directory else _engine()
     path = engine.local_volume_path(source) if engine else Path(source).absolute()
+    if is_directory and _is_empty(path):
+        raise click.UsageError(f"{path} is empty: is the disk mounted there?")
     target = name or source
     volume = call_with_progress(
         context,
@@ -72,6 +75,13 @@ def import_volume(
             "then the name stands for this one.",
             err=True,
         )
+
+
+def _is_empty(path: Path) -> bool:
+    """Return whether *path* is a directory with nothing in it, as far as we can see."""
+    with suppress(OSError):
+        return not any(path.iterdir())
+    return False
 
 
 def _engine() -> Engine:

@@ -66,7 +66,8 @@ class Engine:
                 f"volume '{name}' has mount options, so its bytes lie elsewhere",
                 hint=f"mount that storage, and: remora import DIRECTORY --name {name}",
             )
-        return Path(volume["Mountpoint"])
+        # Docker's directory is a link in many places.
+        return Path(volume["Mountpoint"]).resolve()
 
     def remove_volume(self, name: str) -> None:
         """Remove volume *name*, or raise EngineError with the engine's reason."""

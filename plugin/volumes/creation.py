@@ -24,7 +24,7 @@ from backends.errors import (
     VolumeBusyError,
     VolumeExistsError,
 )
-from backends.options import source_volume
+from backends.options import require_usable_size, source_volume
 from backends.system import clock, mounts
 from backends.system.clock import Deadline
 from backends.system.copying import Destination, copy_tree
@@ -283,6 +283,7 @@ class Creation:
 
     def _require_creatable(self, resolved: Resolved, record: VolumeRecord) -> None:
         """Raise what is known to be in the way before anything is written."""
+        require_usable_size(resolved.chosen)
         self.ownership.require_possible(record)
         resolved.backend.require_creatable(record.volume(), filled=record.filled)
         chosen = resolved.chosen.get("members", "")
@@ -325,9 +326,19 @@ class Creation:
 
 
 def _check_source(source: Path) -> None:
-    """Raise unless *source* is a directory that no container has mounted."""
+    """Raise unless all of directory *source* can be read, and no container has it."""
     if not source.is_absolute() or ".." in source.parts or not source.is_dir():
         raise InvalidRequestError(f"'{source}' is not the absolute path of a directory")
+    # Others may have made a link on the way: people say that they mean where it leads.
+    if (real := source.resolve()) != source:
+        raise InvalidRequestError(
+            f"the path {source} has a symbolic link in it", hint=f"name {real} instead"
+        )
+    if below := mounts.inner_mounts(source):
+        raise InvalidRequestError(
+            f"{below[0]} is another filesystem, and would be left out",
+            hint="unmount it, or import each by itself",
+        )
     users = mounts.users_of(source)
     if users:
         raise VolumeBusyError(

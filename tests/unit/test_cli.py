@@ -190,6 +190,24 @@ def test_repair_adopts_what_the_store_has_lost(cli: Cli, node: Node) -> None:
         assert cli("rm", "--force", name).code == 0
 
 
+def test_what_an_older_version_made_small_is_a_volume(cli: Cli, node: Node) -> None:
+    """A new one cannot be so small: who asks for 16 has gigabytes elsewhere."""
+    source = node.pool / "volumes" / cli("create", "left", "--json").json()["id"]
+    copy = source.with_name("33333333-3333-3333-3333-333333333333")
+    subprocess.run(["cp", "-a", source, copy], check=True)
+    described = json.loads((copy / "volume.json").read_text())
+    described |= {"id": copy.name, "name": "small", "options": {"size": "524288"}}
+    (copy / "volume.json").write_text(json.dumps(described))
+    assert cli("repair").out == "adopted: small\n"
+    assert node.create("small", size="512k") == copy.name
+    told = node.refused("Create", Name="new", Opts={"size": "16"})
+    assert "must be 1M or more, not 16 bytes" in told
+    assert "write 16GiB if gigabytes are meant" in told
+    assert node.names() == ["left", "small"]
+    for name in ("left", "small"):
+        assert cli("rm", "--force", name).code == 0
+
+
 def test_repair_refuses_what_has_a_records_name(cli: Cli, node: Node) -> None:
     source = node.pool / "volumes" / cli("create", "name", "--json").json()["id"]
     copy = source.with_name("22222222-2222-2222-2222-222222222222")

@@ -260,6 +260,48 @@ def test_what_is_refused_leaves_no_volume(cli: Cli, node: Node, source: Path) ->
     assert node.names() == ["taken"]
 
 
+def test_only_the_bytes_that_are_meant_are_taken(
+    cli: Cli, node: Node, source: Path
+) -> None:
+    """Neither where others' links lead, nor a part, nor what was not mounted."""
+    link = source.parent / "link"
+    link.symlink_to(source)
+    for path in (link, link / "sub"):
+        error = refused(node, name="x", source=str(path), options={})
+        assert error["hint"] == f"name {path.resolve()} instead"
+    link.unlink()
+    node.run("mount", "-t", "tmpfs", "disk", str(source / "sub"))
+    try:
+        error = refused(node, name="x", source=str(source), options={})
+        assert f"{source}/sub is another filesystem" in error["cause"]
+    finally:
+        node.run("umount", str(source / "sub"))
+    (source / "empty").mkdir()
+    done = cli("import", str(source / "empty"), "--name", "x")
+    assert (done.code, "is empty: is the disk mounted there?" in done.err) == (2, True)
+    assert node.names() == []
+
+
+def test_a_copy_does_not_copy_itself(cli: Cli, node: Node) -> None:
+    """It did so until the disk was full."""
+    node.create("other")
+    for path in (node.directory, node.pool / "volumes"):
+        error = refused(node, name="x", source=str(path), options={})
+        assert "the copy would hold itself" in error["cause"]
+    assert node.names() == ["other"]
+    assert len(node.stored()) == 1
+
+
+def test_a_volume_of_an_engine_whose_directory_is_a_link_is_taken(
+    cli: Cli, node: Node, engine: Engine, source: Path
+) -> None:
+    docker = node.directory / "docker"
+    docker.symlink_to(source.parent)
+    engine.answers["GET /volumes/old"] = local(docker / source.name)
+    assert cli("import", "old", "--name", "new").out == "new\n"
+    docker.unlink()
+
+
 def test_what_a_container_uses_is_not_copied(
     cli: Cli, node: Node, source: Path
 ) -> None:

@@ -24,9 +24,6 @@ NAS = {"server": "nas", "share": "/export"}
     ("given", "said"),
     [
         # REX-Ray
-        ({"size": "16"}, "write 16GiB if gigabytes are meant"),
-        ({"size": "16384"}, "write 16384GiB"),
-        ({"size": "16k"}, "must be 1M or more, not '16k'"),
         ({"IOPS": "100"}, "there is none: a volume is as fast as the disk"),
         ({"volumeType": "io1"}, "there is none: a volume is as fast as the disk"),
         ({"type": "gp2"}, "kinds of disks, as REX-Ray and Convoy have them"),
@@ -67,6 +64,14 @@ NAS = {"server": "nas", "share": "/export"}
         ({"repl": "3", **NAS}, "it is called 'replicas' here with backend 'rsync'"),
         ({"backing": "relocatable"}, "'replicas' says how many nodes keep copies"),
         ({"maximum_size": "1"}, "it is called 'size' here"),
+        # Longhorn, local-persist, sshfs, Kubernetes' NFS provisioners
+        ({"numberOfReplicas": "3"}, "(hint: it is called 'replicas' here)"),
+        ({"mountpoint": "/data/rows"}, "into which remora import copies a directory"),
+        ({"sshcmd": "u@h:/x"}, "what SSH reaches"),
+        ({"cifsopts": "vers=3.0"}, "CIFS is mounted by driver 'local'"),
+        ({"archiveOnDelete": "true", **NAS}, "it is called 'onDelete' here"),
+        ({"pathPattern": "${.PVC.name}", **NAS}, "it is called 'subDir' here"),
+        ({"addr": "nas", "device": ":/x"}, "(hint: it is called 'server' here)"),
         # The other backend's
         ({"existing": "adopt"}, "it is there with backend 'nfs': -o server=HOST"),
         ({"min_acks": "1", **NAS}, "it is there with backend 'rsync', in a pool"),

@@ -75,6 +75,12 @@ def test_options_have_one_canonical_form(
         ({"o": "$(reboot)"}, "malformed"),
         ({"onDelete": "maybe"}, "option 'onDelete'"),
         ({"device": "x"}, "option 'device'"),
+        ({"device": "nfs://nas/x"}, "must be :/PATH or SERVER:/PATH"),
+        ({"device": '":/x"', "o": "addr=nas"}, "must be :/PATH or SERVER:/PATH"),
+        ({"server": "nas:2049"}, "a port is 'o: port=PORT'"),
+        ({"device": ":/x", "o": "addr=1.2.3.4:2049"}, "a port is 'o: port=PORT'"),
+        ({"o": "rw,no_root_squash"}, "it is the server's, in its /etc/exports"),
+        ({"o": "nocopy"}, "it belongs to the container's mount"),
         ({"type": "cifs"}, "option 'type'"),
         ({"shar": "/x"}, "unknown option 'shar'"),
     ],
@@ -111,6 +117,14 @@ def test_the_built_in_drivers_form_is_understood() -> None:
     assert resolved.options["nfsvers"] == "4.1"
     named = resolver().resolve({"type": "nfs4", "device": "[fd00::1]:/data"})
     assert named.options["server"] == "fd00::1"
+
+
+def test_what_kubernetes_has_is_understood() -> None:
+    given = {**SHARE, "mountPermissions": "0", "onDelete": "Delete"}
+    line = {"mountOptions": "nfsvers=4.1,fatal_neterrors=ENETDOWN:ENETUNREACH"}
+    taken = resolver().resolve({**given, **line}).options
+    assert (taken["mode"], taken["onDelete"]) == ("0755", "delete")
+    assert taken["mountOptions"] == "fatal_neterrors=ENETDOWN:ENETUNREACH"
 
 
 def test_a_profile_gives_the_share_and_the_backend() -> None:
