@@ -125,8 +125,7 @@ def require_usable_size(options: Mapping[str, str]) -> None:
     if size and int(size) < _SIZE_LIMIT_MIN:
         raise InvalidRequestError(
             f"option 'size': must be 1M or more, not {size} bytes",
-            hint="without a unit it is bytes: write "
-            f"{size}GiB if gigabytes are meant",
+            hint=f"without a unit it is bytes: write {size}GiB if gigabytes are meant",
         )
 
 
