@@ -125,7 +125,9 @@ def publish(engine: Engine, built: Path, version: str) -> None:
 
 def switch(engine: Engine, daemon: Daemon, printed: Printed) -> None:
     """Go from the service *daemon*, which has a volume, to the plugin."""
-    printed.take("systemctl disable --now")
+    assert printed.take().text == (
+        "systemctl disable --now remora.socket remora.service"
+    )
     daemon.stop()
     for each in printed.rest():
         if each.text == "systemctl restart docker":
