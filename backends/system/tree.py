@@ -49,7 +49,19 @@ class _Directory:
 class _Ends(NamedTuple):
     source: Beneath
     target: Beneath
-    target_status: os.stat_result
+    target_top: int
+
+    def is_target(self, status: os.stat_result) -> bool:
+        """
+        Return whether *status* is the target's, through whatever mount it was seen.
+
+        Another mount of an NFS export has another device's number.
+        """
+        target = os.fstat(self.target_top)
+        return (status.st_ino, status.st_ctime_ns) == (
+            target.st_ino,
+            target.st_ctime_ns,
+        )
 
 
 @dataclass
@@ -68,7 +80,7 @@ class TreeCopy:
         self.copier.on_progress = self._report
         device = os.fstat(source).st_dev
         with Beneath(source) as original, Beneath(target) as made:
-            ends = _Ends(original, made, os.fstat(target))
+            ends = _Ends(original, made, target)
             self._begin(b"", source, b".", ends)
             for path, name, directory, status in walk(
                 source, enter=lambda path: self._is_begun(path, ends)
@@ -96,7 +108,7 @@ class TreeCopy:
             return
         try:
             status = os.fstat(directory)
-            if os.path.samestat(status, ends.target_status):
+            if ends.is_target(status):
                 raise OSError(errno.ELOOP, _INTO_ITSELF, path)
             if path:
                 at, _ = ends.target.at(path)

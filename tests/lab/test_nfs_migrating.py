@@ -220,3 +220,18 @@ def test_a_file_system_of_rexray_is_mounted_as_it_is(
     shop.edit()
     shop.inside("docker-compose", "up", "-d")
     assert (shop.driver(), shop.rows()) == ("remora", ["old"])
+
+
+def test_an_export_is_not_copied_into_itself(
+    alpha: NfsNode, nfs_server: NfsServer
+) -> None:
+    """Seen through a mount of its own, the copy has another device's number."""
+    nfs_server.run(f"mkdir {nfs_server.local(XFS)}/rows")
+    mount(alpha.node, f"{alpha.server.ipv4}:{XFS}", NAS, "vers=4.2,nosharecache")
+    options = ("-o", f"server={alpha.server.ipv4}", "-o", f"share={XFS}")
+    try:
+        done = alpha.remora.cli("import", NAS, "--name", "all", *options, check=False)
+    finally:
+        unmount_all(alpha.node)
+        empty(nfs_server)
+    assert "the copy would hold itself" in done.stderr
