@@ -39,7 +39,8 @@ def import_volume(
     Copy SOURCE into a new Remora volume.
 
     SOURCE is a volume of Docker's `local` driver or, as a path, a directory, such as
-    where another plugin's storage is mounted. Owners, modes, links, sparse files,
+    where another plugin's storage is mounted; its path has no symbolic link in it, and
+    no other filesystem is mounted inside. Owners, modes, links, sparse files,
     extended attributes and ACLs are kept. Stop the containers that use it first. Until
     the copy is whole and on disk the new volume does not exist. The source is only
     read, unless --remove-source is given; as long as both have one name, Docker uses
