@@ -3,14 +3,15 @@ Starting containers that Docker will not: those whose start failed for a volume 
 
 Each is started when its volumes' storage is there, a few times and ever later: a
 container that fails for another reason is not among `failed_starts` any more, and one
-that goes on failing for ours is left alone at last.
+that goes on failing for ours is left alone at last. A start for which something gave no
+answer does not count: a server or a node may be hours later than this machine.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -25,7 +26,7 @@ from plugin.logs import fields
 log = logging.getLogger(__name__)
 ATTEMPTS_MAX: Final = 5
 FIRST_PAUSE_S: Final = 20.0
-# So long after the last one the attempts are forgotten.
+# So long after the last one the attempts are forgotten of one that fails no more.
 _FORGET_S: Final = 3600.0
 # A start takes as long as its Mounts may take.
 _AT_ONCE_MAX: Final = 4
@@ -52,12 +53,19 @@ class ContainerStarter:
         *,
         driver: str,
         is_there: Callable[[str], bool],
+        was_silent: Callable[[str], bool],
         note: Callable[[FailedStart], None],
     ) -> None:
-        """*is_there* tells by a volume's name whether its storage is."""
+        """
+        Begin with nothing started.
+
+        *is_there* tells by a volume's name whether its storage is, *was_silent* whether
+        its last Mount ended without an answer of it, of etcd or of another node.
+        """
         self._engine = engine
         self._driver = driver
         self._is_there = is_there
+        self._was_silent = was_silent
         self._note = note
         self._attempts: dict[str, _Attempts] = {}
         self._under_way: set[str] = set()
@@ -72,17 +80,18 @@ class ContainerStarter:
 
         """
         now_s = clock.monotonic_s()
-        self._forget(now_s)
-        for each in failed_starts(looking, self._driver):
+        failed = failed_starts(looking, self._driver)
+        self._forget(now_s, but={each.id for each in failed})
+        for each in failed:
             attempts = self._attempts.get(each.id, _Attempts())
             if attempts.is_due(now_s) and self._are_there(each.volumes):
                 self._begin(each, _Attempts(attempts.count + 1, now_s))
 
-    def _forget(self, now_s: float) -> None:
+    def _forget(self, now_s: float, *, but: Container[str]) -> None:
         self._attempts = {
             container: each
             for container, each in self._attempts.items()
-            if now_s < each.last_s + _FORGET_S
+            if container in but or now_s < each.last_s + _FORGET_S
         }
 
     def _are_there(self, volumes: Sequence[str]) -> bool:
@@ -107,7 +116,12 @@ class ContainerStarter:
         try:
             self._engine.call("POST", f"/containers/{failed.id}/start")
         except EngineError as error:
-            last = "for the last time " if attempt >= ATTEMPTS_MAX else ""
+            is_last = attempt >= ATTEMPTS_MAX
+            if is_last and any(map(self._was_silent, failed.volumes)):
+                is_last = False
+                begun_s = self._attempts[failed.id].last_s
+                self._attempts[failed.id] = _Attempts(attempt - 1, begun_s)
+            last = "for the last time " if is_last else ""
             log.warning(
                 "a container was started %sin vain: %s", last, error, extra=told
             )

@@ -116,7 +116,7 @@ class Patience:
         raise last
 
     def _may_begin(self, cause: str) -> bool:
-        """Return whether an attempt begins, of those who have heard the same *cause*."""
+        """Return whether an attempt begins, of those who were told the *cause*."""
         with self._guard:
             for_one, all_of_them = self._attempts[cause], self._attempts.total()
             begins = for_one < ATTEMPTS_FOR_ONE_MAX and all_of_them < ATTEMPTS_MAX
