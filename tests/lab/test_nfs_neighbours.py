@@ -214,6 +214,8 @@ def _move_share(alpha: NfsNode, beta: NfsNode, old: str, new: str) -> None:
     for named in (old, f"{old}/"):  # it may be repeated
         status, told = move(named, new)
         assert status == 200, told
+    # Nor was the dead server waited for, volume by volume.
+    assert "the lease of 'other' ends" not in alpha.remora.log.read_text()
     assert alpha.node.out(["cat", f"{alpha.mount('kept')}/file"]) == "row"
     assert alpha.status("kept")["source"].startswith(new)
     alpha.unmount("kept")
