@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -80,7 +80,10 @@ class ContainerStarter:
 
         """
         now_s = clock.monotonic_s()
-        failed = failed_starts(looking, self._driver)
+        # A container that is being started answers when it was: it is not asked.
+        with self._guard:
+            under_way = {*self._under_way}
+        failed = failed_starts(looking, self._driver, but=under_way)
         self._forget(now_s, but={each.id for each in failed})
         for each in failed:
             attempts = self._attempts.get(each.id, _Attempts())
@@ -88,11 +91,12 @@ class ContainerStarter:
                 self._begin(each, _Attempts(attempts.count + 1, now_s))
 
     def _forget(self, now_s: float, *, but: Container[str]) -> None:
-        self._attempts = {
-            container: each
-            for container, each in self._attempts.items()
-            if container in but or now_s < each.last_s + _FORGET_S
-        }
+        with self._guard:
+            self._attempts = {
+                container: each
+                for container, each in self._attempts.items()
+                if container in but or now_s < each.last_s + _FORGET_S
+            }
 
     def _are_there(self, volumes: Sequence[str]) -> bool:
         return all(map(self._is_there, volumes))
@@ -102,25 +106,27 @@ class ContainerStarter:
             if failed.id in self._under_way or len(self._under_way) >= _AT_ONCE_MAX:
                 return
             self._under_way.add(failed.id)
-        self._attempts[failed.id] = attempts
+            self._attempts[failed.id] = attempts
         starting = begun(
-            partial(self._start, failed, attempts.count),
+            partial(self._start, failed, attempts),
             name=f"start:{failed.name}",
         )
         starting.add_done_callback(lambda _: self._under_way.discard(failed.id))
         starting.add_done_callback(log_fault)
 
-    def _start(self, failed: FailedStart, attempt: int) -> None:
+    def _start(self, failed: FailedStart, attempts: _Attempts) -> None:
         volumes = " ".join(failed.volumes)
-        told = fields(container=failed.name, volume=volumes, attempt=attempt)
+        told = fields(container=failed.name, volume=volumes, attempt=attempts.count)
         try:
             self._engine.call("POST", f"/containers/{failed.id}/start")
         except EngineError as error:
-            is_last = attempt >= ATTEMPTS_MAX
+            is_last = attempts.count >= ATTEMPTS_MAX
             if is_last and any(map(self._was_silent, failed.volumes)):
                 is_last = False
-                begun_s = self._attempts[failed.id].last_s
-                self._attempts[failed.id] = _Attempts(attempt - 1, begun_s)
+                with self._guard:
+                    self._attempts[failed.id] = replace(
+                        attempts, count=ATTEMPTS_MAX - 1
+                    )
             last = "for the last time " if is_last else ""
             log.warning(
                 "a container was started %sin vain: %s", last, error, extra=told

@@ -131,6 +131,12 @@ def test_one_that_goes_on_failing_is_left_alone(
 
     turn(made(is_there=False))
     assert not tried
+    # One that is being started keeps whoever asks for it waiting.
+    starting = made(is_there=True)
+    starting._under_way.add(failed.id)
+    starting.run_once(Counting(machine.host.path(SOCKET), timeout_s=30))
+    assert not [each for each in tried if failed.id in each]
+    tried.clear()
     # What does not answer may be there at the next attempt.
     silent.add("rows")
     starting = made(is_there=True)
