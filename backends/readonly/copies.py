@@ -82,15 +82,19 @@ class ReadonlyCopies:
             if _shows(target, data):
                 return
             mounts.unmount(target)
-            self._throw_away(volume)
+            # Its mount alone was lost, maybe with our mount namespace.
+            is_read = bool(self.users(volume, target))
             try:
-                self._take(volume, name, deadline)
+                if not is_read:
+                    self._throw_away(volume)
+                    self._take(volume, name, deadline)
                 target.mkdir(mode=0o700, exist_ok=True)
                 mounts.bind(data, target, suid=False, read_only=True)
             except (RemoraError, OSError) as error:
                 with suppress(FileNotFoundError):
                     target.rmdir()
-                self._throw_away(volume)
+                if not is_read:
+                    self._throw_away(volume)
                 if isinstance(error, RemoraError):
                     raise
                 raise failed(f"cannot take a copy of '{name}'", error) from error
@@ -156,7 +160,7 @@ class ReadonlyCopies:
             self._sources.reading(name, deadline) as tree,
             self._under_way.new() as copy,
         ):
-            _copy(tree, copy / DATA_NAME, self._within(name, deadline))
+            _copy(name, tree, copy / DATA_NAME, self._within(name, deadline))
             facts = CopyFacts(
                 *(name, tree.commit, tree.quality, tree.moment, tree.newer),
                 clock.now_rfc3339(),
@@ -212,10 +216,16 @@ def _old(facts: CopyFacts) -> str:
     )
 
 
-def _copy(tree: Tree, data: Path, progress: Progress) -> None:
-    """Make *data* a copy of *tree*: where that is possible, of one moment."""
+def _copy(name: str, tree: Tree, data: Path, progress: Progress) -> None:
+    """Make *data* a copy of *tree* of volume *name*: if possible, of one moment."""
     if btrfs.subvolume(tree.directory):
         btrfs.snapshot(tree.directory, data)
+        if btrfs.has_subvolumes(tree.directory):  # of them a snapshot has nothing
+            raise BackendError(
+                f"'{name}' has a subvolume in it that a container has made: no copy can "
+                "have what is in it",
+                hint="move what is in it to a plain directory, and delete it",
+            )
         return
     data.mkdir(mode=0o700)
     copy_tree(tree.directory, Destination(data), progress=progress)

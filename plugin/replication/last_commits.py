@@ -89,7 +89,8 @@ class LastCommits:
                 commits = Commits(home, live)
                 last = commits.last()
                 snapshot = commits.of(last) if last else None
-                if last and snapshot:
+                # What was let go while no member was there has no snapshot.
+                if last and snapshot and Commit(*last) >= head.committed:
                     tree = _of_commit(snapshot, Commit(*last), head)
                     yield replace(tree, quality=tree.quality or "snapshot")
                     return

@@ -138,6 +138,15 @@ def test_on_btrfs_what_the_owner_has_written_since_is_not_shown(
         alpha.create(COPY, readonly_copy=NAME)
         assert [each.name for each in read(alpha).iterdir()] == ["committed"]
         alpha.unmount(COPY, "r")
+        # What is let go while no member lives is the last commit without a snapshot.
+        beta.kill()
+        alpha.wait_down("beta")
+        alpha.unmount(NAME)
+        alpha.mount_at_last(NAME)
+        names = {each.name for each in read(alpha).iterdir()}
+        assert names == {"committed", "half-written"}
+        assert "newer" not in alpha.get(COPY)["Status"]
+        alpha.unmount(COPY, "r")
         alpha.unmount(NAME)
         alpha.close()
         beta.close()
