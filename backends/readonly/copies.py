@@ -222,8 +222,8 @@ def _copy(name: str, tree: Tree, data: Path, progress: Progress) -> None:
         btrfs.snapshot(tree.directory, data)
         if btrfs.has_subvolumes(tree.directory):  # of them a snapshot has nothing
             raise BackendError(
-                f"'{name}' has a subvolume in it that a container has made: no copy can "
-                "have what is in it",
+                f"'{name}' has a subvolume in it that a container has made: no copy "
+                "can have what is in it",
                 hint="move what is in it to a plain directory, and delete it",
             )
         return

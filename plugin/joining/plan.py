@@ -191,9 +191,7 @@ class Planner:
             same and here.epoch <= there.epoch and here.committed <= there.committed
         )
 
-    def _steps(
-        self, volume: VolumeRecord, new_names: Mapping[str, str]
-    ) -> list[Step]:
+    def _steps(self, volume: VolumeRecord, new_names: Mapping[str, str]) -> list[Step]:
         """Return the writes for one volume; the one that shows it comes last."""
         records = self._local.get(volume.id, {})
         # There may be more epochs than go into one transaction.
@@ -239,8 +237,8 @@ class Planner:
 
 def _with_new_name(options: Options, new_names: Mapping[str, str]) -> Options:
     """Return *options*, in which another volume may be named, as it is called now."""
-    name = options.get(READONLY_COPY)
-    return {**options, READONLY_COPY: new_names[name]} if name in new_names else options
+    new_name = new_names.get(options.get(READONLY_COPY, ""))
+    return {**options, READONLY_COPY: new_name} if new_name else options
 
 
 def _by_volume(records: Sequence[Record]) -> dict[str, dict[str, Record]]:
