@@ -67,16 +67,12 @@ class LastCommits:
         if self.membership.alone or self._writes(record, before):
             with self._written(record, home, before, deadline) as tree:
                 yield tree
+            self._require_same(record, before)
             return
         with self.journals.using(record, deadline) as journal:
             before = self._copy(record)
             yield self._kept(record, journal.live, before)
-            after = self._copy(record)
-            # A container began to write here: nobody else waits for us.
-            if (after.commit, after.live_epoch) != (before.commit, before.live_epoch):
-                raise VolumeBusyError(
-                    f"a container began to write to '{name}' meanwhile", hint="retry"
-                )
+            self._require_same(record, before)
 
     @contextmanager
     def _written(
@@ -128,6 +124,16 @@ class LastCommits:
             and head.phase == "owned"
             and not copy_worth.gone_back(copy, head)
         )
+
+    def _require_same(self, record: VolumeRecord, before: CopyState) -> None:
+        """Raise unless what was read is whole: who changes it does not wait for us."""
+        after = self._copy(record)
+        came = not before.live_epoch and after.commit != before.commit
+        if came or after.live_epoch != before.live_epoch:
+            raise VolumeBusyError(
+                f"a container began or ended to write to '{record.name}' meanwhile",
+                hint="retry",
+            )
 
     def _copy(self, record: VolumeRecord) -> CopyState:
         initial = initial_commit(record, self.membership.own.id)

@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 
 from backends.base import Volume
-from backends.errors import BackendError, DeadlineError, InvalidRequestError
+from backends.errors import (
+    BackendError,
+    DeadlineError,
+    InvalidRequestError,
+    RemoraError,
+)
 from backends.readonly.backend import ReadonlyBackend
 from backends.system import btrfs
+from backends.system.clock import Deadline
 from backends.system.mounts import unmount
 from plugin.model import VolumeRecord
 from tests.fault.world import World
@@ -127,6 +133,28 @@ def test_what_a_container_reads_stays_when_our_mount_of_it_was_lost(
             reader.kill()
     backend(world).unmount(record(world, "r").volume(), shown, deadline_s=ENOUGH_S)
     assert left(world) == []
+
+
+def test_what_is_changed_or_removed_while_it_is_read_is_no_copy(world: World) -> None:
+    world.volumes.creation.create("w", {})
+
+    def use() -> None:
+        (world.volumes.mounting.mount("w", "engine") / "file").touch()
+
+    def end() -> None:
+        world.volumes.unmounting.unmount("w", "engine")
+
+    def remove() -> None:
+        world.volumes.removal.remove("w")
+
+    for change in (use, end, remove):
+        with (
+            pytest.raises(RemoraError, match=r"meanwhile|no copy any more"),
+            world.reading("w", Deadline(ENOUGH_S)) as tree,
+        ):
+            before = tree.quality
+            change()
+        assert before == ("fuzzy" if change is end else "quiesced")
 
 
 def test_a_subvolume_that_no_snapshot_has_is_told_of(tmp_path: Path) -> None:
