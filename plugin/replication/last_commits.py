@@ -80,7 +80,8 @@ class LastCommits:
     ) -> Iterator[Tree]:
         """Yield the newest of what this node's containers may write to."""
         live, head = home / LIVE_NAME, self.heads.read(record.id).head or Head()
-        if len(head.members) > 1:  # else no commits are made any more
+        others = {*head.members} - {self.membership.own.id}
+        if any(map(self.nodes.lives, others)):  # else no commits are made any more
             with self.journals.alone(record, deadline):
                 commits = Commits(home, live)
                 last = commits.last()

@@ -138,13 +138,18 @@ def test_on_btrfs_what_the_owner_has_written_since_is_not_shown(
         alpha.create(COPY, readonly_copy=NAME)
         assert [each.name for each in read(alpha).iterdir()] == ["committed"]
         alpha.unmount(COPY, "r")
-        # What is let go while no member lives is the last commit without a snapshot.
+        # While no member lives no commits are made, nor when it is let go then.
         beta.kill()
         alpha.wait_down("beta")
+        (live(alpha, volume_id) / "alone").touch()
+        every = {"committed", "half-written", "alone"}
+        assert {each.name for each in read(alpha).iterdir()} == every
+        alpha.unmount(COPY, "r")
         alpha.unmount(NAME)
         alpha.mount_at_last(NAME)
-        names = {each.name for each in read(alpha).iterdir()}
-        assert names == {"committed", "half-written"}
+        beta.start()
+        beta.wait_member()
+        assert {each.name for each in read(alpha).iterdir()} == every
         assert "newer" not in alpha.get(COPY)["Status"]
         alpha.unmount(COPY, "r")
         alpha.unmount(NAME)
