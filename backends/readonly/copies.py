@@ -104,7 +104,7 @@ class ReadonlyCopies:
         mounts.unmount(target)
         with suppress(FileNotFoundError):
             target.rmdir()
-        if not self._pool.fault():  # else the sweep does it when the pool is there
+        if not self._pool.fault():
             self._throw_away(volume)
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
@@ -201,8 +201,13 @@ class ReadonlyCopies:
                 self._used.discard(volume.id)
 
     def _throw_away(self, volume: Volume) -> None:
-        with suppress(FileNotFoundError):
+        """Throw away the copy, if it is there; the sweep does it where that fails."""
+        try:
             self._pool.trash.throw_away(self._home(volume))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.info("a copy of '%s' stays for now: %s", volume.name, error)
 
     def _home(self, volume: Volume) -> Path:
         """Return the directory of the copy; its id is a path only if it is an id."""

@@ -157,6 +157,17 @@ def test_what_is_changed_or_removed_while_it_is_read_is_no_copy(world: World) ->
         assert before == ("fuzzy" if change is end else "quiesced")
 
 
+def test_a_trash_that_takes_nothing_hinders_no_unmount(world: World) -> None:
+    shown, trash = mount(world, ENOUGH_S), world.directory / "pool/trash"
+    trash.rmdir()
+    trash.touch()
+    backend(world).unmount(record(world, "r").volume(), shown, deadline_s=ENOUGH_S)
+    assert len(left(world)) == 1
+    trash.unlink()
+    backend(world).collect_garbage(deadline_s=ENOUGH_S)
+    assert left(world) == []
+
+
 def test_a_subvolume_that_no_snapshot_has_is_told_of(tmp_path: Path) -> None:
     enter_private_mounts()
     with loop_filesystem(tmp_path, "btrfs", size="200M") as disk:
