@@ -49,6 +49,7 @@ class CopyFacts(msgspec.Struct, frozen=True):
     quality: str
     moment: str
     newer: str
+    lacks: str
     taken_at: str
 
 
@@ -162,7 +163,7 @@ class ReadonlyCopies:
         ):
             _copy(name, tree, copy / DATA_NAME, self._within(name, deadline))
             facts = CopyFacts(
-                *(name, tree.commit, tree.quality, tree.moment, tree.newer),
+                *(name, tree.commit, tree.quality, tree.moment, tree.newer, tree.lacks),
                 clock.now_rfc3339(),
             )
             files.write_durably(copy / _FACTS_NAME, msgspec.json.encode(facts))

@@ -66,12 +66,13 @@ class LastCommits:
         before = self._copy(record)
         if self.membership.alone or self._writes(record, before):
             with self._written(record, home, before, deadline) as tree:
-                yield tree
+                yield replace(tree, lacks=self.journals.unfit(record))
             self._require_same(record, before)
             return
         with self.journals.using(record, deadline) as journal:
             before = self._copy(record)
-            yield self._kept(record, journal.live, before)
+            tree = self._kept(record, journal.live, before)
+            yield replace(tree, lacks=self.journals.unfit(record))
             self._require_same(record, before)
 
     @contextmanager

@@ -157,6 +157,37 @@ def test_on_btrfs_what_the_owner_has_written_since_is_not_shown(
         beta.close()
 
 
+def test_what_the_disk_of_a_member_does_not_hold_is_told_of(
+    tmp_path: Path, make_owner: Make, records: Records
+) -> None:
+    enter_private_mounts()
+    with (
+        loop_filesystem(tmp_path, "xfs", size="1G") as large,
+        loop_filesystem(tmp_path, "ext4", size="1G") as small,
+    ):
+        alpha = make_owner("alpha", daemon={"pool": str(large / "pool")})
+        beta = make_owner("beta", daemon={"pool": str(small / "pool")})
+        beta.pool = small / "pool"
+        alpha.pool = large / "pool"
+        volume_id = alpha.create(NAME, interval="1s")
+        alpha.create(COPY, readonly_copy=NAME)
+        beta.wait_known(COPY)
+        alpha.mount_at_last(NAME)
+        file = large / "file"
+        file.touch()
+        os.setxattr(file, "trusted.large", b"x" * 40_000)
+        file.rename(live(alpha, volume_id) / "file")
+        wait_held(records, volume_id, alpha, beta)
+        wait_until(lambda: (live(beta, volume_id) / "file").exists(), "it comes")
+        read(beta)
+        lacks = "1 files lack attributes that the filesystem does not hold: 'file'"
+        assert beta.get(COPY)["Status"]["lacks"] == lacks
+        beta.unmount(COPY, "r")
+        alpha.unmount(NAME)
+        alpha.close()
+        beta.close()
+
+
 def test_a_node_without_a_copy_says_where_there_is_one(
     two: tuple[Owner, Owner], make_owner: Make, records: Records
 ) -> None:
