@@ -85,7 +85,8 @@ campaign: setup-test
 	@$(PYTHON) -m tests.lab.replication_campaign --minutes $(MINUTES) \
 		$(if $(SEED),--seed $(SEED)) $(if $(POOL),--pool $(POOL)) $(if $(SAVE),--save $(SAVE))
 
-install: setup
+install:
+	@tools/setup install
 	packaging/install
 
 uninstall:

@@ -26,7 +26,13 @@ from backends.options import ALL_OPTIONS
 from backends.registry import TRAITS
 from backends.system import files
 from backends.system.decoding import from_objects
-from plugin.config_checks import check_cluster, check_limit, check_together
+from plugin.config_checks import (
+    check_cluster,
+    check_limit,
+    check_together,
+    syntax_fault,
+    value_fault,
+)
 from plugin.errors import ConfigError
 from plugin.limits import DISUSE_GRACE_S, LONG_DEADLINE_S
 
@@ -260,8 +266,10 @@ def _read(path: Path, *, required: bool, faults: list[str]) -> dict[str, Any]:
     except FileNotFoundError:
         if required:
             faults.append(f"{path} does not exist")
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         faults.append(f"{path} cannot be read: {error}")
+    except tomllib.TOMLDecodeError as error:
+        faults.append(syntax_fault(path, error))
     except RecursionError:
         faults.append(f"{path} cannot be read: it is nested too deep")
     return {}
@@ -297,9 +305,8 @@ def _values(
         strict = not name.startswith("REMORA_")
         try:
             values[key] = from_objects(value, types[key], strict=strict)
-        except msgspec.ValidationError as error:
-            wanted = " (auto, console or json)" if key == "log_format" else ""
-            faults.append(f"{name}: {error}{wanted}")
+        except msgspec.ValidationError:
+            faults.append(f"{name}: {value_fault(key, types[key], value)}")
     return values
 
 

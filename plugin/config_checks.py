@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import ipaddress
+import json
 import re
+import typing
+from pathlib import Path
 from typing import Any, Final
 
 from backends.options import ALL_OPTIONS, NODE_NAME, duration, size_bytes
@@ -18,6 +22,50 @@ _LIMIT_MAX: Final = 1024**4
 _ENDPOINT: Final = re.compile(r"(https?)://([^/\s,@?#\\]+):[0-9]{1,5}/?")
 _OPTION: Final = re.compile(r"[A-Za-z_]{1,64}")
 _PREFIX: Final = re.compile(r"/(?:[A-Za-z0-9_.-]+/)*")
+# What tomllib says of a section that stands in the file twice: a tuple of Python's.
+_TWICE: Final = re.compile(r"Cannot declare (\(.*\)) twice")
+_SECTION: Final = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
+_SHOWN_LENGTH_MAX: Final = 60
+
+
+def syntax_fault(path: Path, error: ValueError) -> str:
+    """Return what is to be told of the file *path*, which is no TOML."""
+    if match := _TWICE.match(str(error)):
+        section = ".".join(ast.literal_eval(match[1]))
+        lines = [
+            str(number)
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+            if (found := _SECTION.fullmatch(line)) and found[1].strip() == section
+        ]
+        where = f" (lines {', '.join(lines)})" if lines else ""
+        return (
+            f"{path} cannot be read: [{section}] stands in it more than once{where}: "
+            "put all keys below the first one"
+        )
+    return f"{path} cannot be read: {error}"
+
+
+def value_fault(key: str, kind: Any, value: object) -> str:
+    """Return what the *value* of *key* has to be, which is not of that *kind*."""
+    shown = json.dumps(value, default=str)
+    if len(shown) > _SHOWN_LENGTH_MAX:
+        shown = f"{shown[:_SHOWN_LENGTH_MAX]}…"
+    return f"must be {_wanted(key, kind)}, not {shown}"
+
+
+def _wanted(key: str, kind: Any) -> str:
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return 'a text in quotes ("…")'
+    if kind == tuple[str, ...]:
+        return 'a list of texts (["…", "…"])'
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(f'"{each}"' for each in typing.get_args(kind))
+    number, bounds = typing.get_args(kind)
+    whole = "whole number" if number is int else "number"
+    unit = " of seconds" if key.endswith("_s") else ""
+    return f"a {whole}{unit} from {bounds.ge:g} to {bounds.le:g}"
 
 
 def check_cluster(values: dict[str, Any], faults: list[str]) -> None:

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Final
 
 Range = tuple[int, int]  # offset and length, in bytes
 RANGES_MAX: Final = 50_000
 BLOCK_BYTES: Final = 4096
+_NOWHERE: Final[Range] = (1 << 64, 1)
 # Small enough for memory that is used again.
 _CHUNK_BYTES: Final = 1 << 17
+# A disk is asked for so many ranges at once, and so many bytes: what is asked for one
+# after the other waits for each.
+_AHEAD_RANGES: Final = 128
+_AHEAD_BYTES: Final = 8 << 20
 
 
 def merged(ranges: Iterable[Range], *, gap_bytes: int = 0) -> list[Range]:
@@ -42,6 +48,27 @@ def joined(ranges: Iterable[Range], *, gap_bytes: int = 0) -> Iterator[Range]:
         begin, end = offset, offset + length
     if begin < end:
         yield begin, end - begin
+
+
+def split(ranges: Iterable[Range], by: Iterable[Range]) -> Iterator[tuple[bool, Range]]:
+    """
+    Yield *ranges* in pieces that lie in *by* or outside, and whether each lies in it.
+
+    Both come in order and disjoint.
+    """
+    inside = iter(by)
+    begin, end = next(inside, _NOWHERE)
+    end += begin
+    for offset, length in ranges:
+        at, stop = offset, offset + length
+        while at < stop:
+            while end <= at:
+                begin, end = next(inside, _NOWHERE)
+                end += begin
+            is_in = begin <= at
+            after = min(stop, end if is_in else begin)
+            yield is_in, (at, after - at)
+            at = after
 
 
 def at_most(ranges: Iterable[Range], count_max: int) -> list[Range]:
@@ -84,8 +111,26 @@ def differing(
     the nearest become one.
     """
     size = os.fstat(new).st_size
-    blocks = _differing_blocks(old, new, joined(_whole_blocks(ranges, size)))
+    wanted = read_ahead(joined(_whole_blocks(ranges, size)), old, new)
+    blocks = _differing_blocks(old, new, wanted)
     return at_most(joined(blocks), count_max)
+
+
+def read_ahead(ranges: Iterable[Range], *descriptors: int) -> Iterator[Range]:
+    """Yield *ranges*; the disk reads the next ones of all open files meanwhile."""
+    asked: deque[Range] = deque()
+    asked_bytes = 0
+    for offset, length in ranges:
+        for descriptor in descriptors:
+            os.posix_fadvise(
+                descriptor, offset, min(length, _AHEAD_BYTES), os.POSIX_FADV_WILLNEED
+            )
+        asked.append((offset, length))
+        asked_bytes += length
+        while len(asked) > _AHEAD_RANGES or (asked_bytes > _AHEAD_BYTES and asked):
+            asked_bytes -= asked[0][1]
+            yield asked.popleft()
+    yield from asked
 
 
 def _whole_blocks(ranges: Iterable[Range], size: int) -> Iterator[Range]:

@@ -16,9 +16,9 @@ from tests.cluster.conftest import owners_of
 from tests.cluster.test_replication_scenarios import NAME, Make
 from tests.protocol.node import wait_until
 from tests.support import etcd
+from tests.support.guides import Printed
 from tests.support.owners import Records
 
-GUIDE = Path(__file__).parents[2] / "docs/guides/cluster.md"
 QUOTA_BYTES = 16 * 2**20
 VALUE = "x" * 100_000
 
@@ -39,11 +39,9 @@ def fill(cluster: etcd.Cluster) -> None:
     assert "NOSPACE" in cluster.ctl("alarm", "list")
 
 
-def make_room(cluster: etcd.Cluster) -> None:
+def make_room(cluster: etcd.Cluster, printed: Printed) -> None:
     """Do what the guide says, as it is printed there."""
-    text = GUIDE.read_text("utf-8").partition("### etcd is full")[2]
-    block = text.partition("```console\n")[2].partition("```")[0]
-    script = "\n".join(line.removeprefix("# ") for line in block.splitlines())
+    script = "\n".join(each.text for each in printed.rest())
     environment = {"ETCDCTL_ENDPOINTS": cluster.endpoints[0], "ETCDCTL_API": "3"}
     subprocess.run(
         ["bash", "-euc", script],
@@ -53,8 +51,9 @@ def make_room(cluster: etcd.Cluster) -> None:
     )
 
 
+@pytest.mark.printed("cluster.md", "etcd is full")
 def test_an_etcd_without_space_is_told_and_volumes_stay_usable(
-    small_etcd: etcd.Cluster,
+    small_etcd: etcd.Cluster, printed: Printed
 ) -> None:
     prefix = f"/{uuid.uuid4()}/"
     records = Records(small_etcd, prefix)
@@ -73,7 +72,7 @@ def test_an_etcd_without_space_is_told_and_volumes_stay_usable(
         [member] = look(settings).endpoints
         assert member.answers
         assert "the alarm NOSPACE: every write is refused until" in member.fault
-        make_room(small_etcd)
+        make_room(small_etcd, printed)
         assert look(settings).endpoints[0].fault == ""
         wait_until(
             lambda: not alpha.call("Create", {"Name": "other"}).error,

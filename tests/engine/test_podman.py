@@ -20,6 +20,7 @@ import pytest
 from tests.support import debian_root, images
 from tests.support.daemon import CONTROL_SOCKET, MOUNTS, PLUGIN_SOCKET, Daemon
 from tests.support.engine import started_engine
+from tests.support.guides import Printed, changed
 from tests.support.host import Host, checked, wait_until
 from tests.support.images import BUSYBOX_IMAGE
 
@@ -144,6 +145,17 @@ def podman(only_podman: Podman) -> Iterator[Podman]:
     assert only_podman.mounted() == []
     written = only_podman.daemon.log.read_text()[begin:].splitlines()
     assert [line for line in written if json.loads(line)["level"] == "error"] == []
+
+
+@pytest.mark.printed("engines.md", "Podman")
+def test_what_the_guide_says(podman: Podman, printed: Printed) -> None:
+    """But for a network and version 2 of cgroups, which the machine lacks."""
+    podman.podman("tag", BUSYBOX_IMAGE, "docker.io/library/busybox")
+    words = podman.container()
+    given = {"podman run": " ".join(("podman", *words[:-1]))}
+    for each in printed.rest():
+        podman.host.run(["sh", "-euc", changed(each.text, given)], timeout_s=60)
+    assert podman.shell("data", "cat /v/greeting") == "hello"
 
 
 def test_a_volumes_whole_life(podman: Podman) -> None:

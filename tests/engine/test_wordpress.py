@@ -18,12 +18,14 @@ import pytest
 
 from tests.support import wordpress
 from tests.support.daemon import Machine
+from tests.support.guides import Printed, changed
 from tests.support.host import REPOSITORY, checked, wait_until
 from tests.support.wordpress import Site
 
 pytestmark = pytest.mark.xdist_group("engine-wordpress")
 EXAMPLES = REPOSITORY / "examples"
 VOLUMES = ("wordpress-rows", "wordpress-site")
+PROJECT = "blog"
 START_DEADLINE_S = 120.0
 INSTALL = "/wp-admin/install.php"
 
@@ -40,7 +42,7 @@ class Pair:
     def compose(self, *args: str, check: bool = True) -> None:
         file = str(EXAMPLES / "compose-wordpress.yaml")
         done = subprocess.run(
-            ["docker-compose", "--file", file, "--project-name", "blog", *args],
+            ["docker-compose", "--file", file, "--project-name", PROJECT, *args],
             env={
                 **self.machine.engine.cli_environment,
                 "WORDPRESS_DB_PASSWORD": "not-guessed",
@@ -52,6 +54,22 @@ class Pair:
         )
         if check:
             checked(done)
+
+    def type(self, printed: Printed) -> None:
+        """Do what the guide says, in the directory of the file."""
+        given = {"=...": "=not-guessed"}
+        script = "\n".join(changed(each.text, given) for each in printed.rest())
+        environment = self.machine.engine.cli_environment
+        done = subprocess.run(
+            ["sh", "-euc", script],
+            cwd=EXAMPLES,
+            env={**environment, "COMPOSE_PROJECT_NAME": PROJECT},
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=False,
+        )
+        checked(done)
 
     def wait(self, page: str) -> None:
         """Return when the page at *page* is there."""
@@ -87,9 +105,12 @@ def pair(machine: Machine) -> Iterator[Pair]:
     pair.compose("down", "-v", check=False)
 
 
-def test_the_compose_file(machine: Machine, pair: Pair) -> None:
+@pytest.mark.printed(
+    "swarm.md", "WordPress, as Compose file and stack", "export", "docker-compose"
+)
+def test_the_compose_file(machine: Machine, pair: Pair, printed: Printed) -> None:
     """Posts survive a crash of the daemon, and `down` and `up`."""
-    pair.compose("up", "-d")
+    pair.type(printed)
     pair.wait(INSTALL)
     assert machine.volume("wordpress-rows")["options"]["interval"] == "10s"
     pair.site.install()

@@ -30,7 +30,8 @@ def site() -> Iterator[Site]:
     if lacks := guide_site.missing():
         pytest.skip(f"needs {lacks}")
     with Site() as made:
-        made.add_checkout("alpha")
+        for name in ("alpha", "gamma"):
+            made.add_checkout(name)
         made.boot()
         yield made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.guide_site import (
@@ -23,16 +24,13 @@ def install(site: Site, printed: Printed | None = None) -> None:
     if printed is None:
         if alpha.shell("command -v remora", check=False):
             return
-        printed = Printed([Claim("", "install.md", "Install and start", INSTALL)])
+        printed = Printed([Claim("", "install.md", "Install and start")])
     make = printed.take("make install").text
     alpha.shell(f"cd {CHECKOUT}; export {OFFLINE}; {make}")
     alpha.type(printed.take("systemctl enable --now"))
     told = alpha.type(printed.take("remora doctor"))
     assert "control socket" in told
     assert "fault" not in told
-
-
-INSTALL = ("make install", "systemctl enable", "remora doctor")
 
 
 def make_cluster(site: Site, printed: Printed | None = None) -> None:
@@ -101,11 +99,12 @@ def join(machine: GuideMachine, printed: Printed) -> None:
     assert_shown(machine.type(listed), listed)
 
 
-def assert_shown(told: str, command: Command) -> None:
-    """See that the guide shows what *told* is, but for sizes, clocks and the like."""
+def assert_shown(told: str, command: Command, *, columns: int = 3) -> None:
+    """See that the guide shows what was *told*, in the first *columns* and the head."""
     rows = [line.split() for line in told.splitlines()]
     shown = [line.split() for line in command.shown]
-    assert [row[:3] for row in rows] == [row[:3] for row in shown]
+    assert rows[0] == shown[0]
+    assert [row[:columns] for row in rows] == [row[:columns] for row in shown]
 
 
 def wait_ready(machine: GuideMachine, *names: str) -> None:
@@ -160,5 +159,16 @@ def wait_copies(machine: GuideMachine, volume: str, count: int) -> None:
         timeout_s=RUN_S,
         what=f"{volume} has {wanted}",
         evidence=lambda: machine.shell(f"remora inspect {volume}", check=False),
+        interval_s=0.5,
+    )
+
+
+def until(machine: GuideMachine, command: str, met: Callable[[str], object]) -> None:
+    """Return when what *command* prints meets that."""
+    wait_until(
+        lambda: met(machine.shell(command, check=False)),
+        timeout_s=RUN_S,
+        what=command,
+        evidence=lambda: machine.shell(command, check=False),
         interval_s=0.5,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.guides import steps
-from tests.support.guide_site import GuideMachine, Site
+from tests.support.guide_site import CHECKOUT, OFFLINE, GuideMachine, Site
 from tests.support.guides import Printed, changed
 from tests.support.images import BUSYBOX_IMAGE
 
@@ -25,11 +25,32 @@ PLACES = {
 NAMED, UUID = "3b0c…", r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 
-@pytest.mark.printed("install.md", "Install and start", *steps.INSTALL)
+@pytest.mark.printed("install.md", "Install and start")
 def test_it_is_installed(site: Site, printed: Printed) -> None:
     steps.install(site, printed)
     for path in ("/usr/bin/remora", "/etc/remora/remora.toml"):
         assert site["alpha"].shell(f"ls {path}").strip() == path
+    # An environment in the checkout is for those who work on it.
+    assert ".venv" not in site["alpha"].shell(f"ls -A {CHECKOUT}").split()
+
+
+@pytest.mark.printed("README.md", "Try it")
+def test_a_checkout_runs(site: Site, printed: Printed) -> None:
+    """On a machine of its own, on which nothing of it is left."""
+    gamma = site["gamma"]
+    make = printed.take().text
+    unit = f"systemd-run --unit trial --working-directory={CHECKOUT}"
+    packages = " ".join(f"--setenv={each}" for each in OFFLINE.split())
+    gamma.shell(f"{unit} {packages} {make}")
+    try:
+        steps.until(
+            gamma,
+            "docker volume create -d remora data",
+            lambda told: told == "data\n",
+        )
+    finally:
+        gamma.shell("docker volume rm data; systemctl stop trial")
+        gamma.shell("rm -rf /var/lib/remora")
 
 
 @pytest.mark.printed("install.md", "Configure")
@@ -101,6 +122,44 @@ def test_the_engine_finds_it(alpha: GuideMachine, printed: Printed) -> None:
     for each in printed.rest():
         alpha.type(each)
     assert "remora" in alpha.shell("docker volume ls --filter name=data")
+    alpha.shell("docker volume rm data")
+
+
+@pytest.mark.printed("install.md", "Without systemd")
+def test_without_systemd(alpha: GuideMachine, printed: Printed) -> None:
+    """Started and stopped as the guide says another init has to."""
+    alpha.shell("systemctl stop remora.socket remora.service")
+    for each in printed.rest():
+        alpha.type(each)
+    steps.until(
+        alpha,
+        "ls /run/docker/plugins/remora.sock",
+        lambda told: told == "/run/docker/plugins/remora.sock\n",
+    )
+    alpha.shell("docker volume create -d remora data")
+    alpha.shell("docker run --rm -v data:/d busybox touch /d/file")
+    alpha.shell("docker volume rm data")
+    alpha.shell("pkill --full --signal TERM 'remora serve'")
+    steps.until(alpha, "pgrep --full 'remora serve'", lambda told: told == "")
+    alpha.shell("systemctl start remora.socket remora.service")
+
+
+@pytest.mark.printed("install.md", "Moving volumes into a new pool")
+def test_volumes_are_moved_into_a_new_pool(
+    alpha: GuideMachine, printed: Printed
+) -> None:
+    """In one shell, as its commands are about a directory."""
+    alpha.shell("docker volume create -d remora data")
+    run = "docker run --rm -v data:/d busybox"
+    alpha.shell(f"{run} sh -c 'echo kept > /d/f'")
+    script = "\n".join(each.text for each in printed.rest())
+    places = {**PLACES, "/srv/pool.img": "/var/lib/docker/moved.img"}
+    alpha.shell(f"set -e; {changed(script, places)}")
+    line = 'pool = "/srv/remora"'
+    alpha.shell(f"sed -i 's|^#pool = .*|{line}|' /etc/remora/remora.toml")
+    assert line in alpha.shell("cat /etc/remora/remora.toml")
+    alpha.shell(f"rm -rf {POOL}/*; systemctl start remora.socket remora.service")
+    assert alpha.shell(f"{run} cat /d/f") == "kept\n"
     alpha.shell("docker volume rm data")
 
 

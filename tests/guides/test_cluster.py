@@ -29,7 +29,9 @@ def test_from_one_machine_to_a_cluster(
     ]
     written = tomllib.loads(alpha.shell("cat /etc/remora/remora.toml"))["cluster"]
     assert written.items() >= tomllib.loads(section)["cluster"].items()
-    look = "docker run --rm --mount type=volume,volume-driver=remora,source=kept,target=/d"
+    look = (
+        "docker run --rm --mount type=volume,volume-driver=remora,source=kept,target=/d"
+    )
     assert site["beta"].shell(f"{look} busybox cat /d/file") == "precious\n"
 
 

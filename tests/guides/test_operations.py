@@ -36,13 +36,16 @@ def test_a_look_at_a_disk(volume: Site, printed: Printed) -> None:
         volume["beta"].type(each)
 
 
-@pytest.mark.printed("operations.md", "A node is to be repaired or switched off", "remora")
+@pytest.mark.printed(
+    "operations.md", "A node is to be repaired or switched off", "remora", "ls"
+)
 def test_a_node_is_drained(volume: Site, printed: Printed) -> None:
-    drain, undrain = printed.take("remora node drain"), printed.take("remora node undrain")
     alpha = volume["alpha"]
-    alpha.type(drain)
+    alpha.type(printed.take("remora node drain"))
     assert "drained" in alpha.shell("remora node ls")
-    alpha.type(undrain)
+    # Its container has one.
+    assert volume["beta"].type(printed.take("ls"))
+    alpha.type(printed.take("remora node undrain"))
     steps.wait_ready(alpha, "beta")
 
 

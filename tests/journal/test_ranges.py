@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.errors import BackendError
 from backends.rsync.journal import large_files
 from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
@@ -80,6 +81,37 @@ def test_what_changed_is_all_that_is_sent(pair: tuple[Journal, Journal]) -> None
     assert size_bytes < 10 * 2 * 4096 + 8192
     assert carry(owner.repack(member.commit()), member) == []
     assert not (member.staging.tree() / "db").exists()
+    member.apply()
+    assert shape(member.live) == shape(owner.live)
+
+
+@pytest.mark.parametrize("left", ["all", "no base", "an older base"])
+def test_what_was_packed_and_given_up_is_known(
+    pair: tuple[Journal, Journal], left: str
+) -> None:
+    """As when a container stops while its volume is packed, or a crash follows."""
+    owner, member = pair
+    path, bases = owner.live / "db", owner.home / "bases"
+    before = path.read_bytes()[4096:8192]
+    older = {each: each.read_bytes() for each in bases.glob("*")}
+    write_at(path, 4096, os.urandom(4096))
+    owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+    with pytest.raises(BackendError, match="changed hands"):
+        owner.pack(member.commit(), valid=lambda: False)
+    if left != "all":
+        for each in bases.glob("*"):
+            each.unlink()
+    if left == "an older base":
+        for each, content in older.items():
+            each.write_bytes(content)
+    # One block is as the member has it, again.
+    write_at(path, 4096, before)
+    write_at(path, 40_960, os.urandom(4096))
+    names, _ = sent(owner, member.commit())
+    if owner.by_snapshot or (left != "no base" and older):
+        assert names == [b"delta", b"redo/db"]
+    missing = carry(owner.repack(member.commit()), member)
+    assert not missing or carry(owner.pack(member.commit(), only=missing), member) == []
     member.apply()
     assert shape(member.live) == shape(owner.live)
 

@@ -75,8 +75,9 @@ done
 mount -t overlay -o "lowerdir=$base,upperdir=$work/upper,workdir=$work/scratch" \
     overlay "$work/root"
 exec systemd-nspawn --quiet --register=no --keep-unit --private-network \
-    --capability=all --system-call-filter="add_key keyctl bpf" --console=pipe --hostname="$name" \
-    --directory="$work/root" --bind="$work/docker:/var/lib/docker" --boot
+    --capability=all --system-call-filter="add_key keyctl bpf" --console=pipe \
+    --hostname="$name" --directory="$work/root" \
+    --bind="$work/docker:/var/lib/docker" --boot
 """
 
 

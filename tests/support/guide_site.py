@@ -29,7 +29,6 @@ WHEELS: Final = "/opt/wheels"
 RUN_S: Final = 120.0
 # What `make install` would fetch lies here; nothing else can be had.
 OFFLINE: Final = f"PIP_NO_INDEX=1 PIP_FIND_LINKS={WHEELS}"
-_NOT_COPIED: Final = (".git", ".venv", "tests", "__pycache__", ".*_cache")
 
 
 class GuideMachine(BootedMachine):
@@ -53,7 +52,10 @@ class GuideMachine(BootedMachine):
         # The shell itself would tell of the directory that it is called in.
         script = f"exec 2>&1; {script}"
         done = self.run(
-            ["env", "--chdir=/root", "HOME=/root", "bash", "-c", script], stdin=stdin, check=False, timeout_s=timeout_s
+            ["env", "--chdir=/root", "HOME=/root", "bash", "-c", script],
+            stdin=stdin,
+            check=False,
+            timeout_s=timeout_s,
         )
         assert not check or done.returncode == 0, (
             f"{self.name}: {script}: exit {done.returncode}\n{done.stdout}"
@@ -173,8 +175,18 @@ class Site:
     def add_checkout(self, name: str) -> None:
         """Bring this tree and the locked packages to the machine, before it boots."""
         root = self[name].root
-        ignored = shutil.ignore_patterns(*_NOT_COPIED)
-        shutil.copytree(REPOSITORY, root / CHECKOUT.lstrip("/"), ignore=ignored)
+        listed = subprocess.run(
+            ["git", "-C", str(REPOSITORY), "ls-files", "-z"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        for each in filter(None, listed.stdout.split("\0")):
+            if not each.startswith("tests/") and (REPOSITORY / each).exists():
+                there = root / CHECKOUT.lstrip("/") / each
+                there.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / each, there)
         shutil.copytree(wheels.directory(), root / WHEELS.lstrip("/"))
 
 

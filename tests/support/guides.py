@@ -25,7 +25,8 @@ SCRIPTS: Final = ("sh",)
 TYPED: Final = ("console",)
 OTHERS: Final = ("", "toml", "yaml", "ini")
 _BLOCK = re.compile(
-    r"^(?P<title>\#{1,4}\ [^\n]*)$|^(?P<indent>\ *)```(?P<language>\w*)\n(?P<text>.*?)^\ *```$",
+    r"^(?P<title>\#{1,4}\ [^\n]*)$"
+    r"|^\ *```(?P<language>\w*)\n(?P<text>.*?)^\ *```$",
     re.MULTILINE | re.DOTALL | re.VERBOSE,
 )
 _COMMENT = re.compile(r"(?:^|\s{2,})# .*$")
@@ -132,9 +133,11 @@ def claims() -> list[Claim]:
         text = path.read_text("utf-8")
         if "mark.printed(" not in text:
             continue
-        for node in ast.walk(ast.parse(text)):
+        module = ast.parse(text)
+        name = str(path.relative_to(REPOSITORY))
+        for node in ast.walk(module):
             if isinstance(node, ast.FunctionDef):
-                test = f"{path.relative_to(REPOSITORY)}::{node.name}"
+                test = f"{name}::{node.name}"
                 found += [Claim(test, *each) for each in _printed(node)]
     return found
 

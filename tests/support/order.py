@@ -17,6 +17,7 @@ LONG: Final = (
     "lab-test_cluster_campaign",
     "engine-checklist",
     "booted",
+    "guides",
     "lab-nfs-compose",
     "lab-two-servers",
     "lab-cluster",

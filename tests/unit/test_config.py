@@ -116,28 +116,6 @@ def test_the_shortest_lease(tmp_path: Path) -> None:
     assert load(path, {}).cluster.lease_ttl_s == 8
 
 
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ('etcd = ["10.0.0.1:2379"]', "etcd: '10.0.0.1:2379' must be http://"),
-        ('etcd = "http://a:1"', "[cluster] etcd: "),
-        ('replace_after = "soon"', "replace_after: must be a duration such as 30m"),
-        ('etcd_prefix = "remora"', "etcd_prefix: must begin and end"),
-        ('node_name = "a b"', "node_name: 'a b' is not a node's name"),
-        ('etcd_key_file = "/k"', "belong together"),
-        ('etcd_user = "u"', "etcd_user needs an etcd_password_file"),
-        ('peer_address = "host"', "peer_address: 'host' is not an IP address"),
-        ("lease_ttl_s = 7.9", "[cluster] lease_ttl_s: Expected `float` >= 8"),
-        ("colour = 1", "[cluster] colour: unknown key (valid: etcd, "),
-    ],
-)
-def test_a_fault_of_the_cluster_is_one_clear_line(
-    tmp_path: Path, text: str, fault: str
-) -> None:
-    (told,) = faults_of(tmp_path, f"[cluster]\n{text}", {})
-    assert fault in told
-
-
 def test_the_environment_wins_and_other_variables_are_nobodys_fault(
     tmp_path: Path,
 ) -> None:

@@ -1,13 +1,15 @@
-"""Every command that the guides print is run by a test; see `tests/support/guides.py`."""
+"""Each command that the guides print is run by a test: `tests/support/guides.py`."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import click
 import pytest
 
 from plugin.cli.main import remora
+from plugin.config import load
 from tests.support import guides
 from tests.support.guides import Claim, Command
 
@@ -86,6 +88,22 @@ END
         Command("page.md", "One", "third && fourth"),
         Command("page.md", "Two", "whole\nscript\n"),
     ]
+
+
+def test_the_packages_for_a_machine_without_a_network_are_those_of_the_set_up() -> None:
+    setup = (guides.REPOSITORY / "tools/setup").read_text()
+    [packages] = re.findall(r"^packages=\(([a-z0-9 -]+)\)$", setup, re.MULTILINE)
+    assert packages in guides.pages()["install.md"].read_text().replace("\n", " ")
+
+
+@pytest.mark.parametrize("page", guides.pages())
+def test_configurations_are_taken(page: str, tmp_path: Path) -> None:
+    for block in guides.blocks(page):
+        # Podman's has other sections.
+        if block.language == "toml" and "[engine" not in block.text:
+            path = tmp_path / "remora.toml"
+            path.write_text(block.text)
+            load(path, {"REMORA_ETCD": "https://10.0.0.1:2379"})
 
 
 # What stands within a line

@@ -3,8 +3,8 @@ Large files as they were at the commit that wrote them last, sharing their block
 
     <home>/bases/<hash of the path>.<epoch>.<seq>
 
-On XFS the next commit's copy is compared with it, extent by extent. It costs the space
-of what has been written since.
+On XFS the next commit's copy is compared with it, extent by extent, and what has moved
+comes into it (`base_leads.py`). It costs the space of what has been written since.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from backends.rsync.journal.base_leads import Lead, lead_on
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.range_log import name_of
 from backends.system import extents
@@ -43,6 +44,13 @@ class BaseClones:
     def is_kept(self, path: bytes, commit: Commit) -> bool:
         """Return whether the file *path* of *commit* is kept."""
         return self._file(path, commit).exists()
+
+    def nearest(self, path: bytes, commit: Commit) -> Commit | None:
+        """Return the newest commit up to *commit* of which the file is kept."""
+        names = (each.name for each in self._directory.glob(f"{name_of(path)}.*"))
+        kept = [tuple(map(int, each.split(".")[1:])) for each in names]
+        found = [(epoch, seq) for epoch, seq in kept if (epoch, seq) <= commit]
+        return max(found, default=None)
 
     def is_young(self, path: bytes, commit: Commit) -> bool:
         """Return whether it is kept, and not for long."""
@@ -85,6 +93,32 @@ class BaseClones:
                 raise
         finally:
             os.close(target)
+
+    def advance(self, lead: Lead, commit: Commit) -> None:
+        """
+        Make the clone that *lead* leads on the one of *commit*, whatever becomes of it.
+
+        It is noted already where the file has changed. A crash on the way leaves no
+        clone, and all of the file is sent once.
+        """
+        temporary = self._directory / f".{secrets.token_hex(8)}"
+        self._file(lead.path, lead.content).rename(temporary)
+        target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            lead.give_to(target)
+            os.fsync(target)
+            temporary.rename(self._file(lead.path, commit))
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(target)
+
+    def lead_on(
+        self, path: bytes, content: Commit, base: int, source: int
+    ) -> Lead | None:
+        """Return what leads *base*, that of *content*, on to *source*; or None."""
+        return lead_on(self._directory, path, content, base, source)
 
     def keep_only(self, commits: Mapping[bytes, Commit | None]) -> None:
         """Remove the clones of the files in *commits* but those of their commits."""

@@ -7,8 +7,8 @@ See `large_files.py` for how changes are found.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -147,22 +147,23 @@ class RangePacking:
         plan: _Plan,
         file: int,
     ) -> bool:
-        """Return whether a clone of *file* could be compared with the one before."""
+        """Return whether *file* could be compared with the clone that is kept."""
         write_out(file)
-        status = os.fstat(file)
-        with self._kept.bases.opened(path, plan.content) as base:
+        status, bases = os.fstat(file), self._kept.bases
+        with self._base(path, plan.content) as (kept, base, beside):
             if base is None:
                 return False
-            self._kept.bases.keep(path, commit, file)
-            with self._kept.bases.opened(path, commit) as now:
-                if now is None:
-                    return False
-                self._note_found(path, plan, commit, _compared(base, now))
-                ranges, (target, outbox) = self._ranges_of(path, plan), place
-                if plan.base is None or not _fit(ranges, outbox, now):
-                    return False
-                made = Made(path, plan.base, commit)
-                write_redo(target, made, ranges, source=now, like=(file, status))
+            lead = bases.lead_on(path, kept, base, file)
+            if lead is None:
+                return False
+            found = with_cut([*lead.changed(base), *beside], base, lead.file)
+            self._note_found(path, plan, commit, found)
+            bases.advance(lead, commit)
+            ranges, (target, outbox) = self._ranges_of(path, plan), place
+            if plan.base is None or not _fit(ranges, outbox, file):
+                return False
+            made, parts = Made(path, plan.base, commit), lead.parts(base, ranges)
+            write_redo(target, made, parts, size=lead.size, like=(file, status))
         return True
 
     def _read_through(
@@ -202,6 +203,26 @@ class RangePacking:
             FileCopier().copy_attributes(file, redo, os.fstat(file))
         return True
 
+    @contextmanager
+    def _base(
+        self, path: bytes, content: Commit
+    ) -> Iterator[tuple[Commit, int | None, list[Range]]]:
+        """
+        Yield the clone that is kept, after its commit and before what changed then.
+
+        A crash may have left one of an older commit than *content*, the one that was
+        searched last.
+        """
+        kept = self._kept.bases.nearest(path, content)
+        beside: list[Range] | None = []
+        if kept is None:
+            yield content, None, []
+            return
+        if kept < content:
+            beside = self._kept.log.since(path, kept, content)
+        with self._kept.bases.opened(path, kept) as base:
+            yield kept, base if beside is not None else None, beside or []
+
     def _ranges_of(self, path: bytes, plan: _Plan) -> list[Range] | None:
         """Return where the file has changed since the plan's base, as far as known."""
         return plan.base and self._kept.log.since(path, plan.base, plan.content)
@@ -231,12 +252,13 @@ class RangePacking:
     ) -> list[Range] | None:
         with (
             opened_in(directory, path) as copy,
-            self._kept.bases.opened(path, plan.content) as base,
+            self._base(path, plan.content) as (_, base, beside),
         ):
             if copy is None:
                 return None
             self._kept.bases.keep(path, commit, copy)
-            return None if base is None else _compared(base, copy)
+            found = None if base is None else _compared(base, copy)
+            return None if found is None else [*found, *beside]
 
     def _note_found(
         self, path: bytes, plan: _Plan, commit: Commit, found: list[Range] | None
@@ -269,9 +291,10 @@ class RangePacking:
         with opened_in(outbox / TREE_NAME, made.path) as copy:
             if copy is None or not _fit(ranges, outbox, copy):
                 return False
-            like, done = (copy, os.fstat(copy)), False
+            status, done = os.fstat(copy), False
+            size, parts = status.st_size, [(copy, _cut(ranges, status.st_size))]
             with optional():
-                write_redo(target, made, ranges, source=copy, like=like)
+                write_redo(target, made, parts, size=size, like=(copy, status))
                 done = True
         return done
 
@@ -291,6 +314,10 @@ def _fit(
     held_bytes = os.fstat(source).st_blocks * SECTOR_BYTES
     wanted_bytes = min(held_bytes, sum(length for _, length in ranges))
     return wanted_bytes <= free_bytes(outbox)[1] - left_free_bytes(outbox)
+
+
+def _cut(ranges: Iterable[Range], size: int) -> Iterator[Range]:
+    return ((at, min(length, size - at)) for at, length in ranges if at < size)
 
 
 def _compared(old: int, new: int) -> list[Range] | None:

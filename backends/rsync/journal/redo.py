@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +27,7 @@ from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit
 from backends.system import libc
 from backends.system.decoding import NOT_DECODED, msgpack_decoder
-from backends.system.ranges import Range
+from backends.system.ranges import BLOCK_BYTES, Range, read_ahead
 
 TREE_NAME: Final = "redo"
 # A smaller file is sent as rsync does it: what looking for its ranges costs is saved
@@ -43,6 +44,7 @@ _PAIR: Final = struct.Struct(">QQ")
 _TABLE_BYTES_MAX: Final = 2 * _RANGES_MAX * _PAIR.size + 16 * 1024
 _CHUNK_BYTES: Final = 2**20
 _OFFSET_MAX: Final = 2**63 - 1
+_ZEROS: Final = bytes(BLOCK_BYTES)
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -78,25 +80,45 @@ class DataWriter:
 
         They are `SENT_MAX` at most. Beyond as many holes, zeros are data.
         """
-        for offset, length in ranges:
+        for offset, length in read_ahead(ranges, source):
             at, end = offset, offset + length
-            while at < end:
-                data_at, data_end = at, end
-                if len(self._holes) < SENT_MAX:
-                    data_at, data_end = _data_within(source, at, end)
-                if data_at > at:
-                    self._holes.append((at, data_at - at))
-                self._copy(source, data_at, data_end)
-                at = data_end
+            while (at := self._after_hole(source, at, end)) < end:
+                wanted_bytes = min(_CHUNK_BYTES, end - at)
+                data = os.pread(source, wanted_bytes, at).ljust(wanted_bytes, b"\0")
+                for begin, until, are_zeros in _runs(data):
+                    if are_zeros:
+                        self._add_zeros(source, at + begin, at + until)
+                    else:
+                        self._write(at + begin, data[begin:until])
+                at += wanted_bytes
 
-    def _copy(self, source: int, begin: int, end: int) -> None:
-        for at in range(begin, end, _CHUNK_BYTES):
-            data = os.pread(source, min(_CHUNK_BYTES, end - at), at)
-            data = data.ljust(min(_CHUNK_BYTES, end - at), b"\0")
-            _write(self._target, data)
-            self._digest.update(data)
-        if end > begin:
-            self._ranges.append((begin, end - begin))
+    def _after_hole(self, source: int, at: int, end: int) -> int:
+        """
+        Add the hole at *at*, if there is one; return where it ends, at *end* at last.
+
+        Where data ends is never asked: the kernel would go through all extents up to
+        the next hole, and of a database's file through all.
+        """
+        if len(self._holes) >= SENT_MAX or at >= end:
+            return at
+        after = min(_data_after(source, at), end)
+        if after > at:
+            _append(self._holes, (at, after - at))
+        return after
+
+    def _add_zeros(self, source: int, begin: int, end: int) -> None:
+        """Add zeros, or the holes that they are."""
+        while (begin := self._after_hole(source, begin, end)) < end:
+            at = min(begin + BLOCK_BYTES, end)
+            while at < end and _data_after(source, at) == at:
+                at = min(at + BLOCK_BYTES, end)
+            self._write(begin, bytes(at - begin))
+            begin = at
+
+    def _write(self, at: int, data: bytes) -> None:
+        _write(self._target, data)
+        self._digest.update(data)
+        _append(self._ranges, (at, len(data)))
 
     def finish(self, path: bytes, base: Commit, commit: Commit, size: int) -> None:
         """Add the table and the end; see `Table`."""
@@ -212,15 +234,33 @@ def _table(descriptor: int) -> tuple[Table, int]:
     return table, end - length
 
 
-def _data_within(source: int, begin: int, end: int) -> tuple[int, int]:
-    """Return where between *begin* and *end* the first data is; at the end, if none."""
+def _append(ranges: list[Range], following: Range) -> None:
+    """Add a range that is behind all *ranges*; what it follows at once, it extends."""
+    if ranges and sum(ranges[-1]) == following[0]:
+        following = (ranges[-1][0], ranges.pop()[1] + following[1])
+    ranges.append(following)
+
+
+def _runs(data: bytes) -> Iterator[tuple[int, int, bool]]:
+    """Yield begin and end of the blocks in *data* that are zeros, and are not."""
+
+    def are_zeros(at: int) -> bool:
+        return data[at : at + BLOCK_BYTES] == _ZEROS[: len(data) - at]
+
+    places = range(0, len(data), BLOCK_BYTES)
+    for zeros, blocks in itertools.groupby(places, key=are_zeros):
+        found = list(blocks)
+        yield found[0], min(found[-1] + BLOCK_BYTES, len(data)), zeros
+
+
+def _data_after(source: int, at: int) -> int:
+    """Return where the first data at or after *at* is, or more than any file has."""
     try:
-        data_at = min(os.lseek(source, begin, os.SEEK_DATA), end)
+        return os.lseek(source, at, os.SEEK_DATA)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        return end, end
-    return data_at, min(os.lseek(source, data_at, os.SEEK_HOLE), end)
+        return _OFFSET_MAX
 
 
 def _punch(target: int, offset: int, length: int) -> None:

@@ -102,22 +102,22 @@ def writing_redo(tree: Beneath, path: bytes) -> Iterator[int]:
 def write_redo(
     tree: Beneath,
     made: Made,
-    ranges: Iterable[Range],
+    parts: Iterable[tuple[int, Iterable[Range]]],
     *,
-    source: int,
+    size: int,
     like: tuple[int, os.stat_result],
 ) -> None:
     """
-    Write the redo file *made* into *tree*, with what *source* has in *ranges*.
+    Write the redo file *made* into *tree*, of a file of *size* bytes.
 
-    Nobody writes to *source*. Owner, mode, times and attributes are those of the open
-    file *like*, as its status says.
+    It has what each open file of *parts*, to which nobody writes, has in the ranges
+    beside it. Owner, mode, times and attributes are those of the open file *like*, as
+    its status says.
     """
-    size = os.fstat(source).st_size
-    within = ((at, min(length, size - at)) for at, length in ranges if at < size)
     with writing_redo(tree, made.path) as redo:
         writer = DataWriter(redo)
-        writer.copy(source, within)
+        for source, ranges in parts:
+            writer.copy(source, ranges)
         writer.finish(made.path, made.base, made.commit, size)
         file, status = like
         FileCopier().copy_attributes(file, redo, status)

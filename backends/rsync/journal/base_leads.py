@@ -1,0 +1,103 @@
+"""
+What leads a kept base on to the next commit of its file: the ranges that have moved.
+
+To clone all of a file costs as much as it has extents, 50 microseconds for each, and
+its writers wait. A database's file on XFS has a hundred thousand after a while. So what
+has another place than in the base is cloned alone, into a file without a name. When it
+is noted where the file has changed, the base gets that, too: `BaseClones.advance`.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from pathlib import Path
+from typing import Final
+
+from backends.rsync.journal.entries import Commit
+from backends.system import extents
+from backends.system.copy_file import clone_range
+from backends.system.ranges import BLOCK_BYTES, Range, differing, split
+
+# For more, all of the file is cloned as quickly.
+_MOVED_MAX: Final = 20_000
+# The file was cut, or grew by less than a block, meanwhile; or it may not be cloned.
+_CANNOT: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV)
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class Lead:
+    """
+    What the file *path* has where it has ``moved`` since commit ``content``.
+
+    It is open as ``file``, which is closed when nobody refers to this any more.
+    """
+
+    path: bytes
+    content: Commit
+    moved: Sequence[Range]
+    file: int
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, os.close, self.file)
+
+    @property
+    def size(self) -> int:
+        """How large the whole file is."""
+        return os.fstat(self.file).st_size
+
+    def changed(self, base: int) -> list[Range]:
+        """Return where the bytes differ from those of the open *base*."""
+        return differing(base, self.file, self.moved)
+
+    def parts(
+        self, base: int, ranges: Iterable[Range]
+    ) -> Iterator[tuple[int, Iterator[Range]]]:
+        """Yield which open file has the next ones of *ranges*: this one, or *base*."""
+        size = self.size
+        within = ((at, min(length, size - at)) for at, length in ranges if at < size)
+        pieces = itertools.groupby(split(within, self.moved), key=itemgetter(0))
+        for has_moved, found in pieces:
+            yield self.file if has_moved else base, map(itemgetter(1), found)
+
+    def give_to(self, target: int) -> None:
+        """Let the open *target*, which is the base, share what has moved."""
+        size = self.size
+        os.ftruncate(target, size)
+        for at, length in self.moved:
+            if at < size:
+                clone_range(self.file, target, at, min(length, size - at))
+
+
+def lead_on(
+    directory: Path, path: bytes, content: Commit, base: int, source: int
+) -> Lead | None:
+    """
+    Return what leads the open *base* on to the open *source*, which may be written to.
+
+    Each range is of one moment, no two of one. None says that the disk cannot tell, or
+    that too much has moved.
+    """
+    size = os.fstat(source).st_size
+    moved = extents.moved_ranges(base, source)
+    if moved is None or len(moved) > _MOVED_MAX:
+        return None
+    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+    lead = Lead(path, content, moved, os.open(directory, flags, 0o600))
+    try:
+        for at, length in moved:
+            # Whole blocks, up to where the file ends now: it may grow meanwhile.
+            end = min(at + length + -length % BLOCK_BYTES, os.fstat(source).st_size)
+            if at < end:
+                clone_range(source, lead.file, at, end - at)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+        return None
+    os.ftruncate(lead.file, size)
+    return lead
