@@ -178,7 +178,7 @@ def test_what_the_disk_of_a_member_does_not_hold_is_told_of(
         os.setxattr(file, "trusted.large", b"x" * 40_000)
         file.rename(live(alpha, volume_id) / "file")
         wait_held(records, volume_id, alpha, beta)
-        wait_until(lambda: (live(beta, volume_id) / "file").exists(), "it comes")
+        wait_until((live(beta, volume_id) / "file").exists, "it comes")
         read(beta)
         lacks = "1 files lack attributes that the filesystem does not hold: 'file'"
         assert beta.get(COPY)["Status"]["lacks"] == lacks
