@@ -139,7 +139,7 @@ def test_on_btrfs_what_the_owner_has_written_since_is_not_shown(
         assert [each.name for each in read(alpha).iterdir()] == ["committed"]
         alpha.unmount(COPY, "r")
         # While no member lives no commits are made, nor when it is let go then.
-        beta.kill()
+        beta.stop()
         alpha.wait_down("beta")
         (live(alpha, volume_id) / "alone").touch()
         every = {"committed", "half-written", "alone"}
