@@ -100,21 +100,21 @@ class LastCommits:
 
     def _kept(self, record: VolumeRecord, live: Path, copy: CopyState) -> Tree:
         """Return the copy, to which nobody writes, if it is a commit; else refuse."""
-        head = self.heads.read(record.id).head
-        if head is not None:
-            if self.membership.own.id not in head.members:
-                raise self._not_here(record, "keeps no copy any more")
-            if copy_worth.diverged(copy, head, self.heads.lineage(record.id)):
-                raise NotOwnerError(
-                    f"what this node has of '{record.name}' is no commit: it was not "
-                    "let go orderly",
-                    hint="retry: it is brought in step when the volume is mounted on "
-                    f"another node; or run it on {self._where(record, head)}",
-                    transient=True,
-                )
-            if copy.commit == EMPTY != head.committed:
-                raise self._not_here(record, "has no whole copy yet")
-        return _of_commit(live, copy.commit, head or Head())
+        head = self.heads.read(record.id).head or Head()
+        if head.members and self.membership.own.id not in head.members:
+            raise self._not_here(record, "keeps no copy any more")
+        lineage = self.heads.lineage(record.id)
+        if copy.live_epoch or copy_worth.diverged(copy, head, lineage):
+            raise NotOwnerError(
+                f"what this node has of '{record.name}' is no commit: it was not "
+                "let go orderly",
+                hint="retry: it is brought in step when the volume is mounted on "
+                f"another node; or run it on {self._where(record, head)}",
+                transient=True,
+            )
+        if copy.commit == EMPTY != head.committed:
+            raise self._not_here(record, "has no whole copy yet")
+        return _of_commit(live, copy.commit, head)
 
     def _writes(self, record: VolumeRecord, copy: CopyState) -> bool:
         """Return whether this boot owns the volume, so that it may be written to."""
