@@ -22,8 +22,9 @@ from tests.support.journal_trees import VOLUME, carry, replicate, shape
 from tests.support.large_files import make_home
 from tests.support.written_files import pool
 
-STEPS = int(os.environ.get("REMORA_ABANDONED_STEPS", "15"))
+STEPS = int(os.environ.get("REMORA_ABANDONED_STEPS", "10"))
 SEEDS = int(os.environ.get("REMORA_ABANDONED_SEEDS", "1"))
+ACTS = [*FATES, *[written] * len(FATES) * 2]
 BELIEVED_S = 0.12
 DIES_WITHIN_S = 0.08
 
@@ -106,8 +107,8 @@ def test_members_have_the_bytes_whatever_was_packed_in_vain(
     for _ in range(STEPS):
         bases = {each.commit() for each in members}
         for _ in range(chance.randrange(3)):
-            chance.choice(FATES)(owner.live / "db", chance)
-        match chance.randrange(5):
+            chance.choice(ACTS)(owner.live / "db", chance)
+        match chance.randrange(9):
             case 0:
                 owner = died(owner, bases, chance)
             case 1:  # one number twice
@@ -115,14 +116,15 @@ def test_members_have_the_bytes_whatever_was_packed_in_vain(
                 for _ in range(2):
                     owner.pack(*bases)
                     owner.unpack()
-                    chance.choice(FATES)(owner.live / "db", chance)
+                    chance.choice(ACTS)(owner.live / "db", chance)
             case 2:
                 record(owner)
             case _:
                 due = members[: chance.randrange(1, 3)]
-                led_on(owner, due, is_written=chance.random() < 0.4)
-                if chance.random() < 0.2:
-                    owner, members[0] = members[0], owner
+                led_on(owner, due, is_written=chance.random() < 0.2)
+                if chance.random() < 0.2:  # a new owner, who got the last one
+                    at = len(due) - 1
+                    owner, members[at] = members[at], owner
                 chance.shuffle(members)
     led_on(owner, members, is_written=False)
     for each in (owner, *members):
