@@ -20,9 +20,10 @@ OPERATIONS_MAX: Final = 48
 CALLS_MAX: Final = 256
 SERVER_THREADS: Final = 288
 # Of these calls, how many may wait for storage, etcd or a node that does not answer
-# yet, and how many of them try again at once.
+# yet, and how many of them try again at once: in all, and for the same answer.
 WAITING_MAX: Final = 128
-ATTEMPTS_MAX: Final = 8
+ATTEMPTS_MAX: Final = 32
+ATTEMPTS_FOR_ONE_MAX: Final = 8
 # A name that nobody knows, while a share was never read: for so long Get waits for the
 # share. Docker, which gets no answer then, asks for 15 s more. No more than these wait.
 GET_WAIT_S: Final = 20.0

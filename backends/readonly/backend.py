@@ -23,7 +23,7 @@ from backends.errors import BackendError, InvalidRequestError, RemoraError
 from backends.nfs.backend import NfsBackend
 from backends.readonly.copies import ReadonlyCopies
 from backends.readonly.sources import Source, Sources
-from backends.readonly.traits import TRAITS
+from backends.readonly.traits import OPTION, TRAITS
 from backends.rsync.backend import RsyncBackend
 from backends.snapshots import not_found
 from backends.system import mounts
@@ -32,7 +32,6 @@ from backends.system.clock import Deadline
 from backends.system.copying import Progress
 from backends.system.mounts import VolumeUser
 
-OPTION: Final = "readonly_copy"
 _PARSERS: Final[Mapping[str, parse.Parser]] = {OPTION: parse.volume_name}
 _FIND_DEADLINE_S: Final = 10.0
 

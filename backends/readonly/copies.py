@@ -49,6 +49,7 @@ class CopyFacts(msgspec.Struct, frozen=True):
     quality: str
     moment: str
     newer: str
+    lacks: str
     taken_at: str
 
 
@@ -82,15 +83,19 @@ class ReadonlyCopies:
             if _shows(target, data):
                 return
             mounts.unmount(target)
-            self._throw_away(volume)
+            # Its mount alone was lost, maybe with our mount namespace.
+            is_read = bool(self.users(volume, target))
             try:
-                self._take(volume, name, deadline)
+                if not is_read:
+                    self._throw_away(volume)
+                    self._take(volume, name, deadline)
                 target.mkdir(mode=0o700, exist_ok=True)
                 mounts.bind(data, target, suid=False, read_only=True)
             except (RemoraError, OSError) as error:
                 with suppress(FileNotFoundError):
                     target.rmdir()
-                self._throw_away(volume)
+                if not is_read:
+                    self._throw_away(volume)
                 if isinstance(error, RemoraError):
                     raise
                 raise failed(f"cannot take a copy of '{name}'", error) from error
@@ -100,7 +105,7 @@ class ReadonlyCopies:
         mounts.unmount(target)
         with suppress(FileNotFoundError):
             target.rmdir()
-        if not self._pool.fault():  # else the sweep does it when the pool is there
+        if not self._pool.fault():
             self._throw_away(volume)
 
     def users(self, volume: Volume, target: Path) -> list[VolumeUser]:
@@ -156,9 +161,9 @@ class ReadonlyCopies:
             self._sources.reading(name, deadline) as tree,
             self._under_way.new() as copy,
         ):
-            _copy(tree, copy / DATA_NAME, self._within(name, deadline))
+            _copy(name, tree, copy / DATA_NAME, self._within(name, deadline))
             facts = CopyFacts(
-                *(name, tree.commit, tree.quality, tree.moment, tree.newer),
+                *(name, tree.commit, tree.quality, tree.moment, tree.newer, tree.lacks),
                 clock.now_rfc3339(),
             )
             files.write_durably(copy / _FACTS_NAME, msgspec.json.encode(facts))
@@ -197,8 +202,13 @@ class ReadonlyCopies:
                 self._used.discard(volume.id)
 
     def _throw_away(self, volume: Volume) -> None:
-        with suppress(FileNotFoundError):
+        """Throw away the copy, if it is there; the sweep does it where that fails."""
+        try:
             self._pool.trash.throw_away(self._home(volume))
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.info("a copy of '%s' stays for now: %s", volume.name, error)
 
     def _home(self, volume: Volume) -> Path:
         """Return the directory of the copy; its id is a path only if it is an id."""
@@ -212,10 +222,16 @@ def _old(facts: CopyFacts) -> str:
     )
 
 
-def _copy(tree: Tree, data: Path, progress: Progress) -> None:
-    """Make *data* a copy of *tree*: where that is possible, of one moment."""
+def _copy(name: str, tree: Tree, data: Path, progress: Progress) -> None:
+    """Make *data* a copy of *tree* of volume *name*: if possible, of one moment."""
     if btrfs.subvolume(tree.directory):
         btrfs.snapshot(tree.directory, data)
+        if btrfs.has_subvolumes(tree.directory):  # of them a snapshot has nothing
+            raise BackendError(
+                f"'{name}' has a subvolume in it that a container has made: no copy "
+                "can have what is in it",
+                hint="move what is in it to a plain directory, and delete it",
+            )
         return
     data.mkdir(mode=0o700)
     copy_tree(tree.directory, Destination(data), progress=progress)

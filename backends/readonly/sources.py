@@ -27,7 +27,8 @@ class Tree:
 
     ``commit`` is "" if they are of none; ``quality`` is what a head may say of it, and
     ``moment`` the one that it shares with other volumes of its group, or "". ``newer``
-    is a commit that others have, and this node has not yet, or "".
+    is a commit that others have, and this node has not yet, or "". ``lacks`` is what of
+    the commit this node's filesystem does not hold, or "".
     """
 
     directory: Path
@@ -35,6 +36,7 @@ class Tree:
     quality: str
     moment: str = ""
     newer: str = ""
+    lacks: str = ""
 
 
 class Sources(Protocol):

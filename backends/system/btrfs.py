@@ -39,6 +39,7 @@ _DESTROY: Final = 0x5000_940F
 _GET_FLAGS: Final = 0x8008_9419
 _SET_FLAGS: Final = 0x4008_941A
 _SUBVOLUME_INFO: Final = 0x81F8_943C
+_SUBVOLUMES_IN: Final = 0xD000_943D
 
 # Descriptor, transaction, flags, nothing, name.
 _SNAPSHOT: Final = struct.Struct("=qQQ32s4040s")
@@ -47,6 +48,8 @@ _SUBVOLUME_FLAGS: Final = struct.Struct("=Q")
 _NAME: Final = struct.Struct("=8x4088s")
 # Identities of itself and of what it was taken of; the transactions.
 _INFO: Final = struct.Struct("=296x16s16s16xQQ144x")
+# Which are in it, up to 255; how many.
+_IN: Final = struct.Struct("=4088xB7x")
 _INODE_ITEM: Final = 1
 _INODE: Final = struct.Struct("=8xQ36xI")  # the transaction; the mode
 _EXTENT: Final = struct.Struct("=Q")  # the transaction
@@ -101,6 +104,19 @@ def subvolume(directory: Path) -> Subvolume | None:
             raise
         return None  # another filesystem
     return Subvolume(*_INFO.unpack(content))
+
+
+def has_subvolumes(directory: Path) -> bool:
+    """Return whether others are in the subvolume *directory*, at any depth."""
+    content = bytearray(_IN.size)
+    with opened(directory) as descriptor:
+        try:
+            fcntl.ioctl(descriptor, _SUBVOLUMES_IN, content)
+        except OSError as error:
+            if error.errno != errno.EOVERFLOW:
+                raise
+            return True
+    return bool(_IN.unpack(content)[0])
 
 
 def create(directory: Path) -> None:

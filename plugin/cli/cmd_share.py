@@ -48,5 +48,7 @@ def move(context: Context, share: str, to: str, as_json: bool) -> None:
     be the same share. Stop the volumes' containers first.
     """
     request = {"share": share, "to": to}
-    answer = context.client.call("POST", "/v1/shares/move", request)
+    answer = context.client.call(
+        "POST", "/v1/shares/move", request, read_timeout_s=None
+    )
     output.print_answer(answer, "\n".join(answer["volumes"]), as_json=as_json)

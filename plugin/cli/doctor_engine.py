@@ -46,7 +46,7 @@ def stopped_containers(seen: SeenByEngine, *, starts: bool) -> Iterator[Finding]
     for each in seen.failed_starts[:_NAMED_MAX]:
         when_there = f"when its storage is there: docker start {each.name}"
         if starts:
-            hint = f"the daemon does that {when_there}; after 5 attempts it does not"
+            hint = f"the daemon does that {when_there}; five times at most"
         else:
             hint = f"{when_there}; or start_containers = true in [daemon]"
         yield Finding(

@@ -102,7 +102,7 @@ class Daemon:
             config, self._foundation.store, self._ownership, self._catalogue
         )
         self._volumes = self._build_use_cases()
-        self._engine = engine_watch(config, self._volumes.views, self._events)
+        self._engine = engine_watch(config, self._volumes.mounting, self._events)
         self._servers.build(config, self._answering())
 
     def run(self) -> None:

@@ -12,21 +12,23 @@ from plugin.engine.starter import ContainerStarter
 from plugin.engine.watch import EngineWatch
 from plugin.events.log import Events
 from plugin.limits import ENGINE_LONG_TIMEOUT_S
+from plugin.volumes.mounting import Mounting
 from plugin.volumes.views import VolumeViews
 
 if TYPE_CHECKING:
     from plugin.config import Config
 
 
-def engine_watch(config: Config, views: VolumeViews, events: Events) -> EngineWatch:
+def engine_watch(config: Config, mounting: Mounting, events: Events) -> EngineWatch:
     """Return what looks at the engine; it starts containers if that is configured."""
-    socket, starter = config.swarm.engine_socket, None
+    views, socket, starter = mounting.views, config.swarm.engine_socket, None
     if config.start_containers:
         starter = ContainerStarter(
             # The engine answers when it has called us, and we have mounted.
             EngineApi(socket, timeout_s=2 * ENGINE_LONG_TIMEOUT_S),
             driver=config.plugin_socket.stem,
             is_there=views.is_there,
+            was_silent=mounting.was_silent,
             note=partial(_note, views, events),
         )
     return EngineWatch(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -40,9 +40,11 @@ class FailedStart:
     error: str
 
 
-def failed_starts(engine: EngineApi, driver: str) -> list[FailedStart]:
+def failed_starts(
+    engine: EngineApi, driver: str, *, but: Container[str] = ()
+) -> list[FailedStart]:
     """
-    Return the containers that are down for a volume of *driver*.
+    Return the containers that are down for a volume of *driver*, *but* for those.
 
     None is among them that a user stopped, or that ended by itself: those have no error
     of a start. Nor is one that never ran: who made it has seen the error.
@@ -55,7 +57,8 @@ def failed_starts(engine: EngineApi, driver: str) -> list[FailedStart]:
     found = []
     listed = engine.call("GET", f"/containers/json?all=1&filters={filters}")
     for each in listed[:_CONTAINERS_MAX]:
-        if not any(_is_of(driver, mount) for mount in each.get("Mounts") or ()):
+        is_of_it = any(_is_of(driver, mount) for mount in each.get("Mounts") or ())
+        if not is_of_it or each["Id"] in but:
             continue
         try:
             facts = engine.call("GET", f"/containers/{each['Id']}/json")

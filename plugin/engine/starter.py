@@ -3,15 +3,16 @@ Starting containers that Docker will not: those whose start failed for a volume 
 
 Each is started when its volumes' storage is there, a few times and ever later: a
 container that fails for another reason is not among `failed_starts` any more, and one
-that goes on failing for ours is left alone at last.
+that goes on failing for ours is left alone at last. A start for which something gave no
+answer does not count: a server or a node may be hours later than this machine.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -25,7 +26,7 @@ from plugin.logs import fields
 log = logging.getLogger(__name__)
 ATTEMPTS_MAX: Final = 5
 FIRST_PAUSE_S: Final = 20.0
-# So long after the last one the attempts are forgotten.
+# So long after the last one the attempts are forgotten of one that fails no more.
 _FORGET_S: Final = 3600.0
 # A start takes as long as its Mounts may take.
 _AT_ONCE_MAX: Final = 4
@@ -52,12 +53,19 @@ class ContainerStarter:
         *,
         driver: str,
         is_there: Callable[[str], bool],
+        was_silent: Callable[[str], bool],
         note: Callable[[FailedStart], None],
     ) -> None:
-        """*is_there* tells by a volume's name whether its storage is."""
+        """
+        Begin with nothing started.
+
+        *is_there* tells by a volume's name whether its storage is, *was_silent* whether
+        its last Mount ended without an answer of it, of etcd or of another node.
+        """
         self._engine = engine
         self._driver = driver
         self._is_there = is_there
+        self._was_silent = was_silent
         self._note = note
         self._attempts: dict[str, _Attempts] = {}
         self._under_way: set[str] = set()
@@ -72,18 +80,23 @@ class ContainerStarter:
 
         """
         now_s = clock.monotonic_s()
-        self._forget(now_s)
-        for each in failed_starts(looking, self._driver):
+        # A container that is being started answers when it was: it is not asked.
+        with self._guard:
+            under_way = {*self._under_way}
+        failed = failed_starts(looking, self._driver, but=under_way)
+        self._forget(now_s, but={each.id for each in failed})
+        for each in failed:
             attempts = self._attempts.get(each.id, _Attempts())
             if attempts.is_due(now_s) and self._are_there(each.volumes):
                 self._begin(each, _Attempts(attempts.count + 1, now_s))
 
-    def _forget(self, now_s: float) -> None:
-        self._attempts = {
-            container: each
-            for container, each in self._attempts.items()
-            if now_s < each.last_s + _FORGET_S
-        }
+    def _forget(self, now_s: float, *, but: Container[str]) -> None:
+        with self._guard:
+            self._attempts = {
+                container: each
+                for container, each in self._attempts.items()
+                if container in but or now_s < each.last_s + _FORGET_S
+            }
 
     def _are_there(self, volumes: Sequence[str]) -> bool:
         return all(map(self._is_there, volumes))
@@ -93,21 +106,28 @@ class ContainerStarter:
             if failed.id in self._under_way or len(self._under_way) >= _AT_ONCE_MAX:
                 return
             self._under_way.add(failed.id)
-        self._attempts[failed.id] = attempts
+            self._attempts[failed.id] = attempts
         starting = begun(
-            partial(self._start, failed, attempts.count),
+            partial(self._start, failed, attempts),
             name=f"start:{failed.name}",
         )
         starting.add_done_callback(lambda _: self._under_way.discard(failed.id))
         starting.add_done_callback(log_fault)
 
-    def _start(self, failed: FailedStart, attempt: int) -> None:
+    def _start(self, failed: FailedStart, attempts: _Attempts) -> None:
         volumes = " ".join(failed.volumes)
-        told = fields(container=failed.name, volume=volumes, attempt=attempt)
+        told = fields(container=failed.name, volume=volumes, attempt=attempts.count)
         try:
             self._engine.call("POST", f"/containers/{failed.id}/start")
         except EngineError as error:
-            last = "for the last time " if attempt >= ATTEMPTS_MAX else ""
+            is_last = attempts.count >= ATTEMPTS_MAX
+            if is_last and any(map(self._was_silent, failed.volumes)):
+                is_last = False
+                with self._guard:
+                    self._attempts[failed.id] = replace(
+                        attempts, count=ATTEMPTS_MAX - 1
+                    )
+            last = "for the last time " if is_last else ""
             log.warning(
                 "a container was started %sin vain: %s", last, error, extra=told
             )

@@ -16,12 +16,13 @@ from typing import Final, Literal
 
 import msgspec
 
+from backends.readonly.traits import OPTION as READONLY_COPY
 from backends.registry import has_catalogue_on_storage, keeps_copies
 from plugin.errors import NodeConflictError
 from plugin.joining.batches import Step
 from plugin.joining.dumping import is_passing
 from plugin.joining.joined import VOLUMES
-from plugin.model import VolumeRecord, check_name
+from plugin.model import Options, VolumeRecord, check_name
 from plugin.ownership.state import FILLED, Head
 from plugin.store.base import Compare, Put, Record
 from plugin.store.values import value_of
@@ -110,9 +111,11 @@ class Planner:
             plan.moves.append(
                 JoinedVolume(volume.id, volume.name, new_name, volume.backend, state)
             )
-            if state == "moves":
-                plan.steps.extend(self._steps(volume, new_name))
-            elif state == "there" and not self._there.get(_head_key(volume.id)):
+        new_names = {each.name: each.new_name for each in plan.moves}
+        for volume, move in zip(volumes, plan.moves, strict=True):
+            if move.state == "moves":
+                plan.steps.extend(self._steps(volume, new_names))
+            elif move.state == "there" and not self._there.get(_head_key(volume.id)):
                 plan.steps.extend(self._absent(self._local.get(volume.id, {})))
         if self._conflicts:
             raise JoinRefusedError(self._conflicts)
@@ -188,16 +191,21 @@ class Planner:
             same and here.epoch <= there.epoch and here.committed <= there.committed
         )
 
-    def _steps(self, volume: VolumeRecord, new_name: str) -> list[Step]:
+    def _steps(self, volume: VolumeRecord, new_names: Mapping[str, str]) -> list[Step]:
         """Return the writes for one volume; the one that shows it comes last."""
         records = self._local.get(volume.id, {})
         # There may be more epochs than go into one transaction.
         early = {key: each for key, each in records.items() if "/epochs/" in key}
         late = self._absent({k: v for k, v in records.items() if k not in early})
-        changes = {"name": new_name}
+        new_name = new_names[volume.name]
+        record = msgspec.structs.replace(
+            volume,
+            name=new_name,
+            requested=_with_new_name(volume.requested, new_names),
+            options=_with_new_name(volume.options, new_names),
+        )
         if not has_catalogue_on_storage(volume.backend) or volume.phase != "ready":
-            changes["node"] = self._own_id
-        record = msgspec.structs.replace(volume, **changes)
+            record = msgspec.structs.replace(record, node=self._own_id)
         operations = [each for step in late for each in step.operations]
         conditions = [each for step in late for each in step.conditions]
         head = _head_key(volume.id)
@@ -225,6 +233,12 @@ class Planner:
             for key, each in records.items()
             if key not in self._there
         ]
+
+
+def _with_new_name(options: Options, new_names: Mapping[str, str]) -> Options:
+    """Return *options*, in which another volume may be named, as it is called now."""
+    new_name = new_names.get(options.get(READONLY_COPY, ""))
+    return {**options, READONLY_COPY: new_name} if new_name else options
 
 
 def _by_volume(records: Sequence[Record]) -> dict[str, dict[str, Record]]:

@@ -66,17 +66,14 @@ class LastCommits:
         before = self._copy(record)
         if self.membership.alone or self._writes(record, before):
             with self._written(record, home, before, deadline) as tree:
-                yield tree
+                yield replace(tree, lacks=self.journals.unfit(record))
+            self._require_same(record, before)
             return
         with self.journals.using(record, deadline) as journal:
             before = self._copy(record)
-            yield self._kept(record, journal.live, before)
-            after = self._copy(record)
-            # A container began to write here: nobody else waits for us.
-            if (after.commit, after.live_epoch) != (before.commit, before.live_epoch):
-                raise VolumeBusyError(
-                    f"a container began to write to '{name}' meanwhile", hint="retry"
-                )
+            tree = self._kept(record, journal.live, before)
+            yield replace(tree, lacks=self.journals.unfit(record))
+            self._require_same(record, before)
 
     @contextmanager
     def _written(
@@ -84,12 +81,14 @@ class LastCommits:
     ) -> Iterator[Tree]:
         """Yield the newest of what this node's containers may write to."""
         live, head = home / LIVE_NAME, self.heads.read(record.id).head or Head()
-        if len(head.members) > 1:  # else no commits are made any more
+        others = {*head.members} - {self.membership.own.id}
+        if any(map(self.nodes.lives, others)):  # else no commits are made any more
             with self.journals.alone(record, deadline):
                 commits = Commits(home, live)
                 last = commits.last()
                 snapshot = commits.of(last) if last else None
-                if last and snapshot:
+                # What was let go while no member was there has no snapshot.
+                if last and snapshot and Commit(*last) >= head.committed:
                     tree = _of_commit(snapshot, Commit(*last), head)
                     yield replace(tree, quality=tree.quality or "snapshot")
                     return
@@ -101,21 +100,21 @@ class LastCommits:
 
     def _kept(self, record: VolumeRecord, live: Path, copy: CopyState) -> Tree:
         """Return the copy, to which nobody writes, if it is a commit; else refuse."""
-        head = self.heads.read(record.id).head
-        if head is not None:
-            if self.membership.own.id not in head.members:
-                raise self._not_here(record, "keeps no copy any more")
-            if copy_worth.diverged(copy, head, self.heads.lineage(record.id)):
-                raise NotOwnerError(
-                    f"what this node has of '{record.name}' is no commit: it was not "
-                    "let go orderly",
-                    hint="retry: it is brought in step when the volume is mounted on "
-                    f"another node; or run it on {self._where(record, head)}",
-                    transient=True,
-                )
-            if copy.commit == EMPTY != head.committed:
-                raise self._not_here(record, "has no whole copy yet")
-        return _of_commit(live, copy.commit, head or Head())
+        head = self.heads.read(record.id).head or Head()
+        if head.members and self.membership.own.id not in head.members:
+            raise self._not_here(record, "keeps no copy any more")
+        lineage = self.heads.lineage(record.id)
+        if copy.live_epoch or copy_worth.diverged(copy, head, lineage):
+            raise NotOwnerError(
+                f"what this node has of '{record.name}' is no commit: it was not "
+                "let go orderly",
+                hint="retry: it is brought in step when the volume is mounted on "
+                f"another node; or run it on {self._where(record, head)}",
+                transient=True,
+            )
+        if copy.commit == EMPTY != head.committed:
+            raise self._not_here(record, "has no whole copy yet")
+        return _of_commit(live, copy.commit, head)
 
     def _writes(self, record: VolumeRecord, copy: CopyState) -> bool:
         """Return whether this boot owns the volume, so that it may be written to."""
@@ -127,6 +126,16 @@ class LastCommits:
             and head.phase == "owned"
             and not copy_worth.gone_back(copy, head)
         )
+
+    def _require_same(self, record: VolumeRecord, before: CopyState) -> None:
+        """Raise unless what was read is whole: who changes it does not wait for us."""
+        after = self._copy(record)
+        came = not before.live_epoch and after.commit != before.commit
+        if came or after.live_epoch != before.live_epoch:
+            raise VolumeBusyError(
+                f"a container began or ended to write to '{record.name}' meanwhile",
+                hint="retry",
+            )
 
     def _copy(self, record: VolumeRecord) -> CopyState:
         initial = initial_commit(record, self.membership.own.id)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from backends.base import Backend, Storage, Volume
+from backends.base import ANONYMOUS, Backend, Storage, Volume
 from backends.errors import RemoraError, VolumeBusyError
 from backends.registry import Registry
 from backends.system.clock import Deadline, pause
@@ -71,6 +71,9 @@ class Discovery:
             except RemoraError as error:
                 log.warning("'%s' was not looked for: %s", name, error)
         unread = [f"{each.name}: {each.error}" for each in self._unread()]
+        if ANONYMOUS.fullmatch(name):
+            # An engine has just made it up, or the records have it: nobody types one.
+            unread = []
         if why := self.unread() or "; ".join(unread):
             raise NotKnownYetError(
                 f"whether there is a volume '{name}' is not known: since the start "

@@ -9,8 +9,9 @@ back, and the reconciler does so.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from backends.errors import BackendError, RemoraError, VolumeBusyError
 from backends.system.clock import Deadline
@@ -28,6 +29,8 @@ from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.views import VolumeViews
 
 log = logging.getLogger(__name__)
+# Of no more volumes is it known that their last Mount was not answered.
+_SILENT_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Mounting:
     unmounting: Unmounting
     patience: Patience
     deadline_s: float
+    _silent: set[str] = field(default_factory=set)
 
     def engine_activated(self) -> None:
         """Note that an engine has (re)started: it may have forgotten its mounts."""
@@ -67,16 +71,26 @@ class Mounting:
         """
         check_name(name)
         check_mount_id(mount_id)
-        return self.operations.run(
-            name,
-            lambda deadline: self._mount(name, mount_id, deadline),
-            deadline_s=self.deadline_s,
-            undo=lambda _: self.unmounting.unmount_now(
-                name, mount_id, Deadline(SHORT_DEADLINE_S)
-            ),
-            caller_gone=caller_gone,
-            patience=self.patience,
-        )
+        self._silent.discard(name)
+        try:
+            return self.operations.run(
+                name,
+                lambda deadline: self._mount(name, mount_id, deadline),
+                deadline_s=self.deadline_s,
+                undo=lambda _: self.unmounting.unmount_now(
+                    name, mount_id, Deadline(SHORT_DEADLINE_S)
+                ),
+                caller_gone=caller_gone,
+                patience=self.patience,
+            )
+        except RemoraError as error:
+            if error.unanswered and len(self._silent) < _SILENT_MAX:
+                self._silent.add(name)
+            raise
+
+    def was_silent(self, name: str) -> bool:
+        """Return whether the volume's last Mount failed as something did not answer."""
+        return name in self._silent
 
     def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:
         record = self.views.existing(name).record

@@ -5,20 +5,22 @@ After a power failure the NFS server, etcd or another node may be minutes later 
 this machine, and an engine starts its containers once. And while a share was not read
 yet, nobody knows what volumes there are. So a call is tried again until there is an
 answer, be it no. Between two attempts it holds no lock, and few of those that wait make
-an attempt at once: whoever waits for one server delays nobody who needs another.
+an attempt at once, fewer still of those that wait for the same: whoever waits for one
+server delays nobody who needs another.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from backends.errors import RemoraError
 from backends.system import clock
 from backends.system.clock import Deadline
-from plugin.limits import ATTEMPTS_MAX, WAITING_MAX
+from plugin.limits import ATTEMPTS_FOR_ONE_MAX, ATTEMPTS_MAX, WAITING_MAX
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -52,7 +54,9 @@ class Patience:
         self._error = error
         self._attempt_min_s = attempt_min_s
         self._places = threading.BoundedSemaphore(waiting_max)
-        self._attempts = threading.BoundedSemaphore(ATTEMPTS_MAX)
+        # How many make an attempt at this moment, by what they have last heard.
+        self._attempts = Counter[str]()
+        self._guard = threading.Lock()
         self._stopping = threading.Event()
 
     def stop(self) -> None:
@@ -98,7 +102,8 @@ class Patience:
         pause_s = _FIRST_PAUSE_S
         while self._paused(pause_s, deadline, caller_gone):
             pause_s = min(pause_s * 2, _PAUSE_MAX_S)
-            if not self._attempts.acquire(timeout=_LOOK_S):
+            cause = last.cause
+            if not self._may_begin(cause):
                 continue
             try:
                 return attempt(deadline)
@@ -107,8 +112,22 @@ class Patience:
                     raise
                 last = error
             finally:
-                self._attempts.release()
+                self._end(cause)
         raise last
+
+    def _may_begin(self, cause: str) -> bool:
+        """Return whether an attempt begins, of those who were told the *cause*."""
+        with self._guard:
+            for_one, all_of_them = self._attempts[cause], self._attempts.total()
+            begins = for_one < ATTEMPTS_FOR_ONE_MAX and all_of_them < ATTEMPTS_MAX
+            if begins:
+                self._attempts[cause] += 1
+        return begins
+
+    def _end(self, cause: str) -> None:
+        with self._guard:
+            self._attempts[cause] -= 1
+            self._attempts += Counter()  # without those that are at none
 
     def _paused(
         self, pause_s: float, deadline: Deadline, caller_gone: CallerGone

@@ -16,10 +16,10 @@ from typing import Final, Protocol
 import msgspec
 
 from backends.base import Volume
-from backends.errors import InvalidRequestError, VolumeBusyError
+from backends.errors import InvalidRequestError
 from backends.system.clock import Deadline
 from plugin.errors import VolumeNotFoundError
-from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
+from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields
 from plugin.model import VolumeRecord
 from plugin.volumes.catalogue import Catalogue
@@ -68,22 +68,20 @@ class ShareMove:
 
         Raises:
             InvalidRequestError: *to* is no share, or another one; nothing has changed.
-            VolumeBusyError: a volume is mounted, or is being made or removed; those
-                before it have moved.
+            VolumeBusyError: a volume is mounted; those before it have moved.
             NfsError, DeadlineError: *to* did not answer, or another node has one.
 
         """
-        place = dict(self.storage.parse_options(_place(to)))
-        share, to = _named(_place(share)), _named(place)
+        place = self._place(to)
+        share, to = _named(self._place(share)), _named(place)
         records = sorted(self.records.on(share), key=lambda each: each.name)
         if not records and self.records.identity(share) == "":
             raise InvalidRequestError(
                 f"no share '{share[:255]}' is known here",
                 hint="remora status names them",
             )
-        deadline = Deadline(LONG_DEADLINE_S)
         for record in records:
-            self._require_there(record, _moved(record, place), share, to, deadline)
+            self._require_there(record, _moved(record, place), share, to)
         for record in records:
             self.operations.run(
                 record.name,
@@ -92,17 +90,22 @@ class ShareMove:
             )
         return [each.name for each in records]
 
+    def _place(self, share: str) -> dict[str, str]:
+        """Return the options of a share that is written as `server:/path`."""
+        server, separator, path = share.partition(":/")
+        if not (server and separator):
+            raise InvalidRequestError(
+                f"'{share[:255]}' is no share", hint="write it as SERVER:/PATH"
+            )
+        raw = {"server": server.strip("[]"), "share": f"/{path}"}
+        return dict(self.storage.parse_options(raw))
+
     def _require_there(
-        self,
-        record: VolumeRecord,
-        moved: VolumeRecord,
-        share: str,
-        to: str,
-        deadline: Deadline,
+        self, record: VolumeRecord, moved: VolumeRecord, share: str, to: str
     ) -> None:
         """Raise unless the share *to* is the one that was *share*, with the volume."""
         found = self.storage.find(
-            record.name, deadline_s=deadline.remaining_s(), beside=moved.volume()
+            record.name, deadline_s=SHORT_DEADLINE_S, beside=moved.volume()
         )
         known = self.records.identity(share)
         if known and self.records.identity(to) not in ("", known):
@@ -110,7 +113,8 @@ class ShareMove:
                 f"{to} is another share than {share}",
                 hint="a server that was replaced on purpose: remora share accept",
             )
-        if found is None or found.id != record.id:
+        is_made = record.phase == "ready"
+        if is_made and (found is None or found.id != record.id):
             raise InvalidRequestError(
                 f"'{record.name}' of {share} is not on {to}",
                 hint=f"if it was removed there: remora rm {record.name}",
@@ -122,26 +126,17 @@ class ShareMove:
         stored = self.catalogue.find(seen.name)
         if stored is None or stored.record.id != seen.id:
             raise VolumeNotFoundError(f"'{seen.name}' was removed meanwhile")
-        if stored.record.phase != "ready":
-            raise VolumeBusyError(
-                f"'{seen.name}' is being made or removed", hint="retry"
-            )
         moved = _moved(stored.record, place)
-        self.unmounting.require_unused(stored.record)
-        self.unmounting.drop_mount(stored.record, deadline)
-        self.storage.rewrite(moved.volume(), deadline_s=deadline.remaining_s())
+        # Of what a crash or a dead server has left half made or removed only the record
+        # moves, and with it the reconciler's work.
+        if stored.record.phase == "ready":
+            self.unmounting.require_unused(stored.record)
+            # The old server, which may be dead, has no lease of an idle volume.
+            if not self.unmounting.is_idle(stored.record):
+                self.unmounting.drop_mount(stored.record, deadline)
+            self.storage.rewrite(moved.volume(), deadline_s=deadline.remaining_s())
         self.catalogue.replace(stored, moved)
         log.info("its share has another name now", extra=fields(volume=seen.name))
-
-
-def _place(share: str) -> dict[str, str]:
-    """Return the options of a share that is written as `server:/path`."""
-    server, separator, path = share.partition(":/")
-    if not (server and separator):
-        raise InvalidRequestError(
-            f"'{share[:255]}' is no share", hint="write it as SERVER:/PATH"
-        )
-    return {"server": server.strip("[]"), "share": f"/{path}"}
 
 
 def _named(place: dict[str, str]) -> str:

@@ -135,6 +135,30 @@ def test_names_that_are_taken_refuse_the_whole_join(machine: Machine, cli: Cli) 
     assert stored(machine, "a2").name == "a2"
 
 
+def test_who_shows_a_renamed_volume_goes_on_to_show_that(
+    machine: Machine, cli: Cli
+) -> None:
+    there = volume("there")
+    shows = {
+        each.name: volume(
+            f"{each.name}-read",
+            backend="readonly",
+            requested={"backend": "readonly", "readonly_copy": each.name},
+            options={"readonly_copy": each.name},
+        )
+        for each in (volume("a"), volume("free"), there)
+    }
+    machine.write(put_volume(volume("a")), put_volume(there), put_volume(volume("z")))
+    machine.write(*map(put_volume, shows.values()))
+    as_there = msgspec.structs.replace(there, name="there2")
+    machine.write_there(put_volume(volume("a")), put_volume(as_there))
+    assert cli(*machine.join, "--rename", "a=a2").code == 0
+    for name, now in {"a": "a2", "there": "there2", "free": "free"}.items():
+        record = stored(machine, f"{name}-read")
+        assert record.options == {"readonly_copy": now}
+        assert record.requested == {"backend": "readonly", "readonly_copy": now}
+
+
 def test_wrong_renames_are_refused(machine: Machine, cli: Cli) -> None:
     held, free = volume("held"), volume("free")
     machine.write(*map(put_volume, (held, free, volume("s", backend="nfs"))))

@@ -138,6 +138,51 @@ def test_on_btrfs_what_the_owner_has_written_since_is_not_shown(
         alpha.create(COPY, readonly_copy=NAME)
         assert [each.name for each in read(alpha).iterdir()] == ["committed"]
         alpha.unmount(COPY, "r")
+        # While no member lives no commits are made, nor when it is let go then.
+        beta.stop()
+        alpha.wait_down("beta")
+        (live(alpha, volume_id) / "alone").touch()
+        every = {"committed", "half-written", "alone"}
+        assert {each.name for each in read(alpha).iterdir()} == every
+        alpha.unmount(COPY, "r")
+        alpha.unmount(NAME)
+        alpha.mount_at_last(NAME)
+        beta.start()
+        beta.wait_member()
+        assert {each.name for each in read(alpha).iterdir()} == every
+        assert "newer" not in alpha.get(COPY)["Status"]
+        alpha.unmount(COPY, "r")
+        alpha.unmount(NAME)
+        alpha.close()
+        beta.close()
+
+
+def test_what_the_disk_of_a_member_does_not_hold_is_told_of(
+    tmp_path: Path, make_owner: Make, records: Records
+) -> None:
+    enter_private_mounts()
+    with (
+        loop_filesystem(tmp_path, "xfs", size="1G") as large,
+        loop_filesystem(tmp_path, "ext4", size="1G") as small,
+    ):
+        alpha = make_owner("alpha", daemon={"pool": str(large / "pool")})
+        beta = make_owner("beta", daemon={"pool": str(small / "pool")})
+        beta.pool = small / "pool"
+        alpha.pool = large / "pool"
+        volume_id = alpha.create(NAME, interval="1s")
+        alpha.create(COPY, readonly_copy=NAME)
+        beta.wait_known(COPY)
+        alpha.mount_at_last(NAME)
+        file = large / "file"
+        file.touch()
+        os.setxattr(file, "trusted.large", b"x" * 40_000)
+        file.rename(live(alpha, volume_id) / "file")
+        wait_held(records, volume_id, alpha, beta)
+        wait_until((live(beta, volume_id) / "file").exists, "it comes")
+        read(beta)
+        lacks = "1 files lack attributes that the filesystem does not hold: 'file'"
+        assert beta.get(COPY)["Status"]["lacks"] == lacks
+        beta.unmount(COPY, "r")
         alpha.unmount(NAME)
         alpha.close()
         beta.close()
@@ -165,8 +210,9 @@ def test_what_an_owner_that_crashed_has_left_is_no_commit(
 ) -> None:
     alpha, beta = two
     volume_id = written(alpha, beta, records)
-    # As after a power cut: live in an epoch that this boot does not own.
-    records.change(volume_id, boot_id="another")
+    # As after a power cut: live in an epoch that this boot does not own. And the
+    # records may be older, out of a backup.
+    records.change(volume_id, *records.heads.drop_epochs(volume_id), boot_id="another")
     alpha.wait_known(NAME)
     wait_until(
         lambda: (

@@ -118,19 +118,40 @@ def test_one_that_goes_on_failing_is_left_alone(
         )
         assert len(tried) <= before + 1
 
+    silent: set[str] = set()
+
     def made(*, is_there: bool) -> ContainerStarter:
         return ContainerStarter(
             Counting(machine.host.path(SOCKET), timeout_s=30),
             driver="remora",
             is_there=lambda _: is_there,
+            was_silent=silent.__contains__,
             note=lambda each: pytest.fail(f"{each} was not started"),
         )
 
     turn(made(is_there=False))
     assert not tried
+    # One that is being started keeps whoever asks for it waiting.
+    starting = made(is_there=True)
+    starting._under_way.add(failed.id)
+    starting.run_once(Counting(machine.host.path(SOCKET), timeout_s=30))
+    assert not [each for each in tried if failed.id in each]
+    tried.clear()
+    # What does not answer may be there at the next attempt.
+    silent.add("rows")
+    starting = made(is_there=True)
+    for _ in range(2 * starter.ATTEMPTS_MAX):
+        turn(starting)
+    assert len(tried) == 2 * starter.ATTEMPTS_MAX
+    silent.clear()
+    tried.clear()
     starting = made(is_there=True)
     for _ in range(3 * starter.ATTEMPTS_MAX):
         turn(starting)
+    assert len(tried) == starter.ATTEMPTS_MAX
+    # Long after that, too.
+    monkeypatch.setattr(starter, "_FORGET_S", 0.0)
+    turn(starting)
     assert len(tried) == starter.ATTEMPTS_MAX
     assert not state(machine, "web")["Running"]
 

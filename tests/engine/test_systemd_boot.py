@@ -135,7 +135,7 @@ def test_the_unit_limits_the_daemon(machine: BootedMachine) -> None:
         *("cap_chown", "cap_dac_override", "cap_dac_read_search", "cap_fowner"),
         *("cap_fsetid", "cap_mknod", "cap_setfcap", "cap_sys_admin", "cap_sys_ptrace"),
         *("cap_net_bind_service", "cap_setuid", "cap_setgid", "cap_sys_chroot"),
-        *("cap_kill", "cap_setpcap", "cap_ipc_lock"),
+        *("cap_kill", "cap_setpcap", "cap_ipc_lock", "cap_linux_immutable"),
     }
     namespaces = [
         machine.out("readlink", f"/proc/{each}/ns/mnt") for each in ("1", str(pid))

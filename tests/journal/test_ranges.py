@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from backends.errors import BackendError
 from backends.rsync.journal import large_files
 from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
@@ -80,6 +81,56 @@ def test_what_changed_is_all_that_is_sent(pair: tuple[Journal, Journal]) -> None
     assert size_bytes < 10 * 2 * 4096 + 8192
     assert carry(owner.repack(member.commit()), member) == []
     assert not (member.staging.tree() / "db").exists()
+    member.apply()
+    assert shape(member.live) == shape(owner.live)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_what_was_packed_and_given_up_is_known(
+    pair: tuple[Journal, Journal], is_kept: bool
+) -> None:
+    """As when a container stops while its volume is packed, or a crash follows."""
+    owner, member = pair
+    bases = [*(owner.home / "bases").glob("*")]
+    write_at(owner.live / "db", 4096, os.urandom(4096))
+    owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
+    with pytest.raises(BackendError, match="changed hands"):
+        owner.pack(member.commit(), valid=lambda: False)
+    for each in () if is_kept else (owner.home / "bases").glob("*"):
+        each.unlink()
+    write_at(owner.live / "db", 40_960, os.urandom(4096))
+    names, _ = sent(owner, member.commit())
+    if owner.by_snapshot or (is_kept and bases):
+        assert names == [b"delta", b"redo/db"]
+    finish(owner, member)
+
+
+def test_a_base_of_an_older_commit_serves(pair: tuple[Journal, Journal]) -> None:
+    """A crash has left it: what is noted to have changed since is sent again."""
+    owner, member = pair
+    path = owner.live / "db"
+    before = path.read_bytes()[4096:8192]
+    older = {each: each.read_bytes() for each in (owner.home / "bases").glob("*")}
+    write_at(path, 4096, os.urandom(4096))
+    replicate(owner, member)
+    settle(owner, member)
+    for each in (owner.home / "bases").glob("*"):
+        each.unlink()
+    for each, content in older.items():
+        each.write_bytes(content)
+    # The base has the same here, and the member has not.
+    write_at(path, 4096, before)
+    write_at(path, 40_960, os.urandom(4096))
+    names, _ = sent(owner, member.commit())
+    if owner.by_snapshot or older:
+        assert names == [b"delta", b"redo/db"]
+    finish(owner, member)
+
+
+def finish(owner: Journal, member: Journal) -> None:
+    """Bring what was packed to the member; it has the owner's bytes then."""
+    missing = carry(owner.repack(member.commit()), member)
+    assert not missing or carry(owner.pack(member.commit(), only=missing), member) == []
     member.apply()
     assert shape(member.live) == shape(owner.live)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -183,11 +184,15 @@ def _move_share(alpha: NfsNode, beta: NfsNode, old: str, new: str) -> None:
         return status, str(answer)
 
     given = {"server": server, "share": share}
-    for name in ("kept", "other"):
+    for name in ("doomed", "kept", "other"):
         assert alpha.remora.call("Create", {"Name": name, "Opts": given}) == {}
     alpha.made("elsewhere", EXT4)
     target = alpha.mount("kept")
-    alpha.node.run(f"echo row > {target}/file; sync; sed -i /{server}/d /etc/hosts")
+    alpha.node.run(f"echo row > {target}/file; sync")
+    # What is half removed when the server dies does not hold up the others.
+    _begin_removal(alpha, "doomed")
+    alpha.node.run(f"sed -i /{server}/d /etc/hosts")
+    alpha.remora.start()
     # What is another one, or none, or in use is refused, and nothing has changed.
     with container_like(alpha, target):
         for to, why in (
@@ -206,10 +211,16 @@ def _move_share(alpha: NfsNode, beta: NfsNode, old: str, new: str) -> None:
     beta.mount("kept")
     assert "mounted on beta" in move(old, new)[1]
     beta.unmount("kept")
-    assert move(old, new)[0] == 200
+    for named in (old, f"{old}/"):  # it may be repeated
+        status, told = move(named, new)
+        assert status == 200, told
+    # Nor was the dead server waited for, volume by volume.
+    assert "the lease of 'other' ends" not in alpha.remora.log.read_text()
     assert alpha.node.out(["cat", f"{alpha.mount('kept')}/file"]) == "row"
     assert alpha.status("kept")["source"].startswith(new)
     alpha.unmount("kept")
+    wait_until(lambda: not alpha.knows("doomed"), timeout_s=SETTLED_S, what="it goes")
+    assert "must be a host name" in move(f"{'e' * 300}:{XFS}", new)[1]
     # Once more, and as a Compose file with the new name asks for it.
     assert move(old, new)[0] == 200
     given = {"server": new.partition(":")[0], "share": share}
@@ -217,6 +228,23 @@ def _move_share(alpha: NfsNode, beta: NfsNode, old: str, new: str) -> None:
     unmounted(alpha)
     for name in alpha.names():
         alpha.remove(name)
+
+
+def _begin_removal(node: NfsNode, name: str) -> None:
+    """Have the daemon die while the server is slow to remove the volume."""
+    frozen = node.server.local(XFS)
+    node.server.run(f"fsfreeze -f {frozen}")
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(node.remora.call, "Remove", {"Name": name})
+            wait_until(
+                lambda: node.status(name)["phase"] == "removing",
+                timeout_s=SETTLED_S,
+                what=f"the removal of {name} has begun",
+            )
+            node.remora.kill()
+    finally:
+        node.server.run(f"fsfreeze -u {frozen}")
 
 
 def test_a_filesystem_for_each_volume_is_neither_exchanged_nor_thrown_away(

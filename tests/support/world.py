@@ -146,12 +146,14 @@ def no_quarantine(directory: Path) -> Quarantine:
     return RsyncBackend(directory / "no-pool", pool_id=None).quarantine
 
 
-def failing(operation: str) -> Callable[[str, Volume], None]:
+def failing(
+    operation: str, error: BackendError | None = None
+) -> Callable[[str, Volume], None]:
     """Return a hook that makes the backend fail at *operation*."""
 
     def before(name: str, _volume: Volume) -> None:
         if name == operation:
-            raise BackendError(f"{operation} failed")
+            raise error or BackendError(f"{operation} failed")
 
     return before
 

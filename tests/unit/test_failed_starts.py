@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from backends.errors import BackendError, StorageAwayError
 from plugin.engine.failed_starts import is_for_a_volume
 from plugin.engine.local_volumes import hidden
 from plugin.engine.starter import ATTEMPTS_MAX, FIRST_PAUSE_S, _Attempts
+from tests.support.world import World, failing
 
 AWAY = "NFS-UNREACHABLE: no answer; nas:/export (hint: is the server up?)"
 # As dockerd 20.10.24 keeps them in State.Error.
@@ -56,6 +58,21 @@ def test_attempts_are_few_and_ever_later() -> None:
         attempts = _Attempts(attempts.count + 1, now_s)
     assert gaps == [0.0, *(FIRST_PAUSE_S * 2**each for each in range(4))]
     assert not attempts.is_due(now_s + 10**9)
+
+
+def test_it_is_known_of_the_last_mount_whether_it_was_not_answered(
+    world: World,
+) -> None:
+    world.volumes.creation.create("v", {})
+    mounting = world.volumes.mounting
+    for error in (StorageAwayError("away"), BackendError("no"), StorageAwayError("")):
+        world.backend.before = failing("mount", error)
+        with pytest.raises(BackendError):
+            mounting.mount("v", "a")
+        assert mounting.was_silent("v") is error.unanswered
+    world.backend.before = lambda _operation, _volume: None
+    mounting.mount("v", "a")
+    assert not mounting.was_silent("v")
 
 
 def test_a_volume_is_hidden_by_a_local_one_of_its_name() -> None:

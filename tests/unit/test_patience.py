@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from backends.errors import BackendError, RemoraError, StorageAwayError
 from backends.system.clock import Deadline, boottime_s
 from plugin.errors import NotKnownYetError
-from plugin.limits import ATTEMPTS_MAX
+from plugin.limits import ATTEMPTS_FOR_ONE_MAX, ATTEMPTS_MAX
 from plugin.volumes.operations import Operations, never
 from plugin.volumes.patience import Patience
 
@@ -52,14 +53,18 @@ def run(patience: Patience, storage: Storage, within_s: float = 30.0) -> str:
     return patience.run("it", storage.attempt, deadline, caller_gone=never)
 
 
-def begin(patience: Patience, storage: Storage) -> Future[str]:
+def begin(patience: Patience, storage: Storage, attempts: int = 0) -> Future[str]:
     pool = ThreadPoolExecutor(1)
     waiting = pool.submit(run, patience, storage)
     pool.shutdown(wait=False)
-    until = time.monotonic() + SOON_S
-    while not storage.attempts and time.monotonic() < until:
-        time.sleep(0.01)
+    wait_until(lambda: storage.attempts > attempts)
     return waiting
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + SOON_S
+    while not happened() and time.monotonic() < until:
+        time.sleep(0.01)
 
 
 def test_what_answers_later_is_waited_for() -> None:
@@ -138,7 +143,8 @@ def test_nobody_waits_for_a_caller_that_has_gone() -> None:
 def test_no_more_wait_than_there_are_places() -> None:
     patience = patient(waiting_max=1)
     first, second = (Storage(StorageAwayError("not mounted")) for _ in range(2))
-    waiting = begin(patience, first)
+    # A second attempt is made by one that waits.
+    waiting = begin(patience, first, attempts=1)
     with pytest.raises(StorageAwayError):
         run(patience, second)
     assert second.attempts == 1
@@ -146,15 +152,35 @@ def test_no_more_wait_than_there_are_places() -> None:
     assert waiting.exception(1)
 
 
-def test_few_of_those_who_wait_try_at_once() -> None:
+@pytest.mark.parametrize(
+    ("causes", "at_once_max"), [(1, ATTEMPTS_FOR_ONE_MAX), (99, ATTEMPTS_MAX)]
+)
+def test_few_of_those_who_wait_try_at_once(causes: int, at_once_max: int) -> None:
     patience = patient()
-    storage = Storage(StorageAwayError("not mounted"))
-    waiting = [begin(patience, storage) for _ in range(3 * ATTEMPTS_MAX)]
-    storage.attempt_s, storage.at_once_max = 0.2, 0
-    time.sleep(1.5)
+    storage = Storage()
+    waiting = []
+    for number in range(2 * ATTEMPTS_MAX):
+        storage.error = StorageAwayError(f"pool {number % causes} is not mounted")
+        waiting.append(begin(patience, storage, attempts=number))
+    storage.attempt_s, storage.at_once_max = 0.3, 0
+    time.sleep(1.2)
     patience.stop()
     assert all(each.exception(SOON_S) for each in waiting)
-    assert 1 < storage.at_once_max <= ATTEMPTS_MAX
+    assert 1 < storage.at_once_max <= at_once_max
+
+
+def test_who_waits_for_one_server_does_not_delay_who_waits_for_another() -> None:
+    patience = patient(waiting_max=200)
+    dead = Storage(StorageAwayError("one does not answer"))
+    waiting = [begin(patience, dead) for _ in range(50)]
+    dead.attempt_s, begun = 1.5, dead.attempts
+    wait_until(lambda: dead.attempts >= begun + ATTEMPTS_FOR_ONE_MAX)
+    other = Storage(StorageAwayError("another does not answer yet"))
+    coming = begin(patience, other)
+    other.error = None
+    assert coming.result(1.5) == "done"
+    patience.stop()
+    assert all(each.exception(SOON_S) for each in waiting)
 
 
 def test_who_waits_keeps_neither_the_volume_nor_a_place_of_its_storage() -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from backends.base import Volume
-from backends.errors import BackendError, DeadlineError, InvalidRequestError
+from backends.errors import (
+    BackendError,
+    DeadlineError,
+    InvalidRequestError,
+    RemoraError,
+)
 from backends.readonly.backend import ReadonlyBackend
+from backends.system import btrfs
+from backends.system.clock import Deadline
+from backends.system.mounts import unmount
 from plugin.model import VolumeRecord
 from tests.fault.world import World
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
@@ -101,6 +110,82 @@ def test_a_copy_leaves_the_disk_its_reserve(world: World) -> None:
         mount(world, ENOUGH_S)
     assert "MiB of reserve" in caught.value.cause
     assert left(world) == []
+
+
+def test_what_a_container_reads_stays_when_our_mount_of_it_was_lost(
+    world: World,
+) -> None:
+    shown, own = mount(world, ENOUGH_S), world.directory / "container"
+    own.mkdir()
+    enter = 'mount --bind "$1" "$2" && echo && exec sleep 600'
+    command = ["unshare", "-m", "--", "sh", "-c", enter, "-", str(shown), str(own)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+        try:
+            assert reader.stdout is not None
+            reader.stdout.readline()
+            # As for a managed plugin that starts anew, in another mount namespace.
+            unmount(shown)
+            shown.rmdir()
+            assert mount(world, ENOUGH_S) == shown
+            seen = Path(f"/proc/{reader.pid}/root{own}/file")
+            assert seen.samefile(shown / "file")
+        finally:
+            reader.kill()
+    backend(world).unmount(record(world, "r").volume(), shown, deadline_s=ENOUGH_S)
+    assert left(world) == []
+
+
+def test_what_is_changed_or_removed_while_it_is_read_is_no_copy(world: World) -> None:
+    world.volumes.creation.create("w", {})
+
+    def use() -> None:
+        (world.volumes.mounting.mount("w", "engine") / "file").touch()
+
+    def end() -> None:
+        world.volumes.unmounting.unmount("w", "engine")
+
+    def remove() -> None:
+        world.volumes.removal.remove("w")
+
+    for change in (use, end, remove):
+        with (
+            pytest.raises(RemoraError, match=r"meanwhile|no copy any more"),
+            world.reading("w", Deadline(ENOUGH_S)) as tree,
+        ):
+            before = tree.quality
+            change()
+        assert before == ("fuzzy" if change is end else "quiesced")
+
+
+def test_a_trash_that_takes_nothing_hinders_no_unmount(world: World) -> None:
+    shown, trash = mount(world, ENOUGH_S), world.directory / "pool/trash"
+    trash.rmdir()
+    trash.touch()
+    backend(world).unmount(record(world, "r").volume(), shown, deadline_s=ENOUGH_S)
+    assert len(left(world)) == 1
+    trash.unlink()
+    backend(world).collect_garbage(deadline_s=ENOUGH_S)
+    assert left(world) == []
+
+
+def test_a_subvolume_that_no_snapshot_has_is_told_of(tmp_path: Path) -> None:
+    enter_private_mounts()
+    with loop_filesystem(tmp_path, "btrfs", size="200M") as disk:
+        world = World(disk)
+        world.volumes.creation.create("v", {})
+        nested = world.volumes.mounting.mount("v", "engine") / "d/nested"
+        nested.parent.mkdir()
+        btrfs.create(nested)
+        world.volumes.creation.create("r", {"readonly_copy": "v"})
+        with pytest.raises(BackendError, match="has a subvolume in it"):
+            mount(world, ENOUGH_S)
+        assert left(world) == []
+        btrfs.delete(nested)
+        shown = mount(world, ENOUGH_S)
+        assert [each.name for each in shown.iterdir()] == ["d"]
+        backend(world).unmount(record(world, "r").volume(), shown, deadline_s=ENOUGH_S)
+        world.volumes.unmounting.unmount("v", "engine")
+        world.close()
 
 
 def test_one_that_is_shown_for_days_is_warned_of(world: World) -> None:

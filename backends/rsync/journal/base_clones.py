@@ -45,6 +45,13 @@ class BaseClones:
         """Return whether the file *path* of *commit* is kept."""
         return self._file(path, commit).exists()
 
+    def nearest(self, path: bytes, commit: Commit) -> Commit | None:
+        """Return the newest commit up to *commit* of which the file is kept."""
+        names = (each.name for each in self._directory.glob(f"{name_of(path)}.*"))
+        kept = [tuple(map(int, each.split(".")[1:])) for each in names]
+        found = [(epoch, seq) for epoch, seq in kept if (epoch, seq) <= commit]
+        return max(found, default=None)
+
     def is_young(self, path: bytes, commit: Commit) -> bool:
         """Return whether it is kept, and not for long."""
         try:
@@ -89,9 +96,10 @@ class BaseClones:
 
     def advance(self, lead: Lead, commit: Commit) -> None:
         """
-        Make the clone that *lead* leads on the one of *commit*.
+        Make the clone that *lead* leads on the one of *commit*, whatever becomes of it.
 
-        A crash on the way leaves none, and all of the file is sent once.
+        It is noted already where the file has changed. A crash on the way leaves no
+        clone, and all of the file is sent once.
         """
         temporary = self._directory / f".{secrets.token_hex(8)}"
         self._file(lead.path, lead.content).rename(temporary)

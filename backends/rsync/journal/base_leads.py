@@ -3,8 +3,8 @@ What leads a kept base on to the next commit of its file: the ranges that have m
 
 To clone all of a file costs as much as it has extents, 50 microseconds for each, and
 its writers wait. A database's file on XFS has a hundred thousand after a while. So what
-has another place than in the base is cloned alone, into a file without a name. Once
-the commit is recorded, the base gets it, too: see `BaseClones.advance`.
+has another place than in the base is cloned alone, into a file without a name. When it
+is noted where the file has changed, the base gets that, too: `BaseClones.advance`.
 """
 
 from __future__ import annotations

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
 from backends.rsync.journal import refusals
-from backends.rsync.journal.base_leads import Lead
 from backends.rsync.journal.block_index import Searching
 from backends.rsync.journal.entries import Commit, Known, look_at
 from backends.rsync.journal.large_files import (
@@ -70,8 +69,6 @@ class RangePacking:
     def __init__(self, kept: LargeFiles) -> None:
         self._kept = kept
         self._plans: dict[bytes, _Plan] = {}
-        # What leads the clones of those that are read on to this commit.
-        self._leads: list[Lead] = []
         # How long files were read that are not copied.
         self.reading_s = 0.0
 
@@ -82,7 +79,7 @@ class RangePacking:
         only: Collection[bytes],
     ) -> None:
         """Decide how the large files among *rows* are sent to members at *by_base*."""
-        self._plans, self._leads = {}, []
+        self._plans = {}
         for known in rows:
             path = known.entry.path
             if is_large(known.entry):
@@ -153,21 +150,20 @@ class RangePacking:
         """Return whether *file* could be compared with the clone that is kept."""
         write_out(file)
         status, bases = os.fstat(file), self._kept.bases
-        with bases.opened(path, plan.content) as base:
+        with self._base(path, plan.content) as (kept, base, beside):
             if base is None:
                 return False
-            lead = bases.lead_on(path, plan.content, base, file)
+            lead = bases.lead_on(path, kept, base, file)
             if lead is None:
                 return False
-            found = with_cut(lead.changed(base), base, lead.file)
+            found = with_cut([*lead.changed(base), *beside], base, lead.file)
             self._note_found(path, plan, commit, found)
+            bases.advance(lead, commit)
             ranges, (target, outbox) = self._ranges_of(path, plan), place
             if plan.base is None or not _fit(ranges, outbox, file):
-                bases.advance(lead, commit)
                 return False
             made, parts = Made(path, plan.base, commit), lead.parts(base, ranges)
             write_redo(target, made, parts, size=lead.size, like=(file, status))
-            self._leads.append(lead)
         return True
 
     def _read_through(
@@ -207,6 +203,26 @@ class RangePacking:
             FileCopier().copy_attributes(file, redo, os.fstat(file))
         return True
 
+    @contextmanager
+    def _base(
+        self, path: bytes, content: Commit
+    ) -> Iterator[tuple[Commit, int | None, list[Range]]]:
+        """
+        Yield the clone that is kept, after its commit and before what changed then.
+
+        A crash may have left one of an older commit than *content*, the one that was
+        searched last.
+        """
+        kept = self._kept.bases.nearest(path, content)
+        beside: list[Range] | None = []
+        if kept is None:
+            yield content, None, []
+            return
+        if kept < content:
+            beside = self._kept.log.since(path, kept, content)
+        with self._kept.bases.opened(path, kept) as base:
+            yield kept, base if beside is not None else None, beside or []
+
     def _ranges_of(self, path: bytes, plan: _Plan) -> list[Range] | None:
         """Return where the file has changed since the plan's base, as far as known."""
         return plan.base and self._kept.log.since(path, plan.base, plan.content)
@@ -236,12 +252,13 @@ class RangePacking:
     ) -> list[Range] | None:
         with (
             opened_in(directory, path) as copy,
-            self._kept.bases.opened(path, plan.content) as base,
+            self._base(path, plan.content) as (_, base, beside),
         ):
             if copy is None:
                 return None
             self._kept.bases.keep(path, commit, copy)
-            return None if base is None else _compared(base, copy)
+            found = None if base is None else _compared(base, copy)
+            return None if found is None else [*found, *beside]
 
     def _note_found(
         self, path: bytes, plan: _Plan, commit: Commit, found: list[Range] | None
@@ -283,10 +300,6 @@ class RangePacking:
 
     def keep(self, commit: Commit) -> None:
         """Keep what was found as that of *commit*, which the manifest has recorded."""
-        for lead in self._leads:
-            with optional():
-                self._kept.bases.advance(lead, commit)
-        self._leads = []
         self._kept.bases.keep_only(dict.fromkeys(self._plans, commit))
         for path in self._plans:
             self._kept.indexes.keep(path, commit)
