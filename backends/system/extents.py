@@ -67,7 +67,7 @@ def changed_ranges(old: int, new: int) -> list[Range] | None:
 
 def moved_ranges(old: int, new: int, *, into: int) -> list[Range] | None:
     """
-    Return what *new*, which may be written to, does not have at the same place as *old*.
+    Return what *new*, to which others write, has not at the same place as *old*.
 
     *into* gets the beginning of *new*: to clone that waits for direct writes that have
     begun. They have moved the file's times by then, and come to their places when they
