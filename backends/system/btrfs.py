@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from backends.errors import BackendError
+from backends.system import libc
 from backends.system.beneath import Way, opened
 from backends.system.btrfs_search import EXTENT_DATA, OFFSET_LAST, TYPE_LAST, items
 from backends.system.changeable import clear_flags, is_changeable
@@ -140,7 +141,7 @@ def snapshot(source: Path, target: Path) -> None:
     with opened(source) as origin, opened(target.parent) as parent:
         name = os.fsencode(target.name)
         content = _SNAPSHOT.pack(origin, 0, _READ_ONLY, b"", name)
-        fcntl.ioctl(parent, _SNAPSHOT_CREATE, bytearray(content))
+        libc.ioctl(parent, _SNAPSHOT_CREATE, bytearray(content))
     if not is_changeable(target):  # else nobody could rename or delete it
         _make_movable(target)
 
@@ -199,7 +200,7 @@ def _delete_nested(top: int) -> None:
             doomed.pop()
             *above, name = doomed[-1].pop().split(b"/")
             way.up()
-            fcntl.ioctl(way.last(), _DESTROY, bytearray(_NAME.pack(name)))
+            libc.ioctl(way.last(), _DESTROY, bytearray(_NAME.pack(name)))
             for _ in above:
                 way.up()
     finally:
@@ -215,7 +216,7 @@ def _nested(top: int) -> list[bytes]:
 def _call_by_name(request: int, directory: Path) -> None:
     with opened(directory.parent) as parent:
         content = _NAME.pack(os.fsencode(directory.name))
-        fcntl.ioctl(parent, request, bytearray(content))
+        libc.ioctl(parent, request, bytearray(content))
 
 
 def changed(directory: Path, *, since: int) -> Changed:

@@ -9,10 +9,11 @@ Source: include/uapi/linux/btrfs.h, btrfs_tree.h; ioctl_btrfs in btrfs-ioctl(2).
 
 from __future__ import annotations
 
-import fcntl
 import struct
 from collections.abc import Iterator
 from typing import Final
+
+from backends.system import libc
 
 Key = tuple[int, int, int]  # object, type, offset
 EXTENT_DATA: Final = 108
@@ -47,7 +48,7 @@ def items(
             *(first[0], last[0], first[2], last[2], transaction_min, 2**64 - 1),
             *(first[1], last[1], 2**32 - 1, _SEARCH_SIZE),
         )
-        fcntl.ioctl(descriptor, _TREE_SEARCH, content)
+        libc.ioctl(descriptor, _TREE_SEARCH, content)
         count = _SEARCH.unpack_from(content)[9]
         if not count:
             return

@@ -52,6 +52,7 @@ _libc.mount.argtypes = (
 _libc.prctl.argtypes = (ctypes.c_int, *(ctypes.c_ulong,) * 4)
 _libc.syscall.argtypes = (ctypes.c_long, *(ctypes.c_void_p,) * 5)
 _libc.syscall.restype = ctypes.c_long
+_libc.ioctl.argtypes = ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p
 _libc.fanotify_mark.argtypes = (
     *(ctypes.c_int, ctypes.c_uint, ctypes.c_uint64),
     *(ctypes.c_int, ctypes.c_char_p),
@@ -130,6 +131,17 @@ def write_out(descriptor: int) -> None:
         call("sync_file_range", descriptor, 0, 0, _WAIT_WRITE_WAIT)
     else:
         os.fdatasync(descriptor)
+
+
+def ioctl(descriptor: int, request: int, content: bytearray) -> None:
+    """
+    Have the kernel read and write *content*, whatever its size.
+
+    `fcntl.ioctl` lets no other thread go on meanwhile if that is more than 1024 bytes,
+    and a file's writers or its disk may be waited for. Source: ioctl(2).
+    """
+    buffer = (ctypes.c_char * len(content)).from_buffer(content)
+    call("ioctl", descriptor, request, ctypes.addressof(buffer))
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> None:

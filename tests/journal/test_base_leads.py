@@ -109,8 +109,8 @@ def test_a_file_that_grows_meanwhile_is_as_large_as_it_was(
     os.pwrite(file, b"x" * 100, BLOCKS * BLOCK_BYTES)
     moved = module.extents.moved_ranges
 
-    def grow(old: int, new: int) -> object:
-        found = moved(old, new)
+    def grow(old: int, new: int, *, into: int) -> object:
+        found = moved(old, new, into=into)
         os.pwrite(file, b"y" * BLOCK_BYTES, BLOCKS * BLOCK_BYTES + 100)
         return found
 
@@ -132,8 +132,8 @@ def test_a_file_that_is_cut_meanwhile_is_not_led_on(
     os.pwrite(file, b"x" * BLOCK_BYTES, 200 * BLOCK_BYTES)
     moved = module.extents.moved_ranges
 
-    def cut(old: int, new: int) -> object:
-        found = moved(old, new)
+    def cut(old: int, new: int, *, into: int) -> object:
+        found = moved(old, new, into=into)
         os.ftruncate(file, 10)
         return found
 

@@ -10,6 +10,8 @@ import pytest
 
 from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.system import extents
+from backends.system.copy_file import clone
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.written_files import fallocate
@@ -87,3 +89,33 @@ def test_one_has_what_the_file_has(disk: Path) -> None:
     assert b"path" not in early
     assert (disk / "made").read_bytes() == (disk / "file").read_bytes()
     assert list(directory.iterdir()) == []
+
+
+def test_a_file_grows_while_its_clone_is_led_on(
+    disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By half a block, as whatever is appended to does all the time."""
+    path = disk / "appended"
+    path.write_bytes(os.urandom(MIB) + b"end")
+    moved = extents.moved_ranges
+
+    def grow(old: int, new: int, *, into: int) -> object:
+        with path.open("ab") as file:
+            file.write(b"more")
+            file.flush()
+            os.fsync(file.fileno())
+            found = moved(old, new, into=into)
+            file.write(b"and more")
+        return found
+
+    with path.open("rb") as file, (disk / "base").open("w+b") as base:
+        clone(file.fileno(), base.fileno())
+        early = EarlyClones(disk)
+        monkeypatch.setattr(extents, "moved_ranges", grow)
+        early.add(b"appended", file.fileno(), base.fileno())
+        monkeypatch.undo()
+        place = os.open(disk, os.O_RDONLY)
+        made = early.take(b"appended", file.fileno(), directory=place, name=b"taken")
+    for each in (place, made):
+        os.close(each)
+    assert (disk / "taken").read_bytes() == path.read_bytes()

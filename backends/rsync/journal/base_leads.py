@@ -24,8 +24,6 @@ from backends.system import extents
 from backends.system.copy_file import clone_range
 from backends.system.ranges import BLOCK_BYTES, Range, differing, split
 
-# For more, all of the file is cloned as quickly.
-_MOVED_MAX: Final = 20_000
 # The file was cut, or grew by less than a block, meanwhile; or it may not be cloned.
 _CANNOT: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV)
 
@@ -83,21 +81,23 @@ def lead_on(
     Each range is of one moment, no two of one. None says that the disk cannot tell, or
     that too much has moved.
     """
-    size = os.fstat(source).st_size
-    moved = extents.moved_ranges(base, source)
-    if moved is None or len(moved) > _MOVED_MAX:
-        return None
     flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    lead = Lead(path, content, moved, os.open(directory, flags, 0o600))
+    file = os.open(directory, flags, 0o600)
+    lead = Lead(path, content, moved := list[Range](), file)
     try:
+        size = os.fstat(source).st_size
+        found = extents.moved_ranges(base, source, into=file)
+        if found is None:
+            return None
+        moved += found
         for at, length in moved:
             # Whole blocks, up to where the file ends now: it may grow meanwhile.
             end = min(at + length + -length % BLOCK_BYTES, os.fstat(source).st_size)
             if at < end:
-                clone_range(source, lead.file, at, end - at)
+                clone_range(source, file, at, end - at)
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
         return None
-    os.ftruncate(lead.file, size)
+    os.ftruncate(file, size)
     return lead

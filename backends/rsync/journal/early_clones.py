@@ -8,6 +8,7 @@ changed since, by where both are on the disk: once before, and in the moment aga
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Final
@@ -60,9 +61,13 @@ class EarlyClones:
 def _lead_on(target: int, source: int) -> None:
     """Have *target* share all blocks of *source*, as most of them are shared."""
     os.ftruncate(target, os.fstat(source).st_size)
-    ranges = extents.moved_ranges(target, source)
+    try:
+        ranges = extents.moved_ranges(target, source, into=target)
+        for offset, length in ranges or ():
+            clone_range(source, target, offset, length)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        ranges = None  # before the moment: it ends elsewhere meanwhile
     if ranges is None:
         clone(source, target)
-        return
-    for offset, length in ranges:
-        clone_range(source, target, offset, length)
