@@ -92,6 +92,14 @@ def _record(name: str) -> VolumeRecord:
     )
 
 
+@pytest.fixture(scope="module")
+def shared_machine(_requirements: None) -> Iterator[Machine]:
+    """Return a machine whose daemon asks the engine nothing meanwhile."""
+    machine = Machine(reconcile_interval_s=100)
+    yield machine
+    machine.close()
+
+
 @pytest.fixture
 def world(machine: Machine) -> Iterator[World]:
     """Yield the world; its engine is in no swarm before and afterwards."""
