@@ -35,7 +35,7 @@ def left_behind(alpha: Owner, gamma: Owner, records: Records) -> str:
 def test_a_mount_waits_until_what_it_pulled_is_in_place(
     make_owner: Make, records: Records
 ) -> None:
-    """A file of the pool cannot be replaced, as on a full disk."""
+    """A file of the pool cannot be replaced, as on a full disk: it is a mount point."""
     alpha = make_owner("alpha", tuning=BY_MOUNT)
     gamma = make_owner("gamma", tuning=BY_MOUNT, daemon={"disk": True})
     volume_id = left_behind(alpha, gamma, records)
@@ -43,7 +43,7 @@ def test_a_mount_waits_until_what_it_pulled_is_in_place(
         (live(alpha, volume_id) / name).write_text("new")
     alpha.unmount(NAME)
     first = live(gamma, volume_id) / "first"
-    gamma.run("chattr", "+i", str(first))
+    gamma.run("mount", "--bind", str(first), str(first))
     try:
         gamma.start()
         gamma.wait_member()
@@ -54,7 +54,7 @@ def test_a_mount_waits_until_what_it_pulled_is_in_place(
                 timeout_s=WAIT_S,
             )
     finally:
-        gamma.run("chattr", "-i", str(first))
+        gamma.run("umount", str(first))
     gamma.mount_at_last(NAME)
     for name in ("first", "second"):
         assert gamma.path(live(gamma, volume_id) / name).read_text() == "new"
@@ -73,7 +73,7 @@ def test_a_copy_that_is_not_in_place_is_told_and_no_other_goes_for_it(
     (live(alpha, volume_id) / "first").write_text("new")
     alpha.unmount(NAME)
     first = live(gamma, volume_id) / "first"
-    gamma.run("chattr", "+i", str(first))
+    gamma.run("mount", "--bind", str(first), str(first))
     try:
         gamma.start()
         gamma.wait_member()
@@ -86,7 +86,7 @@ def test_a_copy_that_is_not_in_place_is_told_and_no_other_goes_for_it(
         assert refused.code == 14
         assert "wait until another node has it" in refused.error
     finally:
-        gamma.run("chattr", "-i", str(first))
+        gamma.run("umount", str(first))
     gamma.mount_at_last(NAME)
     assert gamma.path(first).read_text() == "new"
 
