@@ -154,7 +154,9 @@ def test_what_changes_in_a_large_file_leaves_room_for_others(
             replicate(owner, member)
         write_unseen(owner.live / "db", os.urandom(22 * MIB))
         os.sync()
-        write(pool / "filler", free_bytes(pool)[1] - 32 * MIB)
+        # On XFS the kept clone gives back what it had in other places.
+        given_back = 22 * MIB if [*owner.home.glob("bases/*")] else 0
+        write(pool / "filler", free_bytes(pool)[1] - 32 * MIB + given_back)
         owner.record(owner.look(EVERYTHING), (1, owner.commit()[1] + 1))
         if can_share(pool):
             package = owner.pack(member.commit())

@@ -125,6 +125,7 @@ def _readers(path: Path) -> set[str]:
 # They read what our own programs, the engine, etcd, or whoever types a command say, or
 # ask other decoders.
 OWN = {
+    "backends/readonly/copies.py",
     "backends/nfs/agent/main.py",
     "backends/nfs/share.py",
     "backends/rsync/journal/block_index.py",
