@@ -42,7 +42,7 @@ Make = Callable[..., Owner]
 NAME = "written"
 NODES = ("alpha", "beta", "gamma")
 SEED = int(os.environ.get("REMORA_CAMPAIGN_SEED", random.randrange(10**6)))
-ROUNDS = int(os.environ.get("REMORA_CAMPAIGN_ROUNDS", "5"))
+ROUNDS, ROUNDS_LONG = int(os.environ.get("REMORA_CAMPAIGN_ROUNDS", "3")), 20
 SCRIPT = (
     'mount --bind "$1" "$2" && exec /usr/bin/python3 -ISE "$3" write "$2" "$4" "$5"'
 )
@@ -256,7 +256,10 @@ def run(server: etcd.Cluster, make_owner: Make) -> Iterator[Run]:
 
 
 @pytest.mark.timeout(1800)
-def test_writers_while_daemons_break(run: Run, records: Records) -> None:
+@pytest.mark.parametrize(
+    "rounds", [ROUNDS, pytest.param(ROUNDS_LONG, marks=pytest.mark.long)]
+)
+def test_writers_while_daemons_break(run: Run, records: Records, rounds: int) -> None:
     print(f"seed {SEED}")
     chance = random.Random(SEED)
     members = ",".join(sorted(chance.sample(NODES, 2)))
@@ -266,7 +269,7 @@ def test_writers_while_daemons_break(run: Run, records: Records) -> None:
     assert run.mount(chance.choice(NODES))
     # Without one it would only be refused elsewhere; the first is of the empty volume.
     run.commit(2)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         if run.session is None:
             assert run.mount(chance.choice(NODES))
         run.write(chance.uniform(0.5, 5))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.xdist_group("engine-chaos"), pytest.mark.timeout(1200)]
 
-KILLS = int(os.environ.get("REMORA_CHAOS_KILLS", "100"))
+KILLS, KILLS_LONG = int(os.environ.get("REMORA_CHAOS_KILLS", "50")), 300
 SEED = os.environ.get("REMORA_CHAOS_SEED") or secrets.token_hex(4)
 LOOPS = 8
 GRACE_S = 5.0
@@ -206,10 +206,10 @@ class Loop(threading.Thread):
         self.ending.wait(self.random.random() * PAUSE_MAX_S)
 
 
-def kill_at_random(machine: Machine, tally: Tally) -> None:
-    """Kill and start the daemon KILLS times; after each see what others wait for."""
+def kill_at_random(machine: Machine, tally: Tally, kills: int) -> None:
+    """Kill and start the daemon; after each time see what others wait for."""
     chance = random.Random(SEED)
-    for number in range(KILLS):
+    for number in range(kills):
         time.sleep(chance.random() * PAUSE_MAX_S)
         machine.daemon.crash()
         # Other volumes' calls that the kill met are now tried again, for up to 15 s.
@@ -226,7 +226,10 @@ def kill_at_random(machine: Machine, tally: Tally) -> None:
             return
 
 
-def test_chaos(make_machine: Callable[..., Machine]) -> None:
+@pytest.mark.parametrize(
+    "kills", [KILLS, pytest.param(KILLS_LONG, marks=pytest.mark.long)]
+)
+def test_chaos(make_machine: Callable[..., Machine], kills: int) -> None:
     machine = make_machine(disuse_grace_s=str(GRACE_S), reconcile_interval_s=None)
     machine.engine.docker("volume", "create", "-d", "remora", "shared")
     tally = Tally()
@@ -235,7 +238,7 @@ def test_chaos(make_machine: Callable[..., Machine]) -> None:
     for loop in loops:
         loop.start()
     try:
-        kill_at_random(machine, tally)
+        kill_at_random(machine, tally, kills)
     except BaseException as error:
         tally.faults.append(repr(error))
         raise
@@ -245,7 +248,7 @@ def test_chaos(make_machine: Callable[..., Machine]) -> None:
         for loop in loops:
             loop.join(timeout=2 * STEP_DEADLINE_S)
     print(
-        f"seed {SEED}: {KILLS} kills, {len(tally.rounds)} rounds in "
+        f"seed {SEED}: {kills} kills, {len(tally.rounds)} rounds in "
         f"{time.monotonic() - start:.0f} s, {len(tally.failed_commands)} commands "
         f"failed, longest wait of another volume {max(tally.waits_s):.2f} s"
     )

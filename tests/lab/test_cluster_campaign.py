@@ -72,8 +72,8 @@ def judge_claims(lab: Lab, plan: Plan, directory: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_three_hundred_claims(lab: Lab, tmp_path: Path) -> None:
-    plan = Plan(seed=SEED, attempts=300, duration_s=240, fault_max_s=6, pause_s=0.3)
+def test_a_hundred_and_fifty_claims(lab: Lab, tmp_path: Path) -> None:
+    plan = Plan(seed=SEED, attempts=150, duration_s=240, fault_max_s=6, pause_s=0.3)
     judge_claims(lab, plan, tmp_path)
 
 

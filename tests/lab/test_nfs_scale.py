@@ -16,10 +16,10 @@ from tests.lab.nfs_cluster import MOUNTS, NfsNode, empty, running
 from tests.support.host import wait_until
 
 # A mount and its end take a second of a node's one processor, whoever makes them.
-MOUNTED, MOUNTED_LONG = 60, 200
+MOUNTED, MOUNTED_LONG = 40, 200
 WORK_DEADLINE_S = 400.0
 # Beside those of both nodes: 200 volumes, and 500.
-OWN, OWN_LONG = 70, 230
+OWN, OWN_LONG = 50, 230
 CONTENDED = 20
 DIRECTORIES = 10
 THREADS = 3

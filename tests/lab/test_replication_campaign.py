@@ -22,7 +22,7 @@ SEED = int(os.environ.get("REMORA_CAMPAIGN_SEED", "3"))
 
 @pytest.mark.timeout(900)
 def test_a_short_campaign(cluster: Cluster, tmp_path: Path) -> None:
-    campaign = ReplicationCampaign(cluster, Plan(seed=SEED, duration_s=60))
+    campaign = ReplicationCampaign(cluster, Plan(seed=SEED, duration_s=40))
     try:
         outcome = campaign.run()
     finally:

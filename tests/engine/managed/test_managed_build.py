@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support import managed
 from tests.support.host import REPOSITORY
 
 if TYPE_CHECKING:
@@ -23,15 +21,6 @@ SIZE_BYTES_MAX = 127_000_000
 @pytest.fixture(scope="session")
 def root(built: Path) -> Path:
     return built / "rootfs"
-
-
-def test_a_second_build_gives_the_same_bytes(
-    build_summary: dict[str, object], tmp_path: Path
-) -> None:
-    # Another place, for whatever would write its own path into a file.
-    again = managed.build(tmp_path / "a" / "second" / "place")
-    assert again["digest"] == build_summary["digest"]
-    shutil.rmtree(tmp_path / "a")
 
 
 def test_it_is_small(build_summary: dict[str, int]) -> None:
