@@ -78,7 +78,8 @@ def servers(tmp_path: Path, group: Path) -> Iterator[tuple[Server, Server]]:
 def copying(disk: Path, member: Path) -> Iterator[tuple[Path, Callable[[], object]]]:
     """Yield where a server is to write on *disk*, and what commits that to *member*."""
     if disk.name == "xfs":
-        with paused_owner(disk) as owner:
+        # By itself a busy machine's long pauses would turn it off.
+        with paused_owner(disk, "pause") as owner:
             yield owner.mounted, partial(owner.replicate, member)
             print(owner.facts)
         return
