@@ -50,13 +50,22 @@ def killed_at(node: Node, send: int) -> Iterator[None]:
         threads = list(Path(f"/proc/{daemon}/task").iterdir())
         attached = f"TracerPid:\t{tracer.pid}\n"
         wait_until(
-            lambda: all(attached in (x / "status").read_text() for x in threads),
+            lambda: all(
+                attached in status_of(each) for each in threads if each.exists()
+            ),
             "strace is attached",
         )
         yield
     finally:
         tracer.kill()
         tracer.wait()
+
+
+def status_of(thread: Path) -> str:
+    """Return the status; of one that has ended, what makes it one to ask again."""
+    with suppress(OSError):
+        return (thread / "status").read_text()
+    return ""
 
 
 def descriptors(node: Node) -> int:
