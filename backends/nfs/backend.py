@@ -276,6 +276,10 @@ class NfsBackend:
         """Return every share that is watched."""
         return self._shares.storages()
 
+    def place_of(self, share: str) -> dict[str, str]:
+        """Return the options of a share that is written as SERVER:/PATH."""
+        return nfs_options.place_of(share)
+
     def accept(self, name: str) -> str:
         """
         Let what answers as the share *name* be the right one; return its identity.
@@ -285,8 +289,9 @@ class NfsBackend:
             NfsError, DeadlineError: it did not answer.
 
         """
+        place = self.place_of(name)
         for share in self._shares.watched():
-            if str(share.export) == name:
+            if place.items() <= share.export.options.items():
                 return share.accept(Deadline(CALL_BUDGET_S))
         raise InvalidRequestError(
             f"no share '{name[:255]}' is used here", hint="remora status names them"

@@ -272,6 +272,16 @@ def _with_server(given: Mapping[str, str], address: str) -> dict[str, str]:
     return named
 
 
+def place_of(share: str) -> dict[str, str]:
+    """Return the options `server` and `share` of what is written as SERVER:/PATH."""
+    found = _from_device("share", share.strip())
+    if "server" not in found:
+        raise InvalidRequestError(
+            f"'{share[:64]}' names no server", hint="write it as SERVER:/PATH"
+        )
+    return parse_options({key: found[key] for key in ("server", "share")})
+
+
 def _from_device(key: str, value: str) -> dict[str, str]:
     """Return the options of the built-in driver's `device=:/path` form."""
     server, separator, path = value.partition(":/")

@@ -20,7 +20,7 @@ from typing import Final
 from backends.system import libc
 from backends.system.copy_file import clone_range
 from backends.system.extent_maps import Extent, differently_placed
-from backends.system.ranges import Range, differing, joined
+from backends.system.ranges import BLOCK_BYTES, Range, differing, joined
 
 # Source: include/uapi/linux/magic.h.
 FILESYSTEM_TYPE: Final = 0x5846_5342
@@ -40,6 +40,7 @@ _CALLS_MAX: Final = 8192
 _MOVED_MAX: Final = 20_000
 # Of any filesystem: what is cloned are whole blocks.
 _BLOCK_BYTES_MAX: Final = 65536
+_NOT_SHARED: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV)
 _CANNOT: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EBADR)
 
 
@@ -82,6 +83,28 @@ def moved_ranges(old: int, new: int, *, into: int) -> list[Range] | None:
     except _UntoldError:
         return None
     return ranges if len(ranges) <= _MOVED_MAX else None
+
+
+def share_moved(base: int, source: int, *, into: int) -> list[Range] | None:
+    """
+    Have *into* share what the open *source* has not at the same place as *base*.
+
+    Return where that is: whole blocks, each range of one moment, no two of one if
+    others write to *source*. None says that all of it is to be cloned: the disk cannot
+    tell, too much has moved, or the file was cut meanwhile.
+    """
+    try:
+        moved = moved_ranges(base, source, into=into)
+        for at, length in moved or ():
+            # Up to where the file ends now: it may grow meanwhile.
+            end = min(at + length + -length % BLOCK_BYTES, os.fstat(source).st_size)
+            if at < end:
+                clone_range(source, into, at, end - at)
+    except OSError as error:
+        if error.errno not in _NOT_SHARED:
+            raise
+        return None
+    return moved
 
 
 def _candidates(old: int, new: int, size: int) -> Iterator[Range]:

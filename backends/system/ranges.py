@@ -50,6 +50,11 @@ def joined(ranges: Iterable[Range], *, gap_bytes: int = 0) -> Iterator[Range]:
         yield begin, end - begin
 
 
+def cut(ranges: Iterable[Range], size: int) -> Iterator[Range]:
+    """Yield what of *ranges* is before *size*."""
+    return ((at, min(length, size - at)) for at, length in ranges if at < size)
+
+
 def split(ranges: Iterable[Range], by: Iterable[Range]) -> Iterator[tuple[bool, Range]]:
     """
     Yield *ranges* in pieces that lie in *by* or outside, and whether each lies in it.

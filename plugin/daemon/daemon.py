@@ -1,7 +1,7 @@
 """
 The composition root: builds the daemon from its configuration, runs and stops it.
 
-Nothing else constructs a store, a backend or a server.
+Nothing outside of this room constructs a store, a backend or a server.
 """
 
 from __future__ import annotations
@@ -78,7 +78,6 @@ class Daemon:
         self._lock = lock_state(config.state_dir)
         self._node = Node(config.state_dir)
         refuse_joined(self._node, config)
-        self._servers = Servers()
         self._foundation = lay_foundation(config, self._node)
         self._events = Events(config.state_dir)
         self._rsync = RsyncBackend(config.pool, pool_id=self._node.fact("pool_id"))
@@ -103,7 +102,7 @@ class Daemon:
         )
         self._volumes = self._build_use_cases()
         self._engine = engine_watch(config, self._volumes.mounting, self._events)
-        self._servers.build(config, self._answering())
+        self._servers = Servers(config, self._answering())
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then stop in order."""

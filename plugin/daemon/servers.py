@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -50,14 +50,10 @@ class Answering:
     hidden: Callable[[], Sequence[str]]
 
 
-@dataclass(slots=True)
 class Servers:
     """The servers and the sockets that were bound for them."""
 
-    _servers: list[Server] = field(default_factory=list)
-    _own_sockets: list[Path] = field(default_factory=list)
-
-    def build(self, config: Config, answering: Answering) -> None:
+    def __init__(self, config: Config, answering: Answering) -> None:
         """
         Make the servers; the plugin socket comes last, after all that can fail.
 
@@ -65,6 +61,8 @@ class Servers:
             ConfigError: a socket cannot be used; none is left.
 
         """
+        self._servers: list[Server] = []
+        self._own_sockets: list[Path] = []
         try:
             self._add_metrics(config, answering)
             self._add_control(config, answering)

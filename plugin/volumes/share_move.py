@@ -8,7 +8,6 @@ be an older copy of the share, and a database would begin with what that has.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
@@ -34,8 +33,8 @@ _MOVED: Final = ("server", "share")
 class Storage(Protocol):
     """The backend that has shares."""
 
-    def parse_options(self, raw: Mapping[str, str], /) -> Mapping[str, str]:
-        """Return *raw* in canonical form, or raise InvalidRequestError."""
+    def place_of(self, share: str) -> dict[str, str]:
+        """Return `server` and `share` of SERVER:/PATH, or raise InvalidRequestError."""
         ...
 
     def find(
@@ -72,8 +71,8 @@ class ShareMove:
             NfsError, DeadlineError: *to* did not answer, or another node has one.
 
         """
-        place = self._place(to)
-        share, to = _named(self._place(share)), _named(place)
+        place = self.storage.place_of(to)
+        share, to = _named(self.storage.place_of(share)), _named(place)
         records = sorted(self.records.on(share), key=lambda each: each.name)
         if not records and self.records.identity(share) == "":
             raise InvalidRequestError(
@@ -89,16 +88,6 @@ class ShareMove:
                 deadline_s=SHORT_DEADLINE_S,
             )
         return [each.name for each in records]
-
-    def _place(self, share: str) -> dict[str, str]:
-        """Return the options of a share that is written as `server:/path`."""
-        server, separator, path = share.partition(":/")
-        if not (server and separator):
-            raise InvalidRequestError(
-                f"'{share[:255]}' is no share", hint="write it as SERVER:/PATH"
-            )
-        raw = {"server": server.strip("[]"), "share": f"/{path}"}
-        return dict(self.storage.parse_options(raw))
 
     def _require_there(
         self, record: VolumeRecord, moved: VolumeRecord, share: str, to: str

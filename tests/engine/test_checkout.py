@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkouts import copy_checkout
 from tests.support.host import REPOSITORY, SYSTEM_PATH
 from tests.support.wheels import offline
 
@@ -44,17 +45,7 @@ def set_up(checkout: Path, purpose: str) -> subprocess.CompletedProcess[str]:
 def checkout() -> Iterator[Path]:
     """Yield a copy of this tree below /tmp, with spaces in its path."""
     directory = Path(tempfile.mkdtemp(dir="/tmp", prefix="a new "))
-    listed = subprocess.run(
-        ["git", "-C", str(REPOSITORY), "ls-files", "-z"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.split("\0")):
-        if not name.startswith("tests/") and (REPOSITORY / name).exists():
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(REPOSITORY / name, directory / name)
+    copy_checkout(directory)
     yield directory
     shutil.rmtree(directory)
 

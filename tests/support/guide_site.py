@@ -19,8 +19,9 @@ from typing import Final, Self
 
 from . import booted, images, wheels
 from .booted import BootedMachine
+from .checkouts import copy_checkout
 from .guides import Command
-from .host import REPOSITORY, SYSTEM_PATH
+from .host import SYSTEM_PATH
 from .ssh_server import make_key
 
 ADDRESSES: Final = {"alpha": "10.0.0.1", "beta": "10.0.0.2", "gamma": "10.0.0.3"}
@@ -175,18 +176,7 @@ class Site:
     def add_checkout(self, name: str) -> None:
         """Bring this tree and the locked packages to the machine, before it boots."""
         root = self[name].root
-        listed = subprocess.run(
-            ["git", "-C", str(REPOSITORY), "ls-files", "-z"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
-        for each in filter(None, listed.stdout.split("\0")):
-            if not each.startswith("tests/") and (REPOSITORY / each).exists():
-                there = root / CHECKOUT.lstrip("/") / each
-                there.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(REPOSITORY / each, there)
+        copy_checkout(root / CHECKOUT.lstrip("/"))
         shutil.copytree(wheels.directory(), root / WHEELS.lstrip("/"))
 
 

@@ -316,3 +316,25 @@ def test_what_a_value_stands_for_has_to_be_allowed_too(
         allowed.checked({"profile": "nas", **asked})
     everything = AllowedOptions((*allowed.names, refused), (NFS,))
     assert everything.checked(asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("share", "place"),
+    [
+        ("nas:/export/volumes", ("nas", "/export/volumes")),
+        (" nas:/export/volumes/ ", ("nas", "/export/volumes")),
+        ("[fd00::1]:/x", ("fd00::1", "/x")),
+        ("nas:/", ("nas", "/")),
+    ],
+)
+def test_a_share_is_named_as_mount_names_it(share: str, place: tuple[str, str]) -> None:
+    found = options.place_of(share)
+    assert (found["server"], found["share"]) == place
+
+
+@pytest.mark.parametrize(
+    "share", ["nowhere", ":/x", "nfs://nas/x", "//nas/x", "a b:/x", "nas:2049:/x", ""]
+)
+def test_what_names_no_share_is_refused(share: str) -> None:
+    with pytest.raises(InvalidRequestError):
+        options.place_of(share)

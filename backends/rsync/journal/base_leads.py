@@ -9,7 +9,6 @@ is noted where the file has changed, the base gets that, too: `BaseClones.advanc
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import weakref
@@ -22,10 +21,9 @@ from typing import Final
 from backends.rsync.journal.entries import Commit
 from backends.system import extents
 from backends.system.copy_file import clone_range
-from backends.system.ranges import BLOCK_BYTES, Range, differing, split
+from backends.system.ranges import Range, cut, differing, split
 
-# The file was cut, or grew by less than a block, meanwhile; or it may not be cloned.
-_CANNOT: Final = (errno.EINVAL, errno.EOPNOTSUPP, errno.EXDEV)
+_FLAGS: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -57,19 +55,16 @@ class Lead:
         self, base: int, ranges: Iterable[Range]
     ) -> Iterator[tuple[int, Iterator[Range]]]:
         """Yield which open file has the next ones of *ranges*: this one, or *base*."""
-        size = self.size
-        within = ((at, min(length, size - at)) for at, length in ranges if at < size)
-        pieces = itertools.groupby(split(within, self.moved), key=itemgetter(0))
+        within = split(cut(ranges, self.size), self.moved)
+        pieces = itertools.groupby(within, key=itemgetter(0))
         for has_moved, found in pieces:
             yield self.file if has_moved else base, map(itemgetter(1), found)
 
     def give_to(self, target: int) -> None:
         """Let the open *target*, which is the base, share what has moved."""
-        size = self.size
-        os.ftruncate(target, size)
-        for at, length in self.moved:
-            if at < size:
-                clone_range(self.file, target, at, min(length, size - at))
+        os.ftruncate(target, self.size)
+        for at, length in cut(self.moved, self.size):
+            clone_range(self.file, target, at, length)
 
 
 def lead_on(
@@ -78,26 +73,17 @@ def lead_on(
     """
     Return what leads the open *base* on to the open *source*, which may be written to.
 
-    Each range is of one moment, no two of one. None says that the disk cannot tell, or
-    that too much has moved.
+    None says that all of it has to be cloned; see `extents.share_moved`.
     """
-    flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
-    file = os.open(directory, flags, 0o600)
-    lead = Lead(path, content, moved := list[Range](), file)
+    file, moved = os.open(directory, _FLAGS, 0o600), None
     try:
         size = os.fstat(source).st_size
-        found = extents.moved_ranges(base, source, into=file)
-        if found is None:
-            return None
-        moved += found
-        for at, length in moved:
-            # Whole blocks, up to where the file ends now: it may grow meanwhile.
-            end = min(at + length + -length % BLOCK_BYTES, os.fstat(source).st_size)
-            if at < end:
-                clone_range(source, file, at, end - at)
-    except OSError as error:
-        if error.errno not in _CANNOT:
-            raise
-        return None
-    os.ftruncate(file, size)
-    return lead
+        moved = extents.share_moved(base, source, into=file)
+        os.ftruncate(file, size)
+    except OSError:
+        moved = None
+        raise
+    finally:
+        if moved is None:
+            os.close(file)
+    return None if moved is None else Lead(path, content, moved, file)

@@ -8,14 +8,13 @@ changed since, by where both are on the disk: once before, and in the moment aga
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
 from typing import Final
 
 from backends.rsync.journal.range_log import name_of
 from backends.system import extents
-from backends.system.copy_file import clone, clone_range
+from backends.system.copy_file import clone
 
 _FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
@@ -61,13 +60,5 @@ class EarlyClones:
 def _lead_on(target: int, source: int) -> None:
     """Have *target* share all blocks of *source*, as most of them are shared."""
     os.ftruncate(target, os.fstat(source).st_size)
-    try:
-        ranges = extents.moved_ranges(target, source, into=target)
-        for offset, length in ranges or ():
-            clone_range(source, target, offset, length)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        ranges = None  # before the moment: it ends elsewhere meanwhile
-    if ranges is None:
+    if extents.share_moved(target, source, into=target) is None:
         clone(source, target)

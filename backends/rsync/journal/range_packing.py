@@ -40,7 +40,7 @@ from backends.system.clock import wall_ns
 from backends.system.copy_file import FileCopier
 from backends.system.files import free_bytes
 from backends.system.libc import write_out
-from backends.system.ranges import Range
+from backends.system.ranges import Range, cut
 
 
 @dataclass(slots=True)
@@ -292,7 +292,7 @@ class RangePacking:
             if copy is None or not _fit(ranges, outbox, copy):
                 return False
             status, done = os.fstat(copy), False
-            size, parts = status.st_size, [(copy, _cut(ranges, status.st_size))]
+            size, parts = status.st_size, [(copy, cut(ranges, status.st_size))]
             with optional():
                 write_redo(target, made, parts, size=size, like=(copy, status))
                 done = True
@@ -314,10 +314,6 @@ def _fit(
     held_bytes = os.fstat(source).st_blocks * SECTOR_BYTES
     wanted_bytes = min(held_bytes, sum(length for _, length in ranges))
     return wanted_bytes <= free_bytes(outbox)[1] - left_free_bytes(outbox)
-
-
-def _cut(ranges: Iterable[Range], size: int) -> Iterator[Range]:
-    return ((at, min(length, size - at)) for at, length in ranges if at < size)
 
 
 def _compared(old: int, new: int) -> list[Range] | None:
