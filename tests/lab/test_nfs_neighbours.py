@@ -198,7 +198,6 @@ def _move_share(alpha: NfsNode, beta: NfsNode, old: str, new: str) -> None:
         for to, why in (
             (f"{alpha.server.ipv4}:{EXT4}", "is another share than"),
             ("nowhere", "must be :/PATH or SERVER:/PATH"),
-            (f":{XFS}", "names no server"),
             (f"nfs://{server}{XFS}", "must be :/PATH or SERVER:/PATH"),
             (f"a b:{XFS}", "server"),
             (new, "'kept' is used by"),
