@@ -189,12 +189,12 @@ def _move_share(alpha: NfsNode, beta: NfsNode, old: str, new: str) -> None:
     alpha.made("elsewhere", EXT4)
     target = alpha.mount("kept")
     alpha.node.run(f"echo row > {target}/file; sync")
-    # What is half removed when the server dies does not hold up the others.
-    _begin_removal(alpha, "doomed")
-    alpha.node.run(f"sed -i /{server}/d /etc/hosts")
-    alpha.remora.start()
-    # What is another one, or none, or in use is refused, and nothing has changed.
-    with container_like(alpha, target):
+    with container_like(alpha, target):  # a start lets go of what nobody uses
+        # What is half removed when the server dies does not hold up the others.
+        _begin_removal(alpha, "doomed")
+        alpha.node.run(f"sed -i /{server}/d /etc/hosts")
+        alpha.remora.start()
+        # Another share, none, or one in use is refused, and nothing has changed.
         for to, why in (
             (f"{alpha.server.ipv4}:{EXT4}", "is another share than"),
             ("nowhere", "must be :/PATH or SERVER:/PATH"),
