@@ -32,7 +32,7 @@ class Side:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.driver = Driver(owner)
-        root = str(self.driver.targets.parent)
+        root = str(self.driver.root)
         owner.run("mount", "--bind", root, root)
         owner.run("mount", "--make-shared", root)
         self.driver.start()
