@@ -97,8 +97,10 @@ class Driver:
 
     # Calls
 
-    def begin(self, method: str, **fields: Any) -> grpc.Future:
-        """Return the call *method*, under way."""
+    def begin(
+        self, method: str, *, within_s: float = CALL_S, **fields: Any
+    ) -> grpc.Future:
+        """Return the call *method*, under way; its caller waits *within_s*."""
         service, known = next(
             (name, methods[method])
             for name, methods in package().services.items()
@@ -109,7 +111,7 @@ class Driver:
             request_serializer=known.ask.SerializeToString,
             response_deserializer=known.answer.FromString,
         )
-        return call.future(known.ask(**fields), timeout=CALL_S)
+        return call.future(known.ask(**fields), timeout=within_s)
 
     def call(self, method: str, **fields: Any) -> Any:
         """Return the answer of *method*."""
