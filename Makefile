@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 
 .PHONY: run check test test-long compiled demo bench lint format setup setup-test setup-bench lab campaign \
-	install uninstall managed-plugin clean
+	install uninstall managed-plugin manifests clean
 
 run: setup
 	exec .venv/bin/remora serve
@@ -94,6 +94,10 @@ uninstall:
 
 managed-plugin: setup-test
 	packaging/managed-plugin/build
+
+# deploy/kubernetes, for who has no Helm.
+manifests: setup-test
+	$(PYTHON) tools/manifests.py
 
 clean:
 	rm -rf .venv build *.egg-info
