@@ -21,7 +21,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 CHART: Final = ROOT / "deploy/chart"
 TARGET: Final = ROOT / "deploy/kubernetes"
 RELEASE: Final = {"Namespace": "kube-system"}
-# What the plain manifests are made of, and how their values differ from the chart's own.
+# What the plain manifests are made of, and how their values differ from the chart's.
 FORMS: Final[dict[str, tuple[tuple[str, ...], dict[str, Any]]]] = {
     "hosts.yaml": (("driver", "controller"), {}),
     "daemonset.yaml": (("driver", "controller", "node"), {"daemonSet": True}),

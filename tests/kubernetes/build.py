@@ -1,10 +1,10 @@
 """
 Kubernetes' own programs, compiled from Debian 12's source package.
 
-No Debian has a kubelet as a binary, and Debian 12 is the last with all of the source. The
-programs are compiled once per machine (eight minutes of two processors, 2 GB meanwhile)
-in a Debian of their own, which goes afterwards, and kept below `CACHE` (210 MB) under a
-name that changes with the package's version and the recipe.
+No Debian has a kubelet as a binary, and Debian 12 is the last with all of the source.
+The programs are compiled once per machine (eight minutes of two processors, 2 GB
+meanwhile) in a Debian of their own, which goes afterwards, and kept below `CACHE`
+(210 MB) under a name that changes with the package's version and the recipe.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def claim(name: str, storage_class: str = "", source: Object | None = None) -> O
 
 
 def pod(name: str, claim_name: str, *, node: str = "", script: str = WRITER) -> Object:
-    """Return a pod that runs *script* with the claim at /v, on *node* if one is given."""
+    """Return a pod that runs *script* with the claim at /v, on *node* if given."""
     template = _template(name, claim_name, script)
     if node:
         template["spec"]["nodeSelector"] = {"kubernetes.io/hostname": node}

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.kubernetes.control import DIRECTORY, ETCD, KUBECONFIG, write_kubeconfig
@@ -15,7 +16,6 @@ from tests.support.images import BUSYBOX_IMAGE, busybox_image
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 IMAGE: Final = f"docker.io/library/{BUSYBOX_IMAGE}"
 CONTAINERD: Final = "/run/containerd/containerd.sock"
@@ -45,7 +45,7 @@ KUBELET_CONFIG: Final = {
     "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
     "authorization": {"mode": "AlwaysAllow"},
     "cgroupDriver": "cgroupfs",
-    "cgroupsPerQOS": False,
+    "cgroupsPerQOS": True,
     "enforceNodeAllocatable": [],
     "evictionHard": {"memory.available": "10Mi", "nodefs.available": "1%"},
     "failSwapOn": False,
@@ -77,6 +77,10 @@ class Node:
         write_kubeconfig(self.host)
         self._write("/etc/containerd/config.toml", CONTAINERD_CONFIG)
         self._write("/etc/cni/net.d/10-none.conflist", json.dumps(NETWORK))
+        root = Path("/sys/fs/cgroup")
+        unified = (root / "cgroup.controllers").exists()
+        for hierarchy in [root] if unified else root.iterdir():
+            (hierarchy / self.host.cgroup_parent.lstrip("/")).mkdir()
         kubelet = {**KUBELET_CONFIG, "cgroupRoot": self.host.cgroup_parent}
         self._write(f"{DIRECTORY}/kubelet.json", json.dumps(kubelet))
         names = f'node_name = "{name}"\npeer_address = "{address}"\n'
@@ -115,7 +119,6 @@ class Node:
             *(sys.executable, "-c", PROGRAM, "csi"),
             *("--endpoint", f"unix://{DRIVER_SOCKET}"),
             *("--kubelet-registration", f"{KUBELET}/plugins_registry"),
-            *("--target-root", f"{KUBELET}/pods"),
         )
 
     def start_again(self) -> None:
@@ -157,7 +160,7 @@ class Node:
         return self.host.run(command, check=check)
 
     def containers(self, pod: str) -> list[int]:
-        """Return the processes that containers of *pod* began with, as the host counts."""
+        """Return the first process of each container of *pod*, as the host counts."""
         found = []
         for line in self.ctr("tasks", "ls").stdout.splitlines()[1:]:
             container, pid, status = line.split()[:3]
