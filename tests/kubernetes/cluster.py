@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.kubernetes import build
 from tests.kubernetes.api import Api, Object
 from tests.kubernetes.control import ADDRESS, ControlPlane
-from tests.support.network import Network
 from tests.kubernetes.node import Node
 from tests.support.host import Host, wait_until
+from tests.support.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
