@@ -67,6 +67,26 @@ class NotOwnerError(RemoraError):
         self.unanswered = unanswered
 
 
+class OwnedElsewhereError(NotOwnerError):
+    """A node that lives has the volume in use; the text names it."""
+
+    code = "owned-elsewhere"
+
+
+class PublishedOtherwiseError(RemoraError):
+    """The path shows a volume already: another one, or in another way."""
+
+    code = "published-otherwise"
+    exit_code = 30
+
+
+class OneWriterError(RemoraError):
+    """The volume is for one path at a time, and is at another one."""
+
+    code = "one-writer"
+    exit_code = 31
+
+
 class ConfigError(RemoraError):
     """The configuration has faults; each stands on a line of its own in ``faults``."""
 

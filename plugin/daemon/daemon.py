@@ -122,7 +122,7 @@ class Daemon:
                 )
             self._servers.start()
             if self._cluster is not None:
-                self._cluster.start()
+                self._cluster.start({"yield": self._volumes.publishing.grant})
             if self._labels is not None:
                 self._labels.start()
         except BaseException:
@@ -154,6 +154,7 @@ class Daemon:
             registry=self._registry,
             events=self._events,
             mount_dir=self._config.mount_dir,
+            published=self._node.references.publications.paths,
         )
 
     def _build_cluster(self, keys: NodeKeys) -> ClusterNode:

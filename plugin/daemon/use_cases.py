@@ -15,9 +15,9 @@ from plugin.limits import GETS_WAITING_MAX
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
+from plugin.ownership.parts import Asking
 from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import AsksAll
 from plugin.replication.node import ReplicationNode
 from plugin.volumes.adoption import Adoption
 from plugin.volumes.catalogue import Catalogue
@@ -32,6 +32,7 @@ from plugin.volumes.options import OptionResolver
 from plugin.volumes.own_snapshots import OwnSnapshots
 from plugin.volumes.patience import Patience
 from plugin.volumes.propagation import Propagation
+from plugin.volumes.publishing import Publishing
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.references import References
@@ -51,7 +52,7 @@ class Owning:
     release: Release
     keeper: Keeper | None = None
     replication: ReplicationNode | None = None
-    asking: AsksAll | None = None
+    asking: Asking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +146,17 @@ def _with_the_rest(
     )
     own_snapshots = OwnSnapshots(ownership)
     holders = Holders(ownership, owning.asking)
+    mounting = _mounting(given, unmounting)
     return UseCases(
         views=views,
         creation=creation,
-        mounting=_mounting(given, unmounting),
+        mounting=mounting,
+        publishing=Publishing(
+            mounting,
+            given.references.publications,
+            owning.asking,
+            _percent_of(owning.replication),
+        ),
         unmounting=unmounting,
         removal=removal,
         snapshots=SnapshotService(
@@ -210,6 +218,12 @@ def _mounting(given: Given, unmounting: Unmounting) -> Mounting:
         Patience(until_s=given.times.boot_wait_s),
         given.times.mount_deadline_s,
     )
+
+
+def _percent_of(replication: ReplicationNode | None) -> Callable[[str], int | None]:
+    if replication is None:
+        return lambda _: None
+    return replication.progress.receiving_percent
 
 
 def _storage_of(catalogue: Catalogue, name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -33,6 +33,7 @@ class HeldVolume:
     ``device``; elsewhere it is empty. ``deadline_s`` is in `clock.boottime_s`. While
     the daemon does not know it, ``as_before`` has the one that was told before go on.
     ``epoch`` tells a mount from an earlier one of the volume; 0 if it is not known.
+    ``published`` are further paths at which the daemon itself has it mounted.
     """
 
     id: str
@@ -45,6 +46,7 @@ class HeldVolume:
     source: str = ""
     as_before: bool = False
     epoch: int = 0
+    published: Sequence[str] = ()
 
 
 def code_version() -> str:

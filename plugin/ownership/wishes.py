@@ -39,7 +39,7 @@ _CONNECT_WITHIN_S: Final = 3.0
 _LEFT_MAX: Final = 100
 
 # "ask" wants nothing done: it lets the node ask others about the volume.
-Action = Literal["ask", "move", "add", "remove"]
+Action = Literal["ask", "move", "add", "remove", "yield"]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -52,7 +52,8 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """
     What *node* wants of *volume*: that node *to* does *action* with node *target*.
 
-    To "add" or "remove" a copy on it, or to "move" the volume there.
+    To "add" or "remove" a copy on it, or to "move" the volume there; or to "yield" it:
+    to let it go if no process of that node uses it.
     """
 
     KEY: ClassVar[re.Pattern[str]] = re.compile(

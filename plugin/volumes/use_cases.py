@@ -9,6 +9,7 @@ from plugin.volumes.creation import Creation
 from plugin.volumes.history import VolumeHistory
 from plugin.volumes.mounting import Mounting
 from plugin.volumes.operations import Operations
+from plugin.volumes.publishing import Publishing
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.removal import Removal
@@ -25,6 +26,7 @@ class UseCases:
     creation: Creation
     mounting: Mounting
     unmounting: Unmounting
+    publishing: Publishing
     removal: Removal
     snapshots: SnapshotService
     adoption: Adoption

@@ -306,9 +306,13 @@ class Node:
 
     def mounts(self) -> list[str]:
         """Return the names of the mounts below mount_dir, as the kernel shows them."""
-        table = Path(f"/proc/{self._holder.pid}/mountinfo").read_text().splitlines()
-        points = [Path(line.split(" ")[4]) for line in table]
+        points = map(Path, self.mount_points())
         return sorted(each.name for each in points if each.parent == self.mount_dir)
+
+    def mount_points(self) -> list[str]:
+        """Return the mount points of the node, as the kernel shows them."""
+        table = Path(f"/proc/{self._holder.pid}/mountinfo").read_text().splitlines()
+        return [line.split(" ")[4] for line in table]
 
     def mount_directories(self) -> list[str]:
         """Return the names below mount_dir, mounted or not."""
