@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import yaml
+
+from plugin.api.csi.identity import DRIVER_NAME
 from tests.kubernetes import build
 from tests.kubernetes.api import Api, Object
 from tests.kubernetes.control import ADDRESS, ControlPlane
 from tests.kubernetes.node import Node
-from tests.support.host import Host, wait_until
+from tests.support.host import REPOSITORY, Host, wait_until
 from tests.support.network import Network
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 ADDRESSES: Final = {"alpha": "10.77.0.2", "beta": "10.77.0.3"}
-DRIVER: Final = "remora"
 READY_DEADLINE_S: Final = 120.0
 POD_DEADLINE_S: Final = 120.0
 # What tests make, in the order in which it has to go.
 MADE: Final = (
     *("Deployment", "StatefulSet", "Pod", "PersistentVolumeClaim"),
-    *("PersistentVolume", "StorageClass"),
+    "PersistentVolume",
 )
 
 
@@ -56,6 +58,9 @@ class Cluster:
     def start(self) -> None:
         """Start everything; return when both nodes are ready and have the driver."""
         self.control.start()
+        for manifest in deployed("hosts.yaml"):
+            if manifest["kind"] in ("CSIDriver", "StorageClass"):
+                self.api.create(manifest)
         for node in self.nodes.values():
             node.start()
         for name in self.nodes:
@@ -94,7 +99,7 @@ class Cluster:
         """Return whether the node's kubelet has met the driver."""
         found = self.api.find("CSINode", name) or {}
         drivers = (found.get("spec") or {}).get("drivers") or []
-        return DRIVER in [each["name"] for each in drivers]
+        return DRIVER_NAME in [each["name"] for each in drivers]
 
     def pod(self, app: str, *, but_not_on: str = "") -> Object | None:
         """Return a pod of *app* that runs and is not about to end, if there is one."""
@@ -105,6 +110,11 @@ class Cluster:
             if phase == "Running" and not ending and node != but_not_on:
                 return each
         return None
+
+    def is_ending(self, pod: str) -> bool:
+        """Return whether the pod is to end, and has not yet."""
+        found = self.api.find("Pod", pod)
+        return found is not None and "deletionTimestamp" in found["metadata"]
 
     def wait_running(
         self, app: str, *, but_not_on: str = "", timeout_s: float = POD_DEADLINE_S
@@ -160,6 +170,12 @@ class Cluster:
         for each in self.api.items("Pod"):
             if each["spec"].get("nodeName") == name:
                 self.api.evict(each["metadata"]["name"])
+
+
+def deployed(name: str) -> list[Object]:
+    """Return the documents of a file of deploy/kubernetes."""
+    path = REPOSITORY / "deploy/kubernetes" / name
+    return list(yaml.safe_load_all(path.read_text()))
 
 
 def _when(event: Object) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from plugin.api.csi.identity import DRIVER_NAME
 from tests.kubernetes.api import Object
-from tests.kubernetes.cluster import DRIVER
 from tests.support.images import BUSYBOX_IMAGE
 
 # Lines that are numbered: none may be missing before the last.
@@ -32,7 +32,7 @@ def volume(name: str, **attributes: str) -> Object:
             "storageClassName": "",
             "claimRef": {"name": name, "namespace": "default"},
             "csi": {
-                "driver": DRIVER,
+                "driver": DRIVER_NAME,
                 "volumeHandle": name,
                 "volumeAttributes": attributes,
             },
@@ -87,9 +87,10 @@ def deployment(name: str, claim_name: str) -> Object:
     }
 
 
-def stateful_set(name: str, storage_class: str) -> Object:
+def stateful_set(name: str, storage_class: str = "") -> Object:
     """Return a writer with a claim `data-NAME-0` of its own."""
     made = claim("data", storage_class)
+    made["spec"].pop("volumeName", None)
     template = _template(name, "data", WRITER)
     template["spec"].pop("volumes")
     return {

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 IMAGE: Final = f"docker.io/library/{BUSYBOX_IMAGE}"
 CONTAINERD: Final = "/run/containerd/containerd.sock"
 KUBELET: Final = "/var/lib/kubelet"
-DRIVER_SOCKET: Final = f"{KUBELET}/plugins/remora/csi.sock"
+DRIVER_SOCKET: Final = f"{KUBELET}/plugins/remora.io/csi.sock"
 START_DEADLINE_S: Final = 60.0
 END_DEADLINE_S: Final = 30.0
 # On disk, as on a real machine: a kubelet measures what is left there.
@@ -74,6 +74,8 @@ class Node:
             real.mkdir()
             self.host.path(inside).mkdir()
             self.host.run(["mount", "--bind", str(real), inside])
+        # The kubelet's links to containers' logs are not for the machine that tests.
+        self.host.run(["mount", "-t", "tmpfs", "logs", "/var/log"])
         write_kubeconfig(self.host)
         self._write("/etc/containerd/config.toml", CONTAINERD_CONFIG)
         self._write("/etc/cni/net.d/10-none.conflist", json.dumps(NETWORK))
@@ -131,7 +133,10 @@ class Node:
             self.start_driver()
 
     def kill(self, name: str) -> None:
-        """End the program *name* (`kubelet`, `csi`, `containerd`) with SIGKILL."""
+        """End the program *name* (`kubelet`, `csi`, `daemon`) with SIGKILL."""
+        if name == "daemon":
+            self.daemon.kill()
+            return
         process = self._run.pop(name)
         end_process(process, signal_number=signal.SIGKILL, timeout_s=END_DEADLINE_S)
         self.host.forget(process)

@@ -119,7 +119,7 @@ def test_the_sidecars_meet_the_driver_s_socket() -> None:
         assert "--leader-election" in container["args"]
         [mount] = container["volumeMounts"]
         assert (mount["name"], mount["mountPath"]) == (volume["name"], "/csi")
-    assert volume["hostPath"]["path"] == "/var/lib/kubelet/plugins/remora"
+    assert volume["hostPath"]["path"] == "/var/lib/kubelet/plugins/remora.io"
     [node] = of_kind("daemonset.yaml", "DaemonSet")
     assert f"unix://{volume['hostPath']['path']}/csi.sock" in str(node)
 
