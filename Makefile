@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 
 .PHONY: run check test test-long compiled demo bench lint format setup setup-test setup-bench lab campaign \
-	install uninstall managed-plugin manifests clean
+	install uninstall managed-plugin cluster-volumes-plugin image manifests clean
 
 run: setup
 	exec .venv/bin/remora serve
@@ -94,6 +94,14 @@ uninstall:
 
 managed-plugin: setup-test
 	packaging/managed-plugin/build
+
+# The managed plugin for Swarm's cluster volumes.
+cluster-volumes-plugin: setup-test
+	packaging/managed-plugin/build cluster-volumes --name remora-cluster
+
+# The image of the DaemonSet in deploy/: build/image/remora.tar.
+image: setup-test
+	packaging/managed-plugin/build image
 
 # deploy/kubernetes, for who has no Helm.
 manifests: setup-test
