@@ -87,6 +87,27 @@ class OneWriterError(RemoraError):
     exit_code = 31
 
 
+class OutOfRangeError(RemoraError):
+    """No storage here could ever give that size."""
+
+    code = "out-of-range"
+    exit_code = 32
+
+
+class NoRoomError(RemoraError):
+    """Storage has not that much room now."""
+
+    code = "no-room"
+    exit_code = 33
+
+
+class InUseError(RemoraError):
+    """What is to be removed is in use, or something else depends on it."""
+
+    code = "in-use"
+    exit_code = 34
+
+
 class ConfigError(RemoraError):
     """The configuration has faults; each stands on a line of its own in ``faults``."""
 

@@ -49,7 +49,7 @@ _LOOKS_MAX: Final = 3
 _DEFAULTS: Final = {"gid": "0", "mode": "0755", "uid": "0", **replication.DEFAULTS}
 
 
-class _VolumeFile(msgspec.Struct, frozen=True):
+class VolumeFile(msgspec.Struct, frozen=True):
     """What `volume.json` holds: enough to make the record again."""
 
     id: str
@@ -131,7 +131,7 @@ class RsyncBackend:
             _own(live, volume, keep=fill is not None)
             for name, told in beside.items():
                 files.write_durably(home / name, told)
-            content = _VolumeFile(
+            content = VolumeFile(
                 volume.id, volume.name, dict(volume.options), volume.created_at
             )
             files.write_durably(home / "volume.json", msgspec.json.encode(content))
@@ -333,7 +333,7 @@ class RsyncBackend:
         self.pool.require()
         for home in sorted(self.pool.volumes.iterdir()):
             try:
-                found = from_json((home / "volume.json").read_bytes(), _VolumeFile)
+                found = from_json((home / "volume.json").read_bytes(), VolumeFile)
             except (OSError, msgspec.DecodeError):
                 continue  # an unfinished creation, or not ours
             if found.id == home.name:

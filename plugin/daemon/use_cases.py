@@ -21,9 +21,12 @@ from plugin.ownership.view import OwnershipView
 from plugin.replication.node import ReplicationNode
 from plugin.volumes.adoption import Adoption
 from plugin.volumes.catalogue import Catalogue
+from plugin.volumes.claimed_snapshots import ClaimedSnapshots
+from plugin.volumes.claims import Claims
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
 from plugin.volumes.discovery import Discovery
+from plugin.volumes.elsewhere import Elsewhere
 from plugin.volumes.history import VolumeHistory
 from plugin.volumes.mounting import Mounting
 from plugin.volumes.newest import NewestBytes
@@ -37,6 +40,7 @@ from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.references import References
 from plugin.volumes.removal import Removal
+from plugin.volumes.sizes import Fit, Sizes
 from plugin.volumes.snapshots import SnapshotService
 from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.use_cases import UseCases
@@ -79,6 +83,8 @@ class Given:
     events: Events
     mount_dir: Path
     times: Times
+    # Holds this node's copy of a volume to its size.
+    fit: Fit
     # Why the records may lack volumes, "" if they do not.
     unread: Callable[[], str] = str
 
@@ -147,6 +153,14 @@ def _with_the_rest(
     own_snapshots = OwnSnapshots(ownership)
     holders = Holders(ownership, owning.asking)
     mounting = _mounting(given, unmounting)
+    snapshots = SnapshotService(
+        *(views, operations, copying, ownership, acquisition, unmounting),
+        *(creation.newest, own_snapshots),
+    )
+    elsewhere = Elsewhere(ownership, owning.asking)
+    sizes = Sizes(
+        *(views, catalogue, operations, given.references.publications, given.fit)
+    )
     return UseCases(
         views=views,
         creation=creation,
@@ -159,16 +173,10 @@ def _with_the_rest(
         ),
         unmounting=unmounting,
         removal=removal,
-        snapshots=SnapshotService(
-            views,
-            operations,
-            copying,
-            ownership,
-            acquisition,
-            unmounting,
-            creation.newest,
-            own_snapshots,
-        ),
+        snapshots=snapshots,
+        claims=Claims(creation, catalogue, elsewhere),
+        claimed_snapshots=ClaimedSnapshots(snapshots, catalogue, operations, elsewhere),
+        sizes=sizes,
         adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
         history=VolumeHistory(views, ownership, given.events, owning.asking),
@@ -176,6 +184,7 @@ def _with_the_rest(
             given,
             discovery,
             removal,
+            sizes,
             {
                 "the record of what is set apart": quarantine.mend,
                 "the record of snapshots": own_snapshots.mend,
@@ -190,6 +199,7 @@ def _reconciler(
     given: Given,
     discovery: Discovery,
     removal: Removal,
+    sizes: Sizes,
     also: Mapping[str, Callable[[], None]],
 ) -> Reconciler:
     replication = given.owning.replication
@@ -200,6 +210,7 @@ def _reconciler(
         removal.unmounting,
         removal,
         replication.departing if replication else None,
+        sizes,
         interval_s=given.times.reconcile_interval_s,
         also=also,
     )

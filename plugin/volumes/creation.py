@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -71,9 +71,14 @@ class Creation:
         options: Mapping[str, str],
         *,
         caller_gone: CallerGone = never,
+        deadline_s: float = LONG_DEADLINE_S,
+        asked_bytes: int = 0,
+        claim: str = "",
     ) -> None:
         """
         Make the volume, or find that it exists with the same options.
+
+        *asked_bytes* and *claim* are kept in its record.
 
         Raises:
             InvalidRequestError: the name or an option is not valid; nothing is made.
@@ -83,10 +88,11 @@ class Creation:
         """
         check_name(name)
         resolved, fill = self._understand(name, options)
+        resolved = replace(resolved, asked_bytes=asked_bytes, claim=claim)
         self.operations.run(
             name,
             lambda deadline: self._make(name, resolved, deadline, fill),
-            deadline_s=LONG_DEADLINE_S,
+            deadline_s=deadline_s,
             # Copying that takes longer than the engine waits goes on; see `Operations`.
             undo=self.removal.discard if fill is None else None,
             caller_gone=caller_gone,
@@ -234,6 +240,8 @@ class Creation:
                 phase="creating",
                 node=self.ownership.node_id,
                 filled=filled,
+                asked_bytes=resolved.asked_bytes,
+                claim=resolved.claim,
             )
             self._require_creatable(resolved, record)
             stored = self.catalogue.insert(record)

@@ -26,13 +26,16 @@ class Resolved:
     What a request means; the dictionaries are canonical.
 
     ``chosen`` are the options that the request or its profile names: the others are
-    defaults, or those of the volume that it copies.
+    defaults, or those of the volume that it copies. ``asked_bytes`` and ``claim`` are
+    a scheduler's; see `VolumeRecord`.
     """
 
     backend: Backend
     requested: dict[str, str]
     options: dict[str, str]
     chosen: dict[str, str]
+    asked_bytes: int = 0
+    claim: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,11 @@ class Publication(msgspec.Struct, frozen=True, kw_only=True):
     read_only: bool
     user: Mapping[str, LineText] = {}
 
+    def shown(self) -> dict[str, object]:
+        """Return what people are to see of it."""
+        how = "read-only" if self.read_only else "read-write"
+        return {"target": self.target, "access": how, **self.user}
+
 
 class Publications:
     """All of this node's boot, in memory and durably in the *connection*'s table."""

@@ -19,6 +19,7 @@ from backends.registry import Registry
 from plugin import __version__
 from plugin.api import metrics as metrics_module
 from plugin.api.admin.bodies import answer, read_body
+from plugin.api.admin.claims import add_claimed_snapshots, add_claims
 from plugin.api.admin.cluster import ClusterView, add_cluster
 from plugin.api.admin.history import add_history
 from plugin.api.admin.moves import add_moves
@@ -117,6 +118,8 @@ def create_app(
     add_nodes(app, cluster.membership, cluster.nodes)
     add_cluster(app, cluster)
     add_publishing(app, volumes.publishing)
+    add_claims(app, volumes.claims, volumes.sizes)
+    add_claimed_snapshots(app, volumes.claimed_snapshots)
     add_quarantine(app, long, volumes.quarantine)
     add_history(app, volumes.history)
     add_replicas(app, cluster.members)

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
-from plugin.model import check_name
-
 # The daemon has fewer threads for its control socket, and people use some of them.
 _CALLS_MAX: Final = 16
 # What a scheduler waits for a call at most, whatever it says: Swarm asks one volume
@@ -56,11 +54,6 @@ class Daemon:
     def node_name(self) -> str:
         """Return what the daemon's node is called."""
         return str(self.call("GET", "/v1/status")["node"]["name"])
-
-
-def volume_path(volume_id: str) -> str:
-    """Return the control API's path of a volume; raise InvalidRequestError."""
-    return f"/v1/volumes/{check_name(volume_id)}"
 
 
 def quoted(name: str) -> str:

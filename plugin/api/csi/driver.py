@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from plugin.api.csi.controller import ControllerService
 from plugin.api.csi.daemon import Daemon
 from plugin.api.csi.identity import DRIVER_NAME, Identity
 from plugin.api.csi.messages import packages
 from plugin.api.csi.node import NodeService
 from plugin.api.csi.registration import Registration
 from plugin.api.csi.server import CsiServer
+from plugin.api.csi.snapshots import SnapshotsService
 from plugin.logs import fields
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,10 @@ def _servers(settings: Settings, daemon: Daemon) -> list[CsiServer]:
     node = NodeService(csi, daemon, node_id=settings.node_id, roots=settings.roots)
     handlers = {
         "Identity": Identity(csi, daemon).handlers(),
+        "Controller": {
+            **ControllerService(csi, daemon).handlers(),
+            **SnapshotsService(csi, daemon).handlers(),
+        },
         "Node": node.handlers(),
     }
     servers = [CsiServer(settings.endpoint, csi, handlers)]

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from plugin.api.csi.daemon import Daemon, wait_s
-from plugin.api.csi.errors import invalid
+from plugin.api.csi.claimed import claimed, condition
+from plugin.api.csi.daemon import Daemon, quoted, wait_s
+from plugin.api.csi.errors import CsiError, invalid
 from plugin.api.csi.messages import Package
 from plugin.api.csi.requests import access, limited, own, required
 from plugin.api.csi.server import Handler
 
 TOPOLOGY_KEY: Final = "remora/node"
-_STATS, _EXPAND, _CONDITION, _MANY_WRITERS = 2, 3, 4, 5
+# Source: csi.v1, NodeServiceCapability.RPC.Type, and VolumeUsage.Unit.
+_CAPABILITIES: Final = (2, 3, 4, 5)
+_BYTES, _NAMES = 1, 2
 _POD: Final = "csi.storage.k8s.io/pod."
 _EPHEMERAL: Final = "csi.storage.k8s.io/ephemeral"
 # Source: Nomad's client; `per-alloc/ALLOCATION/VOLUME/MODE`.
@@ -40,6 +43,8 @@ class NodeService:
             "NodeGetCapabilities": self._capabilities,
             "NodePublishVolume": self._publish,
             "NodeUnpublishVolume": self._unpublish,
+            "NodeGetVolumeStats": self._stats,
+            "NodeExpandVolume": self._expand,
         }
 
     def _info(self, _request: Any, _left_s: float | None) -> Any:
@@ -54,7 +59,7 @@ class NodeService:
         return csi.NodeGetCapabilitiesResponse(
             capabilities=[
                 csi.NodeServiceCapability(rpc=csi.NodeServiceCapability_RPC(type=each))
-                for each in (_MANY_WRITERS,)
+                for each in _CAPABILITIES
             ]
         )
 
@@ -94,6 +99,46 @@ class NodeService:
             },
         )
         return self._csi.NodeUnpublishVolumeResponse()
+
+    def _stats(self, request: Any, _left_s: float | None) -> Any:
+        required(request, "volume_id", "volume_path")
+        claim = claimed(self._daemon, request.volume_id)
+        usage = self._usage(request)
+        csi = self._csi
+        return csi.NodeGetVolumeStatsResponse(
+            usage=[
+                csi.VolumeUsage(
+                    unit=unit,
+                    total=usage[f"total_{what}"],
+                    available=usage[f"available_{what}"],
+                    used=usage[f"used_{what}"],
+                )
+                for unit, what in ((_BYTES, "bytes"), (_NAMES, "names"))
+            ],
+            volume_condition=condition(csi, claim),
+        )
+
+    def _expand(self, request: Any, _left_s: float | None) -> Any:
+        required(request, "volume_id", "volume_path")
+        claimed(self._daemon, request.volume_id)
+        self._usage(request)
+        name = quoted(request.volume_id)
+        held = self._daemon.call("POST", f"/v1/claims/{name}/fit")
+        if held["capacity_bytes"] < request.capacity_range.required_bytes:
+            raise CsiError(
+                "volume-busy",
+                "this node does not know the larger size yet",
+                hint="retry",
+            )
+        return self._csi.NodeExpandVolumeResponse(capacity_bytes=held["capacity_bytes"])
+
+    def _usage(self, request: Any) -> Any:
+        """Return how full the volume is at the path of *request*; raises NOT_FOUND."""
+        name, target = (
+            quoted(request.volume_id),
+            quoted(request.volume_path.rstrip("/")),
+        )
+        return self._daemon.call("GET", f"/v1/claims/{name}/usage?target={target}")
 
     def _target(self, target: str) -> dict[str, str]:
         """Return *target* with the root that allows it; raise if none does."""

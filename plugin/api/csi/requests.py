@@ -27,15 +27,15 @@ class Access:
 
 def required(request: Any, *names: str) -> None:
     """
-    Raise unless the fields *names* are there, and no longer than they may be.
+    Raise unless the fields *names* are there, and names no longer than they may be.
 
-    Paths may have any length.
+    Nothing has an id that is too long; so it is not found, or is gone already.
     """
     for name in names:
         value = getattr(request, name)
         if not value or (hasattr(value, "ByteSize") and not request.HasField(name)):
             raise invalid(f"{name} is missing")
-        if isinstance(value, str) and not name.endswith("_path"):
+        if name == "name":
             limited(name, value)
 
 
