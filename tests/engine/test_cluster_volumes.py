@@ -112,7 +112,10 @@ def test_an_engine_starts_anew(swarm: Swarm) -> None:
     """The task goes on with its volume on one of the nodes."""
     start(swarm, "restarted", "beta")
     written = swarm.lines("beta", "restarted")
+    both = list(swarm.hosts)
     swarm.plugins["beta"].engine.restart()
-    swarm.wait(lambda: swarm.running_on("restarted"), "it runs again")
-    node = swarm.running_on("restarted")
-    swarm.wait(lambda: swarm.lines(node, "restarted") > written + 5, "it goes on")
+    # Meanwhile the other node may have been given the task.
+    swarm.wait(
+        lambda: any(swarm.lines(each, "restarted") > written + 5 for each in both),
+        "it goes on",
+    )

@@ -20,9 +20,16 @@ TOKEN: Final = "token-of-the-tests"
 CALL_DEADLINE_S: Final = 30.0
 _CLONE_NEWNET: Final = 0x4000_0000
 _CORE: Final = "/api/v1"
+_RBAC: Final = "/apis/rbac.authorization.k8s.io/v1"
 # Where objects of a kind are; those of the default namespace have one in between.
 _PLURALS: Final = {
     "CSIDriver": ("/apis/storage.k8s.io/v1", "csidrivers", False),
+    "ClusterRole": (_RBAC, "clusterroles", False),
+    "ClusterRoleBinding": (_RBAC, "clusterrolebindings", False),
+    "DaemonSet": ("/apis/apps/v1", "daemonsets", True),
+    "Role": (_RBAC, "roles", True),
+    "RoleBinding": (_RBAC, "rolebindings", True),
+    "ServiceAccount": (_CORE, "serviceaccounts", True),
     "CSINode": ("/apis/storage.k8s.io/v1", "csinodes", False),
     "Deployment": ("/apis/apps/v1", "deployments", True),
     "Event": (_CORE, "events", True),
@@ -88,6 +95,13 @@ class Api:
     def create(self, manifest: Object) -> Any:
         return self.call("POST", _path(manifest["kind"]), manifest)
 
+    def try_to_create(self, manifest: Object) -> None:
+        """Fail unless the server would take *manifest* with all its fields."""
+        namespace = manifest["metadata"].get("namespace", "")
+        path = _path(manifest["kind"]).replace("/default/", f"/{namespace}/")
+        answer = self.call("POST", f"{path}?dryRun=All", manifest)
+        assert _unknown(manifest, answer) == [], "the server has dropped these"
+
     def get(self, kind: str, name: str) -> Any:
         return self.call("GET", _path(kind, name))
 
@@ -131,6 +145,20 @@ def _path(kind: str, name: str = "") -> str:
     group, plural, in_namespace = _PLURALS[kind]
     space = "/namespaces/default" if in_namespace else ""
     return f"{group}{space}/{plural}" + (f"/{name}" if name else "")
+
+
+def _unknown(sent: Any, taken: Any, at: str = "") -> list[str]:
+    """Return the places in *sent* that *taken* has not: an old server drops them."""
+    if isinstance(sent, dict) and isinstance(taken, dict):
+        return [
+            place
+            for key, value in sent.items()
+            for place in _unknown(value, taken.get(key), f"{at}.{key}")
+        ]
+    if isinstance(sent, list) and isinstance(taken, list) and len(sent) == len(taken):
+        pairs = enumerate(zip(sent, taken, strict=True))
+        return [place for n, pair in pairs for place in _unknown(*pair, f"{at}[{n}]")]
+    return [] if sent == taken or sent in ({}, None) else [at]
 
 
 @contextmanager

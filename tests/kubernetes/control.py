@@ -76,7 +76,7 @@ class ControlPlane:
             str(self._programs / "kube-controller-manager"),
             *(f"--kubeconfig={KUBECONFIG}", "--leader-elect=false"),
             f"--service-account-private-key-file={key}",
-            f"--node-monitor-grace-period={GRACE_S}s",
+            *(f"--node-monitor-grace-period={GRACE_S}s", "--node-monitor-period=2s"),
         )
         self._launch(
             "kube-scheduler",
