@@ -71,6 +71,7 @@ class OwnedElsewhereError(NotOwnerError):
     """A node that lives has the volume in use; the text names it."""
 
     code = "owned-elsewhere"
+    exit_code = 35
 
 
 class PublishedOtherwiseError(RemoraError):
@@ -101,10 +102,11 @@ class NoRoomError(RemoraError):
     exit_code = 33
 
 
-class InUseError(RemoraError):
-    """What is to be removed is in use, or something else depends on it."""
+class StorageSilentError(RemoraError):
+    """Storage did not say how full the volume is."""
 
-    code = "in-use"
+    code = "silent"
+    transient = True
     exit_code = 34
 
 

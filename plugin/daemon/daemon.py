@@ -123,7 +123,7 @@ class Daemon:
                 )
             self._servers.start()
             if self._cluster is not None:
-                self._cluster.start(self._volumes.grants())
+                self._cluster.start(self._volumes.scheduled.grants())
             if self._labels is not None:
                 self._labels.start()
         except BaseException:

@@ -21,12 +21,9 @@ from plugin.ownership.view import OwnershipView
 from plugin.replication.node import ReplicationNode
 from plugin.volumes.adoption import Adoption
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.claimed_snapshots import ClaimedSnapshots
-from plugin.volumes.claims import Claims
 from plugin.volumes.copying_under_way import CopyingUnderWay
 from plugin.volumes.creation import Creation
 from plugin.volumes.discovery import Discovery
-from plugin.volumes.elsewhere import Elsewhere
 from plugin.volumes.history import VolumeHistory
 from plugin.volumes.mounting import Mounting
 from plugin.volumes.newest import NewestBytes
@@ -35,11 +32,12 @@ from plugin.volumes.options import OptionResolver
 from plugin.volumes.own_snapshots import OwnSnapshots
 from plugin.volumes.patience import Patience
 from plugin.volumes.propagation import Propagation
-from plugin.volumes.publishing import Publishing
+from plugin.volumes.publishing import Percent
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.references import References
 from plugin.volumes.removal import Removal
+from plugin.volumes.scheduled import Scheduled
 from plugin.volumes.sizes import Fit, Sizes
 from plugin.volumes.snapshots import SnapshotService
 from plugin.volumes.unmounting import Unmounting
@@ -142,12 +140,7 @@ def _with_the_rest(
     views, operations, removal = creation.views, creation.operations, creation.removal
     unmounting, acquisition = removal.unmounting, owning.acquisition
     quarantine = QuarantineService(
-        catalogue,
-        given.resolver,
-        operations,
-        copying,
-        creation,
-        ownership,
+        *(catalogue, given.resolver, operations, copying, creation, ownership),
         given.quarantine,
     )
     own_snapshots = OwnSnapshots(ownership)
@@ -157,26 +150,20 @@ def _with_the_rest(
         *(views, operations, copying, ownership, acquisition, unmounting),
         *(creation.newest, own_snapshots),
     )
-    elsewhere = Elsewhere(ownership, owning.asking)
-    sizes = Sizes(
-        *(views, catalogue, operations, given.references.publications, given.fit)
+    scheduled = Scheduled.of(
+        *(mounting, creation, snapshots),
+        asking=owning.asking,
+        percent=_percent_of(owning.replication),
+        fit=given.fit,
     )
     return UseCases(
         views=views,
         creation=creation,
         mounting=mounting,
-        publishing=Publishing(
-            mounting,
-            given.references.publications,
-            owning.asking,
-            _percent_of(owning.replication),
-        ),
         unmounting=unmounting,
         removal=removal,
         snapshots=snapshots,
-        claims=Claims(creation, catalogue, elsewhere),
-        claimed_snapshots=ClaimedSnapshots(snapshots, catalogue, operations, elsewhere),
-        sizes=sizes,
+        scheduled=scheduled,
         adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
         history=VolumeHistory(views, ownership, given.events, owning.asking),
@@ -184,7 +171,7 @@ def _with_the_rest(
             given,
             discovery,
             removal,
-            sizes,
+            scheduled.sizes,
             {
                 "the record of what is set apart": quarantine.mend,
                 "the record of snapshots": own_snapshots.mend,
@@ -231,7 +218,7 @@ def _mounting(given: Given, unmounting: Unmounting) -> Mounting:
     )
 
 
-def _percent_of(replication: ReplicationNode | None) -> Callable[[str], int | None]:
+def _percent_of(replication: ReplicationNode | None) -> Percent:
     if replication is None:
         return lambda _: None
     return replication.progress.receiving_percent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -46,7 +46,11 @@ class HeldVolume:
     source: str = ""
     as_before: bool = False
     epoch: int = 0
-    published: Sequence[str] = ()
+    published: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON knows no tuples.
+        object.__setattr__(self, "published", tuple(self.published))
 
 
 def code_version() -> str:

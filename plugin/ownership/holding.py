@@ -66,7 +66,7 @@ class Holding:
             policy=self.fence,
             source=entry.source if shared else "",
             as_before=deadline_s is None,
-            published=published,
+            published=tuple(published),
         )
 
 

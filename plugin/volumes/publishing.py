@@ -48,6 +48,8 @@ _ANY_NODE: Final = 5
 # Kubelets have called the first three by turns: they mean one kind of use.
 _KIND: Final = {_WRITER: 1, _ONE_WRITER: 1, _MANY_WRITERS: 1, 2: 2, 3: 2, 4: 3, 5: 3}
 EXCLUSIVE_MODES: Final = frozenset({_WRITER, _ANY_NODE, _ONE_WRITER, _MANY_WRITERS})
+# How much of a volume's bytes has come from another node, None if nothing is to come.
+Percent = Callable[[str], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Publishing:
     mounting: Mounting
     publications: Publications
     asking: Asking | None
-    percent: Callable[[str], int | None]
+    percent: Percent
 
     def publish(self, wanted: Wanted, *, wait_s: float) -> None:
         """

@@ -17,10 +17,13 @@ from typing import Final
 import msgspec
 
 from backends.base import Volume
-from backends.errors import RemoraError
 from backends.system.aside import begun
 from backends.system.clock import Deadline
-from plugin.errors import OutOfRangeError, VolumeNotFoundError
+from plugin.errors import (
+    OutOfRangeError,
+    StorageSilentError,
+    VolumeNotFoundError,
+)
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.model import VolumeRecord
 from plugin.store.contention import attempted
@@ -32,14 +35,6 @@ from plugin.volumes.views import VolumeViews
 
 # Storage that hangs lets whoever looks at it hang.
 _LOOK_S: Final = 5.0
-
-
-class NoAnswerError(RemoraError):
-    """Storage did not say how full the volume is."""
-
-    code = "silent"
-    transient = True
-    exit_code = 35
 
 
 class Sized(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +120,7 @@ class Sizes:
 
         Raises:
             VolumeNotFoundError: there is no such volume, or it is not there.
-            NoAnswerError: its storage did not answer.
+            StorageSilentError: its storage did not answer.
 
         """
         record = self.views.existing(name).record
@@ -134,11 +129,13 @@ class Sizes:
             raise VolumeNotFoundError(f"'{name}' is not published at {target[:255]}")
         looking = begun(lambda: os.statvfs(Path(found.path)), name="usage")
         if not wait([looking], _LOOK_S).done:
-            raise NoAnswerError(f"the storage of '{name}' does not answer")
+            raise StorageSilentError(f"the storage of '{name}' does not answer")
         try:
             seen = looking.result()
         except OSError as error:
-            raise NoAnswerError(f"cannot look at '{name}': {error.strerror}") from error
+            raise StorageSilentError(
+                f"cannot look at '{name}': {error.strerror}"
+            ) from error
         return _usage(seen, capacity_of(record) if "size" in record.options else 0)
 
     def _grow(self, name: str, wanted: int, limit_bytes: int) -> VolumeRecord:

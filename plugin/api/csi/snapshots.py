@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -97,7 +96,7 @@ class SnapshotsService:
     def _snapshot(self, row: Mapping[str, Any]) -> Any:
         made_at = Timestamp()
         if row["created_at"]:
-            made_at.FromDatetime(datetime.fromisoformat(row["created_at"]))
+            made_at.FromJsonString(row["created_at"])
         return self._csi.Snapshot(
             snapshot_id=_id(row),
             source_volume_id=row["source"],
