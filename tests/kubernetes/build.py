@@ -4,7 +4,7 @@ Kubernetes' own programs, compiled from Debian 12's source package.
 No Debian has a kubelet as a binary, and Debian 12 is the last with all of the source.
 The programs are compiled once per machine (eight minutes of two processors, 2 GB
 meanwhile) in a Debian of their own, which goes afterwards, and kept below `CACHE`
-(210 MB) under a name that changes with the package's version and the recipe.
+(250 MB) under a name that changes with the package's version and the recipe.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ SUITE: Final = "bookworm"
 VERSION: Final = "1.20.2"
 PROGRAMS: Final = (
     *("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet"),
+    "kubectl",
 )
 # Of two processors it takes eight minutes; others may want them as well.
 BUILD_DEADLINE_S: Final = 3600.0
