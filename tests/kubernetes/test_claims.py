@@ -114,6 +114,7 @@ def test_a_hundred_pods_of_a_node_have_a_volume_each(
     for name in names:
         cluster.api.create(manifests.claim(name, CLASS))
         cluster.api.create(manifests.pod(name, name, node="alpha", script=script))
+    began_s = time.monotonic()
     for name in names:
         provisioner.provision(name)
 
@@ -122,9 +123,11 @@ def test_a_hundred_pods_of_a_node_have_a_volume_each(
         return [each["status"].get("phase") for each in pods] == ["Running"] * MANY
 
     cluster.wait(running, "all of them run", timeout_s=MANY_DEADLINE_S)
+    print(f"{MANY} run after {time.monotonic() - began_s:.0f} s")
     failed = [
         each["message"]
         for each in cluster.api.items("Event")
-        if each.get("reason") == "FailedMount" and "many-" in str(each)
+        # That a claim is not bound yet, a kubelet hears later than the scheduler.
+        if each.get("reason") == "FailedMount" and "not bound" not in each["message"]
     ]
     assert failed == []
