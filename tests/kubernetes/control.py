@@ -32,7 +32,7 @@ class ControlPlane:
     def __init__(self, programs: Path) -> None:
         self.host = Host("control")
         self.api = Api(self.host, ADDRESS, PORT)
-        self._programs = programs
+        self.programs = programs
         self._run: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
@@ -52,7 +52,7 @@ class ControlPlane:
         key = f"{DIRECTORY}/service-accounts.key"
         self._launch(
             "kube-apiserver",
-            str(self._programs / "kube-apiserver"),
+            str(self.programs / "kube-apiserver"),
             *(f"--etcd-servers={ETCD}", "--etcd-prefix=/kubernetes"),
             *(f"--secure-port={PORT}", f"--cert-dir={DIRECTORY}"),
             *(f"--bind-address={ADDRESS}", f"--advertise-address={ADDRESS}"),
@@ -73,14 +73,14 @@ class ControlPlane:
         )
         self._launch(
             "kube-controller-manager",
-            str(self._programs / "kube-controller-manager"),
+            str(self.programs / "kube-controller-manager"),
             *(f"--kubeconfig={KUBECONFIG}", "--leader-elect=false"),
             f"--service-account-private-key-file={key}",
             *(f"--node-monitor-grace-period={GRACE_S}s", "--node-monitor-period=2s"),
         )
         self._launch(
             "kube-scheduler",
-            str(self._programs / "kube-scheduler"),
+            str(self.programs / "kube-scheduler"),
             *(f"--kubeconfig={KUBECONFIG}", "--leader-elect=false"),
         )
 
