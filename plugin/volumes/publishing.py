@@ -187,14 +187,16 @@ class Publishing:
     def _yield(self, record: VolumeRecord, deadline: Deadline) -> None:
         unmounting, keeper = self.mounting.unmounting, self.mounting.keeper
         found = self.publications.of(record.id)
-        others = self.mounting.references.total(record.id).live
+        count = self.mounting.references.total(record.id)
+        others = count.live + count.inherited - len(found)
         pods = [each.user["pod"] for each in found if "pod" in each.user]
         in_use = keeper is not None and keeper.pausing.is_written(record.id)
         if others or pods or in_use or not found:
             why = f"pod {pods[0]} has it" if pods else "something uses it"
             raise VolumeBusyError(f"'{record.name}': {why}", hint="stop that first")
         unmounting.take_away(record, "another node has taken the volume")
-        unmounting.unmount_if_unused(record, deadline)
+        unmounting.require_unheld(record)
+        unmounting.drop_mount(record, deadline)
         log.info("let go for another node", extra=fields(volume=record.name))
 
     def _require_possible(

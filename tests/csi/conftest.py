@@ -6,6 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.conftest import (  # noqa: F401 - fixtures
+    make_owner,
+    prefix,
+    records,
+    server,
+)
 from tests.protocol.node import Node, running
 from tests.support.csi import Driver
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,12 @@ from tests.protocol.node import STOP_DEADLINE_S, Node, wait_until
 
 CALL_S = 30.0
 START_S = 60.0
+AT_LAST_S, AGAIN_S = 60.0, 0.2
+_AGAIN = {
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.FAILED_PRECONDITION,
+}
 WRITER, ANY_WRITER, ONE_WRITER, MANY_WRITERS = 1, 5, 6, 7
 
 
@@ -104,6 +111,18 @@ class Driver:
     def call(self, method: str, **fields: Any) -> Any:
         """Return the answer of *method*."""
         return self.begin(method, **fields).result()
+
+    def call_at_last(self, method: str, **fields: Any) -> Any:
+        """Return the answer of *method*, made again as schedulers do."""
+        end_s = time.monotonic() + AT_LAST_S
+        while True:
+            try:
+                return self.call(method, **fields)
+            except grpc.RpcError as error:
+                told = f"{error.code().name}: {error.details()}"
+                assert error.code() in _AGAIN, told
+                assert time.monotonic() < end_s, told
+                time.sleep(AGAIN_S)
 
     def code(self, method: str, **fields: Any) -> str:
         """Return the name of the code that the call ends with."""
