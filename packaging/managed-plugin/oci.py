@@ -40,15 +40,28 @@ def write(
         packed.add(target, arcname=".", recursive=True, filter=anonymous)
     with layer.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    size_bytes = layer.stat().st_size
+    small = _small_files(name, digest, size_bytes)
+    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as whole:
+        for path, content in small.items():
+            _add(whole, path, content)
+        member = tarfile.TarInfo(f"{_BLOBS}/{digest}")
+        member.size = size_bytes
+        with layer.open("rb") as file:
+            whole.addfile(member, file)
+
+
+def _small_files(name: str, digest: str, size_bytes: int) -> dict[str, bytes]:
+    """Return what tells of the image *name* with the layer of *digest*."""
     config = _encoded(
         {
             "architecture": _ARCHITECTURES[platform.machine()],
             "os": "linux",
-            "config": {"Entrypoint": ["/usr/bin/remora"], "Env": ["PATH=/usr/bin"]},
+            "config": {"Entrypoint": ["/usr/bin/remora"], "Env": ["PATH=/usr/sbin:/usr/bin"]},
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     )
-    layers = [_described("layer.v1.tar", digest, layer.stat().st_size)]
+    layers = [_described("layer.v1.tar", digest, size_bytes)]
     manifest = _encoded(
         {
             "schemaVersion": 2,
@@ -70,16 +83,12 @@ def write(
         "RepoTags": [name],
         "Layers": [f"{_BLOBS}/{digest}"],
     }
-    with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT) as whole:
-        _add(whole, "oci-layout", _encoded({"imageLayoutVersion": "1.0.0"}))
-        _add(whole, "index.json", _encoded({"schemaVersion": 2, "manifests": [index]}))
-        _add(whole, "manifest.json", _encoded([for_docker]))
-        for blob in (config, manifest):
-            _add(whole, f"{_BLOBS}/{_digest(blob)}", blob)
-        member = tarfile.TarInfo(f"{_BLOBS}/{digest}")
-        member.size = layer.stat().st_size
-        with layer.open("rb") as file:
-            whole.addfile(member, file)
+    return {
+        "oci-layout": _encoded({"imageLayoutVersion": "1.0.0"}),
+        "index.json": _encoded({"schemaVersion": 2, "manifests": [index]}),
+        "manifest.json": _encoded([for_docker]),
+        **{f"{_BLOBS}/{_digest(each)}": each for each in (config, manifest)},
+    }
 
 
 def _described(kind: str, digest: str, size_bytes: int) -> dict[str, Any]:

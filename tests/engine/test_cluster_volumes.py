@@ -6,6 +6,8 @@ The engines are Docker 28.5's, on two machines; the plugin is the one that users
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +15,9 @@ import pytest
 
 from tests.support import managed
 from tests.support.cluster_volumes import Swarm
+from tests.support.guides import Printed, changed
+from tests.support.host import REPOSITORY
+from tests.support.images import BUSYBOX_IMAGE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,3 +124,37 @@ def test_an_engine_starts_anew(swarm: Swarm) -> None:
         lambda: any(swarm.lines(each, "restarted") > written + 5 for each in both),
         "it goes on",
     )
+
+
+@pytest.mark.printed("swarm-cluster-volumes.md", "The plugin")
+def test_the_plugin_is_built_and_enabled_as_the_guide_says(
+    swarm: Swarm, printed: Printed
+) -> None:
+    """The fixture has done it; these are the same commands."""
+    make = ["make", "--dry-run", *printed.take("make").text.split()[1:]]
+    done = subprocess.run(
+        make, cwd=REPOSITORY, check=True, capture_output=True, text=True, timeout=60
+    )
+    assert "build cluster-volumes --name remora-cluster" in done.stdout
+    assert printed.take("install").text.endswith(" /var/lib/remora")
+    node = swarm.plugins["alpha"]
+    assert printed.take("docker plugin").text.split()[2:] == [
+        "enable",
+        "remora-cluster",
+    ]
+    assert node.name == "remora-cluster:latest"
+    assert node.enabled
+
+
+@pytest.mark.printed("swarm-cluster-volumes.md", "A volume and its service")
+def test_a_service_as_the_guide_has_it(swarm: Swarm, printed: Printed) -> None:
+    places = {
+        "mariadb:10.11": f"{BUSYBOX_IMAGE} sleep 1000",
+        "--name shop": "--name shop --detach --no-resolve-image --network host",
+    }
+    for beginning in ("docker volume create", "docker service create"):
+        command = changed(printed.take(beginning).text, places)
+        swarm.engine.docker(*shlex.split(command)[1:])
+    swarm.wait(lambda: swarm.running_on("shop"), "the task runs")
+    assert "rows" in swarm.engine.out(*printed.take("docker").text.split()[1:])
+    assert swarm.volume("alpha", "rows")["options"]["replicas"] == "2"

@@ -71,9 +71,9 @@ def kubectl(cluster: Cluster) -> Kubectl:
     return Kubectl(cluster)
 
 
-@pytest.mark.printed(PAGE, "On the hosts", "kubectl")
-@pytest.mark.printed(PAGE, "A claim and its pod")
-@pytest.mark.printed(PAGE, "A node dies")
+@pytest.mark.printed("kubernetes.md", "On the hosts", "kubectl")
+@pytest.mark.printed("kubernetes.md", "A claim and its pod")
+@pytest.mark.printed("kubernetes.md", "A node dies")
 def test_a_claim_s_pod_and_the_end_of_its_node(
     cluster: Cluster, kubectl: Kubectl, printed: Printed
 ) -> None:
@@ -112,7 +112,7 @@ def _pod(cluster: Cluster) -> str:
     return str(found["metadata"]["name"]) if found else ""
 
 
-@pytest.mark.printed(PAGE, "Snapshots, and a backup of a claim")
+@pytest.mark.printed("kubernetes.md", "Snapshots, and a backup of a claim")
 def test_what_is_applied_for_snapshots(kubectl: Kubectl, printed: Printed) -> None:
     kind = {"plural": "volumesnapshotclasses", "kind": "VolumeSnapshotClass"}
     kubectl.write("crd.yaml", json.dumps(_definition(**kind)))
@@ -148,7 +148,7 @@ def _definition(*, plural: str, kind: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.printed(PAGE, "In a DaemonSet")
+@pytest.mark.printed("kubernetes.md", "In a DaemonSet")
 def test_the_image_of_the_daemon_set(
     cluster: Cluster, kubectl: Kubectl, printed: Printed
 ) -> None:
