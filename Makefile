@@ -45,6 +45,7 @@ LAB_MODULES := $(wildcard tests/lab/test_nfs_*.py tests/lab/test_replication*.py
 	tests/lab/test_cluster_*.py)
 SWARM_MODULES := tests/lab/test_replication_swarm.py tests/lab/test_swarm_wordpress.py
 test-long: setup-test
+	$(PYTHON) -m tests.kubernetes.build
 	$(PYTEST) -n 1 -m long --durations=50 --durations-min=3
 	set -e; kernels=$$($(PYTHON) -m tests.lab.kernels --others); \
 	[ "$$kernels" ] || echo "no older kernel boots here: the lab's tests ran on one"; \
