@@ -57,7 +57,10 @@ def _small_files(name: str, digest: str, size_bytes: int) -> dict[str, bytes]:
         {
             "architecture": _ARCHITECTURES[platform.machine()],
             "os": "linux",
-            "config": {"Entrypoint": ["/usr/bin/remora"], "Env": ["PATH=/usr/sbin:/usr/bin"]},
+            "config": {
+                "Entrypoint": ["/usr/bin/remora"],
+                "Env": ["PATH=/usr/sbin:/usr/bin"],
+            },
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
         }
     )
