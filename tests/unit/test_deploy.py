@@ -16,6 +16,7 @@ import yaml
 
 from backends.registry import Registry
 from backends.rsync.backend import RsyncBackend
+from plugin.cli.cmd_csi import csi
 from plugin.volumes.options import OptionResolver
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -140,3 +141,20 @@ def test_the_node_s_mounts_are_everybody_s() -> None:
     # The driver passes on what it is asked: it needs sockets alone.
     assert "securityContext" not in driver
     assert "/run/remora" in {each["mountPath"] for each in driver["volumeMounts"]}
+
+
+def started_with() -> list[list[str]]:
+    """Return how the driver is started: in the DaemonSet, and on a host."""
+    [node] = of_kind("daemonset.yaml", "DaemonSet")
+    _, driver = node["spec"]["template"]["spec"]["containers"]
+    unit = (REPOSITORY / "systemd/remora-csi.service").read_text()
+    [line] = re.findall(r"^ExecStart=(.*)$", unit.replace("\\\n", ""), re.MULTILINE)
+    return [driver["command"], line.split()]
+
+
+@pytest.mark.parametrize("command", started_with())
+def test_the_driver_takes_what_it_is_started_with(command: list[str]) -> None:
+    assert command[:2] == ["/usr/bin/remora", "csi"]
+    given = csi.make_context("csi", command[2:]).params
+    assert given["endpoint"] == Path("/var/lib/kubelet/plugins/remora.io/csi.sock")
+    assert given["registration"] == Path("/var/lib/kubelet/plugins_registry")
