@@ -158,3 +158,26 @@ def test_a_service_as_the_guide_has_it(swarm: Swarm, printed: Printed) -> None:
     swarm.wait(lambda: swarm.running_on("shop"), "the task runs")
     assert "rows" in swarm.engine.out(*printed.take("docker").text.split()[1:])
     assert swarm.volume("alpha", "rows")["options"]["replicas"] == "2"
+
+
+def test_the_daemon_in_the_plugin_is_killed(swarm: Swarm) -> None:
+    """The engine starts both programs again, and the volume moves as before."""
+    start(swarm, "killed", "beta")
+    host = swarm.hosts["beta"]
+    find = ["pgrep", "-f", "/usr/bin/remora serve"]
+    before = host.run(find).stdout.split()
+    host.run(["kill", "-KILL", *before])
+    swarm.wait(
+        lambda: (
+            set(host.run(find, check=False).stdout.split()) - set(before)
+            and swarm.volume("beta", "killed")
+        ),
+        "another one answers",
+    )
+    written = swarm.lines("beta", "killed")
+    swarm.wait(lambda: swarm.lines("beta", "killed") > written + 5, "it writes on")
+    swarm.available("beta", "drain")
+    swarm.wait_running("killed", "alpha")
+    swarm.wait(lambda: not swarm.published("beta"), "beta has let go")
+    written = swarm.lines("beta", "killed")
+    swarm.wait(lambda: swarm.lines("alpha", "killed") > written + 5, "it goes on")
