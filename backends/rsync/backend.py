@@ -272,12 +272,14 @@ class RsyncBackend:
 
     def _place(self, volume: Volume, target: Path) -> tuple[str, str]:
         """Return the filesystem that has the volume, and its path in there."""
-        own = mounts.mounted_at(target)
+        # A disk that is mounted from here on is seen by the next look.
+        table = mounts.MountTable()
+        own = table.at(target)
         if own is not None:
             return own.device, own.root
         self.pool.require()
         live = self.pool.home(volume) / "live"
-        covering = mounts.entry_covering(live)
+        covering = table.covering(live)
         inside = live.relative_to(covering.mount_point)
         return covering.device, str(Path(covering.root) / inside)
 
