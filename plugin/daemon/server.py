@@ -7,7 +7,6 @@ Measured: docs/adr/0002-http-server.md says which settings hold which behaviour.
 from __future__ import annotations
 
 import logging
-import queue
 import socket
 import threading
 from collections.abc import Iterable
@@ -17,13 +16,13 @@ import waitress.channel
 import waitress.server
 import waitress.task
 
+from backends.system.aside import Threads
 from backends.system.clock import Deadline
 from plugin.limits import (
     CONNECTION_IDLE_S,
     CONNECTIONS_MAX,
     REQUEST_SIZE_READ_MAX,
     SERVER_THREADS_KEPT,
-    THREAD_IDLE_S,
 )
 
 if TYPE_CHECKING:
@@ -64,67 +63,12 @@ class _ClosingChannel(waitress.channel.HTTPChannel):  # type: ignore[misc]
     task_class = _ClosingTask
 
 
-class _Threads:
-    """
-    Serves calls, each in a thread of its own: a free one, or else a new one.
+class _Threads(Threads):
+    """The threads of a server."""
 
-    There are *threads_max* at most. Hundreds that had nothing to do cost each call its
-    caches, and each removal a look at every one of them.
-    """
-
-    def __init__(self, *, name: str, threads_max: int) -> None:
-        self._name = name
-        self._threads_max = threads_max
-        self._calls: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._guard = threading.Lock()
-        self._count = 0
-        # The threads that wait, less the calls that wait for one.
-        self._free = 0
-        # A machine that has no thread left later is answered by these.
-        for _ in range(min(SERVER_THREADS_KEPT, threads_max)):
-            self._add_thread()
-
-    def add_task(self, call: Any) -> None:
-        """Serve *call*, a channel; waitress asks for it by this name."""
-        with self._guard:
-            self._free -= 1
-            lacking = self._free < 0 and self._count < self._threads_max
-        self._calls.put(call)
-        if lacking:
-            try:
-                self._add_thread()
-            except RuntimeError as error:
-                log.warning("a call waits for another one's thread: %s", error)
-
-    def _add_thread(self) -> None:
-        threading.Thread(target=self._serve, name=self._name, daemon=True).start()
-        with self._guard:
-            self._count += 1
-            self._free += 1
-
-    def _serve(self) -> None:
-        while True:
-            try:
-                call = self._calls.get(timeout=THREAD_IDLE_S)
-            except queue.Empty:
-                if self._may_end():
-                    return
-                continue
-            try:
-                call.service()
-            except BaseException:
-                log.exception("a call broke its thread")
-            with self._guard:
-                self._free += 1
-
-    def _may_end(self) -> bool:
-        """Return whether a thread that has had nothing to do is one too many."""
-        with self._guard:
-            if self._free <= 0 or self._count <= SERVER_THREADS_KEPT:
-                return False
-            self._count -= 1
-            self._free -= 1
-            return True
+    def add_task(self, call: waitress.channel.HTTPChannel) -> None:
+        """Serve *call*; waitress asks for it by this name."""
+        self.run(call.service)
 
 
 class Server:
@@ -140,7 +84,9 @@ class Server:
             self._count,
             sockets=[listener],
             # Its own starts all of its threads at once.
-            _dispatcher=_Threads(name=f"{name}-call", threads_max=threads),
+            _dispatcher=_Threads(
+                f"call:{name}", threads_max=threads, kept=SERVER_THREADS_KEPT
+            ),
             connection_limit=CONNECTIONS_MAX,
             asyncore_use_poll=True,  # select() ends at descriptor 1024
             channel_timeout=CONNECTION_IDLE_S,

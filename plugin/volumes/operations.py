@@ -18,7 +18,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 from backends.errors import DeadlineError, RemoraError, VolumeBusyError
-from backends.system.aside import begun
+from backends.system.aside import Threads
 from backends.system.clock import Deadline
 from plugin.limits import CALLS_MAX, OPERATIONS_MAX
 from plugin.volumes.patience import CallerGone, Patience
@@ -100,6 +100,7 @@ class Operations:
         self._rooms: dict[str, threading.BoundedSemaphore] = {}
         self._operations_max = operations_max
         self._calls = threading.BoundedSemaphore(calls_max)
+        self._threads = Threads("operation")
 
     def under_way(self) -> list[str]:
         """Return the names of the volumes that something is done with."""
@@ -172,7 +173,7 @@ class Operations:
                 _told(partial(operation.set_exception, error))
 
         body = partial(self._work, name, work, operation, deadline, undo)
-        begun(body, name=f"operation:{name}").add_done_callback(ended)
+        self._threads.begun(body).add_done_callback(ended)
         while not wait([operation], min(_CALLER_CHECK_S, deadline.remaining_s())).done:
             if (deadline.passed() or caller_gone()) and operation.cancel():
                 raise _late(name, within_s, goes_on=undo is None)
