@@ -280,8 +280,7 @@ class RsyncBackend:
         self.pool.require()
         live = self.pool.home(volume) / "live"
         covering = table.covering(live)
-        inside = live.relative_to(covering.mount_point)
-        return covering.device, str(Path(covering.root) / inside)
+        return covering.device, covering.inside(live)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return where the bytes are and that they are not replicated."""

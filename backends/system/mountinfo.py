@@ -39,6 +39,10 @@ class MountEntry(NamedTuple):
     number: str = ""
     parent: str = ""
 
+    def inside(self, path: object) -> str:
+        """Return *path*, which lives on this mount, as it is within the filesystem."""
+        return _moved(str(path), self.mount_point, self.root)
+
 
 class Place(NamedTuple):
     """The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``."""

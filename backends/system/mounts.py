@@ -224,8 +224,8 @@ def users_of(directory: Path) -> list[VolumeUser]:
     A disk that is mounted at *directory* itself is not used by that.
     """
     covering = entry_covering(directory)
-    root = str(Path(covering.root) / directory.relative_to(covering.mount_point))
     own = {directory} & {Path(covering.mount_point)}
+    root = covering.inside(directory)
     return users_of_root(root, device=covering.device, own=own)
 
 
