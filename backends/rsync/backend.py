@@ -279,8 +279,8 @@ class RsyncBackend:
             return own.device, own.root
         self.pool.require()
         live = self.pool.home(volume) / "live"
-        covering = table.covering(live)
-        return covering.device, covering.inside(live)
+        own = table.covering(live)
+        return own.device, own.inside(live)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return where the bytes are and that they are not replicated."""

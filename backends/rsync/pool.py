@@ -144,7 +144,7 @@ class Pool:
 def identity_of(path: Path) -> str | None:
     """Return which pool the directory *path* holds, None if it has no `pool.json`."""
     try:
-        content = (path / "pool.json").read_bytes()
+        content = files.read(f"{path}/pool.json")
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
@@ -153,6 +153,17 @@ class Threads:
                         return None
 
 
+def ended(outcome: Future[Any], *, within_s: float) -> bool:
+    """Return whether there is an *outcome* by then; `wait` would make more of it."""
+    try:
+        outcome.exception(within_s)
+    except CancelledError:
+        return True
+    except TimeoutError:
+        return outcome.done()
+    return True
+
+
 def log_fault(outcome: Future[Any]) -> None:
     """Log why work has failed, as a callback of what nobody waits for."""
     error = outcome.exception()
@@ -179,7 +190,7 @@ class Looks:
         if late is not None and not late.done():
             return otherwise
         looking = self._threads.begun(look)
-        if not wait([looking], _LOOK_WAIT_S).done:
+        if not ended(looking, within_s=_LOOK_WAIT_S):
             self._late = looking
             return otherwise
         if error := looking.exception():

@@ -27,6 +27,12 @@ _OTHERS_WRITE: Final = 0o022
 _REMOVE_WITHIN_S: Final = 600.0
 
 
+def read(path: str) -> bytes:
+    """Return what is in a small file: with four system calls, not ten."""
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123
+        return file.read()
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in directory *path* durable. Source: fsync(2), NOTES."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

@@ -8,8 +8,9 @@ Flask does around one takes longer than most of them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +53,21 @@ class _Call:
 Route = Callable[[_Call], bytes]
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A body to be sent; its caller does not wait for what is told of the call."""
+
+    body: bytes
+    tell: Callable[[], None]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter((self.body,))
+
+    def close(self) -> None:
+        """Tell of the call: the server calls this when the answer is sent."""
+        self.tell()
+
+
 class PluginApp:
     """The WSGI application of the plugin socket; routes are in `create_app`."""
 
@@ -79,13 +95,12 @@ class PluginApp:
             )
             status, body = self._answered(route, call, environment)
             kind = wire.CONTENT_TYPE
-        told.ended(self._metrics, socket="plugin")
         length = str(len(body))
         start_response(
             f"{status.value} {status.phrase}",
             [("Content-Type", kind), ("Content-Length", length)],
         )
-        return (body,)
+        return _Answer(body, partial(told.ended, self._metrics, socket="plugin"))
 
     def _answered(
         self, route: Route, call: _Call, environment: WSGIEnvironment
