@@ -57,6 +57,21 @@ def write_durably(path: Path, content: bytes, *, mode: int = _PRIVATE) -> None:
         file.write(content)
 
 
+def write_new(path: Path, content: bytes) -> None:
+    """
+    Make the file *path*, which is not there, with *content*; it and its name last.
+
+    A power loss may leave a part of it: this is for what is thrown away then. All that
+    is new in its directory gets to the disk with it, in one write of the journal.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    with os.fdopen(os.open(path, flags, _PRIVATE), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(path.parent)
+
+
 @contextmanager
 def replacing(path: Path, *, mode: int = _PRIVATE) -> Iterator[BinaryIO]:
     """
