@@ -143,6 +143,8 @@ class OwnPaths:
     def read(self, line: bytes) -> None:
         """Note the next *line* of the table; a mount comes after what it is in."""
         for device, place in self._places:
+            if device not in line:
+                continue  # most are of others, and to split them all takes its time
             fields = line.split(b" ", 5)
             if len(fields) < 6 or fields[2] != device:
                 continue
