@@ -125,7 +125,8 @@ def groups_within(
 def _places(volumes: Sequence[HeldVolume]) -> list[Place]:
     """Return where the daemon mounts *volumes*."""
     with open("/proc/self/mountinfo", "rb") as table:
-        return places_of({os.path.dirname(each.target) for each in volumes}, table)
+        paths = (at for each in volumes for at in (each.target, *each.published))
+        return places_of({os.path.dirname(path) for path in paths}, table)
 
 
 def _namespaces(
@@ -192,7 +193,7 @@ def _note(space: _Namespace, line: bytes, clues: _Clues, own: OwnPaths | None) -
         for entry in parse_mountinfo(line.decode(errors="surrogateescape")):
             if volume.id in space.shown or not _shows(entry, volume):
                 continue
-            if own is None or own.of(entry) == volume.target:
+            if own is None or own.of(entry) in (volume.target, *volume.published):
                 space.points[entry.mount_point] = volume.id
             else:
                 space.shown.add(volume.id)

@@ -47,6 +47,7 @@ class Holding:
         *,
         freeze_max_s: float,
         shared: bool,
+        published: Sequence[str],
     ) -> HeldVolume:
         """
         Return what the guard is told; *entry* is the mount.
@@ -65,6 +66,7 @@ class Holding:
             policy=self.fence,
             source=entry.source if shared else "",
             as_before=deadline_s is None,
+            published=tuple(published),
         )
 
 

@@ -70,6 +70,11 @@ class Catalogue:
         found = self._grouped.read(naming=clue).values.values()
         return [each for each in found if each.options.get("group") == group]
 
+    def limited(self) -> list[VolumeRecord]:
+        """Return the records of the volumes that have a size, from local knowledge."""
+        found = self._grouped.read(naming='"size":').values.values()
+        return [each for each in found if "size" in each.options]
+
     def _named(
         self, names: Mapping[str, str], ids: Collection[str]
     ) -> dict[str, VolumeRecord]:

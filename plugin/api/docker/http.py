@@ -154,8 +154,8 @@ def create_app(  # noqa: C901
     def create(call: _Call) -> bytes:
         asked = wire.parse(wire.CreateCall, call.body)
         call.told.volume = asked.name
-        options = allowed.checked(asked.options or {})
-        creation.create(asked.name, options, caller_gone=call.caller_gone)
+        allowed.checked(asked.options or {})
+        creation.create(asked.name, asked.options, caller_gone=call.caller_gone)
         return wire.render_empty()
 
     def remove(call: _Call) -> bytes:
