@@ -7,6 +7,7 @@ publishes before the old one unpublishes (Swarm), a node that is dead.
 
 from __future__ import annotations
 
+import random
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.support.owners import Owner, now_s
 
 Make = Callable[..., Owner]
 WAIT_S = 60.0
+SLOW_SIZE = 4 * 2**20
 POD = {
     "csi.storage.k8s.io/pod.namespace": "shop",
     "csi.storage.k8s.io/pod.name": "db-0",
@@ -32,7 +34,7 @@ class Side:
     def __init__(self, owner: Owner) -> None:
         self.owner = owner
         self.driver = Driver(owner)
-        root = str(self.driver.targets.parent)
+        root = str(self.driver.root)
         owner.run("mount", "--bind", root, root)
         owner.run("mount", "--make-shared", root)
         self.driver.start()
@@ -131,7 +133,7 @@ def test_the_new_node_publishes_before_the_old_one_unpublishes(
 
     container.kill()
     container.wait()
-    beta.driver.call("NodePublishVolume", **asked)
+    beta.driver.call_at_last("NodePublishVolume", **asked)
     assert (beta.driver.inside(new) / "file").read_text() == "kept"
     # Nothing can be started there with an empty directory.
     assert not alpha.driver.is_bound(old)
@@ -175,6 +177,9 @@ def test_a_dead_nodes_volume_is_taken_over(sides: tuple[Side, Side]) -> None:
 
     alpha.owner.start()
     alpha.driver.start()
+    stats = {"volume_id": "lost", "volume_path": str(old)}
+    told = alpha.driver.call("NodeGetVolumeStats", **stats).volume_condition
+    assert (told.abnormal, "'beta' has taken it" in told.message) == (True, True)
     wait_until(lambda: writer.poll() is not None, "it is ended", timeout_s=WAIT_S)
     assert own.read_text() == before
     assert bystander.poll() is None
@@ -215,3 +220,26 @@ def test_snapshots_and_copies_are_made_where_the_bytes_are(
     beta.driver.call_at_last("DeleteSnapshot", snapshot_id="origin@daily")
     assert not beta.driver.call("ListSnapshots", source_volume_id="origin").entries
     alpha.driver.unpublish("origin", target)
+
+
+def test_bytes_on_their_way_are_told_and_go_on_coming(make_owner: Make) -> None:
+    slow = '[replication]\nbandwidth_limit = "1M"'
+    alpha, beta = (Side(make_owner(each, profiles=slow)) for each in ("alpha", "beta"))
+    create(alpha, "large", parameters={"replicas": "1"})
+    known(beta, "large")
+    here, there = alpha.driver.target("large"), beta.driver.target("large")
+    alpha.driver.publish("large", here)
+    content = random.randbytes(SLOW_SIZE)
+    (alpha.driver.inside(here) / "file").write_bytes(content)
+    alpha.driver.unpublish("large", here)
+    asked = published("large", there)
+    told = []
+    for _ in range(20):
+        call = beta.driver.begin("NodePublishVolume", **asked, within_s=3.0)
+        if call.code().name == "OK":
+            break
+        assert call.code().name == "ABORTED", call.details()
+        told.append(call.details())
+    assert any(" %" in each for each in told), told
+    assert (beta.driver.inside(there) / "file").read_bytes() == content
+    beta.driver.unpublish("large", there)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,28 @@ def mount(mode: int = WRITER, *flags: str) -> dict[str, Any]:
     return {"mount": {"mount_flags": flags}, "access_mode": {"mode": mode}}
 
 
-class Driver:
-    """The driver of *node*; its targets lie in `targets`."""
+def channel_to(path: Path) -> grpc.Channel:
+    """Return a channel to the socket *path*, which may not be there yet."""
+    names = ("max", "min", "initial")
+    quick = [(f"grpc.{each}_reconnect_backoff_ms", 50) for each in names]
+    return grpc.insecure_channel(f"unix:{path}", options=quick)
 
-    def __init__(self, node: Node, **arguments: str) -> None:
+
+class Driver:
+    """The driver of *node*, whose scheduler has the directory *root*."""
+
+    def __init__(
+        self, node: Node, *, root: Path | None = None, command: Sequence[str] = ()
+    ) -> None:
         self.node = node
-        self.socket = node.directory / "csi/csi.sock"
-        self.targets = node.directory / "kubelet/pods"
-        self.targets.mkdir(parents=True, exist_ok=True)
-        self.arguments = [
-            *("--endpoint", f"unix://{self.socket}"),
-            *("--target-root", str(self.targets.parent)),
-            *(f"--{k.replace('_', '-')}={each}" for k, each in arguments.items()),
-        ]
+        self.root = root or node.directory / "kubelet"
+        self.socket = self.root / "plugins/remora.io/csi.sock"
+        self.targets = self.root / "pods"
+        node.path(self.targets).mkdir(parents=True, exist_ok=True)
+        endpoint = ("--endpoint", f"unix://{self.socket}")
+        self.command = command or node.remora(
+            "csi", *endpoint, "--target-root", str(self.root)
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: grpc.Channel | None = None
 
@@ -62,15 +72,8 @@ class Driver:
     def start(self) -> None:
         """Start it; return when it answers."""
         assert self._process is None
-        self._process = self.node.popen(self.node.remora("csi", *self.arguments))
-        self._channel = grpc.insecure_channel(
-            f"unix:{self.socket}",
-            options=[
-                ("grpc.max_reconnect_backoff_ms", 100),
-                ("grpc.min_reconnect_backoff_ms", 50),
-                ("grpc.initial_reconnect_backoff_ms", 50),
-            ],
-        )
+        self._process = self.node.popen(self.command)
+        self._channel = channel_to(self.node.path(self.socket))
 
         def answers() -> bool:
             assert self._process.poll() is None, self.node.log_tail()
@@ -94,8 +97,10 @@ class Driver:
 
     # Calls
 
-    def begin(self, method: str, **fields: Any) -> grpc.Future:
-        """Return the call *method*, under way."""
+    def begin(
+        self, method: str, *, within_s: float = CALL_S, **fields: Any
+    ) -> grpc.Future:
+        """Return the call *method*, under way; its caller waits *within_s*."""
         service, known = next(
             (name, methods[method])
             for name, methods in package().services.items()
@@ -106,7 +111,7 @@ class Driver:
             request_serializer=known.ask.SerializeToString,
             response_deserializer=known.answer.FromString,
         )
-        return call.future(known.ask(**fields), timeout=CALL_S)
+        return call.future(known.ask(**fields), timeout=within_s)
 
     def call(self, method: str, **fields: Any) -> Any:
         """Return the answer of *method*."""
@@ -141,7 +146,7 @@ class Driver:
     def target(self, pod: str, volume: str = "data") -> Path:
         """Return where a kubelet would have the volume of *pod*; its parent exists."""
         parent = self.targets / pod / "volumes/kubernetes.io~csi" / volume
-        parent.mkdir(parents=True, exist_ok=True)
+        self.inside(parent).mkdir(parents=True, exist_ok=True)
         return parent / "mount"
 
     def publish(
