@@ -132,19 +132,22 @@ class OwnPaths:
     """
 
     def __init__(self, places: Collection[Place]) -> None:
-        self._places = [(place.device.encode(), place) for place in places]
+        self._places: dict[bytes, list[Place]] = {}
+        for place in places:
+            self._places.setdefault(place.device.encode(), []).append(place)
         # By the number of a mount: our directories in it, and where they are there.
         self._shown: dict[str, list[tuple[str, str]]] = {}
 
     def read(self, line: bytes) -> None:
         """Note the next *line* of the table; a mount comes after what it is in."""
-        for device, place in self._places:
-            fields = line.split(b" ", 5)
-            if len(fields) < 6 or fields[2] != device:
-                continue
-            root = _unescape(fields[3].decode(errors="surrogateescape"))
+        fields = line.split(b" ", 5)
+        places = self._places.get(fields[2], ()) if len(fields) > 5 else ()
+        if not places:
+            return
+        root = _unescape(fields[3].decode(errors="surrogateescape"))
+        point = _unescape(fields[4].decode(errors="surrogateescape"))
+        for place in places:
             if _is_in(place.inside, root) and len(self._shown) < _SHOWN_MAX:
-                point = _unescape(fields[4].decode(errors="surrogateescape"))
                 shown = self._shown.setdefault(fields[0].decode(), [])
                 shown.append((place.path, _moved(place.inside, root, point)))
 
