@@ -26,7 +26,8 @@ class MountEntry(NamedTuple):
     One line of mountinfo; ``root`` is the mounted path within its filesystem.
 
     Mounts of one ``peer_group`` show each other what is mounted below them; "" is none.
-    ``parent`` is the ``number`` of the mount that it is mounted in.
+    ``parent`` is the ``number`` of the mount that it is mounted in; others of the same
+    filesystem may not be ``read_only``.
     """
 
     device: str
@@ -38,6 +39,7 @@ class MountEntry(NamedTuple):
     peer_group: str = ""
     number: str = ""
     parent: str = ""
+    read_only: bool = False
 
 
 class Place(NamedTuple):
@@ -68,6 +70,7 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
             peer_group=next(groups, ""),
             number=fields[0],
             parent=fields[1],
+            read_only=fields[5].split(",", 1)[0] == "ro",
         )
 
 
