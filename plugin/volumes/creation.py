@@ -68,7 +68,7 @@ class Creation:
     def create(
         self,
         name: str,
-        options: Mapping[str, str],
+        options: Mapping[str, str] | None,
         *,
         caller_gone: CallerGone = never,
         deadline_s: float = LONG_DEADLINE_S,
@@ -78,7 +78,8 @@ class Creation:
         """
         Make the volume, or find that it exists with the same options.
 
-        *asked_bytes* and *claim* are kept in its record.
+        Without *options* (None) a volume that exists may have any: that is how Mesos
+        asks for a volume to unmount. *asked_bytes* and *claim* are kept in its record.
 
         Raises:
             InvalidRequestError: the name or an option is not valid; nothing is made.
@@ -87,8 +88,10 @@ class Creation:
 
         """
         check_name(name)
-        resolved, fill = self._understand(name, options)
-        resolved = replace(resolved, asked_bytes=asked_bytes, claim=claim)
+        resolved, fill = self._understand(name, options or {})
+        resolved = replace(
+            resolved, asked_bytes=asked_bytes, claim=claim, takes_any=options is None
+        )
         self.operations.run(
             name,
             lambda deadline: self._make(name, resolved, deadline, fill),

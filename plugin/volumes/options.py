@@ -27,7 +27,8 @@ class Resolved:
 
     ``chosen`` are the options that the request or its profile names: the others are
     defaults, or those of the volume that it copies. ``asked_bytes`` and ``claim`` are
-    a scheduler's; see `VolumeRecord`.
+    a scheduler's; see `VolumeRecord`. With ``takes_any`` a volume that exists may have
+    other options.
     """
 
     backend: Backend
@@ -36,6 +37,7 @@ class Resolved:
     chosen: dict[str, str]
     asked_bytes: int = 0
     claim: str = ""
+    takes_any: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +180,8 @@ class OptionResolver:
 
 def require_same_options(resolved: Resolved, record: VolumeRecord) -> None:
     """Raise VolumeExistsError if *resolved* asks for another volume than *record*."""
+    if resolved.takes_any:
+        return
     difference = differences(resolved.requested, _as_now(resolved, record))
     if difference:
         raise VolumeExistsError(

@@ -21,6 +21,8 @@ from tests.support.csi import (
 )
 from tests.support.hung_disk import hung
 
+# They share a node and its driver.
+pytestmark = pytest.mark.xdist_group("csi-node")
 AT_ONCE = 100
 RACES = 10
 MEMORY_MAX = 60 * 2**20

@@ -48,8 +48,8 @@ def create_app(  # noqa: C901
     def create() -> Response:
         call = wire.parse(wire.CreateCall, request.get_data())
         g.volume = call.name
-        options = allowed.checked(call.options or {})
-        creation.create(call.name, options, caller_gone=caller_gone())
+        allowed.checked(call.options or {})
+        creation.create(call.name, call.options, caller_gone=caller_gone())
         return _answer(wire.render_empty())
 
     @app.post("/VolumeDriver.Remove", endpoint="Remove")
