@@ -21,6 +21,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -185,10 +186,10 @@ class Applying:
 
     def _led_on(self, entry: Entry) -> Known | None:
         """Write what changes in *entry*'s file; return what is staged now, if any."""
-        redo = self._redo_files.write(entry, self._staged if self._limited else None)
-        if redo is None:
+        staged = self._staged if self._limited else None
+        note = partial(self._large_files.note_patched, entry, self._manifest)
+        if not self._redo_files.write(entry, staged, note):
             return None
-        self._large_files.note_patched(redo, self._manifest)
         return look_at(self._staged, entry.path)
 
     def _rename(self, name: bytes, source: int, target: int, *, is_file: bool) -> bool:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from backends.errors import BackendError
@@ -52,10 +52,6 @@ class LargeFiles:
         self.log = RangeLog(home / "ranges")
         self.bases = BaseClones(home / "bases")
         self.indexes = BlockIndexes(home / "indexes")
-
-    def base_of(self, before: Entry) -> AbstractContextManager[int | None]:
-        """Yield the file as it was searched last, open; None if that is not kept."""
-        return self.bases.opened(before.path, self.log.content_of(before))
 
     def note(
         self,
@@ -148,12 +144,12 @@ class LargeFiles:
                     if not untouched(known, os.fstat(file)):
                         self._forget(path)
 
-    def note_patched(self, redo: Redo, manifest: Manifest) -> None:
+    def note_patched(self, entry: Entry, manifest: Manifest, redo: Redo) -> None:
         """
-        Note where *redo* changes its file, of which *manifest* has what it was before.
+        Note where *redo* changes *entry*'s file, which is in *manifest* as it was.
 
-        A clone that is kept for a short time stays the one to compare with: to make a
-        new one each time would cost as much as the file has extents.
+        A clone of that is led on, too: to make a new one each time would cost as much
+        as the file has extents, and an old one differs in ever more places.
         """
         table = redo.table
         before = manifest.get(table.path)
@@ -164,8 +160,9 @@ class LargeFiles:
         beyond = (table.size, SIZE_MAX - table.size)
         changed = [*redo.ranges, *redo.holes, beyond]
         self.log.add(path, table.base, table.commit, changed)
-        if self.bases.is_young(path, content):
-            self.log.note_written(path, content, table.commit)
+        if self.bases.is_kept(path, content):
+            with optional():
+                self.bases.advance(path, content, entry.commit, redo.write_to)
 
     def prune(self, manifest: Manifest) -> None:
         """Forget the files that *manifest* does not have, or not as large ones."""

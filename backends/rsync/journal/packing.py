@@ -82,6 +82,7 @@ class Packing:
         self.reading_s = 0.0
         # Whether files were copied from the live directory.
         self.is_live = False
+        self._valid: Callable[[], bool] = lambda: True
         self._paths: Sequence[bytes] = ()
         # Of others members get to know what they hold.
         self._telling = Telling()
@@ -96,6 +97,7 @@ class Packing:
         *,
         only: Collection[bytes],
         valid: Callable[[], bool],
+        stands_still: bool = False,
     ) -> None:
         """
         Copy what leads copies from *bases* to the commit.
@@ -104,7 +106,8 @@ class Packing:
         are there already. What does not fit on the disk at once comes when members say
         that they lack it. What has changed since it was recorded is recorded as it is
         sent, and is the same commit to everybody: do this once for each, with all bases
-        that it is to be led to from.
+        that it is to be led to from. Nobody writes to what *stands_still*, as long as
+        it is *valid*.
 
         Raises:
             BackendError: a base is too old or not known; send a full one. Or the files
@@ -113,7 +116,7 @@ class Packing:
             CopyError: there is not enough space for the copies.
 
         """
-        manifest, filled = self._manifest, None
+        manifest, filled, self._valid = self._manifest, None, valid
         self._by_base = {each: wanted(manifest, each, only) for each in bases}
         every = sorted(set[bytes]().union(*self._by_base.values()))
         kept = chosen(self._known(every), self._by_base, {*only})
@@ -121,15 +124,17 @@ class Packing:
         self._paths = [path for path in every if path not in kept]
         self._ranges.plan(self._known(self._paths), self._by_base, only)
         if isinstance(self._source, Moment) and self._source.has(every):
-            self.outbox = outbox = self._source.take()
+            self.outbox, leads = self._source.take()
+            outbox = self.outbox
             with writing(outbox):
+                self._ranges.lead_on(outbox, self._commit, leads)
                 self._ranges.search(outbox, self._commit)
         else:
             self.outbox = outbox = new_outbox(self._home / OUTBOX_NAME)
             if isinstance(self._source, Path):
                 fill_from(self._source, outbox)
             else:
-                filled = self._fill(outbox, only)
+                filled = self._fill(outbox, only, stands_still=stands_still)
         self._require(valid)
         self._record(filled, only)
         if self._telling.paths:
@@ -163,14 +168,22 @@ class Packing:
             if None in self._by_base:
                 self._kept.adopt(self._live, self._manifest)
 
-    def _fill(self, outbox: Path, lacked: Collection[bytes]) -> Filled:
+    def advance_bases(self) -> None:
+        """Do what the next commit is found by, and this one is sent without."""
+        self._ranges.advance_bases(self._commit, self._valid)
+
+    def _fill(
+        self, outbox: Path, lacked: Collection[bytes], *, stands_still: bool
+    ) -> Filled:
         """
         Copy the files into *outbox*, but for large ones that are only read.
 
         If they do not all fit, the paths are those that do, *lacked* first.
         """
         with writing(outbox):
-            read = self._ranges.read(self._live, outbox, self._commit)
+            read = self._ranges.read(
+                *(self._live, outbox, self._commit), stands_still=stands_still
+            )
         done = {known.entry.path for known in read}
         to_copy = self._known(path for path in self._paths if path not in done)
         copied = portion(self._home, self._live, to_copy, lacked)
