@@ -2,16 +2,16 @@
 Leads to large files from before a moment, to which in it only little is added.
 
 To clone a file costs as much as it has extents, 50 microseconds for each, and whoever
-writes to it waits. So what has moved since the last commit is shared before; in the
-moment it is asked once more where the file is on the disk, and what is elsewhere since
-is shared, too.
+writes to it waits. So what has moved since the last commit is shared before, and in the
+moment what has moved since then. The kernel tells of that (`extent_events.py`); where
+it does not, it is asked once more for all extents, 3 microseconds for each.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,9 @@ from typing import Final
 from backends.rsync.journal.base_leads import Lead, lead_on
 from backends.rsync.journal.entries import Commit
 from backends.system import extents
+from backends.system.beneath import opened
 from backends.system.copy_file import FileCopier, clone
+from backends.system.extent_events import followed
 from backends.system.extents import Places, UntoldError
 from backends.system.ranges import Range
 
@@ -28,19 +30,33 @@ _FLAGS: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class _Early:
-    """A lead, what it has been looked at for, and where it has to be once more."""
+    """
+    A lead to the file *inode*, and the *places* that it had when it was made.
 
+    ``again`` is what has to be shared once more, None if that is not known yet.
+    """
+
+    inode: int
     lead: Lead
     places: Places
-    again: list[Range]
+    again: list[Range] | None
 
 
 class EarlyLeads:
-    """Those of files on the filesystem of *directory*."""
+    """Those of the files *inodes* on the filesystem of *directory*."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, inodes: Collection[int] = ()) -> None:
         self._directory = directory
         self._found: dict[bytes, _Early] = {}
+        self._followed = ExitStack()
+        with opened(directory) as on:
+            following = followed(inodes, on=on)
+            self._events = self._followed.enter_context(following)
+
+    def close(self) -> None:
+        """End what was begun; the leads that were taken are the callers'."""
+        self._found.clear()
+        self._followed.close()
 
     def add(self, path: bytes, file: int, *, base: int | None, content: Commit) -> None:
         """Make one to *file*, open at *path*; *base* is what it was at *content*."""
@@ -50,10 +66,14 @@ class EarlyLeads:
                 *(self._directory, path, None if base is None else content, at, file),
                 places=places,
             )
-        if lead is not None and lead.size:
+        if lead is None or not lead.size:
+            return
+        again = None
+        if self._events is None:
             again = lead.settle(file, places)
             lead.add(file, again)
-            self._found[path] = _Early(lead, places, again)
+        inode = os.fstat(file).st_ino
+        self._found[path] = _Early(inode, lead, places, again)
 
     @contextmanager
     def _based(self, file: int, base: int | None) -> Iterator[int]:
@@ -82,8 +102,18 @@ class EarlyLeads:
         lead = early.lead
         extents.share_beginning(file, lead.file)
         try:
-            lead.add(file, [*early.again, *early.places.look_again(file)])
+            lead.add(file, self._since(early, file))
         except UntoldError:
             return None
         FileCopier().copy_attributes(file, lead.file, os.fstat(file))
         return lead
+
+    def _since(self, early: _Early, file: int) -> list[Range]:
+        """Return what *file* may have elsewhere since *early*; raise UntoldError."""
+        if early.again is not None:
+            return [*early.again, *early.places.look_again(file)]
+        told = None
+        if self._events is not None and os.fstat(file).st_ino == early.inode:
+            told = self._events.changed(early.inode)
+        # Somebody has written more than the kernel keeps: nobody does now.
+        return early.lead.settle(file, early.places) if told is None else told

@@ -152,16 +152,21 @@ def _require_few(live: Path, rows: Collection[Known], *, shares_blocks: bool) ->
 
 def lead_early(live: Path, rows: Iterable[Known], kept: LargeFiles) -> EarlyLeads:
     """Return leads to the large files of *rows*; *kept* has what each was."""
-    early = EarlyLeads(live.parent)
-    with Beneath(live) as tree:
-        for entry in (known.entry for known in rows if is_large(known.entry)):
-            content = kept.log.content_of(entry)
-            with (
-                opened_file(tree, entry.path) as file,
-                kept.bases.opened(entry.path, content) as base,
-            ):
-                if file is not None:
-                    early.add(entry.path, file, base=base, content=content)
+    large = [known for known in rows if is_large(known.entry)]
+    early = EarlyLeads(live.parent, {known.inode for known in large})
+    try:
+        with Beneath(live) as tree:
+            for entry in (known.entry for known in large):
+                content = kept.log.content_of(entry)
+                with (
+                    opened_file(tree, entry.path) as file,
+                    kept.bases.opened(entry.path, content) as base,
+                ):
+                    if file is not None:
+                        early.add(entry.path, file, base=base, content=content)
+    except BaseException:
+        early.close()
+        raise
     return early
 
 

@@ -97,10 +97,17 @@ class MomentTaking:
 
     def taken(self) -> Changes:
         """Return the changes that `take` has set aside, for a record."""
+        self._end_early()
         return NOTHING if self.moment is None else self.moment.changes()
 
     def drop(self) -> None:
         """Forget what `take` has set aside, which may be of no one moment."""
         if self.moment is not None:
             self.moment.drop()
-        self.moment, self._early = None, None
+        self.moment = None
+        self._end_early()
+
+    def _end_early(self) -> None:
+        if self._early is not None:
+            self._early.close()
+        self._early = None

@@ -232,7 +232,7 @@ class RangePacking:
         search. Without it that compares with an older one.
         """
         leads, self._leads = self._leads, []
-        for lead in leads if valid() else ():
+        for lead in leads if leads and valid() else ():
             with optional():
                 self._kept.bases.advance(
                     lead.path, lead.content, commit, giving(lead, valid)
