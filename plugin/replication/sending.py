@@ -390,6 +390,7 @@ class Sending:
             "carried_bytes": step.carried[node_id],
             # So that nothing counts that was filled before it changed.
             "since": step.since,
+            "last": step.stands_still,
         }
         answer = self._peers.call(
             node_id, "commit", body, deadline_s=_COMMIT_DEADLINE_S

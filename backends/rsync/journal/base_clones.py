@@ -39,10 +39,6 @@ class BaseClones:
         with opened(self._directory.parent) as home:
             return extents.is_xfs(home) and can_share(self._directory.parent)
 
-    def is_kept(self, path: bytes, commit: Commit) -> bool:
-        """Return whether the file *path* of *commit* is kept."""
-        return self._file(path, commit).exists()
-
     def nearest(self, path: bytes, commit: Commit) -> Commit | None:
         """Return the newest commit up to *commit* of which the file is kept."""
         names = (each.name for each in self._directory.glob(f"{name_of(path)}.*"))

@@ -58,7 +58,9 @@ class EarlyLeads:
         self._found.clear()
         self._followed.close()
 
-    def add(self, path: bytes, file: int, *, base: int | None, content: Commit) -> None:
+    def add(
+        self, path: bytes, file: int, *, base: int | None, content: Commit | None
+    ) -> None:
         """Make one to *file*, open at *path*; *base* is what it was at *content*."""
         places = Places()
         with self._based(file, base) as at:

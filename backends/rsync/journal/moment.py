@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -157,13 +158,14 @@ def lead_early(live: Path, rows: Iterable[Known], kept: LargeFiles) -> EarlyLead
     try:
         with Beneath(live) as tree:
             for entry in (known.entry for known in large):
-                content = kept.log.content_of(entry)
-                with (
-                    opened_file(tree, entry.path) as file,
-                    kept.bases.opened(entry.path, content) as base,
-                ):
+                path = entry.path
+                content, _ = kept.base_for(path, kept.log.content_of(entry))
+                with opened_file(tree, path) as file, ExitStack() as stack:
+                    base = content and stack.enter_context(
+                        kept.bases.opened(path, content)
+                    )
                     if file is not None:
-                        early.add(entry.path, file, base=base, content=content)
+                        early.add(path, file, base=base, content=content)
     except BaseException:
         early.close()
         raise

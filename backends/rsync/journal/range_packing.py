@@ -279,21 +279,13 @@ class RangePacking:
     def _base(
         self, path: bytes, content: Commit
     ) -> Iterator[tuple[Commit, int | None, list[Range]]]:
-        """
-        Yield the clone that is kept, after its commit and before what changed then.
-
-        A crash may have left one of an older commit than *content*, the one that was
-        searched last.
-        """
-        kept = self._kept.bases.nearest(path, content)
-        beside: list[Range] | None = []
+        """Yield the clone that is kept, its commit before and what changed after it."""
+        kept, beside = self._kept.base_for(path, content)
         if kept is None:
             yield content, None, []
             return
-        if kept < content:
-            beside = self._kept.log.since(path, kept, content)
         with self._kept.bases.opened(path, kept) as base:
-            yield kept, base if beside is not None else None, beside or []
+            yield kept, base, beside
 
     def _ranges_of(self, path: bytes, plan: _Plan) -> list[Range] | None:
         """Return where the file has changed since the plan's base, as far as known."""

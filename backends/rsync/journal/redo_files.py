@@ -178,17 +178,17 @@ class RedoFiles:
         return fitting.fits(entry, found)
 
     def write(
-        self, entry: Entry, staged: Beneath | None, note: Callable[[Redo], None]
+        self, entry: Entry, staged: Beneath | None, note: Callable[[Redo, int], None]
     ) -> bool:
         """
         Write *entry*'s redo file into its file; return whether there is one.
 
-        *note* is called with it, as long as it is open. What an earlier run has written
-        is written once more. If *staged* is given, the file is cloned there, and
-        written to there: a volume with a limit would count what is written over until
-        it is freed. That file may not be cloned (its blocks are never copied on write,
-        or the filesystem's cannot be shared): then what is written over is not counted
-        twice either.
+        *note* is called with both, as long as they are open. What an earlier run has
+        written is written once more. If *staged* is given, the file is cloned there,
+        and written to there: a volume with a limit would count what is written over
+        until it is freed. That file may not be cloned (its blocks are never copied on
+        write, or the filesystem's cannot be shared): then what is written over is not
+        counted twice either.
         """
         if staged is not None and self._write_clone(entry, staged, note):
             return True
@@ -199,11 +199,11 @@ class RedoFiles:
             if found is None or target is None:
                 return False
             _write(entry, *found, target)
-            note(found[0])
+            note(found[0], target)
         return True
 
     def _write_clone(
-        self, entry: Entry, staged: Beneath, note: Callable[[Redo], None]
+        self, entry: Entry, staged: Beneath, note: Callable[[Redo, int], None]
     ) -> bool:
         with (
             self.opened(entry.path) as found,
@@ -220,10 +220,10 @@ class RedoFiles:
                     os.unlink(made, dir_fd=directory)
                     return False
                 _write(entry, *found, target)
+                note(found[0], target)
             finally:
                 os.close(target)
             os.rename(made, name, src_dir_fd=directory, dst_dir_fd=directory)
-            note(found[0])
         return True
 
 
