@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
+from backends.errors import RemoraError
 from backends.rsync.journal import refusals
 from backends.rsync.journal.base_leads import Lead, copy_lead, giving
 from backends.rsync.journal.block_index import Searching
@@ -238,11 +239,13 @@ class RangePacking:
         search. Without it that compares with an older one.
         """
         leads, self._leads = self._leads, []
-        for lead in leads if leads and self._valid() else ():
-            with optional():
-                self._kept.bases.advance(
-                    lead.path, lead.content, commit, giving(lead, self._valid)
-                )
+        # The commit is on its way: no error may keep anybody from waiting for that.
+        with suppress(RemoraError):
+            for lead in leads if leads and self._valid() else ():
+                with optional():
+                    self._kept.bases.advance(
+                        lead.path, lead.content, commit, giving(lead, self._valid)
+                    )
 
     def _read_through(
         self,
