@@ -14,6 +14,7 @@ from backends.errors import BackendError
 from backends.rsync.journal import base_leads, large_files
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.large_files import LargeFiles
+from backends.system import extents
 from tests.support.file_fates import LARGE, PART, SIZE
 from tests.support.journal_trees import VOLUME, carry, replicate
 from tests.support.large_files import make_home, mounted, settle, write_at
