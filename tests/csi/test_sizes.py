@@ -133,10 +133,23 @@ def test_storage_that_is_silent_is_unavailable(driver: Driver, node: Node) -> No
     asked = {"volume_id": "silent", "volume_path": str(target)}
     with hung(node, target):
         assert driver.refused("NodeGetVolumeStats", **asked)[0] == "UNAVAILABLE"
-    assert driver.refused("NodeGetVolumeStats", **asked)[0] == "UNAVAILABLE"
-    # The disk that hung lay on top of the volume; both go.
-    driver.unpublish("silent", target)
-    assert not driver.is_bound(target)
+        # The disk that hangs lies on top of the volume; both go, whoever has asked it.
+        driver.unpublish("silent", target)
+        assert not driver.is_bound(target)
+
+
+def test_the_disk_below_a_volume_is_not_taken_for_it(
+    driver: Driver, node: Node
+) -> None:
+    node.create("taken-away")
+    target = driver.target("taken-away")
+    driver.publish("taken-away", target)
+    node.run("umount", str(target))
+    asked = {"volume_id": "taken-away", "volume_path": str(target)}
+    assert driver.refused("NodeGetVolumeStats", **asked)[0] == "NOT_FOUND"
+    driver.publish("taken-away", target)
+    assert driver.is_bound(target)
+    driver.unpublish("taken-away", target)
 
 
 def test_a_daemon_that_is_away_is_unavailable(driver: Driver, node: Node) -> None:
