@@ -124,9 +124,38 @@ def groups_within(
 
 def _places(volumes: Sequence[HeldVolume]) -> list[Place]:
     """Return where the daemon mounts *volumes*."""
+    targets = {os.path.dirname(each.target) for each in volumes}
+    published = {os.path.dirname(at) for each in volumes for at in each.published}
     with open("/proc/self/mountinfo", "rb") as table:
-        paths = (at for each in volumes for at in (each.target, *each.published))
-        return places_of({os.path.dirname(path) for path in paths}, table)
+        found = places_of(targets | published, table)
+    others = [each for each in found if each.path not in targets]
+    return [*(each for each in found if each.path in targets), *_gathered(others)]
+
+
+def _gathered(places: Collection[Place]) -> list[Place]:
+    """
+    Return instead of *places* in one mount a directory that has them all.
+
+    Each line of each namespace's table is compared with each place, and a kubelet has
+    a directory for each volume of each pod.
+    """
+    groups: dict[tuple[str, str, str], list[Place]] = defaultdict(list)
+    for place in places:
+        # What both names end with lies in the mount.
+        path, inside = place.path, place.inside
+        while os.path.basename(path) and os.path.basename(path) == os.path.basename(
+            inside
+        ):
+            path, inside = os.path.dirname(path), os.path.dirname(inside)
+        groups[place.device, path, inside].append(place)
+    return [
+        Place(
+            os.path.commonpath([each.path for each in group]),
+            device,
+            os.path.commonpath([each.inside for each in group]),
+        )
+        for (device, _, _), group in groups.items()
+    ]
 
 
 def _namespaces(
