@@ -161,3 +161,21 @@ def test_a_daemon_that_is_away_is_unavailable(driver: Driver, node: Node) -> Non
     assert driver.refused("ListVolumes")[0] == "UNAVAILABLE"
     node.start()
     assert driver.call("Probe").ready.value
+
+
+def test_a_copy_that_is_too_small_is_out_of_range(driver: Driver, node: Node) -> None:
+    node.create("large")
+    target = driver.target("large")
+    driver.publish("large", target)
+    assert not fill(driver.inside(target) / "file", 20 * MIB)
+    asked = {
+        "name": "small",
+        "volume_capabilities": [mount()],
+        "volume_content_source": {"volume": {"volume_id": "large"}},
+    }
+    small = {"capacity_range": sized(4 * MIB)}
+    code, text = driver.refused("CreateVolume", **asked, **small)
+    assert (code, "'large'" in text) == ("OUT_OF_RANGE", True)
+    assert "small" not in node.names()
+    driver.call("CreateVolume", **asked, capacity_range=sized(40 * MIB))
+    driver.unpublish("large", target)
