@@ -75,6 +75,7 @@ bench: setup-bench
 	$(PYTHON) -m tests.bench.replication
 	$(PYTHON) -m tests.bench.fairness
 	$(PYTHON) -m tests.bench.watched
+	$(PYTHON) -m tests.bench.csi
 
 # A server and two nodes with kernels of their own, and a shell on them.
 lab: setup-test

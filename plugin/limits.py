@@ -47,6 +47,8 @@ OPTIONS_MAX: Final = 64
 OPTION_KEY_LENGTH_MAX: Final = 64
 OPTION_VALUE_LENGTH_MAX: Final = 4096
 MOUNT_ID_LENGTH_MAX: Final = 256
+# A scheduler's path has the names of a pod, or an allocation, and of a volume in it.
+TARGET_LENGTH_MAX: Final = 1024
 
 # How long one pass of the reconciler may take to empty the trash.
 GARBAGE_DEADLINE_S: Final = 600.0

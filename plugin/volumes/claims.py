@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
 
@@ -34,6 +34,7 @@ from plugin.volumes.creation import Creation
 from plugin.volumes.elsewhere import Elsewhere
 from plugin.volumes.options import Resolved
 from plugin.volumes.publishing import EXCLUSIVE_MODES
+from plugin.volumes.views import VolumeView
 
 log = logging.getLogger(__name__)
 _SIZE_MIN: Final = 1024**2
@@ -132,12 +133,6 @@ class Claims:
         view = views.get(name)
         record, status = view.record, view.status()
         members = ReplicationOptions.of(record.options).members
-        warnings = status.get("warnings") or []
-        fault = str(status.get("error", ""))
-        if not fault and isinstance(warnings, Sequence) and warnings:
-            fault = str(warnings[0])
-        if not fault and not views.is_healthy(record):
-            fault = "its storage does not answer"
         return Claim(
             name=record.name,
             created_at=record.created_at,
@@ -147,8 +142,27 @@ class Claims:
             exclusive=self.creation.ownership.exclusive(record),
             nodes=sorted(members),
             used=bool(view.references) or status.get("ownership") == "owned",
-            fault=fault,
+            fault=self._fault(view, status),
         )
+
+    def _fault(self, view: VolumeView, status: Mapping[str, object]) -> str:
+        """Return what is wrong with the volume, the worst first; "" if nothing is."""
+        ownership = self.creation.ownership
+        if view.published and view.ownership is not None:
+            owner = view.ownership.owner
+            if owner not in ("", ownership.own.name):
+                return f"node '{owner}' has taken it: its writers here are ended"
+            if (why := ownership.membership.fault()) and ownership.exclusive(
+                view.record
+            ):
+                return f"its writers here may stand still: {why}"
+        if error := status.get("error"):
+            return str(error)
+        warnings = status.get("warnings")
+        if isinstance(warnings, Sequence) and warnings:
+            return str(warnings[0])
+        healthy = self.creation.views.is_healthy(view.record)
+        return "" if healthy else "its storage does not answer"
 
     def all(self) -> list[Claim]:
         """Return every volume, the oldest first; what cannot be read is left out."""

@@ -65,12 +65,14 @@ class Publications:
         self._lock = lock
         self._boot_id = boot_id
         self._all: dict[str, Publication] = {}
+        # The same by volume, of which there may be many.
+        self._of: dict[str, dict[str, Publication]] = {}
         self._since_s: dict[str, float] = {}
-        for target, value in connection.execute(
-            "SELECT target, value FROM publications WHERE boot_id = ?", (boot_id,)
+        for (value,) in connection.execute(
+            "SELECT value FROM publications WHERE boot_id = ?", (boot_id,)
         ):
             try:
-                self._all[target] = from_json(value, Publication)
+                self._know(from_json(value, Publication))
             except msgspec.MsgspecError:
                 continue  # its volume stays mounted until nobody has it
 
@@ -80,11 +82,11 @@ class Publications:
 
     def of(self, volume_id: str) -> list[Publication]:
         """Return those of a volume."""
-        return [each for each in [*self._all.values()] if each.volume_id == volume_id]
+        return [*self._of.get(volume_id, {}).values()]
 
     def volumes(self) -> set[str]:
         """Return the ids of the volumes that are published."""
-        return {each.volume_id for each in [*self._all.values()]}
+        return {*self._of}
 
     def paths(self, volume_id: str) -> list[str]:
         """Return the paths that show the volume by our own doing."""
@@ -97,7 +99,7 @@ class Publications:
         return clock.boottime_s() - max(since_s, default=-math.inf)
 
     def put(self, publication: Publication) -> None:
-        """Keep *publication*, durably; in place of what is at its target."""
+        """Keep *publication*, durably; nothing is at its target."""
         value = msgspec.json.encode(publication)
         with self._lock:
             with self._durably() as connection:
@@ -105,10 +107,10 @@ class Publications:
                     "DELETE FROM publications WHERE boot_id != ?", (self._boot_id,)
                 )
                 connection.execute(
-                    "INSERT OR REPLACE INTO publications VALUES (?, ?, ?)",
+                    "INSERT INTO publications VALUES (?, ?, ?)",
                     (publication.target, self._boot_id, value),
                 )
-            self._all[publication.target] = publication
+            self._know(publication)
             self._since_s[publication.target] = clock.boottime_s()
 
     def drop(self, target: str) -> None:
@@ -120,8 +122,16 @@ class Publications:
                 connection.execute(
                     "DELETE FROM publications WHERE target = ?", (target,)
                 )
-            del self._all[target]
+            gone = self._all.pop(target)
+            left = self._of[gone.volume_id]
+            del left[target]
+            if not left:
+                del self._of[gone.volume_id]
             self._since_s.pop(target, None)
+
+    def _know(self, publication: Publication) -> None:
+        self._all[publication.target] = publication
+        self._of.setdefault(publication.volume_id, {})[publication.target] = publication
 
     @contextmanager
     def _durably(self) -> Iterator[sqlite3.Connection]:

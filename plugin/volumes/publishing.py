@@ -33,7 +33,7 @@ from plugin.errors import (
 )
 from plugin.limits import LONG_DEADLINE_S, SHORT_DEADLINE_S
 from plugin.logs import fields
-from plugin.model import VolumeRecord, check_mount_id, check_name
+from plugin.model import VolumeRecord, check_name
 from plugin.ownership.parts import Asking
 from plugin.ownership.wishes import Wish
 from plugin.volumes.mounting import Mounting
@@ -41,7 +41,7 @@ from plugin.volumes.publications import Publication, Publications
 
 log = logging.getLogger(__name__)
 # What a wish may take of the time of a call; the owner looks for wishes all the time.
-_ASK_SHARE: Final = 0.3
+_ASK_SHARE: Final = 0.6
 # The numbers of CSI's access modes. Source: csi.v1, VolumeCapability.AccessMode.
 _WRITER, _ONE_WRITER, _MANY_WRITERS = 1, 6, 7
 _ANY_NODE: Final = 5
@@ -89,7 +89,6 @@ class Publishing:
 
         """
         check_name(wanted.name)
-        check_mount_id(wanted.target)
         path = _real(wanted.target, wanted.root)
         try:
             self.mounting.operations.run(
@@ -109,13 +108,11 @@ class Publishing:
             BackendError, DeadlineError, StoreError: as they say.
 
         """
-        check_mount_id(target)
         path = _real(target, root)
         publication = self.publications.at(target)
         record = self._published(publication, name)
-        # Without a record its name is the lock of what is under way for it.
         self.mounting.operations.run(
-            record.name if record else check_name(name),
+            record.name if record else target,
             lambda _: self._unpublish(record, target, path, Path(root)),
             deadline_s=wait_s,
         )

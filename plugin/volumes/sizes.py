@@ -34,7 +34,7 @@ from plugin.volumes.publications import Publications
 from plugin.volumes.views import VolumeViews
 
 # Storage that hangs lets whoever looks at it hang.
-_LOOK_S: Final = 5.0
+_LOOK_S: Final = 3.0
 
 
 class Sized(msgspec.Struct, frozen=True, kw_only=True):

@@ -80,7 +80,9 @@ def test_what_can_never_be_published(
 def test_a_target_outside_of_the_roots_is_refused(driver: Driver, node: Node) -> None:
     node.create("outside")
     root = driver.root
-    for path in (f"{root}/../x", str(root), f"{root}//x", f"{root}/./x", f"{root}x"):
+    long = f"{root}/{'x' * 1024}"
+    dotted = (f"{root}/../x", f"{root}//x", f"{root}/./x")
+    for path in (*dotted, str(root), f"{root}x", long):
         asked = published("outside", Path("/")) | {"target_path": path}
         assert driver.refused("NodePublishVolume", **asked)[0] == "INVALID_ARGUMENT"
 
@@ -142,6 +144,7 @@ def test_what_is_not_there_is_not_found(driver: Driver, node: Node) -> None:
 def test_what_nobody_knows_is_unpublished(driver: Driver, node: Node) -> None:
     driver.unpublish("nobody", driver.target("nobody"))
     driver.unpublish("nobody", driver.targets / "no/such/place")
+    driver.unpublish("no/name", driver.target("nobody"))
     node.create("elsewhere")
     left = driver.target("elsewhere")
     left.mkdir()

@@ -10,6 +10,7 @@ import pytest
 
 from tests.protocol.node import Node, wait_until
 from tests.support.csi import Driver, mount, published
+from tests.support.hung_disk import hung
 from tests.support.tuning import tuned
 
 MIB = 2**20
@@ -121,6 +122,19 @@ def test_what_no_pool_has(driver: Driver) -> None:
     driver.call("CreateVolume", **asked, capacity_range=sized(MIB))
     more = {"volume_id": "huge", "capacity_range": sized(POOL_SIZE * 2)}
     assert driver.refused("ControllerExpandVolume", **more)[0] == "OUT_OF_RANGE"
+
+
+def test_storage_that_is_silent_is_unavailable(driver: Driver, node: Node) -> None:
+    node.create("silent")
+    target = driver.target("silent")
+    driver.publish("silent", target)
+    asked = {"volume_id": "silent", "volume_path": str(target)}
+    with hung(node, target):
+        assert driver.refused("NodeGetVolumeStats", **asked)[0] == "UNAVAILABLE"
+    assert driver.refused("NodeGetVolumeStats", **asked)[0] == "UNAVAILABLE"
+    # The disk that hung lay on top of the volume; both go.
+    driver.unpublish("silent", target)
+    assert not driver.is_bound(target)
 
 
 def test_a_daemon_that_is_away_is_unavailable(driver: Driver, node: Node) -> None:

@@ -133,7 +133,7 @@ def test_the_new_node_publishes_before_the_old_one_unpublishes(
 
     container.kill()
     container.wait()
-    beta.driver.call("NodePublishVolume", **asked)
+    beta.driver.call_at_last("NodePublishVolume", **asked)
     assert (beta.driver.inside(new) / "file").read_text() == "kept"
     # Nothing can be started there with an empty directory.
     assert not alpha.driver.is_bound(old)
@@ -172,6 +172,9 @@ def test_a_dead_nodes_volume_is_taken_over(sides: tuple[Side, Side]) -> None:
 
     alpha.owner.start()
     alpha.driver.start()
+    stats = {"volume_id": "lost", "volume_path": str(old)}
+    told = alpha.driver.call("NodeGetVolumeStats", **stats).volume_condition
+    assert (told.abnormal, "'beta' has taken it" in told.message) == (True, True)
     wait_until(lambda: writer.poll() is not None, "it is ended", timeout_s=WAIT_S)
     assert own.read_text() == before
     assert bystander.poll() is None

@@ -8,11 +8,11 @@ import msgspec
 from flask import Flask, Response, g
 
 from plugin.api.admin.bodies import answer, read_body
-from plugin.limits import LONG_DEADLINE_S, MOUNT_ID_LENGTH_MAX
+from plugin.limits import LONG_DEADLINE_S, TARGET_LENGTH_MAX
 from plugin.volumes.publishing import Publishing, Wanted
 
 _Path = Annotated[
-    str, msgspec.Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=MOUNT_ID_LENGTH_MAX)
+    str, msgspec.Meta(pattern=r"\A/[^\x00-\x1f\x7f]*\Z", max_length=TARGET_LENGTH_MAX)
 ]
 _Wait = Annotated[float, msgspec.Meta(gt=0, le=LONG_DEADLINE_S)]
 _Text = Annotated[
@@ -47,7 +47,7 @@ def add_publishing(app: Flask, publishing: Publishing) -> None:
     @app.post("/v1/published", endpoint="publish")
     def publish() -> Response:
         call = read_body(PublishRequest)
-        g.volume, g.mount_id = call.name, call.target
+        g.volume = call.name
         wanted = Wanted(
             call.name, call.target, call.root, call.mode, call.read_only, call.user
         )
@@ -57,6 +57,6 @@ def add_publishing(app: Flask, publishing: Publishing) -> None:
     @app.delete("/v1/published", endpoint="unpublish")
     def unpublish() -> Response:
         call = read_body(UnpublishRequest)
-        g.volume, g.mount_id = call.name, call.target
+        g.volume = call.name
         publishing.unpublish(call.name, call.target, call.root, wait_s=call.wait_s)
         return answer({"unpublished": call.target})

@@ -20,8 +20,6 @@ from plugin.model import NAME_PATTERN
 _CAPABILITIES: Final = (1, 3, 4, 5, 6, 7, 9, 11, 12, 13)
 _CLAIM: Final = ("csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pvc/name")
 _ENFORCE: Final = "enforceSize"
-# What a volume's context says, and a class does not.
-_CONTEXT: Final = ("claim", "sizeEnforced")
 
 
 class ControllerService:
@@ -229,7 +227,7 @@ class ControllerService:
 
 def _options(parameters: Mapping[str, str]) -> tuple[dict[str, str], bool]:
     """Return the volume's options in *parameters*, and if a size has to be held."""
-    options = {k: v for k, v in own(parameters).items() if k not in _CONTEXT}
+    options = own(parameters)
     enforce = options.pop(_ENFORCE, "false")
     if enforce not in ("true", "false"):
         raise invalid(f"{_ENFORCE} is true or false, not '{enforce[:32]}'")

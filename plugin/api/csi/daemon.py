@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
+from plugin.api.csi.errors import CsiError
+from plugin.limits import SHORT_DEADLINE_S
+
 # The daemon has fewer threads for its control socket, and people use some of them.
 _CALLS_MAX: Final = 16
 # What a scheduler waits for a call at most, whatever it says: Swarm asks one volume
@@ -14,6 +17,8 @@ _CALLS_MAX: Final = 16
 WAIT_S: Final = 10.0
 _ANSWER_S: Final = 0.5
 _SHORTEST_S: Final = 1.0
+# The daemon ends each call before that, with an error that says more.
+_DAEMON_S: Final = SHORT_DEADLINE_S + 10
 
 
 class Calls(Protocol):
@@ -48,8 +53,14 @@ class Daemon:
         client = getattr(self._local, "client", None)
         if client is None:
             client = self._local.client = self._connect()
-        with self._room:
-            return client.call(method, path, body)
+        if not self._room.acquire(timeout=WAIT_S):
+            raise CsiError(
+                "volume-busy", f"{_CALLS_MAX} calls are under way already", hint="retry"
+            )
+        try:
+            return client.call(method, path, body, read_timeout_s=_DAEMON_S)
+        finally:
+            self._room.release()
 
     def node_name(self) -> str:
         """Return what the daemon's node is called."""
