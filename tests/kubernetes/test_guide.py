@@ -112,42 +112,6 @@ def _pod(cluster: Cluster) -> str:
     return str(found["metadata"]["name"]) if found else ""
 
 
-@pytest.mark.printed("kubernetes.md", "Snapshots, and a backup of a claim")
-def test_what_is_applied_for_snapshots(kubectl: Kubectl, printed: Printed) -> None:
-    kind = {"plural": "volumesnapshotclasses", "kind": "VolumeSnapshotClass"}
-    kubectl.write("crd.yaml", json.dumps(_definition(**kind)))
-    kubectl.type("kubectl apply -f crd.yaml")
-    kubectl.type("kubectl wait --for condition=established -f crd.yaml")
-    kubectl.type(printed.take().text)
-    assert "remora.io" in kubectl.type("kubectl get volumesnapshotclass -o yaml")
-    kubectl.type("kubectl delete -f deploy/kubernetes/snapshots.yaml")
-
-
-def _definition(*, plural: str, kind: str) -> dict[str, Any]:
-    """Return a kind of which the server knows no more than its name."""
-    group = "snapshot.storage.k8s.io"
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {
-        "name": "v1",
-        "served": True,
-        "storage": True,
-        "schema": {"openAPIV3Schema": anything},
-    }
-    # Groups of Kubernetes' own have to say that somebody has looked at them.
-    approved = {"api-approved.kubernetes.io": "https://github.com/kubernetes"}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}", "annotations": approved},
-        "spec": {
-            "group": group,
-            "scope": "Cluster",
-            "names": {"plural": plural, "kind": kind, "singular": kind.lower()},
-            "versions": [version],
-        },
-    }
-
-
 @pytest.mark.printed("kubernetes.md", "In a DaemonSet")
 def test_the_image_of_the_daemon_set(
     cluster: Cluster, kubectl: Kubectl, printed: Printed
