@@ -19,6 +19,9 @@ SHORT_DEADLINE_S: Final = 50.0
 OPERATIONS_MAX: Final = 48
 CALLS_MAX: Final = 256
 SERVER_THREADS: Final = 288
+# They are started when calls need them. These are there from the start, and stay: they
+# answer also where the machine has no thread left.
+SERVER_THREADS_KEPT: Final = 4
 # Of these calls, how many may wait for storage, etcd or a node that does not answer
 # yet, and how many of them try again at once: in all, and for the same answer.
 WAITING_MAX: Final = 128

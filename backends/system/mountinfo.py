@@ -39,6 +39,10 @@ class MountEntry(NamedTuple):
     number: str = ""
     parent: str = ""
 
+    def inside(self, path: object) -> str:
+        """Return *path*, which lives on this mount, as it is within the filesystem."""
+        return _moved(str(path), self.mount_point, self.root)
+
 
 class Place(NamedTuple):
     """The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``."""
@@ -139,6 +143,8 @@ class OwnPaths:
     def read(self, line: bytes) -> None:
         """Note the next *line* of the table; a mount comes after what it is in."""
         for device, place in self._places:
+            if device not in line:
+                continue  # most are of others, and to split them all takes its time
             fields = line.split(b" ", 5)
             if len(fields) < 6 or fields[2] != device:
                 continue

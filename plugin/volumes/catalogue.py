@@ -145,6 +145,9 @@ class Catalogue:
         """
         Delete the record, and do *also* in the same transaction.
 
+        Alone, the power may bring the record back, in its phase: what was begun is
+        undone, or finished, once more.
+
         Raises:
             ChangedError: somebody else changed it since it was read.
 
@@ -152,7 +155,7 @@ class Catalogue:
         key = _PREFIX + stored.record.name
         if not self._store.transact(
             [Compare(key, stored.revision), *also.conditions],
-            [Delete(key), *also.operations],
+            [Delete(key, repeatable=True), *also.operations],
         ).succeeded:
             raise _changed(stored.record.name)
 

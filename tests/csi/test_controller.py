@@ -9,6 +9,8 @@ import pytest
 from tests.protocol.node import Node
 from tests.support.csi import WRITER, Driver, mount
 
+# They share a node and its driver.
+pytestmark = pytest.mark.xdist_group("csi-controller")
 MIB = 2**20
 LONGEST = "n" * 128
 

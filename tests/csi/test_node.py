@@ -20,6 +20,8 @@ from tests.support.csi import (
     published,
 )
 
+# They share a node and its driver.
+pytestmark = pytest.mark.xdist_group("csi-node")
 AT_ONCE = 100
 MEMORY_MAX = 60 * 2**20
 POD = {

@@ -13,6 +13,8 @@ from tests.support.csi import Driver, mount, published
 from tests.support.hung_disk import hung
 from tests.support.tuning import tuned
 
+# They share a node and its driver.
+pytestmark = pytest.mark.xdist_group("csi-sizes")
 MIB = 2**20
 POOL_SIZE = 320 * MIB
 
