@@ -23,7 +23,7 @@ import msgspec
 from backends.base import LineText
 from backends.system import clock
 from backends.system.decoding import from_json
-from plugin.errors import RecordsError
+from plugin.errors import PublishedOtherwiseError, RecordsError
 from plugin.model import VolumeId
 
 MIGRATION: Final = """
@@ -88,10 +88,6 @@ class Publications:
         """Return the ids of the volumes that are published."""
         return {*self._of}
 
-    def paths(self, volume_id: str) -> list[str]:
-        """Return the paths that show the volume by our own doing."""
-        return sorted(each.path for each in self.of(volume_id))
-
     def age_s(self, volume_id: str) -> float:
         """Return how long ago this process has published the volume last."""
         targets = [each.target for each in self.of(volume_id)]
@@ -99,15 +95,26 @@ class Publications:
         return clock.boottime_s() - max(since_s, default=-math.inf)
 
     def put(self, publication: Publication) -> None:
-        """Keep *publication*, durably; nothing is at its target."""
+        """
+        Keep *publication*, durably.
+
+        Raises:
+            PublishedOtherwiseError: another one is at its path: it came meanwhile.
+            RecordsError: it cannot be kept.
+
+        """
         value = msgspec.json.encode(publication)
         with self._lock:
+            if any(each.path == publication.path for each in self._all.values()):
+                raise PublishedOtherwiseError(
+                    f"{publication.target} shows another volume"
+                )
             with self._durably() as connection:
                 connection.execute(
                     "DELETE FROM publications WHERE boot_id != ?", (self._boot_id,)
                 )
                 connection.execute(
-                    "INSERT INTO publications VALUES (?, ?, ?)",
+                    "INSERT OR REPLACE INTO publications VALUES (?, ?, ?)",
                     (publication.target, self._boot_id, value),
                 )
             self._know(publication)
