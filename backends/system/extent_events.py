@@ -30,6 +30,10 @@ _EVENTS: Final = (
     "xfs_bmap_pre_update",
     "xfs_bmap_post_update",
 )
+# What gives a file all the extents of another one at once: all of it has moved.
+_EXCHANGED: Final = "xfs_swap_extent_before"
+# A new instance has the options of the machine's own: what is lost would not be counted.
+_OPTIONS: Final = ("overwrite", "nopause-on-trace")
 _PREFIX: Final = "remora."
 # For each processor: four thousand events, which is more than moves in a second.
 _BUFFER_KIB: Final = 512
@@ -41,9 +45,11 @@ _READ_BYTES: Final = 1 << 20
 _READ_BYTES_MAX: Final = 64 << 20
 # How many there are, and were. What was lost would be missing.
 _COUNTS: Final = re.compile(rb"entries-in-buffer/entries-written: (\d+)/(\d+)")
-# Older kernels tell decimal numbers, of an "offset".
+# Older kernels tell decimal numbers, of an "offset". Before all of it stands the name of
+# a thread, which may be anything.
 _EVENT: Final = re.compile(
-    rb" ino 0x([0-9a-f]+) .* (?:fileoff 0x([0-9a-f]+)|offset (\d+)) "
+    rb".*: dev \d+:\d+ ino 0x([0-9a-f]+) .* "
+    rb"(?:fileoff 0x([0-9a-f]+)|offset (\d+)) "
     rb"(?:startblock|block) \S+ (?:fsbcount 0x([0-9a-f]+)|count (\d+)) "
 )
 
@@ -51,18 +57,27 @@ _EVENT: Final = re.compile(
 class ExtentEvents:
     """What is told of the inodes of a device; see `followed`."""
 
-    def __init__(self, instance: int, block_bytes: int) -> None:
+    def __init__(
+        self, instance: int, inodes: Collection[int], block_bytes: int
+    ) -> None:
         self._instance = instance
+        self._inodes = inodes
         self._block_bytes = block_bytes
 
     def changed(self, inode: int) -> list[Range] | None:
         """
         Return where extents of a file have changed since it was begun to be followed.
 
-        None says that the kernel has forgotten some of it.
+        None says that the kernel has forgotten some of it, or was not asked.
         """
-        content = _read(self._instance, b"trace")
+        try:
+            content = _read(self._instance, b"trace")
+        except OSError:
+            return None
         counts = _COUNTS.search(content)
+        is_whole = len(content) < _READ_BYTES_MAX
+        if inode not in self._inodes or not is_whole:
+            return None
         if counts is None or counts[1] != counts[2]:
             return None
         ranges: list[Range] = []
@@ -90,17 +105,24 @@ def followed(inodes: Collection[int], *, on: int) -> Iterator[ExtentEvents | Non
             with suppress(OSError):
                 instance = stack.enter_context(_instance())
                 _follow(instance, inodes, os.fstat(on).st_dev)
-                events = ExtentEvents(instance, os.fstatvfs(on).f_bsize)
+                block_bytes = os.fstatvfs(on).f_bsize
+                events = ExtentEvents(instance, inodes, block_bytes)
         yield events
 
 
 def _follow(instance: int, inodes: Collection[int], device: int) -> None:
     number = os.major(device) << 20 | os.minor(device)
     these = " || ".join(f"ino == {each}" for each in inodes)
-    wanted = f"dev == {number} && bmap_state < {_OTHER_FORKS} && ({these})"
+    wanted = f"dev == {number} && ({these})"
+    content = f"bmap_state < {_OTHER_FORKS} && {wanted}"
     _write(instance, "buffer_size_kb", str(_BUFFER_KIB))
-    for each in _EVENTS:
-        _write(instance, f"events/xfs/{each}/filter", wanted)
+    for each in _OPTIONS:
+        _write(instance, "trace_options", each)
+    for each, filtered in (
+        *dict.fromkeys(_EVENTS, content).items(),
+        (_EXCHANGED, wanted),
+    ):
+        _write(instance, f"events/xfs/{each}/filter", filtered)
         _write(instance, f"events/xfs/{each}/enable", "1")
 
 
