@@ -32,7 +32,7 @@ _EVENTS: Final = (
 )
 # What gives a file all the extents of another one at once: all of it has moved.
 _EXCHANGED: Final = "xfs_swap_extent_before"
-# A new instance has the options of the machine's own: what is lost would not be counted.
+# A new instance has the options of the machine's own: not all that is lost is counted.
 _OPTIONS: Final = ("overwrite", "nopause-on-trace")
 _PREFIX: Final = "remora."
 # For each processor: four thousand events, which is more than moves in a second.
@@ -45,8 +45,8 @@ _READ_BYTES: Final = 1 << 20
 _READ_BYTES_MAX: Final = 64 << 20
 # How many there are, and were. What was lost would be missing.
 _COUNTS: Final = re.compile(rb"entries-in-buffer/entries-written: (\d+)/(\d+)")
-# Older kernels tell decimal numbers, of an "offset". Before all of it stands the name of
-# a thread, which may be anything.
+# Older kernels tell decimal numbers, of an "offset". Before all of it comes what a
+# thread calls itself, which may be anything.
 _EVENT: Final = re.compile(
     rb".*: dev \d+:\d+ ino 0x([0-9a-f]+) .* "
     rb"(?:fileoff 0x([0-9a-f]+)|offset (\d+)) "
@@ -113,16 +113,14 @@ def followed(inodes: Collection[int], *, on: int) -> Iterator[ExtentEvents | Non
 def _follow(instance: int, inodes: Collection[int], device: int) -> None:
     number = os.major(device) << 20 | os.minor(device)
     these = " || ".join(f"ino == {each}" for each in inodes)
-    wanted = f"dev == {number} && ({these})"
-    content = f"bmap_state < {_OTHER_FORKS} && {wanted}"
+    about = f"dev == {number} && ({these})"
+    filters = dict.fromkeys(_EVENTS, f"bmap_state < {_OTHER_FORKS} && {about}")
+    filters[_EXCHANGED] = about
     _write(instance, "buffer_size_kb", str(_BUFFER_KIB))
     for each in _OPTIONS:
         _write(instance, "trace_options", each)
-    for each, filtered in (
-        *dict.fromkeys(_EVENTS, content).items(),
-        (_EXCHANGED, wanted),
-    ):
-        _write(instance, f"events/xfs/{each}/filter", filtered)
+    for each, wanted in filters.items():
+        _write(instance, f"events/xfs/{each}/filter", wanted)
         _write(instance, f"events/xfs/{each}/enable", "1")
 
 

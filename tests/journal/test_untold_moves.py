@@ -14,9 +14,10 @@ import pytest
 from backends.rsync.journal.base_leads import copy_lead
 from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.journal import EVERYTHING, Journal
-from backends.system import extent_events, libc
+from backends.system import extent_events, extent_events_check, libc
 from backends.system.beneath import Beneath
 from backends.system.extent_events import followed
+from backends.system.extent_events_check import all_is_told
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
 from tests.support.large_files import make_home
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
@@ -78,7 +79,7 @@ def test_the_extents_of_another_file(disk: Path, file: int) -> None:
     donor.write_bytes((disk / "file").read_bytes())
     early = EarlyLeads(disk, {os.fstat(file).st_ino})
     early.add(b"file", file, base=None, content=None)
-    command = ["xfs_io", "-c", f"swapext {donor}", disk / "file"]
+    command = ["xfs_io", "-c", f"swapext {donor}", str(disk / "file")]
     subprocess.run(command, check=True, timeout=10)
     os.pwrite(file, b"x" * BLOCK, 3 * BLOCK)
     lead = early.take(b"file", file)
@@ -119,7 +120,7 @@ def test_what_is_dropped_is_known(
     """Whatever the machine's own tracing does when its buffers are full."""
     inode = os.fstat(file).st_ino
     monkeypatch.setattr(extent_events, "_BUFFER_KIB", 4)
-    command = ["mount", "-t", "tracefs", "none", disk / "tracing"]
+    command = ["mount", "-t", "tracefs", "none", str(disk / "tracing")]
     (disk / "tracing").mkdir()
     subprocess.run(command, check=True, timeout=10)
     overwrite = disk / "tracing/options/overwrite"
@@ -153,3 +154,39 @@ def test_who_was_not_followed_is_not_told_of(file: int) -> None:
     with followed({1}, on=file) as events:
         assert events is not None
         assert events.changed(os.fstat(file).st_ino) is None
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extent_events_check, "_told", {})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("lacking", extent_events._EVENTS)
+def test_a_kernel_that_tells_less_is_found_out(
+    disk: Path,
+    lacking: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left = [each for each in extent_events._EVENTS if each != lacking]
+    monkeypatch.setattr(extent_events, "_EVENTS", left)
+    assert not all_is_told(disk)
+    assert not all_is_told(disk)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_this_kernel_tells_all(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all_is_told(disk)
+    monkeypatch.setattr(extent_events_check, "_untold", None)
+    assert all_is_told(disk)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_where_nothing_can_be_tried_nothing_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not all_is_told(Path("/proc"))
+    monkeypatch.setattr(extent_events, "_EVENTS", ["no_such_event"])
+    assert not all_is_told(tmp_path)
