@@ -20,7 +20,14 @@ from typing import Final
 from backends.system import libc
 from backends.system.copy_file import clone_range
 from backends.system.extent_maps import Extent, differently_placed
-from backends.system.ranges import BLOCK_BYTES, Range, differing, joined
+from backends.system.ranges import (
+    BLOCK_BYTES,
+    Range,
+    differing,
+    joined,
+    merged,
+    whole_blocks,
+)
 
 # Source: include/uapi/linux/magic.h.
 FILESYSTEM_TYPE: Final = 0x5846_5342
@@ -171,7 +178,8 @@ def share_moved(
     """
     try:
         share_beginning(source, into)
-        moved = moved_ranges(base, source, places)
+        found = moved_ranges(base, source, places)
+        moved = None if found is None else merged(whole_blocks(found))
         share(source, into, moved or ())
     except OSError as error:
         if error.errno not in _NOT_SHARED:

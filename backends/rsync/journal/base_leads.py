@@ -91,15 +91,20 @@ class Lead:
         )
 
     def add(self, source: int, ranges: Iterable[Range]) -> None:
-        """Share *ranges* of the open *source*, too, if that is not so already."""
+        """Share of *ranges* what the open *source* has elsewhere than this, or base."""
         size = os.fstat(source).st_size
         os.ftruncate(self.file, size)
         wanted = merged(cut(whole_blocks(ranges), size))
-        lacked = list[Range]()
-        for is_here, each in split(wanted, self.moved):
-            is_ours = is_here and not extents.moved_within(self.file, source, [each])
-            lacked += [] if is_ours else [each]
+        lacked = [
+            found
+            for is_here, each in split(wanted, self.moved)
+            for found in extents.moved_within(
+                self.file if is_here else self.base, source, [each]
+            )
+        ]
+        lacked = merged(whole_blocks(lacked))
         extents.share(source, self.file, lacked)
+        os.ftruncate(self.file, size)
         self.moved = merged([*self.moved, *lacked])
 
 

@@ -163,7 +163,9 @@ class LargeFiles:
         # A commit since the base may have had more beyond the end than the base.
         beyond = (table.size, SIZE_MAX - table.size)
         changed = [*redo.ranges, *redo.holes, beyond]
-        self.log.add(path, table.base, table.commit, changed)
+        # Up to the base it was as it had been written last.
+        since = min(table.base, before.entry.commit)
+        self.log.add(path, since, table.commit, changed)
         if not advance:
             return
         with optional():
