@@ -20,7 +20,8 @@ setup-bench:
 
 # A test waits for daemons, kernels and leases more than it computes: more workers than
 # processors. They begin in the order of tests/support/order.py.
-PYTEST := $(PYTHON) -m pytest --dist loadgroup --no-loadscope-reorder
+DISTRIBUTION := --dist loadgroup --no-loadscope-reorder
+PYTEST := $(PYTHON) -m pytest $(DISTRIBUTION)
 WORKERS := 6
 
 # While writing: what needs no engine, no lab and no cluster of daemons.
@@ -29,7 +30,7 @@ check: setup-test lint
 
 test:
 	$(MAKE) -j 2 lint compiled
-	$(PYTEST) -n $(WORKERS) -m "not long" --durations=50 --durations-min=3
+	$(PYTHON) -m tests.gate $(DISTRIBUTION) -n $(WORKERS) -m "not long" --durations=50 --durations-min=3
 
 # Tests and daemons find compiled what one of them has imported. To compile all tests takes
 # a processor eight seconds, and each worker would: the one without types to check does it.

@@ -19,6 +19,7 @@ from backends.system.clock import Deadline
 from plugin.engine.engine_api import EngineApi
 from plugin.engine.local_volumes import hidden, local_volumes
 from plugin.engine.starter import ContainerStarter
+from plugin.errors import EngineError
 
 log = logging.getLogger(__name__)
 # Volumes are asked for at every third look.
@@ -68,13 +69,20 @@ class EngineWatch:
         Look once.
 
         Raises:
-            EngineError: the engine does not answer.
+            EngineError: the engine does not answer, or does not run, and there is a
+                starter.
             StoreError: the names of our volumes are not known.
 
         """
         if not _runs(self._socket):
             self._hidden = []
-            return
+            if self._starter is None:
+                return
+            raise EngineError(
+                f"no Docker runs at {self._socket}: no process has the number in "
+                f"{_pid_file(self._socket)}, and start_containers starts nothing",
+                hint="with another --pidfile of dockerd, give its default",
+            )
         if self._volumes_due.passed():
             self._hidden = hidden(self._names(), local_volumes(self._engine))
             self._volumes_due = Deadline(_LOOKS * self._interval_s)
@@ -105,7 +113,11 @@ class EngineWatch:
 def _runs(socket: Path) -> bool:
     """Return whether a dockerd serves *socket*, by the pid file beside it."""
     try:
-        pid = int(socket.with_name("docker.pid").read_text("ascii"))
+        pid = int(_pid_file(socket).read_text("ascii"))
     except (OSError, ValueError):
         return False
     return Path(f"/proc/{pid}").exists()
+
+
+def _pid_file(socket: Path) -> Path:
+    return socket.with_name("docker.pid")

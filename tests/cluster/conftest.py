@@ -44,7 +44,7 @@ def prefix() -> str:
 def members(server: etcd.Cluster, prefix: str, tmp_path: Path) -> Iterator[Members]:
     """Yield a cluster without members yet; each of them will have its own mirror."""
     server.heal()
-    settings = EtcdSettings(server.endpoints, prefix=prefix, call_deadline_s=2.0)
+    settings = EtcdSettings(server.endpoints, prefix=prefix, call_deadline_s=20.0)
     numbers = itertools.count()
 
     def open_store() -> MirrorStore:

@@ -23,6 +23,7 @@ from plugin.store.etcd.store import EtcdStore, Snapshot
 from plugin.store.mirror import MirrorStore
 from plugin.store.mirror_file import MirrorFile
 from plugin.store.mirrored import MirroredRecords
+from tests.support.chance import seed
 from tests.support.etcd import wait_until
 from tests.support.mirrors import WITHIN_S, MirrorBench, facts, keys, put
 
@@ -112,13 +113,12 @@ def test_who_is_refused_sees_why(mirrors: MirrorBench) -> None:
 def test_eight_threads_read_what_they_wrote(mirrors: MirrorBench) -> None:
     """And in the end mirror, file and etcd hold the same, under faults of the watch."""
     mirror, other = mirrors.ready(), mirrors.etcd()
-    seed = random.randrange(2**32)
-    print("seed", seed)
+    drawn = seed()
     faults: list[str] = []
     stop = threading.Event()
 
     def work(number: int) -> None:
-        chance = random.Random(seed + number)
+        chance = random.Random(drawn + number)
         try:
             for step in range(60):
                 act(mirror, chance, own=f"own/{number}/", step=step)
@@ -127,7 +127,7 @@ def test_eight_threads_read_what_they_wrote(mirrors: MirrorBench) -> None:
 
     def disturb() -> None:
         """Another node, which writes the same shared keys."""
-        chance = random.Random(seed - 1)
+        chance = random.Random(drawn - 1)
         while not stop.is_set():
             other.transact([], [change(chance, "shared/")])
             if chance.random() < 0.2:

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.xdist_group("etcd")
 
 
 def test_reads_go_on_without_etcd_and_across_a_restart(mirrors: MirrorBench) -> None:
+    mirrors.call_deadline_s = 2.0  # calls that nobody will answer
     mirror = mirrors.ready()
     put(mirror, "ours")
     put(mirrors.etcd(), "theirs")

@@ -2,15 +2,14 @@
 SIGKILL of the daemon at random moments while containers come and go all the time.
 
 Eight loops of create, run, cp, stop and rm, each with a volume of its own and all with
-one shared volume. REMORA_CHAOS_KILLS and REMORA_CHAOS_SEED choose how many kills and
-which ones; the seed of a failed run is in its message.
+one shared volume. REMORA_CHAOS_KILLS and REMORA_SEED choose how many kills and which
+ones; a failure shows its seed.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import secrets
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.chance import seed
 from tests.support.host import wait_until
 from tests.support.images import BUSYBOX_IMAGE
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.xdist_group("engine-chaos"), pytest.mark.timeout(1200)]
 
 KILLS, KILLS_LONG = int(os.environ.get("REMORA_CHAOS_KILLS", "50")), 300
-SEED = os.environ.get("REMORA_CHAOS_SEED") or secrets.token_hex(4)
 LOOPS = 8
 GRACE_S = 5.0
 PAUSE_MAX_S = 1.0
@@ -52,11 +51,11 @@ class Tally:
 class Loop(threading.Thread):
     """The life of containers on one volume; checks what it can at every step."""
 
-    def __init__(self, number: int, machine: Machine, tally: Tally) -> None:
+    def __init__(self, number: int, machine: Machine, tally: Tally, drawn: int) -> None:
         super().__init__(name=f"loop-{number}")
         self.machine = machine
         self.tally = tally
-        self.random = random.Random(f"{SEED}-{number}")
+        self.random = random.Random(drawn + number)
         self.ending = threading.Event()
         self.container = f"container-{number}"
         self.volume = f"own-{number}"
@@ -206,9 +205,10 @@ class Loop(threading.Thread):
         self.ending.wait(self.random.random() * PAUSE_MAX_S)
 
 
-def kill_at_random(machine: Machine, tally: Tally, kills: int) -> None:
+def kill_at_random(
+    machine: Machine, tally: Tally, kills: int, chance: random.Random
+) -> None:
     """Kill and start the daemon; after each time see what others wait for."""
-    chance = random.Random(SEED)
     for number in range(kills):
         time.sleep(chance.random() * PAUSE_MAX_S)
         machine.daemon.crash()
@@ -232,13 +232,13 @@ def kill_at_random(machine: Machine, tally: Tally, kills: int) -> None:
 def test_chaos(make_machine: Callable[..., Machine], kills: int) -> None:
     machine = make_machine(disuse_grace_s=str(GRACE_S), reconcile_interval_s=None)
     machine.engine.docker("volume", "create", "-d", "remora", "shared")
-    tally = Tally()
-    loops = [Loop(number, machine, tally) for number in range(LOOPS)]
+    tally, drawn = Tally(), seed()
+    loops = [Loop(number, machine, tally, drawn) for number in range(LOOPS)]
     start = time.monotonic()
     for loop in loops:
         loop.start()
     try:
-        kill_at_random(machine, tally, kills)
+        kill_at_random(machine, tally, kills, random.Random(drawn - 1))
     except BaseException as error:
         tally.faults.append(repr(error))
         raise
@@ -248,13 +248,13 @@ def test_chaos(make_machine: Callable[..., Machine], kills: int) -> None:
         for loop in loops:
             loop.join(timeout=2 * STEP_DEADLINE_S)
     print(
-        f"seed {SEED}: {kills} kills, {len(tally.rounds)} rounds in "
+        f"{kills} kills, {len(tally.rounds)} rounds in "
         f"{time.monotonic() - start:.0f} s, {len(tally.failed_commands)} commands "
         f"failed, longest wait of another volume {max(tally.waits_s):.2f} s"
     )
-    assert not tally.faults, f"seed {SEED}: " + "\n".join(tally.faults)
-    assert not any(loop.is_alive() for loop in loops), f"seed {SEED}"
-    assert max(tally.waits_s) < OTHERS_WAIT_MAX_S, f"seed {SEED}"
+    assert not tally.faults, "\n".join(tally.faults)
+    assert not any(loop.is_alive() for loop in loops)
+    assert max(tally.waits_s) < OTHERS_WAIT_MAX_S
     check_the_end(machine, loops)
 
 
@@ -264,12 +264,12 @@ def check_the_end(machine: Machine, loops: list[Loop]) -> None:
     machine.assert_nothing_mounted(within_s=GRACE_S + 15)
     own = {loop.volume for loop in loops if loop.volume in loop.volume_ids}
     listed = {row["Name"] for row in machine.daemon.call("List", {})["Volumes"]}
-    assert listed == own | {"shared"}, f"seed {SEED}"
+    assert listed == own | {"shared"}
     for loop in loops:
         for volume, tokens in loop.acknowledged.items():
             if tokens:
                 read = machine.engine.shell(volume, f"cat /v/{loop.name}.log")
-                assert read.split() == tokens, f"seed {SEED}"
+                assert read.split() == tokens
     kept = machine.host.run(["ls", "/var/lib/remora/pool/volumes"]).stdout.split()
-    assert len(kept) == len(listed), f"seed {SEED}"
+    assert len(kept) == len(listed)
     machine.assert_nothing_mounted(within_s=2)

@@ -6,8 +6,6 @@ A failure prints the seed; `python -m tests.lab.campaign --seed` runs it again.
 from __future__ import annotations
 
 import dataclasses
-import os
-import random
 from pathlib import Path
 
 import pytest
@@ -19,10 +17,9 @@ from tests.lab.history import History
 from tests.lab.invariants import violations
 from tests.lab.lab import Lab
 from tests.lab.mounts import Mounts
+from tests.support.chance import seed
 
 __all__ = ["TOPOLOGY"]
-
-SEED = int(os.environ.get("REMORA_CAMPAIGN_SEED", random.randrange(10**6)))
 
 
 def judge(campaign: Campaign, directory: Path) -> None:
@@ -73,7 +70,7 @@ def judge_claims(lab: Lab, plan: Plan, directory: Path) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_hundred_and_fifty_claims(lab: Lab, tmp_path: Path) -> None:
-    plan = Plan(seed=SEED, attempts=150, duration_s=240, fault_max_s=6, pause_s=0.3)
+    plan = Plan(seed=seed(), attempts=150, duration_s=240, fault_max_s=6, pause_s=0.3)
     judge_claims(lab, plan, tmp_path)
 
 
@@ -81,7 +78,7 @@ def test_a_hundred_and_fifty_claims(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.timeout(3 * 3600)
 def test_ten_thousand_claims(lab: Lab, tmp_path: Path) -> None:
     plan = Plan(
-        seed=SEED + 1,
+        seed=seed(),
         attempts=10_000,
         duration_s=2 * 3600,
         threads=3,
@@ -95,5 +92,5 @@ def test_ten_thousand_claims(lab: Lab, tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_three_hundred_mounts(cluster: Cluster, tmp_path: Path) -> None:
     """The same through the daemons, with real mounts and their channel."""
-    plan = Plan(seed=SEED + 2, attempts=300, duration_s=420)
+    plan = Plan(seed=seed(), attempts=300, duration_s=420)
     judge(Mounts(cluster, plan), tmp_path)

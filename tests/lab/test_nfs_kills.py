@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import shlex
 import threading
@@ -19,9 +18,9 @@ import pytest
 from tests.lab.lab import Lab
 from tests.lab.nfs import XFS, NfsServer
 from tests.lab.nfs_cluster import MOUNTS, NfsNode, empty, running
+from tests.support.chance import seed
 from tests.support.host import wait_until
 
-SEED = int(os.environ.get("REMORA_TEST_SEED", "0")) or random.randrange(1, 10**6)
 KILLS = 14
 # The server is stopped after this many, and served again after one more.
 KILLS_BEFORE_STOP = 6
@@ -131,8 +130,7 @@ def alpha(shared_lab: Lab, nfs_server: NfsServer) -> Iterator[NfsNode]:
 def test_kills_at_random_moments_lose_nothing_and_double_nothing(
     alpha: NfsNode, nfs_server: NfsServer
 ) -> None:
-    print(f"REMORA_TEST_SEED={SEED}")
-    chance = random.Random(SEED)
+    chance = random.Random(seed())
     stopping = threading.Event()
     workers = [
         Worker(alpha, f"w{number}", random.Random(chance.random()), stopping)

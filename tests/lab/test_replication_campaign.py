@@ -17,7 +17,7 @@ from tests.lab.replication_pools import SETTINGS, TOPOLOGY
 
 __all__ = ["SETTINGS", "TOPOLOGY"]
 
-SEED = int(os.environ.get("REMORA_CAMPAIGN_SEED", "3"))
+SEED = int(os.environ.get("REMORA_SEED", "3"))
 
 
 @pytest.mark.timeout(900)

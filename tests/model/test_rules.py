@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import secrets
 
 import pytest
+
+from tests.support.chance import seed
 
 from .explore import go, search, wander
 from .mutants import (
@@ -28,13 +28,6 @@ HUNTED_IN = (
     Scope(nodes=2, epochs=3, writes=1, seqs=1, removal=True),
 )
 WIDE = {"epochs": 7, "writes": 7, "seqs": 4}
-
-
-def seed() -> int:
-    """Return the seed to repeat, or a new one; pytest shows it with a failure."""
-    chosen = int(os.environ.get("REMORA_SEED") or secrets.randbelow(2**32))
-    print(f"REMORA_SEED={chosen}")
-    return chosen
 
 
 @FENCES
@@ -203,8 +196,8 @@ def test_a_wrong_rule_of_backups_is_found(mutant: str) -> None:
     wrong = BACKUPS_MUTANTS[mutant]
     scope = Scope(nodes=2, membership=True, backups=True, rules=wrong, **WIDE)
     # Which walks there are depends on the order of sets, which each process has anew.
-    for seed in range(10):
-        if wander(scope, seed=seed, walks=1_000, length=100).fault:
+    for number in range(10):
+        if wander(scope, seed=number, walks=1_000, length=100).fault:
             return
     pytest.fail("nothing was found")
 

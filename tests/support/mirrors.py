@@ -21,6 +21,9 @@ class MirrorBench:
 
     cluster: etcd.Cluster
     directory: Path
+    # Longer than a busy machine keeps etcd from its processor: a member that is down is
+    # told by a refused connection, long before.
+    call_deadline_s: float = 20.0
     prefix: str = field(default_factory=lambda: f"/{uuid.uuid4()}/")
     opened: list[MirrorStore | EtcdStore] = field(default_factory=list)
 
@@ -32,7 +35,7 @@ class MirrorBench:
         settings = EtcdSettings(
             self.cluster.endpoints,
             prefix=self.prefix,
-            call_deadline_s=2.0,
+            call_deadline_s=self.call_deadline_s,
             watch_idle_s=2.0,
         )
         store = EtcdStore(settings)

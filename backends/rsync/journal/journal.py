@@ -226,10 +226,10 @@ class Journal:
         self._packing = Packing(
             *(self.home, self._volume_id, self.manifest),
             source=self.moments.moment or self._commits.of(commit),
+            valid=valid,
+            stands_still=stands_still,
         )
-        self._packing.pack(
-            (base, *others), only=only, valid=valid, stands_still=stands_still
-        )
+        self._packing.pack((base, *others), only=only)
         if self._packing.is_live:
             self._is_moment, self.moment = False, ""
         self.reading_s += self._packing.reading_s

@@ -65,10 +65,18 @@ class _Plan:
 
 
 class RangePacking:
-    """The large files of one commit, of which *kept* has what they were before."""
+    """
+    The large files of one commit, of which *kept* has what they were before.
 
-    def __init__(self, kept: LargeFiles) -> None:
+    Nobody writes to what *stands_still*, as long as it is *valid*.
+    """
+
+    def __init__(
+        self, kept: LargeFiles, valid: Callable[[], bool], *, stands_still: bool
+    ) -> None:
         self._kept = kept
+        self._valid = valid
+        self._stands_still = stands_still
         self._plans: dict[bytes, _Plan] = {}
         # What leads bases on that are yet to be led there.
         self._leads: list[Lead] = []
@@ -104,40 +112,35 @@ class RangePacking:
         else:
             plan.base = min(base, plan.base or base)
 
-    def read(
-        self, live: Path, outbox: Path, commit: Commit, *, stands_still: bool
-    ) -> list[Known]:
+    def read(self, live: Path, outbox: Path, commit: Commit) -> list[Known]:
         """
         Return the files that are not copied, but only have redo files in *outbox*.
 
         The inode and ctime of each are from before it was read; its entry says what
-        those have that get the redo file. Nobody writes to what *stands_still*.
+        those have that get the redo file. Some are left out if it is not valid any
+        more.
         """
         found: list[Known] = []
         with optional():
-            self._read(live, outbox, commit, found, stands_still=stands_still)
+            self._read(live, outbox, commit, found)
         return found
 
     def _read(
-        self,
-        live: Path,
-        outbox: Path,
-        commit: Commit,
-        found: list[Known],
-        *,
-        stands_still: bool,
+        self, live: Path, outbox: Path, commit: Commit, found: list[Known]
     ) -> None:
         plans = {path: plan for path, plan in self._plans.items() if plan.only_redo()}
         with ExitStack() as stack:
             source = stack.enter_context(Beneath(live))
             target = stack.enter_context(Beneath(outbox / REDO_NAME))
             place = target, outbox
-            read = partial(self._read_moved, place, commit, stands_still)
+            read = partial(self._read_moved, place, commit)
             is_read = bool(plans) and not self._kept.bases.possible()
             if is_read:
                 searching = stack.enter_context(self._kept.indexes.searching(live))
                 read = partial(self._read_through, searching, place, commit)
             for path, plan in plans.items():
+                if not self._valid():
+                    return
                 begun_ns, before = wall_ns(), look_at(source, path)
                 with opened_file(source, path) as file:
                     same = file is not None and os.fstat(file).st_ino == plan.inode
@@ -154,7 +157,6 @@ class RangePacking:
         self,
         place: tuple[Beneath, Path],
         commit: Commit,
-        stands_still: bool,
         path: bytes,
         plan: _Plan,
         file: int,
@@ -166,11 +168,11 @@ class RangePacking:
             if base is None:
                 return False
             lead = self._kept.bases.lead_on(
-                path, kept, base, file, stands_still=stands_still
+                path, kept, base, file, stands_still=self._stands_still
             )
-        if lead is None:
+        if lead is None or not self._valid():
             return False
-        if not stands_still:
+        if not self._stands_still:
             FileCopier().copy_attributes(file, lead.file, status)
         return self._send(place, commit, plan, lead, beside)
 
@@ -185,6 +187,8 @@ class RangePacking:
         """Return whether there is a redo file now of what *lead* and *beside* have."""
         path, (target, outbox) = lead.path, place
         found = with_cut([*lead.changed(), *beside], lead.base, lead.file)
+        if not self._valid():
+            return False
         self._note_found(path, plan, commit, found)
         ranges = self._ranges_of(path, plan)
         if plan.base is None or not _fit(ranges, outbox, lead.base, lead.file):
@@ -206,6 +210,8 @@ class RangePacking:
         with Beneath(outbox / REDO_NAME) as target, Beneath(outbox / TREE_NAME) as tree:
             for path, lead in leads.items():
                 plan = self._plans.get(path)
+                if not self._valid():
+                    return
                 if plan is None:
                     continue
                 if (
@@ -215,7 +221,7 @@ class RangePacking:
                     with optional():
                         place = target, outbox
                         plan.is_read = self._send(place, commit, plan, lead, beside)
-                if not plan.is_read:
+                if not plan.is_read and self._valid():
                     copy_lead(tree, lead)
 
     def _beside(self, plan: _Plan, lead: Lead) -> list[Range] | None:
@@ -224,18 +230,18 @@ class RangePacking:
             return lead.content and []
         return self._kept.log.since(lead.path, lead.content, plan.content)
 
-    def advance_bases(self, commit: Commit, valid: Callable[[], bool]) -> None:
+    def advance_bases(self, commit: Commit) -> None:
         """
-        Make the bases of what was read those of *commit*, if that still is *valid*.
+        Make the bases of what was read those of *commit*, if that still is valid.
 
         It takes as long as more ranges have moved, and nobody needs it before the next
         search. Without it that compares with an older one.
         """
         leads, self._leads = self._leads, []
-        for lead in leads if leads and valid() else ():
+        for lead in leads if leads and self._valid() else ():
             with optional():
                 self._kept.bases.advance(
-                    lead.path, lead.content, commit, giving(lead, valid)
+                    lead.path, lead.content, commit, giving(lead, self._valid)
                 )
 
     def _read_through(
