@@ -114,27 +114,37 @@ def test_a_process_with_an_odd_name(name: str, file: int) -> None:
     assert found in (None, [(0, MIB)])
 
 
+@contextmanager
+def tracing(disk: Path) -> Iterator[Path]:
+    top = disk / "tracing"
+    top.mkdir()
+    command = ["mount", "-t", "tracefs", "none", str(top)]
+    subprocess.run(command, check=True, timeout=10)
+    try:
+        yield top
+    finally:
+        subprocess.run(["umount", top], check=True, timeout=10)
+        top.rmdir()
+
+
 def test_what_is_dropped_is_known(
     disk: Path, file: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the machine's own tracing does when its buffers are full."""
     inode = os.fstat(file).st_ino
     monkeypatch.setattr(extent_events, "_BUFFER_KIB", 4)
-    command = ["mount", "-t", "tracefs", "none", str(disk / "tracing")]
-    (disk / "tracing").mkdir()
-    subprocess.run(command, check=True, timeout=10)
-    overwrite = disk / "tracing/options/overwrite"
-    before = overwrite.read_text()
-    overwrite.write_text("0")
-    try:
-        with followed({inode}, on=file) as events:
-            assert events is not None
-            for at in range(0, MIB, 2 * BLOCK):
-                libc.punch_hole(file, at, BLOCK)
-            assert events.changed(inode) is None
-    finally:
-        overwrite.write_text(before)
-        subprocess.run(["umount", disk / "tracing"], check=True, timeout=10)
+    with tracing(disk) as top:
+        overwrite = top / "options/overwrite"
+        before = overwrite.read_text()
+        overwrite.write_text("0")
+        try:
+            with followed({inode}, on=file) as events:
+                assert events is not None
+                for at in range(0, MIB, 2 * BLOCK):
+                    libc.punch_hole(file, at, BLOCK)
+                assert events.changed(inode) is None
+        finally:
+            overwrite.write_text(before)
 
 
 def test_more_than_is_read_is_not_believed(

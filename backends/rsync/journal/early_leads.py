@@ -73,7 +73,9 @@ class EarlyLeads:
         if lead is None or not lead.size:
             return
         again = None
-        if self._events is None:
+        if self._events is not None:
+            self._events.read()
+        else:
             again = lead.settle(file, places)
             lead.add(file, again)
         inode = os.fstat(file).st_ino
