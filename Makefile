@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 
 .PHONY: run check test test-long compiled demo bench lint format setup setup-test setup-bench lab campaign \
-	install uninstall managed-plugin clean
+	install uninstall managed-plugin cluster-volumes-plugin image manifests clean
 
 run: setup
 	exec .venv/bin/remora serve
@@ -45,6 +45,7 @@ LAB_MODULES := $(wildcard tests/lab/test_nfs_*.py tests/lab/test_replication*.py
 	tests/lab/test_cluster_*.py)
 SWARM_MODULES := tests/lab/test_replication_swarm.py tests/lab/test_swarm_wordpress.py
 test-long: setup-test
+	$(PYTHON) -m tests.kubernetes.build
 	$(PYTEST) -n 1 -m long --durations=50 --durations-min=3
 	set -e; kernels=$$($(PYTHON) -m tests.lab.kernels --others); \
 	[ "$$kernels" ] || echo "no older kernel boots here: the lab's tests ran on one"; \
@@ -74,6 +75,7 @@ bench: setup-bench
 	$(PYTHON) -m tests.bench.replication
 	$(PYTHON) -m tests.bench.fairness
 	$(PYTHON) -m tests.bench.watched
+	$(PYTHON) -m tests.bench.csi
 
 # A server and two nodes with kernels of their own, and a shell on them.
 lab: setup-test
@@ -95,6 +97,18 @@ uninstall:
 
 managed-plugin: setup-test
 	packaging/managed-plugin/build
+
+# The managed plugin for Swarm's cluster volumes.
+cluster-volumes-plugin: setup-test
+	packaging/managed-plugin/build cluster-volumes --name remora-cluster
+
+# The image of the DaemonSet in deploy/: build/image/remora.tar.
+image: setup-test
+	packaging/managed-plugin/build image
+
+# deploy/kubernetes, for who has no Helm.
+manifests: setup-test
+	$(PYTHON) tools/manifests.py
 
 clean:
 	rm -rf .venv build *.egg-info

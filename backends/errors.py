@@ -17,6 +17,8 @@ def one_line(text: str) -> str:
     Names and options come from outside: a line break in one must not forge a second
     log line or a second error.
     """
+    if text.isprintable() and len(text) <= LINE_LENGTH_MAX:
+        return text
     shown = "".join(
         character if character.isprintable() else repr(character)[1:-1]
         for character in text[: LINE_LENGTH_MAX + 1]

@@ -67,6 +67,49 @@ class NotOwnerError(RemoraError):
         self.unanswered = unanswered
 
 
+class OwnedElsewhereError(NotOwnerError):
+    """A node that lives has the volume in use; the text names it."""
+
+    code = "owned-elsewhere"
+    exit_code = 35
+
+
+class PublishedOtherwiseError(RemoraError):
+    """The path shows a volume already: another one, or in another way."""
+
+    code = "published-otherwise"
+    exit_code = 30
+
+
+class OneWriterError(RemoraError):
+    """The volume is for one path at a time, and is at another one."""
+
+    code = "one-writer"
+    exit_code = 31
+
+
+class OutOfRangeError(RemoraError):
+    """No storage here could ever give that size."""
+
+    code = "out-of-range"
+    exit_code = 32
+
+
+class NoRoomError(RemoraError):
+    """Storage has not that much room now."""
+
+    code = "no-room"
+    exit_code = 33
+
+
+class StorageSilentError(RemoraError):
+    """Storage did not say how full the volume is."""
+
+    code = "silent"
+    transient = True
+    exit_code = 34
+
+
 class ConfigError(RemoraError):
     """The configuration has faults; each stands on a line of its own in ``faults``."""
 

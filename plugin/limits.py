@@ -19,6 +19,9 @@ SHORT_DEADLINE_S: Final = 50.0
 OPERATIONS_MAX: Final = 48
 CALLS_MAX: Final = 256
 SERVER_THREADS: Final = 288
+# They are started when calls need them. These are there from the start, and stay: they
+# answer also where the machine has no thread left.
+SERVER_THREADS_KEPT: Final = 4
 # Of these calls, how many may wait for storage, etcd or a node that does not answer
 # yet, and how many of them try again at once: in all, and for the same answer.
 WAITING_MAX: Final = 128
@@ -47,6 +50,8 @@ OPTIONS_MAX: Final = 64
 OPTION_KEY_LENGTH_MAX: Final = 64
 OPTION_VALUE_LENGTH_MAX: Final = 4096
 MOUNT_ID_LENGTH_MAX: Final = 256
+# A scheduler's path has the names of a pod, or an allocation, and of a volume in it.
+TARGET_LENGTH_MAX: Final = 1024
 
 # How long one pass of the reconciler may take to empty the trash.
 GARBAGE_DEADLINE_S: Final = 600.0

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
-from backends.base import VOLUME_ID, LineText, Volume
+from backends.base import VOLUME_ID, LineText, Volume, WholeNumber
 from backends.errors import InvalidRequestError
 from backends.registry import TRAITS
 from plugin.limits import MOUNT_ID_LENGTH_MAX, OPTION_KEY_LENGTH_MAX, OPTIONS_MAX
@@ -47,7 +47,9 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     ``phase`` is the intent that makes create and remove survive a crash. If a record is
     `creating` at the start of ``node``, which began it, that node undoes the creation;
     if it is `removing`, the node finishes the removal. ``filled``: the volume was made
-    with bytes in it; records from before this field count as filled.
+    with bytes in it; records from before this field count as filled. ``asked_bytes`` is
+    the size that a scheduler asked for where storage cannot limit it, ``claim`` whose
+    claim the volume was made for.
     """
 
     KEY: ClassVar[re.Pattern[str]] = _RECORD_KEY
@@ -61,6 +63,8 @@ class VolumeRecord(msgspec.Struct, frozen=True, kw_only=True):
     phase: Phase
     node: NodeIdOrNone = ""
     filled: bool = True
+    asked_bytes: WholeNumber = 0
+    claim: LineText = ""
 
     @classmethod
     def of(cls, volume: Volume, *, backend: str) -> VolumeRecord:

@@ -17,13 +17,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from backends import options as parse
 from backends import replication_options as replication
 from backends.base import NOTHING, VOLUME_ID, Fill, Storage, Volume
 from backends.errors import BackendError, DeadlineError, VolumeBusyError
-from backends.rsync.pool import Pool, failed, make_live, number_of
+from backends.rsync.pool import (
+    Pool,
+    described_in,
+    description,
+    failed,
+    make_live,
+    number_of,
+)
 from backends.rsync.quarantine import Quarantine
 from backends.rsync.snapshots import RsyncSnapshots
 from backends.rsync.traits import TRAITS
@@ -32,7 +37,6 @@ from backends.system import btrfs, files, mounts, quota
 from backends.system.aside import Looks
 from backends.system.clock import Deadline
 from backends.system.copying import Destination
-from backends.system.decoding import from_json
 from backends.system.mounts import VolumeUser
 
 _PARSERS: Final[Mapping[str, parse.Parser]] = {
@@ -47,15 +51,6 @@ _PARSERS: Final[Mapping[str, parse.Parser]] = {
 # A pool is renamed by people, and seldom.
 _LOOKS_MAX: Final = 3
 _DEFAULTS: Final = {"gid": "0", "mode": "0755", "uid": "0", **replication.DEFAULTS}
-
-
-class _VolumeFile(msgspec.Struct, frozen=True):
-    """What `volume.json` holds: enough to make the record again."""
-
-    id: str
-    name: str
-    options: dict[str, str]
-    created_at: str
 
 
 class RsyncBackend:
@@ -131,10 +126,10 @@ class RsyncBackend:
             _own(live, volume, keep=fill is not None)
             for name, told in beside.items():
                 files.write_durably(home / name, told)
-            content = _VolumeFile(
-                volume.id, volume.name, dict(volume.options), volume.created_at
-            )
-            files.write_durably(home / "volume.json", msgspec.json.encode(content))
+            # Who has a copy goes by what lies in it, whatever has become of its making;
+            # what else is new is thrown away until its record is ready.
+            write = files.write_durably if beside else files.write_new
+            write(home / "volume.json", description(volume))
             files.sync_directory(self.pool.volumes)
         except OSError as error:
             raise failed(f"cannot create volume '{volume.name}'", error) from error
@@ -272,14 +267,15 @@ class RsyncBackend:
 
     def _place(self, volume: Volume, target: Path) -> tuple[str, str]:
         """Return the filesystem that has the volume, and its path in there."""
-        own = mounts.mounted_at(target)
+        # A disk that is mounted from here on is seen by the next look.
+        table = mounts.MountTable()
+        own = table.at(target)
         if own is not None:
             return own.device, own.root
         self.pool.require()
         live = self.pool.home(volume) / "live"
-        covering = mounts.entry_covering(live)
-        inside = live.relative_to(covering.mount_point)
-        return covering.device, str(Path(covering.root) / inside)
+        own = table.covering(live)
+        return own.device, own.inside(live)
 
     def status(self, volume: Volume) -> Mapping[str, object]:
         """Return where the bytes are and that they are not replicated."""
@@ -332,12 +328,8 @@ class RsyncBackend:
         """Yield each complete volume of the pool."""
         self.pool.require()
         for home in sorted(self.pool.volumes.iterdir()):
-            try:
-                found = from_json((home / "volume.json").read_bytes(), _VolumeFile)
-            except (OSError, msgspec.DecodeError):
-                continue  # an unfinished creation, or not ours
-            if found.id == home.name:
-                yield Volume(found.id, found.name, found.options, found.created_at)
+            if found := described_in(home):
+                yield found
 
     def knows(self, volume: Volume) -> bool:
         """Return whether the pool is there: what it has not, is not."""

@@ -47,6 +47,15 @@ class _PoolFile(msgspec.Struct, frozen=True):
     id: str
 
 
+class _VolumeFile(msgspec.Struct, frozen=True):
+    """What `volume.json` holds: enough to make the record again."""
+
+    id: str
+    name: str
+    options: dict[str, str]
+    created_at: str
+
+
 class Place(NamedTuple):
     """Which file `pool.json` is; one that is mounted anew is elsewhere."""
 
@@ -144,7 +153,7 @@ class Pool:
 def identity_of(path: Path) -> str | None:
     """Return which pool the directory *path* holds, None if it has no `pool.json`."""
     try:
-        content = (path / "pool.json").read_bytes()
+        content = files.read(f"{path}/pool.json")
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -168,6 +177,24 @@ def new_identity() -> str:
 def identity_file(pool_id: str) -> str:
     """Return what stands in the `pool.json` of the pool *pool_id*."""
     return msgspec.json.encode(_PoolFile(pool_id)).decode()
+
+
+def description(volume: Volume) -> bytes:
+    """Return what stands in the `volume.json` of *volume*."""
+    options = dict(volume.options)
+    file = _VolumeFile(volume.id, volume.name, options, volume.created_at)
+    return msgspec.json.encode(file)
+
+
+def described_in(home: Path) -> Volume | None:
+    """Return the volume in *home*, None if its creation is not done, or not ours."""
+    try:
+        found = from_json((home / "volume.json").read_bytes(), _VolumeFile)
+    except (OSError, msgspec.DecodeError):
+        return None
+    if found.id != home.name:
+        return None
+    return Volume(found.id, found.name, found.options, found.created_at)
 
 
 def make_live(directory: Path, volume: Volume, deadline: Deadline) -> None:

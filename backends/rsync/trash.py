@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -83,6 +84,11 @@ def _delete(directory: Path, deadline: Deadline) -> None:
     """Delete *directory*, in which nothing is mounted."""
     for data in _data_directories(directory):
         quota.discard(data, deadline_s=deadline.remaining_s())
+    if VOLUME_ID.fullmatch(directory.stem):
+        # A volume that had no bytes goes without a program being started.
+        with suppress(OSError):
+            (directory / "live").rmdir()
+            (directory / "volume.json").unlink()
     files.remove_tree(directory, deadline_s=deadline.remaining_s())
 
 

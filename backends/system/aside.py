@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Final, TypeVar
 
 from backends.errors import RemoraError, VolumeBusyError
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+Work = Callable[[], object]
 _LOOK_WAIT_S: Final = 1.0
+# A thread that has had nothing to do for so long ends.
+_IDLE_S: Final = 30.0
 
 
 def begun(work: Callable[[], Result], *, name: str) -> Future[Result]:
@@ -25,6 +31,12 @@ def begun(work: Callable[[], Result], *, name: str) -> Future[Result]:
     The end of the process does not wait for it, whatever it hangs at: an executor's
     threads would be waited for.
     """
+    return _begun(
+        work, lambda run: threading.Thread(target=run, name=name, daemon=True).start()
+    )
+
+
+def _begun(work: Callable[[], Result], start: Callable[[Work], None]) -> Future[Result]:
     outcome: Future[Result] = Future()
 
     def run() -> None:
@@ -34,7 +46,7 @@ def begun(work: Callable[[], Result], *, name: str) -> Future[Result]:
             outcome.set_exception(error)
 
     try:
-        threading.Thread(target=run, name=name, daemon=True).start()
+        start(run)
     except RuntimeError as error:
         busy = VolumeBusyError(
             f"no thread can be started: {error}",
@@ -42,6 +54,114 @@ def begun(work: Callable[[], Result], *, name: str) -> Future[Result]:
         )
         outcome.set_exception(busy)
     return outcome
+
+
+class Threads:
+    """
+    Threads for work that comes often: the one that was free last, or else a new one.
+
+    With *threads_max*, work beyond that waits for a thread; *kept* of them never end.
+    Each idle thread costs every removal a look at it.
+    """
+
+    def __init__(
+        self, name: str, *, threads_max: int | None = None, kept: int = 0
+    ) -> None:
+        self._name = name
+        self._threads_max = threads_max
+        self._kept = kept
+        self._guard = threading.Lock()
+        self._count = 0
+        self._free: list[SimpleQueue[Work]] = []
+        self._waiting: deque[Work] = deque()
+        for _ in range(kept):
+            self._start(None)
+
+    def begun(self, work: Callable[[], Result]) -> Future[Result]:
+        """Return the outcome of *work*, as the function `begun` does."""
+        return _begun(work, self.run)
+
+    def run(self, work: Work) -> None:
+        """
+        Have *work* done; what it raises is logged.
+
+        Raises:
+            RuntimeError: the machine has no thread left, and *work* may not wait.
+
+        """
+        with self._guard:
+            if self._handed(work):
+                return
+        try:
+            self._start(work)
+        except RuntimeError:
+            with self._guard:
+                if self._threads_max is None or not self._count:
+                    raise
+                if not self._handed(work):
+                    self._waiting.append(work)
+
+    def _handed(self, work: Work) -> bool:
+        """Return whether *work* has a thread, or waits for one; the guard is held."""
+        if self._free:
+            self._free.pop().put(work)
+            return True
+        if self._threads_max is not None and self._count >= self._threads_max:
+            self._waiting.append(work)
+            return True
+        return False
+
+    def _start(self, work: Work | None) -> None:
+        serve = partial(self._serve, work)
+        with self._guard:
+            self._count += 1
+        try:
+            threading.Thread(target=serve, name=self._name, daemon=True).start()
+        except RuntimeError:
+            with self._guard:
+                self._count -= 1
+            raise
+
+    def _serve(self, work: Work | None) -> None:
+        inbox: SimpleQueue[Work] = SimpleQueue()
+        while True:
+            try:
+                if work is not None:
+                    work()
+            except BaseException:
+                log.exception("a fault of ours")
+            work = None  # what it holds is not kept while nothing comes
+            work = self._next(inbox)
+            if work is None:
+                return
+
+    def _next(self, inbox: SimpleQueue[Work]) -> Work | None:
+        """Return what is to be done next, None if this thread is one too many."""
+        with self._guard:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._free.append(inbox)
+        while True:
+            try:
+                return inbox.get(timeout=_IDLE_S)
+            except Empty:
+                with self._guard:
+                    # Without it there, work is on its way.
+                    if inbox in self._free and self._count > self._kept:
+                        self._free.remove(inbox)
+                        self._count -= 1
+                        return None
+
+
+def ended(outcome: Future[Any], *, within_s: float) -> bool:
+    """Return whether there is an *outcome* by then; `wait` would make more of it."""
+    try:
+        outcome.exception(within_s)
+    except CancelledError:
+        return True
+    except TimeoutError:
+        return outcome.done()
+    return True
 
 
 def log_fault(outcome: Future[Any]) -> None:
@@ -58,6 +178,7 @@ class Looks:
 
     def __init__(self) -> None:
         self._late: Future[Any] | None = None
+        self._threads = Threads("look")
 
     def at(self, look: Callable[[], Result], otherwise: Result) -> Result:
         """
@@ -68,8 +189,8 @@ class Looks:
         late = self._late
         if late is not None and not late.done():
             return otherwise
-        looking = begun(look, name="look")
-        if not wait([looking], _LOOK_WAIT_S).done:
+        looking = self._threads.begun(look)
+        if not ended(looking, within_s=_LOOK_WAIT_S):
             self._late = looking
             return otherwise
         if error := looking.exception():

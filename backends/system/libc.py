@@ -183,12 +183,15 @@ def open_at(directory: int, path: bytes, flags: int, resolve: int) -> int:
     return call("syscall", *arguments, about=os.fsdecode(path))
 
 
-def bind(source: bytes, target: bytes, attributes: int) -> None:
+def bind(
+    source: bytes, target: bytes, attributes: int, *, directory: int = _AT_FDCWD
+) -> None:
     """
     Make directory *source* appear at *target*, with *attributes* from its first moment.
 
-    A bind that is changed afterwards has been copied to other namespaces before.
-    Source: open_tree(2), mount_setattr(2), Linux 5.12.
+    A bind that is changed afterwards has been copied to other namespaces before. A name
+    as *target* in an open *directory* is no link that leads elsewhere.
+    Source: open_tree(2), mount_setattr(2), move_mount(2), Linux 5.12.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     arguments: tuple[Any, ...] = _OPEN_TREE, _AT_FDCWD, source, flags, None, None
@@ -197,7 +200,7 @@ def bind(source: bytes, target: bytes, attributes: int) -> None:
         wanted = struct.pack("=4Q", attributes, 0, 0, 0)
         arguments = _MOUNT_SETATTR, tree, b"", _AT_EMPTY_PATH, wanted, len(wanted)
         call("syscall", *arguments, about=os.fsdecode(target))
-        arguments = _MOVE_MOUNT, tree, b"", _AT_FDCWD, target, _FROM_DESCRIPTOR
+        arguments = _MOVE_MOUNT, tree, b"", directory, target, _FROM_DESCRIPTOR
         call("syscall", *arguments, about=os.fsdecode(target))
     finally:
         os.close(tree)

@@ -26,7 +26,8 @@ class MountEntry(NamedTuple):
     One line of mountinfo; ``root`` is the mounted path within its filesystem.
 
     Mounts of one ``peer_group`` show each other what is mounted below them; "" is none.
-    ``parent`` is the ``number`` of the mount that it is mounted in.
+    ``parent`` is the ``number`` of the mount that it is mounted in; others of the same
+    filesystem may not be ``read_only``.
     """
 
     device: str
@@ -38,6 +39,11 @@ class MountEntry(NamedTuple):
     peer_group: str = ""
     number: str = ""
     parent: str = ""
+    read_only: bool = False
+
+    def inside(self, path: object) -> str:
+        """Return *path*, which lives on this mount, as it is within the filesystem."""
+        return _moved(str(path), self.mount_point, self.root)
 
 
 class Place(NamedTuple):
@@ -68,6 +74,7 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
             peer_group=next(groups, ""),
             number=fields[0],
             parent=fields[1],
+            read_only=fields[5].split(",", 1)[0] == "ro",
         )
 
 
@@ -132,19 +139,22 @@ class OwnPaths:
     """
 
     def __init__(self, places: Collection[Place]) -> None:
-        self._places = [(place.device.encode(), place) for place in places]
+        self._places: dict[bytes, list[Place]] = {}
+        for place in places:
+            self._places.setdefault(place.device.encode(), []).append(place)
         # By the number of a mount: our directories in it, and where they are there.
         self._shown: dict[str, list[tuple[str, str]]] = {}
 
     def read(self, line: bytes) -> None:
         """Note the next *line* of the table; a mount comes after what it is in."""
-        for device, place in self._places:
-            fields = line.split(b" ", 5)
-            if len(fields) < 6 or fields[2] != device:
-                continue
-            root = _unescape(fields[3].decode(errors="surrogateescape"))
+        fields = line.split(b" ", 5)
+        places = self._places.get(fields[2], ()) if len(fields) > 5 else ()
+        if not places:
+            return
+        root = _unescape(fields[3].decode(errors="surrogateescape"))
+        point = _unescape(fields[4].decode(errors="surrogateescape"))
+        for place in places:
             if _is_in(place.inside, root) and len(self._shown) < _SHOWN_MAX:
-                point = _unescape(fields[4].decode(errors="surrogateescape"))
                 shown = self._shown.setdefault(fields[0].decode(), [])
                 shown.append((place.path, _moved(place.inside, root, point)))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -30,6 +30,8 @@ from backends.system.mountinfo import (
 
 # A crashed daemon could have stacked a second bind on the first; not many more.
 _STACKED_MAX: Final = 8
+# What the kernel does not list as it is.
+_ESCAPED: Final = re.compile(rb"[ \t\n\\]")
 Found = TypeVar("Found")
 
 
@@ -45,9 +47,76 @@ class VolumeUser:
         return f"{self.command} (pid {self.pid}) at {self.mount_point}"
 
 
+class MountTable:
+    """
+    The mounts of the daemon's own namespace, at the moment of its making.
+
+    Lines are parsed when they are asked for: most questions are of one path.
+    """
+
+    def __init__(self) -> None:
+        self._lines = _read("/proc/self/mountinfo").split(b"\n")
+
+    def all(self) -> list[MountEntry]:
+        """Return all entries; later ones hide earlier ones."""
+        return _entries(self._lines)
+
+    def at(self, target: Path) -> MountEntry | None:
+        """Return the topmost mount on *target*, None if it is no mount point."""
+        wanted = _as_listed(target)
+        found = _entries(line for line in self._lines if _point_of(line) == wanted)
+        return found[-1] if found else None
+
+    def below(self, directory: Path) -> list[MountEntry]:
+        """Return the mounts below *directory*, at any depth."""
+        inside = _as_listed(directory).rstrip(b"/") + b"/"
+        points = ((_point_of(line), line) for line in self._lines)
+        return _entries(
+            line
+            for point, line in points
+            if point.startswith(inside) and point != inside
+        )
+
+    def covering(self, path: Path) -> MountEntry:
+        """
+        Return the mount that *path* lives on.
+
+        Raises:
+            BackendError: there is none (a chroot whose root is no mount).
+
+        """
+        wanted = _as_listed(path).rstrip(b"/") + b"/"
+        points = ((_point_of(line).rstrip(b"/") + b"/", line) for line in self._lines)
+        over = [(point, line) for point, line in points if wanted.startswith(point)]
+        longest = max((len(point) for point, _ in over), default=0)
+        found = _entries(line for point, line in over if len(point) == longest)
+        if not found:
+            raise BackendError(f"the kernel lists no mount that holds {path}")
+        return found[-1]
+
+
+def _point_of(line: bytes) -> bytes:
+    """Return the mount point in *line* as it is listed; b"" in what is no line."""
+    fields = line.split(b" ", 5)
+    return fields[4] if len(fields) > 5 else b""
+
+
+def _as_listed(path: Path) -> bytes:
+    """Return *path* as the kernel lists it. Source: fs/proc_namespace.c, mangle."""
+    return _ESCAPED.sub(lambda found: b"\\%03o" % found[0][0], os.fsencode(path))
+
+
+def _entries(lines: Iterable[bytes]) -> list[MountEntry]:
+    return [
+        entry
+        for line in lines
+        for entry in parse_mountinfo(line.decode(errors="surrogateescape"))
+    ]
+
+
 def mount_table() -> list[MountEntry]:
     """Return the mounts of the daemon's own namespace."""
-    return list(parse_mountinfo(_read("/proc/self/mountinfo")))
+    return MountTable().all()
 
 
 def mounted() -> dict[str, MountEntry]:
@@ -57,39 +126,25 @@ def mounted() -> dict[str, MountEntry]:
 
 def mounted_at(target: Path) -> MountEntry | None:
     """Return the topmost mount on *target*, None if *target* is no mount point."""
-    return mounted().get(str(target))
+    return MountTable().at(target)
 
 
 def mount_points_below(directory: Path) -> list[Path]:
     """Return the mount points below *directory*, at any depth."""
-    points = (Path(entry.mount_point) for entry in mount_table())
-    return [point for point in points if directory in point.parents]
+    return [Path(entry.mount_point) for entry in MountTable().below(directory)]
 
 
 def inner_mounts(directory: Path) -> list[Path]:
     """Return the mount points in *directory* that nothing mounted over them hides."""
-    number = entry_covering(directory).number
-    found = (Path(each.mount_point) for each in mount_table() if each.parent == number)
-    return [point for point in found if directory in point.parents]
+    table = MountTable()
+    number = table.covering(directory).number
+    found = (each for each in table.below(directory) if each.parent == number)
+    return [Path(each.mount_point) for each in found]
 
 
 def entry_covering(path: Path) -> MountEntry:
-    """
-    Return the mount that *path* lives on.
-
-    Raises:
-        BackendError: mountinfo shows none (a chroot whose root is no mount).
-
-    """
-    best: MountEntry | None = None
-    for entry in mount_table():
-        if path.is_relative_to(entry.mount_point) and (
-            best is None or len(entry.mount_point) >= len(best.mount_point)
-        ):
-            best = entry
-    if best is None:
-        raise BackendError(f"the kernel lists no mount that holds {path}")
-    return best
+    """Return the mount that *path* lives on; see `MountTable.covering`."""
+    return MountTable().covering(path)
 
 
 def bind(source: Path, target: Path, *, suid: bool, read_only: bool = False) -> None:
@@ -169,8 +224,8 @@ def users_of(directory: Path) -> list[VolumeUser]:
     A disk that is mounted at *directory* itself is not used by that.
     """
     covering = entry_covering(directory)
-    root = str(Path(covering.root) / directory.relative_to(covering.mount_point))
     own = {directory} & {Path(covering.mount_point)}
+    root = covering.inside(directory)
     return users_of_root(root, device=covering.device, own=own)
 
 
@@ -237,7 +292,7 @@ def _is_ours(pid: int) -> bool:
     with suppress(OSError):
         while pid > 1 and pid != os.getpid():
             # After the name, which may hold anything: the state, then the parent.
-            pid = int(_read(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+            pid = int(_read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[1])
         return pid == os.getpid()
     return False
 
@@ -315,9 +370,10 @@ def _process_ids() -> Iterator[int]:
 
 def _command(pid: int) -> str:
     with suppress(OSError):
-        return _read(f"/proc/{pid}/comm").strip()
+        return os.fsdecode(_read(f"/proc/{pid}/comm")).strip()
     return "?"
 
 
-def _read(path: str) -> str:
-    return Path(path).read_bytes().decode(errors="surrogateescape")
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - quick
+        return file.read()

@@ -1,8 +1,12 @@
 #!/usr/bin/python3
 """
-Build the managed plugin: a root filesystem, then `docker plugin create`.
+Build a root filesystem, and of it what PRODUCT is.
 
-    build [--name remora] [--output DIRECTORY] [--no-create] [--fresh]
+    build [--name remora] [--output DIRECTORY] [--no-create] [--fresh] [PRODUCT]
+
+`plugin`, the managed plugin, and `cluster-volumes`, the one for Swarm's cluster
+volumes, are given to `docker plugin create`; `image` is a file for a DaemonSet of
+Kubernetes, `remora.tar`. The last two have the CSI driver in them.
 
 Prints one line of JSON: the digest of the root filesystem, its size and where it is.
 With the same sources, lock file and Debian archives the digest is the same.
@@ -34,6 +38,7 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import oci  # noqa: E402
 import project  # noqa: E402
 import rootfs  # noqa: E402
 
@@ -48,6 +53,25 @@ DEFAULTS: Final = {
     "REMORA_MOUNT_DIR": "/mnt/volumes",
     "REMORA_CONTROL_SOCKET": "/var/lib/remora/control.sock",
 }
+# What differs with a driver beside the daemon: the engine talks to the driver, and sees
+# what is mounted below the directory that Swarm names. Source: swarmkit, agent/csi.
+CLUSTER_VOLUMES_CONFIG: Final = {
+    "description": "Remora: cluster volumes that travel with their tasks",
+    "documentation": "docs/guides/swarm-cluster-volumes.md",
+    "entrypoint": ["/usr/bin/remora-both"],
+    "interface": {
+        "types": ["docker.csicontroller/1.0", "docker.csinode/1.0"],
+        "socket": "remora.sock",
+    },
+    "propagatedMount": "/data/published",
+}
+CLUSTER_VOLUMES_DEFAULTS: Final = {
+    **DEFAULTS,
+    "REMORA_PLUGIN_SOCKET": "/run/remora/plugin.sock",
+    "CSI_ENDPOINT": "/run/docker/plugins/remora.sock",
+}
+PLUGIN, CLUSTER_VOLUMES, IMAGE = PRODUCTS = ("plugin", "cluster-volumes", "image")
+IMAGE_FILE: Final = "remora.tar"
 FALLBACK_EPOCH: Final = 1735689600
 
 
@@ -57,23 +81,27 @@ def main() -> None:
     os.umask(0o022)
     contents = tomllib.loads((HERE / "contents.toml").read_text(encoding="utf-8"))
     started = time.monotonic()
+    with_csi = arguments.product != PLUGIN
+    if with_csi:
+        contents["packages"] += contents["csi_packages"]
     base = _base(contents, fresh=arguments.fresh)
-    output = arguments.output.resolve()
+    output = (arguments.output or ROOT / f"build/{arguments.product}").resolve()
     _clear(output)
     target = output / "rootfs"
     target.mkdir(parents=True)
-    _install_packages(target, contents["site_without"])
+    _install_packages(target, contents["site_without"], with_csi=with_csi)
     rootfs.assemble(base, target, contents)
-    project.install(
-        target / SITE, target / "usr/bin/remora", "/usr/bin/python3", DEFAULTS
-    )
+    _install_project(target, arguments.product)
     _compile(target)
-    _check(target)
+    _check(target, with_csi=with_csi)
     _set_times(target, _epoch())
-    shutil.copyfile(ROOT / "config.json", output / "config.json")
-    if not arguments.no_create:
-        docker = os.environ.get("DOCKER", "docker")
-        rootfs.run([docker, "plugin", "create", arguments.name, str(output)])
+    if arguments.product == IMAGE:
+        _write_image(output, arguments.name)
+    else:
+        _write_config(output, arguments.product)
+        if not arguments.no_create:
+            docker = os.environ.get("DOCKER", "docker")
+            rootfs.run([docker, "plugin", "create", arguments.name, str(output)])
     size_bytes, files = _size(target)
     summary = {
         "digest": _digest(target),
@@ -86,13 +114,15 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Build the managed plugin")
-    parser.add_argument("--name", default="remora", help="the plugin's name")
+    parser = argparse.ArgumentParser(
+        description="Build the managed plugin, or an image"
+    )
+    parser.add_argument("product", nargs="?", choices=PRODUCTS, default=PLUGIN)
+    parser.add_argument("--name", default="remora", help="the plugin's or image's name")
     parser.add_argument(
         "--output",
         type=Path,
-        default=ROOT / "build/managed-plugin",
-        help="a new directory, or an earlier build's, for config.json and rootfs",
+        help="a new directory, or an earlier build's  [default: build/PRODUCT]",
     )
     parser.add_argument(
         "--no-create", action="store_true", help="leave docker plugin create out"
@@ -106,7 +136,7 @@ def _arguments() -> argparse.Namespace:
 def _clear(output: Path) -> None:
     """Remove an earlier build from *output*; anything else in it is an error."""
     found = {path.name for path in output.iterdir()} if output.exists() else set()
-    if not found <= {"config.json", "rootfs"}:
+    if not found <= {"config.json", "rootfs", IMAGE_FILE}:
         raise SystemExit(f"{output} holds something else than an earlier build")
     if found:
         shutil.rmtree(output)
@@ -138,7 +168,53 @@ def _base(contents: dict[str, Any], *, fresh: bool) -> Path:
     return base
 
 
-def _install_packages(target: Path, without: list[str]) -> None:
+def _install_project(target: Path, product: str) -> None:
+    """Install the code, and what starts it there."""
+    defaults = {
+        PLUGIN: DEFAULTS,
+        CLUSTER_VOLUMES: CLUSTER_VOLUMES_DEFAULTS,
+        # A DaemonSet's environment is all its own.
+        IMAGE: {},
+    }[product]
+    command = target / "usr/bin/remora"
+    project.install(target / SITE, command, "/usr/bin/python3", defaults)
+    if product == CLUSTER_VOLUMES:
+        shutil.copyfile(HERE / "both.py", command.with_name("remora-both"))
+        command.with_name("remora-both").chmod(0o755)
+        (target / "data/published").mkdir(parents=True)
+
+
+def _write_config(output: Path, product: str) -> None:
+    """Write the engine's description of the plugin: config.json, or like it."""
+    config = json.loads((ROOT / "config.json").read_text(encoding="utf-8"))
+    if product == CLUSTER_VOLUMES:
+        config |= CLUSTER_VOLUMES_CONFIG
+        text = json.dumps(config, indent=2) + "\n"
+    else:
+        text = (ROOT / "config.json").read_text(encoding="utf-8")
+    (output / "config.json").write_text(text, encoding="utf-8")
+
+
+def _write_image(output: Path, name: str) -> None:
+    """Write the image *name*, whose version is ours if it names none."""
+    layer = output / "layer"
+    oci.write(
+        output / "rootfs",
+        layer=layer,
+        name=name if ":" in name else f"{name}:{plugin_version()}",
+        anonymous=_anonymous,
+        archive=output / IMAGE_FILE,
+    )
+    layer.unlink()
+
+
+def plugin_version() -> str:
+    """Return the version that the code has of itself."""
+    text = (ROOT / "plugin/__init__.py").read_text(encoding="utf-8")
+    return text.partition('__version__ = "')[2].partition('"')[0]
+
+
+def _install_packages(target: Path, without: list[str], *, with_csi: bool) -> None:
     """Install the locked requirements, as wheels for the plugin's own Python."""
     machine = platform.machine()
     command = [
@@ -150,6 +226,7 @@ def _install_packages(target: Path, without: list[str]) -> None:
         "--require-hashes",
         "--requirement",
         str(ROOT / "requirements/runtime.txt"),
+        *(["-r", str(ROOT / "requirements/csi.txt")] if with_csi else []),
         "--target",
         str(target / SITE),
         "--no-compile",
@@ -211,14 +288,20 @@ def _compile(target: Path) -> None:
     )
 
 
-def _check(target: Path) -> None:
-    """Import every module of ours in the finished root; fail on one that cannot be."""
+def _check(target: Path, *, with_csi: bool) -> None:
+    """
+    Import every module of ours in the finished root; fail on one that cannot be.
+
+    Those of the driver only where the packages are that it needs.
+    """
+    without = "" if with_csi else "plugin.api.csi."
     script = (
         "import importlib, pkgutil\n"
         "for package in ('plugin', 'backends'):\n"
         "    path = importlib.import_module(package).__path__\n"
         "    for module in pkgutil.walk_packages(path, package + '.'):\n"
-        "        importlib.import_module(module.name)\n"
+        f"        if not ({without!r} and module.name.startswith({without!r})):\n"
+        "            importlib.import_module(module.name)\n"
     )
     rootfs.run(["chroot", str(target), "/usr/bin/python3", "-I", "-c", script])
 

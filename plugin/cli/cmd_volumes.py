@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from plugin.cli import output
@@ -32,7 +34,7 @@ def list_volumes(context: Context, as_json: bool) -> None:
             (
                 each["name"],
                 each["backend"],
-                "yes" if each["mountpoint"] else "no",
+                _mounted(each),
                 each["health"] if each["health"] in _HEALTH_WORDS else "error",
                 output.size(each["available_bytes"])
                 if each.get("available_bytes")
@@ -42,6 +44,20 @@ def list_volumes(context: Context, as_json: bool) -> None:
             for each in volumes
         ],
     )
+
+
+def _mounted(volume: dict[str, Any]) -> str:
+    """Return whether it is mounted, and for whom as far as a scheduler has told."""
+    users = [
+        f"{kind} {each[kind]}"
+        for each in volume.get("published", ())
+        for kind in ("pod", "alloc")
+        if kind in each
+    ]
+    more = f" and {len(users) - 1} more" if len(users) > 1 else ""
+    if users:
+        return f"{users[0]}{more}"
+    return "yes" if volume["mountpoint"] else "no"
 
 
 @click.command()

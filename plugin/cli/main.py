@@ -5,7 +5,9 @@ Exit codes: 0 done; 1 a fault of ours; 2 usage; 10 invalid request; 11 no such v
 12 busy; 13 store; 14 not the owner; 15 storage; 16 deadline; 17 configuration; 18
 exists; 19 daemon does not answer; 20 engine; 21 snapshot exists; 22 no such snapshot;
 23 another node does not answer; 24 it refuses; 25 no such node; 26 fencing; 27 node
-conflict; 28 enrolment; 29 not known yet; `doctor` 1 if a check failed.
+conflict; 28 enrolment; 29 not known yet; 30 published otherwise; 31 for one writer; 32
+size out of range; 33 no room; 34 storage is silent; 35 in use on another node;
+`doctor` 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from plugin import __version__
 from plugin.cli import (
     cmd_cluster,
     cmd_config,
+    cmd_csi,
     cmd_doctor,
     cmd_import,
     cmd_move,
@@ -59,6 +62,7 @@ def remora(context: click.Context, config: Path | None) -> None:
 
 for command in (
     cmd_serve.serve,
+    cmd_csi.csi,
     cmd_volumes.list_volumes,
     cmd_volumes.inspect,
     cmd_volumes.status,

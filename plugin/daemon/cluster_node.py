@@ -137,13 +137,13 @@ class ClusterNode:
         self.keeper.start(left_mounted)
         self._roster.start()
 
-    def start(self) -> None:
-        """Answer other nodes, and begin to keep members in step."""
+    def start(self, grants: Mapping[Action, Grant]) -> None:
+        """Answer other nodes, with *grants* as well; begin to keep members in step."""
         self._server.start()
         self._sshd.start()
         self._addresses.start()
         self.replication.start()
-        self._granting.start()
+        self._granting.start(grants)
 
     def stop(self) -> None:
         """End all of it; the guard goes on for what stays mounted."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from backends.nfs.backend import NfsBackend
 from backends.rsync.backend import RsyncBackend
+from backends.rsync.resizing import fit
 from backends.system import files
 from backends.system.clock import Deadline
 from plugin.api.admin.cluster import ClusterView
@@ -122,7 +123,7 @@ class Daemon:
                 )
             self._servers.start()
             if self._cluster is not None:
-                self._cluster.start()
+                self._cluster.start(self._volumes.scheduled.grants())
             if self._labels is not None:
                 self._labels.start()
         except BaseException:
@@ -200,6 +201,7 @@ class Daemon:
                     config.tuning.reconcile_interval_s,
                     config.boot_wait_s,
                 ),
+                fit=partial(fit, self._rsync.pool),
                 unread=self._foundation.unread,
             )
         )

@@ -18,10 +18,12 @@ from typing import Final
 from backends.system import clock
 from plugin.errors import StoreError
 from plugin.store.database import open_database
+from plugin.volumes import publications
 from plugin.volumes.references import MIGRATION, References
 
 _MIGRATIONS: Final = (
     f"CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL);\n{MIGRATION}",
+    publications.MIGRATION,
 )
 
 

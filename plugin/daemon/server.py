@@ -16,11 +16,13 @@ import waitress.channel
 import waitress.server
 import waitress.task
 
+from backends.system.aside import Threads
 from backends.system.clock import Deadline
 from plugin.limits import (
     CONNECTION_IDLE_S,
     CONNECTIONS_MAX,
     REQUEST_SIZE_READ_MAX,
+    SERVER_THREADS_KEPT,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +63,14 @@ class _ClosingChannel(waitress.channel.HTTPChannel):  # type: ignore[misc]
     task_class = _ClosingTask
 
 
+class _Threads(Threads):
+    """The threads of a server."""
+
+    def add_task(self, call: waitress.channel.HTTPChannel) -> None:
+        """Serve *call*; waitress asks for it by this name."""
+        self.run(call.service)
+
+
 class Server:
     """One WSGI application on one listening socket, in threads of its own."""
 
@@ -73,7 +83,10 @@ class Server:
         self._server: Any = waitress.server.create_server(
             self._count,
             sockets=[listener],
-            threads=threads,
+            # Its own starts all of its threads at once.
+            _dispatcher=_Threads(
+                f"call:{name}", threads_max=threads, kept=SERVER_THREADS_KEPT
+            ),
             connection_limit=CONNECTIONS_MAX,
             asyncore_use_poll=True,  # select() ends at descriptor 1024
             channel_timeout=CONNECTION_IDLE_S,

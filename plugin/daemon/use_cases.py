@@ -15,9 +15,9 @@ from plugin.limits import GETS_WAITING_MAX
 from plugin.ownership.acquisition import Acquisition
 from plugin.ownership.holders import Holders
 from plugin.ownership.keeper import Keeper
+from plugin.ownership.parts import Asking
 from plugin.ownership.release import Release
 from plugin.ownership.view import OwnershipView
-from plugin.ownership.votes import AsksAll
 from plugin.replication.node import ReplicationNode
 from plugin.volumes.adoption import Adoption
 from plugin.volumes.catalogue import Catalogue
@@ -32,10 +32,13 @@ from plugin.volumes.options import OptionResolver
 from plugin.volumes.own_snapshots import OwnSnapshots
 from plugin.volumes.patience import Patience
 from plugin.volumes.propagation import Propagation
+from plugin.volumes.publishing import Percent
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.references import References
 from plugin.volumes.removal import Removal
+from plugin.volumes.scheduled import Scheduled
+from plugin.volumes.sizes import Fit, Sizes
 from plugin.volumes.snapshots import SnapshotService
 from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.use_cases import UseCases
@@ -51,7 +54,7 @@ class Owning:
     release: Release
     keeper: Keeper | None = None
     replication: ReplicationNode | None = None
-    asking: AsksAll | None = None
+    asking: Asking | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class Given:
     events: Events
     mount_dir: Path
     times: Times
+    # Holds this node's copy of a volume to its size.
+    fit: Fit
     # Why the records may lack volumes, "" if they do not.
     unread: Callable[[], str] = str
 
@@ -135,32 +140,30 @@ def _with_the_rest(
     views, operations, removal = creation.views, creation.operations, creation.removal
     unmounting, acquisition = removal.unmounting, owning.acquisition
     quarantine = QuarantineService(
-        catalogue,
-        given.resolver,
-        operations,
-        copying,
-        creation,
-        ownership,
+        *(catalogue, given.resolver, operations, copying, creation, ownership),
         given.quarantine,
     )
     own_snapshots = OwnSnapshots(ownership)
     holders = Holders(ownership, owning.asking)
+    mounting = _mounting(given, unmounting)
+    snapshots = SnapshotService(
+        *(views, operations, copying, ownership, acquisition, unmounting),
+        *(creation.newest, own_snapshots),
+    )
+    scheduled = Scheduled.of(
+        *(mounting, creation, snapshots),
+        asking=owning.asking,
+        percent=_percent_of(owning.replication),
+        fit=given.fit,
+    )
     return UseCases(
         views=views,
         creation=creation,
-        mounting=_mounting(given, unmounting),
+        mounting=mounting,
         unmounting=unmounting,
         removal=removal,
-        snapshots=SnapshotService(
-            views,
-            operations,
-            copying,
-            ownership,
-            acquisition,
-            unmounting,
-            creation.newest,
-            own_snapshots,
-        ),
+        snapshots=snapshots,
+        scheduled=scheduled,
         adoption=Adoption(views, catalogue, operations, ownership, removal),
         quarantine=quarantine,
         history=VolumeHistory(views, ownership, given.events, owning.asking),
@@ -168,6 +171,7 @@ def _with_the_rest(
             given,
             discovery,
             removal,
+            scheduled.sizes,
             {
                 "the record of what is set apart": quarantine.mend,
                 "the record of snapshots": own_snapshots.mend,
@@ -182,6 +186,7 @@ def _reconciler(
     given: Given,
     discovery: Discovery,
     removal: Removal,
+    sizes: Sizes,
     also: Mapping[str, Callable[[], None]],
 ) -> Reconciler:
     replication = given.owning.replication
@@ -192,6 +197,7 @@ def _reconciler(
         removal.unmounting,
         removal,
         replication.departing if replication else None,
+        sizes,
         interval_s=given.times.reconcile_interval_s,
         also=also,
     )
@@ -210,6 +216,12 @@ def _mounting(given: Given, unmounting: Unmounting) -> Mounting:
         Patience(until_s=given.times.boot_wait_s),
         given.times.mount_deadline_s,
     )
+
+
+def _percent_of(replication: ReplicationNode | None) -> Percent:
+    if replication is None:
+        return lambda _: None
+    return replication.progress.receiving_percent
 
 
 def _storage_of(catalogue: Catalogue, name: str) -> str:

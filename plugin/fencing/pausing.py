@@ -93,6 +93,14 @@ class Pausing:
             raise NotPausedError("the volume is not held here")
         return Paused([volume], _groups(volume, open_files=True))
 
+    def is_written(self, volume_id: str) -> bool:
+        """Return whether a process of this node may write to what is held here."""
+        volume = self._guard.held(volume_id)
+        if volume is None:
+            return False
+        found = writers.find([volume], never=(), open_files=True)[volume_id]
+        return bool(found.pids or found.namespaces or found.unfinished)
+
     @contextmanager
     def paused(self, paused: Paused) -> Iterator[None]:
         """

@@ -41,7 +41,7 @@ class Granting:
         is_node: Callable[[str], bool],
     ) -> None:
         self._wishes = wishes
-        self._grants = grants
+        self._grants = dict(grants)
         self._is_node = is_node
         self._lock = threading.Lock()
         self._under_way: set[str] = set()
@@ -51,8 +51,9 @@ class Granting:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wishes", daemon=True)
 
-    def start(self) -> None:
-        """Begin."""
+    def start(self, also: Mapping[Action, Grant]) -> None:
+        """Begin, with *also* what is carried out by parts that were built later."""
+        self._grants |= also
         self._thread.start()
 
     def stop(self) -> None:

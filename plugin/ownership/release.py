@@ -40,7 +40,10 @@ class Release:
             StoreError: the cluster did not answer; BackendError: the disk did not.
 
         """
-        commit = seal(self.ownership, record)
+        ownership = self.ownership
+        if ownership.membership.alone and not ownership.heads.has(record.id):
+            return  # it was never mounted
+        commit = seal(ownership, record)
         holders = self._spread(record, commit) if commit else ()
         attempted(lambda: self._let_go(record, commit, holders))
 

@@ -17,7 +17,7 @@ import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import ClassVar, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 import msgspec
 
@@ -39,7 +39,10 @@ _CONNECT_WITHIN_S: Final = 3.0
 _LEFT_MAX: Final = 100
 
 # "ask" wants nothing done: it lets the node ask others about the volume.
-Action = Literal["ask", "move", "add", "remove"]
+Action = Literal[
+    "ask", "move", "add", "remove", "yield", "create", "snapshot", "forget-snapshot"
+]
+_Request = Annotated[str, msgspec.Meta(max_length=128 * 1024)]
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -52,7 +55,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     """
     What *node* wants of *volume*: that node *to* does *action* with node *target*.
 
-    To "add" or "remove" a copy on it, or to "move" the volume there.
+    To "add" or "remove" a copy on it, or to "move" the volume there; or to "yield" it:
+    to let it go if no process of that node uses it. What *request* asks for, in JSON,
+    node *to* does as for its own people: to "create" a volume there, to take or to
+    forget a "snapshot".
     """
 
     KEY: ClassVar[re.Pattern[str]] = re.compile(
@@ -64,6 +70,7 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True):
     action: Action = "ask"
     to: NodeIdOrNone = ""
     target: NodeIdOrNone = ""
+    request: _Request = ""
     answer: Answer | None = None
 
 

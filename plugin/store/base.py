@@ -48,9 +48,15 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """A removal; an absent key is no error."""
+    """
+    A removal; an absent key is no error.
+
+    One that is *repeatable* may be lost with the power: who finds the record there
+    again does the same with it again.
+    """
 
     key: str
+    repeatable: bool = False
 
 
 Operation = Put | Delete

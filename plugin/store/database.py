@@ -176,6 +176,8 @@ def _migrate(
             f"{path} has schema {version}; this Remora knows up to {len(migrations)}",
             hint="run the newer Remora that wrote it; nothing was changed",
         )
+    # What something else has made is not changed.
+    _require_tables(connection, path, migrations[:version])
     for number, script in enumerate(migrations[version:], start=version + 1):
         connection.executescript(
             f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {number};\nCOMMIT;"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plugin.errors import RecordsError, StoreError
-from plugin.store.base import Compare, Operation, Outcome, Put, Record
+from plugin.store.base import Compare, Delete, Operation, Outcome, Put, Record
 from plugin.store.database import connect, keeps_others_out, open_database
 
 # Older files have two tables and a column more, which nobody reads.
@@ -74,7 +74,8 @@ class SqliteStore:
         self, conditions: Sequence[Compare], operations: Sequence[Operation]
     ) -> Outcome:
         """Do *operations* if *conditions* hold; see `Store.transact`."""
-        with self._writing() as connection:
+        lasting = not all(isinstance(x, Delete) and x.repeatable for x in operations)
+        with self._writing(lasting=lasting) as connection:
             for condition in conditions:
                 row = connection.execute(
                     "SELECT mod_revision FROM records WHERE key = ?", (condition.key,)
@@ -104,11 +105,17 @@ class SqliteStore:
                 raise RecordsError(f"cannot read the store: {error}") from error
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Yield the writer inside a transaction that an error rolls back whole."""
+    def _writing(self, *, lasting: bool) -> Iterator[sqlite3.Connection]:
+        """
+        Yield the writer inside a transaction that an error rolls back whole.
+
+        One that is not *lasting* gets to the disk with the next one that is.
+        """
         with self._write_lock:
             self._require_open()
             try:
+                synchronous = "FULL" if lasting else "NORMAL"
+                self._writer.execute(f"PRAGMA synchronous = {synchronous}")
                 with self._writer as connection:
                     connection.execute("BEGIN IMMEDIATE")
                     yield connection

@@ -70,6 +70,11 @@ class Catalogue:
         found = self._grouped.read(naming=clue).values.values()
         return [each for each in found if each.options.get("group") == group]
 
+    def limited(self) -> list[VolumeRecord]:
+        """Return the records of the volumes that have a size, from local knowledge."""
+        found = self._grouped.read(naming='"size":').values.values()
+        return [each for each in found if "size" in each.options]
+
     def _named(
         self, names: Mapping[str, str], ids: Collection[str]
     ) -> dict[str, VolumeRecord]:
@@ -140,6 +145,9 @@ class Catalogue:
         """
         Delete the record, and do *also* in the same transaction.
 
+        Alone, the power may bring the record back, in its phase: what was begun is
+        undone, or finished, once more.
+
         Raises:
             ChangedError: somebody else changed it since it was read.
 
@@ -147,7 +155,7 @@ class Catalogue:
         key = _PREFIX + stored.record.name
         if not self._store.transact(
             [Compare(key, stored.revision), *also.conditions],
-            [Delete(key), *also.operations],
+            [Delete(key, repeatable=True), *also.operations],
         ).succeeded:
             raise _changed(stored.record.name)
 

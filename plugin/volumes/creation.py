@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -68,12 +68,18 @@ class Creation:
     def create(
         self,
         name: str,
-        options: Mapping[str, str],
+        options: Mapping[str, str] | None,
         *,
         caller_gone: CallerGone = never,
+        deadline_s: float = LONG_DEADLINE_S,
+        asked_bytes: int = 0,
+        claim: str = "",
     ) -> None:
         """
         Make the volume, or find that it exists with the same options.
+
+        Without *options* (None) a volume that exists may have any: that is how Mesos
+        asks for a volume to unmount. *asked_bytes* and *claim* are kept in its record.
 
         Raises:
             InvalidRequestError: the name or an option is not valid; nothing is made.
@@ -82,11 +88,14 @@ class Creation:
 
         """
         check_name(name)
-        resolved, fill = self._understand(name, options)
+        resolved, fill = self._understand(name, options or {})
+        resolved = replace(
+            resolved, asked_bytes=asked_bytes, claim=claim, takes_any=options is None
+        )
         self.operations.run(
             name,
             lambda deadline: self._make(name, resolved, deadline, fill),
-            deadline_s=LONG_DEADLINE_S,
+            deadline_s=deadline_s,
             # Copying that takes longer than the engine waits goes on; see `Operations`.
             undo=self.removal.discard if fill is None else None,
             caller_gone=caller_gone,
@@ -234,6 +243,8 @@ class Creation:
                 phase="creating",
                 node=self.ownership.node_id,
                 filled=filled,
+                asked_bytes=resolved.asked_bytes,
+                claim=resolved.claim,
             )
             self._require_creatable(resolved, record)
             stored = self.catalogue.insert(record)

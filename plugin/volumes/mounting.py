@@ -93,34 +93,40 @@ class Mounting:
         return name in self._silent
 
     def _mount(self, name: str, mount_id: str, deadline: Deadline) -> Path:
+        record = self.ready(name)
+        self.references.add(record.id, mount_id)
+        epoch = 0
+        try:
+            epoch = self.acquire(record, deadline)
+            return self.mount_owned(record, epoch, deadline)
+        except BaseException:
+            self.references.drop(record.id, mount_id)
+            self.roll_back(record, epoch)
+            raise
+
+    def ready(self, name: str) -> VolumeRecord:
+        """Return the volume, which may be mounted; or raise why it may not."""
         record = self.views.existing(name).record
         if record.phase != "ready":
             raise VolumeBusyError(
                 f"'{name}' is being removed", hint=f"repeat: docker volume rm {name}"
             )
-        target = self.views.target(record)
-        exclusive = self.ownership.exclusive(record)
-        self.references.add(record.id, mount_id)
-        epoch = 0
-        try:
-            if exclusive:
-                epoch = self._acquire(record, deadline)
-            self._mount_visibly(record, target, deadline)
-            if epoch and self.keeper is not None:
-                self.keeper.hold(record, epoch, target)
-        except BaseException:
-            self.references.drop(record.id, mount_id)
-            # An exclusive volume that was not acquired is not mounted: there is nothing
-            # to undo, and we do not wait for the store again, which may be away.
-            if epoch and not self.references.total(record.id):
-                self._roll_back(record)
-            raise
-        return target
+        return record
 
-    def _acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
-        """Return the epoch in which this node owns the volume now."""
+    def acquire(self, record: VolumeRecord, deadline: Deadline) -> int:
+        """Return the epoch in which this node owns the volume now; 0 if it need not."""
+        if not self.ownership.exclusive(record):
+            return 0
         held = self.keeper.valid_epoch(record) if self.keeper else 0
         return held or self.acquisition.acquire(record, deadline)
+
+    def mount_owned(self, record: VolumeRecord, epoch: int, deadline: Deadline) -> Path:
+        """Return where the volume, owned in *epoch*, is mounted, and is guarded."""
+        target = self.views.target(record)
+        self._mount_visibly(record, target, deadline)
+        if epoch and self.keeper is not None:
+            self.keeper.hold(record, epoch, target)
+        return target
 
     def _mount_visibly(
         self, record: VolumeRecord, target: Path, deadline: Deadline
@@ -140,8 +146,15 @@ class Mounting:
             hint="retry; if it goes on: docker plugin disable --force, then enable",
         )
 
-    def _roll_back(self, record: VolumeRecord) -> None:
-        """Undo a Mount that failed; what cannot be undone is left to the reconciler."""
+    def roll_back(self, record: VolumeRecord, epoch: int) -> None:
+        """
+        Undo a Mount that failed, if nothing else holds the volume; later if need be.
+
+        An exclusive volume that was not acquired, in *epoch*, is not mounted: there is
+        nothing to undo, and we do not wait for the store again, which may be away.
+        """
+        if not epoch or self.references.total(record.id):
+            return
         try:
             self.unmounting.drop_mount(record, Deadline(SHORT_DEADLINE_S))
         except RemoraError as error:

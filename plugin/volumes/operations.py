@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError, wait
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, TypeVar
 
 from backends.errors import DeadlineError, RemoraError, VolumeBusyError
-from backends.system.aside import begun
+from backends.system.aside import Threads, ended
 from backends.system.clock import Deadline
 from plugin.limits import CALLS_MAX, OPERATIONS_MAX
 from plugin.volumes.patience import CallerGone, Patience
@@ -100,6 +100,7 @@ class Operations:
         self._rooms: dict[str, threading.BoundedSemaphore] = {}
         self._operations_max = operations_max
         self._calls = threading.BoundedSemaphore(calls_max)
+        self._threads = Threads("operation")
 
     def under_way(self) -> list[str]:
         """Return the names of the volumes that something is done with."""
@@ -166,14 +167,16 @@ class Operations:
         # Nobody waits any more for one that is cancelled; it goes on all the same.
         operation = Future[Result]()
 
-        def ended(body: Future[None]) -> None:
+        def leave(body: Future[None]) -> None:
             room.release()
             if error := body.exception():
                 _told(partial(operation.set_exception, error))
 
         body = partial(self._work, name, work, operation, deadline, undo)
-        begun(body, name=f"operation:{name}").add_done_callback(ended)
-        while not wait([operation], min(_CALLER_CHECK_S, deadline.remaining_s())).done:
+        self._threads.begun(body).add_done_callback(leave)
+        while not ended(
+            operation, within_s=min(_CALLER_CHECK_S, deadline.remaining_s())
+        ):
             if (deadline.passed() or caller_gone()) and operation.cancel():
                 raise _late(name, within_s, goes_on=undo is None)
         return operation.result()

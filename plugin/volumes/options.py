@@ -26,13 +26,18 @@ class Resolved:
     What a request means; the dictionaries are canonical.
 
     ``chosen`` are the options that the request or its profile names: the others are
-    defaults, or those of the volume that it copies.
+    defaults, or those of the volume that it copies. ``asked_bytes`` and ``claim`` are
+    a scheduler's; see `VolumeRecord`. With ``takes_any`` a volume that exists may have
+    other options.
     """
 
     backend: Backend
     requested: dict[str, str]
     options: dict[str, str]
     chosen: dict[str, str]
+    asked_bytes: int = 0
+    claim: str = ""
+    takes_any: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +180,8 @@ class OptionResolver:
 
 def require_same_options(resolved: Resolved, record: VolumeRecord) -> None:
     """Raise VolumeExistsError if *resolved* asks for another volume than *record*."""
+    if resolved.takes_any:
+        return
     difference = differences(resolved.requested, _as_now(resolved, record))
     if difference:
         raise VolumeExistsError(

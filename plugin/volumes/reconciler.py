@@ -7,6 +7,7 @@ What is done in the background, at start and every few seconds after.
 - mounts that no reference holds (their last unmount failed) are unmounted;
 - so are volumes that another node has taken, once their writers are dead;
 - volumes that this node owns and does not use are released;
+- copies are held to the size that their volumes have now;
 - copies are removed if their volume was removed, or this node is no member any more;
 - the trash is emptied.
 
@@ -37,6 +38,7 @@ from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.chores import Chores
 from plugin.volumes.discovery import Discovery
 from plugin.volumes.removal import Removal
+from plugin.volumes.sizes import Sizes
 from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.views import VolumeViews
 
@@ -63,6 +65,7 @@ class Reconciler:
         unmounting: Unmounting,
         removal: Removal,
         departing: Departing | None,
+        sizes: Sizes,
         *,
         interval_s: float,
         also: Mapping[str, Callable[[], None]],
@@ -74,6 +77,7 @@ class Reconciler:
         self._unmounting = unmounting
         self._removal = removal
         self._departing = departing
+        self._sizes = sizes
         self._ownership = unmounting.ownership
         self._locks = unmounting.operations.locks
         self._interval_s = interval_s
@@ -117,6 +121,7 @@ class Reconciler:
             ("unmount", self._views.held_or_mounted, self._unmount_if_unused),
             ("give up", self._lost, self._unmount_lost),
             ("release", self._owned, self._let_go),
+            ("limit", self._sizes.limited, self._fit),
             ("remove the copy of", self._departed, self._depart),
         )
 
@@ -177,6 +182,9 @@ class Reconciler:
                 if self._ownership.has_departed(each):
                     found.append(each)
         return found
+
+    def _fit(self, stored: Stored, deadline: Deadline) -> None:
+        self._sizes.hold_now(stored.record, deadline)
 
     def _attempt(self, record: VolumeRecord, action: Action) -> bool:
         """Do *action* on the volume if it is free; return whether it was done."""

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final
 
 from backends.system import clock
 from plugin.errors import RecordsError
+from plugin.volumes.publications import Publications
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -99,6 +100,7 @@ class References:
                 self._counts.setdefault(volume_id, {})[mount_id] = Count(
                     live, inherited
                 )
+        self.publications = Publications(connection, self.lock, boot_id=boot_id)
         self.begin_epoch()
 
     def begin_epoch(self) -> None:
@@ -137,6 +139,8 @@ class References:
 
     def forget(self, volume_id: str) -> None:
         """Drop every count of a volume: it is proven unused, or gone."""
+        for each in self.publications.of(volume_id):
+            self.publications.drop(each.target)
         with self.lock:
             if volume_id not in self._counts:
                 return
@@ -147,15 +151,21 @@ class References:
             del self._counts[volume_id]
 
     def total(self, volume_id: str) -> Count:
-        """Return the sum over a volume's mount ids."""
+        """
+        Return the sum over a volume's mount ids and publications.
+
+        A publication counts as inherited, whenever it was made: the path that it has
+        bound is a user that the kernel shows, and nothing else holds the volume.
+        """
         with self.lock:
             ids = self._counts.get(volume_id)
-            return sum(ids.values(), Count()) if ids else Count()
+            count = sum(ids.values(), Count()) if ids else Count()
+        return count + Count(inherited=len(self.publications.of(volume_id)))
 
     def volumes(self) -> list[str]:
         """Return the ids of the volumes that have a count."""
         with self.lock:
-            return list(self._counts)
+            return list({*self._counts} | self.publications.volumes())
 
     def _set(self, volume_id: str, mount_id: str, count: Count) -> None:
         """Store *count*, durably first; the lock is held."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 from backends.errors import VolumeBusyError
+from backends.system import published
 from backends.system.clock import Deadline
-from backends.system.mounts import VolumeUser, mounted_at
+from backends.system.mounts import VolumeUser, mounted, mounted_at
 from plugin.errors import StoreError
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields
@@ -84,9 +86,9 @@ class Unmounting:
 
         """
         count = self.references.total(record.id)
-        if count.live or (count.inherited and not self._grace_is_over()):
+        if count.live or (count.inherited and not self._grace_is_over(record)):
             return False
-        if self._users(record):
+        if self._shown(record) or self._users(record):
             return False
         self.drop_mount(record, deadline)
         return True
@@ -112,6 +114,7 @@ class Unmounting:
         lost = self.keeper.lost() if self.keeper else []
         if self.keeper is None or record.id not in {each.id for each in lost}:
             return
+        self.take_away(record, "another node has taken the volume")
         self._unmount(record, deadline)
         self.keeper.drop(record)
 
@@ -127,11 +130,26 @@ class Unmounting:
             held = {each.id for each, _ in self.keeper.held()}
             if record.id in held - {each.id for each in self.keeper.lost()}:
                 raise VolumeBusyError(f"the writers of '{record.name}' are being ended")
+        self.take_away(record, "the volume was removed")
         self.require_unheld(record)
         self._unmount(record, deadline)
         self.references.forget(record.id)
         if self.keeper is not None:
             self.keeper.drop(record)
+
+    def take_away(self, record: VolumeRecord, why: str) -> None:
+        """
+        Let no path show the volume any more that it was published at, and say *why*.
+
+        Raises:
+            VolumeBusyError: a process of this machine still works in one.
+
+        """
+        for each in self.references.publications.of(record.id):
+            published.take_away(
+                Path(each.path), root=Path(each.root), why=f"{record.name}: {why}"
+            )
+            self.references.publications.drop(each.target)
 
     def let_go(self, record: VolumeRecord) -> None:
         """Release the volume, which is not mounted; later if the cluster is away."""
@@ -155,6 +173,11 @@ class Unmounting:
 
     def require_unheld(self, record: VolumeRecord) -> None:
         """Raise VolumeBusyError if any process of this node has the volume mounted."""
+        if shown := self._shown(record):
+            raise VolumeBusyError(
+                f"'{record.name}' is published at {shown[0]}",
+                hint="have the scheduler end what uses it",
+            )
         users = self._users(record)
         if users:
             raise VolumeBusyError(
@@ -166,6 +189,10 @@ class Unmounting:
         """Raise VolumeBusyError if the engine or any process uses the volume."""
         self.require_unheld(record)
         count = self.references.total(record.id)
+        if self.references.publications.age_s(record.id) < self.disuse_grace_s:
+            raise VolumeBusyError(
+                f"'{record.name}' is being published", hint="retry in a minute"
+            )
         if count.live:
             mounts = "1 mount" if count.live == 1 else f"{count.live} mounts"
             raise VolumeBusyError(
@@ -173,20 +200,32 @@ class Unmounting:
                 hint="stop its containers; if there are none: remora repair",
             )
 
-    def _grace_is_over(self) -> bool:
+    def _grace_is_over(self, record: VolumeRecord) -> bool:
         """
         Return whether inherited references may be checked for use.
 
         A Mount that was answered just before this epoch may belong to a container that
-        is still starting: no namespace shows the mount yet.
+        is still starting: no namespace shows the mount yet. Nor does one show a path
+        that is being published.
         """
-        return self.references.epoch_age_s() >= self.disuse_grace_s
+        published_s = self.references.publications.age_s(record.id)
+        return min(self.references.epoch_age_s(), published_s) >= self.disuse_grace_s
 
     def _unmount(self, record: VolumeRecord, deadline: Deadline) -> None:
         target = self.views.target(record)
         self.ownership.backend_of(record).unmount(
             record.volume(), target, deadline_s=deadline.remaining_s()
         )
+
+    def _shown(self, record: VolumeRecord) -> list[str]:
+        """
+        Return the paths at which the volume was published, and is.
+
+        On a share a bind of ours is none of the users that a backend can tell.
+        """
+        found = self.references.publications.paths(record.id)
+        table = mounted() if found else {}
+        return [each for each in found if each in table]
 
     def _users(self, record: VolumeRecord) -> list[VolumeUser]:
         backend = self.ownership.backend_of(record)

@@ -12,6 +12,7 @@ from plugin.volumes.operations import Operations
 from plugin.volumes.quarantine import QuarantineService
 from plugin.volumes.reconciler import Reconciler
 from plugin.volumes.removal import Removal
+from plugin.volumes.scheduled import Scheduled
 from plugin.volumes.snapshots import SnapshotService
 from plugin.volumes.unmounting import Unmounting
 from plugin.volumes.views import VolumeViews
@@ -27,6 +28,7 @@ class UseCases:
     unmounting: Unmounting
     removal: Removal
     snapshots: SnapshotService
+    scheduled: Scheduled
     adoption: Adoption
     quarantine: QuarantineService
     history: VolumeHistory

@@ -18,6 +18,7 @@ from plugin.replication.progress import CopyFacts
 from plugin.volumes.catalogue import Catalogue, Stored
 from plugin.volumes.discovery import Discovery
 from plugin.volumes.patience import CallerGone, Patience
+from plugin.volumes.publications import Publication
 from plugin.volumes.references import Count, References
 
 
@@ -28,7 +29,7 @@ class VolumeView:
 
     ``mountpoint`` is "" if it is not mounted; ``storage`` are the backend's own facts.
     Without a cluster there is no ``ownership``, and without copies on other nodes
-    nothing is said of ``copies``.
+    nothing is said of ``copies``. ``published`` is where schedulers have it.
     """
 
     record: VolumeRecord
@@ -37,6 +38,7 @@ class VolumeView:
     storage: Mapping[str, object]
     ownership: OwnershipFacts | None
     copies: CopyFacts | None
+    published: Sequence[Publication] = ()
 
     def status(self) -> dict[str, object]:
         """Return all but name and mount point, as it is shown in one object."""
@@ -52,6 +54,10 @@ class VolumeView:
             },
             **self.storage,
         }
+        if self.record.claim:
+            status["claim"] = self.record.claim
+        if self.published:
+            status["published"] = [each.shown() for each in self.published]
         if self.ownership is not None:
             status |= msgspec.to_builtins(self.ownership)
         if self.copies is not None:
@@ -115,6 +121,7 @@ class VolumeViews:
             storage=storage,
             ownership=self.ownership.facts(record),
             copies=self.copies(record),
+            published=self.references.publications.of(record.id),
         )
 
     def look_at(self, name: str) -> VolumeView:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.bench import fairness
+from tests.bench import csi, fairness
 from tests.bench.figures import percentile, ratio, turns
 from tests.bench.large.database import Load, within
 from tests.bench.mirrors import PlainRsync
@@ -213,3 +213,12 @@ def test_a_quick_run_with_a_database_gives_every_row() -> None:
     assert begins[-1] == "orderly move, our part"
     begins = large_rows("--case", "pause")
     assert begins[-1] == "not built" or begins[-1].startswith("p99 of ")
+
+
+def test_csi_is_measured() -> None:
+    if missing := node.missing():
+        pytest.skip(f"needs {missing}")
+    rows = {each.key for each in csi.measure(csi.QUICK_ROUNDS)}
+    assert rows == {
+        f"csi-{each}" for each in ("pair", "publish", "unpublish", "memory", "daemon")
+    }

@@ -19,13 +19,17 @@ from tests.support.host import Host
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# Lines of dockerd and containerd that every start writes and that explain nothing.
+# Lines of engines and kubelets that every start writes and that explain nothing.
 NOISE = (
     "[core]",
     "loading plugin",
     "skip loading plugin",
     "blkio weight",
     "serving...",
+    "clientconn.go",
+    "passthrough.go",
+    "client.go",
+    "perf_event",
 )
 LINES_MAX = 60
 LINE_LENGTH_MAX = 400

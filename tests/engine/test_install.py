@@ -179,6 +179,7 @@ def test_the_examples_profiles_are_valid(tmp_path: Path) -> None:
 
 def test_systemd_finds_no_fault_in_the_units(host: Host) -> None:
     paths = [f"{UNIT_DIRECTORY}/{unit}" for unit in UNITS]
+    paths.append(str(REPOSITORY / "systemd/remora-csi.service"))
     done = host.run(["systemd-analyze", "verify", "--man=no", *paths], check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -190,9 +191,10 @@ def test_a_unit_names_what_was_installed(host: Host, unit: str) -> None:
     ).read_text()
 
 
-def test_the_service_shares_the_hosts_mounts() -> None:
+@pytest.mark.parametrize("unit", ["remora.service", "remora-csi.service"])
+def test_the_service_shares_the_hosts_mounts(unit: str) -> None:
     """With mounts of its own, dockerd would not see the volumes."""
-    text = (REPOSITORY / "systemd/remora.service").read_text()
+    text = (REPOSITORY / "systemd" / unit).read_text()
     settings = {
         line.partition("=")[0] for line in text.splitlines() if not line.startswith("#")
     }
@@ -236,14 +238,18 @@ def test_socket_activation_and_notification(host: Host) -> None:
 
 
 def test_another_place(host: Host, tmp_path: Path) -> None:
-    install(host, DESTDIR=str(tmp_path), PREFIX="/opt/remora")
+    install(host, DESTDIR=str(tmp_path), PREFIX="/opt/remora", CSI="yes")
     assert (tmp_path / "etc/remora/remora.toml").exists()
     unit = (tmp_path / "usr/lib/systemd/system/remora.service").read_text()
     assert "ExecStart=/opt/remora/bin/remora serve" in unit
     assert "/usr/bin/remora" not in unit
+    driver = tmp_path / "usr/lib/systemd/system/remora-csi.service"
+    assert "ExecStart=/opt/remora/bin/remora csi" in driver.read_text()
+    assert list((tmp_path / "opt/remora/lib/remora/lib").glob("*/*/grpc"))
     command = (tmp_path / "opt/remora/lib/remora/bin/remora").read_text()
     assert command.startswith("#!/opt/remora/lib/remora/bin/python3 -I\n")
     assert "--uninstall" not in install(host, "--uninstall", DESTDIR=str(tmp_path))
+    assert not driver.exists()
 
 
 @pytest.mark.printed("install.md", "Without a network")

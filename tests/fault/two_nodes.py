@@ -127,6 +127,7 @@ class World:
                 quarantine=self.pool.quarantine,
                 events=self.events,
                 mount_dir=home / "mounts",
+                fit=lambda _volume, _deadline_s: None,
                 times=Times(mount_deadline_s, 0, 10.0),
             )
         )

@@ -65,6 +65,7 @@ class World:
                 quarantine=backend.quarantine,
                 events=self.events,
                 mount_dir=directory / "mounts",
+                fit=lambda _volume, _deadline_s: None,
                 times=Times(30, 0, 10.0),
             )
         )

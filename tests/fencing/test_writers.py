@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backends.system import mounts
-from backends.system.mountinfo import OwnPaths, parse_mountinfo, sees_less
+from backends.system.mountinfo import parse_mountinfo, sees_less
 from plugin.fencing import cgroups, processes, writers
 from plugin.fencing.cgroups import Hierarchy
 from plugin.fencing.held import HeldVolume
@@ -130,6 +130,26 @@ def test_a_copy_of_our_mount_is_no_use_whatever_a_container_calls_its_own(
         other.communicate(b"\n", timeout=10)
     assert [each.pid for each in users] == ([other.pid] if is_use else [])
     assert bool(found[volume.id].namespaces) == is_use
+
+
+def test_a_copy_of_what_the_machine_has_mounted_is_no_use(tmp_path: Path) -> None:
+    """A kubelet binds a part of a volume, and services get to see that, too."""
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    part = tmp_path / "pods/part"
+    part.mkdir(parents=True)
+    mounts.bind(volume.target, part, suid=False)
+    bystander = ["unshare", "-m", "sh", "-ec", "echo made; read line"]
+    with subprocess.Popen(
+        bystander, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"made\n"
+        assert f" {part} " in Path(f"/proc/{other.pid}/mountinfo").read_text()
+        found = writers.find([volume.held(60)], never=(), open_files=True)
+        other.communicate(b"\n", timeout=10)
+    mounts.unmount(part)
+    assert found[volume.id] == writers.Writers()
 
 
 def test_who_goes_on_without_a_first_thread_is_seen(tmp_path: Path) -> None:
@@ -307,7 +327,8 @@ def test_one_clue_may_begin_another(root: str, ids: set[str]) -> None:
     ]
     space = writers._Namespace()
     line = f"100 50 8:1 {root} /v rw - ext4 /dev/sda1 rw\n".encode()
-    writers._note(space, line, writers._Clues(volumes), OwnPaths([]))
+    nothing = writers._Points({}, [])
+    writers._note(space, line, writers._Clues(volumes), writers._Own(nothing))
     assert space.shown == ids
 
 

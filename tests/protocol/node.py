@@ -38,8 +38,7 @@ UNSHARE = ("unshare", "--mount", "--propagation", "private", "--")
 # after that: on a frozen one the daemon could not end, nor the namespace with it.
 HOLD = 'echo up; cat; [ ! -d "$1" ] || fsfreeze --unfreeze "$1" 2>/dev/null; true'
 # A start takes half a second of a processor, which may be long in coming.
-START_DEADLINE_S = 60.0
-STOP_DEADLINE_S = 20.0
+START_DEADLINE_S, STOP_DEADLINE_S = 60.0, 20.0
 LOOK_AGAIN_S, LOOK_AGAIN_MAX_S = 0.02, 0.1
 _CAP_SYS_ADMIN = 21
 _DISK_SIZE_BYTES = 64 * 2**20
@@ -255,9 +254,8 @@ class Node:
         self._holder.wait(timeout=STOP_DEADLINE_S)
         self._holder.stdout.close()
         # In a cluster a guard outlives its daemon.
-        ours = processes.with_argument(str(self.directory))
-        processes.signal_all(ours, signal.SIGKILL)
-        # A command of the daemon's that died with it may be deleting there still.
+        processes.kill_all_with(str(self.directory))
+        # A command that died with the daemon may be deleting there still.
         subprocess.run(["rm", "-rf", "--", self.directory], check=True, timeout=60)
 
     # Storage
@@ -306,9 +304,12 @@ class Node:
 
     def mounts(self) -> list[str]:
         """Return the names of the mounts below mount_dir, as the kernel shows them."""
-        table = Path(f"/proc/{self._holder.pid}/mountinfo").read_text().splitlines()
-        points = [Path(line.split(" ")[4]) for line in table]
-        return sorted(each.name for each in points if each.parent == self.mount_dir)
+        points = map(Path, self.mount_points())
+        return sorted(at.name for at in points if at.parent == self.mount_dir)
+
+    def mount_points(self) -> list[str]:
+        """Return all of them."""
+        return processes.mount_points(self._holder.pid)
 
     def mount_directories(self) -> list[str]:
         """Return the names below mount_dir, mounted or not."""

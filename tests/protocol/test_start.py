@@ -118,8 +118,10 @@ def test_a_socket_of_somebody_else_is_left_alone(
         assert node.plugin_socket.is_socket()
 
 
-@pytest.mark.parametrize("name", ["store.db", "node.db"])
-def test_records_of_a_newer_version(shared_stopped: Node, name: str) -> None:
+@pytest.mark.parametrize(("name", "known"), [("store.db", 1), ("node.db", 2)])
+def test_records_of_a_newer_version(
+    shared_stopped: Node, name: str, known: int
+) -> None:
     def raise_version(path: Path) -> None:
         database = sqlite3.connect(path)
         database.execute("PRAGMA user_version = 99")
@@ -130,7 +132,7 @@ def test_records_of_a_newer_version(shared_stopped: Node, name: str) -> None:
     with damaged(path, raise_version):
         written = path.read_bytes()
         said = refusal(shared_stopped, STORE)
-        assert f"{path} has schema 99; this Remora knows up to 1" in said
+        assert f"{path} has schema 99; this Remora knows up to {known}" in said
         assert path.read_bytes() == written
 
 

@@ -26,10 +26,10 @@ _READ_SIZE: Final = 1 << 17
 
 
 @contextmanager
-def hung(node: Node) -> Iterator[None]:
-    """Have the disk of *node*'s pool hang; at the end it gives errors."""
+def hung(node: Node, at: Path | None = None) -> Iterator[None]:
+    """Have the disk of *node*'s pool, or what is *at*, hang; then it gives errors."""
     up = node.directory / "hung"
-    process = node.popen([sys.executable, __file__, str(node.pool), str(up)])
+    process = node.popen([sys.executable, __file__, str(at or node.pool), str(up)])
     try:
         wait_until(up.exists, "the disk hangs")
         yield

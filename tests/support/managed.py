@@ -37,10 +37,10 @@ def missing() -> str:
     return "" if shutil.which("mmdebstrap") else "mmdebstrap"
 
 
-def build(output: Path) -> dict[str, Any]:
-    """Build config.json and rootfs in *output*; return what the script says of it."""
+def build(output: Path, product: str = "plugin") -> dict[str, Any]:
+    """Build *product* in *output*; return what the script says of it."""
     done = subprocess.run(
-        [str(BUILD), "--no-create", "--output", str(output)],
+        [str(BUILD), "--no-create", "--output", str(output), product],
         env={
             **os.environ,
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",

@@ -54,6 +54,17 @@ def signal_all(pids: Iterable[int], number: int) -> None:
             os.kill(pid, number)
 
 
+def kill_all_with(clue: str) -> None:
+    """Kill the processes with *clue* in their command line."""
+    signal_all(with_argument(clue), signal.SIGKILL)
+
+
+def mount_points(pid: int) -> list[str]:
+    """Return the mount points in the namespace of *pid*, as the kernel shows them."""
+    table = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+    return [line.split(" ")[4] for line in table]
+
+
 @contextmanager
 def stopped(pids: Collection[int]) -> Iterator[None]:
     """Have the processes *pids* stand still meanwhile."""

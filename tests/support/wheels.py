@@ -13,7 +13,7 @@ from pathlib import Path
 from .host import REPOSITORY
 from .images import CACHE
 
-LOCK = REPOSITORY / "requirements/runtime.txt"
+LOCKS = [REPOSITORY / f"requirements/{name}.txt" for name in ("runtime", "csi")]
 DOWNLOAD_DEADLINE_S = 300
 
 
@@ -25,7 +25,8 @@ def offline() -> dict[str, str]:
 @functools.cache
 def directory() -> Path:
     """Return a directory with the locked packages, downloaded once per machine."""
-    key = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
+    locked = b"".join(each.read_bytes() for each in LOCKS)
+    key = hashlib.sha256(locked).hexdigest()[:16]
     path = CACHE / f"wheels-{key}"
     CACHE.mkdir(parents=True, exist_ok=True)
     with (CACHE / "lock-wheels").open("w") as lock:
@@ -40,6 +41,7 @@ def directory() -> Path:
 def _download(directory: Path) -> None:
     command = [
         *(sys.executable, "-m", "pip", "download", "-qq", "--require-hashes"),
-        *("--only-binary=:all:", "--no-deps", "-r", str(LOCK), "-d", str(directory)),
+        *("--only-binary=:all:", "--no-deps", "-d", str(directory)),
+        *(f"--requirement={each}" for each in LOCKS),
     ]
     subprocess.run(command, check=True, timeout=DOWNLOAD_DEADLINE_S)

@@ -79,6 +79,7 @@ class World:
                 events=self.events,
                 mount_dir=self.directory / "mounts",
                 times=Times(self.deadline_s, self.grace_s, 10.0),
+                fit=lambda _volume, _deadline_s: None,
             )
         )
 

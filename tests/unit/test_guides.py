@@ -19,6 +19,12 @@ NOT_RUN = {
         "the tests themselves"
     ),
     ("engines.md", "SELinux", ""): "no kernel here has SELinux",
+    ("kubernetes.md", "On the hosts", "CSI=yes make install"): (
+        "tests/engine/test_install.py does it; no machine has a kubelet and systemd"
+    ),
+    ("kubernetes.md", "On the hosts", "systemctl"): (
+        "no machine has a kubelet and systemd"
+    ),
 }
 
 

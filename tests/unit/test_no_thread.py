@@ -31,8 +31,8 @@ PEER: Any = SimpleNamespace(id="beta", name="beta", addresses=("127.0.0.1",))
 
 @contextmanager
 def no_thread() -> Iterator[None]:
-    """Let no thread start: none has a stack as large as that."""
-    before = threading.stack_size(1 << 46)
+    """Let no thread start: no address space has room for such a stack."""
+    before = threading.stack_size(1 << 47)
     try:
         yield
     finally:

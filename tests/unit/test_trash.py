@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from backends.rsync import trash as module
 from backends.rsync.trash import Trash
+from backends.system import files
 from backends.system.clock import Deadline
 from tests.support.incapable import incapable
 
@@ -125,3 +127,16 @@ def test_only_what_the_pool_has_made_is_asked_for_its_limit(
     assert empty(trash) == 1
     assert sorted(found) == sorted(asked)
     assert found[-1] == "."
+
+
+def test_what_was_never_written_to_goes_without_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volume = tmp_path / str(uuid.uuid4())
+    (volume / "live").mkdir(parents=True)
+    (volume / "volume.json").write_bytes(b"{}")
+    trash = Trash(tmp_path / "trash")
+    trash.throw_away(volume)
+    monkeypatch.setattr(files, "run", None)  # starts what deletes all else
+    assert trash.empty(Deadline(30)) == 1
+    assert list(trash.path.iterdir()) == []

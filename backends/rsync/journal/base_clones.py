@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from backends.errors import BackendError
+from backends.errors import RemoraError
 from backends.rsync.journal.base_leads import Lead, lead_on
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.range_log import name_of
@@ -102,7 +102,7 @@ class BaseClones:
             lead_on(target)
             os.fsync(target)
             temporary.rename(self._file(path, commit))
-        except (BackendError, OSError):
+        except (RemoraError, OSError):
             temporary.unlink(missing_ok=True)
             raise
         finally:

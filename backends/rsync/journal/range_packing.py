@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
+from backends.errors import RemoraError
 from backends.rsync.journal import refusals
 from backends.rsync.journal.base_leads import Lead, copy_lead, giving
 from backends.rsync.journal.block_index import Searching
@@ -235,14 +236,19 @@ class RangePacking:
         Make the bases of what was read those of *commit*, if that still is valid.
 
         It takes as long as more ranges have moved, and nobody needs it before the next
-        search. Without it that compares with an older one.
+        search. Without it that compares with an older one: nothing comes after what
+        stands still, and who waits for that shares a disk and its processors with this.
         """
         leads, self._leads = self._leads, []
-        for lead in leads if leads and self._valid() else ():
-            with optional():
-                self._kept.bases.advance(
-                    lead.path, lead.content, commit, giving(lead, self._valid)
-                )
+        if self._stands_still:
+            return
+        # The commit is on its way: no error may keep anybody from waiting for that.
+        with suppress(RemoraError):
+            for lead in leads if leads and self._valid() else ():
+                with optional():
+                    self._kept.bases.advance(
+                        lead.path, lead.content, commit, giving(lead, self._valid)
+                    )
 
     def _read_through(
         self,

@@ -19,10 +19,12 @@ from backends.registry import Registry
 from plugin import __version__
 from plugin.api import metrics as metrics_module
 from plugin.api.admin.bodies import answer, read_body
+from plugin.api.admin.claims import add_claimed_snapshots, add_claims
 from plugin.api.admin.cluster import ClusterView, add_cluster
 from plugin.api.admin.history import add_history
 from plugin.api.admin.moves import add_moves
 from plugin.api.admin.nodes import add_nodes, node_status
+from plugin.api.admin.publishing import add_publishing
 from plugin.api.admin.quarantine import add_quarantine
 from plugin.api.admin.replicas import add_replicas
 from plugin.api.admin.shares import ShareCalls, add_shares
@@ -115,6 +117,9 @@ def create_app(
     add_moves(app, volumes.views, replication.moving if replication else None)
     add_nodes(app, cluster.membership, cluster.nodes)
     add_cluster(app, cluster)
+    add_publishing(app, volumes.scheduled.publishing)
+    add_claims(app, volumes.scheduled.claims, volumes.scheduled.sizes)
+    add_claimed_snapshots(app, volumes.scheduled.snapshots)
     add_quarantine(app, long, volumes.quarantine)
     add_history(app, volumes.history)
     add_replicas(app, cluster.members)
