@@ -8,13 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backends.rsync.journal.base_leads import copy_lead
 from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.journal import EVERYTHING, Journal
-from backends.system import extent_events, extent_events_check, libc
+from backends.system import extent_events, extent_events_check, extents, libc
 from backends.system.beneath import Beneath
 from backends.system.extent_events import followed
 from backends.system.extent_events_check import all_is_told
@@ -87,7 +88,39 @@ def test_the_extents_of_another_file(disk: Path, file: int) -> None:
     assert lead is not None
     with Beneath(disk / "made") as tree:
         copy_lead(tree, lead)
-    assert (disk / "made/file").read_bytes() == (disk / "file").read_bytes()
+    made = disk / "made/file"
+    assert made.read_bytes() == (disk / "file").read_bytes()
+    made.unlink()
+
+
+@pytest.mark.parametrize("by", [-1000, 1000])
+def test_an_end_that_the_lead_has_for_itself(
+    disk: Path, file: int, by: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last block is none of the file's any more: a write there moves nothing."""
+    end = MIB + BLOCK // 2
+    os.pwrite(file, os.urandom(end), 0)
+    early, moved = EarlyLeads(disk, {os.fstat(file).st_ino}), extents.moved_ranges
+
+    def resize(*arguments: Any) -> object:
+        found = moved(*arguments)
+        os.ftruncate(file, end + by)
+        return found
+
+    with (disk / "base").open("w+b") as base, monkeypatch.context() as patch:
+        patch.setattr(extents, "moved_ranges", resize)
+        early.add(b"file", file, base=base.fileno(), content=None)
+    libc.sync_filesystem(file)
+    os.pwrite(file, b"x" * 100, MIB)
+    os.ftruncate(file, min(end, end + by))
+    lead = early.take(b"file", file)
+    early.close()
+    assert lead is not None
+    with Beneath(disk / "made") as tree:
+        copy_lead(tree, lead)
+    made = disk / "made/file"
+    assert made.read_bytes() == (disk / "file").read_bytes()
+    made.unlink()
 
 
 @contextmanager
