@@ -100,6 +100,8 @@ def test_an_end_that_the_lead_has_for_itself(
     """Its last block is none of the file's any more: a write there moves nothing."""
     end = MIB + BLOCK // 2
     os.pwrite(file, os.urandom(end), 0)
+    os.fsync(file)
+    os.ftruncate(file, end)  # so there are no blocks beyond
     early, moved = EarlyLeads(disk, {os.fstat(file).st_ino}), extents.moved_ranges
 
     def resize(*arguments: Any) -> object:
