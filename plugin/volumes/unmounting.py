@@ -223,7 +223,7 @@ class Unmounting:
 
         On a share a bind of ours is none of the users that a backend can tell.
         """
-        found = self.references.publications.paths(record.id)
+        found = [each.path for each in self.references.publications.of(record.id)]
         table = mounted() if found else {}
         return [each for each in found if each in table]
 

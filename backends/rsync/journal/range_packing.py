@@ -236,12 +236,10 @@ class RangePacking:
         Make the bases of what was read those of *commit*, if that still is valid.
 
         It takes as long as more ranges have moved, and nobody needs it before the next
-        search. Without it that compares with an older one: nothing comes after what
-        stands still, and who waits for that shares a disk and its processors with this.
+        search. Without it that compares with an older one. It may be the same commit
+        that is packed again: then nothing may differ, or it is sent as a whole.
         """
         leads, self._leads = self._leads, []
-        if self._stands_still:
-            return
         # The commit is on its way: no error may keep anybody from waiting for that.
         with suppress(RemoraError):
             for lead in leads if leads and self._valid() else ():
