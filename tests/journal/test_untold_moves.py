@@ -15,6 +15,7 @@ import pytest
 from backends.rsync.journal.base_leads import copy_lead
 from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.journal import EVERYTHING, Journal
+from backends.rsync.journal.watch import Hints
 from backends.system import extent_events, extent_events_check, extents, libc
 from backends.system.beneath import Beneath
 from backends.system.extent_events import followed
@@ -235,3 +236,30 @@ def test_where_nothing_can_be_tried_nothing_is_believed(
     assert not all_is_told(Path("/proc"))
     monkeypatch.setattr(extent_events, "_EVENTS", ["no_such_event"])
     assert not all_is_told(tmp_path)
+
+
+@pytest.mark.parametrize("fate", ["cut", "linked", "moded"])
+def test_a_file_that_is_no_large_one_in_the_moment(disk: Path, fate: str) -> None:
+    """Or whose bytes nobody lacks: what is sent of it is there all the same."""
+    owner, member = (Journal(make_home(disk, "xfs"), VOLUME) for _ in "12")
+    path = owner.live / "db"
+    path.write_bytes(os.urandom(5 * MIB))
+    replicate(owner, member)
+    owner.moments.expect([member.commit()])
+    if fate == "moded":
+        path.chmod(0o751)
+    else:
+        path.write_bytes(os.urandom(5 * MIB))
+    owner.moments.prepare(owner.look(EVERYTHING), owner.manifest, shares_blocks=True)
+    if fate == "cut":
+        os.truncate(path, 5000)
+    elif fate == "linked":
+        path.with_name("other").hardlink_to(path)
+    owner.moments.take(Hints(frozenset({b"", b"db", b"other"})), ())
+    owner.record(owner.moments.taken(), (1, owner.commit()[1] + 1))
+    assert carry(owner.pack(member.commit()), member) == []
+    owner.unpack()
+    member.apply()
+    assert shape(member.live) == shape(owner.live)
+    for each in (owner, member):
+        each.close()
