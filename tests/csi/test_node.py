@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -160,12 +162,16 @@ def test_a_mount_that_was_left_is_taken_away(driver: Driver, node: Node) -> None
     """The daemon's memory of it may be gone; the kernel's is not."""
     node.create("left")
     target = driver.target("left")
-    target.mkdir()
-    node.run("mount", "-t", "tmpfs", "left", str(target))
-    node.run("mount", "-t", "tmpfs", "left", str(target))
+    driver.publish("left", target)
+    node.run("mount", "--bind", str(target), str(target))
+    node.kill()
+    with closing(sqlite3.connect(node.state_dir / "node.db")) as memory, memory:
+        memory.execute("DELETE FROM publications")
+    node.start()
     driver.unpublish("left", target)
     assert not driver.is_bound(target)
     assert not driver.inside(target).exists()
+    wait_until(lambda: not node.mounts(), "it is let go")
 
 
 def test_a_target_shows_one_volume_in_one_way(driver: Driver, node: Node) -> None:
