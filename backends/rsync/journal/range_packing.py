@@ -213,16 +213,16 @@ class RangePacking:
                 plan = self._plans.get(path)
                 if not self._valid():
                     return
-                if plan is None:
-                    continue
                 if (
-                    plan.only_redo()
+                    plan is not None
+                    and plan.only_redo()
                     and (beside := self._beside(plan, lead)) is not None
                 ):
                     with optional():
                         place = target, outbox
                         plan.is_read = self._send(place, commit, plan, lead, beside)
-                if not plan.is_read and self._valid():
+                # It may be none of the large files any more: it was cut meanwhile.
+                if (plan is None or not plan.is_read) and self._valid():
                     copy_lead(tree, lead)
 
     def _beside(self, plan: _Plan, lead: Lead) -> list[Range] | None:
