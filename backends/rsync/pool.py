@@ -47,7 +47,7 @@ class _PoolFile(msgspec.Struct, frozen=True):
     id: str
 
 
-class VolumeFile(msgspec.Struct, frozen=True):
+class _VolumeFile(msgspec.Struct, frozen=True):
     """What `volume.json` holds: enough to make the record again."""
 
     id: str
@@ -182,14 +182,14 @@ def identity_file(pool_id: str) -> str:
 def description(volume: Volume) -> bytes:
     """Return what stands in the `volume.json` of *volume*."""
     options = dict(volume.options)
-    file = VolumeFile(volume.id, volume.name, options, volume.created_at)
+    file = _VolumeFile(volume.id, volume.name, options, volume.created_at)
     return msgspec.json.encode(file)
 
 
 def described_in(home: Path) -> Volume | None:
     """Return the volume in *home*, None if its creation is not done, or not ours."""
     try:
-        found = from_json((home / "volume.json").read_bytes(), VolumeFile)
+        found = from_json((home / "volume.json").read_bytes(), _VolumeFile)
     except (OSError, msgspec.DecodeError):
         return None
     if found.id != home.name:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import msgspec
+from dataclasses import replace
 
 from backends.base import Volume
 from backends.errors import BackendError
-from backends.rsync.pool import Pool, VolumeFile, failed, number_of
+from backends.rsync.pool import Pool, described_in, description, failed, number_of
 from backends.system import files, quota
-from backends.system.decoding import from_json
 
 
 def fit(pool: Pool, volume: Volume, deadline_s: float) -> None:
@@ -27,25 +26,26 @@ def fit(pool: Pool, volume: Volume, deadline_s: float) -> None:
         return
     pool.require()
     home = pool.home(volume)
+    before, file = described_in(home), home / "volume.json"
+    if before is None:
+        if not file.exists():
+            return  # there is no copy, or it is being made, with its limit
+        raise BackendError(
+            f"{file} cannot be read",
+            hint="restore it; the volume is there all the same",
+        )
+    if before.options.get("size") == str(size_bytes):
+        return
+    options = {**before.options, "size": str(size_bytes)}
     try:
-        before = from_json((home / "volume.json").read_bytes(), VolumeFile)
-        if before.options.get("size") == str(size_bytes):
-            return
         quota.limit(
             home / "live",
             volume_id=volume.id,
             size_bytes=size_bytes,
             deadline_s=deadline_s,
         )
-        options = {**before.options, "size": str(size_bytes)}
-        now = msgspec.structs.replace(before, options=options)
-        files.write_durably(home / "volume.json", msgspec.json.encode(now))
+        files.write_durably(file, description(replace(before, options=options)))
     except FileNotFoundError:
-        return  # there is no copy, or it is being made, with its limit
-    except msgspec.DecodeError as error:
-        raise BackendError(
-            f"{home}/volume.json cannot be read: {error}",
-            hint="restore it; the volume is there all the same",
-        ) from error
+        return  # the copy has gone meanwhile
     except OSError as error:
         raise failed(f"cannot limit '{volume.name}'", error) from error

@@ -20,6 +20,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from backends.system.attributes import is_copied
 from backends.system.beneath import Beneath
@@ -275,8 +276,17 @@ def clone(source: int, target: int) -> None:
 
 def is_cloned(source: int, target: int) -> bool:
     """Return whether the open *target* shares the blocks of *source* now."""
+    return _is_shared(clone, source, target)
+
+
+def is_range_cloned(source: int, target: int, at: int, length: int, to: int) -> bool:
+    """Return whether *target* shares at *to* what *source* has *at* a place now."""
+    return _is_shared(partial(clone_range, to=to), source, target, at, length)
+
+
+def _is_shared(share: Callable[..., None], *arguments: int) -> bool:
     try:
-        clone(source, target)
+        share(*arguments)
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
@@ -284,9 +294,11 @@ def is_cloned(source: int, target: int) -> bool:
     return True
 
 
-def clone_range(source: int, target: int, offset: int, length: int) -> None:
-    """Let the open *target* share a range of *source*. Source: as `clone`."""
-    request = _CLONE_RANGE.pack(source, offset, length, offset)
+def clone_range(
+    source: int, target: int, offset: int, length: int, *, to: int | None = None
+) -> None:
+    """Let the open *target* share a range of *source*, at *to*. Source: as `clone`."""
+    request = _CLONE_RANGE.pack(source, offset, length, offset if to is None else to)
     fcntl.ioctl(target, _FICLONERANGE, request)
 
 

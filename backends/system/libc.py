@@ -31,6 +31,8 @@ _STATFS_SIZE_MAX, _LONG = 256, struct.calcsize("@l")
 _CAPABILITY_VERSION = 0x20080522
 # The same on all machines.
 _OPEN_TREE, _MOVE_MOUNT, _OPENAT2, _MOUNT_SETATTR = 428, 429, 437, 442
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CLOEXEC, _CREATE = 1, 6
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH, _FROM_DESCRIPTOR = 1, 0x1000, 4
 MOUNT_READ_ONLY, MOUNT_NOSUID, MOUNT_NODEV = 0x1, 0x2, 0x4
 # On the machines that we run on; 0 is no such call.
@@ -64,7 +66,8 @@ _libc.sync_file_range.argtypes = (
 # Where `sync_file_range` reaches all pages of a file. On overlayfs it does nothing.
 _EXT4, _XFS = 0xEF53, 0x58465342
 _WAIT_WRITE_WAIT = 1 | 2 | 4
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+FALLOCATE_KEEP_SIZE, FALLOCATE_PUNCH, FALLOCATE_COLLAPSE = 1, 2, 8
+FALLOCATE_ZERO, FALLOCATE_INSERT = 16, 32
 
 
 def call(function: str, *arguments: Any, about: str | None = None) -> int:
@@ -145,9 +148,18 @@ def ioctl(descriptor: int, request: int, content: bytearray) -> None:
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> None:
-    """Make *length* bytes at *offset* of a file a hole. Source: fallocate(2)."""
+    """Make *length* bytes at *offset* of a file a hole."""
+    fallocate(descriptor, FALLOCATE_KEEP_SIZE | FALLOCATE_PUNCH, offset, length)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """
+    Change which blocks a file has, as *mode* says.
+
+    Source: fallocate(2).
+    """
     place = ctypes.c_int64(offset), ctypes.c_int64(length)
-    call("fallocate", descriptor, _KEEP_SIZE | _PUNCH_HOLE, *place)
+    call("fallocate", descriptor, mode, *place)
 
 
 def umount(target: bytes, flags: int) -> None:
@@ -192,6 +204,21 @@ def bind(
         call("syscall", *arguments, about=os.fsdecode(target))
     finally:
         os.close(tree)
+
+
+def mounted_nowhere(kind: bytes) -> int:
+    """
+    Return a new descriptor of a filesystem of this *kind*, which has no path.
+
+    Source: fsopen(2), fsmount(2), Linux 5.2.
+    """
+    about = os.fsdecode(kind)
+    made = call("syscall", _FSOPEN, kind, _CLOEXEC, None, None, None, about=about)
+    try:
+        call("syscall", _FSCONFIG, made, _CREATE, None, None, 0, about=about)
+        return call("syscall", _FSMOUNT, made, _CLOEXEC, 0, None, None, about=about)
+    finally:
+        os.close(made)
 
 
 def set_capabilities(kept: Collection[int]) -> None:

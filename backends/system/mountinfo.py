@@ -26,7 +26,8 @@ class MountEntry(NamedTuple):
     One line of mountinfo; ``root`` is the mounted path within its filesystem.
 
     Mounts of one ``peer_group`` show each other what is mounted below them; "" is none.
-    ``parent`` is the ``number`` of the mount that it is mounted in.
+    ``parent`` is the ``number`` of the mount that it is mounted in; others of the same
+    filesystem may not be ``read_only``.
     """
 
     device: str
@@ -38,6 +39,7 @@ class MountEntry(NamedTuple):
     peer_group: str = ""
     number: str = ""
     parent: str = ""
+    read_only: bool = False
 
     def inside(self, path: object) -> str:
         """Return *path*, which lives on this mount, as it is within the filesystem."""
@@ -45,11 +47,16 @@ class MountEntry(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``."""
+    """
+    The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``.
+
+    It lives on the ``mount`` of that number.
+    """
 
     path: str
     device: str
     inside: str
+    mount: str = ""
 
 
 def parse_mountinfo(text: str) -> Iterator[MountEntry]:
@@ -72,6 +79,7 @@ def parse_mountinfo(text: str) -> Iterator[MountEntry]:
             peer_group=next(groups, ""),
             number=fields[0],
             parent=fields[1],
+            read_only=fields[5].split(",", 1)[0] == "ro",
         )
 
 
@@ -121,7 +129,7 @@ def places_of(paths: Collection[str], table: Iterable[bytes]) -> list[Place]:
                 at, _ = found.get(path, (0, None))
                 if len(point) >= at:
                     inside = _moved(path, point, _unescape(fields[3]))
-                    found[path] = len(point), Place(path, fields[2], inside)
+                    found[path] = len(point), Place(path, fields[2], inside, fields[0])
     return [place for _, place in found.values()]
 
 
@@ -136,21 +144,27 @@ class OwnPaths:
     """
 
     def __init__(self, places: Collection[Place]) -> None:
-        self._places = [(place.device.encode(), place) for place in places]
+        self._places: dict[bytes, list[Place]] = {}
+        for place in places:
+            self._places.setdefault(place.device.encode(), []).append(place)
         # By the number of a mount: our directories in it, and where they are there.
         self._shown: dict[str, list[tuple[str, str]]] = {}
 
     def read(self, line: bytes) -> None:
         """Note the next *line* of the table; a mount comes after what it is in."""
-        for device, place in self._places:
+        for device, places in self._places.items():
             if device not in line:
                 continue  # most are of others, and to split them all takes its time
             fields = line.split(b" ", 5)
-            if len(fields) < 6 or fields[2] != device:
-                continue
-            root = _unescape(fields[3].decode(errors="surrogateescape"))
+            if len(fields) > 5 and fields[2] == device:
+                self._note(places, fields)
+
+    def _note(self, places: Collection[Place], fields: list[bytes]) -> None:
+        """Note which of *places* the mount shows whose line has *fields*."""
+        root = _unescape(fields[3].decode(errors="surrogateescape"))
+        point = _unescape(fields[4].decode(errors="surrogateescape"))
+        for place in places:
             if _is_in(place.inside, root) and len(self._shown) < _SHOWN_MAX:
-                point = _unescape(fields[4].decode(errors="surrogateescape"))
                 shown = self._shown.setdefault(fields[0].decode(), [])
                 shown.append((place.path, _moved(place.inside, root, point)))
 

@@ -18,6 +18,7 @@ from typing import Final
 from backends.errors import BackendError, InvalidRequestError, VolumeBusyError
 from backends.system import libc
 from backends.system.beneath import open_beneath, opened
+from backends.system.mounts import mounted, mounted_at
 
 # A crash could have stacked a second bind on the first; not many more.
 _STACKED_MAX: Final = 8
@@ -25,6 +26,7 @@ _WAY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # What stands where a volume was taken away: nothing can be started with it.
 _SIGN: Final = b"remora: "
 _SIGN_SIZE_MAX: Final = 4096
+_NO_WAY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV})
 _GONE: Final = frozenset({errno.EINVAL, errno.ENOENT})
 
 
@@ -38,6 +40,8 @@ def bind(source: Path, path: Path, *, root: Path, read_only: bool) -> None:
     """
     Make what is mounted on *source* appear at *path* below *root*; there is success.
 
+    A server that is dead is not asked for what is there already.
+
     Raises:
         WayError: the directory of *path* is not there, or a link leads to it.
         InvalidRequestError: something else is at *path*.
@@ -45,12 +49,11 @@ def bind(source: Path, path: Path, *, root: Path, read_only: bool) -> None:
 
     """
     with _parent(path, root) as (parent, name):
-        try:
-            if libc.is_mount(name, directory=parent):
-                _require_same(source, path, parent, read_only=read_only)
-                return
-        except FileNotFoundError:
-            pass
+        if shown := mounted_at(path):
+            require_shown(source, path)
+            if read_only and not shown.read_only:
+                raise InvalidRequestError(f"{path} is mounted to be written to")
+            return
         try:
             _make_directory(path, parent)
             attributes = libc.MOUNT_NODEV | (libc.MOUNT_READ_ONLY if read_only else 0)
@@ -112,11 +115,17 @@ def take_away(path: Path, *, root: Path, why: str) -> None:
             os.close(sign)
 
 
-def is_bound(path: Path, *, root: Path) -> bool:
-    """Return whether something is mounted at *path*."""
-    with suppress(WayError, OSError), _parent(path, root) as (parent, name):
-        return libc.is_mount(name, directory=parent)
-    return False
+def require_shown(source: Path | None, path: Path) -> None:
+    """Raise InvalidRequestError if *path* shows something else than *source* does."""
+    table = mounted()
+    shown, wanted = table.get(str(path)), table.get(str(source or ""))
+    if shown is None:
+        return
+    if wanted is None or (shown.device, shown.root) != (wanted.device, wanted.root):
+        raise InvalidRequestError(
+            f"something else is mounted at {path}",
+            hint=f"findmnt {path} shows what; Remora takes away its own volumes alone",
+        )
 
 
 @contextmanager
@@ -127,6 +136,10 @@ def _parent(path: Path, root: Path) -> Iterator[tuple[int, bytes]]:
         with opened(root) as top:
             parent = open_beneath(str(inside.parent), _WAY, top=top)
     except OSError as error:
+        if error.errno not in _NO_WAY:
+            raise BackendError(
+                f"cannot open {path.parent}: {error.strerror}"
+            ) from error
         raise WayError(
             f"{path.parent} is no directory that is reached without a link: "
             f"{error.strerror}",
@@ -158,17 +171,6 @@ def _make_directory(path: Path, parent: int) -> None:
             f"{path} has something in it, or is no directory",
             hint="move away what is there: a volume would hide it",
         )
-
-
-def _require_same(source: Path, path: Path, parent: int, *, read_only: bool) -> None:
-    """Raise InvalidRequestError unless *source* is what is mounted at *path*."""
-    shown, wanted = os.stat(path.name, dir_fd=parent), source.stat()
-    if (shown.st_dev, shown.st_ino) != (wanted.st_dev, wanted.st_ino):
-        raise InvalidRequestError(f"something else is mounted at {path}")
-    with opened(path.name, dir_fd=parent) as directory:
-        is_read_only = bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
-    if read_only and not is_read_only:
-        raise InvalidRequestError(f"{path} is mounted so that it can be written to")
 
 
 def _unmount(path: Path, parent: int) -> None:

@@ -55,6 +55,13 @@ def cut(ranges: Iterable[Range], size: int) -> Iterator[Range]:
     return ((at, min(length, size - at)) for at, length in ranges if at < size)
 
 
+def whole_blocks(ranges: Iterable[Range]) -> Iterator[Range]:
+    """Yield *ranges* widened to whole blocks."""
+    for offset, length in ranges:
+        begin, end = offset - offset % BLOCK_BYTES, offset + length
+        yield begin, end + -end % BLOCK_BYTES - begin
+
+
 def split(ranges: Iterable[Range], by: Iterable[Range]) -> Iterator[tuple[bool, Range]]:
     """
     Yield *ranges* in pieces that lie in *by* or outside, and whether each lies in it.
@@ -116,7 +123,7 @@ def differing(
     the nearest become one.
     """
     size = os.fstat(new).st_size
-    wanted = read_ahead(joined(_whole_blocks(ranges, size)), old, new)
+    wanted = read_ahead(joined(cut(whole_blocks(ranges), size)), old, new)
     blocks = _differing_blocks(old, new, wanted)
     return at_most(joined(blocks), count_max)
 
@@ -136,16 +143,6 @@ def read_ahead(ranges: Iterable[Range], *descriptors: int) -> Iterator[Range]:
             asked_bytes -= asked[0][1]
             yield asked.popleft()
     yield from asked
-
-
-def _whole_blocks(ranges: Iterable[Range], size: int) -> Iterator[Range]:
-    """Yield *ranges* widened to whole blocks, and cut at *size*."""
-    for offset, length in ranges:
-        begin = offset - offset % BLOCK_BYTES
-        end = offset + length
-        end = min(end + -end % BLOCK_BYTES, size)
-        if begin < end:
-            yield begin, end - begin
 
 
 def _differing_blocks(old: int, new: int, ranges: Iterable[Range]) -> Iterator[Range]:

@@ -155,7 +155,6 @@ class Daemon:
             registry=self._registry,
             events=self._events,
             mount_dir=self._config.mount_dir,
-            published=self._node.references.publications.paths,
         )
 
     def _build_cluster(self, keys: NodeKeys) -> ClusterNode:

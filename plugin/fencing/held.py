@@ -33,7 +33,6 @@ class HeldVolume:
     ``device``; elsewhere it is empty. ``deadline_s`` is in `clock.boottime_s`. While
     the daemon does not know it, ``as_before`` has the one that was told before go on.
     ``epoch`` tells a mount from an earlier one of the volume; 0 if it is not known.
-    ``published`` are further paths at which the daemon itself has it mounted.
     """
 
     id: str
@@ -46,11 +45,6 @@ class HeldVolume:
     source: str = ""
     as_before: bool = False
     epoch: int = 0
-    published: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        # JSON knows no tuples.
-        object.__setattr__(self, "published", tuple(self.published))
 
 
 def code_version() -> str:

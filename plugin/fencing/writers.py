@@ -3,7 +3,7 @@ Which processes can write to a volume.
 
 In a namespace that shows the volume's directory at a mount point of its own (a
 container), every process can. In the machine's own namespace, and where only a copy of
-the daemon's mount shows it, only processes that have something open below it count as
+one of its mounts shows it, only processes that have something open below it count as
 writers: the others are bystanders.
 
 All volumes are looked for at once: a lease is the node's, so all pass their deadline
@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from backends.system import clock
 from backends.system.mountinfo import (
@@ -61,7 +61,7 @@ class _Namespace:
     A mount namespace: the processes in it, newest first, and what it shows.
 
     ``shown`` are volumes at mount points of the namespace's own, ``points`` the other
-    mount points of volumes: the daemon's, or any in the machine's own namespace.
+    mount points of volumes: those in the machine's own namespace, and copies of them.
     """
 
     pids: list[int] = field(default_factory=list)
@@ -81,8 +81,7 @@ def find(
     """
     found = {volume.id: Writers() for volume in volumes}
     watched: dict[int, dict[str, str]] = {}
-    places = _places(volumes)
-    spaces, fleeting = _namespaces(_Clues(volumes), places)
+    spaces, fleeting = _namespaces(volumes)
     for number, space in spaces.items():
         for volume_id in space.shown:
             found[volume_id].namespaces.add(number)
@@ -122,17 +121,61 @@ def groups_within(
     return {group: each for group, each in groups.items() if group not in mixed}
 
 
-def _places(volumes: Sequence[HeldVolume]) -> list[Place]:
-    """Return where the daemon mounts *volumes*."""
-    with open("/proc/self/mountinfo", "rb") as table:
-        paths = (at for each in volumes for at in (each.target, *each.published))
-        return places_of({os.path.dirname(path) for path in paths}, table)
+def _own_points(volumes: Sequence[HeldVolume], clues: _Clues) -> _Points:
+    """
+    Return the mount points of *volumes* in our namespace and in the machine's own.
+
+    They are the daemon's, where schedulers want a volume, and what a kubelet makes of
+    that for a part of it. All of them come into the namespaces of other services.
+    """
+    found = {volume.id: {volume.target} for volume in volumes}
+    places: list[Place] = []
+    for table in dict.fromkeys(f"/proc/{pid}/mountinfo" for pid in ("self", _INIT)):
+        with suppress(OSError), open(table, "rb") as lines:
+            for line in lines:
+                for volume in clues.volumes(line):
+                    for entry in parse_mountinfo(_text(line)):
+                        if _shows(entry, volume):
+                            found[volume.id].add(entry.mount_point)
+        parents = {os.path.dirname(path) for each in found.values() for path in each}
+        with suppress(OSError), open(table, "rb") as lines:
+            places += places_of(parents, lines)
+    return _Points(found, _gathered(dict.fromkeys(places)))
+
+
+def _gathered(places: Collection[Place]) -> list[Place]:
+    """
+    Return instead of *places* in one mount a directory that has them all.
+
+    Each line of each namespace's table is compared with each place, and a kubelet has
+    a directory for each volume of each pod.
+    """
+    groups: dict[tuple[str, ...], list[Place]] = defaultdict(list)
+    for place in places:
+        # What both names end with lies in the mount.
+        path, inside = place.path, place.inside
+        while os.path.basename(path) and os.path.basename(path) == os.path.basename(
+            inside
+        ):
+            path, inside = os.path.dirname(path), os.path.dirname(inside)
+        groups[place.device, place.mount, path, inside].append(place)
+    return [
+        Place(
+            os.path.commonpath([each.path for each in group]),
+            device,
+            os.path.commonpath([each.inside for each in group]),
+            mount,
+        )
+        for (device, mount, *_), group in groups.items()
+    ]
 
 
 def _namespaces(
-    clues: _Clues, places: Collection[Place]
+    volumes: Sequence[HeldVolume],
 ) -> tuple[dict[int, _Namespace], bool]:
     """Return all mount namespaces, and whether a process ended meanwhile."""
+    clues = _Clues(volumes)
+    points = _own_points(volumes, clues)
     shared = {processes.mount_namespace(os.getpid()), processes.mount_namespace(_INIT)}
     spaces: dict[int, _Namespace] = defaultdict(_Namespace)
     fleeting = False
@@ -145,7 +188,7 @@ def _namespaces(
         space = spaces[number]
         space.pids.append(pid)
         if not space.is_read:
-            own = None if number in shared else OwnPaths(places)
+            own = None if number in shared else _Own(points)
             for thread in threads(pid):
                 with suppress(OSError), open(f"{thread}/mountinfo", "rb") as table:
                     for line in table:
@@ -159,6 +202,21 @@ def _namespaces(
 def _newest_first() -> list[int]:
     """Return all process ids, highest first: a short-lived one has to be seen early."""
     return sorted(processes.ids(), reverse=True)
+
+
+class _Points(NamedTuple):
+    """The mount points of volumes, by their ids, and the ``places`` they are in."""
+
+    of: dict[str, set[str]]
+    places: list[Place]
+
+
+class _Own:
+    """What in one namespace's table is a copy of our mounts."""
+
+    def __init__(self, points: _Points) -> None:
+        self.points = points.of
+        self.paths = OwnPaths(points.places)
 
 
 class _Clues:
@@ -185,18 +243,22 @@ class _Clues:
             yield from self._of_clue[clue]
 
 
-def _note(space: _Namespace, line: bytes, clues: _Clues, own: OwnPaths | None) -> None:
+def _note(space: _Namespace, line: bytes, clues: _Clues, own: _Own | None) -> None:
     """Add to *space* what a *line* of its table shows; the machine's has no *own*."""
     if own is not None:
-        own.read(line)
+        own.paths.read(line)
     for volume in clues.volumes(line):
-        for entry in parse_mountinfo(line.decode(errors="surrogateescape")):
+        for entry in parse_mountinfo(_text(line)):
             if volume.id in space.shown or not _shows(entry, volume):
                 continue
-            if own is None or own.of(entry) in (volume.target, *volume.published):
+            if own is None or own.paths.of(entry) in own.points.get(volume.id, ()):
                 space.points[entry.mount_point] = volume.id
             else:
                 space.shown.add(volume.id)
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="surrogateescape")
 
 
 def _clue(volume: HeldVolume) -> bytes:

@@ -47,7 +47,6 @@ class Holding:
         *,
         freeze_max_s: float,
         shared: bool,
-        published: Sequence[str],
     ) -> HeldVolume:
         """
         Return what the guard is told; *entry* is the mount.
@@ -66,7 +65,6 @@ class Holding:
             policy=self.fence,
             source=entry.source if shared else "",
             as_before=deadline_s is None,
-            published=tuple(published),
         )
 
 

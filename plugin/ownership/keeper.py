@@ -358,7 +358,6 @@ class Keeper:
                             deadline_s,
                             freeze_max_s=self._freeze_max_s,
                             shared=shared,
-                            published=self._ownership.published(holding.record.id),
                         )
                     )
             self._guard.hold(told)

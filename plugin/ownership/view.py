@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -77,7 +77,7 @@ class OwnershipView:
     `removal.py` and `keeper.py`.
     """
 
-    def __init__(  # noqa: PLR0913 - the composition root names each of them
+    def __init__(
         self,
         *,
         heads: Heads,
@@ -87,7 +87,6 @@ class OwnershipView:
         registry: Registry,
         events: Events,
         mount_dir: Path,
-        published: Callable[[str], Sequence[str]] = lambda _: (),
     ) -> None:
         self.heads = heads
         self.quarantine_records = heads.quarantine_records
@@ -97,8 +96,6 @@ class OwnershipView:
         self.registry = registry
         self.events = events
         self.mount_dir = mount_dir
-        # By a volume's id: at which other paths the daemon has it mounted.
-        self.published = published
         self.own = membership.own
         self.node_id = membership.own.id
         self.boot_id = membership.own.boot_id

@@ -122,13 +122,18 @@ class Deliveries:
         self._late: list[Delivery] = []
         self._slow: set[str] = set()
 
-    def deliver(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    def deliver(
+        self,
+        deliveries: Sequence[Delivery],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> list[Delivery]:
         """Begin *deliveries*; return those that go on beside the round."""
         with self._lock:
             slow = frozenset(self._slow)
         for each in deliveries:
             each.start(self.workers)
         usual, short = Deadline(_PATIENCE_S), Deadline(_PATIENCE_SLOW_S)
+        meanwhile()
         late = [
             each
             for each in deliveries

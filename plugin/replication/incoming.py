@@ -28,6 +28,16 @@ class Incoming:
         self._refused: dict[str, dict[bytes, str]] = {}
         # The commit that has come, if this node has asked holders for it.
         self._pulled: dict[str, Commit] = {}
+        self._last: set[str] = set()
+
+    def note_last(self, volume_id: str, *, last: bool) -> None:
+        """Note whether the commit that has come is the *last* of its owner."""
+        self._last.discard(volume_id)
+        self._last.update([volume_id] if last else ())
+
+    def is_urgent(self, volume_id: str) -> bool:
+        """Return whether a Mount may wait for the commit that has come."""
+        return volume_id in self._last or volume_id in self._pulled
 
     def note(
         self,
@@ -143,3 +153,4 @@ class Incoming:
         self._ahead.discard(volume_id)
         self._refused.pop(volume_id, None)
         self._pulled.pop(volume_id, None)
+        self._last.discard(volume_id)

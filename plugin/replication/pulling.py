@@ -188,10 +188,10 @@ class Pulling:
                 deadline_s=TRANSFER_DEADLINE_S,
                 patient=patience,
             )
-            size_bytes += sent.get("carried_bytes", 0)
+            size_bytes += max(0, sent.get("carried_bytes", 0))
             answer = self._receiving.receive(record, base, to_keep)
             if "commit" in answer:
-                self._receiving.count(size_bytes)
+                self._progress.count("receiving", size_bytes=size_bytes, commits=1)
                 return
             paths = answer.get("missing", [])
             # A sealed copy stands still: if more is missing when all that was told has

@@ -220,20 +220,19 @@ class Receiving:
         def to_keep(copy: CopyState, *, stopped: bool) -> Kept | None:
             return rules.receive(copy, wanted, lineage, at=at, writers_stopped=stopped)
 
+        self._incoming.note_last(record.id, last=request.last)
         receive = partial(self.receive, record, wanted, to_keep, request.since)
         answer: dict[str, Any] = self._redoing.answered(receive)
         if "commit" in answer:
-            self.count(request.carried_bytes)
+            self._progress.count(
+                "receiving", size_bytes=request.carried_bytes, commits=1
+            )
             log.info(
                 "received",
                 extra=fields(volume=record.name, commit=str(wanted), sender=node_id),
             )
             self._events.add(record, "received", commit=str(wanted), sender=node_id)
         return answer
-
-    def count(self, carried_bytes: int) -> None:
-        """Count a commit that has come, with what its sender says that it was."""
-        self._progress.count("receiving", size_bytes=max(0, carried_bytes), commits=1)
 
     def receive(
         self,
@@ -314,7 +313,8 @@ class Receiving:
             kept = _applied(rule, self._copy_state(record), stopped=True)
             if kept is None or kept.keep_live or kept.keep_commit:
                 raise PeerRefusedError("the copy has changed meanwhile")
-            unfit = journal.staging.mark(delta)
+            urgent = self._incoming.is_urgent(record.id)
+            unfit = journal.staging.mark(delta, urgent=urgent)
             self._journals.copy_states.write(record.id, kept.copy)
         if unfit:
             lacks = described(unfit)

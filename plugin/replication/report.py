@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from backends.errors import RemoraError
 from backends.rsync.journal.entries import Commit as Base
 from backends.rsync.journal.journal import Journal
+from backends.rsync.journal.packing import Package
 from plugin.errors import PeerUnreachableError
 from plugin.logs import fields
 from plugin.model import VolumeRecord
@@ -38,10 +39,18 @@ class Step:
     since: Base
     landing: Landing
     missing: Collection[bytes] = ()
+    # Nobody writes to the volume, as long as it is valid.
+    stands_still: bool = False
     # The member was filled before.
     filled: bool = False
     # Bytes on the line, by node.
     carried: dict[str, int] = field(default_factory=dict)
+
+    def pack(self, bases: Iterable[Base | None], missing: Collection[bytes]) -> Package:
+        """Return what leads members from each of *bases* on, and what is *missing*."""
+        return self.journal.pack(
+            *bases, only=missing, valid=self.valid, stands_still=self.stands_still
+        )
 
 
 @dataclass(slots=True)

@@ -19,6 +19,8 @@ class CommitRequest(msgspec.Struct, frozen=True):
     carried_bytes: WholeNumber = 0
     # What has changed after this commit was sent. Earlier versions do not say so.
     since: tuple[WholeNumber, WholeNumber] | None = None
+    # Nothing comes after it: whoever mounts the volume next waits for it.
+    last: bool = False
 
 
 class StandRequest(msgspec.Struct, frozen=True):

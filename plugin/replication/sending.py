@@ -95,6 +95,7 @@ class Sending:
             yield self._late(record, each, standing.commits)
         landing = landing or Landing([record.id])
         about = Step(record, journal, advance, valid, journal.commit(), landing)
+        about.stands_still = last
         journal.moments.expect(standing.bases())
         commit = advance(False)
         standing.leave_out(record, commit)
@@ -308,7 +309,7 @@ class Sending:
         late: list[Delivery] = []
         try:
             with on_disk_of(self._node_name):
-                package = step.journal.pack(*by_base, only=missing, valid=step.valid)
+                package = step.pack(by_base, missing)
             report.quality, report.moment = step.journal.quality(), step.journal.moment
             return self._carry(step, package, by_base, report, late)
         finally:
@@ -350,7 +351,7 @@ class Sending:
                 for node_id in group
             ]
             step.landing.begin(step.record.id, group)
-            late += self.deliveries.deliver(begun)
+            late += self.deliveries.deliver(begun, step.journal.advance_bases)
             report.filling |= {each.node_id for each in late}
             for each in begun:
                 if each.error is not None:
@@ -389,6 +390,7 @@ class Sending:
             "carried_bytes": step.carried[node_id],
             # So that nothing counts that was filled before it changed.
             "since": step.since,
+            "last": step.stands_still,
         }
         answer = self._peers.call(
             node_id, "commit", body, deadline_s=_COMMIT_DEADLINE_S

@@ -23,7 +23,7 @@ import msgspec
 from backends.base import LineText
 from backends.system import clock
 from backends.system.decoding import from_json
-from plugin.errors import RecordsError
+from plugin.errors import PublishedOtherwiseError, RecordsError
 from plugin.model import VolumeId
 
 MIGRATION: Final = """
@@ -99,15 +99,26 @@ class Publications:
         return clock.boottime_s() - max(since_s, default=-math.inf)
 
     def put(self, publication: Publication) -> None:
-        """Keep *publication*, durably; nothing is at its target."""
+        """
+        Keep *publication*, durably.
+
+        Raises:
+            PublishedOtherwiseError: another one is at its path: it came meanwhile.
+            RecordsError: it cannot be kept.
+
+        """
         value = msgspec.json.encode(publication)
         with self._lock:
+            if any(each.path == publication.path for each in self._all.values()):
+                raise PublishedOtherwiseError(
+                    f"{publication.target} shows another volume"
+                )
             with self._durably() as connection:
                 connection.execute(
                     "DELETE FROM publications WHERE boot_id != ?", (self._boot_id,)
                 )
                 connection.execute(
-                    "INSERT INTO publications VALUES (?, ?, ?)",
+                    "INSERT OR REPLACE INTO publications VALUES (?, ?, ?)",
                     (publication.target, self._boot_id, value),
                 )
             self._know(publication)

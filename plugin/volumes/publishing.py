@@ -101,9 +101,10 @@ class Publishing:
 
     def unpublish(self, name: str, target: str, root: str, *, wait_s: float) -> None:
         """
-        Take what is at *target* away; of what nobody knows, that is done.
+        Take the volume away from *target*; if it is not there, that is done.
 
         Raises:
+            InvalidRequestError: something is mounted there that is no volume.
             VolumeBusyError: a process of this machine still works there.
             BackendError, DeadlineError, StoreError: as they say.
 
@@ -174,6 +175,12 @@ class Publishing:
     def _unpublish(
         self, record: VolumeRecord | None, target: str, path: Path, root: Path
     ) -> None:
+        there = self.publications.at(target)
+        if there is None:
+            at = None if record is None else self.mounting.views.target(record)
+            published.require_shown(at, path)
+        elif record is not None and there.volume_id != record.id:
+            return  # the volume is not there, but another one
         published.unbind(path, root=root.resolve())
         self.publications.drop(target)
         if record is not None:
@@ -268,13 +275,13 @@ class Publishing:
     def _published(
         self, publication: Publication | None, name: str
     ) -> VolumeRecord | None:
-        """Return the volume that is at a target, or else that of *name*."""
+        """Return the volume of *name*, or else the one that is at a target."""
         catalogue = self.mounting.unmounting.catalogue
-        if publication is not None:
-            found = catalogue.of_ids([publication.volume_id])
-            return found[0] if found else None
-        stored = catalogue.find(name)
-        return stored.record if stored else None
+        if stored := catalogue.find(name):
+            return stored.record
+        # It has another name now.
+        ids = [publication.volume_id] if publication else []
+        return next(iter(catalogue.of_ids(ids)), None)
 
 
 def _real(target: str, root: str) -> Path:

@@ -13,7 +13,7 @@ from pathlib import Path
 from backends.errors import VolumeBusyError
 from backends.system import published
 from backends.system.clock import Deadline
-from backends.system.mounts import VolumeUser, mounted_at
+from backends.system.mounts import VolumeUser, mounted, mounted_at
 from plugin.errors import StoreError
 from plugin.limits import SHORT_DEADLINE_S
 from plugin.logs import fields
@@ -88,7 +88,7 @@ class Unmounting:
         count = self.references.total(record.id)
         if count.live or (count.inherited and not self._grace_is_over(record)):
             return False
-        if self._users(record):
+        if self._shown(record) or self._users(record):
             return False
         self.drop_mount(record, deadline)
         return True
@@ -173,6 +173,11 @@ class Unmounting:
 
     def require_unheld(self, record: VolumeRecord) -> None:
         """Raise VolumeBusyError if any process of this node has the volume mounted."""
+        if shown := self._shown(record):
+            raise VolumeBusyError(
+                f"'{record.name}' is published at {shown[0]}",
+                hint="have the scheduler end what uses it",
+            )
         users = self._users(record)
         if users:
             raise VolumeBusyError(
@@ -211,6 +216,16 @@ class Unmounting:
         self.ownership.backend_of(record).unmount(
             record.volume(), target, deadline_s=deadline.remaining_s()
         )
+
+    def _shown(self, record: VolumeRecord) -> list[str]:
+        """
+        Return the paths at which the volume was published, and is.
+
+        On a share a bind of ours is none of the users that a backend can tell.
+        """
+        found = [each.path for each in self.references.publications.of(record.id)]
+        table = mounted() if found else {}
+        return [each for each in found if each in table]
 
     def _users(self, record: VolumeRecord) -> list[VolumeUser]:
         backend = self.ownership.backend_of(record)

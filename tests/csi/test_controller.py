@@ -9,6 +9,8 @@ import pytest
 from tests.protocol.node import Node
 from tests.support.csi import WRITER, Driver, mount
 
+# They share a node and its driver.
+pytestmark = pytest.mark.xdist_group("csi-controller")
 MIB = 2**20
 LONGEST = "n" * 128
 
@@ -183,6 +185,19 @@ def test_capabilities_are_confirmed_or_told(driver: Driver) -> None:
     found = driver.call("ValidateVolumeCapabilities", **asked)
     assert not found.HasField("confirmed")
     assert "several nodes" in found.message
+
+
+def test_what_no_volume_can_be_called_is_not_there(driver: Driver) -> None:
+    """However long it is: no answer is a fault of ours."""
+    for name in ("no/name", "..", "x" * 2**20):
+        code = driver.code
+        assert not driver.call("ListSnapshots", source_volume_id=name).entries
+        assert not driver.call("ListSnapshots", snapshot_id=f"{name}@x").entries
+        assert code("DeleteVolume", volume_id=name) == "OK"
+        assert code("DeleteSnapshot", snapshot_id=f"{name}@x") == "OK"
+        assert code("ControllerGetVolume", volume_id=name) == "NOT_FOUND"
+        asked = {"volume_id": name, "volume_path": f"/{name}"}
+        assert code("NodeGetVolumeStats", **asked) == "NOT_FOUND"
 
 
 def test_lists_show_what_is_new_page_by_page(driver: Driver) -> None:

@@ -19,8 +19,12 @@ from tests.support.csi import (
     mount,
     published,
 )
+from tests.support.hung_disk import hung
 
+# They share a node and its driver.
+pytestmark = pytest.mark.xdist_group("csi-node")
 AT_ONCE = 100
+RACES = 10
 MEMORY_MAX = 60 * 2**20
 POD = {
     "csi.storage.k8s.io/pod.namespace": "shop",
@@ -314,6 +318,66 @@ def test_one_target_asked_for_at_once_is_published_once(
     assert node.mount_points().count(str(target)) == 1
     assert node.references("raced") == (0, 1)
     driver.unpublish("raced", target)
+
+
+def test_two_volumes_asked_for_at_one_target_are_never_both_there(
+    driver: Driver, node: Node
+) -> None:
+    """Nor is one of them there that nobody knows of."""
+    names = ("either", "or")
+    for each in names:
+        node.create(each)
+    for number in range(RACES):
+        target = driver.target(f"contended-{number}")
+        calls = [
+            driver.begin("NodePublishVolume", **published(each, target))
+            for each in names
+        ]
+        codes = sorted(each.code().name for each in calls)
+        assert codes == ["ALREADY_EXISTS", "OK"]
+        assert node.mount_points().count(str(target)) == 1
+        known = [node.get(each)["Status"].get("published", []) for each in names]
+        assert [each["target"] for shown in known for each in shown] == [str(target)]
+        for each in names:
+            driver.unpublish(each, target)
+        assert not driver.is_bound(target)
+
+
+def test_only_what_is_at_the_target_is_taken_away(driver: Driver, node: Node) -> None:
+    for each in ("mine", "yours"):
+        node.create(each)
+    target, foreign = driver.target("mine"), driver.target("foreign")
+    driver.publish("mine", target)
+    driver.unpublish("yours", target)
+    assert driver.is_bound(target)
+    driver.unpublish("mine", target)
+    # What another driver has there stays.
+    foreign.mkdir()
+    node.run("mount", "-t", "tmpfs", "other", str(foreign))
+    for each in ("mine", "unknown", "no/name", "x" * 300):
+        asked = {"volume_id": each, "target_path": str(foreign)}
+        code, text = driver.refused("NodeUnpublishVolume", **asked)
+        assert (code, str(foreign) in text) == ("INVALID_ARGUMENT", True)
+        assert driver.is_bound(foreign)
+        gone = {"volume_id": each, "target_path": str(target)}
+        driver.call("NodeUnpublishVolume", **gone)
+    node.run("umount", str(foreign))
+
+
+def test_storage_that_hangs_is_not_asked_for_what_is_there(
+    driver: Driver, node: Node
+) -> None:
+    """A dead NFS server; its mount is tried again after a kubelet's restart."""
+    node.create("silent")
+    target = driver.target("silent")
+    driver.publish("silent", target)
+    with hung(node, target):
+        assert (
+            driver.code("NodePublishVolume", **published("silent", target))
+            == "INVALID_ARGUMENT"
+        )
+        driver.unpublish("silent", target)
+    assert not driver.is_bound(target)
 
 
 def test_secrets_are_in_no_log(driver: Driver, node: Node) -> None:

@@ -13,6 +13,8 @@ from tests.protocol.node import Node, running
 from tests.support.csi import Driver, channel_to, mount
 from tests.support.guides import Printed
 
+# They share a node and its driver.
+pytestmark = pytest.mark.xdist_group("csi-sequences")
 KUBELET = Path("/var/lib/kubelet")
 MIB = 2**20
 CLAIM = {

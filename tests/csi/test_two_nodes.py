@@ -155,6 +155,11 @@ def test_a_dead_nodes_volume_is_taken_over(sides: tuple[Side, Side]) -> None:
     alpha.driver.call("NodePublishVolume", **published("lost", old), **pod)
     (alpha.driver.inside(old) / "file").write_text("kept")
     wait_until(lambda: alpha.sees(bystander, old), "mounts come into its namespace")
+    # As a kubelet has it for a container with a subPath.
+    part = alpha.driver.targets / "old/volume-subpaths/lost/main/0"
+    part.mkdir(parents=True)
+    alpha.owner.run("mount", "--bind", str(old), str(part))
+    wait_until(lambda: alpha.sees(bystander, part), "and parts of the volume, too")
     writer = alpha.writer(old)
     volume_id = str(alpha.owner.get("lost")["Status"]["id"])
     stamps = beta.owner.copy(volume_id) / "live/stamps"
@@ -178,6 +183,7 @@ def test_a_dead_nodes_volume_is_taken_over(sides: tuple[Side, Side]) -> None:
     wait_until(lambda: writer.poll() is not None, "it is ended", timeout_s=WAIT_S)
     assert own.read_text() == before
     assert bystander.poll() is None
+    alpha.owner.run("umount", str(part))
     wait_until(
         lambda: not alpha.driver.is_bound(old), "it is taken away", timeout_s=WAIT_S
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backends.system import mounts
-from backends.system.mountinfo import OwnPaths, parse_mountinfo, sees_less
+from backends.system.mountinfo import parse_mountinfo, sees_less
 from plugin.fencing import cgroups, processes, writers
 from plugin.fencing.cgroups import Hierarchy
 from plugin.fencing.held import HeldVolume
@@ -307,7 +307,8 @@ def test_one_clue_may_begin_another(root: str, ids: set[str]) -> None:
     ]
     space = writers._Namespace()
     line = f"100 50 8:1 {root} /v rw - ext4 /dev/sda1 rw\n".encode()
-    writers._note(space, line, writers._Clues(volumes), OwnPaths([]))
+    nothing = writers._Points({}, [])
+    writers._note(space, line, writers._Clues(volumes), writers._Own(nothing))
     assert space.shown == ids
 
 

@@ -53,17 +53,17 @@ def led_on(bases: BaseClones, file: int, seq: int) -> list[int]:
         lead = bases.lead_on(PATH, (1, seq), base, file)
         assert lead is not None
         now, before = content(file), content(base)
-        blocks = [at // BLOCK_BYTES for at, _ in lead.changed(base)]
+        blocks = [at // BLOCK_BYTES for at, _ in lead.changed()]
         # Of both together it has what the file has.
         found = bytearray(lead.size)
-        for source, ranges in lead.parts(base, [(0, lead.size)]):
+        for source, ranges in lead.parts([(0, lead.size)]):
             for at, length in ranges:
                 found[at : at + length] = os.pread(source, length, at).ljust(
                     length, b"\0"
                 )
         assert bytes(found) == now
         assert content(base) == before
-    bases.advance(lead, (1, seq + 1))
+    bases.advance(PATH, (1, seq), (1, seq + 1), lead.give_to)
     with bases.opened(PATH, (1, seq + 1)) as base:
         assert base is not None
         assert content(base) == now
@@ -109,8 +109,8 @@ def test_a_file_that_grows_meanwhile_is_as_large_as_it_was(
     os.pwrite(file, b"x" * 100, BLOCKS * BLOCK_BYTES)
     moved = module.extents.moved_ranges
 
-    def grow(old: int, new: int, *, into: int) -> object:
-        found = moved(old, new, into=into)
+    def grow(old: int, new: int, places: object = None) -> object:
+        found = moved(old, new, places)
         os.pwrite(file, b"y" * BLOCK_BYTES, BLOCKS * BLOCK_BYTES + 100)
         return found
 
@@ -120,8 +120,8 @@ def test_a_file_that_grows_meanwhile_is_as_large_as_it_was(
         lead = bases.lead_on(PATH, (1, 1), base, file)
         assert lead is not None
         assert lead.size == BLOCKS * BLOCK_BYTES + 100
-        assert lead.changed(base) == [(BLOCKS * BLOCK_BYTES, 100)]
-    bases.advance(lead, (1, 2))
+        assert lead.changed() == [(BLOCKS * BLOCK_BYTES, 100)]
+    bases.advance(PATH, (1, 1), (1, 2), lead.give_to)
     monkeypatch.undo()
     assert led_on(bases, file, 2) == [BLOCKS]
 
@@ -132,8 +132,8 @@ def test_a_file_that_is_cut_meanwhile_is_not_led_on(
     os.pwrite(file, b"x" * BLOCK_BYTES, 200 * BLOCK_BYTES)
     moved = module.extents.moved_ranges
 
-    def cut(old: int, new: int, *, into: int) -> object:
-        found = moved(old, new, into=into)
+    def cut(old: int, new: int, places: object = None) -> object:
+        found = moved(old, new, places)
         os.ftruncate(file, 10)
         return found
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal import base_clones, large_files
+from backends.rsync.journal import large_files
 from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from tests.support.file_fates import LARGE, PART, SIZE
@@ -72,10 +72,9 @@ def test_what_a_new_owner_undoes_is_sent(disks: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_what_was_cut_off_between_two_bases_is_sent(
-    kind: str, disks: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    kind: str, disks: dict[str, Path]
 ) -> None:
     """The redo file is made for the older one, and the file was cut since."""
-    monkeypatch.setattr(base_clones, "_YOUNG_NS", 0)
     first, second, third = copies(*[(disks[kind], kind)] * 3)
     first.pack(None, only=[b"db", b""])
     assert carry(first.repack(None), third) == []

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from backends.rsync.journal import large_files
-from backends.rsync.journal.early_clones import EarlyClones
+from backends.rsync.journal.base_leads import copy_lead
+from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.journal import Journal
+from backends.system.beneath import Beneath
 from tests.support.file_fates import LARGE, PART, SIZE
 from tests.support.journal_trees import VOLUME, replicate
 from tests.support.large_files import make_home, mounted, settle
@@ -62,16 +64,16 @@ def test_it_goes_on_in_a_moment(disk: Path, flags: int) -> None:
     home = make_home(disk, "xfs")
     path = home / "db"
     path.write_bytes(os.urandom(SIZE))
-    early = EarlyClones(home)
+    early = EarlyLeads(home)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        early.add(b"db", file.fileno(), None)
+        early.add(b"db", file.fileno(), base=None, content=(1, 1))
         with lasting_write(path, PART, b"late", flags=flags) as go_on:
             end = threading.Timer(SETTLED_S, go_on)
             end.start()
-            place = os.open(home, os.O_RDONLY)
-            made = early.take(b"db", file.fileno(), directory=place, name=b"taken")
+            lead = early.take(b"db", file.fileno())
             end.join()
-    for each in (place, made):
-        os.close(each)
-    assert (home / "taken").read_bytes() == path.read_bytes()
+    assert lead is not None
+    with Beneath(home / "made") as tree:
+        copy_lead(tree, lead)
+    assert (home / "made/db").read_bytes() == path.read_bytes()

@@ -113,7 +113,7 @@ def _persistent(volume: Any, claim: Object) -> Object:
             "annotations": {"pv.kubernetes.io/provisioned-by": DRIVER_NAME},
         },
         "spec": {
-            "capacity": {"storage": volume.capacity_bytes or SIZE_BYTES},
+            "capacity": spec["resources"]["requests"],
             "accessModes": spec["accessModes"],
             "persistentVolumeReclaimPolicy": "Delete",
             "storageClassName": spec["storageClassName"],

@@ -43,13 +43,14 @@ class Kubectl:
     """Types commands on the machine of the control plane, in the checkout."""
 
     def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
         self._host = cluster.control.host
         self._path = cluster.control.programs
 
     def type(self, command: str) -> str:
         script = (
             f"export PATH={self._path}:$PATH KUBECONFIG={KUBECONFIG}\n"
-            f"cd {DIRECTORY}/typed && {command}"
+            f"cd {DIRECTORY}/typed && exec {command}"
         )
         directory = self._host.path(f"{DIRECTORY}/typed")
         directory.mkdir(exist_ok=True)
@@ -60,6 +61,16 @@ class Kubectl:
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def deploy(self, command: str) -> None:
+        """Apply a file of deploy/, whose Deployment gets no pod: it has no images."""
+        for node in self._cluster.nodes:
+            self._cluster.cordon(node)
+        self.type(command)
+        self.type("kubectl -n kube-system get deployment remora-controller")
+        self.type("kubectl -n kube-system delete deployment remora-controller")
+        for node in self._cluster.nodes:
+            self._cluster.uncordon(node)
 
     def write(self, name: str, text: str) -> None:
         self.type("true")
@@ -77,75 +88,36 @@ def kubectl(cluster: Cluster) -> Kubectl:
 def test_a_claim_s_pod_and_the_end_of_its_node(
     cluster: Cluster, kubectl: Kubectl, printed: Printed
 ) -> None:
-    kubectl.type(printed.take("kubectl apply -f deploy").text)
-    try:
-        [first, *_] = [each for each in guides.blocks(PAGE) if each.language == "yaml"]
-        kubectl.write("shop.yaml", changed(first.text, IN_ITS_PLACE))
-        kubectl.type(printed.take("kubectl apply -f shop.yaml").text)
-        provisioner = Provisioner(cluster)
-        volume = provisioner.provision("rows")
-        provisioner.close()
-        node = cluster.wait_running("shop")
-        wait_lines(cluster, node, volume, 3)
-        assert "Bound" in kubectl.type(printed.take("kubectl get pvc").text)
-        assert node in kubectl.type(printed.take("kubectl get pods").text)
-        names = {"shop-0": _pod(cluster), "beta": node}
-        kubectl.type(changed(printed.take("kubectl delete pod").text, names))
-        cluster.wait(lambda: _pod(cluster) not in ("", names["shop-0"]), "another pod")
-        node = cluster.wait_running("shop")
-        kubectl.type(changed(printed.take("kubectl drain").text, {"beta": node}))
-        assert cluster.wait_running("shop", but_not_on=node) == other(node)
-        written = lines(cluster[node], volume)
-        wait_lines(cluster, other(node), volume, written + 2)
-        cluster.uncordon(node)
-        taint = changed(printed.take("kubectl taint").text, {"beta": other(node)})
-        kubectl.type(taint)
-        assert cluster.wait_running("shop", but_not_on=other(node)) == node
-        kubectl.type(f"{taint.rpartition('=')[0]}-")
-    finally:
-        kubectl.type("kubectl -n kube-system delete deployment remora-controller")
+    kubectl.deploy(printed.take("kubectl apply -f deploy").text)
+    [first, *_] = [each for each in guides.blocks(PAGE) if each.language == "yaml"]
+    kubectl.write("shop.yaml", changed(first.text, IN_ITS_PLACE))
+    kubectl.type(printed.take("kubectl apply -f shop.yaml").text)
+    provisioner = Provisioner(cluster)
+    volume = provisioner.provision("rows")
+    provisioner.close()
+    node = cluster.wait_running("shop")
+    wait_lines(cluster, node, volume, 3)
+    assert "Bound" in kubectl.type(printed.take("kubectl get pvc").text)
+    assert node in kubectl.type(printed.take("kubectl get pods").text)
+    names = {"shop-0": _pod(cluster), "beta": node}
+    kubectl.type(changed(printed.take("kubectl delete pod").text, names))
+    cluster.wait(lambda: _pod(cluster) not in ("", names["shop-0"]), "another pod")
+    node = cluster.wait_running("shop")
+    kubectl.type(changed(printed.take("kubectl drain").text, {"beta": node}))
+    assert cluster.wait_running("shop", but_not_on=node) == other(node)
+    written = lines(cluster[node], volume)
+    wait_lines(cluster, other(node), volume, written + 2)
+    cluster.uncordon(node)
+    taint = changed(printed.take("kubectl taint").text, {"beta": other(node)})
+    kubectl.type(taint)
+    assert cluster.wait_running("shop", but_not_on=other(node)) == node
+    kubectl.type(f"{taint.rpartition('=')[0]}-")
 
 
 def _pod(cluster: Cluster) -> str:
     """Return the name of the shop's pod that runs, or ''."""
     found = cluster.pod("shop")
     return str(found["metadata"]["name"]) if found else ""
-
-
-@pytest.mark.printed("kubernetes.md", "Snapshots, and a backup of a claim")
-def test_what_is_applied_for_snapshots(kubectl: Kubectl, printed: Printed) -> None:
-    kind = {"plural": "volumesnapshotclasses", "kind": "VolumeSnapshotClass"}
-    kubectl.write("crd.yaml", json.dumps(_definition(**kind)))
-    kubectl.type("kubectl apply -f crd.yaml")
-    kubectl.type("kubectl wait --for condition=established -f crd.yaml")
-    kubectl.type(printed.take().text)
-    assert "remora.io" in kubectl.type("kubectl get volumesnapshotclass -o yaml")
-    kubectl.type("kubectl delete -f deploy/kubernetes/snapshots.yaml")
-
-
-def _definition(*, plural: str, kind: str) -> dict[str, Any]:
-    """Return a kind of which the server knows no more than its name."""
-    group = "snapshot.storage.k8s.io"
-    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    version = {
-        "name": "v1",
-        "served": True,
-        "storage": True,
-        "schema": {"openAPIV3Schema": anything},
-    }
-    # Groups of Kubernetes' own have to say that somebody has looked at them.
-    approved = {"api-approved.kubernetes.io": "https://github.com/kubernetes"}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{plural}.{group}", "annotations": approved},
-        "spec": {
-            "group": group,
-            "scope": "Cluster",
-            "names": {"plural": plural, "kind": kind, "singular": kind.lower()},
-            "versions": [version],
-        },
-    }
 
 
 @pytest.mark.printed("kubernetes.md", "In a DaemonSet")
@@ -166,7 +138,7 @@ def test_the_image_of_the_daemon_set(
         lambda: cluster.api.get("Pod", "tried")["status"]["phase"] == "Succeeded",
         "the image's programs run",
     )
-    kubectl.type(printed.take("kubectl apply").text)
+    kubectl.deploy(printed.take("kubectl apply").text)
     try:
         ask = "kubectl -n kube-system get daemonset remora-node -o json"
 
@@ -177,7 +149,6 @@ def test_the_image_of_the_daemon_set(
         cluster.wait(wanted, "a pod is wanted on each node")
     finally:
         kubectl.type("kubectl -n kube-system delete daemonset remora-node")
-        kubectl.type("kubectl -n kube-system delete deployment remora-controller")
 
 
 def _make(command: str) -> None:

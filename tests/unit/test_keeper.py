@@ -101,7 +101,6 @@ def make_keeper(
         holds_lock=lambda record, _: record.id not in unlocked,
         knows_copy=lambda _: True,
         is_shared=lambda _: False,
-        published=lambda _: (),
         note=lambda *_args, **_more: None,
         events=SimpleNamespace(add=lambda *_args, **_more: None),
     )

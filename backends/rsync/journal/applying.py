@@ -21,6 +21,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -68,7 +69,7 @@ class Applying:
         self._staged = staged
         self._live = redo_files.live
         self._work, self._work_at = self._top, -1
-        self._renames = True
+        self._renames, self._urgent = True, False
         self._limited = quota.is_limited(self._top)
         with self._live.opened(b"") as directory:
             self._project = quota.project_of(directory)
@@ -83,6 +84,7 @@ class Applying:
 
         *whole*: live/ is what was sent, and lacks nothing but directories.
         """
+        self._urgent = marker.urgent
         written = Writeback(self._top)
         # Our work changes the times of directories.
         times = self._times() if self._lost else {}
@@ -185,10 +187,15 @@ class Applying:
 
     def _led_on(self, entry: Entry) -> Known | None:
         """Write what changes in *entry*'s file; return what is staged now, if any."""
-        redo = self._redo_files.write(entry, self._staged if self._limited else None)
-        if redo is None:
+        staged = self._staged if self._limited else None
+        note = partial(
+            self._large_files.note_patched,
+            entry,
+            self._manifest,
+            advance=not self._urgent,
+        )
+        if not self._redo_files.write(entry, staged, note):
             return None
-        self._large_files.note_patched(redo, self._manifest)
         return look_at(self._staged, entry.path)
 
     def _rename(self, name: bytes, source: int, target: int, *, is_file: bool) -> bool:

@@ -12,21 +12,19 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from backends.errors import RemoraError
 from backends.rsync.journal.base_leads import Lead, lead_on
 from backends.rsync.journal.entries import Commit
 from backends.rsync.journal.range_log import name_of
 from backends.system import extents
 from backends.system.beneath import opened
-from backends.system.clock import wall_ns
 from backends.system.copy_file import can_share, clone
 
-# The longer one is kept, the more space it takes.
-_YOUNG_NS: Final = 600 * 10**9
 _CANNOT: Final = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL)
 
 
@@ -41,24 +39,12 @@ class BaseClones:
         with opened(self._directory.parent) as home:
             return extents.is_xfs(home) and can_share(self._directory.parent)
 
-    def is_kept(self, path: bytes, commit: Commit) -> bool:
-        """Return whether the file *path* of *commit* is kept."""
-        return self._file(path, commit).exists()
-
     def nearest(self, path: bytes, commit: Commit) -> Commit | None:
         """Return the newest commit up to *commit* of which the file is kept."""
         names = (each.name for each in self._directory.glob(f"{name_of(path)}.*"))
         kept = [tuple(map(int, each.split(".")[1:])) for each in names]
         found = [(epoch, seq) for epoch, seq in kept if (epoch, seq) <= commit]
         return max(found, default=None)
-
-    def is_young(self, path: bytes, commit: Commit) -> bool:
-        """Return whether it is kept, and not for long."""
-        try:
-            status = self._file(path, commit).stat()
-        except OSError:
-            return False
-        return 0 <= wall_ns() - status.st_ctime_ns < _YOUNG_NS
 
     @contextmanager
     def opened(self, path: bytes, commit: Commit) -> Iterator[int | None]:
@@ -94,31 +80,47 @@ class BaseClones:
         finally:
             os.close(target)
 
-    def advance(self, lead: Lead, commit: Commit) -> None:
+    def advance(
+        self,
+        path: bytes,
+        content: Commit | None,
+        commit: Commit,
+        lead_on: Callable[[int], None],
+    ) -> None:
         """
-        Make the clone that *lead* leads on the one of *commit*, whatever becomes of it.
+        Make the clone of *content* the one of *commit*: *lead_on* does that, opened.
 
         It is noted already where the file has changed. A crash on the way leaves no
         clone, and all of the file is sent once.
         """
+        if content is None:
+            return
         temporary = self._directory / f".{secrets.token_hex(8)}"
-        self._file(lead.path, lead.content).rename(temporary)
+        self._file(path, content).rename(temporary)
         target = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            lead.give_to(target)
+            lead_on(target)
             os.fsync(target)
-            temporary.rename(self._file(lead.path, commit))
-        except OSError:
+            temporary.rename(self._file(path, commit))
+        except (RemoraError, OSError):
             temporary.unlink(missing_ok=True)
             raise
         finally:
             os.close(target)
 
     def lead_on(
-        self, path: bytes, content: Commit, base: int, source: int
+        self,
+        path: bytes,
+        content: Commit,
+        base: int,
+        source: int,
+        *,
+        stands_still: bool = False,
     ) -> Lead | None:
         """Return what leads *base*, that of *content*, on to *source*; or None."""
-        return lead_on(self._directory, path, content, base, source)
+        return lead_on(
+            *(self._directory, path, content, base, source), stands_still=stands_still
+        )
 
     def keep_only(self, commits: Mapping[bytes, Commit | None]) -> None:
         """Remove the clones of the files in *commits* but those of their commits."""

@@ -218,6 +218,7 @@ class Journal:
         *others: Commit | None,
         only: Collection[bytes] = (),
         valid: Callable[[], bool] = lambda: True,
+        stands_still: bool = False,
     ) -> Package:
         """Return what leads a copy from *base* to this one's commit; see `Packing`."""
         commit = self.manifest.commit()
@@ -225,8 +226,10 @@ class Journal:
         self._packing = Packing(
             *(self.home, self._volume_id, self.manifest),
             source=self.moments.moment or self._commits.of(commit),
+            valid=valid,
+            stands_still=stands_still,
         )
-        self._packing.pack((base, *others), only=only, valid=valid)
+        self._packing.pack((base, *others), only=only)
         if self._packing.is_live:
             self._is_moment, self.moment = False, ""
         self.reading_s += self._packing.reading_s
@@ -251,8 +254,14 @@ class Journal:
 
     def leave_packed(self) -> Path | None:
         """Return the directory of what `pack` has made, which is the caller's now."""
+        self.advance_bases()
         packing, self._packing = self._packing, None
         return packing.outbox if packing else None
+
+    def advance_bases(self) -> None:
+        """Do what `pack` has left for the time in which its package is on the way."""
+        if self._packing is not None:
+            self._packing.advance_bases()
 
     def seal(self) -> None:
         """Have what is known of large files outlive a power failure, if possible."""

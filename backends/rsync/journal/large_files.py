@@ -19,7 +19,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from backends.errors import BackendError
@@ -35,11 +36,11 @@ from backends.rsync.journal.redo_files import (
     opened_file,
     opened_in,
 )
-from backends.system import btrfs_extents
+from backends.system import btrfs_extents, extents
 from backends.system.beneath import Beneath
 from backends.system.files import remove_tree
 from backends.system.libc import write_out
-from backends.system.ranges import Range
+from backends.system.ranges import Range, cut, merged, whole_blocks
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,6 @@ class LargeFiles:
         self.log = RangeLog(home / "ranges")
         self.bases = BaseClones(home / "bases")
         self.indexes = BlockIndexes(home / "indexes")
-
-    def base_of(self, before: Entry) -> AbstractContextManager[int | None]:
-        """Yield the file as it was searched last, open; None if that is not kept."""
-        return self.bases.opened(before.path, self.log.content_of(before))
 
     def note(
         self,
@@ -103,7 +100,7 @@ class LargeFiles:
             if entry.commit == commit and not self.log.leads_to(path, commit):
                 self.log.reset(path)
             content = self.log.content_of(entry)
-            if shares_blocks and not self.bases.is_kept(path, content):
+            if shares_blocks and self.base_for(path, content)[0] is None:
                 with optional(), opened_in(live, path) as file:
                     if file is not None:
                         self.bases.keep(path, entry.commit, file)
@@ -148,12 +145,15 @@ class LargeFiles:
                     if not untouched(known, os.fstat(file)):
                         self._forget(path)
 
-    def note_patched(self, redo: Redo, manifest: Manifest) -> None:
+    def note_patched(
+        self, entry: Entry, manifest: Manifest, redo: Redo, file: int, *, advance: bool
+    ) -> None:
         """
-        Note where *redo* changes its file, of which *manifest* has what it was before.
+        Note where *redo* changes *entry*'s *file*, which is in *manifest* as it was.
 
-        A clone that is kept for a short time stays the one to compare with: to make a
-        new one each time would cost as much as the file has extents.
+        A clone of that is led on, too, if it is to *advance*: to make a new one each
+        time would cost as much as the file has extents, and an old one differs in ever
+        more places.
         """
         table = redo.table
         before = manifest.get(table.path)
@@ -163,9 +163,32 @@ class LargeFiles:
         # A commit since the base may have had more beyond the end than the base.
         beyond = (table.size, SIZE_MAX - table.size)
         changed = [*redo.ranges, *redo.holes, beyond]
-        self.log.add(path, table.base, table.commit, changed)
-        if self.bases.is_young(path, content):
-            self.log.note_written(path, content, table.commit)
+        # Up to the base it was as it had been written last.
+        since = min(table.base, before.entry.commit)
+        self.log.add(path, since, table.commit, changed)
+        if not advance:
+            return
+        with optional():
+            kept, moved = self.base_for(path, content)
+            if kept is not None:
+                moved = merged([*moved, *changed])
+                lead_on = partial(_share, file, moved)
+                self.bases.advance(path, kept, entry.commit, lead_on)
+
+    def base_for(
+        self, path: bytes, content: Commit
+    ) -> tuple[Commit | None, list[Range]]:
+        """
+        Return which clone can be compared with, or None; and what changed after that.
+
+        A crash, or who was in a hurry, has left an older one than of *content*, which
+        was searched last.
+        """
+        kept = self.bases.nearest(path, content)
+        if kept in (None, content):
+            return kept, []
+        since = kept and self.log.since(path, kept, content)
+        return (None, []) if since is None else (kept, since)
 
     def prune(self, manifest: Manifest) -> None:
         """Forget the files that *manifest* does not have, or not as large ones."""
@@ -204,6 +227,13 @@ def with_cut(found: list[Range] | None, old: int, new: int) -> list[Range] | Non
     if found is None or before <= size:
         return found
     return [*found, (size, before - size)]
+
+
+def _share(source: int, ranges: Iterable[Range], target: int) -> None:
+    """Let the open *target* share *ranges* of *source*, and have its size."""
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    extents.share(source, target, cut(whole_blocks(ranges), size))
 
 
 @contextmanager

@@ -12,18 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from backends.errors import BackendError
-from backends.rsync.journal.early_clones import EarlyClones
+from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.entries import Commit, Known
 from backends.rsync.journal.large_files import LargeFiles
 from backends.rsync.journal.manifest import Manifest
 from backends.rsync.journal.moment import (
     FILES_MAX,
     Moment,
-    clone_early,
+    lead_early,
     prepare,
     too_many,
 )
-from backends.rsync.journal.outbox import unpack
 from backends.rsync.journal.packing import wanted
 from backends.rsync.journal.scan import NOTHING, Changes
 from backends.rsync.journal.watch import Hints
@@ -39,7 +38,7 @@ class MomentTaking:
         self._kept = kept
         self._look = look
         self.moment: Moment | None = None
-        self._early: EarlyClones | None = None
+        self._early: EarlyLeads | None = None
         # What members lack that has not changed since the last commit.
         self._expected: tuple[Collection[Commit], Collection[bytes]] = ((), ())
         self._others: Sequence[Known] = ()
@@ -77,7 +76,7 @@ class MomentTaking:
         prepare(self._live, [*rows.values()], shares_blocks=shares_blocks)
         if shares_blocks:
             before = filter(None, map(manifest.get, rows))
-            self._early = clone_early(self._live, before, self._kept.base_of)
+            self._early = lead_early(self._live, before, self._kept)
         again = (*changes.changed, *changes.touched)
         paths = {each.entry.path for each in again} | {*changes.deleted}
         return Hints(frozenset(paths))
@@ -98,12 +97,17 @@ class MomentTaking:
 
     def taken(self) -> Changes:
         """Return the changes that `take` has set aside, for a record."""
+        self._end_early()
         return NOTHING if self.moment is None else self.moment.changes()
 
     def drop(self) -> None:
         """Forget what `take` has set aside, which may be of no one moment."""
         if self.moment is not None:
             self.moment.drop()
+        self.moment = None
+        self._end_early()
+
+    def _end_early(self) -> None:
         if self._early is not None:
-            unpack(self._early.directory)
-        self.moment, self._early = None, None
+            self._early.close()
+        self._early = None

@@ -23,10 +23,8 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal import refusals
-from backends.rsync.journal.early_clones import EarlyClones
 from backends.rsync.journal.entries import Entry, Known, certain_ns, look_at
 from backends.rsync.journal.redo import TREE_NAME as REDO_NAME
-from backends.rsync.journal.redo_files import opened_file
 from backends.system import btrfs
 from backends.system.beneath import Beneath, name_in, open_directory
 from backends.system.clock import wall_ns
@@ -34,7 +32,6 @@ from backends.system.copy_file import FileCopier, can_share
 from backends.system.copying import CopyError
 from backends.system.files import free_bytes, remove_tree
 from backends.system.first_names import FirstNames, identity_of
-from backends.system.libc import write_out
 
 OUTBOX_NAME: Final = "outbox"
 TREE_NAME: Final = "tree"
@@ -115,13 +112,12 @@ def fill(
     root: Path,
     entries: Iterable[Known],
     outbox: Path,
-    early: EarlyClones | None = None,
 ) -> Filled:
     """
     Copy *entries*, in order of their paths, from *root* into *outbox*/tree, made anew.
 
     Names of one file are linked with each other. Directories that *entries* lack, with
-    entries below, are made for root alone. Of files in *early* those clones are taken.
+    entries below, are made for root alone.
 
     Raises:
         CopyError: a file could not be read or written.
@@ -133,7 +129,7 @@ def fill(
         tree.mkdir(mode=0o700, parents=True)
     with Beneath(root) as source, Beneath(tree) as target:
         copier = FileCopier(flush_source=True)
-        filling = _Filling(source, target, copier, not can_share(tree), early)
+        filling = _Filling(source, target, copier, not can_share(tree))
         try:
             for known in entries:
                 filling.copy(known.entry.path)
@@ -251,7 +247,6 @@ class _Filling:
     target: Beneath
     copier: FileCopier
     is_read: bool
-    early: EarlyClones | None = None
     gone: set[bytes] = field(default_factory=set)
     # Inode and ctime of each copied path in the source, from before.
     before: dict[bytes, tuple[int, int]] = field(default_factory=dict)
@@ -310,28 +305,11 @@ class _Filling:
             self.before[path] = self.before[first]
             return True
         directory, name = self.target.at(path, make=True)
-        done = self._lead_on(path, directory, name) or self.copier.copy(
-            name, status, source=at, target=directory
-        )
+        done = self.copier.copy(name, status, source=at, target=directory)
         # Another one may have come to the name before it was opened.
         if done and is_file and identity_of(name, directory=at) == is_file:
             self.first.add(is_file, path)
         return done
-
-    def _lead_on(self, path: bytes, directory: int, name: bytes) -> bool:
-        """Return whether there is an early clone, which is the copy now."""
-        if self.early is None or path not in self.early:
-            return False
-        with opened_file(self.source, path) as file:
-            if file is None:
-                return False
-            write_out(file)
-            made = self.early.take(path, file, directory=directory, name=name)
-            try:
-                self.copier.copy_attributes(file, made, os.fstat(file))
-            finally:
-                os.close(made)
-        return True
 
     def _copy_directory(self, path: bytes, status: os.stat_result) -> bool:
         """Make the directory; it gets its owner and times when it has its entries."""

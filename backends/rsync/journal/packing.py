@@ -69,7 +69,11 @@ class Packing:
         volume_id: str,
         manifest: Manifest,
         source: Path | Moment | None,
+        *,
+        valid: Callable[[], bool],
+        stands_still: bool,
     ) -> None:
+        """Nobody writes to what *stands_still*, as long as it is *valid*."""
         self.outbox: Path | None = None
         self._home = home
         self._live = home / LIVE_NAME
@@ -78,7 +82,8 @@ class Packing:
         self._commit = manifest.commit()
         self._source = source
         self._kept = LargeFiles(home)
-        self._ranges = RangePacking(self._kept)
+        self._valid = valid
+        self._ranges = RangePacking(self._kept, valid, stands_still=stands_still)
         self.reading_s = 0.0
         # Whether files were copied from the live directory.
         self.is_live = False
@@ -95,7 +100,6 @@ class Packing:
         bases: Sequence[Commit | None],
         *,
         only: Collection[bytes],
-        valid: Callable[[], bool],
     ) -> None:
         """
         Copy what leads copies from *bases* to the commit.
@@ -108,7 +112,7 @@ class Packing:
 
         Raises:
             BackendError: a base is too old or not known; send a full one. Or the files
-                are not *valid* any more: a later owner may have written to them, and
+                are not valid any more: a later owner may have written to them, and
                 nothing was recorded.
             CopyError: there is not enough space for the copies.
 
@@ -121,8 +125,11 @@ class Packing:
         self._paths = [path for path in every if path not in kept]
         self._ranges.plan(self._known(self._paths), self._by_base, only)
         if isinstance(self._source, Moment) and self._source.has(every):
-            self.outbox = outbox = self._source.take()
+            self.outbox, leads = self._source.take()
+            outbox = self.outbox
             with writing(outbox):
+                self._ranges.lead_on(outbox, self._commit, leads)
+                self._require_valid()
                 self._ranges.search(outbox, self._commit)
         else:
             self.outbox = outbox = new_outbox(self._home / OUTBOX_NAME)
@@ -130,24 +137,24 @@ class Packing:
                 fill_from(self._source, outbox)
             else:
                 filled = self._fill(outbox, only)
-        self._require(valid)
+        self._require_valid()
         self._record(filled, only)
         if self._telling.paths:
-            manifest.record(self._told(outbox, valid), (), commit=self._commit)
+            manifest.record(self._told(outbox), (), commit=self._commit)
         with writing(outbox):
             self._redo = self._ranges.write(outbox, self._commit)
 
-    def _require(self, valid: Callable[[], bool]) -> None:
-        if not valid():
+    def _require_valid(self) -> None:
+        if not self._valid():
             raise BackendError("the volume has changed hands meanwhile")
 
-    def _told(self, outbox: Path, valid: Callable[[], bool]) -> Iterator[Known]:
+    def _told(self, outbox: Path) -> Iterator[Known]:
         """Yield what is to be recorded anew of the files that are told of."""
         source = self._live if self.is_live else outbox / TREE_NAME
         yield from self._telling.read(
             *(source, self._manifest, outbox), stands_still=not self.is_live
         )
-        self._require(valid)
+        self._require_valid()
 
     def _record(self, filled: Filled | None, lacked: Collection[bytes]) -> None:
         """Record the files as they are sent."""
@@ -163,6 +170,10 @@ class Packing:
             if None in self._by_base:
                 self._kept.adopt(self._live, self._manifest)
 
+    def advance_bases(self) -> None:
+        """Do what the next commit is found by, and this one is sent without."""
+        self._ranges.advance_bases(self._commit)
+
     def _fill(self, outbox: Path, lacked: Collection[bytes]) -> Filled:
         """
         Copy the files into *outbox*, but for large ones that are only read.
@@ -171,6 +182,7 @@ class Packing:
         """
         with writing(outbox):
             read = self._ranges.read(self._live, outbox, self._commit)
+        self._require_valid()
         done = {known.entry.path for known in read}
         to_copy = self._known(path for path in self._paths if path not in done)
         copied = portion(self._home, self._live, to_copy, lacked)

@@ -7,14 +7,16 @@ See `large_files.py` for how changes are found.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeGuard
 
+from backends.errors import RemoraError
 from backends.rsync.journal import refusals
+from backends.rsync.journal.base_leads import Lead, copy_lead, giving
 from backends.rsync.journal.block_index import Searching
 from backends.rsync.journal.entries import Commit, Known, look_at
 from backends.rsync.journal.large_files import (
@@ -64,11 +66,21 @@ class _Plan:
 
 
 class RangePacking:
-    """The large files of one commit, of which *kept* has what they were before."""
+    """
+    The large files of one commit, of which *kept* has what they were before.
 
-    def __init__(self, kept: LargeFiles) -> None:
+    Nobody writes to what *stands_still*, as long as it is *valid*.
+    """
+
+    def __init__(
+        self, kept: LargeFiles, valid: Callable[[], bool], *, stands_still: bool
+    ) -> None:
         self._kept = kept
+        self._valid = valid
+        self._stands_still = stands_still
         self._plans: dict[bytes, _Plan] = {}
+        # What leads bases on that are yet to be led there.
+        self._leads: list[Lead] = []
         # How long files were read that are not copied.
         self.reading_s = 0.0
 
@@ -106,7 +118,8 @@ class RangePacking:
         Return the files that are not copied, but only have redo files in *outbox*.
 
         The inode and ctime of each are from before it was read; its entry says what
-        those have that get the redo file.
+        those have that get the redo file. Some are left out if it is not valid any
+        more.
         """
         found: list[Known] = []
         with optional():
@@ -121,12 +134,14 @@ class RangePacking:
             source = stack.enter_context(Beneath(live))
             target = stack.enter_context(Beneath(outbox / REDO_NAME))
             place = target, outbox
-            read = partial(self._read_clone, place, commit)
+            read = partial(self._read_moved, place, commit)
             is_read = bool(plans) and not self._kept.bases.possible()
             if is_read:
                 searching = stack.enter_context(self._kept.indexes.searching(live))
                 read = partial(self._read_through, searching, place, commit)
             for path, plan in plans.items():
+                if not self._valid():
+                    return
                 begun_ns, before = wall_ns(), look_at(source, path)
                 with opened_file(source, path) as file:
                     same = file is not None and os.fstat(file).st_ino == plan.inode
@@ -139,7 +154,7 @@ class RangePacking:
                     row = row_of(target, before, begun_ns, is_read=is_read)
                     found.append(row)
 
-    def _read_clone(
+    def _read_moved(
         self,
         place: tuple[Beneath, Path],
         commit: Commit,
@@ -149,22 +164,91 @@ class RangePacking:
     ) -> bool:
         """Return whether *file* could be compared with the clone that is kept."""
         write_out(file)
-        status, bases = os.fstat(file), self._kept.bases
+        status = os.fstat(file)
         with self._base(path, plan.content) as (kept, base, beside):
             if base is None:
                 return False
-            lead = bases.lead_on(path, kept, base, file)
-            if lead is None:
-                return False
-            found = with_cut([*lead.changed(base), *beside], base, lead.file)
-            self._note_found(path, plan, commit, found)
-            bases.advance(lead, commit)
-            ranges, (target, outbox) = self._ranges_of(path, plan), place
-            if plan.base is None or not _fit(ranges, outbox, file):
-                return False
-            made, parts = Made(path, plan.base, commit), lead.parts(base, ranges)
-            write_redo(target, made, parts, size=lead.size, like=(file, status))
+            lead = self._kept.bases.lead_on(
+                path, kept, base, file, stands_still=self._stands_still
+            )
+        if lead is None or not self._valid():
+            return False
+        if not self._stands_still:
+            FileCopier().copy_attributes(file, lead.file, status)
+        return self._send(place, commit, plan, lead, beside)
+
+    def _send(
+        self,
+        place: tuple[Beneath, Path],
+        commit: Commit,
+        plan: _Plan,
+        lead: Lead,
+        beside: list[Range],
+    ) -> bool:
+        """Return whether there is a redo file now of what *lead* and *beside* have."""
+        path, (target, outbox) = lead.path, place
+        found = with_cut([*lead.changed(), *beside], lead.base, lead.file)
+        if not self._valid():
+            return False
+        self._note_found(path, plan, commit, found)
+        ranges = self._ranges_of(path, plan)
+        if plan.base is None or not _fit(ranges, outbox, lead.base, lead.file):
+            return False
+        made, parts = Made(path, plan.base, commit), lead.parts(ranges)
+        like = lead.file, os.fstat(lead.file)
+        write_redo(target, made, parts, size=lead.size, like=like)
+        self._leads.append(lead)
         return True
+
+    def lead_on(
+        self, outbox: Path, commit: Commit, leads: Mapping[bytes, Lead]
+    ) -> None:
+        """
+        Have redo files of what *leads* have, and no copies, in *outbox*.
+
+        Whoever needs all of a file gets it made of the lead and its base.
+        """
+        with Beneath(outbox / REDO_NAME) as target, Beneath(outbox / TREE_NAME) as tree:
+            for path, lead in leads.items():
+                plan = self._plans.get(path)
+                if not self._valid():
+                    return
+                if plan is None:
+                    continue
+                if (
+                    plan.only_redo()
+                    and (beside := self._beside(plan, lead)) is not None
+                ):
+                    with optional():
+                        place = target, outbox
+                        plan.is_read = self._send(place, commit, plan, lead, beside)
+                if not plan.is_read and self._valid():
+                    copy_lead(tree, lead)
+
+    def _beside(self, plan: _Plan, lead: Lead) -> list[Range] | None:
+        """Return what changed between the base of *lead* and the last search, if so."""
+        if lead.content is None or lead.content == plan.content:
+            return lead.content and []
+        return self._kept.log.since(lead.path, lead.content, plan.content)
+
+    def advance_bases(self, commit: Commit) -> None:
+        """
+        Make the bases of what was read those of *commit*, if that still is valid.
+
+        It takes as long as more ranges have moved, and nobody needs it before the next
+        search. Without it that compares with an older one: nothing comes after what
+        stands still, and who waits for that shares a disk and its processors with this.
+        """
+        leads, self._leads = self._leads, []
+        if self._stands_still:
+            return
+        # The commit is on its way: no error may keep anybody from waiting for that.
+        with suppress(RemoraError):
+            for lead in leads if leads and self._valid() else ():
+                with optional():
+                    self._kept.bases.advance(
+                        lead.path, lead.content, commit, giving(lead, self._valid)
+                    )
 
     def _read_through(
         self,
@@ -207,21 +291,13 @@ class RangePacking:
     def _base(
         self, path: bytes, content: Commit
     ) -> Iterator[tuple[Commit, int | None, list[Range]]]:
-        """
-        Yield the clone that is kept, after its commit and before what changed then.
-
-        A crash may have left one of an older commit than *content*, the one that was
-        searched last.
-        """
-        kept = self._kept.bases.nearest(path, content)
-        beside: list[Range] | None = []
+        """Yield the clone that is kept, its commit before and what changed after it."""
+        kept, beside = self._kept.base_for(path, content)
         if kept is None:
             yield content, None, []
             return
-        if kept < content:
-            beside = self._kept.log.since(path, kept, content)
         with self._kept.bases.opened(path, kept) as base:
-            yield kept, base if beside is not None else None, beside or []
+            yield kept, base, beside
 
     def _ranges_of(self, path: bytes, plan: _Plan) -> list[Range] | None:
         """Return where the file has changed since the plan's base, as far as known."""
@@ -300,18 +376,19 @@ class RangePacking:
 
     def keep(self, commit: Commit) -> None:
         """Keep what was found as that of *commit*, which the manifest has recorded."""
-        self._kept.bases.keep_only(dict.fromkeys(self._plans, commit))
+        before = {lead.path: lead.content for lead in self._leads}
+        self._kept.bases.keep_only(dict.fromkeys(self._plans, commit) | before)
         for path in self._plans:
             self._kept.indexes.keep(path, commit)
 
 
 def _fit(
-    ranges: list[Range] | None, outbox: Path, source: int
+    ranges: list[Range] | None, outbox: Path, *sources: int
 ) -> TypeGuard[list[Range]]:
-    """Return whether what the open *source* has in *ranges* fits into *outbox*."""
+    """Return whether what the open *sources* have in *ranges* fits into *outbox*."""
     if ranges is None:
         return False
-    held_bytes = os.fstat(source).st_blocks * SECTOR_BYTES
+    held_bytes = sum(os.fstat(each).st_blocks for each in sources) * SECTOR_BYTES
     wanted_bytes = min(held_bytes, sum(length for _, length in ranges))
     return wanted_bytes <= free_bytes(outbox)[1] - left_free_bytes(outbox)
 

@@ -25,7 +25,8 @@ import msgspec
 
 from backends.errors import BackendError
 from backends.rsync.journal.entries import Commit
-from backends.system import libc
+from backends.system import extents, libc
+from backends.system.copy_file import is_range_cloned
 from backends.system.decoding import NOT_DECODED, msgpack_decoder
 from backends.system.ranges import BLOCK_BYTES, Range, read_ahead
 
@@ -167,17 +168,31 @@ class Redo:
             raise _refused("is damaged: its digest is wrong")
 
     def write_to(self, target: int) -> None:
-        """Write it into the open *target*, which is at its base, or between the two."""
-        os.ftruncate(target, self.table.size)
+        """
+        Write it into the open *target*, which is at its base, or between the two.
+
+        On XFS the two share the blocks: they are on the disk already. Elsewhere all of
+        the redo file would be kept as long as anything of it is in use (btrfs).
+        """
+        # XFS writes a file out at its close that was cut to the size that it has.
+        if os.fstat(target).st_size != self.table.size:
+            os.ftruncate(target, self.table.size)
         for offset, length in self.holes:
             _punch(target, offset, length)
-        at = 0
+        at, shares = 0, extents.is_xfs(target)
         for offset, length in self.ranges:
-            end = offset
-            for data in self._chunks(at, at + length):
-                _write(target, data, end)
-                end += len(data)
+            shared = shares and not (at | offset | length) % BLOCK_BYTES
+            if shared:
+                file = self._descriptor
+                shared = shares = is_range_cloned(file, target, at, length, offset)
+            if not shared:
+                self._copy(target, at, length, offset)
             at += length
+
+    def _copy(self, target: int, at: int, length: int, to: int) -> None:
+        for data in self._chunks(at, at + length):
+            _write(target, data, to)
+            to += len(data)
 
     def _chunks(self, begin: int, end: int) -> Iterator[bytes]:
         for at in range(begin, end, _CHUNK_BYTES):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,34 +177,40 @@ class RedoFiles:
         found = msgspec.structs.replace(known.entry, size=redo.table.size)
         return fitting.fits(entry, found)
 
-    def write(self, entry: Entry, staged: Beneath | None) -> Redo | None:
+    def write(
+        self, entry: Entry, staged: Beneath | None, note: Callable[[Redo, int], None]
+    ) -> bool:
         """
-        Write *entry*'s redo file into its file; return it, None if there is none.
+        Write *entry*'s redo file into its file; return whether there is one.
 
-        What an earlier run has written is written once more. If *staged* is given, the
-        file is cloned there, and written to there: a volume with a limit would count
-        what is written over until it is freed. That file may not be cloned (its blocks
-        are never copied on write, or the filesystem's cannot be shared): then what is
-        written over is not counted twice either.
+        *note* is called with both, as long as they are open. What an earlier run has
+        written is written once more. If *staged* is given, the file is cloned there,
+        and written to there: a volume with a limit would count what is written over
+        until it is freed. That file may not be cloned (its blocks are never copied on
+        write, or the filesystem's cannot be shared): then what is written over is not
+        counted twice either.
         """
-        if staged is not None and (redo := self._write_clone(entry, staged)):
-            return redo
+        if staged is not None and self._write_clone(entry, staged, note):
+            return True
         with (
             self.opened(entry.path) as found,
             opened_file(self.live, entry.path, os.O_RDWR) as target,
         ):
             if found is None or target is None:
-                return None
+                return False
             _write(entry, *found, target)
-            return found[0]
+            note(found[0], target)
+        return True
 
-    def _write_clone(self, entry: Entry, staged: Beneath) -> Redo | None:
+    def _write_clone(
+        self, entry: Entry, staged: Beneath, note: Callable[[Redo, int], None]
+    ) -> bool:
         with (
             self.opened(entry.path) as found,
             opened_file(self.live, entry.path) as source,
         ):
             if found is None or source is None:
-                return None
+                return False
             directory, name = staged.at(entry.path, make=True)
             made = secrets.token_hex(8).encode()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -212,12 +218,13 @@ class RedoFiles:
             try:
                 if not is_cloned(source, target):
                     os.unlink(made, dir_fd=directory)
-                    return None
+                    return False
                 _write(entry, *found, target)
+                note(found[0], target)
             finally:
                 os.close(target)
             os.rename(made, name, src_dir_fd=directory, dst_dir_fd=directory)
-            return found[0]
+        return True
 
 
 def _write(entry: Entry, redo: Redo, file: int, target: int) -> None:

@@ -60,12 +60,13 @@ class Marker(msgspec.Struct, frozen=True):
 
     ``work`` is a name in live/ that no volume has, for what is being removed;
     ``deleted`` says that what the commit deletes is gone: it must not be done again
-    when the commit's own files are in place.
+    when the commit's own files are in place. What is ``urgent`` may be waited for.
     """
 
     commit: Commit
     work: str
     deleted: bool = False
+    urgent: bool = False
 
 
 class Staging:
@@ -228,7 +229,7 @@ class Staging:
             raise BackendError(lack)
         return sorted(found)
 
-    def mark(self, delta: Delta) -> list[Unfit]:
+    def mark(self, delta: Delta, *, urgent: bool = False) -> list[Unfit]:
         """
         Make *delta*'s commit ours, to be applied through any crash.
 
@@ -248,7 +249,8 @@ class Staging:
         if marked is not None:
             raise BackendError(f"commit {marked} has to be applied before {commit}")
         unfit = (self._fitting or Fitting(self.home)).keep(delta)
-        self.write_marker(Marker(commit, f".remora.{secrets.token_hex(16)}"))
+        work = f".remora.{secrets.token_hex(16)}"
+        self.write_marker(Marker(commit, work, urgent=urgent))
         return unfit
 
     def marked(self) -> Commit | None:

@@ -1,4 +1,4 @@
-"""Clones of large files from before a moment are in it what the files are then."""
+"""Leads from before a moment lead in it to what the files are then."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal.early_clones import EarlyClones
+from backends.rsync.journal.base_leads import Lead, copy_lead
+from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system import extents
+from backends.system.beneath import Beneath
 from backends.system.copy_file import clone
+from backends.system.extents import Places
 from tests.support.journal_trees import VOLUME, carry, replicate, shape
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 from tests.support.written_files import fallocate
@@ -73,22 +76,28 @@ def test_they_are_led_on_in_the_moment(disk: Path, tmp_path: Path) -> None:
 
 def test_one_has_what_the_file_has(disk: Path) -> None:
     """It is made of what the file was, of which the most is the same."""
-    directory = disk / "early"
-    directory.mkdir()
     (disk / "base").write_bytes(os.urandom(5 * MIB))
     (disk / "file").write_bytes(os.urandom(6 * MIB))
-    early = EarlyClones(directory)
+    early = EarlyLeads(disk)
     with (disk / "file").open("r+b") as file, (disk / "base").open("rb") as base:
-        early.add(b"path", file.fileno(), base.fileno())
+        early.add(b"path", file.fileno(), base=base.fileno(), content=(1, 1))
         assert b"path" in early
         file.write(b"since")
         file.flush()
-        at = os.open(disk, os.O_RDONLY)
-        os.close(early.take(b"path", file.fileno(), directory=at, name=b"made"))
-        os.close(at)
+        lead = early.take(b"path", file.fileno())
     assert b"path" not in early
-    assert (disk / "made").read_bytes() == (disk / "file").read_bytes()
-    assert list(directory.iterdir()) == []
+    assert made_of(lead, disk) == (disk / "file").read_bytes()
+
+
+def made_of(lead: Lead | None, disk: Path) -> bytes:
+    """Return the content of the file that is made of *lead*."""
+    assert lead is not None
+    with Beneath(disk / "made") as tree:
+        copy_lead(tree, lead)
+    made = disk / "made" / os.fsdecode(lead.path)
+    content = made.read_bytes()
+    made.unlink()
+    return content
 
 
 def test_a_file_grows_while_its_clone_is_led_on(
@@ -99,23 +108,20 @@ def test_a_file_grows_while_its_clone_is_led_on(
     path.write_bytes(os.urandom(MIB) + b"end")
     moved = extents.moved_ranges
 
-    def grow(old: int, new: int, *, into: int) -> object:
+    def grow(old: int, new: int, places: Places | None = None) -> object:
         with path.open("ab") as file:
             file.write(b"more")
             file.flush()
             os.fsync(file.fileno())
-            found = moved(old, new, into=into)
+            found = moved(old, new, places)
             file.write(b"and more")
         return found
 
     with path.open("rb") as file, (disk / "base").open("w+b") as base:
         clone(file.fileno(), base.fileno())
-        early = EarlyClones(disk)
+        early = EarlyLeads(disk)
         monkeypatch.setattr(extents, "moved_ranges", grow)
-        early.add(b"appended", file.fileno(), base.fileno())
+        early.add(b"appended", file.fileno(), base=base.fileno(), content=(1, 1))
         monkeypatch.undo()
-        place = os.open(disk, os.O_RDONLY)
-        made = early.take(b"appended", file.fileno(), directory=place, name=b"taken")
-    for each in (place, made):
-        os.close(each)
-    assert (disk / "taken").read_bytes() == path.read_bytes()
+        lead = early.take(b"appended", file.fileno())
+    assert made_of(lead, disk) == path.read_bytes()
