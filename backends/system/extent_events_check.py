@@ -43,7 +43,11 @@ def all_is_told(directory: Path) -> bool:
         except (OSError, UntoldError) as error:
             lacks = f"it cannot be tried: {error}"
         if lacks:
-            log.warning("the kernel does not tell where files change: %s", lacks)
+            log.warning(
+                "the kernel does not tell where files change (%s): "
+                "large files of many extents are paused for longer",
+                lacks,
+            )
         _told[device] = not lacks
     return _told[device]
 

@@ -8,13 +8,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from backends.rsync.journal.base_leads import copy_lead
 from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.journal import EVERYTHING, Journal
-from backends.system import extent_events, extent_events_check, libc
+from backends.rsync.journal.watch import Hints
+from backends.system import extent_events, extent_events_check, extents, libc
 from backends.system.beneath import Beneath
 from backends.system.extent_events import followed
 from backends.system.extent_events_check import all_is_told
@@ -87,7 +89,41 @@ def test_the_extents_of_another_file(disk: Path, file: int) -> None:
     assert lead is not None
     with Beneath(disk / "made") as tree:
         copy_lead(tree, lead)
-    assert (disk / "made/file").read_bytes() == (disk / "file").read_bytes()
+    made = disk / "made/file"
+    assert made.read_bytes() == (disk / "file").read_bytes()
+    made.unlink()
+
+
+@pytest.mark.parametrize("by", [-1000, 1000])
+def test_an_end_that_the_lead_has_for_itself(
+    disk: Path, file: int, by: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last block is none of the file's any more: a write there moves nothing."""
+    end = MIB + BLOCK // 2
+    os.pwrite(file, os.urandom(end), 0)
+    os.fsync(file)
+    os.ftruncate(file, end)  # so there are no blocks beyond
+    early, moved = EarlyLeads(disk, {os.fstat(file).st_ino}), extents.moved_ranges
+
+    def resize(*arguments: Any) -> object:
+        found = moved(*arguments)
+        os.ftruncate(file, end + by)
+        return found
+
+    with (disk / "base").open("w+b") as base, monkeypatch.context() as patch:
+        patch.setattr(extents, "moved_ranges", resize)
+        early.add(b"file", file, base=base.fileno(), content=None)
+    libc.sync_filesystem(file)
+    os.pwrite(file, b"x" * 100, MIB)
+    os.ftruncate(file, min(end, end + by))
+    lead = early.take(b"file", file)
+    early.close()
+    assert lead is not None
+    with Beneath(disk / "made") as tree:
+        copy_lead(tree, lead)
+    made = disk / "made/file"
+    assert made.read_bytes() == (disk / "file").read_bytes()
+    made.unlink()
 
 
 @contextmanager
@@ -200,3 +236,30 @@ def test_where_nothing_can_be_tried_nothing_is_believed(
     assert not all_is_told(Path("/proc"))
     monkeypatch.setattr(extent_events, "_EVENTS", ["no_such_event"])
     assert not all_is_told(tmp_path)
+
+
+@pytest.mark.parametrize("fate", ["cut", "linked", "moded"])
+def test_a_file_that_is_no_large_one_in_the_moment(disk: Path, fate: str) -> None:
+    """Or whose bytes nobody lacks: what is sent of it is there all the same."""
+    owner, member = (Journal(make_home(disk, "xfs"), VOLUME) for _ in "12")
+    path = owner.live / "db"
+    path.write_bytes(os.urandom(5 * MIB))
+    replicate(owner, member)
+    owner.moments.expect([member.commit()])
+    if fate == "moded":
+        path.chmod(0o751)
+    else:
+        path.write_bytes(os.urandom(5 * MIB))
+    owner.moments.prepare(owner.look(EVERYTHING), owner.manifest, shares_blocks=True)
+    if fate == "cut":
+        os.truncate(path, 5000)
+    elif fate == "linked":
+        path.with_name("other").hardlink_to(path)
+    owner.moments.take(Hints(frozenset({b"", b"db", b"other"})), ())
+    owner.record(owner.moments.taken(), (1, owner.commit()[1] + 1))
+    assert carry(owner.pack(member.commit()), member) == []
+    owner.unpack()
+    member.apply()
+    assert shape(member.live) == shape(owner.live)
+    for each in (owner, member):
+        each.close()

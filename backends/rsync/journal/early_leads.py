@@ -106,14 +106,11 @@ class EarlyLeads:
         """
         early = self._found.pop(path)
         lead = early.lead
-        size, now = lead.size, os.fstat(file).st_size
         # What is longer than the file takes no end of it that is no whole block.
-        os.ftruncate(lead.file, now)
+        lead.resize(os.fstat(file).st_size)
         extents.share_beginning(file, lead.file)
-        # The base may have data where the file has grown by a hole.
-        grown = [(size, now - size)] if now > size else []
         try:
-            lead.add(file, [*grown, *self._since(early, file)])
+            lead.add(file, self._since(early, file))
         except UntoldError:
             return None
         FileCopier().copy_attributes(file, lead.file, os.fstat(file))
