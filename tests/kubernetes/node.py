@@ -173,7 +173,7 @@ class Node:
             labels = json.loads(shown)["Labels"]
             if status != "STOPPED" and labels.get("io.kubernetes.pod.name") == pod:
                 found.append(int(pid))
-        return found
+        return sorted(found)
 
     def volume(self, name: str) -> Any:
         """Return what the daemon knows of the volume, or None if it knows none."""
