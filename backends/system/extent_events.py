@@ -30,6 +30,11 @@ _EVENTS: Final = (
     "xfs_bmap_pre_update",
     "xfs_bmap_post_update",
 )
+# What gives a file all the extents of another one at once: all of it has moved.
+_EXCHANGED: Final = "xfs_swap_extent_before"
+# A new instance has the options of the machine's own. What is lost before other events
+# is told of, what is lost after all of them is not.
+_OPTION: Final = "overwrite"
 _PREFIX: Final = "remora."
 # For each processor: four thousand events, which is more than moves in a second.
 _BUFFER_KIB: Final = 512
@@ -39,46 +44,62 @@ _INODES_MAX: Final = 32
 _OTHER_FORKS: Final = 1 << 8
 _READ_BYTES: Final = 1 << 20
 _READ_BYTES_MAX: Final = 64 << 20
-# How many there are, and were. What was lost would be missing.
-_COUNTS: Final = re.compile(rb"entries-in-buffer/entries-written: (\d+)/(\d+)")
-# Older kernels tell decimal numbers, of an "offset".
+# Older kernels tell decimal numbers, of an "offset". Before all of it comes what a
+# thread calls itself, which may be anything.
 _EVENT: Final = re.compile(
-    rb" ino 0x([0-9a-f]+) .* (?:fileoff 0x([0-9a-f]+)|offset (\d+)) "
+    rb".*: dev \d+:\d+ ino 0x([0-9a-f]+) .* "
+    rb"(?:fileoff 0x([0-9a-f]+)|offset (\d+)) "
     rb"(?:startblock|block) \S+ (?:fsbcount 0x([0-9a-f]+)|count (\d+)) "
 )
 
 
 class ExtentEvents:
-    """What is told of the inodes of a device; see `followed`."""
+    """What is told of *inodes* through the open *pipe*; see `followed`."""
 
-    def __init__(self, instance: int, block_bytes: int) -> None:
-        self._instance = instance
+    def __init__(self, pipe: int, inodes: Collection[int], block_bytes: int) -> None:
+        self._pipe = pipe
         self._block_bytes = block_bytes
+        self._changed: dict[int, list[Range]] = {inode: [] for inode in inodes}
+        self._is_whole = True
 
     def changed(self, inode: int) -> list[Range] | None:
         """
         Return where extents of a file have changed since it was begun to be followed.
 
-        None says that the kernel has forgotten some of it.
+        None says that the kernel has forgotten some of it, or was not asked.
         """
-        content = _read(self._instance, b"trace")
-        counts = _COUNTS.search(content)
-        if counts is None or counts[1] != counts[2]:
-            return None
-        ranges: list[Range] = []
-        for line in content.splitlines():
-            if line.startswith(b"#") or not line:
-                continue
-            event = _EVENT.search(line)
-            if event is None:
-                return None
-            at, offset, old_offset, count, old_count = event.groups()
-            if int(at, 16) != inode:
-                continue
-            begin = int(offset, 16) if offset else int(old_offset)
-            length = int(count, 16) if count else int(old_count)
-            ranges.append((begin * self._block_bytes, length * self._block_bytes))
-        return merged(ranges)
+        self.read()
+        ranges = self._changed.get(inode)
+        return None if ranges is None or not self._is_whole else merged(ranges)
+
+    def read(self) -> None:
+        """Note what was told by now: the kernel has room for more then."""
+        content = b""
+        try:
+            # What has an end is turned off.
+            while more := os.read(self._pipe, _READ_BYTES):
+                content += more
+                if len(content) >= _READ_BYTES_MAX:
+                    break
+        except BlockingIOError:
+            for line in content.splitlines():
+                self._note(line)
+            return
+        except OSError:
+            pass
+        self._is_whole = False
+
+    def _note(self, line: bytes) -> None:
+        event = _EVENT.match(line)
+        # Where some were lost, a line of another kind says so.
+        if event is None or int(event[1], 16) not in self._changed:
+            self._is_whole = False
+            return
+        inode, offset, old_offset, count, old_count = event.groups()
+        begin = int(offset, 16) if offset else int(old_offset)
+        length = int(count, 16) if count else int(old_count)
+        found = begin * self._block_bytes, length * self._block_bytes
+        self._changed[int(inode, 16)].append(found)
 
 
 @contextmanager
@@ -88,25 +109,32 @@ def followed(inodes: Collection[int], *, on: int) -> Iterator[ExtentEvents | Non
         events = None
         if 0 < len(inodes) <= _INODES_MAX:
             with suppress(OSError):
-                instance = stack.enter_context(_instance())
+                instance, pipe = stack.enter_context(_instance())
                 _follow(instance, inodes, os.fstat(on).st_dev)
-                events = ExtentEvents(instance, os.fstatvfs(on).f_bsize)
+                events = ExtentEvents(pipe, inodes, os.fstatvfs(on).f_bsize)
         yield events
 
 
 def _follow(instance: int, inodes: Collection[int], device: int) -> None:
     number = os.major(device) << 20 | os.minor(device)
     these = " || ".join(f"ino == {each}" for each in inodes)
-    wanted = f"dev == {number} && bmap_state < {_OTHER_FORKS} && ({these})"
+    about = f"dev == {number} && ({these})"
+    filters = dict.fromkeys(_EVENTS, f"bmap_state < {_OTHER_FORKS} && {about}")
+    filters[_EXCHANGED] = about
     _write(instance, "buffer_size_kb", str(_BUFFER_KIB))
-    for each in _EVENTS:
+    _write(instance, "trace_options", _OPTION)
+    for each, wanted in filters.items():
         _write(instance, f"events/xfs/{each}/filter", wanted)
         _write(instance, f"events/xfs/{each}/enable", "1")
 
 
 @contextmanager
-def _instance() -> Iterator[int]:
-    """Yield the directory of a new instance, opened."""
+def _instance() -> Iterator[tuple[int, int]]:
+    """
+    Yield the directory of a new instance, and the pipe with its events, opened.
+
+    As long as that is open, other processes cannot remove the instance.
+    """
     top = libc.mounted_nowhere(b"tracefs")
     try:
         place = os.open("instances", os.O_RDONLY | os.O_DIRECTORY, dir_fd=top)
@@ -122,8 +150,12 @@ def _instance() -> Iterator[int]:
                     os.rmdir(each, dir_fd=place)
         os.mkdir(name, 0o700, dir_fd=place)
         try:
-            with _opened(place, name) as instance, _in_use(instance):
-                yield instance
+            flags = os.O_RDONLY | os.O_NONBLOCK
+            with (
+                _opened(place, name, os.O_RDONLY | os.O_DIRECTORY) as instance,
+                _opened(instance, "trace_pipe", flags) as pipe,
+            ):
+                yield instance, pipe
         finally:
             with suppress(OSError):
                 os.rmdir(name, dir_fd=place)
@@ -132,38 +164,14 @@ def _instance() -> Iterator[int]:
 
 
 @contextmanager
-def _opened(place: int, name: str) -> Iterator[int]:
-    instance = os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
+def _opened(directory: int, name: str, flags: int) -> Iterator[int]:
+    file = os.open(name, flags, dir_fd=directory)
     try:
-        yield instance
-    finally:
-        os.close(instance)
-
-
-@contextmanager
-def _in_use(instance: int) -> Iterator[None]:
-    """Keep other processes from removing the instance."""
-    file = os.open("trace_pipe", os.O_RDONLY | os.O_NONBLOCK, dir_fd=instance)
-    try:
-        yield
+        yield file
     finally:
         os.close(file)
 
 
 def _write(directory: int, name: str, text: str) -> None:
-    file = os.open(name, os.O_WRONLY, dir_fd=directory)
-    try:
+    with _opened(directory, name, os.O_WRONLY) as file:
         os.write(file, text.encode())
-    finally:
-        os.close(file)
-
-
-def _read(directory: int, name: bytes) -> bytes:
-    content = bytearray()
-    file = os.open(name, os.O_RDONLY, dir_fd=directory)
-    try:
-        while (more := os.read(file, _READ_BYTES)) and len(content) < _READ_BYTES_MAX:
-            content += more
-    finally:
-        os.close(file)
-    return bytes(content)

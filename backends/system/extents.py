@@ -86,6 +86,13 @@ class Places:
         """Note what was *told* of the part from *begin* to *end*, the next one."""
         self._parts.append((begin, end, told))
 
+    @classmethod
+    def of(cls, file: int, end: int) -> Places:
+        """Return those up to *end* of the open *file*, which has few extents there."""
+        places = cls()
+        places.note(0, end, _told(file, 0, end))
+        return places
+
     def look_again(self, file: int) -> list[Range]:
         """
         Return where the open *file* is not at the same places any more.

@@ -66,7 +66,8 @@ _libc.sync_file_range.argtypes = (
 # Where `sync_file_range` reaches all pages of a file. On overlayfs it does nothing.
 _EXT4, _XFS = 0xEF53, 0x58465342
 _WAIT_WRITE_WAIT = 1 | 2 | 4
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
+FALLOCATE_KEEP_SIZE, FALLOCATE_PUNCH, FALLOCATE_COLLAPSE = 1, 2, 8
+FALLOCATE_ZERO, FALLOCATE_INSERT = 16, 32
 
 
 def call(function: str, *arguments: Any, about: str | None = None) -> int:
@@ -147,9 +148,18 @@ def ioctl(descriptor: int, request: int, content: bytearray) -> None:
 
 
 def punch_hole(descriptor: int, offset: int, length: int) -> None:
-    """Make *length* bytes at *offset* of a file a hole. Source: fallocate(2)."""
+    """Make *length* bytes at *offset* of a file a hole."""
+    fallocate(descriptor, FALLOCATE_KEEP_SIZE | FALLOCATE_PUNCH, offset, length)
+
+
+def fallocate(descriptor: int, mode: int, offset: int, length: int) -> None:
+    """
+    Change which blocks a file has, as *mode* says.
+
+    Source: fallocate(2).
+    """
     place = ctypes.c_int64(offset), ctypes.c_int64(length)
-    call("fallocate", descriptor, _KEEP_SIZE | _PUNCH_HOLE, *place)
+    call("fallocate", descriptor, mode, *place)
 
 
 def umount(target: bytes, flags: int) -> None:

@@ -47,11 +47,16 @@ class MountEntry(NamedTuple):
 
 
 class Place(NamedTuple):
-    """The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``."""
+    """
+    The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``.
+
+    It lives on the ``mount`` of that number.
+    """
 
     path: str
     device: str
     inside: str
+    mount: str = ""
 
 
 def parse_mountinfo(text: str) -> Iterator[MountEntry]:
@@ -124,7 +129,7 @@ def places_of(paths: Collection[str], table: Iterable[bytes]) -> list[Place]:
                 at, _ = found.get(path, (0, None))
                 if len(point) >= at:
                     inside = _moved(path, point, _unescape(fields[3]))
-                    found[path] = len(point), Place(path, fields[2], inside)
+                    found[path] = len(point), Place(path, fields[2], inside, fields[0])
     return [place for _, place in found.values()]
 
 
@@ -147,10 +152,15 @@ class OwnPaths:
 
     def read(self, line: bytes) -> None:
         """Note the next *line* of the table; a mount comes after what it is in."""
-        fields = line.split(b" ", 5)
-        places = self._places.get(fields[2], ()) if len(fields) > 5 else ()
-        if not places:
-            return
+        for device, places in self._places.items():
+            if device not in line:
+                continue  # most are of others, and to split them all takes its time
+            fields = line.split(b" ", 5)
+            if len(fields) > 5 and fields[2] == device:
+                self._note(places, fields)
+
+    def _note(self, places: Collection[Place], fields: list[bytes]) -> None:
+        """Note which of *places* the mount shows whose line has *fields*."""
         root = _unescape(fields[3].decode(errors="surrogateescape"))
         point = _unescape(fields[4].decode(errors="surrogateescape"))
         for place in places:

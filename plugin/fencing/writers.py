@@ -140,7 +140,34 @@ def _own_points(volumes: Sequence[HeldVolume], clues: _Clues) -> _Points:
         parents = {os.path.dirname(path) for each in found.values() for path in each}
         with suppress(OSError), open(table, "rb") as lines:
             places += places_of(parents, lines)
-    return _Points(found, list(dict.fromkeys(places)))
+    return _Points(found, _gathered(dict.fromkeys(places)))
+
+
+def _gathered(places: Collection[Place]) -> list[Place]:
+    """
+    Return instead of *places* in one mount a directory that has them all.
+
+    Each line of each namespace's table is compared with each place, and a kubelet has
+    a directory for each volume of each pod.
+    """
+    groups: dict[tuple[str, ...], list[Place]] = defaultdict(list)
+    for place in places:
+        # What both names end with lies in the mount.
+        path, inside = place.path, place.inside
+        while os.path.basename(path) and os.path.basename(path) == os.path.basename(
+            inside
+        ):
+            path, inside = os.path.dirname(path), os.path.dirname(inside)
+        groups[place.device, place.mount, path, inside].append(place)
+    return [
+        Place(
+            os.path.commonpath([each.path for each in group]),
+            device,
+            os.path.commonpath([each.inside for each in group]),
+            mount,
+        )
+        for (device, mount, *_), group in groups.items()
+    ]
 
 
 def _namespaces(

@@ -7,6 +7,7 @@ A size is a limit that storage holds; where it cannot, it is written down, and t
 
 from __future__ import annotations
 
+import errno
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,12 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from backends.base import Volume
-from backends.errors import InvalidRequestError, RemoraError, VolumeExistsError
+from backends.errors import (
+    BackendError,
+    InvalidRequestError,
+    RemoraError,
+    VolumeExistsError,
+)
 from backends.replication_options import ReplicationOptions
 from backends.system.decoding import from_json
 from plugin.errors import (
@@ -38,6 +44,7 @@ from plugin.volumes.views import VolumeView
 
 log = logging.getLogger(__name__)
 _SIZE_MIN: Final = 1024**2
+_FULL: Final = frozenset({errno.EDQUOT, errno.ENOSPC})
 _Size = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 # Another node gets less time than our own caller gives us.
 _ASK_SHARE: Final = 0.8
@@ -191,13 +198,16 @@ class Claims:
                 options["size"] = str(size_bytes)
             else:
                 asked_bytes = size_bytes
-        self.creation.create(
-            asked.name,
-            options,
-            deadline_s=asked.wait_s,
-            asked_bytes=asked_bytes,
-            claim=asked.claim,
-        )
+        try:
+            self.creation.create(
+                asked.name,
+                options,
+                deadline_s=asked.wait_s,
+                asked_bytes=asked_bytes,
+                claim=asked.claim,
+            )
+        except BackendError as error:
+            raise _explained(error, options) from error
 
     def _require_modes(self, resolved: Resolved, asked: ClaimRequest) -> None:
         meant = _as_volume(resolved, asked.name)
@@ -320,6 +330,18 @@ def require_size(record: VolumeRecord, required_bytes: int, limit_bytes: int) ->
             f"{required_bytes or limit_bytes}",
             hint="use another name",
         )
+
+
+def _explained(error: BackendError, options: Mapping[str, str]) -> RemoraError:
+    """Return *error*, as one that says so if the bytes had no room."""
+    if getattr(error.__cause__, "errno", 0) not in _FULL:
+        return error
+    if "from" in options and "size" in options:
+        return OutOfRangeError(
+            f"'{options['from']}' has more than {options['size']} bytes in it",
+            hint="ask for more",
+        )
+    return NoRoomError(error.cause, hint=error.hint)
 
 
 def _as_volume(resolved: Resolved, name: str) -> Volume:

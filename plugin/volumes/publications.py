@@ -88,6 +88,10 @@ class Publications:
         """Return the ids of the volumes that are published."""
         return {*self._of}
 
+    def paths(self, volume_id: str) -> list[str]:
+        """Return the paths that show the volume by our own doing."""
+        return sorted(each.path for each in self.of(volume_id))
+
     def age_s(self, volume_id: str) -> float:
         """Return how long ago this process has published the volume last."""
         targets = [each.target for each in self.of(volume_id)]

@@ -6,9 +6,7 @@ Where storage has no limit for the volume, what was asked for is written down al
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +15,10 @@ from typing import Final
 import msgspec
 
 from backends.base import Volume
-from backends.system.aside import begun
+from backends.errors import BackendError, DeadlineError
 from backends.system.clock import Deadline
+from backends.system.mounts import mounted_at
+from backends.system.run import run
 from plugin.errors import (
     OutOfRangeError,
     StorageSilentError,
@@ -35,6 +35,8 @@ from plugin.volumes.views import VolumeViews
 
 # Storage that hangs lets whoever looks at it hang.
 _LOOK_S: Final = 3.0
+# Of blocks: their size, all, the free, those that users may have; then of names.
+_FIGURES: Final = "%S %b %f %a %c %d"
 
 
 class Sized(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,16 +129,10 @@ class Sizes:
         found = self.publications.at(target)
         if found is None or found.volume_id != record.id:
             raise VolumeNotFoundError(f"'{name}' is not published at {target[:255]}")
-        looking = begun(lambda: os.statvfs(Path(found.path)), name="usage")
-        if not wait([looking], _LOOK_S).done:
-            raise StorageSilentError(f"the storage of '{name}' does not answer")
-        try:
-            seen = looking.result()
-        except OSError as error:
-            raise StorageSilentError(
-                f"cannot look at '{name}': {error.strerror}"
-            ) from error
-        return _usage(seen, capacity_of(record) if "size" in record.options else 0)
+        if mounted_at(Path(found.path)) is None:
+            raise VolumeNotFoundError(f"'{name}' is not mounted at {target[:255]}")
+        limit_bytes = capacity_of(record) if "size" in record.options else 0
+        return _usage(_seen(name, found.path), limit_bytes)
 
     def _grow(self, name: str, wanted: int, limit_bytes: int) -> VolumeRecord:
         stored = self.views.existing(name)
@@ -169,11 +165,26 @@ class Sizes:
         return grown
 
 
-def _usage(seen: os.statvfs_result, limit_bytes: int) -> Usage:
+def _seen(name: str, path: str) -> list[int]:
+    """
+    Return what statvfs(3) tells of *path*, as `_FIGURES` has it.
+
+    A thread of ours that storage kept would keep the mount in use, too, for as long as
+    it hangs: nobody could take it away. A program can be killed.
+    """
+    try:
+        told = run(["stat", "-f", "-c", _FIGURES, path], deadline_s=_LOOK_S).output
+        return [int(each) for each in told.split()]
+    except DeadlineError:
+        raise StorageSilentError(f"the storage of '{name}' does not answer") from None
+    except BackendError as error:
+        raise StorageSilentError(f"cannot look at '{name}': {error.cause}") from error
+
+
+def _usage(seen: Sequence[int], limit_bytes: int) -> Usage:
     """Return what the filesystem tells, which holds no more than *limit_bytes*."""
-    total = seen.f_blocks * seen.f_frsize
-    used = total - seen.f_bfree * seen.f_frsize
-    available = seen.f_bavail * seen.f_frsize
+    block, blocks, free, usable, names, free_names = seen
+    total, used, available = blocks * block, (blocks - free) * block, usable * block
     if limit_bytes and limit_bytes < total:
         # Btrfs tells of the whole pool, whatever a volume's limit is.
         total, available = limit_bytes, min(available, limit_bytes)
@@ -182,7 +193,7 @@ def _usage(seen: os.statvfs_result, limit_bytes: int) -> Usage:
         total_bytes=total,
         available_bytes=available,
         used_bytes=used,
-        total_names=seen.f_files,
-        available_names=seen.f_favail,
-        used_names=seen.f_files - seen.f_ffree,
+        total_names=names,
+        available_names=free_names,
+        used_names=names - free_names,
     )

@@ -187,6 +187,19 @@ def test_capabilities_are_confirmed_or_told(driver: Driver) -> None:
     assert "several nodes" in found.message
 
 
+def test_what_no_volume_can_be_called_is_not_there(driver: Driver) -> None:
+    """However long it is: no answer is a fault of ours."""
+    for name in ("no/name", "..", "x" * 2**20):
+        code = driver.code
+        assert not driver.call("ListSnapshots", source_volume_id=name).entries
+        assert not driver.call("ListSnapshots", snapshot_id=f"{name}@x").entries
+        assert code("DeleteVolume", volume_id=name) == "OK"
+        assert code("DeleteSnapshot", snapshot_id=f"{name}@x") == "OK"
+        assert code("ControllerGetVolume", volume_id=name) == "NOT_FOUND"
+        asked = {"volume_id": name, "volume_path": f"/{name}"}
+        assert code("NodeGetVolumeStats", **asked) == "NOT_FOUND"
+
+
 def test_lists_show_what_is_new_page_by_page(driver: Driver) -> None:
     names = [f"page-{number}" for number in range(5)]
     for name in names:

@@ -133,10 +133,23 @@ def test_storage_that_is_silent_is_unavailable(driver: Driver, node: Node) -> No
     asked = {"volume_id": "silent", "volume_path": str(target)}
     with hung(node, target):
         assert driver.refused("NodeGetVolumeStats", **asked)[0] == "UNAVAILABLE"
-    assert driver.refused("NodeGetVolumeStats", **asked)[0] == "UNAVAILABLE"
-    # The disk that hung lay on top of the volume; both go.
-    driver.unpublish("silent", target)
-    assert not driver.is_bound(target)
+        # The disk that hangs lies on top of the volume; both go, whoever has asked it.
+        driver.unpublish("silent", target)
+        assert not driver.is_bound(target)
+
+
+def test_the_disk_below_a_volume_is_not_taken_for_it(
+    driver: Driver, node: Node
+) -> None:
+    node.create("taken-away")
+    target = driver.target("taken-away")
+    driver.publish("taken-away", target)
+    node.run("umount", str(target))
+    asked = {"volume_id": "taken-away", "volume_path": str(target)}
+    assert driver.refused("NodeGetVolumeStats", **asked)[0] == "NOT_FOUND"
+    driver.publish("taken-away", target)
+    assert driver.is_bound(target)
+    driver.unpublish("taken-away", target)
 
 
 def test_a_daemon_that_is_away_is_unavailable(driver: Driver, node: Node) -> None:
@@ -148,3 +161,21 @@ def test_a_daemon_that_is_away_is_unavailable(driver: Driver, node: Node) -> Non
     assert driver.refused("ListVolumes")[0] == "UNAVAILABLE"
     node.start()
     assert driver.call("Probe").ready.value
+
+
+def test_a_copy_that_is_too_small_is_out_of_range(driver: Driver, node: Node) -> None:
+    node.create("large")
+    target = driver.target("large")
+    driver.publish("large", target)
+    assert not fill(driver.inside(target) / "file", 20 * MIB)
+    asked = {
+        "name": "small",
+        "volume_capabilities": [mount()],
+        "volume_content_source": {"volume": {"volume_id": "large"}},
+    }
+    small = {"capacity_range": sized(4 * MIB)}
+    code, text = driver.refused("CreateVolume", **asked, **small)
+    assert (code, "'large'" in text) == ("OUT_OF_RANGE", True)
+    assert "small" not in node.names()
+    driver.call("CreateVolume", **asked, capacity_range=sized(40 * MIB))
+    driver.unpublish("large", target)

@@ -132,26 +132,6 @@ def test_a_copy_of_our_mount_is_no_use_whatever_a_container_calls_its_own(
     assert bool(found[volume.id].namespaces) == is_use
 
 
-def test_a_copy_of_what_the_machine_has_mounted_is_no_use(tmp_path: Path) -> None:
-    """A kubelet binds a part of a volume, and services get to see that, too."""
-    enter_private_mounts()
-    volume = Volume.make(tmp_path)
-    part = tmp_path / "pods/part"
-    part.mkdir(parents=True)
-    mounts.bind(volume.target, part, suid=False)
-    bystander = ["unshare", "-m", "sh", "-ec", "echo made; read line"]
-    with subprocess.Popen(
-        bystander, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"made\n"
-        assert f" {part} " in Path(f"/proc/{other.pid}/mountinfo").read_text()
-        found = writers.find([volume.held(60)], never=(), open_files=True)
-        other.communicate(b"\n", timeout=10)
-    mounts.unmount(part)
-    assert found[volume.id] == writers.Writers()
-
-
 def test_who_goes_on_without_a_first_thread_is_seen(tmp_path: Path) -> None:
     """With its mounts, and with the files of a thread that shares none."""
     enter_private_mounts()

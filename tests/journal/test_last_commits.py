@@ -65,7 +65,7 @@ def base_of(journal: Journal) -> tuple[int, int] | None:
     return LargeFiles(journal.home).bases.nearest(b"db", journal.commit())
 
 
-def test_nothing_is_cloned_for_it(
+def test_nothing_is_cloned_before_it_is_sent(
     pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, member = pair
@@ -75,12 +75,23 @@ def test_nothing_is_cloned_for_it(
         with monkeypatch.context() as patch:
             patch.setattr(extents, "share_moved", None)
             patch.setattr(base_leads, "clone_range", None)
-            bring(owner, member, stands_still=True)
-        # The log says what its clone lacks.
+            package = owner.pack(member.commit(), stands_still=True)
+        # Its clone comes after it while it is on the way.
         assert base_of(owner) == before
-    change(owner, 3)
-    bring(owner, member, stands_still=False)
-    assert base_of(owner) == owner.commit()
+        owner.advance_bases()
+        assert base_of(owner) == owner.commit()
+        assert carry(package, member) == []
+        member.apply()
+        assert (member.live / "db").read_bytes() == (owner.live / "db").read_bytes()
+
+
+def test_what_is_packed_again_are_ranges(pair: tuple[Journal, Journal]) -> None:
+    """A member that did not get it the first time is sent it once more."""
+    owner, member = pair
+    change(owner, 1)
+    owner.pack(member.commit(), stands_still=True)
+    owner.unpack()
+    bring(owner, member, stands_still=True)
 
 
 def test_a_clone_that_stays_behind_loses_no_change(

@@ -13,7 +13,7 @@ import itertools
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,15 @@ from backends.system import extents
 from backends.system.beneath import Beneath
 from backends.system.copy_file import FileCopier, clone, clone_range
 from backends.system.extents import Places
-from backends.system.ranges import Range, cut, differing, merged, split, whole_blocks
+from backends.system.ranges import (
+    BLOCK_BYTES,
+    Range,
+    cut,
+    differing,
+    merged,
+    split,
+    whole_blocks,
+)
 
 _FLAGS: Final = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
 
@@ -36,7 +44,8 @@ class Lead:
 
     It is open as ``file``, and what it was then as ``base``: the lead's own, which are
     closed when nobody refers to it any more. ``content`` is None if no commit is known
-    that the base is of.
+    that the base is of. At its ``ends`` it may have blocks of its own: the file's are
+    not shared there, and what is written to them moves nothing.
     """
 
     path: bytes
@@ -44,6 +53,7 @@ class Lead:
     base: int
     file: int
     moved: Sequence[Range]
+    ends: list[Range] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         weakref.finalize(self, _close, self.base, self.file)
@@ -75,6 +85,16 @@ class Lead:
         clone(self.base, target)
         self.give_to(target)
 
+    def resize(self, size: int) -> None:
+        """Make it as large as the file is now."""
+        before = self.size
+        if before != size:
+            end = min(before, size)
+            begin = end - end % BLOCK_BYTES
+            # The base may have data where the file has grown by a hole.
+            self.ends.append((begin, max(before, size) - begin))
+            os.ftruncate(self.file, size)
+
     def settle(self, source: int, places: Places) -> list[Range]:
         """
         Return where *source* may have moved while it was shared, which had *places*.
@@ -93,8 +113,9 @@ class Lead:
     def add(self, source: int, ranges: Iterable[Range]) -> None:
         """Share of *ranges* what the open *source* has elsewhere than this, or base."""
         size = os.fstat(source).st_size
-        os.ftruncate(self.file, size)
-        wanted = merged(cut(whole_blocks(ranges), size))
+        self.resize(size)
+        wanted = merged(cut(whole_blocks([*ranges, *self.ends]), size))
+        self.ends.clear()
         lacked = [
             found
             for is_here, each in split(wanted, self.moved)
@@ -104,7 +125,7 @@ class Lead:
         ]
         lacked = merged(whole_blocks(lacked))
         extents.share(source, self.file, lacked)
-        os.ftruncate(self.file, size)
+        self.resize(size)
         self.moved = merged([*self.moved, *lacked])
 
 
@@ -131,6 +152,9 @@ def lead_on(
     else:
         size = os.fstat(source).st_size
         moved = extents.share_moved(base, source, into=file, places=places)
+        # The file may have been cut meanwhile, or have grown.
+        if (end := min(lead.size, size)) % BLOCK_BYTES and lead.size != size:
+            lead.ends.append((end, 1))
         os.ftruncate(file, size)
     lead.moved = merged(whole_blocks(moved or ()))
     return None if moved is None else lead

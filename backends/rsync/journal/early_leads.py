@@ -22,6 +22,7 @@ from backends.system import extents
 from backends.system.beneath import opened
 from backends.system.copy_file import FileCopier, clone
 from backends.system.extent_events import followed
+from backends.system.extent_events_check import all_is_told
 from backends.system.extents import Places, UntoldError
 from backends.system.ranges import Range
 
@@ -50,7 +51,8 @@ class EarlyLeads:
         self._found: dict[bytes, _Early] = {}
         self._followed = ExitStack()
         with opened(directory) as on:
-            following = followed(inodes, on=on)
+            sure = inodes if all_is_told(directory) else ()
+            following = followed(sure, on=on)
             self._events = self._followed.enter_context(following)
 
     def close(self) -> None:
@@ -71,7 +73,9 @@ class EarlyLeads:
         if lead is None or not lead.size:
             return
         again = None
-        if self._events is None:
+        if self._events is not None:
+            self._events.read()
+        else:
             again = lead.settle(file, places)
             lead.add(file, again)
         inode = os.fstat(file).st_ino
@@ -102,14 +106,11 @@ class EarlyLeads:
         """
         early = self._found.pop(path)
         lead = early.lead
-        size, now = lead.size, os.fstat(file).st_size
         # What is longer than the file takes no end of it that is no whole block.
-        os.ftruncate(lead.file, now)
+        lead.resize(os.fstat(file).st_size)
         extents.share_beginning(file, lead.file)
-        # The base may have data where the file has grown by a hole.
-        grown = [(size, now - size)] if now > size else []
         try:
-            lead.add(file, [*grown, *self._since(early, file)])
+            lead.add(file, self._since(early, file))
         except UntoldError:
             return None
         FileCopier().copy_attributes(file, lead.file, os.fstat(file))

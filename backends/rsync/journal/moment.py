@@ -154,9 +154,11 @@ def _require_few(live: Path, rows: Collection[Known], *, shares_blocks: bool) ->
 def lead_early(live: Path, rows: Iterable[Known], kept: LargeFiles) -> EarlyLeads:
     """Return leads to the large files of *rows*; *kept* has what each was."""
     large = [known for known in rows if is_large(known.entry)]
-    early = EarlyLeads(live.parent, {known.inode for known in large})
-    try:
-        with Beneath(live) as tree:
+    with Beneath(live) as tree:
+        # A file may have been replaced since.
+        now = [*filter(None, (look_at(tree, known.entry.path) for known in large))]
+        early = EarlyLeads(live.parent, {known.inode for known in now})
+        try:
             for entry in (known.entry for known in large):
                 path = entry.path
                 content, _ = kept.base_for(path, kept.log.content_of(entry))
@@ -166,9 +168,9 @@ def lead_early(live: Path, rows: Iterable[Known], kept: LargeFiles) -> EarlyLead
                     )
                     if file is not None:
                         early.add(path, file, base=base, content=content)
-    except BaseException:
-        early.close()
-        raise
+        except BaseException:
+            early.close()
+            raise
     return early
 
 

@@ -125,7 +125,8 @@ class Packing:
         self._paths = [path for path in every if path not in kept]
         self._ranges.plan(self._known(self._paths), self._by_base, only)
         if isinstance(self._source, Moment) and self._source.has(every):
-            self.outbox, leads = self._source.take()
+            self.outbox, found = self._source.take()
+            leads = {path: found[path] for path in self._paths if path in found}
             outbox = self.outbox
             with writing(outbox):
                 self._ranges.lead_on(outbox, self._commit, leads)

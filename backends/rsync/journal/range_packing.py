@@ -213,16 +213,16 @@ class RangePacking:
                 plan = self._plans.get(path)
                 if not self._valid():
                     return
-                if plan is None:
-                    continue
                 if (
-                    plan.only_redo()
+                    plan is not None
+                    and plan.only_redo()
                     and (beside := self._beside(plan, lead)) is not None
                 ):
                     with optional():
                         place = target, outbox
                         plan.is_read = self._send(place, commit, plan, lead, beside)
-                if not plan.is_read and self._valid():
+                # It may be none of the large files any more: it was cut meanwhile.
+                if (plan is None or not plan.is_read) and self._valid():
                     copy_lead(tree, lead)
 
     def _beside(self, plan: _Plan, lead: Lead) -> list[Range] | None:
@@ -236,12 +236,10 @@ class RangePacking:
         Make the bases of what was read those of *commit*, if that still is valid.
 
         It takes as long as more ranges have moved, and nobody needs it before the next
-        search. Without it that compares with an older one: nothing comes after what
-        stands still, and who waits for that shares a disk and its processors with this.
+        search. Without it that compares with an older one. It may be the same commit
+        that is packed again: then nothing may differ, or it is sent as a whole.
         """
         leads, self._leads = self._leads, []
-        if self._stands_still:
-            return
         # The commit is on its way: no error may keep anybody from waiting for that.
         with suppress(RemoraError):
             for lead in leads if leads and self._valid() else ():

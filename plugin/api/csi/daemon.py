@@ -16,6 +16,8 @@ _CALLS_MAX: Final = 16
 # after the other, and none of them for more than 15 s.
 WAIT_S: Final = 10.0
 _ANSWER_S: Final = 0.5
+# A node that starts all its pods has more calls than turns: each gets one.
+_TURN_S: Final = 60.0
 _SHORTEST_S: Final = 1.0
 # The daemon ends each call before that, with an error that says more.
 _DAEMON_S: Final = SHORT_DEADLINE_S + 10
@@ -53,7 +55,7 @@ class Daemon:
         client = getattr(self._local, "client", None)
         if client is None:
             client = self._local.client = self._connect()
-        if not self._room.acquire(timeout=WAIT_S):
+        if not self._room.acquire(timeout=_TURN_S):
             raise CsiError(
                 "volume-busy", f"{_CALLS_MAX} calls are under way already", hint="retry"
             )

@@ -13,6 +13,7 @@ from plugin.api.csi.errors import CsiError, invalid
 from plugin.api.csi.messages import Package
 from plugin.api.csi.requests import access, limited, own, required
 from plugin.api.csi.server import Handler
+from plugin.limits import TARGET_LENGTH_MAX
 
 TOPOLOGY_KEY: Final = "remora/node"
 # Source: csi.v1, NodeServiceCapability.RPC.Type, and VolumeUsage.Unit.
@@ -134,6 +135,8 @@ class NodeService:
 
     def _usage(self, request: Any) -> Any:
         """Return how full the volume is at the path of *request*; raises NOT_FOUND."""
+        if len(request.volume_path) > TARGET_LENGTH_MAX:
+            raise CsiError("path-not-found", "nothing is published at so long a path")
         name, target = (
             quoted(request.volume_id),
             quoted(request.volume_path.rstrip("/")),

@@ -8,7 +8,6 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,10 +77,12 @@ class CsiServer:
         self._server.start()
 
     def stop(self, grace_s: float) -> None:
-        """Answer nobody new, and give the calls under way *grace_s*."""
+        """
+        Answer nobody new, and give the calls under way *grace_s*.
+
+        The socket goes at once. Meanwhile a new driver may have one at the same path.
+        """
         self._server.stop(grace_s).wait()
-        with suppress(FileNotFoundError):
-            self.path.unlink()
 
 
 def _generic(

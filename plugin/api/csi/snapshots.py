@@ -16,7 +16,7 @@ from plugin.api.csi.messages import Package
 from plugin.api.csi.paging import page
 from plugin.api.csi.requests import own, required
 from plugin.api.csi.server import Handler
-from plugin.model import SNAPSHOT_NAME_PATTERN
+from plugin.model import NAME_PATTERN, SNAPSHOT_NAME_PATTERN
 
 _ID_SIZE_MAX: Final = 128
 
@@ -69,6 +69,8 @@ class SnapshotsService:
                 return self._csi.ListSnapshotsResponse()
             volume = of
         if volume:
+            if not NAME_PATTERN.fullmatch(volume):  # no volume has it
+                return self._csi.ListSnapshotsResponse()
             path += f"?volume={quoted(volume)}"
         try:
             found = self._daemon.call("GET", path)
