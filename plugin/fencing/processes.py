@@ -64,6 +64,11 @@ def ids() -> Iterator[int]:
             yield int(name)
 
 
+def newest() -> int:
+    """Return the id that was given last. Source: proc(5), loadavg."""
+    return int((read("/proc/loadavg") or b"0").split()[-1])
+
+
 def look(pid: int) -> Process | None:
     """Return process *pid*, None if there is none."""
     text = read(f"/proc/{pid}/stat")

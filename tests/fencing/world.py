@@ -35,11 +35,13 @@ INSIDE = "/mnt"
 PROGRAM = Path(__file__).with_name("daemon_program.py")
 # Arguments: the file. Busybox's, for containers have no other.
 STAMP = 'read now rest < /proc/uptime; echo "$now" >> "$1"'
-WRITE = f'while :; do {STAMP}; sync -d "$1"; done'
+# A run that is killed ends nothing of this.
+RUNS = f"[ -d /proc/{os.getpid()} ]"
+WRITE = f'while {RUNS}; do {STAMP}; sync -d "$1"; done'
 # Each stamp by a process of its own, eight at a time.
-FORK = f"while :; do for n in 1 2 3 4 5 6 7 8; do ({STAMP}) & done; wait; done"
+FORK = f"while {RUNS}; do for n in 1 2 3 4 5 6 7 8; do ({STAMP}) & done; wait; done"
 # Each stamp by a child of the last one, which ends at once: no list is ever true.
-FLEE = f'{STAMP}; sh -c "$0" "$0" "$1" &'
+FLEE = f'{RUNS} || exit; {STAMP}; sh -c "$0" "$0" "$1" &'
 
 # By a thread that goes on when the first one of its process has ended.
 HEADLESS = """exec python3 -S -c '
