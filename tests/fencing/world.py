@@ -36,7 +36,8 @@ PROGRAM = Path(__file__).with_name("daemon_program.py")
 # Arguments: the file. Busybox's, for containers have no other.
 STAMP = 'read now rest < /proc/uptime; echo "$now" >> "$1"'
 # A run that is killed ends nothing of this.
-RUNS = f"[ -d /proc/{os.getpid()} ]"
+os.environ["REMORA_TEST_RUN"] = str(os.getpid())
+RUNS = '[ -d "/proc/$REMORA_TEST_RUN" ]'
 WRITE = f'while {RUNS}; do {STAMP}; sync -d "$1"; done'
 # Each stamp by a process of its own, eight at a time.
 FORK = f"while {RUNS}; do for n in 1 2 3 4 5 6 7 8; do ({STAMP}) & done; wait; done"
