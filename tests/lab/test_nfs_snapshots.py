@@ -279,4 +279,5 @@ def test_a_directory_is_imported_onto_a_share(nodes: Pair) -> None:
     options = {"server": alpha.server.ipv4, "share": XFS}
     body = {"name": "v", "source": "/data/old", "options": options}
     assert ask(alpha, "POST", "/v1/import", body)["name"] == "v"
+    wait_until(lambda: beta.knows("v"), timeout_s=60, what="beta sees it")
     assert read(beta, "v") == "precious"

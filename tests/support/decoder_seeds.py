@@ -89,6 +89,11 @@ SEEDS: Final = {
     "file: manifest": _DATABASE,
     "file: database": _DATABASE,
     "file: mirror": _DATABASE,
+    "file: publication": (
+        b'{"target":"/t","path":"/p","root":"/","volume_id":"%b","mode":1,'
+        b'"read_only":false,"user":{"pod":"default/x"}}'
+    )
+    % _ID,
     "file: guard": (
         b'{"boot_id":"%b","held":[%b],"fences":[{"volume":%b,"since_s":4.0,'
         b'"kill":false,"killed":false,"targets":[]}]}'

@@ -7,6 +7,8 @@ Everything that is decoded from where others write, with the errors that each ma
 from __future__ import annotations
 
 import json
+import sqlite3
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,7 +68,11 @@ from plugin.store.database import open_database
 from plugin.store.mirror_file import MirrorFile
 from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import _put
+from plugin.volumes.claimed_snapshots import SnapshotClaim
+from plugin.volumes.claims import ClaimRequest
 from plugin.volumes.history import _checked as events_of
+from plugin.volumes.publications import MIGRATION as PUBLICATIONS
+from plugin.volumes.publications import Publications
 from tests.support import journal_decoders
 from tests.support.decoder_seeds import ID, REQUEST, SEEDS
 from tests.support.journal_seeds import (
@@ -165,6 +171,8 @@ def _snapshots(_: Path, content: bytes) -> object:
 # Peers
 
 _REQUESTS: Final = (
+    ClaimRequest,
+    SnapshotClaim,
     *(EventsRequest, HoldRequest, PromiseRequest, WorkRequest),
     *(SendRequest, AheadRequest, CommitRequest, StandRequest, UnusedRequest),
     *(MoveStateRequest, RoomRequest),
@@ -223,6 +231,18 @@ def _database(directory: Path, content: bytes) -> object:
         for each in directory.iterdir():
             each.unlink()
     return None
+
+
+def _publications(_: Path, content: bytes) -> object:
+    """What cannot be read is passed over."""
+    memory = sqlite3.connect(":memory:")
+    try:
+        memory.executescript(PUBLICATIONS)
+        row = ("/target", "boot", content)
+        memory.execute("INSERT INTO publications VALUES (?, ?, ?)", row)
+        return Publications(memory, threading.Lock(), boot_id="boot").volumes()
+    finally:
+        memory.close()
 
 
 def _mirror(directory: Path, content: bytes) -> object:
@@ -308,6 +328,7 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
         "file: manifest": (journal_decoders.manifest, no),
         "file: database": (_database, (StoreError,)),
         "file: mirror": (_mirror, ()),
+        "file: publication": (_publications, ()),
         "file: guard": (_guard, ()),
         "file: dump": (lambda _, content: dumping.read(content), bad),
         "record: snapshots": (_snapshots, ()),
