@@ -169,9 +169,11 @@ def bind(source: Path, target: Path, *, suid: bool, read_only: bool = False) -> 
         ) from error
 
 
-def unmount(target: Path) -> None:
+def unmount(target: Path, *, by: str = "") -> None:
     """
     Remove every mount on *target*; none there is success.
+
+    *by* is another name of it, through a directory that is open.
 
     Raises:
         VolumeBusyError: a process of this namespace works below it.
@@ -180,7 +182,7 @@ def unmount(target: Path) -> None:
     """
     for _ in range(_STACKED_MAX):
         try:
-            libc.umount(os.fsencode(target), libc.UMOUNT_NOFOLLOW)
+            libc.umount(os.fsencode(by or target), libc.UMOUNT_NOFOLLOW)
         except OSError as error:
             if error.errno in (errno.EINVAL, errno.ENOENT):
                 return

@@ -15,19 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from backends.errors import BackendError, InvalidRequestError, VolumeBusyError
+from backends.errors import BackendError, InvalidRequestError
 from backends.system import libc
 from backends.system.beneath import open_beneath, opened
-from backends.system.mounts import mounted, mounted_at
+from backends.system.mounts import mounted, mounted_at, unmount
 
-# A crash could have stacked a second bind on the first; not many more.
-_STACKED_MAX: Final = 8
 _WAY: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # What stands where a volume was taken away: nothing can be started with it.
 _SIGN: Final = b"remora: "
 _SIGN_SIZE_MAX: Final = 4096
 _NO_WAY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV})
-_GONE: Final = frozenset({errno.EINVAL, errno.ENOENT})
 
 
 class WayError(BackendError):
@@ -79,7 +76,8 @@ def unbind(path: Path, *, root: Path) -> None:
 
     """
     with suppress(WayError), _parent(path, root) as (parent, name):
-        _unmount(path, parent)
+        # By its directory, which is open: its path may lead elsewhere by now.
+        unmount(path, by=f"/proc/self/fd/{parent}/{path.name}")
         try:
             os.rmdir(name, dir_fd=parent)
         except FileNotFoundError:
@@ -171,23 +169,6 @@ def _make_directory(path: Path, parent: int) -> None:
             f"{path} has something in it, or is no directory",
             hint="move away what is there: a volume would hide it",
         )
-
-
-def _unmount(path: Path, parent: int) -> None:
-    target = f"/proc/self/fd/{parent}/{path.name}"
-    for _ in range(_STACKED_MAX):
-        try:
-            libc.umount(os.fsencode(target), libc.UMOUNT_NOFOLLOW)
-        except OSError as error:
-            if error.errno in _GONE:
-                return
-            if error.errno == errno.EBUSY:
-                raise VolumeBusyError(
-                    f"{path} is in use by a process of this machine",
-                    hint=f"fuser -vm {path} names it",
-                ) from None
-            raise BackendError(f"cannot unmount {path}: {error.strerror}") from error
-    raise BackendError(f"{path} has more than {_STACKED_MAX} mounts stacked on it")
 
 
 def _is_sign(parent: int, name: bytes) -> bool:

@@ -19,13 +19,12 @@ from backends.errors import (
     SnapshotNotFoundError,
 )
 from backends.system.clock import Deadline
-from backends.system.decoding import from_json
 from plugin.errors import NotOwnerError, VolumeNotFoundError
 from plugin.limits import LONG_DEADLINE_S
 from plugin.model import VolumeRecord, check_snapshot_name
 from plugin.ownership.wishes import Wish
 from plugin.volumes.catalogue import Catalogue
-from plugin.volumes.elsewhere import Doing, Elsewhere
+from plugin.volumes.elsewhere import Doing, Elsewhere, asked_in
 from plugin.volumes.operations import Operations, never
 from plugin.volumes.snapshots import SnapshotService
 
@@ -99,7 +98,7 @@ class ClaimedSnapshots:
 
     def grant_create(self, wish: Wish) -> None:
         """Take one for another node; one that is there is taken."""
-        asked = _asked(wish)
+        asked = asked_in(wish, SnapshotClaim)
         record = self.snapshots.views.existing(asked.name).record
         if not self._found(record, asked.snapshot):
             self._create_here(asked)
@@ -107,7 +106,7 @@ class ClaimedSnapshots:
     def grant_remove(self, wish: Wish) -> None:
         """Remove one for another node; one that is not there is removed."""
         try:
-            self._remove_here(_asked(wish))
+            self._remove_here(asked_in(wish, SnapshotClaim))
         except (VolumeNotFoundError, SnapshotNotFoundError):
             return
 
@@ -172,10 +171,3 @@ def _claimed(source: str, row: dict[str, Any]) -> ClaimedSnapshot:
         created_at=row["created_at"],
         size_bytes=row["size_bytes"],
     )
-
-
-def _asked(wish: Wish) -> SnapshotClaim:
-    try:
-        return from_json(wish.request, SnapshotClaim)
-    except msgspec.DecodeError as error:
-        raise InvalidRequestError(f"the wish cannot be read: {error}") from None

@@ -24,7 +24,6 @@ from backends.errors import (
     VolumeExistsError,
 )
 from backends.replication_options import ReplicationOptions
-from backends.system.decoding import from_json
 from plugin.errors import (
     NoRoomError,
     NotOwnerError,
@@ -37,7 +36,7 @@ from plugin.model import VolumeRecord, check_name
 from plugin.ownership.wishes import Wish
 from plugin.volumes.catalogue import Catalogue
 from plugin.volumes.creation import Creation
-from plugin.volumes.elsewhere import Elsewhere
+from plugin.volumes.elsewhere import Elsewhere, asked_in
 from plugin.volumes.options import Resolved
 from plugin.volumes.publishing import EXCLUSIVE_MODES
 from plugin.volumes.views import VolumeView
@@ -128,11 +127,7 @@ class Claims:
 
     def grant(self, wish: Wish) -> None:
         """Make a volume here for another node; raises as `create`."""
-        try:
-            asked = from_json(wish.request, ClaimRequest)
-        except msgspec.DecodeError as error:
-            raise InvalidRequestError(f"the wish cannot be read: {error}") from None
-        self._create_here(asked)
+        self._create_here(asked_in(wish, ClaimRequest))
 
     def get(self, name: str) -> Claim:
         """Return the volume; raises VolumeNotFoundError."""

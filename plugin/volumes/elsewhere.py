@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from backends.errors import DeadlineError
+from backends.errors import DeadlineError, InvalidRequestError
+from backends.system.decoding import from_json
 from plugin.errors import PeerSilentError, StoreError
 from plugin.model import VolumeRecord
 from plugin.ownership.parts import Asking
 from plugin.ownership.view import OwnershipView
 from plugin.ownership.wishes import Wish
 
+Request = TypeVar("Request")
 Doing = Literal["create", "snapshot", "forget-snapshot"]
 
 
@@ -80,3 +82,11 @@ class Elsewhere:
             nodes = (head.owner,)
         alive = [each for each in nodes if self.ownership.nodes.lease_of(each)]
         return "" if own in nodes else next(iter(alive), "")
+
+
+def asked_in(wish: Wish, kind: type[Request]) -> Request:
+    """Return what another node asks for; raise InvalidRequestError."""
+    try:
+        return from_json(wish.request, kind)
+    except msgspec.DecodeError as error:
+        raise InvalidRequestError(f"the wish cannot be read: {error}") from None

@@ -5,41 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal import base_leads, large_files
+from backends.rsync.journal import base_leads
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.large_files import LargeFiles
 from backends.system import extents
-from tests.support.file_fates import LARGE, PART, SIZE
-from tests.support.journal_trees import VOLUME, carry, replicate
-from tests.support.large_files import make_home, mounted, settle, write_at
-
-
-@pytest.fixture(autouse=True)
-def _large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_files, "LARGE_BYTES", LARGE)
-
-
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with mounted(tmp_path_factory, "xfs") as made:
-        yield made["xfs"]
-
-
-@pytest.fixture
-def pair(disk: Path) -> Iterator[tuple[Journal, Journal]]:
-    owner, member = (Journal(make_home(disk, "xfs"), VOLUME) for _ in "12")
-    (owner.live / "db").write_bytes(os.urandom(SIZE))
-    replicate(owner, member)
-    settle(owner, member)
-    yield owner, member
-    for each in (owner, member):
-        each.close()
+from tests.support.file_fates import PART
+from tests.support.journal_trees import carry
+from tests.support.large_files import write_at
 
 
 def change(owner: Journal, part: int) -> None:
@@ -66,9 +42,9 @@ def base_of(journal: Journal) -> tuple[int, int] | None:
 
 
 def test_nothing_is_cloned_before_it_is_sent(
-    pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
+    xfs_pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    owner, member = pair
+    owner, member = xfs_pair
     for part in (1, 2):
         change(owner, part)
         before = base_of(owner)
@@ -85,9 +61,9 @@ def test_nothing_is_cloned_before_it_is_sent(
         assert (member.live / "db").read_bytes() == (owner.live / "db").read_bytes()
 
 
-def test_what_is_packed_again_are_ranges(pair: tuple[Journal, Journal]) -> None:
+def test_what_is_packed_again_are_ranges(xfs_pair: tuple[Journal, Journal]) -> None:
     """A member that did not get it the first time is sent it once more."""
-    owner, member = pair
+    owner, member = xfs_pair
     change(owner, 1)
     owner.pack(member.commit(), stands_still=True)
     owner.unpack()
@@ -95,10 +71,10 @@ def test_what_is_packed_again_are_ranges(pair: tuple[Journal, Journal]) -> None:
 
 
 def test_a_clone_that_stays_behind_loses_no_change(
-    pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
+    xfs_pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a crash leaves it, before the commit was on its way."""
-    owner, member = pair
+    owner, member = xfs_pair
     change(owner, 1)
     before = base_of(owner)
     with monkeypatch.context() as patch:
@@ -113,10 +89,10 @@ def test_a_clone_that_stays_behind_loses_no_change(
 @pytest.mark.parametrize("stands_still", [True, False])
 @pytest.mark.parametrize("count", range(8))
 def test_who_writes_again_meanwhile_loses_no_change(
-    pair: tuple[Journal, Journal], count: int, *, stands_still: bool
+    xfs_pair: tuple[Journal, Journal], count: int, *, stands_still: bool
 ) -> None:
     """Wherever it happens: before it is sent it fails, and else the clone goes."""
-    owner, member = pair
+    owner, member = xfs_pair
     asked = itertools.count()
 
     def valid() -> bool:

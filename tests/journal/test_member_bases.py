@@ -4,40 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal import base_clones, large_files
+from backends.rsync.journal import base_clones
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.large_files import LargeFiles
 from backends.system import extents
-from tests.support.file_fates import LARGE, PART, SIZE
-from tests.support.journal_trees import VOLUME, replicate, send
-from tests.support.large_files import make_home, mounted, settle, write_at
-
-
-@pytest.fixture(autouse=True)
-def _large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_files, "LARGE_BYTES", LARGE)
-
-
-@pytest.fixture(scope="module")
-def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with mounted(tmp_path_factory, "xfs") as made:
-        yield made["xfs"]
-
-
-@pytest.fixture
-def pair(disk: Path) -> Iterator[tuple[Journal, Journal]]:
-    owner, member = (Journal(make_home(disk, "xfs"), VOLUME) for _ in "12")
-    (owner.live / "db").write_bytes(os.urandom(SIZE))
-    replicate(owner, member)
-    settle(owner, member)
-    yield owner, member
-    for each in (owner, member):
-        each.close()
+from tests.support.file_fates import PART, SIZE
+from tests.support.journal_trees import replicate, send
+from tests.support.large_files import write_at
 
 
 def lead_on(owner: Journal, member: Journal, *, urgent: bool = False) -> None:
@@ -77,36 +53,36 @@ def moved(journal: Journal) -> tuple[int, int]:
 
 
 def test_its_base_has_the_blocks_of_its_file(
-    pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
+    xfs_pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which are those of the redo file; and the whole file is not cloned again."""
     monkeypatch.setattr(base_clones, "clone", None)
     for _ in range(3):
-        lead_on(*pair)
-        assert moved(pair[1]) == (0, 0)
+        lead_on(*xfs_pair)
+        assert moved(xfs_pair[1]) == (0, 0)
 
 
 def test_what_is_urgent_does_not_wait_for_its_base(
-    pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
+    xfs_pair: tuple[Journal, Journal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is of an older commit, and catches up with the next one."""
     monkeypatch.setattr(base_clones, "clone", None)
-    lead_on(*pair)
+    lead_on(*xfs_pair)
     # It stays as it is for a while.
     for _ in range(2):
-        (pair[0].live / "other").write_bytes(os.urandom(9))
-        replicate(*pair)
+        (xfs_pair[0].live / "other").write_bytes(os.urandom(9))
+        replicate(*xfs_pair)
     for count in (1, 2):
-        lead_on(*pair, urgent=True)
-        elsewhere, noted = moved(pair[1])
+        lead_on(*xfs_pair, urgent=True)
+        elsewhere, noted = moved(xfs_pair[1])
         assert 0 < elsewhere <= noted <= count * 12288
-    lead_on(*pair)
-    assert moved(pair[1]) == (0, 0)
+    lead_on(*xfs_pair)
+    assert moved(xfs_pair[1]) == (0, 0)
 
 
-def test_who_comes_to_own_it_sends_ranges(pair: tuple[Journal, Journal]) -> None:
+def test_who_comes_to_own_it_sends_ranges(xfs_pair: tuple[Journal, Journal]) -> None:
     """Also after an urgent commit, and of what is changed back since."""
-    owner, member = pair
+    owner, member = xfs_pair
     before = (owner.live / "db").read_bytes()
     lead_on(owner, member, urgent=True)
     write_at(member.live / "db", 0, before[: 6 * PART])

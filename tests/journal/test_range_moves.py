@@ -10,20 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from backends.rsync.journal import large_files
 from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
-from tests.support.file_fates import LARGE, PART, SIZE
+from tests.support.file_fates import PART, SIZE
 from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
 from tests.support.large_files import make_home, mounted, settle, write_at
 from tests.support.namespaces import enter_private_mounts, loop_filesystem
 
+pytestmark = pytest.mark.usefixtures("small_is_large")
 KINDS = ("ext4", "xfs", "btrfs")
-
-
-@pytest.fixture(autouse=True)
-def _large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_files, "LARGE_BYTES", LARGE)
 
 
 @pytest.fixture(scope="module")

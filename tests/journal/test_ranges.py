@@ -13,22 +13,17 @@ from pathlib import Path
 import pytest
 
 from backends.errors import BackendError
-from backends.rsync.journal import large_files
 from backends.rsync.journal.entries import WRITE_NS
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.system import btrfs
-from tests.support.file_fates import FATES, LARGE, PART, SIZE
+from tests.support.file_fates import FATES, PART, SIZE
 from tests.support.journal_deaths import applying_dies, packing_dies
 from tests.support.journal_trees import VOLUME, carry, replicate, send, shape
 from tests.support.large_files import make_home, mounted, settle, write_at
 from tests.support.leases import leased
 
+pytestmark = pytest.mark.usefixtures("small_is_large")
 KINDS = ("ext4", "xfs", "btrfs")
-
-
-@pytest.fixture(autouse=True)
-def _large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_files, "LARGE_BYTES", LARGE)
 
 
 @pytest.fixture(scope="module")

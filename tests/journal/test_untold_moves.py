@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from backends.rsync.journal.base_leads import copy_lead
+from backends.rsync.journal.base_leads import Lead, copy_lead
 from backends.rsync.journal.early_leads import EarlyLeads
 from backends.rsync.journal.journal import EVERYTHING, Journal
 from backends.rsync.journal.watch import Hints
@@ -48,6 +48,16 @@ def file(disk: Path) -> Iterator[int]:
     yield descriptor
     os.close(descriptor)
     path.unlink()
+
+
+def assert_whole(lead: Lead | None, disk: Path) -> None:
+    """Fail unless *lead* has the bytes of the file."""
+    assert lead is not None
+    with Beneath(disk / "made") as tree:
+        copy_lead(tree, lead)
+    made = disk / "made/file"
+    assert made.read_bytes() == (disk / "file").read_bytes()
+    made.unlink()
 
 
 def test_a_file_that_was_replaced_before(disk: Path) -> None:
@@ -86,12 +96,7 @@ def test_the_extents_of_another_file(disk: Path, file: int) -> None:
     os.pwrite(file, b"x" * BLOCK, 3 * BLOCK)
     lead = early.take(b"file", file)
     early.close()
-    assert lead is not None
-    with Beneath(disk / "made") as tree:
-        copy_lead(tree, lead)
-    made = disk / "made/file"
-    assert made.read_bytes() == (disk / "file").read_bytes()
-    made.unlink()
+    assert_whole(lead, disk)
 
 
 @pytest.mark.parametrize("by", [-1000, 1000])
@@ -118,12 +123,7 @@ def test_an_end_that_the_lead_has_for_itself(
     os.ftruncate(file, min(end, end + by))
     lead = early.take(b"file", file)
     early.close()
-    assert lead is not None
-    with Beneath(disk / "made") as tree:
-        copy_lead(tree, lead)
-    made = disk / "made/file"
-    assert made.read_bytes() == (disk / "file").read_bytes()
-    made.unlink()
+    assert_whole(lead, disk)
 
 
 @contextmanager

@@ -52,6 +52,7 @@ from plugin.ownership.failsafe import HoldRequest
 from plugin.ownership.heads import Lock, Tomb
 from plugin.ownership.state import EMPTY, Epoch, Head
 from plugin.ownership.votes import PromiseRequest
+from plugin.ownership.wishes import Wish
 from plugin.peers.lines import decode, error_from_json, read_answer
 from plugin.peers.questions import Question, anybody
 from plugin.replication.at_work import WorkRequest
@@ -70,6 +71,7 @@ from plugin.store.values import RecordKind, value_of
 from plugin.volumes.catalogue import _put
 from plugin.volumes.claimed_snapshots import SnapshotClaim
 from plugin.volumes.claims import ClaimRequest
+from plugin.volumes.elsewhere import asked_in
 from plugin.volumes.history import _checked as events_of
 from plugin.volumes.publications import MIGRATION as PUBLICATIONS
 from plugin.volumes.publications import Publications
@@ -171,8 +173,6 @@ def _snapshots(_: Path, content: bytes) -> object:
 # Peers
 
 _REQUESTS: Final = (
-    ClaimRequest,
-    SnapshotClaim,
     *(EventsRequest, HoldRequest, PromiseRequest, WorkRequest),
     *(SendRequest, AheadRequest, CommitRequest, StandRequest, UnusedRequest),
     *(MoveStateRequest, RoomRequest),
@@ -231,6 +231,11 @@ def _database(directory: Path, content: bytes) -> object:
         for each in directory.iterdir():
             each.unlink()
     return None
+
+
+def _wished(kind: type[object], _: Path, content: bytes) -> object:
+    wish = Wish(volume=ID, node=ID, action="create", to=ID, request=_text(content))
+    return asked_in(wish, kind)
 
 
 def _publications(_: Path, content: bytes) -> object:
@@ -319,6 +324,8 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
         "share: discovered": (_discovered, (*no, *bad)),
         "peer: events": (_events, (RemoraError,)),
         "peer: error": (_refused, bad),
+        "peer: claim": (partial(_wished, ClaimRequest), bad),
+        "peer: claimed snapshot": (partial(_wished, SnapshotClaim), bad),
         "peer: transfers": (partial(_request, TransfersAnswer), bad),
         "file: what does not fit": (journal_decoders.unfit, no),
         "file: commit's marker": (journal_decoders.marker_of_commit, no),
