@@ -34,7 +34,7 @@ def from_json(content: bytes | str, kind: type[Kind]) -> Kind:
     decoder = _json_decoders.get(kind) or json_decoder(kind)
     try:
         return decoder.decode(content)  # type: ignore[no-any-return]
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (UnicodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from error
 
 

@@ -313,6 +313,29 @@ def _replication(_: Path, content: bytes) -> object:
     return ReplicationOptions.of(_pairs(content))
 
 
+def _of_peers() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
+    """Return those of what other nodes say."""
+    bad = (InvalidRequestError,)
+    return {
+        "peer: events": (_events, (RemoraError,)),
+        "peer: error": (_refused, bad),
+        "peer: claim": (partial(_wished, ClaimRequest), bad),
+        "peer: claimed snapshot": (partial(_wished, SnapshotClaim), bad),
+        "peer: transfers": (partial(_request, TransfersAnswer), bad),
+        **{
+            f"peer: {request.__qualname__} of {request.__module__}": (
+                partial(_request, request),
+                bad,
+            )
+            for request in _REQUESTS
+        },
+        **{
+            f"peer: answer to {name}": (partial(_answered, name), (RemoraError,))
+            for name in ("stand", "promise", "commit", "ahead", "hello")
+        },
+    }
+
+
 def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
     """Return all but the delta's, by the names that their good examples have."""
     bad, no = (InvalidRequestError,), (BackendError,)
@@ -322,11 +345,6 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
         "share: change": (partial(_on_share, "changing"), (Refused,)),
         "share: snapshot": (_facts_on_share, ()),
         "share: discovered": (_discovered, (*no, *bad)),
-        "peer: events": (_events, (RemoraError,)),
-        "peer: error": (_refused, bad),
-        "peer: claim": (partial(_wished, ClaimRequest), bad),
-        "peer: claimed snapshot": (partial(_wished, SnapshotClaim), bad),
-        "peer: transfers": (partial(_request, TransfersAnswer), bad),
         "file: what does not fit": (journal_decoders.unfit, no),
         "file: commit's marker": (journal_decoders.marker_of_commit, no),
         "file: copy state": (_copy_state, no),
@@ -353,17 +371,7 @@ def _decoders() -> dict[str, tuple[Decode, tuple[type[Exception], ...]]]:
             f"record: {name}": (partial(_record, kind, key), (StoreError,))
             for name, (kind, key) in _RECORDS.items()
         },
-        **{
-            f"peer: {request.__qualname__} of {request.__module__}": (
-                partial(_request, request),
-                bad,
-            )
-            for request in _REQUESTS
-        },
-        **{
-            f"peer: answer to {name}": (partial(_answered, name), (RemoraError,))
-            for name in ("stand", "promise", "commit", "ahead", "hello")
-        },
+        **_of_peers(),
     }
 
 
