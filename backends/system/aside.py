@@ -71,7 +71,7 @@ class Threads:
         self._threads_max = threads_max
         self._kept = kept
         self._guard = threading.Lock()
-        self._count = 0
+        self._count = kept
         self._free: list[SimpleQueue[Work]] = []
         self._waiting: deque[Work] = deque()
         for _ in range(kept):
@@ -92,10 +92,12 @@ class Threads:
         with self._guard:
             if self._handed(work):
                 return
+            self._count += 1
         try:
             self._start(work)
         except RuntimeError:
             with self._guard:
+                self._count -= 1
                 if self._threads_max is None or not self._count:
                     raise
                 if not self._handed(work):
@@ -112,15 +114,9 @@ class Threads:
         return False
 
     def _start(self, work: Work | None) -> None:
+        """Start a thread, which is counted already."""
         serve = partial(self._serve, work)
-        with self._guard:
-            self._count += 1
-        try:
-            threading.Thread(target=serve, name=self._name, daemon=True).start()
-        except RuntimeError:
-            with self._guard:
-                self._count -= 1
-            raise
+        threading.Thread(target=serve, name=self._name, daemon=True).start()
 
     def _serve(self, work: Work | None) -> None:
         inbox: SimpleQueue[Work] = SimpleQueue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -100,3 +101,35 @@ def test_work_that_may_not_wait_hears_of_it() -> None:
     with no_thread():  # one is free by now
         wait_until(lambda: threads._free, timeout_s=WITHIN_S, what="one is free")
         assert threads.begun(lambda: "done").result(WITHIN_S) == "done"
+
+
+class SlowGuard:
+    """A lock after which its holder is slow: others come between its steps."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+        time.sleep(0.01)
+
+
+def test_many_callers_at_once_start_no_more_than_may_be() -> None:
+    """Each of them has seen that there is room for one more."""
+    most, callers = 2, 16
+    threads, done = Threads("work", threads_max=most), threading.Semaphore(0)
+    threads._guard = SlowGuard()  # type: ignore[assignment]
+    names: set[int] = set()
+
+    def work() -> None:
+        names.add(threading.get_ident())
+        done.release()
+
+    for _ in range(callers):
+        threading.Thread(target=threads.run, args=[work]).start()
+    for _ in range(callers):
+        assert done.acquire(timeout=WITHIN_S)
+    assert len(names) <= most
