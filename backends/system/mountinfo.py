@@ -50,13 +50,15 @@ class Place(NamedTuple):
     """
     The directory ``path`` of ours: it is ``inside`` the filesystem of ``device``.
 
-    It lives on the ``mount`` of that number.
+    It lives on the ``mount`` of that number. Where it stands for several, they and what
+    leads to them from it are ``below``, as they are within the filesystem.
     """
 
     path: str
     device: str
     inside: str
     mount: str = ""
+    below: frozenset[str] = frozenset()
 
 
 def parse_mountinfo(text: str) -> Iterator[MountEntry]:
@@ -164,18 +166,23 @@ class OwnPaths:
         root = _unescape(fields[3].decode(errors="surrogateescape"))
         point = _unescape(fields[4].decode(errors="surrogateescape"))
         for place in places:
-            if _is_in(place.inside, root) and len(self._shown) < _SHOWN_MAX:
-                shown = self._shown.setdefault(fields[0].decode(), [])
-                shown.append((place.path, _moved(place.inside, root, point)))
+            if _is_in(place.inside, root):
+                path, at = place.path, _moved(place.inside, root, point)
+            elif root in place.below:
+                path, at = _moved(root, place.inside, place.path), point
+            else:
+                continue
+            if len(self._shown) < _SHOWN_MAX:
+                self._shown.setdefault(fields[0].decode(), []).append((path, at))
 
-    def of(self, entry: MountEntry) -> str:
-        """Return at which path of ours the mount *entry* is, "" if at none."""
-        for path, at in self._shown.get(entry.parent, ()):
-            if _is_in(entry.mount_point, at):
-                # Another one may be stacked on it.
-                self._shown[entry.number] = [(path, at)]
-                return _moved(entry.mount_point, at, path)
-        return ""
+    def of(self, entry: MountEntry) -> set[str]:
+        """Return at which paths of ours the mount *entry* is: a place may be in one."""
+        shown = self._shown.get(entry.parent, ())
+        over = [each for each in shown if _is_in(entry.mount_point, each[1])]
+        if over:
+            # Another one may be stacked on it.
+            self._shown[entry.number] = over
+        return {_moved(entry.mount_point, at, path) for path, at in over}
 
 
 def _is_in(path: str, directory: str) -> bool:

@@ -260,8 +260,8 @@ def users_of_root(
     with Path("/proc/self/mountinfo").open("rb") as own_table:
         places = places_of({str(path.parent) for path in own}, own_table)
 
-    def is_own(path: str) -> bool:
-        return any(Path(path).is_relative_to(each) for each in own)
+    def is_own(paths: Collection[str]) -> bool:
+        return any(Path(path).is_relative_to(each) for path in paths for each in own)
 
     def look(table: Iterator[bytes]) -> tuple[bool, str]:
         """Return whether a jail has the namespace, and where it shows the volume."""

@@ -65,8 +65,17 @@ def ids() -> Iterator[int]:
 
 
 def newest() -> int:
-    """Return the id that was given last. Source: proc(5), loadavg."""
+    """Return the id that was given last, maybe a thread's. Source: proc(5), loadavg."""
     return int((read("/proc/loadavg") or b"0").split()[-1])
+
+
+def is_first_thread(pid: int) -> bool:
+    """
+    Return whether *pid* is a process's id: each thread's is one for most of /proc.
+
+    Another thread takes no signals, and is not known as one of the daemon's.
+    """
+    return b"\nTgid:\t%d\n" % pid in (read(f"/proc/{pid}/status") or b"")
 
 
 def look(pid: int) -> Process | None:

@@ -162,15 +162,19 @@ def _gathered(places: Collection[Place]) -> list[Place]:
         ):
             path, inside = os.path.dirname(path), os.path.dirname(inside)
         groups[place.device, place.mount, path, inside].append(place)
-    return [
-        Place(
-            os.path.commonpath([each.path for each in group]),
-            device,
-            os.path.commonpath([each.inside for each in group]),
-            mount,
-        )
-        for (device, mount, *_), group in groups.items()
-    ]
+    gathered = []
+    for (device, mount, *_), group in groups.items():
+        path = os.path.commonpath([each.path for each in group])
+        inside = os.path.commonpath([each.inside for each in group])
+        # A container may see a part of it: a kubelet's directory, or a pod's.
+        below = set()
+        for each in group:
+            within = each.inside
+            while within != inside and within not in below:
+                below.add(within)
+                within = os.path.dirname(within)
+        gathered.append(Place(path, device, inside, mount, frozenset(below)))
+    return gathered
 
 
 def _namespaces(
@@ -216,7 +220,7 @@ def _newest() -> Iterator[int]:
     before = 0
     for _ in range(_NEWEST_LOOKS):
         pid = processes.newest()
-        if pid != before and not sees_less(pid):
+        if pid != before and processes.is_first_thread(pid) and not sees_less(pid):
             yield pid
         before = pid
 
@@ -268,7 +272,8 @@ def _note(space: _Namespace, line: bytes, clues: _Clues, own: _Own | None) -> No
         for entry in parse_mountinfo(_text(line)):
             if volume.id in space.shown or not _shows(entry, volume):
                 continue
-            if own is None or own.paths.of(entry) in own.points.get(volume.id, ()):
+            ours = own.points.get(volume.id, set()) if own else set()
+            if own is None or ours & own.paths.of(entry):
                 space.points[entry.mount_point] = volume.id
             else:
                 space.shown.add(volume.id)

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import tracemalloc
 from pathlib import Path
 
@@ -288,6 +289,23 @@ def test_a_process_with_a_root_of_its_own_hides_no_volume(
             os.killpg(other.pid, signal.SIGKILL)
     assert [each.mount_point for each in users] == [str(data)]
     assert len(found[volume.id].namespaces) == 1
+
+
+def test_a_thread_that_was_made_last_is_no_process_of_its_own(tmp_path: Path) -> None:
+    """It has no signals of its own, and one of the daemon's is the daemon."""
+    enter_private_mounts()
+    volume = Volume.make(tmp_path)
+    found = set()
+    with (volume.target / "file").open("w"):
+        for _ in range(20):
+            go_on = threading.Event()
+            thread = threading.Thread(target=go_on.wait)
+            thread.start()
+            [each] = writers.find([volume.held(60)], never=(), open_files=True).values()
+            found |= each.pids & {thread.native_id}
+            go_on.set()
+            thread.join()
+    assert found == set()
 
 
 def pids_of_session(session: int) -> list[int]:
